@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ftrain.core.metrics import Mean
 
-__all__ = ["classes_in_range", "one_hot", "over", "weighted"]
+__all__ = ["classes_in_range", "one_hot", "over", "places_in", "weighted"]
 
 
 def weighted(values: Tensor, *factors: Tensor | None) -> Mean:
@@ -72,15 +72,45 @@ def classes_in_range(labels: Tensor, classes: int, ignore_index: int) -> Iterato
         yield
     except (IndexError, RuntimeError) as error:
         try:
-            wrong = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
-            places = wrong.nonzero().tolist()
+            found = _out_of_range(labels, classes, ignore_index)
         except Exception:  # a label without a value, under a transform
             raise error from None
-        if not places:
+        if found is None:
             raise
-        where = tuple(places[0])
-        raise ValueError(
-            f"labels: expected classes 0 to {classes - 1}, or {ignore_index} for labels to ignore, got "
-            f"{labels[where].item()} at {list(where)} ({len(places)} of {labels.numel()} labels are "
-            "out of range). Give the model more outputs, or correct the labels"
-        ) from error
+        raise found from error
+
+
+@contextlib.contextmanager
+def places_in(labels: Tensor, ignore_index: int) -> Iterator[None]:
+    """Name places in `labels` in the errors of `classes_in_range` inside the context.
+
+    For losses that compare only `labels[:, 1:]`, or parts of it.
+    """
+    try:
+        yield
+    except _OutOfRangeError as error:
+        compared = labels.clone()
+        compared[:, :1] = ignore_index
+        raise _out_of_range(compared, error.classes, ignore_index) or error from error.__cause__
+
+
+class _OutOfRangeError(ValueError):
+    """Error for labels out of range, with the number of classes."""
+
+    classes: int
+
+
+def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> _OutOfRangeError | None:
+    """Return the error that names the first label out of range; `None` if all are in range."""
+    wrong = (labels != ignore_index) & ((labels < 0) | (labels >= classes))
+    places = wrong.nonzero().tolist()
+    if not places:
+        return None
+    where = tuple(places[0])
+    error = _OutOfRangeError(
+        f"labels: expected classes 0 to {classes - 1}, or {ignore_index} for labels to ignore, got "
+        f"{labels[where].item()} at {list(where)} ({len(places)} of {labels.numel()} labels are out of "
+        "range). Give the model more outputs, or correct the labels"
+    )
+    error.classes = classes
+    return error

@@ -225,7 +225,7 @@ def _call_with_names(
     if not fitting and any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         fitting = {name: x for name, x in own.items() if name not in OF_THE_LOSS}
     if not fitting:
-        return model(_one(own, None, INPUTS, "batch", "input"))
+        return model(_one(own, None, INPUTS, "batch", "input", named))
     needed = [
         name
         for name, p in takes.items()
@@ -250,15 +250,28 @@ def _parameters(model: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 
 def _one(
-    named: Mapping[str, Any], name: str | None, usual: Sequence[str], what: str, option: str
+    named: Mapping[str, Any],
+    name: str | None,
+    usual: Sequence[str],
+    what: str,
+    option: str,
+    whole: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Return the entry called `name`, or the only one with one of the usual names."""
+    """Return the entry called `name`, or the only one with one of the usual names.
+
+    Args:
+        whole: the entries that a message lists, if they are more than those that are searched.
+    """
     if name is not None:
         return named_entry(named, name, what, option)
     found = [each for each in usual if named.get(each) is not None]
     if len(found) == 1:
         return named[found[0]]
-    got = f"more than one of them: {', '.join(map(repr, found))}" if found else _listed(named)
+    got = (
+        f"more than one of them: {', '.join(map(repr, found))}"
+        if found
+        else _listed(whole or named)
+    )
     raise KeyError(
         f"{what}: expected one entry called {', '.join(map(repr, usual[:-1]))} or {usual[-1]!r}, got "
         f"{got}. Name the entry with `{option}`; in a configuration, "
@@ -266,10 +279,14 @@ def _one(
     )
 
 
-def named_entry(named: Mapping[str, Any], name: str, what: str, option: str) -> Any:
+def named_entry(named: Mapping[str, Any], name: str, what: str, option: str | None) -> Any:
     """Return an entry; raise with the names that there are, and the argument that names another."""
     if name in named:
         return named[name]
+    if option is None:
+        raise KeyError(
+            f"{what}: expected a key {name!r}, got {_listed(named)}. Add it to the {what}"
+        )
     raise KeyError(
         f"{what}: expected a key {name!r}, got {_listed(named)}. Name another entry with `{option}`; "
         f"in a configuration, loss: {{name: ..., {option}: {next(iter(named), '...')}}}"

@@ -223,7 +223,13 @@ IMAGES, PIXELS = torch.zeros(1, 2, 2, 2), torch.tensor([[[0, 1], [1, 2]]])
         (lambda: loss.cross_entropy(X, L[:1]), r"got torch.int64 of shape \(1,\)"),
         (
             lambda: loss.causal_lm(torch.zeros(1, 3, 4), torch.tensor([[0, 1, 4]])),
-            r"got 4 at \[0, 1\]",
+            r"got 4 at \[0, 2\] \(1 of 3",
+        ),
+        (
+            lambda: loss.chunked_causal_lm(
+                torch.zeros(2, 4, 3), torch.zeros(4, 3), torch.arange(8).view(2, 4), chunk_size=2
+            ),
+            r"got 5 at \[1, 1\] \(3 of 8",  # that at [1, 0] is not predicted
         ),
         (lambda: loss.causal_lm(X, L), r"expected \(n, length, width\)"),
         (

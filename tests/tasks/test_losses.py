@@ -80,6 +80,22 @@ def test_next_token_loss_is_weighted_by_tokens(n: int, length: int, seed: int) -
 
 
 @pytest.mark.parametrize(
+    ("windows", "says"),
+    [
+        (torch.tensor([[9, 1, 2], [3, 4, 7]]), r"got 7 at \[1, 2\] \(1 of 6"),
+        (torch.tensor([0, 1]), r"expected windows of tokens, .* got \(2,\)"),
+        ({"x": torch.ones(2, 4)}, "expected windows of tokens, .* got a dict.*loss: causal_lm"),
+    ],
+)
+def test_next_token_loss_refuses_other_batches(windows: Any, says: str) -> None:
+    def model(x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(*x.shape, 5)
+
+    with pytest.raises((TypeError, ValueError), match=says):
+        losses.next_token(model, windows)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
     ("loss", "data", "says"),
     [
         ("cross_entropy", {"x": torch.ones(2, 4), "y": torch.ones(2)}, "or `loss: mse` to predict"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import ftrain
-from ftrain import optim, tasks
+from ftrain import optim, tasks, testing
 from ftrain.config import registry
 from ftrain.core.metrics import Mean
 from ftrain.tasks import functional
@@ -283,7 +283,7 @@ def test_learned_scale_is_the_logarithm_of_one_over_the_temperature() -> None:
         ("gaussian_nll", {"y": torch.ones(N, 2)}, "model: expected outputs of shape"),
         ("huber", {"y": ints(2, N)}, "huber: expected float32 numbers"),
         ("triplet", {"anchor": None}, "batch: expected a key 'anchor', got 'positive', 'negative'"),
-        ("dpo", {"reference_chosen": None}, "expected a key 'reference_chosen'"),
+        ("dpo", {"reference_chosen": None}, "'reference_chosen', got .*Add it to the batch"),
         ("ctc", {"label_lengths": None}, "expected a key 'label_lengths'"),
         ("info_nce", {"logit_scale": "scale"}, "0-d parameter .*got 'scale'; it has logit_scale"),
         ("causal_lm", {"labels": None}, "expected one entry called 'labels'"),
@@ -302,6 +302,49 @@ def test_losses_refuse_missing_entries_and_wrong_targets(
     if name == "triplet":
         with pytest.raises(TypeError, match="expected named entries with 'anchor', got Tensor"):
             called(name, model, torch.ones(2), options)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_each_missing_entry_of_a_batch_raises_with_the_entries_that_there_are(name: str) -> None:
+    model, batch, options = LOSSES[name]()
+    for missing in batch.keys() - {"attention_mask"}:  # optional
+        others = {key: x for key, x in batch.items() if key != missing}
+        with pytest.raises(KeyError) as raised:
+            called(name, model, others, options)
+        message = str(raised.value)
+        assert "expected" in message
+        assert all(f"'{key}'" in message for key in others)
+        assert "Name " in message or "Add " in message
+
+
+@pytest.mark.parametrize("nonfinite", ["skip", "raise"])
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "cross_entropy of images", "causal_lm", "masked_lm", "dice", "focal"]
+)
+def test_step_on_a_batch_without_labels_that_count_is_skipped_or_raises(
+    name: str, nonfinite: Any
+) -> None:
+    model, batch, options = LOSSES[name]()
+    target = "labels" if "labels" in batch else "y"
+    batch[target] = torch.full_like(batch[target], -100)
+
+    def loss_fn(model: nn.Module, batch: Any) -> Any:
+        return called(name, model, batch, options)
+
+    steps = ftrain.make_steps(model, loss_fn, optim.sgd(0.1), nonfinite=nonfinite)
+    state = steps.init_state(0)
+    if nonfinite == "raise":
+        with pytest.raises(ftrain.errors.NonFiniteError, match="has total weight 0"):
+            steps.train_step(state, batch)
+        return
+    new, metrics = steps.train_step(state, batch)
+    assert (metrics.entries["loss"].total, metrics.entries["loss"].weight) == (0, 0)
+    assert metrics["skipped"] == 1
+    testing.assert_same_bits(new.params, state.params)
+    assert not any(
+        gradient.isnan().any()
+        for gradient in ftrain.gradients(model, loss_fn)(state, batch).grads.values()
+    )
 
 
 def test_perplexity_leaves_out_smoothing_and_z_loss() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from ftrain.core.metrics import Mean
-from ftrain.tasks._weighted import over, weighted
+from ftrain.tasks._weighted import over, places_in, weighted
 from ftrain.tasks.functional.classification import cross_entropy
 
 __all__ = ["causal_lm", "chunked_causal_lm", "masked_lm"]
@@ -50,14 +50,15 @@ def causal_lm(
         Mean(total=tensor(4.1589), weight=tensor(2))
     """
     _check(logits, labels, "logits")
-    return masked_lm(
-        logits[:, :-1],
-        labels[:, 1:],
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        z_loss=z_loss,
-        row_weights=_shifted(row_weights),
-    )
+    with places_in(labels, ignore_index):
+        return masked_lm(
+            logits[:, :-1],
+            labels[:, 1:],
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            z_loss=z_loss,
+            row_weights=_shifted(row_weights),
+        )
 
 
 def masked_lm(
@@ -160,16 +161,19 @@ def chunked_causal_lm(
         return found.total, found.weight
 
     if not chunk_size:
-        return Mean(*loss(states, wanted, weights))
+        with places_in(labels, ignore_index):
+            return Mean(*loss(states, wanted, weights))
     pieces = zip(
         torch.split(states, chunk_size),
         torch.split(wanted, chunk_size),
         itertools.repeat(None) if weights is None else torch.split(weights, chunk_size),
         strict=False,
     )
-    sums = [
-        checkpoint(loss, *piece, use_reentrant=False, preserve_rng_state=False) for piece in pieces
-    ]
+    with places_in(labels, ignore_index):
+        sums = [
+            checkpoint(loss, *piece, use_reentrant=False, preserve_rng_state=False)
+            for piece in pieces
+        ]
     return Mean(
         torch.stack([total for total, _ in sums]).sum(),
         torch.stack([weight for _, weight in sums]).sum(),

@@ -50,8 +50,8 @@ def inputs_and_labels(batch: Any, input: str, target: str) -> tuple[Tensor, Tens
     return inputs, labels
 
 
-def entry(batch: Any, name: str, option: str) -> Tensor:
-    """Return a named entry of a batch; `option` is the argument of the loss that names it."""
+def entry(batch: Any, name: str, option: str | None = None) -> Tensor:
+    """Return a named entry of a batch; `option` is the argument of the loss that names it, if any."""
     named = named_entries(batch)
     if named is None:
         raise TypeError(

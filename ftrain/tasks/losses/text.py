@@ -10,9 +10,10 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ftrain.core._words import a_or_an
 from ftrain.core.metrics import Mean
 from ftrain.tasks import functional, metrics
-from ftrain.tasks._weighted import weighted
+from ftrain.tasks._weighted import classes_in_range, places_in, weighted
 from ftrain.tasks.adapters import Prediction, call_model, find_output
 from ftrain.tasks.losses._batches import Loss, entry, prediction, row_weights
 
@@ -27,10 +28,17 @@ def next_token(model: nn.Module, batch: Any, *, ignore: int = -100) -> Mean:
         batch: windows, int64 `(n, length + 1)`.
         ignore: tokens that are not to be predicted, such as padding.
     """
+    if not isinstance(batch, Tensor) or batch.ndim != 2:
+        got = tuple(batch.shape) if isinstance(batch, Tensor) else a_or_an(type(batch).__name__)
+        raise TypeError(
+            f"next_token: expected windows of tokens, int64 (n, length + 1), as the batch, got {got}. "
+            "Return tensors from the data function, or write `loss: causal_lm` for named entries"
+        )
     logits, targets = find_output(model(batch[:, :-1])), batch[:, 1:]
-    total = F.cross_entropy(
-        logits.flatten(0, 1), targets.flatten(), ignore_index=ignore, reduction="sum"
-    )
+    with places_in(batch, ignore), classes_in_range(targets, logits.shape[-1], ignore):
+        total = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), ignore_index=ignore, reduction="sum"
+        )
     return Mean(total, (targets != ignore).sum())
 
 
@@ -122,12 +130,12 @@ def dpo(
     """
 
     def log_probs(name: str) -> Tensor:
-        logits = find_output(model(entry(batch, name, name)))
-        labels = entry(batch, f"{name}_labels", f"{name}_labels")
+        logits = find_output(model(entry(batch, name)))
+        labels = entry(batch, f"{name}_labels")
         return functional.sequence_log_probs(logits, labels, ignore_index=ignore_index)
 
     chosen, rejected = log_probs("chosen"), log_probs("rejected")
-    references = [entry(batch, name, name) for name in ("reference_chosen", "reference_rejected")]
+    references = [entry(batch, name) for name in ("reference_chosen", "reference_rejected")]
     weights = row_weights(batch)
     loss = functional.dpo(
         chosen,
