@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import ftrain
+from ftrain import optim
 from ftrain.core.metrics import Mean
 from ftrain.tasks import losses
 
@@ -131,3 +133,17 @@ def test_losses_refuse_batches_of_wrong_structure_shape_or_dtype(
 ) -> None:
     with pytest.raises((TypeError, ValueError, KeyError), match=says):
         getattr(losses, loss)(nn.Linear(4, 1), data)
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_compiled_step_says_how_to_find_a_label_out_of_range(donate: bool) -> None:
+    steps = ftrain.make_steps(nn.Linear(4, 3), losses.cross_entropy, optim.sgd(0.1))
+    step = ftrain.compile(steps.train_step, backend="eager", donate=donate)
+    batch = {"x": torch.ones(2, 4), "y": torch.tensor([0, 3])}
+    state = steps.init_state(0)
+    with pytest.raises(IndexError, match="Target 3 is out of bounds") as raised:
+        step(state, batch)
+    (note,) = raised.value.__notes__
+    assert "Call `train_step` itself, without ftrain.compile" in note
+    with pytest.raises(ValueError, match=r"got 3 at \[1\] \(1 of 2"):
+        steps.train_step(state, batch)

@@ -24,6 +24,7 @@ from ftrain.core import _torch
 from ftrain.core._short_traceback import shortened
 from ftrain.core.compile import _donate, _ownership
 from ftrain.core.compile._call import Call, global_settings
+from ftrain.core.compile._errors import note_index
 from ftrain.core.compile._failed_donation import may_have_written
 from ftrain.core.compile._lower import Backend
 from ftrain.core.compile._observers import observed
@@ -204,7 +205,11 @@ class Compiled(Generic[P, R]):
         if program is not programs[0]:
             self._programs = [program, *(other for other in programs if other is not program)]
         if not self._donate:
-            return program(tensors)  # type: ignore[no-any-return]
+            try:
+                return program(tensors)  # type: ignore[no-any-return]
+            except (IndexError, RuntimeError) as error:
+                note_index(error, self._name)
+                raise
         state = args[0]
         self._check_memory(program, tensors, owned)
         claim = _donate.Claim(state, self._name, _caller())
@@ -221,6 +226,7 @@ class Compiled(Generic[P, R]):
                 claim.fail()
             else:
                 claim.release(program.state(tensors))
+            note_index(error, self._name)
             raise
         _ownership.record(output if program.whole else output[0], owned)
         return output  # type: ignore[no-any-return]

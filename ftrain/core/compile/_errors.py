@@ -19,6 +19,7 @@ __all__ = [
     "describe",
     "describe_key",
     "first_line",
+    "note_index",
     "user_line",
 ]
 
@@ -26,6 +27,15 @@ __all__ = [
 def first_line(error: BaseException) -> str:
     """Return the first line of an exception's message."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def note_index(error: BaseException, function: str) -> None:
+    """Add a note to the error of a program for an index out of range, which names no tensor."""
+    if "out of bounds" in str(error) or "out of range" in str(error):
+        error.add_note(
+            f"An index in a compiled program is out of range: a label or a token, perhaps. Call "
+            f"`{function}` itself, without ftrain.compile, with the same arguments, to see where."
+        )
 
 
 def call_site(code: types.CodeType, line: int) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ftrain.core._checks import isolated
-from ftrain.core.commit import commit
+from ftrain.core.commit import committed
 from ftrain.core.functional import Bound
 from ftrain.core.gradients import GradientResult
 from ftrain.core.metrics import Metrics
@@ -114,6 +114,7 @@ def _with_metrics(
         proposed = update(optimizer, state, result, **closures)
         with isolated(state.step.device.type):
             entries = entries_of(result)
-        return commit(state, proposed, result._replace(metrics=Metrics(entries)))
+        result = result._replace(metrics=Metrics(entries))
+        return committed(state, proposed, result, is_temporary=True)
 
     return replace(step, fn=monitored)
