@@ -29,6 +29,7 @@ import ftrain
 from benchmarks.measure import Report, die_unless
 from examples import char_gpt
 from ftrain import data, optim
+from ftrain.tasks.models import GPT
 
 PEAK, END = 1e-3, 1e-4
 EARLY = 20
@@ -46,7 +47,7 @@ class Setting:
     sizes: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def model(self) -> nn.Module:
-        return char_gpt.GPT(self.text.vocabulary, **{"context": self.context, **self.sizes})
+        return GPT(self.text.vocabulary, **{"context": self.context, **self.sizes})
 
 
 class Curve(NamedTuple):

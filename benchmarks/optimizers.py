@@ -31,6 +31,7 @@ import ftrain
 from benchmarks.measure import Report, arguments
 from examples import char_gpt
 from ftrain import data, optim
+from ftrain.tasks.models import GPT
 
 Schedule = Callable[[torch.Tensor], torch.Tensor]
 TUNING_SEED = 1000
@@ -106,7 +107,7 @@ class Trainer:
 
     def __init__(self, contender: Contender, budget: Budget, text: data.Text, backend: Any) -> None:
         sizes = {"context": budget.context, "layers": budget.layers, "width": budget.width}
-        model = ftrain.bind(lambda: char_gpt.GPT(text.vocabulary, **sizes))
+        model = ftrain.bind(lambda: GPT(text.vocabulary, **sizes))
         gradients = ftrain.gradients(model, char_gpt.loss_fn)
         warmup = max(1, budget.steps // 20)
         shape = (

@@ -11,6 +11,8 @@ Python and no sense: 0.8 million weights, 64 characters at a time.
 
 The settings are nanoGPT's for a CPU: 4 layers of 4 heads, width 128, context 64, batches of 12, neither
 dropout nor biases, AdamW from 1e-3 down to 1e-4, decay 0.1 on matrices, gradients clipped at 1.
+
+The model is in `ftrain/tasks/models/gpt.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,6 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-import math
 import pathlib
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,7 @@ import ftrain
 from ftrain import data, optim, random
 from ftrain.loop import plots
 from ftrain.loop.callbacks import TextSamples
+from ftrain.tasks.models import GPT
 
 
 def train(
@@ -117,89 +119,6 @@ def samples(folder: str, alphabet: str, heads: int = 4, length: int = 300) -> Te
         return text.decode(write(model, state, torch.zeros(context, dtype=torch.int64), length))
 
     return TextSamples(written, folder)
-
-
-# The model: GPT-2's layers without biases, as in nanoGPT.
-
-
-class GPT(nn.Module):
-    """Decoder of `layers` blocks, with tied embedding and output weights."""
-
-    def __init__(
-        self,
-        characters: int,
-        context: int = 64,
-        layers: int = 4,
-        heads: int = 4,
-        width: int = 128,
-        dropout: float = 0.0,
-    ) -> None:
-        super().__init__()
-        self.characters = nn.Embedding(characters, width)
-        self.positions = nn.Embedding(context, width)
-        self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.Sequential(*(Block(width, heads, dropout) for _ in range(layers)))
-        self.norm = nn.LayerNorm(width, bias=False)
-        self.head = nn.Linear(width, characters, bias=False)
-        self.head.weight = self.characters.weight
-        for name, parameter in self.named_parameters():
-            if parameter.ndim == 2:
-                # Each block adds twice to the residual stream: keep its variance at the start.
-                shrink = math.sqrt(2 * layers) if name.endswith("out.weight") else 1.0
-                nn.init.normal_(parameter, std=0.02 / shrink)
-
-    def forward(self, characters: torch.Tensor) -> torch.Tensor:
-        x = self.characters(characters) + self.positions.weight[: characters.shape[1]]
-        logits: torch.Tensor = self.head(self.norm(self.blocks(self.dropout(x))))
-        return logits
-
-
-class Block(nn.Module):
-    """Attention, then an MLP, each with a pre-norm and a residual connection."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.attention_norm = nn.LayerNorm(width, bias=False)
-        self.attention = Attention(width, heads, dropout)
-        self.mlp_norm = nn.LayerNorm(width, bias=False)
-        self.mlp = MLP(width, dropout)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = x + self.attention(self.attention_norm(x))
-        y: torch.Tensor = x + self.mlp(self.mlp_norm(x))
-        return y
-
-
-class Attention(nn.Module):
-    """Causal multi-head self-attention."""
-
-    def __init__(self, width: int, heads: int, dropout: float) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width, bias=False)
-        self.out = nn.Linear(width, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        q, k, v = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        p = self.dropout.p if self.training else 0.0
-        y = F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True)
-        mixed: torch.Tensor = self.dropout(self.out(y.transpose(1, 2).flatten(2)))
-        return mixed
-
-
-class MLP(nn.Module):
-    """Two linear layers with a hidden width of four times the input."""
-
-    def __init__(self, width: int, dropout: float) -> None:
-        super().__init__()
-        self.up = nn.Linear(width, 4 * width, bias=False)
-        self.out = nn.Linear(4 * width, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.dropout(self.out(F.gelu(self.up(x))))
-        return y
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -32,6 +32,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # it has no types
 import ftrain
 from ftrain import data, optim
 from ftrain.loop import plots
+from ftrain.tasks import models
 
 Batch = dict[str, torch.Tensor]  # image: float32 (n, 1, 32, 32); label: int64 (n,)
 
@@ -80,25 +81,14 @@ def merged(parts: Iterable[ftrain.Metrics]) -> dict[str, float]:
     return functools.reduce(ftrain.Metrics.merge, parts).compute()
 
 
-class LeNet5(nn.Module):
-    """LeNet-5 (LeCun et al. 1998) with ReLU, max pooling, dropout and random warps: 61,706 weights."""
+class LeNet5(models.LeNet5):
+    """LeNet-5 with dropout and, in training, random warps of its images: 61,706 weights."""
 
     def __init__(self) -> None:
-        super().__init__()
-        self.features = nn.Sequential(
-            nn.Conv2d(1, 6, 5), nn.ReLU(), nn.MaxPool2d(2),
-            nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2),
-        )  # fmt: skip
-        self.classifier = nn.Sequential(
-            nn.Flatten(), nn.Linear(16 * 5 * 5, 120), nn.ReLU(), nn.Dropout(0.2),
-            nn.Linear(120, 84), nn.ReLU(), nn.Dropout(0.2), nn.Linear(84, 10),
-        )  # fmt: skip
+        super().__init__(dropout=0.2)
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
-        if self.training:
-            image = warped(image)
-        logits: torch.Tensor = self.classifier(self.features(image))
-        return logits
+        return super().forward(warped(image) if self.training else image)
 
 
 def warped(image: torch.Tensor) -> torch.Tensor:

@@ -35,6 +35,7 @@ ROOMS = [
     "ftrain.tasks",
     "ftrain.tasks.functional",
     "ftrain.tasks.metrics",
+    "ftrain.tasks.models",
     "ftrain.testing",
     "ftrain.testing.strategies",
     "ftrain.testing.machine",

@@ -97,7 +97,6 @@ def test_documented_configurations_train_and_evaluate(
 ) -> None:
     """Run a few uncompiled steps, with the data files that the configurations name."""
     monkeypatch.chdir(tmp_path)
-    shutil.copy(README.parent / "examples" / "char_gpt.py", tmp_path)
     (tmp_path / "book.txt").write_text("To be, or not to be, that is the question. " * 40)
     rows = "".join(f"{i % 7},{i % 5},{'setosa' if i % 2 else 'virginica'}\n" for i in range(100))
     (tmp_path / "irises.csv").write_text("length,width,species\n" + rows)

@@ -122,7 +122,17 @@ _DEFAULT: dict[Kind, Needs] = {"schedule": Needs(total_steps="total_steps")}
 _TARGET_SCALE = Needs(facts={"target_scale": "target_scale"})
 
 _REGISTERED: dict[Kind, dict[str, _Registered]] = {
-    "model": {"mlp": _Registered("ftrain.tasks:mlp")},
+    "model": {
+        name: _Registered(f"ftrain.tasks.models:{attribute}")
+        for name, attribute in (
+            ("gpt", "GPT"),
+            ("lenet5", "LeNet5"),
+            ("mlp", "mlp"),
+            ("resnet", "ResNet"),
+            ("text_cnn", "TextCNN"),
+            ("unet", "UNet"),
+        )
+    },
     "data": {
         **{
             name: _Registered(f"ftrain.data.sources:{name}")

@@ -1,4 +1,4 @@
-"""Tasks: losses, adapters of batches, a multilayer perceptron, and predictions as columns of a table.
+"""Tasks: losses, metrics, models, adapters of batches, and predictions as columns of a table.
 
     cross_entropy  mse  causal_lm  dice  ...    losses of a model and a batch, for configurations
     functional                                  losses as functions of predictions and labels
@@ -6,6 +6,7 @@
     Teacher  distillation  byol  dino           a student's losses against a teacher
     mlp(inputs, outputs)                        a multilayer perceptron
     gradient_statistics(grads)                  norms and histograms of gradients by module
+    models                                      a multilayer perceptron, LeNet-5, ResNet, U-Net, GPT, ...
     predictions(outputs, target)                class names and probabilities, or numbers in their units
     call_model  find_output  find_labels        of batches and outputs of any form
 
@@ -15,6 +16,7 @@ Configurations name them: `loss: mse`. Start reading at `losses/rows.py`.
 
 from ftrain.tasks import functional as functional
 from ftrain.tasks import metrics as metrics
+from ftrain.tasks import models as models
 from ftrain.tasks.adapters import (
     Prediction,
     call_model,
@@ -54,7 +56,6 @@ from ftrain.tasks.losses import (
     triplet,
     tversky,
 )
-from ftrain.tasks.models import mlp
 from ftrain.tasks.predictions import predictions
 
 __all__ = [
@@ -81,7 +82,6 @@ __all__ = [
     "lovasz",
     "mae",
     "masked_lm",
-    "mlp",
     "mse",
     "multi_label",
     "next_token",

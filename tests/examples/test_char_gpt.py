@@ -14,13 +14,14 @@ from benchmarks import char_gpt_parity
 from examples import char_gpt
 from ftrain import data
 from ftrain.core import tree
+from ftrain.tasks.models import GPT
 
 TINY = {"context": 8, "layers": 2, "heads": 2, "width": 16}
 POEM = data.Text.of("the quick brown fox jumps over the lazy dog. " * 20)
 
 
-def model(**changes: Any) -> functools.partial[char_gpt.GPT]:
-    return functools.partial(char_gpt.GPT, POEM.vocabulary, **{**TINY, **changes})
+def model(**changes: Any) -> functools.partial[GPT]:
+    return functools.partial(GPT, POEM.vocabulary, **{**TINY, **changes})
 
 
 def train(steps: int = 4, compiled: bool = False, **changes: Any) -> Any:
@@ -34,13 +35,13 @@ def losses(rows: list[dict[str, Any]], split: str) -> list[float]:
 
 
 def test_char_gpt_initialization_matches_nanogpt() -> None:
-    built = char_gpt.GPT(50)
+    built = GPT(50)
     spread = {name: float(p.detach().std()) for name, p in built.named_parameters() if p.ndim == 2}
     for name, found in spread.items():
         expected = 0.02 / 8**0.5 if name.endswith("out.weight") else 0.02
         assert found == pytest.approx(expected, rel=0.05), name  # at least 6,400 draws each
     assert not [name for name, _ in built.named_parameters() if name.endswith("bias")]
-    assert built.head.weight is built.characters.weight
+    assert built.head.weight is built.tokens.weight
     assert sum(p.numel() for p in built.parameters()) == pytest.approx(0.8e6, rel=0.02)
 
 

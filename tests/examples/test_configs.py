@@ -16,6 +16,7 @@ from ftrain.config import load
 from ftrain.config.run import train
 from ftrain.core import tree
 from ftrain.loop import FitResult
+from ftrain.tasks.models import GPT
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "examples" / "configs"
 
@@ -43,7 +44,7 @@ def test_digits_configuration_equals_the_digits_script(tmp_path: pathlib.Path) -
 def test_char_gpt_configuration_equals_the_char_gpt_script(tmp_path: pathlib.Path) -> None:
     assert load(CONFIGS / "char_gpt.yaml").max_steps == default(char_gpt.train, "steps")
     text = data.standard_library()
-    model = functools.partial(char_gpt.GPT, text.vocabulary)
+    model = functools.partial(GPT, text.vocabulary)
     state, rows = char_gpt.train(model, text, steps=20, compiled=False)
     result = by_configuration("char_gpt.yaml", tmp_path, "max_steps=20")
     (sample,) = (tmp_path / "samples").iterdir()

@@ -1,6 +1,6 @@
-"""Models that configurations name, for a first try of data and settings.
+"""Multilayer perceptron, for a first try of data and settings.
 
-Read next: `losses/rows.py`.
+Read next: `lenet.py`.
 """
 
 from __future__ import annotations
