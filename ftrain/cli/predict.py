@@ -50,7 +50,7 @@ def predict(run: Trained) -> dict[str, list[Any]]:
     if not all(isinstance(part, Tensor) for part in parts):
         kind = type(parts[0]).__name__
         raise refusal("model", f"expected a tensor as output, got {kind}. {in_python}")
-    binary = run.parts.resolved.loss.needs.max_classes == 2
+    binary = run.parts.resolved.objective.needs.max_classes == 2
     try:
         return predictions(torch.cat(parts), run.fitted["target"], binary=binary)
     except ValueError as error:

@@ -31,13 +31,14 @@ from ftrain.config.resolve import Resolved, Target, reference, resolve
 from ftrain.config.schema import Config
 from ftrain.core import tree
 from ftrain.core._nearest import nearest
+from ftrain.core._words import a_or_an
 from ftrain.core.errors import DataError
 from ftrain.core.functional import bind
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps, make_steps
 from ftrain.data.sources import Data
 from ftrain.loop import Trainer
-from ftrain.tasks import Teacher, self_taught, with_teacher
+from ftrain.tasks import Task, Teacher, self_taught, with_teacher
 
 __all__ = ["Parts", "build"]
 
@@ -56,6 +57,7 @@ class Parts:
         total_steps: updates in the whole run; `None`: unknown.
         model: the bound model.
         loss_fn: `loss_fn(model, batch)`.
+        eval_fn: the same for evaluation; `None`: `loss_fn`.
         taught: what a teacher of the loss makes of steps; the steps themselves without one.
         schedule: count to learning rate; `None`: constant.
         steps: the three functions.
@@ -72,6 +74,7 @@ class Parts:
     total_steps: int | None
     model: Any
     loss_fn: Callable[..., Any]
+    eval_fn: Callable[..., Any] | None
     taught: Callable[[Steps], Steps]
     schedule: Callable[[torch.Tensor], torch.Tensor] | None
     steps: Steps
@@ -92,7 +95,8 @@ class Parts:
     def steps_at(self, learning_rate: Any) -> Steps:
         """Return the step functions for a constant learning rate, a number or 0-d tensor."""
         optimizer = _chain(self.resolved, learning_rate)
-        return self.taught(_steps(self.resolved, self.model, self.loss_fn, optimizer))
+        made_steps = _steps(self.resolved, self.model, self.loss_fn, self.eval_fn, optimizer)
+        return self.taught(made_steps)
 
     def init_state(self) -> TrainState:
         """Return the state before the first step, with the same bits on every device."""
@@ -137,21 +141,7 @@ def build(
     target = resolved.model
     arguments = _filled(target, facts, resolved)
     model = made(config, target, lambda: bind(lambda: target.function(**arguments)))
-    losses = _filled(resolved.loss, facts, resolved)
-    loss_fn = resolved.loss.function
-    most, classes = resolved.loss.needs.max_classes, facts.get("classes")
-    if most is not None and isinstance(classes, int) and classes > most:
-        raise ConfigError.at(
-            "loss",
-            config.places.of(("loss",)),
-            f"{config.loss.name} expects data of at most {most} classes, got {classes} from "
-            f"{config.data.name}. Choose another loss, such as cross_entropy, and a model with as many "
-            "outputs",
-        )
-    teacher, taught = _teacher(resolved, model, losses)
-    losses |= teacher
-    if losses:
-        loss_fn = functools.partial(loss_fn, **losses)
+    loss_fn, eval_fn, taught = _objective(resolved, model, facts)
     schedule = _schedule(resolved, total, evaluation)
     optimizer = _chain(resolved, schedule or config.optimizer.learning_rate)
     callbacks = tuple(
@@ -168,12 +158,41 @@ def build(
         total_steps=total,
         model=model,
         loss_fn=loss_fn,
+        eval_fn=eval_fn,
         taught=taught,
         schedule=schedule,
-        steps=taught(_steps(resolved, model, loss_fn, optimizer)),
+        steps=taught(_steps(resolved, model, loss_fn, eval_fn, optimizer)),
         callbacks=callbacks,
         device=device,
     )
+
+
+def _objective(
+    resolved: Resolved, model: Any, facts: Mapping[str, Any]
+) -> tuple[Callable[..., Any], Callable[..., Any] | None, Callable[[Steps], Steps]]:
+    """Return the loss function, the one for evaluation if it is another, and `Parts.taught`."""
+    config, target = resolved.config, resolved.objective
+    function, arguments = target.function, _filled(target, facts, resolved)
+    if resolved.task is not None:
+        task = made(config, target, functools.partial(function, **arguments))
+        if not isinstance(task, Task):
+            says = f"expected a function that returns a Task, got {a_or_an(type(task).__name__)}"
+            remedy = "Return ftrain.tasks.Task(loss_fn, eval_fn, metrics)"
+            place = config.places.of(target.path)
+            raise ConfigError.at(join(target.path), place, f"{says}. {remedy}")
+        return task.loss_fn, task.eval_fn, lambda steps: steps
+    most, classes = target.needs.max_classes, facts.get("classes")
+    if most is not None and isinstance(classes, int) and classes > most:
+        raise ConfigError.at(
+            "loss",
+            config.places.of(("loss",)),
+            f"{target.component.name} expects data of at most {most} classes, got {classes} from "
+            f"{config.data.name}. Choose another loss, such as cross_entropy, and a model with as many "
+            "outputs",
+        )
+    teacher, taught = _teacher(resolved, target, model, arguments)
+    arguments |= teacher
+    return functools.partial(function, **arguments) if arguments else function, None, taught
 
 
 def _device(config: Config) -> torch.device:
@@ -202,7 +221,7 @@ def _total_steps(config: Config, train: Any) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _steps(resolved: Resolved, model: Any, loss_fn: Any, optimizer: Any) -> Steps:
+def _steps(resolved: Resolved, model: Any, loss_fn: Any, eval_fn: Any, optimizer: Any) -> Steps:
     config = resolved.config
     declared = {
         one.component.name: imported(one.needs.make_steps)
@@ -226,6 +245,7 @@ def _steps(resolved: Resolved, model: Any, loss_fn: Any, optimizer: Any) -> Step
         model,
         loss_fn,
         optimizer,
+        eval_fn=eval_fn,
         precision=config.precision,
         accumulate=config.accumulate,
         nonfinite="raise" if config.detect_anomaly else config.nonfinite,
@@ -234,17 +254,17 @@ def _steps(resolved: Resolved, model: Any, loss_fn: Any, optimizer: Any) -> Step
 
 
 def _teacher(
-    resolved: Resolved, model: Any, arguments: Mapping[str, Any]
+    resolved: Resolved, loss: Target, model: Any, arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Teacher], Callable[[Steps], Steps]]:
     """Return the teacher as an argument of the loss, and what it makes of the steps."""
-    config, needs = resolved.config, resolved.loss.needs
+    config, needs = resolved.config, loss.needs
     if needs.self_teacher is not None:
         if config.ema is None:
             raise ConfigError.at(
                 "ema",
                 config.places.of(("loss",)),
                 f"expected the decay of an average of the weights, which is the teacher of "
-                f"{config.loss.name}, got null. Write ema: 0.99",
+                f"{loss.component.name}, got null. Write ema: 0.99",
             )
         own = Teacher(model)
         return {needs.self_teacher: own}, lambda steps: self_taught(steps, own)

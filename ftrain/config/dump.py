@@ -59,8 +59,8 @@ def relocated(resolved: Resolved, folder: pathlib.Path) -> Config:
         moved(name, ("imports", index)) if is_file(name) else name
         for index, name in enumerate(data["imports"])
     ]
-    single = (resolved.model, resolved.data, resolved.loss, resolved.optimizer, resolved.schedule)
-    for target in (*single, *resolved.callbacks):
+    single = (resolved.model, resolved.data, resolved.loss, resolved.task, resolved.optimizer)
+    for target in (*single, resolved.schedule, *resolved.callbacks):
         if target is None:
             continue
         section: Any = data

@@ -138,6 +138,14 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
                 f"expected a divisor of batch_size {config.batch_size}, got {config.accumulate}",
             )
         )
+    if config.loss is not None and config.task is not None:
+        found.append(
+            (
+                "task",
+                f"expected a task or a loss, got both, {config.task.name} and {config.loss.name}. "
+                "Remove one of them, or write loss=null",
+            )
+        )
     return found
 
 

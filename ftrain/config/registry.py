@@ -36,7 +36,7 @@ __all__ = [
     "register",
 ]
 
-Kind = Literal["model", "data", "loss", "optimizer", "schedule", "callback"]
+Kind = Literal["model", "data", "loss", "task", "optimizer", "schedule", "callback"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 T = TypeVar("T", bound=Callable[..., Any])
 
@@ -45,7 +45,7 @@ _DECLARED_BY: dict[str, tuple[Kind, ...]] = {
     "total_steps": ("schedule",),
     "remaining_steps": ("schedule",),
     "chained": ("schedule",),
-    "facts": ("model", "loss", "callback"),
+    "facts": ("model", "loss", "task", "callback"),
     "max_classes": ("loss",),
     "make_steps": ("callback",),
     "inputs": ("data",),
@@ -67,8 +67,8 @@ class Needs:
             those of its other arguments called `..._steps`.
         chained: of a schedule: True if it is a gradient transformation. It is called without a learning
             rate, and placed after the optimizer.
-        facts: of a model, loss or callback: the fact about the data that each argument receives, if the
-            data reports it.
+        facts: of a model, loss, task or callback: the fact about the data that each argument receives,
+            if the data reports it.
         max_classes: of a loss: the largest number of classes that it suits. With 2, `ftrain predict`
             reads a single output as the logit of the second class.
         make_steps: of a callback: a function with the arguments of `ftrain.make_steps`, which takes its
@@ -162,6 +162,15 @@ _REGISTERED: dict[Kind, dict[str, _Registered]] = {
             for name in names
         },
     },
+    "task": {
+        "image_classification": _Registered(
+            "ftrain.tasks:image_classification", Needs(facts={"classes": "classes"})
+        ),
+        **{
+            name: _Registered(f"ftrain.tasks:{name}")
+            for name in ("language_modeling", "retrieval", "segmentation", "text_classification")
+        },
+    },
     "optimizer": {},
     "schedule": {
         name: _Registered(f"ftrain.optim:{name}", needs)
@@ -189,8 +198,9 @@ def register(kind: Kind, name: str, needs: Needs | None = None) -> Callable[[T],
     """Register the decorated component under a name for configurations.
 
     Args:
-        kind: the kind of component: a function or class that builds a model, a data set, an optimizer
-            (from the learning rate), a schedule (from the peak) or a callback; or a loss function.
+        kind: the kind of component: a function or class that builds a model, a data set, a task, an
+            optimizer (from the learning rate), a schedule (from the peak) or a callback; or a loss
+            function.
         name: its name in configurations. List the file that registers it under `imports`.
         needs: what it needs from the run. Default: nothing; for a schedule, the number of updates in the
             run as its argument `total_steps`, if it has one.

@@ -78,7 +78,8 @@ class Resolved:
         config: the resolved configuration.
         model: the function that builds the module.
         data: the function that returns the data.
-        loss: the loss function.
+        loss: the loss function; `None`: the task has one.
+        task: the function that makes the `Task`; `None`: the loss alone.
         optimizer: the function that makes the optimizer.
         schedule: the function that makes the schedule; `None` for a constant learning rate.
         callbacks: the functions that make the callbacks.
@@ -87,10 +88,18 @@ class Resolved:
     config: Config
     model: Target
     data: Target
-    loss: Target
+    loss: Target | None
+    task: Target | None
     optimizer: Target
     schedule: Target | None
     callbacks: tuple[Target, ...]
+
+    @property
+    def objective(self) -> Target:
+        """The task, or the loss function of a configuration without one."""
+        found = self.task or self.loss
+        assert found is not None  # a configuration has one of them
+        return found
 
 
 #: How many parameters, from the first on, the run fills in: `(model, batch)`, the learning rate.
@@ -119,7 +128,8 @@ def resolve(config: Config) -> Resolved:
     found = {
         "model": target("model", config.model, "model"),
         "data": target("data", config.data, "data"),
-        "loss": target("loss", config.loss, "loss"),
+        "loss": target("loss", config.loss, "loss") if config.loss else None,
+        "task": target("task", config.task, "task") if config.task else None,
         "optimizer": target("optimizer", config.optimizer, "optimizer"),
         "schedule": target("schedule", config.schedule, "schedule") if config.schedule else None,
     }
@@ -161,7 +171,7 @@ def _filled_in_later(kind: Kind, name: str, value: object) -> bool:
     """Return True if the value stands for a fact about the data or a share of the run's steps."""
     if kind == "schedule":
         return name.endswith("steps") and isinstance(value, float) and 0 < value < 1
-    return kind in ("model", "loss", "callback") and reference(value) is not None
+    return kind in ("model", "loss", "task", "callback") and reference(value) is not None
 
 
 def _with_rate(config: Config, optimizer: Target) -> Config:

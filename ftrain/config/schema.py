@@ -1,6 +1,6 @@
 """The schema of a configuration: every key with its type, default and purpose.
 
-Components that are built by name (model, data, loss, optimizer, schedule, callbacks) are a
+Components that are built by name (model, data, loss, task, optimizer, schedule, callbacks) are a
 `Component`: a name and its arguments, checked against the signature of the named function when the
 run is built.
 
@@ -149,8 +149,11 @@ class Config(_Section):
     """The model: a function (or class) that builds an `nn.Module`."""
     data: Data
     """The data: a function that returns the training data, or `(training, held out)`."""
-    loss: Component = Component(name="cross_entropy")
-    """`loss_fn(model, batch, **arguments)`."""
+    loss: Component | None = None
+    """`loss_fn(model, batch, **arguments)`; null: that of `task` or, without one, `cross_entropy`."""
+    task: Component | None = None
+    """The kind of problem: a function that returns a `Task`, whose loss and evaluation take the place of
+    `loss`; null: none."""
     imports: Annotated[tuple[str, ...], _LISTED] = ()
     """Modules or files to import first, because they register names."""
 
@@ -221,6 +224,13 @@ class Config(_Section):
 
     _places: Places = PrivateAttr(default_factory=lambda: Places("the configuration"))
     _base: pathlib.Path = PrivateAttr(default_factory=pathlib.Path)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _with_default_loss(cls, value: Any) -> Any:
+        if isinstance(value, Mapping) and value.get("loss") is None and value.get("task") is None:
+            return {**value, "loss": {"name": "cross_entropy"}}
+        return value
 
     @property
     def places(self) -> Places:

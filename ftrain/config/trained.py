@@ -94,12 +94,12 @@ class Trained:
         return module
 
     def _input(self) -> str | None:
-        """Return the batch key of the model's input; `None` if the loss has no argument `input`."""
-        loss = self.parts.resolved.loss
-        if not loss.takes("input"):
+        """Return the batch key of the model's input; `None` if loss or task do not name it."""
+        objective = self.parts.resolved.objective
+        if not objective.takes("input"):
             return None
-        default = inspect.signature(loss.function).parameters["input"].default
-        name = loss.arguments.get("input", default)
+        default = inspect.signature(objective.function).parameters["input"].default
+        name = objective.arguments.get("input", default)
         return name if isinstance(name, str) else None
 
 

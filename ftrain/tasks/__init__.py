@@ -1,6 +1,7 @@
 """Tasks: losses, metrics, models, adapters of batches, and predictions as columns of a table.
 
     cross_entropy  mse  causal_lm  dice  ...    losses of a model and a batch, for configurations
+    language_modeling()  segmentation()  ...    loss, evaluation and metrics of a kind of problem
     functional                                  losses as functions of predictions and labels
     metrics                                     F1, perplexity, recall@k, ..., exact over any batches
     Teacher  distillation  byol  dino           a student's losses against a teacher
@@ -57,9 +58,18 @@ from ftrain.tasks.losses import (
     tversky,
 )
 from ftrain.tasks.predictions import predictions
+from ftrain.tasks.recipes import (
+    Task,
+    image_classification,
+    language_modeling,
+    retrieval,
+    segmentation,
+    text_classification,
+)
 
 __all__ = [
     "Prediction",
+    "Task",
     "Teacher",
     "binary_cross_entropy",
     "byol",
@@ -78,7 +88,9 @@ __all__ = [
     "gaussian_nll",
     "gradient_statistics",
     "huber",
+    "image_classification",
     "info_nce",
+    "language_modeling",
     "lovasz",
     "mae",
     "masked_lm",
@@ -87,8 +99,11 @@ __all__ = [
     "next_token",
     "output_and_labels",
     "predictions",
+    "retrieval",
+    "segmentation",
     "self_taught",
     "supervised_contrastive",
+    "text_classification",
     "triplet",
     "tversky",
     "with_running_mean",

@@ -31,7 +31,12 @@ def key_table() -> str:
 def name_table() -> str:
     """Return a row for each built-in name with its arguments, or only names if there are many."""
     rows = ["| kind | name | what it is |", "|---|---|---|"]
-    filled: tuple[tuple[registry.Kind, int], ...] = (("model", 0), ("data", 0), ("loss", 2))
+    filled: tuple[tuple[registry.Kind, int], ...] = (
+        ("model", 0),
+        ("data", 0),
+        ("loss", 2),
+        ("task", 0),
+    )
     for kind, count in filled:
         for name, function in _built_in(kind).items():
             line = (inspect.getdoc(function) or "").partition("\n")[0]

@@ -11,6 +11,7 @@ from torch import Tensor
 from ftrain.core.metrics import Mean
 from ftrain.tasks._weighted import over
 from ftrain.tasks.adapters import (
+    OF_THE_LOSS,
     Prediction,
     call_model,
     find_labels,
@@ -41,13 +42,23 @@ def prediction(
     return output_and_labels(model, batch, input=input, target=target)
 
 
-def inputs_and_labels(batch: Any, input: str, target: str) -> tuple[Tensor, Tensor]:
-    """Return the one input of a batch, and its labels."""
-    if named_entries(batch) is not None:
-        return entry(batch, input, "input"), entry(batch, target, "target")
-    labels = find_labels(batch)
-    inputs: Tensor = call_model(_only, batch)
-    return inputs, labels
+def inputs_and_labels(batch: Any, input: str | None, target: str | None) -> tuple[Tensor, Tensor]:
+    """Return the one input of a batch, and its labels; raise if it has several inputs."""
+    named = named_entries(batch)
+    if named is None:
+        inputs: Tensor = call_model(_only, batch)
+        return inputs, find_labels(batch)
+    labels = find_labels(batch, target)
+    if input is None:
+        others = [name for name, x in named.items() if x is not labels and name not in OF_THE_LOSS]
+        if len(others) != 1:
+            raise ValueError(
+                f"batch: expected one entry beside the labels, the input to mix, got "
+                f"{', '.join(map(repr, others)) or 'none'}. Name it with `input`, or return no others "
+                "from the data function"
+            )
+        (input,) = others
+    return entry(batch, input, "input"), labels
 
 
 def entry(batch: Any, name: str, option: str | None = None) -> Tensor:

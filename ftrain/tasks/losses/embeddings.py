@@ -17,7 +17,7 @@ from ftrain.tasks import functional, metrics
 from ftrain.tasks.adapters import call_model, find_output
 from ftrain.tasks.losses._batches import Loss, entry, prediction, row_weights
 
-__all__ = ["info_nce", "supervised_contrastive", "triplet"]
+__all__ = ["info_nce", "pairs", "supervised_contrastive", "triplet"]
 
 
 def info_nce(
@@ -36,7 +36,8 @@ def info_nce(
 
     Args:
         model: gives two embeddings `(n, width)`: a tuple, or named outputs.
-        batch: a tuple of the model's arguments, or entries named as they are.
+        batch: a tuple of the model's arguments, or entries named as they are. Rows of `weight` 0, such
+            as padding, are left out; other weights count as 1.
         first: the place or name of the first embedding.
         second: the place or name of the second.
         temperature: the divisor of the scores; not used with `logit_scale`.
@@ -44,15 +45,38 @@ def info_nce(
             over the temperature, as in CLIP.
         symmetric: average both directions. False: the second among the seconds for each first.
     """
+    options: Any = {"temperature": temperature, "logit_scale": logit_scale, "symmetric": symmetric}
+    loss, scores, weights = pairs(model, batch, first=first, second=second, **options)
+    partners = torch.arange(len(scores), device=scores.device)
+    recall = metrics.recall_at_k(scores, partners, k=1, row_weights=weights)
+    return loss, {"recall_at_1": recall}
+
+
+def pairs(
+    model: nn.Module,
+    batch: Any,
+    *,
+    first: str | int,
+    second: str | int,
+    temperature: float,
+    logit_scale: str | None,
+    symmetric: bool,
+) -> tuple[Mean, Tensor, Tensor | None]:
+    """Return the loss of `info_nce`, the cosines of all pairs, and 0 or 1 for each row.
+
+    A row of weight 0 is nobody's negative: its column of cosines is minus infinity.
+    """
     outputs = call_model(model, batch, has_labels=False)
     one, two = find_output(outputs, first), find_output(outputs, second)
     heat: float | Tensor = temperature
     if logit_scale is not None:
         heat = (-_parameter(model, logit_scale)).exp()
-    loss = functional.info_nce(one, two, temperature=heat, symmetric=symmetric)
+    mask = _counted(batch)
+    loss = functional.info_nce(one, two, temperature=heat, symmetric=symmetric, mask=mask)
     scores = F.normalize(one.detach(), dim=-1) @ F.normalize(two.detach(), dim=-1).T
-    partners = torch.arange(len(one), device=one.device)
-    return loss, {"recall_at_1": metrics.recall_at_k(scores, partners, k=1)}
+    if mask is None:
+        return loss, scores, None
+    return loss, scores.masked_fill(~mask, -torch.inf), mask.to(scores.dtype)
 
 
 def supervised_contrastive(
@@ -64,13 +88,16 @@ def supervised_contrastive(
 
     Args:
         model: gives embeddings `(n, width)`.
-        batch: the targets are classes `(n,)`.
+        batch: the targets are classes `(n,)`. Rows of `weight` 0, such as padding, are left out; other
+            weights count as 1.
         input: the name of what goes into the model.
         target: the name of the classes.
         temperature: the divisor of the scores.
     """
     found = prediction(model, batch, input, target)
-    return functional.supervised_contrastive(found.output, found.labels, temperature=temperature)
+    return functional.supervised_contrastive(
+        found.output, found.labels, temperature=temperature, mask=_counted(batch)
+    )
 
 
 def triplet(
@@ -100,6 +127,11 @@ def triplet(
     return functional.triplet(a, p, n, margin=margin, row_weights=weights), {
         "accuracy": metrics.accuracy(distances, nearer, row_weights=weights)
     }
+
+
+def _counted(batch: Any) -> Tensor | None:
+    weights = row_weights(batch)
+    return None if weights is None else weights != 0
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:

@@ -40,8 +40,8 @@ def cross_entropy(
     model: nn.Module,
     batch: Any,
     *,
-    input: str = "x",
-    target: str = "y",
+    input: str | None = "x",
+    target: str | None = "y",
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
@@ -55,8 +55,8 @@ def cross_entropy(
         model: gives logits `(n, classes)`, or `(n, classes, height, width)` for images of classes.
         batch: the targets are int64 `(n,)` (`(n, height, width)`) or soft labels like the logits; a
             `weight` `(n,)` of rows is taken into account.
-        input: the name of what goes into the model.
-        target: the name of the classes.
+        input: the name of what goes into the model; null: as `call_model` decides.
+        target: the name of the classes; null: as `find_labels` decides.
         class_weights: the weight of each class in the mean.
         label_smoothing: the share that is spread over all classes.
         ignore_index: a class that does not count.
@@ -68,10 +68,11 @@ def cross_entropy(
     if (mixup or cutmix) and model.training:
         given = _mixed(batch, input, target, {"mixup": mixup, "cutmix": cutmix}, classes)
     logits, labels, _ = prediction(model, given, input, target)
+    named = "the labels" if target is None else f"batch[{target!r}]"
     soft = labels.is_floating_point()
     if soft and labels.ndim < 2:
         raise TypeError(
-            f"cross_entropy: expected integer classes as batch[{target!r}], got {labels.dtype}. Write "
+            f"cross_entropy: expected integer classes as {named}, got {labels.dtype}. Write "
             "`data.classes: true` to read the numbers of a csv as classes, or `loss: mse` to predict "
             "numbers"
         )
@@ -80,7 +81,7 @@ def cross_entropy(
     ):
         raise ValueError(
             f"cross_entropy: expected logits (n, classes) and classes (n,), got {tuple(logits.shape)} "
-            f"from the model and {tuple(labels.shape)} as batch[{target!r}]. Reshape the one that "
+            f"from the model and {tuple(labels.shape)} as {named}. Reshape the one that "
             "differs"
         )
     weights = row_weights(batch)
@@ -295,7 +296,7 @@ def _as_targets(found: Tensor, wanted: Tensor, target: str) -> Tensor:
 
 
 def _mixed(
-    batch: Any, input: str, target: str, alphas: dict[str, float], classes: int | None
+    batch: Any, input: str | None, target: str | None, alphas: dict[str, float], classes: int | None
 ) -> tuple[Tensor, Tensor]:
     """Return inputs and soft labels of a batch, mixed by one of the methods whose alpha is not 0."""
     if row_weights(batch) is not None:
