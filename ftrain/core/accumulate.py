@@ -168,13 +168,22 @@ def _merged(stacked: Metrics, k: int) -> Metrics:
     """Merge, in order, the metrics of micro-batches that are stacked along a leading axis."""
     entries = stacked.entries
     each = {name: x for name, x in entries.items() if isinstance(x, PerExample)}
-    others = Metrics({name: x for name, x in entries.items() if name not in each})
+    # A carry of `scan` keeps its shapes.
+    grown = {name: _in_order(x, k) for name, x in entries.items() if getattr(x, "grows", False)}
+    others = Metrics({name: x for name, x in entries.items() if name not in {*each, *grown}})
     merged = tree.map(lambda x: x[0], others)
     if k > 1:
         rest = tree.map(lambda x: x[1:], others)
         merged, _ = scan(lambda merged, latest: (merged.merge(latest), ()), merged, rest)
     joined = {name: type(x)(x.values.flatten(0, 1)) for name, x in each.items()}
-    return Metrics({name: joined.get(name) or merged.entries[name] for name in entries})
+    found = {**merged.entries, **joined, **grown}
+    return Metrics({name: found[name] for name in entries})
+
+
+def _in_order(stacked: Any, k: int) -> Any:
+    """Merge, in order, a metric of micro-batches that is stacked along a leading axis."""
+    parts = (tree.map(lambda x, i=i: x[i], stacked) for i in range(k))
+    return functools.reduce(lambda merged, latest: merged.merge(latest), parts)
 
 
 def _check_examples(metrics: Metrics, part: Any) -> None:

@@ -9,6 +9,7 @@ Read next: `accumulate.py`, where the micro-batches' metrics are merged.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
@@ -34,7 +35,10 @@ __all__ = [
 
 @runtime_checkable
 class Metric(Protocol):
-    """Protocol of a metric: `value`, and an associative `merge` (`self` comes before `other`)."""
+    """Protocol of a metric: `value`, and an associative `merge` (`self` comes before `other`).
+
+    A class whose merged metrics have other shapes, because it concatenates, sets `grows = True`.
+    """
 
     @property
     def value(self) -> torch.Tensor:
@@ -347,10 +351,17 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         path = f"{prefix}{name}"
         if isinstance(value, Metrics):
             yield from _flat(value.entries, f"{path}/")
-        elif isinstance(value, (Mapping, list, tuple)) and not isinstance(value, Metric):
+        elif isinstance(value, (Mapping, list, tuple)) and not _is_metric(value):
             yield from _flat(value, f"{path}/")
         else:
             yield path, value
+
+
+def _is_metric(value: Any) -> bool:
+    """Return True for a metric, without computing its value, as `isinstance` does in Python 3.11."""
+    if isinstance(value, torch.Tensor) or not callable(getattr(value, "merge", None)):
+        return False
+    return inspect.getattr_static(value, "value", None) is not None
 
 
 def on_device(value: torch.Tensor | float, device: torch.device | None) -> torch.Tensor:
@@ -367,7 +378,7 @@ def on_device(value: torch.Tensor | float, device: torch.device | None) -> torch
 
 
 def _as_metric(name: str, value: Any, where: str, device: torch.device | None) -> Metric:
-    if isinstance(value, Metric):
+    if _is_metric(value):
         own: Metric = tree.map(lambda x: _on_device_copy(x, device), value)
         return own
     if isinstance(value, (int, float, torch.Tensor)):

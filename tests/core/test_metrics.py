@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import pytest
 import torch
 from hypothesis import given
@@ -77,3 +79,19 @@ def test_tree_map_maps_the_tensors_of_metrics() -> None:
     doubled = ftrain.tree.map(lambda x: x * 2, metrics)
     assert isinstance(doubled, Metrics)
     assert float(doubled["a"]) == 2.0  # total and weight alike
+
+
+def test_value_of_a_metric_is_not_computed_in_a_step() -> None:
+    class Unread(NamedTuple):
+        total: torch.Tensor
+
+        @property
+        def value(self) -> torch.Tensor:
+            raise AssertionError("the value was read")
+
+        def merge(self, other: Unread) -> Unread:
+            return Unread(self.total + other.total)
+
+    found = as_metrics({"a": {"b": Unread(torch.tensor(1.0))}}, "loss_fn")
+    merged = found.merge(found).entries["a/b"]
+    assert float(merged.total) == 2
