@@ -5,7 +5,6 @@
     functional                                  losses as functions of predictions and labels
     metrics                                     F1, perplexity, recall@k, ..., exact over any batches
     Teacher  distillation  byol  dino           a student's losses against a teacher
-    mlp(inputs, outputs)                        a multilayer perceptron
     gradient_statistics(grads)                  norms and histograms of gradients by module
     models                                      a multilayer perceptron, LeNet-5, ResNet, U-Net, GPT, ...
     predictions(outputs, target)                class names and probabilities, or numbers in their units

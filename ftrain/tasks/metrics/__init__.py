@@ -9,7 +9,8 @@
 
 A function returns the counts and sums of a batch, which merge by addition; `value` is computed from the
 merged ones: the F1 score of a data set is not a mean of the scores of its batches. None of the functions
-waits for the device, so steps may call them, compiled and vmapped ones too.
+waits for the device, so steps may call them, compiled and vmapped ones too. `from_torchmetrics` makes
+such a function of a metric of torchmetrics.
 
 Start reading at `rates.py`.
 """
@@ -26,6 +27,7 @@ from ftrain.tasks.metrics.counts import (
     f1,
     mean_iou,
 )
+from ftrain.tasks.metrics.from_torchmetrics import from_torchmetrics
 from ftrain.tasks.metrics.histogram import Histogram, histogram, log_edges
 from ftrain.tasks.metrics.language import Perplexity, bits_per_byte, perplexity
 from ftrain.tasks.metrics.rates import accuracy, mean_reciprocal_rank, recall_at_k, top_k_accuracy
@@ -45,6 +47,7 @@ __all__ = [
     "calibration_error",
     "confusion_matrix",
     "f1",
+    "from_torchmetrics",
     "histogram",
     "log_edges",
     "mean_iou",
