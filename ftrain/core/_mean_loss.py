@@ -146,7 +146,20 @@ class MeanLoss:
         else:
             parts = split_batch(batch, self._accumulate)
             parts = parts if scans else parts.unstack()
-            sums = accumulate_micro_batches(of_part, zeros(), state.buffers, key, parts)
+            # A loop copies what it carries, and gives it a row for each row of a vmap.
+            names = self._bound.constants
+            constants = {name: b for name, b in state.buffers.items() if name in names}
+            carried = {name: b for name, b in state.buffers.items() if name not in names}
+
+            def of_carried(
+                buffers: Any, key: torch.Tensor, part: Any, weight: torch.Tensor | None
+            ) -> Sums:
+                sums = of_part({**constants, **buffers}, key, part, weight)
+                return sums._replace(buffers={name: sums.buffers[name] for name in buffers})
+
+            sums = accumulate_micro_batches(of_carried, zeros(), carried, key, parts)
+            after = {**constants, **sums.buffers}
+            sums = sums._replace(buffers={name: after[name] for name in state.buffers})
         if self._grad_reduce is not None:
             totals, weight = self._grad_reduce(sums.totals, sums.weight)
             sums = sums._replace(totals=totals, weight=weight)

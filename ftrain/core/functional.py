@@ -39,7 +39,13 @@ __all__ = ["Bound", "bind", "value_and_grad"]
 
 
 class Bound:
-    """Module as a pure function of its tensors and a key; see `bind`."""
+    """Module as a pure function of its tensors and a key; see `bind`.
+
+    Attributes:
+        constants: the names of buffers that every call returns as it received them.
+    """
+
+    constants: frozenset[str] = frozenset()
 
     def __init__(self, model: nn.Module | Callable[[], nn.Module]) -> None:
         self._start: nn.Module | None = model if isinstance(model, nn.Module) else None
@@ -160,6 +166,12 @@ class Bound:
                 after = {name: b.detach() for name, b in now.items()}
             # A recomputed region writes to the buffers again.
             return out, tree.map(torch.clone, after) if until else after
+
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Return the dtype that each tensor of `params` has in the module, by name."""
+        return {
+            name: self.skeleton.module.get_parameter(name).dtype for name in self.skeleton.trainable
+        }
 
     def module(self, params: Tensors, buffers: Tensors) -> nn.Module:
         """Return an nn.Module in eval mode with copies of `params` and `buffers`; weights stay tied."""

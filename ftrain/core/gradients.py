@@ -221,13 +221,13 @@ def _require_good(
 
 
 def _check_parameters(bound: Bound) -> None:
-    if not bound.skeleton.trainable:
+    dtypes = bound.dtypes()
+    if not dtypes:
         raise ValueError(
             f"{bound} has nothing to train: expected a parameter with requires_grad=True, got 0. "
             "Call requires_grad_() on the parameters to train."
         )
-    for name in bound.skeleton.trainable:
-        dtype = bound.skeleton.module.get_parameter(name).dtype
+    for name, dtype in dtypes.items():
         if dtype.is_complex:
             raise TypeError(
                 f"the parameter {name!r}: expected a real dtype, got {dtype}. Register its real and "
