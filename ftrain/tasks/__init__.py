@@ -7,6 +7,8 @@
     Teacher  distillation  byol  dino           a student's losses against a teacher
     gradient_statistics(grads)                  norms and histograms of gradients by module
     models                                      a multilayer perceptron, LeNet-5, ResNet, U-Net, GPT, ...
+    lora(module, targets)                       low-rank adapters on a frozen model
+    read_lora  write_lora                       adapters in the file format of peft
     predictions(outputs, target)                class names and probabilities, or numbers in their units
     call_model  find_output  find_labels        of batches and outputs of any form
 
@@ -35,6 +37,8 @@ from ftrain.tasks.distillation import (
     with_teacher,
 )
 from ftrain.tasks.gradient_statistics import gradient_statistics
+from ftrain.tasks.lora import LoraModel, lora
+from ftrain.tasks.lora_files import read_lora, write_lora
 from ftrain.tasks.losses import (
     binary_cross_entropy,
     causal_lm,
@@ -67,6 +71,7 @@ from ftrain.tasks.recipes import (
 )
 
 __all__ = [
+    "LoraModel",
     "Prediction",
     "Task",
     "Teacher",
@@ -90,6 +95,7 @@ __all__ = [
     "image_classification",
     "info_nce",
     "language_modeling",
+    "lora",
     "lovasz",
     "mae",
     "masked_lm",
@@ -98,6 +104,7 @@ __all__ = [
     "next_token",
     "output_and_labels",
     "predictions",
+    "read_lora",
     "retrieval",
     "segmentation",
     "self_taught",
@@ -107,4 +114,5 @@ __all__ = [
     "tversky",
     "with_running_mean",
     "with_teacher",
+    "write_lora",
 ]

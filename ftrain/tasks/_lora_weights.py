@@ -1,0 +1,340 @@
+"""Weights that low-rank adapters change: their selection by name or module class, and the formulas.
+
+Read next: `lora.py`, which binds a model with its adapters.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from ftrain.core import random
+from ftrain.core._structure import named_tensors
+from ftrain.core._words import did_you_mean, dtype_and_shape
+
+__all__ = ["Adapter", "Settings", "Targets", "adapted", "initial", "matched", "removed", "selected"]
+
+Target: TypeAlias = str | re.Pattern[str] | type[nn.Module]
+Targets: TypeAlias = Target | Sequence[Target]
+"""A regular expression, searched for in the names of weights; a module class, which selects the weights
+of its modules and of all modules inside them; or several of both."""
+
+_LISTED = 8
+_CONVOLUTIONS = (
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Settings that all adapters of a model share; see `lora`."""
+
+    rank: int
+    alpha: float
+    rank_stabilized: bool
+    dora: bool
+    dropout: float
+
+    def __post_init__(self) -> None:
+        if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
+            raise ValueError(f"rank: expected a whole number of at least 1, got {self.rank!r}")
+        if not math.isfinite(self.alpha):
+            raise ValueError(f"alpha: expected a finite number, got {self.alpha!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout: expected a rate in [0, 1), got {self.dropout!r}")
+
+    @property
+    def scale(self) -> float:
+        """Factor of the product of an adapter's matrices."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+
+class Owner(NamedTuple):
+    """Module that holds a weight.
+
+    Attributes:
+        path: its path in the model; "" for the model itself.
+        attribute: the name under which it holds the weight.
+        module: the module, on the meta device.
+    """
+
+    path: str
+    attribute: str
+    module: nn.Module
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """Place and shape of one adapter.
+
+    Attributes:
+        name: the name of the weight.
+        shape: the shape of the weight.
+        dtype: the dtype of the adapter's tensors.
+        transposed: the first axis of the weight counts inputs (embeddings, `Conv1D` of transformers).
+        embedding: the weight is that of an embedding, whose second matrix starts random, not the first.
+        owners: the modules that hold the weight; more than one if it is tied.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    transposed: bool
+    embedding: bool
+    owners: tuple[Owner, ...] = dataclasses.field(repr=False, compare=False)
+
+    @property
+    def outputs(self) -> int:
+        """Number of rows of the weight as a matrix of outputs and inputs."""
+        return self.shape[1] if self.transposed else self.shape[0]
+
+    @property
+    def inputs(self) -> int:
+        """Number of columns of the weight as a matrix of outputs and inputs."""
+        return self.shape[0] if self.transposed else math.prod(self.shape[1:])
+
+    def shapes(self, settings: Settings) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each of the adapter's tensors, by name."""
+        found: dict[str, tuple[int, ...]] = {
+            f"{self.name}.lora_A": (settings.rank, self.inputs),
+            f"{self.name}.lora_B": (self.outputs, settings.rank),
+        }
+        if settings.dora:
+            found[f"{self.name}.magnitude"] = (self.outputs,)
+        return found
+
+
+def initial(adapter: Adapter, settings: Settings, base: Tensor, key: Tensor) -> dict[str, Tensor]:
+    """Return an adapter's start values, with which the model computes what its base computes.
+
+    One matrix is zero. The other is uniform within one over the root of its number of inputs, as the
+    weights of `nn.Linear` are; for an embedding it is standard normal, as those of `nn.Embedding`.
+    """
+    (name_a, shape_a), (name_b, shape_b), *_ = adapter.shapes(settings).items()
+    a = torch.zeros(shape_a, dtype=adapter.dtype, device=base.device)
+    b = torch.zeros(shape_b, dtype=adapter.dtype, device=base.device)
+    if adapter.embedding:
+        b = random.normal(key, shape_b, adapter.dtype).to(base.device)
+    else:
+        bound = 1 / math.sqrt(adapter.inputs)
+        a = random.uniform(key, shape_a, adapter.dtype, -bound, bound).to(base.device)
+    found = {name_a: a, name_b: b}
+    if settings.dora:
+        norm = _norm(base.to(adapter.dtype), adapter)
+        found[f"{adapter.name}.magnitude"] = norm.flatten()
+    return found
+
+
+def adapted(
+    adapter: Adapter,
+    settings: Settings,
+    base: Tensor,
+    tensors: Mapping[str, Tensor],
+    key: Tensor | None = None,
+) -> Tensor:
+    """Return the weight with its adapter added, rounded once to the dtype of the base.
+
+    Args:
+        adapter: place and shape.
+        settings: scale, DoRA and dropout.
+        base: the weight of the base model.
+        tensors: the tensors of all adapters, by name.
+        key: the key of the dropout mask; `None`: no dropout.
+    """
+    dtype = _wide(adapter, base)
+    wide = base.to(dtype)
+    mask = None
+    if key is not None:
+        mask = random.bernoulli(key, 1 - settings.dropout, (adapter.inputs,))
+    weight = wide + _change(adapter, settings, tensors, dtype, mask)
+    if settings.dora:
+        whole = weight if mask is None else wide + _change(adapter, settings, tensors, dtype)
+        # A constant of the gradient, as in section 4.3 of the paper.
+        norm = _norm(whole.detach(), adapter)
+        magnitude = tensors[f"{adapter.name}.magnitude"].to(dtype).reshape(norm.shape)
+        weight = magnitude / norm.where(norm > 0, torch.ones_like(norm)) * weight
+    return weight.to(base.dtype)
+
+
+def removed(
+    adapter: Adapter, settings: Settings, merged: Tensor, tensors: Mapping[str, Tensor]
+) -> Tensor:
+    """Return a weight without the adapter that `adapted` added to it; arguments as there."""
+    dtype = _wide(adapter, merged)
+    return (merged.to(dtype) - _change(adapter, settings, tensors, dtype)).to(merged.dtype)
+
+
+def _wide(adapter: Adapter, base: Tensor) -> torch.dtype:
+    return torch.promote_types(adapter.dtype, base.dtype)
+
+
+def _change(
+    adapter: Adapter,
+    settings: Settings,
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return what an adapter adds to its weight; with a mask, without the inputs that it drops."""
+    a, b = (tensors[f"{adapter.name}.lora_{part}"].to(dtype) for part in "AB")
+    if mask is not None:
+        a = torch.where(mask, a / (1 - settings.dropout), torch.zeros_like(a))
+    product = a.mT @ b.mT if adapter.transposed else (b @ a).reshape(adapter.shape)
+    return settings.scale * product
+
+
+def _norm(weight: Tensor, adapter: Adapter) -> Tensor:
+    """Return the norm over the inputs of each output, with axes of length one in their place."""
+    axes = (0,) if adapter.transposed else tuple(range(1, len(adapter.shape)))
+    norm: Tensor = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
+    return norm
+
+
+def selected(root: nn.Module, targets: Targets) -> list[Adapter]:
+    """Return the adapters of the selected weights, sorted by name.
+
+    Raises:
+        ValueError: a target selects no weight; the message lists similar names.
+        TypeError: a target is neither a pattern nor a module class.
+    """
+    owners = _owners(root)
+    known = {
+        name: found
+        for name, tensor in named_tensors(root).items()
+        if (found := _adapter(name, tensor, owners.get(name, ())))
+    }
+    chosen: set[str] = set()
+    several = isinstance(targets, Sequence) and not isinstance(targets, str)
+    for target in targets if several else (targets,):  # type: ignore[union-attr]
+        if isinstance(target, type) and issubclass(target, nn.Module):
+            inside = set(_inside(root, target)) & known.keys()
+            if not inside:
+                raise ValueError(_no_module(root, target, known))
+            chosen |= inside
+        elif isinstance(target, (str, re.Pattern)):
+            chosen |= set(matched("targets", target, known, _others(root, known)))
+        else:
+            raise TypeError(
+                f"targets: expected a pattern of names or a module class, got {target!r}. Write "
+                'targets="attention", or targets=nn.Linear'
+            )
+    if not chosen:
+        raise ValueError("targets: expected at least one, got none. Write targets=nn.Linear")
+    return [known[name] for name in sorted(chosen)]
+
+
+def matched(
+    argument: str,
+    pattern: str | re.Pattern[str],
+    known: Iterable[str],
+    others: Mapping[str, Tensor] | None = None,
+) -> list[str]:
+    """Return the names in which a regular expression occurs.
+
+    Args:
+        argument: the argument that holds the pattern, for messages.
+        pattern: the regular expression.
+        known: the names.
+        others: tensors that cannot be chosen, for the message.
+
+    Raises:
+        ValueError: it is not a regular expression, or no name contains it.
+    """
+    names = list(known)
+    try:
+        found = [name for name in names if re.search(pattern, name)]
+    except re.error as error:
+        raise ValueError(
+            f"{argument}: expected a regular expression, got {pattern!r}: {error}"
+        ) from error
+    if found:
+        return found
+    text = pattern.pattern if isinstance(pattern, re.Pattern) else pattern
+    refused = [name for name in others or () if re.search(pattern, name)]
+    if refused and others:
+        first = refused[0]
+        raise ValueError(
+            f"{argument}: expected weights of linear, convolution or embedding modules, or other "
+            f"floating-point matrices, got {text!r}, which occurs only in others, such as {first!r} "
+            f"({dtype_and_shape(others[first].dtype, others[first].shape)}). {_listed(names)}"
+        )
+    parts = {part for name in names for part in name.split(".")}
+    raise ValueError(
+        f"{argument}: expected a pattern that occurs in the name of a weight, got {text!r}."
+        f"{did_you_mean(text, {*parts, *names})} {_listed(names)}"
+    )
+
+
+def _owners(root: nn.Module) -> dict[str, tuple[Owner, ...]]:
+    """Return the modules that hold each parameter, by the parameter's first name."""
+    first = {id(tensor): name for name, tensor in named_tensors(root).items()}
+    found: dict[str, tuple[Owner, ...]] = {}
+    for path, module in root.named_modules(remove_duplicate=False):
+        for attribute, tensor in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = first[id(tensor)]
+            found[name] = (*found.get(name, ()), Owner(path, attribute, module))
+    return found
+
+
+def _adapter(name: str, tensor: Tensor, owners: tuple[Owner, ...]) -> Adapter | None:
+    """Return the adapter that a tensor can have; `None` if it can have none."""
+    if not owners or tensor.ndim < 2 or not tensor.is_floating_point():
+        return None
+    module = owners[0].module
+    embedding = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
+    # Only the convolutions of torch say which axes of more than two are inputs.
+    if tensor.ndim > 2 and not _is_convolution(module):
+        return None
+    transposed = embedding or _is_transposed(module)
+    dtype = torch.promote_types(tensor.dtype, torch.float32)
+    return Adapter(name, tuple(tensor.shape), dtype, transposed, embedding, owners)
+
+
+def _is_convolution(module: nn.Module) -> bool:
+    return isinstance(module, _CONVOLUTIONS)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Return True for the linear layer of GPT-2, whose weight has inputs first."""
+    layers: Any = sys.modules.get("transformers.pytorch_utils")
+    return layers is not None and isinstance(module, layers.Conv1D)
+
+
+def _inside(root: nn.Module, kind: type[nn.Module]) -> Iterator[str]:
+    """Yield the first name of each parameter inside the modules of a class."""
+    first = {id(tensor): name for name, tensor in named_tensors(root).items()}
+    for module in root.modules():
+        if isinstance(module, kind):
+            yield from (first[id(tensor)] for tensor in module.parameters())
+
+
+def _others(root: nn.Module, known: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in named_tensors(root).items() if name not in known}
+
+
+def _no_module(root: nn.Module, kind: type[nn.Module], known: Mapping[str, Adapter]) -> str:
+    classes = {type(owner.module).__name__ for each in known.values() for owner in each.owners}
+    there = any(isinstance(module, kind) for module in root.modules())
+    lack = "whose modules hold no weight that can be adapted" if there else "of which it has none"
+    return (
+        f"targets: expected a class of modules in {type(root).__name__}, got {kind.__name__}, {lack}."
+        f"{did_you_mean(kind.__name__, classes)} Modules with weights that can be adapted: "
+        f"{', '.join(sorted(classes)) or 'none'}. Name one of them, or give a pattern of names"
+    )
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > _LISTED else ""
+    return f"The {len(names)} names are: {', '.join(names[:_LISTED])}{more}. Choose among them"
