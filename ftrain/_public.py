@@ -5,6 +5,7 @@ from ftrain.core.accumulate import MicroBatches
 from ftrain.core.commit import commit
 from ftrain.core.compile import compile
 from ftrain.core.cond import cond
+from ftrain.core.export import export, load_weights
 from ftrain.core.functional import bind, value_and_grad
 from ftrain.core.gradients import GradientFn, GradientResult, gradients
 from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, PerExample, Sum
@@ -38,7 +39,9 @@ __all__ = [
     "cond",
     "debug",
     "errors",
+    "export",
     "gradients",
+    "load_weights",
     "make_steps",
     "random",
     "remat",

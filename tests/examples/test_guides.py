@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import pathlib
 import re
 import shlex
@@ -31,6 +32,24 @@ def test_snippets_of_the_coming_from_guide_run(
     namespace: dict[str, object] = {"__name__": "coming_from"}
     for number, snippet in enumerate(snippets):
         exec(compile(snippet, f"coming_from.md, snippet {number}", "exec"), namespace)
+
+
+def test_snippets_of_the_exporting_guide_run(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    page = (DOCS / "exporting.md").read_text()
+    snippets = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
+    assert len(snippets) == 11
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {"__name__": "exporting"}
+    for number, snippet in enumerate(snippets):
+        if "onnxscript" in snippet and importlib.util.find_spec("onnxscript") is None:
+            continue
+        exec(compile(snippet, f"exporting.md, snippet {number}", "exec"), namespace)
+    assert {"weights.pt", "model.safetensors", "tuned", "adapters", "probabilities.pt2"} <= {
+        path.name for path in tmp_path.iterdir()
+    }
 
 
 def test_commands_of_the_configuration_guide_run(
