@@ -35,6 +35,7 @@ class WatchedLoss:
     """Loss function, together with the tensors that it captures.
 
     Attributes:
+        function: the loss function.
         takes_extras: the function has a parameter `extras`.
         captured: those tensors.
         calls: the calls made so far; at the first, bytes are compared.
@@ -42,18 +43,18 @@ class WatchedLoss:
 
     def __init__(self, loss_fn: LossFn) -> None:
         functools.update_wrapper(self, loss_fn, updated=())  # not what a callable object holds
-        self._loss_fn, self._takes_key = loss_fn, takes(loss_fn, "key")
+        self.function, self._takes_key = loss_fn, takes(loss_fn, "key")
         self.takes_extras = takes(loss_fn, "extras")
         self.captured = Captured(loss_fn)
         self.calls = FirstCalls()
 
     def __call__(self, model: Any, batch: Any, extras: Any) -> Any:
         """Call the loss; if it has a parameter `key`, pass a new key from the surrounding `keyed`."""
-        guard(self._loss_fn)
+        guard(self.function)
         more = {"key": key_of("loss")} if self._takes_key else {}
         if self.takes_extras:
             more["extras"] = extras
-        return self._loss_fn(model, batch, **more)
+        return self.function(model, batch, **more)
 
 
 def call_loss(

@@ -1,21 +1,20 @@
 """Mean loss of a batch and its gradients, accumulated over micro-batches.
 
-Read next: `accumulate.py`, the sum over micro-batches, and `gradients.py`, the first piece of a step.
+Read next: `accumulate.py`, the sum over micro-batches, `_model_calls.py`, the gradients of one of them,
+and `gradients.py`, the first piece of a step.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from ftrain.core import random, tree
-from ftrain.core._differentiate import differentiate, outside_leaves_of
-from ftrain.core._loss import WatchedLoss, call_loss, split_loss
-from ftrain.core._words import kind
+from ftrain.core._loss import WatchedLoss, split_loss
+from ftrain.core._model_calls import ModelCalls, own_gradients
 from ftrain.core.accumulate import (
     MicroBatches,
     PartFn,
@@ -26,7 +25,6 @@ from ftrain.core.accumulate import (
     sum_dtype,
     weighted,
 )
-from ftrain.core.compile._trace import unrecorded
 from ftrain.core.functional import Bound, describe
 from ftrain.core.metrics import Metrics
 from ftrain.core.precision import LossScale, Policy
@@ -59,7 +57,8 @@ class MeanLoss:
         self._bound, self._loss_fn, self._policy = bound, loss_fn, policy
         self._accumulate, self._grad_reduce = accumulate, grad_reduce
         self._where = describe(loss_fn)
-        self._searched = False  # the loss, for parameters outside of the state
+        self._calls = ModelCalls(bound, policy)
+        self._own = own_gradients(loss_fn)
 
     def value(self, state: TrainState, key: torch.Tensor, batch: Any) -> torch.Tensor:
         """Return the mean loss, differentiable with respect to `state.params`."""
@@ -173,10 +172,6 @@ class MeanLoss:
         The gradients are those of its *mean* loss, times the loss scale: a sum would overflow float16.
         """
 
-        def run(until: contextlib.ExitStack, params: Any) -> tuple[torch.Tensor, Any]:
-            total, metrics, after = self._forward(params, buffers, extras, key, part, until)
-            return total, (after, metrics)
-
         def seed(aux: Any) -> torch.Tensor:
             loss = aux[1].entries["loss"]
             cotangent = safe_weight(loss.weight).reciprocal()
@@ -184,25 +179,14 @@ class MeanLoss:
                 cotangent = cotangent * scale
             return cotangent.to(loss.total.dtype)
 
-        outside_leaves: list[torch.Tensor] | None = None if self._searched else []
-        until = contextlib.ExitStack()
-        try:
-            # Both around the backward pass too: a forward that runs again there finds weights and key.
-            with random.keyed(key, self._bound.skeleton.module), until:
-                _, (after, metrics), grads = differentiate(
-                    functools.partial(run, until),
-                    params,
-                    seed=seed,
-                    outside_leaves=outside_leaves,
-                    name=self._where,
-                )
-        finally:
-            if outside_leaves:
-                until = contextlib.ExitStack()
-                with unrecorded(), random.keyed(key, self._bound.skeleton.module), until:
-                    again = outside_leaves_of(functools.partial(run, until), params)
-                self._refuse_outside_leaves(outside_leaves, again)
-        self._searched = True
+        if self._own is not None:
+            return self._own.forward_backward(self._calls, params, buffers, key, part, seed)
+
+        def run(until: contextlib.ExitStack, params: Any) -> tuple[torch.Tensor, Any]:
+            total, metrics, after = self._forward(params, buffers, extras, key, part, until)
+            return total, (after, metrics)
+
+        (after, metrics), grads = self._calls.gradients(run, params, key, self._where, seed)
         return grads, after, metrics
 
     def _forward(
@@ -215,40 +199,15 @@ class MeanLoss:
         until: contextlib.ExitStack | None = None,
     ) -> tuple[torch.Tensor, Metrics, Any]:
         """Return the total loss of one micro-batch, its metrics, and the buffers after it."""
-        device = key.device.type
-        out, after = self._bound.call(
-            lambda module: call_loss(
-                self._loss_fn, module, part, extras, self._policy, device, self._where, until
-            ),
+        out, after = self._calls(
+            self._loss_fn,
             params,
             buffers,
-            True,
-            until,
+            key,
+            part,
+            extras=extras,
+            where=self._where,
+            until=until,
         )
         total, metrics = split_loss(out, self._where)
         return total, metrics, after
-
-    def _refuse_outside_leaves(self, first: list[torch.Tensor], second: list[torch.Tensor]) -> None:
-        """Raise if two runs of a loss depend on one autograd leaf: neither run created that leaf."""
-        made = {id(leaf) for leaf in first}
-        for leaf in second:
-            if id(leaf) in made:
-                raise ValueError(
-                    f"{self._where} reads a tensor that requires a gradient and is not in the state "
-                    f"({kind(leaf)}): it would never be trained. "
-                    f"{_remedy(self._bound.skeleton.stray_path(leaf))}"
-                )
-
-
-def _remedy(path: str | None) -> str:
-    """Return the remedy for a tensor that the model holds at a path, or that only the loss captures."""
-    if path is None:
-        return (
-            "Use the `model` argument instead of a captured module; call requires_grad_(False) on a "
-            "tensor that stays constant (a teacher's)."
-        )
-    return (
-        f"The model holds it as `{path}`, where it is not registered. Keep parameters in "
-        "nn.ParameterList or nn.ParameterDict, and layers in nn.ModuleList or nn.ModuleDict, not in "
-        "Python's own lists and dicts; call requires_grad_(False) on what stays constant."
-    )

@@ -1,0 +1,182 @@
+"""Calls of functions of a model at given tensors, their gradients, and losses that take their own.
+
+Read next: `_mean_loss.py`, which takes the gradient of a loss with these.
+"""
+
+from __future__ import annotations
+
+import abc
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ftrain.core import random
+from ftrain.core._differentiate import differentiate, outside_leaves_of
+from ftrain.core._loss import WatchedLoss, call_loss
+from ftrain.core._words import kind
+from ftrain.core.compile._trace import unrecorded
+from ftrain.core.functional import Bound
+from ftrain.core.metrics import Metrics
+from ftrain.core.precision import Policy
+
+__all__ = ["ModelCalls", "OwnGradients", "Run", "Seed", "own_gradients"]
+
+#: `(until, x) -> (value, aux)`; `until` is passed on to the calls of the model.
+Run = Callable[[contextlib.ExitStack, Any], tuple[torch.Tensor, Any]]
+#: `aux -> cotangent` of the value.
+Seed = Callable[[Any], torch.Tensor]
+
+
+class ModelCalls:
+    """Calls of functions of a model at given tensors, in training mode, and their gradients.
+
+    Args:
+        bound: the model.
+        policy: the precision of the forward pass.
+    """
+
+    def __init__(self, bound: Bound, policy: Policy) -> None:
+        self._bound, self._policy = bound, policy
+        self._searched: set[str] = set()  # functions, for parameters outside of the state
+
+    def keyed(self, key: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+        """Return the context in which calls of the model draw from `key`."""
+        return random.keyed(key, self._bound.skeleton.module)
+
+    def __call__(
+        self,
+        fn: WatchedLoss,
+        params: Any,
+        buffers: Any,
+        key: torch.Tensor,
+        part: Any,
+        *,
+        where: str,
+        extras: Any = None,
+        until: contextlib.ExitStack | None = None,
+    ) -> tuple[Any, Any]:
+        """Return `fn(model, part)` and the buffers after it; the caller is inside of `keyed`.
+
+        Args:
+            fn: a function of the model and a part of a batch.
+            params: the parameters in the model.
+            buffers: the buffers before the call.
+            key: the key of the call.
+            part: the second argument of `fn`.
+            where: the name of `fn` in messages.
+            extras: those of the state, for an `fn` with a parameter of this name.
+            until: as of `Bound.call`.
+        """
+        device = key.device.type
+        return self._bound.call(
+            lambda module: call_loss(fn, module, part, extras, self._policy, device, where, until),
+            params,
+            buffers,
+            True,
+            until,
+        )
+
+    def gradients(
+        self, run: Run, x: Any, key: torch.Tensor, where: str, seed: Seed | None = None
+    ) -> tuple[Any, Any]:
+        """Return `(aux, grads)` of `run(until, x) -> (value, aux)`, whose draws are from `key`.
+
+        Args:
+            run: a function with calls of the model.
+            x: a tree of floating-point tensors.
+            key: the key of the calls.
+            where: the name of the function in messages.
+            seed: the cotangent of the value; `None`: 1.
+
+        Raises:
+            ValueError: the value depends on a tensor that requires a gradient and is not in `x`.
+        """
+        outside_leaves: list[torch.Tensor] | None = None if where in self._searched else []
+        until = contextlib.ExitStack()
+        try:
+            # Both around the backward pass too: a forward that runs again there finds weights and key.
+            with self.keyed(key), until:
+                _, aux, grads = differentiate(
+                    functools.partial(run, until),
+                    x,
+                    seed=seed,
+                    outside_leaves=outside_leaves,
+                    name=where,
+                )
+        finally:
+            if outside_leaves:
+                until = contextlib.ExitStack()
+                with unrecorded(), self.keyed(key), until:
+                    again = outside_leaves_of(functools.partial(run, until), x)
+                self._refuse_outside_leaves(outside_leaves, again, where)
+        self._searched.add(where)
+        return aux, grads
+
+    def _refuse_outside_leaves(
+        self, first: list[torch.Tensor], second: list[torch.Tensor], where: str
+    ) -> None:
+        """Raise if two runs of a loss depend on one autograd leaf: neither run created that leaf."""
+        made = {id(leaf) for leaf in first}
+        for leaf in second:
+            if id(leaf) in made:
+                raise ValueError(
+                    f"{where} reads a tensor that requires a gradient and is not in the state "
+                    f"({kind(leaf)}): it would never be trained. "
+                    f"{_remedy(self._bound.skeleton.stray_path(leaf))}"
+                )
+
+
+def _remedy(path: str | None) -> str:
+    """Return the remedy for a tensor that the model holds at a path, or that only the loss captures."""
+    if path is None:
+        return (
+            "Use the `model` argument instead of a captured module; call requires_grad_(False) on a "
+            "tensor that stays constant (a teacher's)."
+        )
+    return (
+        f"The model holds it as `{path}`, where it is not registered. Keep parameters in "
+        "nn.ParameterList or nn.ParameterDict, and layers in nn.ModuleList or nn.ModuleDict, not in "
+        "Python's own lists and dicts; call requires_grad_(False) on what stays constant."
+    )
+
+
+class OwnGradients(abc.ABC):
+    """Loss function that takes its gradients itself, because it never has the whole graph at once.
+
+    As a function, `loss_fn(model, batch)`, it has the same values and derivatives in one graph.
+    """
+
+    @abc.abstractmethod
+    def __call__(self, model: Any, batch: Any) -> Any:
+        """Return the loss, or the loss and metrics, as any loss function."""
+
+    @abc.abstractmethod
+    def forward_backward(
+        self,
+        calls: ModelCalls,
+        params: Any,
+        buffers: Any,
+        key: torch.Tensor,
+        batch: Any,
+        seed: Seed,
+    ) -> tuple[Any, Any, Metrics]:
+        """Return gradients, the buffers after the forward pass, and metrics, of one batch.
+
+        Args:
+            calls: calls of the model.
+            params: the parameters.
+            buffers: the buffers before the forward pass.
+            key: the key of the batch.
+            batch: the batch.
+            seed: `(buffers, metrics) -> cotangent` of the total loss.
+        """
+
+
+def own_gradients(loss_fn: Callable[..., Any]) -> OwnGradients | None:
+    """Return the loss function if it takes its gradients itself, else `None`."""
+    if isinstance(loss_fn, WatchedLoss):
+        loss_fn = loss_fn.function
+    return loss_fn if isinstance(loss_fn, OwnGradients) else None
