@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ftrain.core import random, tree
+from ftrain.core._compares_rows import AccumulationWarning
 from ftrain.core._loss import WatchedLoss, split_loss
 from ftrain.core._model_calls import ModelCalls, own_gradients
 from ftrain.core.accumulate import (
@@ -59,6 +60,8 @@ class MeanLoss:
         self._where = describe(loss_fn)
         self._calls = ModelCalls(bound, policy)
         self._own = own_gradients(loss_fn)
+        self._warn = AccumulationWarning(loss_fn.function)
+        self._warn(accumulate)
 
     def value(self, state: TrainState, key: torch.Tensor, batch: Any) -> torch.Tensor:
         """Return the mean loss, differentiable with respect to `state.params`."""
@@ -144,6 +147,7 @@ class MeanLoss:
             sums = of_part(state.buffers, key, batch, None)
         else:
             parts = split_batch(batch, self._accumulate)
+            self._warn(parts.k)
             parts = parts if scans else parts.unstack()
             # A loop copies what it carries, and gives it a row for each row of a vmap.
             names = self._bound.constants

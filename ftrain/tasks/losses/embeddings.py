@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ftrain.core._compares_rows import compares_rows
 from ftrain.core.metrics import Mean
 from ftrain.tasks import functional, metrics
 from ftrain.tasks.adapters import call_model, find_output
@@ -20,6 +21,7 @@ from ftrain.tasks.losses._batches import Loss, entry, prediction, row_weights
 __all__ = ["info_nce", "pairs", "supervised_contrastive", "triplet"]
 
 
+@compares_rows
 def info_nce(
     model: nn.Module,
     batch: Any,
@@ -32,7 +34,8 @@ def info_nce(
 ) -> Loss:
     """Return the contrastive loss of pairs among the rows of a batch, and the recall of the first.
 
-    Micro-batches have other negatives than the batch: `accumulate` changes this loss.
+    Micro-batches have other negatives than the batch: `accumulate` changes this loss, and warns.
+    `grad_cache` keeps all negatives of a batch that does not fit in memory.
 
     Args:
         model: gives two embeddings `(n, width)`: a tuple, or named outputs.
@@ -79,12 +82,14 @@ def pairs(
     return loss, scores.masked_fill(~mask, -torch.inf), mask.to(scores.dtype)
 
 
+@compares_rows
 def supervised_contrastive(
     model: nn.Module, batch: Any, *, input: str = "x", target: str = "y", temperature: float = 0.1
 ) -> Mean:
     """Return the contrastive loss of rows with those of the same class as positives.
 
-    Micro-batches have other negatives than the batch: `accumulate` changes this loss.
+    Micro-batches have other negatives than the batch: `accumulate` changes this loss, and warns.
+    `grad_cache` keeps all negatives of a batch that does not fit in memory.
 
     Args:
         model: gives embeddings `(n, width)`.

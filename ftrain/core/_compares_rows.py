@@ -1,0 +1,64 @@
+"""Declaration of losses that compare the rows of a batch, and the warning if micro-batches change them.
+
+Read next: `_mean_loss.py`, which warns.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ftrain.core.functional import describe
+
+__all__ = ["AccumulationWarning", "compares_rows"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def compares_rows(loss_fn: F) -> F:
+    """Declare that a loss compares the rows of a batch with each other, so that micro-batches change it.
+
+    A step with `accumulate` above 1, or of `MicroBatches`, then warns, once: in a contrastive loss a row
+    would have the negatives of its micro-batch, not those of the batch. `ftrain.tasks.grad_cache` takes
+    such batches with the memory of a few rows.
+
+    Args:
+        loss_fn: a loss function of `make_steps`.
+
+    Example:
+        >>> @compares_rows
+        ... def loss_fn(model, batch):
+        ...     scores = model(batch["query"]) @ model(batch["document"]).T
+        ...     return -scores.log_softmax(1).diagonal().mean()
+    """
+    loss_fn.compares_rows = True  # type: ignore[attr-defined]  # a function takes any
+    return loss_fn
+
+
+class AccumulationWarning:
+    """Warning, given once, that micro-batches change a loss that compares the rows of a batch.
+
+    Args:
+        loss_fn: the loss function.
+    """
+
+    def __init__(self, loss_fn: Callable[..., Any]) -> None:
+        while isinstance(loss_fn, functools.partial):
+            loss_fn = loss_fn.func
+        self._is_due = getattr(loss_fn, "compares_rows", False) is True
+        self._name = describe(loss_fn)
+
+    def __call__(self, k: int) -> None:
+        """Warn if `k` micro-batches change the loss and no warning was given yet."""
+        if self._is_due and k > 1:
+            self._is_due = False
+            warnings.warn(
+                f"{k} micro-batches change {self._name}: it compares the rows of a batch, and a row has "
+                "the negatives of its micro-batch only. Use accumulate=1; if the batch does not fit in "
+                "memory, ftrain.tasks.grad_cache(encode, loss, chunk_size=...) encodes it in chunks and "
+                "keeps all negatives.",
+                UserWarning,
+                stacklevel=5,
+            )
