@@ -8,9 +8,12 @@ Read next: `preference.py`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from ftrain.core.metrics import Mean
 from ftrain.tasks._weighted import weighted
@@ -26,6 +29,7 @@ def info_nce(
     symmetric: bool = True,
     normalize: bool = True,
     mask: Tensor | None = None,
+    chunk_size: int = 0,
 ) -> Mean:
     r"""Return the mean cross-entropy of each row's partner among all rows of the other side, in nats.
 
@@ -40,9 +44,12 @@ def info_nce(
             queries, as CLIP does (arXiv 2103.00020). False: of queries alone (arXiv 1807.03748).
         normalize: divide each row by its norm.
         mask: bool `(n,)`: pairs that count; others are nobody's negatives.
+        chunk_size: the number of rows whose scores are in memory at a time; the backward pass computes
+            them again. 0: the scores of all rows. A `torch.func` transform or `vmap` outside of
+            ftrain's own functions needs 0, because it allows no checkpointing.
 
     Raises:
-        ValueError: the shapes do not fit.
+        ValueError: the shapes do not fit; the chunk size is negative.
 
     Example:
         >>> info_nce(torch.eye(2), torch.eye(2), temperature=1.0).value
@@ -61,10 +68,19 @@ def info_nce(
         )
     if normalize:
         queries, documents = F.normalize(queries, dim=-1), F.normalize(documents, dim=-1)
-    scores = queries @ documents.T / temperature
-    partners = torch.arange(n, device=scores.device)
-    there = torch.ones(n, dtype=torch.bool, device=scores.device) if mask is None else mask
+    if chunk_size < 0:
+        raise ValueError(f"chunk_size: expected a number of rows or 0, got {chunk_size}. Write 256")
+    device = queries.device
+    partners = torch.arange(n, device=device)
+    there = torch.ones(n, dtype=torch.bool, device=device) if mask is None else mask
     columns = F.pad(there, (0, len(documents) - n), value=True)
+    if chunk_size:
+        values = _in_chunks(queries, documents, columns, there, temperature, chunk_size)
+        if symmetric:
+            back = _in_chunks(documents[:n], queries, there, there, temperature, chunk_size)
+            values = (values + back) / 2
+        return weighted(values, there)
+    scores = queries @ documents.T / temperature
     values = _among(scores, columns, there, partners)
     if symmetric:
         values = (values + _among(scores[:, :n].T, there, there, partners)) / 2
@@ -154,3 +170,35 @@ def _among(scores: Tensor, columns: Tensor, rows: Tensor, partners: Tensor) -> T
     """Return the cross-entropy of each row's partner among the columns that count."""
     seen = scores.masked_fill(~columns & rows[:, None], -torch.inf)
     return F.cross_entropy(seen, partners, reduction="none")
+
+
+def _in_chunks(
+    one: Tensor,
+    others: Tensor,
+    columns: Tensor,
+    rows: Tensor,
+    temperature: float | Tensor,
+    chunk_size: int,
+) -> Tensor:
+    """Return `_among` of the scores of `one` and `others`, of which a chunk of rows is in memory."""
+
+    def values(one: Tensor, others: Tensor, rows: Tensor, partners: Tensor, heat: Any) -> Tensor:
+        return _among(one @ others.T / heat, columns, rows, partners)
+
+    chunks = (
+        torch.split(x, chunk_size) for x in (one, rows, torch.arange(len(one), device=one.device))
+    )
+    found = [
+        checkpoint(
+            values,
+            part,
+            others,
+            is_there,
+            partners,
+            temperature,
+            use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for part, is_there, partners in zip(*chunks, strict=True)
+    ]
+    return torch.cat(found)
