@@ -10,12 +10,14 @@
     lora(module, targets)                       low-rank adapters on a frozen model
     read_lora  write_lora                       adapters in the file format of peft
     predictions(outputs, target)                class names and probabilities, or numbers in their units
+    grad_cache(encode, loss, chunk_size=...)    contrastive losses of batches that do not fit in memory
     call_model  find_output  find_labels        of batches and outputs of any form
 
 A loss returns a `Mean`, so that means over any batches merge exactly; it goes into `make_steps`.
 Configurations name them: `loss: mse`. Start reading at `losses/rows.py`.
 """
 
+from ftrain.core._compares_rows import compares_rows
 from ftrain.tasks import functional as functional
 from ftrain.tasks import metrics as metrics
 from ftrain.tasks import models as models
@@ -36,6 +38,7 @@ from ftrain.tasks.distillation import (
     with_running_mean,
     with_teacher,
 )
+from ftrain.tasks.grad_cache import GradCache, grad_cache
 from ftrain.tasks.gradient_statistics import gradient_statistics
 from ftrain.tasks.lora import LoraModel, lora
 from ftrain.tasks.lora_files import read_lora, write_lora
@@ -71,6 +74,7 @@ from ftrain.tasks.recipes import (
 )
 
 __all__ = [
+    "GradCache",
     "LoraModel",
     "Prediction",
     "Task",
@@ -79,6 +83,7 @@ __all__ = [
     "byol",
     "call_model",
     "causal_lm",
+    "compares_rows",
     "cross_entropy",
     "ctc",
     "dice",
@@ -90,6 +95,7 @@ __all__ = [
     "find_output",
     "focal",
     "gaussian_nll",
+    "grad_cache",
     "gradient_statistics",
     "huber",
     "image_classification",
