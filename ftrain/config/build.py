@@ -190,6 +190,9 @@ def _objective(
             f"{config.data.name}. Choose another loss, such as cross_entropy, and a model with as many "
             "outputs",
         )
+    if target.needs.builds:
+        loss_fn = made(config, target, functools.partial(function, **arguments))
+        return loss_fn, None, lambda steps: steps
     teacher, taught = _teacher(resolved, target, model, arguments)
     arguments |= teacher
     return functools.partial(function, **arguments) if arguments else function, None, taught

@@ -47,6 +47,7 @@ _DECLARED_BY: dict[str, tuple[Kind, ...]] = {
     "chained": ("schedule",),
     "facts": ("model", "loss", "task", "callback"),
     "max_classes": ("loss",),
+    "builds": ("loss",),
     "make_steps": ("callback",),
     "inputs": ("data",),
     "teacher": ("loss",),
@@ -71,6 +72,7 @@ class Needs:
             if the data reports it.
         max_classes: of a loss: the largest number of classes that it suits. With 2, `ftrain predict`
             reads a single output as the logit of the second class.
+        builds: of a loss: True if the component, called with its arguments, returns the loss function.
         make_steps: of a callback: a function with the arguments of `ftrain.make_steps`, which takes its
             place. Further arguments that it has in common with the callback have the callback's values.
         inputs: of data: a function with the same arguments that returns the inputs of rows without
@@ -86,6 +88,7 @@ class Needs:
     chained: bool = False
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     max_classes: int | None = None
+    builds: bool = False
     make_steps: Callable[..., Any] | str | None = None
     inputs: Callable[..., Any] | str | None = None
     teacher: str | None = None
@@ -155,6 +158,7 @@ _REGISTERED: dict[Kind, dict[str, _Registered]] = {
                 (_TARGET_SCALE, ("mse", "mae", "huber", "gaussian_nll")),
                 (Needs(), ("causal_lm", "masked_lm", "next_token", "dpo", "ctc")),
                 (Needs(), ("multi_label", "dice", "focal", "lovasz", "tversky")),
+                (Needs(builds=True), ("cached_info_nce",)),
                 (Needs(), ("info_nce", "supervised_contrastive", "triplet")),
                 (Needs(teacher="teacher"), ("distillation", "feature_distillation")),
                 (Needs(self_teacher="teacher"), ("byol",)),

@@ -241,8 +241,8 @@ def _filled_by_run(kind: Kind, needs: Needs, parameters: list[str]) -> list[str]
     """Return the parameters that the run fills in, which the configuration must not."""
     if kind == "data":
         return [name for name in parameters if name == "fitted"]  # the run's fitted preprocessing
-    if needs.chained:
-        return []  # it scales the optimizer's updates, and gets no learning rate
+    if needs.chained or needs.builds:
+        return []  # it scales the optimizer's updates, and gets no learning rate; or it makes the loss
     # The extras of the state, and the average of its weights, are arguments of losses alone.
     more = ("extras", needs.self_teacher) if kind == "loss" else ()
     return parameters[: _FILLED.get(kind, 0)] + [name for name in parameters if name in more]

@@ -97,6 +97,21 @@ def test_loss_refuses_data_of_more_classes_than_it_declares() -> None:
     assert "loss: test-few expects data of at most 9 classes, got 10 from digits" in message
 
 
+def test_loss_that_builds_is_called_with_its_arguments() -> None:
+    @register("loss", "test-builds", Needs(builds=True, facts={"count": "classes"}))
+    def power(exponent: int = 2, *, count: int) -> Any:
+        return lambda model, batch: (model(batch["x"]) ** exponent).mean() * count
+
+    model = {"name": "mlp", "inputs": 64, "outputs": 10}
+    parts = built(data="digits", model=model, loss={"name": "test-builds", "exponent": 4})
+    batch = next(iter(parts.train.batches()))[0]
+    twin = ftrain.make_steps(parts.model, lambda m, b: (m(b["x"]) ** 4).mean() * 10, optim.sgd(0.1))
+    expected = twin.eval_step(parts.init_state(), batch)["loss"]
+    assert parts.steps.eval_step(parts.init_state(), batch)["loss"].item() == expected.item()
+    message = said(data="digits", model=model, loss={"name": "cached_info_nce", "chunk_size": 0})
+    assert "cached_info_nce: chunk_size: expected a whole number of at least 1, got 0" in message
+
+
 def test_callback_may_declare_a_replacement_of_make_steps() -> None:
     def counted(*arguments: Any, **options: Any) -> ftrain.Steps:
         steps = ftrain.make_steps(*arguments, **options)
