@@ -48,7 +48,7 @@ class WatchedLoss:
         self.captured = Captured(loss_fn)
         self.calls = FirstCalls()
 
-    def __call__(self, model: Any, batch: Any, extras: Any) -> Any:
+    def __call__(self, model: Any, batch: Any, extras: Any = None) -> Any:
         """Call the loss; if it has a parameter `key`, pass a new key from the surrounding `keyed`."""
         guard(self.function)
         more = {"key": key_of("loss")} if self._takes_key else {}

@@ -9,6 +9,7 @@
     models                                      a multilayer perceptron, LeNet-5, ResNet, U-Net, GPT, ...
     lora(module, targets)                       low-rank adapters on a frozen model
     read_lora  write_lora                       adapters in the file format of peft
+    TwoTower(vocabulary)                        encoders of queries and documents
     predictions(outputs, target)                class names and probabilities, or numbers in their units
     grad_cache(encode, loss, chunk_size=...)    contrastive losses of batches that do not fit in memory
     call_model  find_output  find_labels        of batches and outputs of any form
@@ -44,6 +45,7 @@ from ftrain.tasks.lora import LoraModel, lora
 from ftrain.tasks.lora_files import read_lora, write_lora
 from ftrain.tasks.losses import (
     binary_cross_entropy,
+    cached_info_nce,
     causal_lm,
     cross_entropy,
     ctc,
@@ -72,6 +74,7 @@ from ftrain.tasks.recipes import (
     segmentation,
     text_classification,
 )
+from ftrain.tasks.two_tower import TokenTower, TwoTower
 
 __all__ = [
     "GradCache",
@@ -79,8 +82,11 @@ __all__ = [
     "Prediction",
     "Task",
     "Teacher",
+    "TokenTower",
+    "TwoTower",
     "binary_cross_entropy",
     "byol",
+    "cached_info_nce",
     "call_model",
     "causal_lm",
     "compares_rows",

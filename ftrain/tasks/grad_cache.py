@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ftrain.core import random, tree
-from ftrain.core._loss import WatchedLoss, split_loss, takes_key
+from ftrain.core._loss import WatchedLoss, split_loss, takes
 from ftrain.core._model_calls import ModelCalls, OwnGradients, Seed
 from ftrain.core._words import a_or_an, kind
 from ftrain.core.accumulate import sum_dtype
@@ -359,7 +359,7 @@ def _loss_input(embeddings: dict[Name, Any], batch: Any) -> dict[str, Any]:
 
 def _on_embeddings(loss: Callable[..., Any]) -> Callable[..., Any]:
     """Return a loss of a model and an input, the two arguments of which a step keeps account."""
-    if takes_key(loss):
+    if takes(loss, "key"):
 
         def with_key(model: nn.Module, x: dict[str, Any], key: Tensor) -> Any:
             return loss(model, x["embeddings"], x["batch"], key=key)

@@ -19,6 +19,7 @@ from ftrain.tasks import functional, grad_cache
 from ftrain.testing import assert_close_norm, assert_same_bits
 from ftrain.testing.compare import relative_distance
 from ftrain.testing.laws.every import LAWS
+from tests.config.test_build import built
 from tests.tasks import towers
 from tests.tasks.towers import Towers, of_embeddings
 
@@ -523,3 +524,32 @@ def test_info_nce_in_chunks_has_the_values_and_gradients_of_all_scores(
     assert value.item() == pytest.approx(expected.item(), rel=1e-12)
     for name, grad in grads.items():
         assert torch.allclose(grad, others[name], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_cached_info_nce_has_the_gradients_and_the_recall_of_info_nce(symmetric: bool) -> None:
+    options: dict[str, Any] = {"logit_scale": "log_temperature", "symmetric": symmetric}
+    plain = functools.partial(tasks.info_nce, **options)
+    batch, loss_fn = towers.batch(8), tasks.cached_info_nce(chunk_size=3, **options)
+    found, expected = results(Towers, batch, loss_fn, plain)
+    assert_equal(found, expected, 1e-12)
+    made = [ftrain.make_steps(Towers, fn, optim.sgd(0.1)) for fn in (loss_fn, plain)]
+    evaluated = [steps.eval_step(made[0].init_state(0), batch).compute() for steps in made]
+    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-12)
+
+
+def test_two_towers_train_by_cached_info_nce_from_a_configuration() -> None:
+    tokens = torch.randint(1, 20, (24, 6), generator=torch.Generator().manual_seed(0))
+    rows = {"query": tokens[:, :3].contiguous(), "document": tokens}
+    parts = built(
+        model={"name": "ftrain.tasks:TwoTower", "vocabulary": 20, "width": 16, "dropout": 0.0},
+        loss={"name": "cached_info_nce", "chunk_size": 5, "logit_scale": "logit_scale"},
+    )
+    state = parts.init_state()
+    plain = functools.partial(tasks.info_nce, first=0, second=1, logit_scale="logit_scale")
+    expected = ftrain.make_steps(parts.model, plain, optim.sgd(0.1)).train_step
+    assert_close_norm(
+        parts.steps.train_step.gradients(state, rows).grads,
+        expected.gradients(state, rows).grads,
+        4e-6,
+    )

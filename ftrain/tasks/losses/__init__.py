@@ -7,7 +7,12 @@ merge exactly. A batch has named entries, `x` and `y` by default, or is a tuple 
 Start reading at `rows.py`. The losses as functions of tensors are in `ftrain.tasks.functional`.
 """
 
-from ftrain.tasks.losses.embeddings import info_nce, supervised_contrastive, triplet
+from ftrain.tasks.losses.embeddings import (
+    cached_info_nce,
+    info_nce,
+    supervised_contrastive,
+    triplet,
+)
 from ftrain.tasks.losses.images import dice, focal, lovasz, tversky
 from ftrain.tasks.losses.rows import (
     binary_cross_entropy,
@@ -22,6 +27,7 @@ from ftrain.tasks.losses.text import causal_lm, ctc, dpo, masked_lm, next_token
 
 __all__ = [
     "binary_cross_entropy",
+    "cached_info_nce",
     "causal_lm",
     "cross_entropy",
     "ctc",

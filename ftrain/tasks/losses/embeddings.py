@@ -16,9 +16,10 @@ from ftrain.core._compares_rows import compares_rows
 from ftrain.core.metrics import Mean
 from ftrain.tasks import functional, metrics
 from ftrain.tasks.adapters import call_model, find_output
+from ftrain.tasks.grad_cache import GradCache, grad_cache
 from ftrain.tasks.losses._batches import Loss, entry, prediction, row_weights
 
-__all__ = ["info_nce", "pairs", "supervised_contrastive", "triplet"]
+__all__ = ["cached_info_nce", "info_nce", "pairs", "supervised_contrastive", "triplet"]
 
 
 @compares_rows
@@ -50,9 +51,7 @@ def info_nce(
     """
     options: Any = {"temperature": temperature, "logit_scale": logit_scale, "symmetric": symmetric}
     loss, scores, weights = pairs(model, batch, first=first, second=second, **options)
-    partners = torch.arange(len(scores), device=scores.device)
-    recall = metrics.recall_at_k(scores, partners, k=1, row_weights=weights)
-    return loss, {"recall_at_1": recall}
+    return loss, _recall(scores, weights)
 
 
 def pairs(
@@ -71,15 +70,56 @@ def pairs(
     """
     outputs = call_model(model, batch, has_labels=False)
     one, two = find_output(outputs, first), find_output(outputs, second)
-    heat: float | Tensor = temperature
-    if logit_scale is not None:
-        heat = (-_parameter(model, logit_scale)).exp()
-    mask = _counted(batch)
+    heat, mask = _temperature(model, temperature, logit_scale), _counted(batch)
     loss = functional.info_nce(one, two, temperature=heat, symmetric=symmetric, mask=mask)
-    scores = F.normalize(one.detach(), dim=-1) @ F.normalize(two.detach(), dim=-1).T
-    if mask is None:
-        return loss, scores, None
-    return loss, scores.masked_fill(~mask, -torch.inf), mask.to(scores.dtype)
+    return loss, *_cosines(one, two, mask)
+
+
+def cached_info_nce(
+    *,
+    first: str = "query",
+    second: str = "document",
+    chunk_size: int = 64,
+    temperature: float = 0.07,
+    logit_scale: str | None = None,
+    symmetric: bool = True,
+) -> GradCache:
+    """Return the loss `info_nce` by GradCache, for batches that do not fit in memory; see `grad_cache`.
+
+    This builds a loss function; a configuration names it as any loss: `loss: cached_info_nce`. The
+    activations and the scores of `chunk_size` rows are in memory at a time. The recall, which needs the
+    scores of all rows, is a metric of evaluations alone.
+
+    Args:
+        first: the name of a submodule or method of the model that gives embeddings `(n, width)`, and of
+            the entry of the batch that it encodes.
+        second: the same of the other embedding.
+        chunk_size: the number of rows that are encoded at a time.
+        temperature: see `info_nce`.
+        logit_scale: see `info_nce`.
+        symmetric: see `info_nce`.
+
+    Example:
+        >>> import ftrain
+        >>> from ftrain import optim, tasks
+        >>> loss_fn = cached_info_nce(chunk_size=16, logit_scale="logit_scale")
+        >>> init_state, train_step, _ = ftrain.make_steps(
+        ...     lambda: tasks.TwoTower(100), loss_fn, optim.adamw(1e-3)
+        ... )
+        >>> batch = {"query": torch.ones(64, 5).long(), "document": torch.ones(64, 9).long()}
+        >>> state, metrics = train_step(init_state(0), batch)
+    """
+
+    def loss(model: nn.Module, embeddings: Any, batch: Any) -> Any:
+        one, two = find_output(embeddings[first]), find_output(embeddings[second])
+        heat = _temperature(model, temperature, logit_scale)
+        mask = _counted(batch)
+        found = functional.info_nce(
+            one, two, temperature=heat, symmetric=symmetric, mask=mask, chunk_size=chunk_size
+        )
+        return found if model.training else (found, _recall(*_cosines(one, two, mask)))
+
+    return grad_cache({first: first, second: second}, loss, chunk_size=chunk_size)
 
 
 @compares_rows
@@ -137,6 +177,26 @@ def triplet(
 def _counted(batch: Any) -> Tensor | None:
     weights = row_weights(batch)
     return None if weights is None else weights != 0
+
+
+def _temperature(model: nn.Module, temperature: float, logit_scale: str | None) -> float | Tensor:
+    if logit_scale is None:
+        return temperature
+    return (-_parameter(model, logit_scale)).exp()
+
+
+def _cosines(one: Tensor, two: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Return the cosines of all pairs, minus infinity for a masked column, and the row weights."""
+    scores = F.normalize(one.detach(), dim=-1) @ F.normalize(two.detach(), dim=-1).T
+    if mask is None:
+        return scores, None
+    return scores.masked_fill(~mask, -torch.inf), mask.to(scores.dtype)
+
+
+def _recall(scores: Tensor, weights: Tensor | None) -> dict[str, Mean]:
+    """Return the share of rows whose partner has the largest score, as a metric."""
+    partners = torch.arange(len(scores), device=scores.device)
+    return {"recall_at_1": metrics.recall_at_k(scores, partners, k=1, row_weights=weights)}
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:
