@@ -5,12 +5,14 @@ from __future__ import annotations
 import functools
 import inspect
 import pathlib
+import shutil
+import sysconfig
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from examples import char_gpt, digits
+from examples import char_gpt, digits, retrieval
 from ftrain import data
 from ftrain.config import load
 from ftrain.config.run import train
@@ -52,3 +54,23 @@ def test_char_gpt_configuration_equals_the_char_gpt_script(tmp_path: pathlib.Pat
     assert tree.digest(result.state) == tree.digest(state)
     assert result.eval is not None
     assert rows[-1]["loss"] == pytest.approx(result.eval.loss, rel=1e-6)
+
+
+def test_retrieval_configuration_equals_the_retrieval_script(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss in chunks, named by a configuration; of the library, modules of one file alone."""
+    library = tmp_path / "library"
+    library.mkdir()
+    for module in pathlib.Path(sysconfig.get_path("stdlib")).glob("*.py"):
+        shutil.copy(module, library)
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(library))
+    config = load(CONFIGS / "retrieval.yaml")
+    assert config.max_steps == default(retrieval.train, "steps")
+    assert config.batch_size == default(retrieval.train, "batch_size")
+    state, rows = retrieval.train(*retrieval.pairs(), steps=2, batch_size=200)
+    result = by_configuration("retrieval.yaml", tmp_path / "run", "max_steps=2", "batch_size=200")
+    assert tree.digest(result.state) == tree.digest(state)
+    assert result.eval is not None
+    for name in ("loss", "recall_at_1", "recall_at_10", "mrr"):
+        assert rows[-1][name] == pytest.approx(result.eval.metrics[name], rel=1e-6)
