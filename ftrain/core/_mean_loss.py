@@ -120,8 +120,8 @@ class MeanLoss:
             return tree.map(lambda p: torch.zeros_like(p, dtype=sum_dtype(p.dtype)), state.params)
 
         sums = self._summed(of_part, zeros, state, key, batch, scans=True)
-        if is_mean and inverse is None:
-            return sums
+        if is_mean and inverse is None and self._own is None:
+            return sums  # as autograd gave them, in the dtypes of the parameters
         divisor = None if is_mean else safe_weight(sums.weight)
         return sums._replace(totals=tree.map(finished, sums.totals, state.params))
 
