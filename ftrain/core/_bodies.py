@@ -1,4 +1,4 @@
-"""Checks of the functions passed to `scan`, `cond` and the like (bodies); clones of aliased tensors."""
+"""Checks of the bodies of loops and branches (`scan`, `cond`, ...), and copies of aliased tensors."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ _MOST = 20  # functions of a closure that are looked into
 
 
 def _closure(body: Callable[..., Any]) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    """Return the code of a function and of the functions in its closure, and all tensors captured.
+    """Return the code of a function and of functions in its closure, and the tensors that these capture.
 
     The tensors are given by name. For other callable objects, the class replaces the code object.
     """

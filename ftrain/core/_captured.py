@@ -20,7 +20,7 @@ _LIMIT = 20_000  # objects: a walk of 0.1 s, made again only where something was
 
 
 class Captured:
-    """Search for the tensors that a function captures, repeated if an object on the way changed.
+    """Finder of the tensors that a function captures; searches again only after a change.
 
     Args:
         fn: a function, method, partial or callable object.

@@ -104,7 +104,7 @@ def _differentiated(by: str, name: str) -> ValueError:
 
 
 def check_batch(batch: Any, device: torch.device) -> None:
-    """Raise unless the batch's tensors are on the state's device (0-d tensors may be on the CPU).
+    """Raise if a tensor of the batch is on another device than the state (0-d CPU tensors are allowed).
 
     None of them may require a gradient.
     """

@@ -1,4 +1,4 @@
-"""Call of one of several functions, chosen by a tensor: the implementation of `cond` and `switch`.
+"""Implementation of `cond` and `switch`: call the one of several functions that a tensor selects.
 
 Eager code reads the tensor and calls the chosen function. A trace records an operator that calls it.
 Under `torch.vmap` each row may choose another function, so all are called, and `torch.where` selects
@@ -95,7 +95,7 @@ class _Sides:
         return picked
 
     def traced(self, number: torch.Tensor, given: list[torch.Tensor]) -> Any:
-        """Record an operator that calls one branch; nest such operators for more than two branches."""
+        """Record a conditional operator in the trace, or nested ones for more than two branches."""
         _, operands_def = tree.flatten(self.operands)
         found: dict[str, Any] = {}
 
@@ -145,7 +145,7 @@ class _Sides:
 
 
 class _Gated(TorchFunctionMode):
-    """Mode in which only the taken branch passes gradients to tensors made outside the branches.
+    """Function mode that blocks gradients from branches not taken to tensors made outside the branches.
 
     The gradient of the output of any other branch is 0. Backward functions may turn that into NaN (0
     times the infinite slope of a square root at 0); the mode replaces it by 0, as if the branch had not

@@ -48,7 +48,7 @@ _lock = threading.RLock()
 
 
 def settle(leaves: Iterable[Any]) -> bool:
-    """Register the classes of those leaves that are containers; return True if there were any.
+    """Register as tree nodes the classes of leaves that are really containers; return True if any were.
 
     Raises:
         ContainerError: one holds tensors and cannot be rebuilt.
@@ -138,7 +138,7 @@ def register(
 
 
 class _Attribute(optree.PyTreeEntry):
-    """Path entry that formats as `.mask` for an attribute, as nothing for a mapping's items."""
+    """Path entry of an attribute, formatted as `.name`; an empty name adds nothing to the path."""
 
     __slots__ = ()
 
@@ -150,7 +150,7 @@ class _Attribute(optree.PyTreeEntry):
 
 
 class _Written(optree.PyTreeEntry):
-    """Path entry that is already in path notation, such as the text `['x']`."""
+    """Path entry given as finished text, such as `['x']`."""
 
     __slots__ = ()
 

@@ -94,7 +94,7 @@ class Group:
         return changes + [self._put(place) for place in owners]
 
     def adopt_plain(self) -> bool:
-        """If only numbers and strings were replaced, record the new contents and return True."""
+        """Accept changed numbers and strings as new contents; return False if anything else changed."""
         kind, nodes = self._kind, self._nodes
         if [*map(kind.size, nodes)] != self._sizes:
             return False
@@ -144,7 +144,7 @@ def groups_of(found: Found) -> list[Group]:
 
 
 def empty_of(found: Found) -> list[Any]:
-    """Return the empty containers that `reach` found; a filled one makes `any` of the list True.
+    """Return the containers that are empty now; `any(result)` is True as soon as one of them is filled.
 
     Most containers of a module are empty (its hooks, say), and one call of `any` checks all of them.
     """
@@ -152,7 +152,7 @@ def empty_of(found: Found) -> list[Any]:
 
 
 def emptied(node: Any) -> Change:
-    """Empty a container that `empty_of` returned; return its contents."""
+    """Empty a container that was empty when `empty_of` returned it; return what it held."""
     if isinstance(node, set):
         change = Change(node, None, list(node), put_set)
         node.clear()

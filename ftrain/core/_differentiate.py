@@ -1,4 +1,4 @@
-"""Gradients of a function, which keep an autograd graph if a caller could differentiate them.
+"""Gradients of a function, with an autograd graph only if a caller could differentiate them again.
 
 Read next: `_outside.py` (finds out if a caller could), `_hooks.py` (tensor hooks), `functional.py` (the
 public interface).
@@ -174,7 +174,7 @@ def _by_autograd(
 
 
 def _one_thread() -> contextlib.AbstractContextManager[None]:
-    """Run backward passes in this thread, because autograd numbers its nodes per thread."""
+    """Run backward passes in the calling thread, because autograd numbers its nodes per thread."""
     return torch.autograd.set_multithreading_enabled(False)
 
 
@@ -272,7 +272,7 @@ def _check_leaves(x: Any, leaves: list[Any]) -> None:
 def _filled(
     leaves: list[torch.Tensor], grads: Sequence[torch.Tensor | None], name: str
 ) -> list[torch.Tensor]:
-    """Allocate zeros for gradients that are `None` or have no memory (as those of `torch.sgn`)."""
+    """Replace gradients that are `None` or have no memory (such as those of `torch.sgn`) by zeros."""
     filled = []
     with _torch.unwatched():
         for leaf, grad in zip(leaves, grads, strict=True):

@@ -109,7 +109,7 @@ def _buffer_contents(node: Any) -> tuple[Any, Any]:
 
 
 class _Identities(list[Any]):
-    """List that equals another list of the same objects, compared by identity and not by value."""
+    """List compared by the identity of its elements instead of by their values."""
 
     __hash__ = None
 
@@ -140,7 +140,7 @@ def _put_attributes(node: Any, names: Any, values: Any) -> None:
 
 
 def _same(first: Any, second: Any) -> bool:
-    """Return True if two values of TorchScript are equal, and hold the very same tensors."""
+    """Return True if two TorchScript values are equal, with tensors compared by identity."""
     if type(first) is not type(second):
         return False
     if isinstance(first, (list, tuple)):
@@ -204,11 +204,11 @@ class _Position:
         return bool(_position(self.node) == self._saved)
 
     def restore(self) -> None:
-        """Return `None`, since the object cannot be restored (`refusal` gives the reason)."""
+        """Return `None`, because iterators and files cannot be restored (`refusal` gives the reason)."""
 
 
 def _position(node: Any) -> Any:
-    """Return the position of an iterator or a file, as far as Python can read it."""
+    """Return the position of an iterator or a file, or a constant if Python cannot read it."""
     if isinstance(node, io.IOBase):
         try:
             return node.tell()

@@ -189,7 +189,7 @@ def _register(
 
 
 def _run_later(tensor: torch.Tensor, alias: torch.Tensor, hooks: Sequence[Hook]) -> None:
-    """Register hooks that run on a tensor's total gradient if a backward pass goes through `alias`.
+    """Register hooks on the total gradient of `tensor`, run only if some of it arrives through `alias`.
 
     Hooks on the alias itself would receive only the part of the gradient that comes through the alias.
 
@@ -285,7 +285,7 @@ class _OfRows:
 
 
 def _inside(tensor: torch.Tensor, hooks: Sequence[Hook]) -> Sequence[Hook]:
-    """Return `hooks` for the tensor that `tensor` wraps; under vmap, each runs once per row."""
+    """Return `hooks` for the tensor inside a wrapped one; under vmap each of them runs once per row."""
     dim = _torch_levels.mapped_dim(tensor)
     return hooks if dim is None else [_OfRows(hook, dim) for hook in hooks]
 
@@ -312,7 +312,7 @@ def _hooks_of(tensor: torch.Tensor, until: torch.Tensor | None = None) -> list[H
 def _missing(
     tensor: torch.Tensor, hooks: Sequence[Hook], until: torch.Tensor | None = None
 ) -> list[Hook]:
-    """Return those of `hooks` that a tensor lacks and that `Gradient` never registered on it."""
+    """Return the `hooks` that are not on a tensor and that no `Gradient` has registered on it."""
     if not hooks:
         return []
     has = [*_hooks_of(tensor, until), *getattr(tensor, _KNOWN, ())]

@@ -131,7 +131,7 @@ def functions(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Shell:
-    """Static data of a flattened instance: everything except the attributes and items with tensors.
+    """Static data of a flattened instance: all attributes and items that hold no tensors.
 
     Attributes:
         children: names of the attributes that are children, in their order.

@@ -1,4 +1,4 @@
-"""Buffers at the start of a checkpointed region, for its recomputation."""
+"""Snapshot of buffers at the start of an activation-checkpointed region, for its recomputation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SMALL = 65_536
 
 
 class KeptBuffers:
-    """Snapshot of a model's buffers.
+    """Snapshot of a model's buffers, from which a later forward pass can start again.
 
     A forward pass may write to its buffers afterwards, as BatchNorm and spectral normalization do. Small
     buffers are copied; a write to a large one is detected by its version counter.
@@ -38,7 +38,7 @@ class KeptBuffers:
         return all(version(self._tensors[name]) == v for name, v in self._versions.items())
 
     def restored(self) -> dict[str, torch.Tensor]:
-        """Return the tensors of the snapshot, with a new copy of each small buffer.
+        """Return the tensors as they were at the snapshot; raise if a large buffer was written to since.
 
         Raises:
             ImpureFunctionError: a large buffer was written to after the snapshot.

@@ -18,7 +18,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 def row_major(tensor: torch.Tensor) -> memoryview:
-    """Return a tensor's bytes in row-major order, without a copy if it lies so in host memory."""
+    """Return a tensor's bytes in row-major order, without a copy for a contiguous tensor on the CPU."""
     plain = tensor.detach().cpu().resolve_conj().resolve_neg()
     if not plain.numel():
         return memoryview(b"")

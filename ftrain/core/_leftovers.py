@@ -34,7 +34,7 @@ _guarded = _Guarded()
 
 @contextlib.contextmanager
 def leftovers_removed() -> Iterator[None]:
-    """When the context ends, restore the objects recorded by `guard` that hold tensors of the trace."""
+    """Restore, at the end of the context, objects recorded by `guard` that hold traced tensors."""
     if _guarded.owned is not None:  # inside another trace, which does it
         yield
         return

@@ -1,4 +1,4 @@
-"""Call of a loss function under the precision policy, check of its purity, conversion of its result."""
+"""Calls of a loss function under a precision policy, with a purity check and normalized results."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _INPUT_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
 
 
 class WatchedLoss:
-    """Loss function, together with the tensors that it captures.
+    """Loss function whose captured tensors are known, so that writes to them can be detected.
 
     Attributes:
         function: the loss function.

@@ -85,7 +85,7 @@ class MeanLoss:
         return mean
 
     def gradients(self, state: TrainState, key: torch.Tensor, batch: Any) -> Sums:
-        """Return `Sums` with gradients of the mean loss in `totals`, unscaled.
+        """Return the unscaled gradients of the mean loss, in the field `totals` of a `Sums`.
 
         They have the dtypes of the parameters.
         """
@@ -142,7 +142,7 @@ class MeanLoss:
         *,
         scans: bool,
     ) -> Sums:
-        """Sum the results of `of_part` over micro-batches (`scan` or a Python loop) and ranks."""
+        """Call `of_part` on each micro-batch, and sum the results over micro-batches and ranks."""
         if self._is_whole(batch):
             sums = of_part(state.buffers, key, batch, None)
         else:

@@ -1,4 +1,4 @@
-"""Suggestion of a known name; does not import torch, so that configurations are checked fast."""
+"""Suggestions for misspelled names, without importing torch, so that configuration checks start fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Outputs of loop and branch bodies, copied unless nothing else refers to their memory."""
+"""Copies of outputs of loop and branch bodies whose memory something else refers to as well."""
 
 from __future__ import annotations
 

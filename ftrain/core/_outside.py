@@ -98,7 +98,7 @@ def survey(
 
 
 def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
-    """Raise if a node has no derivative or, with `twice`, if a node has no second derivative."""
+    """Raise if an operator in the graph has no derivative or, if `twice`, no second derivative."""
     if found.cuts:
         raise ValueError(
             f"{what} depends on an operator that has no derivative{_named(found.cuts[0])}: its gradient "
@@ -115,7 +115,7 @@ def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
 
 
 def _named(node: Any) -> str:
-    """Return ` (OPERATOR)` for an autograd node without derivative, whose warning names it."""
+    """Return the name of an operator without a derivative, in parentheses, from its node's warning."""
     with warnings.catch_warnings(record=True) as caught, contextlib.suppress(Exception):
         warnings.simplefilter("always")
         node(torch.zeros(()))
@@ -170,7 +170,7 @@ def unknown_leaves(
     ends: Sequence[torch.Tensor] = (),
     held: bool = False,
 ) -> list[torch.Tensor]:
-    """Return the autograd leaves of the graph of `tensors`, except for `inputs`.
+    """Return the autograd leaves that `tensors` depend on, except for `inputs`.
 
     Args:
         tensors: results of a function.

@@ -34,7 +34,7 @@ class _Watch:
         )
 
     def adopt_plain(self) -> bool:
-        """Record changes of numbers and strings; return False if anything else has changed."""
+        """Accept changed numbers and strings as new contents; return False if anything else changed."""
         return (
             not any(self._empty)
             and all(each.same() or each.adopt_plain() for each in self._groups)
@@ -42,14 +42,14 @@ class _Watch:
         )
 
     def restore_contents(self) -> list[Change]:
-        """Restore all objects whose contents are references; return the changes."""
+        """Restore containers, instances, closures and classes, but nothing else; return the changes."""
         changes = [emptied(node) for node in self._empty if node]
         for group in self._groups:
             changes += group.restore()
         return changes
 
     def put_back(self) -> None:
-        """Restore all objects except those that cannot be restored, which `restore` must report."""
+        """Restore all objects that can be restored; leave the others for `restore` to report."""
         self.restore_contents()
         for each in self._prints:
             if each.refusal is None and not each.same():
@@ -112,7 +112,7 @@ class Owned:
         self._watch(first)
 
     def look(self) -> None:
-        """Search the objects again, and record their current contents for later comparisons."""
+        """Search for the reachable objects again, and record their contents for later comparisons."""
         self._watch(self._walk())
 
     def _walk(self) -> Found:
@@ -124,7 +124,7 @@ class Owned:
         self._private, self._open = _Watch(private), _Watch(shared)
 
     def settle(self, private: bool = True) -> bool:
-        """Record changes made between calls; return True if they required a new search.
+        """Accept changes that user code made between calls; return True if they required a new search.
 
         What only `roots` reach is restored: a backward pass has changed it after the last call.
 

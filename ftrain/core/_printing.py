@@ -1,4 +1,4 @@
-"""Operators of `debug.print`, which print as a part of a graph.
+"""Implementation of `debug.print` as operators, which print each time a graph runs.
 
 `ftrain::print` returns nothing. In the graph of a function it is an operator with an effect, which
 compilers neither drop nor reorder. Inductor takes no effects inside the bodies of loops and branches
@@ -27,7 +27,7 @@ _LIBRARY = torch.library.Library("ftrain", "FRAGMENT")  # type: ignore[no-untype
 
 
 class Line(NamedTuple):
-    """A line to print, without its tensors.
+    """Format string and constant arguments of one call of `debug.print`, without its tensors.
 
     Attributes:
         text: a format string.
@@ -89,7 +89,7 @@ def record(line: Line, tensors: Sequence[Tensor], *, stays: bool) -> None:
 
 
 def chain_prints(graph: fx.GraphModule) -> None:
-    """Make the first output of each body in a graph depend on the prints of that body."""
+    """Make the first output of each loop or branch body depend on its prints, so that they are kept."""
     for module in graph.modules():
         if not isinstance(module, fx.GraphModule) or module is graph:
             continue

@@ -131,7 +131,7 @@ def top_package(thing: Any) -> str:
 
 
 def is_dynamo_wrapper(function: types.FunctionType) -> bool:
-    """Return True for what `torch.compile` returned: it has the name and module of the user's function.
+    """Return True for a function returned by `torch.compile`, despite its copied name and module.
 
     Beside that function it holds torch's own state, which changes with each trace.
     """
@@ -140,5 +140,5 @@ def is_dynamo_wrapper(function: types.FunctionType) -> bool:
 
 
 def brief(key: Any) -> str:
-    """Format a key for a message."""
+    """Format a dict key for a message: the value of a string or number, the class name of other keys."""
     return repr(key) if isinstance(key, (str, int, float, bool, bytes)) else type(key).__name__

@@ -1,4 +1,4 @@
-"""Operator by which a graph raises for non-finite gradients (`nonfinite="raise"`)."""
+"""Operator that lets a graph raise an error for non-finite gradients (`nonfinite="raise"`)."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class Attributes(NamedTuple):
 
 
 class Class(NamedTuple):
-    """Data of a class, without its functions and Python's own names.
+    """Data attributes of a class, without its functions and the names that Python adds.
 
     Attributes:
         cls: the class.
@@ -99,7 +99,7 @@ class Class(NamedTuple):
 
 
 class Globals(NamedTuple):
-    """Global names that a function reads."""
+    """Names of the global variables that a function reads, with the dict that holds them."""
 
     scope: dict[str, Any]
     names: tuple[str, ...]
@@ -141,7 +141,7 @@ class Found:
     _alive: list[Any] = dataclasses.field(default_factory=list)  # so that no id is used again
 
     def split(self, ids: Set[int]) -> tuple[Found, Found]:
-        """Return the objects with these ids, and the remaining ones, which include global names."""
+        """Return the objects with these ids, and all others; global names always count as others."""
         mine, others = Found(), Found()
         for name in _WATCHED:
             for node in getattr(self, name):

@@ -19,7 +19,7 @@ _MOST = 20_000  # frames to add at most: Python's own stack is not unlimited
 
 
 class _Room:
-    """Number of running calls (in all threads) that need a higher limit, and the original limit."""
+    """Extra recursion depths that running calls in all threads need, and the limit without them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,4 +1,4 @@
-"""Buffers for each row of a `torch.vmap`, where a module writes mapped values into them.
+"""One copy of each buffer per row of a `torch.vmap`, for modules that write mapped values to buffers.
 
 Torch cannot write a mapped value into a tensor that is not mapped: the statistics of a BatchNorm whose
 input is mapped and whose state is not, say. A function that failed to is run again, and each row then
@@ -32,13 +32,13 @@ _mapping = _Mapping()
 
 
 class RowBuffers:
-    """Runner of pure functions that gives each row buffers of its own if a function needs them."""
+    """Runner of functions that, under vmap, retries with buffers per row if torch refuses a write."""
 
     def __init__(self) -> None:
         self._are_needed = False
 
     def __call__(self, run: Callable[[], T]) -> T:
-        """Return `run()`, which it may run twice."""
+        """Return `run()`; call it a second time if torch refused a write in the first call."""
         if not self._are_needed:
             try:
                 return run()
@@ -55,7 +55,7 @@ class RowBuffers:
 
 
 def is_refused_write(error: Exception) -> bool:
-    """Return True if torch refused a write as it does for a target that is not mapped, under a vmap."""
+    """Return True for torch's error for a write of mapped values to an unmapped tensor under vmap."""
     text = str(error)
     is_refused = (
         text.startswith("Batch norm got a batched tensor as input while the running_mean")
@@ -72,7 +72,7 @@ def _was_transformed(error: Exception) -> bool:
 
 
 def copy_of(buffer: torch.Tensor) -> torch.Tensor:
-    """Return a copy of a buffer for a module to write into, with values for each row if they need it."""
+    """Return a copy of a buffer for a module to write to, batched under vmap if each row needs one."""
     if not _mapping.is_on or not _torch.inside_vmap():
         return buffer.clone()
     rows = lift(lower(torch.ones((), dtype=torch.bool, device=buffer.device)))

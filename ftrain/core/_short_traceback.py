@@ -88,7 +88,7 @@ def _linked(entries: Sequence[types.TracebackType]) -> types.TracebackType | Non
 
 
 def _release(entries: Iterable[types.TracebackType]) -> None:
-    """Free the locals of frames that are left out: the kept frames still refer to them."""
+    """Clear the local variables of removed frames, which the remaining frames keep alive."""
     for entry in entries:
         if entry.tb_frame.f_code.co_flags & inspect.CO_GENERATOR:
             continue  # it may be suspended, and would be closed
@@ -113,5 +113,5 @@ def _is_library(frame: types.FrameType) -> bool:
 
 
 def calls_a_module(file: str, name: str) -> bool:
-    """Return True for the frames, in a file inside of torch's folder, that call a module's forward."""
+    """Return True for the frames in torch's code that call the `forward` of a module."""
     return file == "nn/modules/module.py" and "_call_impl" in name

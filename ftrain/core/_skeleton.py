@@ -1,4 +1,4 @@
-"""Structure of a module without its tensors; the tensors of a state are installed for one call.
+"""Module without weights of its own; each call installs the tensors of a state.
 
 `torch.func.functional_call` corrupts a module whose submodule is reachable by two paths
 (pytorch#164759), writes into the buffers it is given, and leaves what a forward stored on the module.
@@ -127,7 +127,7 @@ class Skeleton:
         self._place()
 
     def _place(self) -> None:
-        """Find where the module holds tensors of the state, and its tensors outside of the state."""
+        """Record where the module holds tensors of the state, and which other tensors it holds."""
         found = self._owned.found
         names = {id(t): name for name, t in self._hollow.items()}
         self._slots = slots_of(found, names)
@@ -174,7 +174,7 @@ class Skeleton:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Restore the module at the end of a context in which a backward pass runs."""
+        """Restore the module when the context, in which a backward pass runs, ends."""
         with self._lock:
             inside = self._depth > 0
             if not inside:
@@ -200,7 +200,7 @@ class Skeleton:
     def _again(
         self, params: Tensors, training: bool
     ) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Return a function that makes contexts in which the present tensors are installed again.
+        """Return a function that makes contexts in which the tensors installed now are installed again.
 
         A backward pass enters it to compute a checkpointed region again. By then the forward pass may
         have written to its buffers, or `holding` may have ended.
@@ -215,7 +215,7 @@ class Skeleton:
         return holding
 
     def _enter(self) -> _Outer | None:
-        """Restore the module for a call; return what an unfinished outer call had set, if any."""
+        """Reset the module before a call; return the settings of an outer call, if one is running."""
         if not self._depth:
             self._settle()
             return None
@@ -266,7 +266,7 @@ class Skeleton:
         return {name: found[name] for name in names}
 
     def stray_path(self, tensor: torch.Tensor) -> str | None:
-        """Return the path of a tensor that the module holds without having registered it, if it does."""
+        """Return the path at which the module holds an unregistered tensor; `None` if it does not."""
         return next((path for path, t in self._stray.items() if t is tensor), None)
 
     def checked(self, params: Tensors, buffers: Tensors) -> Tensors:
@@ -299,7 +299,7 @@ class Skeleton:
         return tensors
 
     def _refuse(self, changes: list[Change], refusals: list[str]) -> None:
-        """Raise if a call added, removed or filled in a tensor, or made a change that cannot be undone.
+        """Raise if a call added or removed tensors, filled a `None` buffer, or cannot be undone.
 
         Args:
             changes: the changes that were undone after the call.

@@ -112,7 +112,7 @@ def refuse_fixed(module: nn.Module, names: Mapping[int, str]) -> None:
 
 
 def refuse_captured(hooks: Hooks, tensors: Iterable[torch.Tensor]) -> None:
-    """Raise if a hook captures one of `tensors`: no tensor of a state can be substituted inside a hook.
+    """Raise if a hook captures one of `tensors`, since a hook's tensors cannot be replaced by a state's.
 
     Args:
         hooks: the hooks of a module's parameters, by name.

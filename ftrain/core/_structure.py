@@ -44,7 +44,7 @@ def fill(module: nn.Module, tensors: Tensors) -> None:
 
 
 def built_again(factory: Callable[[], nn.Module]) -> nn.Module:
-    """Build a second model, on the meta device if possible, to find what two builds share."""
+    """Build the model a second time, on the meta device if possible, to find what two builds share."""
     try:
         with torch.device("meta"):
             return factory()

@@ -102,7 +102,7 @@ def is_recorded(tensor: torch.Tensor) -> bool:
 
 
 def node_of(tensor: torch.Tensor) -> fx.Node | None:
-    """Return the node of the operator whose result in the current trace this is, or `None` (2.0)."""
+    """Return the node that computed a tensor in the current trace, or `None` (torch 2.0 and later)."""
     mode = get_proxy_mode()
     proxy = None if mode is None else mode.tracer.tensor_tracker.get(tensor)
     node: fx.Node | None = None if proxy is None else proxy.proxy.node
@@ -112,7 +112,7 @@ def node_of(tensor: torch.Tensor) -> fx.Node | None:
 
 
 def record_as(tensor: torch.Tensor, other: torch.Tensor) -> None:
-    """Record uses of `tensor` in the trace as uses of its result `other` (torch 2.3 and later)."""
+    """Record later uses of `tensor` in the trace as uses of `other` (torch 2.3 and later)."""
     mode = get_proxy_mode()
     assert mode is not None
     mode.tracer.tensor_tracker[tensor] = mode.tracer.tensor_tracker[other]
@@ -271,7 +271,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def value_at_hand(flag: torch.Tensor) -> bool | None:
-    """Return the value of a bool CPU tensor; `None` if it is traced, wrapped or on another device."""
+    """Return the value of a bool CPU tensor; `None` for a traced or wrapped tensor or another device."""
     if (
         type(flag) is not torch.Tensor
         or flag.device.type != "cpu"
@@ -333,7 +333,7 @@ def autocast_now() -> Callable[[], contextlib.AbstractContextManager[Any]]:
 
 @contextlib.contextmanager
 def interning() -> Iterator[None]:
-    """Turn off autocast's cache of cast weights, which would keep the fake tensors of a trace."""
+    """Turn off autocast's cache of cast weights, which would keep fake tensors after a trace."""
     before = torch.is_autocast_cache_enabled()
     torch.set_autocast_cache_enabled(False)
     try:
@@ -352,13 +352,13 @@ def aside() -> Iterator[FakeTensorMode]:
 
 
 def trace_inner(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
-    """Trace `fn` inside a trace; tensors of the outer one become constants (torch 2.1 and later)."""
+    """Trace `fn` inside another trace, whose tensors become constants (torch 2.1 and later)."""
     how: Any = {"_allow_non_fake_inputs": True, "_allow_fake_constant": True}
     return make_fx(fn, REWRITTEN, tracing_mode="real", **how)(*fakes)
 
 
 def nodes_ever(graph: fx.Graph) -> list[fx.Node]:
-    """Return a graph's nodes, and erased nodes that it still refers to (torch 2.0 and later)."""
+    """Return a graph's nodes, including erased ones that it still refers to (torch 2.0 and later)."""
     names = getattr(getattr(graph, "_graph_namespace", None), "_obj_to_name", ())
     return [*graph.nodes, *(node for node in names if isinstance(node, fx.Node))]
 
@@ -375,7 +375,7 @@ def silent(name: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def as_compiled() -> Iterator[None]:
-    """Make torch's optimizers keep numbers on the device, as in compiled code (torch 2.1 and later)."""
+    """Make `torch.optim` keep its scalars on the device, as in compiled code (torch 2.1 and later)."""
     before = torch.compiler._is_compiling_flag
     torch.compiler._is_compiling_flag = True
     try:

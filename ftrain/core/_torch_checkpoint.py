@@ -44,7 +44,7 @@ _active = _Active()
 
 @contextlib.contextmanager
 def around_regions(again: Again) -> Iterator[None]:
-    """Recompute each checkpointed region in the contexts that `again` gave in its forward pass.
+    """Recompute activation-checkpointed regions in the contexts that `again` gave in the forward pass.
 
     Contexts of nested calls are entered in the order of the calls, from the outermost.
     """
@@ -57,7 +57,7 @@ def around_regions(again: Again) -> Iterator[None]:
 
 
 def contexts_now() -> Callable[[], AbstractContextManager[None]]:
-    """Record the contexts in which a checkpointed region starts; return a function that remakes them.
+    """Record the contexts around a checkpointed region; return a function that makes them again.
 
     Call this at the start of the region, and recompute the region in a context that the function makes.
     """

@@ -1,4 +1,4 @@
-"""Private torch APIs that run what `torch.compile` compiled as the plain Python that it was.
+"""Private torch APIs that run functions and modules under `torch.compile` as uncompiled Python.
 
 A compiled part of a model would draw at other sites than its Python (`F.dropout` in a graph runs in no
 module), and would draw elsewhere again after a graph break or at the recompile limit. Inside ftrain's
@@ -51,7 +51,7 @@ class Plainly:
 
 
 def plain_in_traces() -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which a trace runs what is compiled as plain Python, and does not refuse it.
+    """Return a context in which a trace runs code under `torch.compile` uncompiled, instead of raising.
 
     (`torch._dynamo.config.error_on_nested_fx_trace`: torch 2.0 and later.)
     """
@@ -66,7 +66,7 @@ _stances: list[type] = []
 
 
 def _stance_of(dynamo: Any) -> type:
-    """Return the class of this file's stances: a subclass of Dynamo's, which is imported by then."""
+    """Return this file's subclass of Dynamo's stance class, defined at the first call."""
     if not _stances:
         _stances.append(_define(dynamo))
     return _stances[0]
@@ -74,7 +74,7 @@ def _stance_of(dynamo: Any) -> type:
 
 def _define(dynamo: Any) -> type:
     class Stance(dynamo.DynamoStance):  # type: ignore[misc]  # a class known at run time only
-        """The stance of the process, but "force_eager" inside of `Plainly`."""
+        """Compiler stance of the process, except for "force_eager" in threads inside of `Plainly`."""
 
         def __init__(self, own: Any) -> None:
             object.__setattr__(self, "_own", own)
@@ -97,7 +97,7 @@ def _define(dynamo: Any) -> type:
 
 
 def _is_called_plainly(frame: types.FrameType) -> bool:
-    """Return True if Dynamo asks what to run for a caller other than torch's own operators.
+    """Return True unless Dynamo was called by torch's own operators; warn that the code runs plainly.
 
     Args:
         frame: of the code that asks.

@@ -71,7 +71,7 @@ backward_pass = torch._C._current_graph_task_id
 
 
 class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    """Base of all dispatch modes of ftrain, under which loops, branches and Dynamo run.
+    """Base class of ftrain's dispatch modes; `cond`, `scan` and Dynamo work under it.
 
     Without the attribute and the two class methods below, torch refuses `cond` and its like in the mode
     (2.7 and later), torch's own `cond` and `scan` cannot call Dynamo (2.8 and later), and the first
@@ -88,7 +88,7 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
 
     @classmethod
     def is_infra_mode(cls) -> bool:
-        """Return True, so that Dynamo compiles in this mode."""
+        """Return True, so that Dynamo compiles functions that are called under this mode."""
         return True
 
     @classmethod

@@ -32,7 +32,7 @@ _installed: list[_Default] = []  # one for each context that is entered, of any 
 
 
 class _Default:
-    """Value of `Distribution._validate_args`: False in threads inside of `without_validation`."""
+    """Per-thread replacement of `Distribution._validate_args`: False inside `without_validation`."""
 
     def __init__(self, value: bool) -> None:
         self.value = value

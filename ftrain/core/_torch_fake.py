@@ -58,7 +58,7 @@ def fake_kernels() -> Iterator[None]:
 
 
 def _forget(operators: Any) -> None:
-    """Drop the results of `operators` from the cache that all fake modes share."""
+    """Delete the cached results of `operators` from the cache that all fake tensor modes share."""
     cache: dict[Any, Any] = getattr(FakeTensorMode, "cache", {})
     for key in [key for key in cache if key.key[0] in operators]:
         cache.pop(key, None)
@@ -98,7 +98,7 @@ def _batch_norm_backward(
 
 
 def _in_format(mode: Any, x: torch.Tensor, first: torch.Tensor | None, others: Any) -> Any:
-    """Lay out batch normalization's outputs in the memory format of `x`, as its CPU kernels do.
+    """Give fake outputs of batch normalization the memory format of `x`, as the real CPU kernels do.
 
     That is contiguous where `x` has the strides of no format. Torch's fake kernels take the strides of
     `x`, and backward those of the gradient (torch 2.13). A product may sum in another order for each.
@@ -143,7 +143,7 @@ def _grouped_mm(
 
 
 def _copy_of_zero_sum(x: torch.Tensor, **kwargs: Any) -> Any:
-    """Copy on the tensor's own device where torch, under transforms, copies to the meta device.
+    """Copy a tensor on its own device in a case where torch (2.13) copies it to the meta device.
 
     Under transforms (`torch.func.hessian`) it copies to the meta device, on which it has computed the
     shape (torch 2.13). Only this call from C++ gives a layout too.

@@ -101,7 +101,7 @@ def decompositions() -> Mapping[Any, Callable[..., Any]]:
 
 @functools.cache
 def keep_layouts() -> None:
-    """Make inductor keep layouts of factorized matrices (`add_layout_constraint`, torch 2.0 and later).
+    """Make inductor keep traced layouts of matrix factors (`add_layout_constraint`, torch 2.0, later).
 
     The derivative that was traced solves with the factors of the matrix or of its transpose, as the
     layout in the trace says. Inductor chooses layouts of its own: the gradient was another one (2.13).
@@ -129,7 +129,7 @@ def cpp_compilers() -> tuple[str, ...] | None:
 
 
 def triton_error() -> Exception | None:
-    """Return the exception that Triton raises when it loads its driver; `None` if it loads.
+    """Return the exception that Triton raises when it loads its driver; `None` if it raises none.
 
     (`triton.runtime.driver.active`, Triton 3.0 and later. Without Triton, inductor's own error tells.)
     """
@@ -146,7 +146,7 @@ def triton_error() -> Exception | None:
 def first_run(
     compiled: Callable[..., Any], inputs: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None]:
-    """Run a compiled function; return outputs, and the code without wrappers if they do nothing.
+    """Run a compiled function; return its outputs, and its code without wrappers that did nothing.
 
     AOTAutograd wraps the code for what may be needed around it, 5 µs a call. Where the wrappers were
     observed to pass on the same input and output objects, and there is a CPU only, `code` does the same

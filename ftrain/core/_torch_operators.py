@@ -1,4 +1,4 @@
-"""Private torch APIs: the operators that loops and branches become in a graph.
+"""Private torch APIs: higher-order operators that represent loops and branches in a graph.
 
 Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
 """
@@ -44,7 +44,7 @@ def cond_operator(
     left: fx.GraphModule,
     operands: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """Record a branch as one operator (torch 2.4 and later); `torch.cond` would trace it once more."""
+    """Record a branch as one operator (torch 2.4 and later); unlike `torch.cond`, do not trace again."""
     return list(cond_op(predicate, taken, left, tuple(_apart(operands))))
 
 
@@ -54,7 +54,7 @@ def while_loop_operator(
     carry: Sequence[torch.Tensor],
     captured: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """Record a loop with a data-dependent end as one operator (torch 2.3 and later)."""
+    """Record a while loop as one operator (torch 2.3 and later)."""
     # Its kernel reads the condition as a tensor and the carry as a tuple.
     for graph in (condition, body):
         node = graph.graph.output_node()
@@ -71,7 +71,7 @@ def while_loop_operator(
 def _apart(
     tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor] = ()
 ) -> list[torch.Tensor]:
-    """Clone tensors that share memory with an earlier one or `others`, or are expanded or sliced.
+    """Clone the tensors that share memory with an earlier tensor or `others`, or are expanded or sliced.
 
     The operators trace their bodies once more, with the tensors that they are given (torch 2.13: they
     mean to clone them, and `clone_input` returns a fake tensor as it is). One tensor in two places

@@ -1,4 +1,4 @@
-"""Float32 precision of operators on each backend; part of `_torch.py`, by the same rules.
+"""Private torch APIs: the precision (IEEE, TF32, bfloat16) of float32 operators on each backend.
 
 The getters of torch's older switches (`torch.get_float32_matmul_precision`, `cudnn.allow_tf32`) raise
 "mix of the legacy and new APIs" once a newer one was set (`torch.backends.cuda.matmul.fp32_precision`,
@@ -32,7 +32,7 @@ CONVOLUTIONS: tuple[Part, ...] = (
 
 
 def _read_older(backend: str, kind: str) -> str:
-    """Return the precision before torch 2.9, in the words of later versions."""
+    """Return the precision, by its name in torch 2.9 and later, from the switches of older versions."""
     if kind == "matmul":
         on_cpu = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
         precision = on_cpu[torch.get_float32_matmul_precision()]
@@ -44,12 +44,12 @@ _read: Callable[[str, str], str] = getattr(torch._C, "_get_fp32_precision_getter
 
 
 def fp32_precision(parts: tuple[Part, ...]) -> tuple[str, ...]:
-    """Return `"ieee"`, `"tf32"` or `"bf16"` for each part; "none", torch's default, is "ieee"."""
+    """Return `"ieee"`, `"tf32"` or `"bf16"` for each pair of backend and kind; "none" means "ieee"."""
     return tuple(_precision(*part) for part in parts)
 
 
 def set_fp32_precision(products: tuple[str, ...], convolutions: tuple[str, ...]) -> None:
-    """Set the precisions of `PRODUCTS` and `CONVOLUTIONS`, which `fp32_precision` returned.
+    """Set the precisions of products and convolutions to values that `fp32_precision` returned.
 
     The older switches are tried first: they set the newer ones too, so that their getters do not raise.
     """
@@ -66,7 +66,7 @@ def set_fp32_precision(products: tuple[str, ...], convolutions: tuple[str, ...])
 
 
 def _write_nothing(backend: str, kind: str, precision: str) -> None:
-    """Do nothing: torch before 2.9 has the older switches only."""
+    """Do nothing, because torch before 2.9 has no switches besides the older ones."""
 
 
 _write: Callable[[str, str, str], object] = getattr(
@@ -85,7 +85,7 @@ if torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]  # torch's
     COMPILED += (("cuda", "matmul"), ("cuda", "conv"))
 
     def compiled_fp32_precision() -> tuple[str, ...]:
-        """Return the float32 precisions that compiled programs depend on (takes 0.5 µs per part)."""
+        """Return the float32 precisions that compiled programs depend on (takes 0.5 µs for each)."""
         return (
             _precision("mkldnn", "matmul"),
             _precision("cuda", "matmul"),

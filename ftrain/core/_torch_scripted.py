@@ -24,7 +24,7 @@ def is_scripted(module: nn.Module) -> bool:
 
 
 def attributes_of(module: Any) -> dict[str, Any]:
-    """Return a scripted module's own attributes: tensors themselves, containers as copies.
+    """Return a scripted module's own attributes; tensors are the originals, containers are copies.
 
     (`_concrete_type.get_attributes`: torch 1.5 and later.)
     """
@@ -38,6 +38,6 @@ def set_attribute(module: Any, name: str, value: Any) -> None:
 
 
 def tracer_failed(error: BaseException) -> bool:
-    """Return True if `torch.jit.trace` raised an error, or what it traced."""
+    """Return True if an error was raised by `torch.jit.trace` or by the code that it traced."""
     frames = traceback.walk_tb(error.__traceback__)
     return any(frame.f_code.co_filename == _TRACER for frame, _ in frames)

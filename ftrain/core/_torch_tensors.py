@@ -43,7 +43,7 @@ MODULE_CALL = nn.Module._call_impl.__code__
 
 
 def version(tensor: torch.Tensor) -> int:
-    """Return the number of writes to a tensor (torch 0.4 and later); inference tensors raise."""
+    """Return a tensor's version counter (torch 0.4 and later); raise for an inference tensor."""
     return tensor._version
 
 

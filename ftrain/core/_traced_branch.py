@@ -1,4 +1,4 @@
-"""Branch as one operator of a traced graph; its derivative is a branch between derivatives.
+"""Branch recorded as one operator of a traced graph; its derivative is a branch operator, too.
 
 Read next: `_traced_derivative.py`, the derivative of one side.
 """

@@ -94,7 +94,7 @@ def vjp(
     followed: Sequence[torch.Tensor],
     cotangents: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
-    """Return the gradients for the inputs marked in `graded`, then for the tensors in `followed`.
+    """Return the gradients of the inputs that `graded` marks, then those of the tensors in `followed`.
 
     Each is the partial derivative: a captured tensor that was computed from another one, outside of
     `fn`, counts as independent of it.

@@ -1,4 +1,4 @@
-"""Loop as one operator of a traced graph; its derivative is a loop in reverse order.
+"""Loop recorded as one operator of a traced graph; its derivative is a loop in reverse order.
 
 Read next: `_traced_derivative.py`, the derivative of one iteration.
 """
@@ -64,7 +64,7 @@ def _trace(
 
 
 def _with_carry(body: Flat, n: int) -> Flat:
-    """Wrap the body to return its input carry as well, from which its derivative starts."""
+    """Wrap the body to return its input carry as well, which the derivative of the loop needs."""
 
     def fn(*inputs: torch.Tensor) -> list[torch.Tensor]:
         return [*body(*inputs), *inputs[:n]]

@@ -55,7 +55,7 @@ _DATA = ("x.data has no form under torch's transforms", "Write x.detach().")
 
 
 def under_transforms(error: Exception) -> RuntimeError | None:
-    """Return the error for something that torch's transforms refused, or `None` for other errors."""
+    """Return a clearer error for code that torch's transforms refuse; `None` for any other error."""
     found = _found(error)
     if found is None:
         return None
@@ -68,7 +68,7 @@ def under_transforms(error: Exception) -> RuntimeError | None:
 
 
 def _found(error: Exception) -> tuple[str, str] | None:
-    """Return what torch's transforms refused with `error`, and the remedy; `None` for other errors."""
+    """Return the operation that torch's transforms refused and a remedy; `None` for other errors."""
     if not isinstance(error, RuntimeError):
         return None
     text = str(error)

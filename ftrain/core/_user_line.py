@@ -44,13 +44,13 @@ def show(frame: traceback.FrameSummary) -> str:
 
 
 def show_line(code: CodeType, line: int) -> str:
-    """Format a line of running code as `show` does, without marks."""
+    """Format a line of running code as `show` does, but without `^` marks under the expression."""
     source = linecache.getline(code.co_filename, line).strip()
     return f"  {code.co_filename}:{line} in {code.co_name}\n    {source}"
 
 
 def current_line() -> str:
-    """Return the line of user code that is running now, as `user_line` formats it."""
+    """Return the file, line and source of the user code that is running now."""
     return user_line(traceback.extract_stack())
 
 

@@ -44,7 +44,7 @@ def written(operator: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> li
 
 
 class WriteWatch(DispatchMode):
-    """Mode that records the user's line at the first operator that writes into one of these tensors.
+    """Mode that records the line of user code that first writes to one of the given tensors.
 
     Args:
         inputs: the tensors. One from outside of a fake tensor mode is seen as itself, or, in a view of
@@ -72,11 +72,11 @@ class WriteWatch(DispatchMode):
 
 
 class _Found(Exception):
-    """The end of a search."""
+    """Exception that ends the search once the write is found."""
 
 
 def with_line(error: Exception, run: Callable[[], Any]) -> Exception:
-    """Return the error for a write with the line that made it, if that is found; else `error`.
+    """Return `error` with the line of user code that made the write; unchanged if no line is found.
 
     Args:
         error: from `run`.

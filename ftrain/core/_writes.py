@@ -74,7 +74,7 @@ class FirstCalls:
         self._known: set[Any] = set()
 
     def is_first(self, kind: Any, tensors: Collection[torch.Tensor]) -> bool:
-        """Return True if `passed` has not recorded this kind, and all tensors hold data.
+        """Return True if `passed` has not recorded this kind of call yet and all tensors hold data.
 
         Under a fake tensor mode no operator gives values, not even of a captured tensor that has some.
         """
@@ -88,7 +88,7 @@ class FirstCalls:
 def unchanged_at_first(
     fn: Callable[..., Any], x: Any, name: str
 ) -> contextlib.AbstractContextManager[None]:
-    """Compare the bytes of `x` before and after a context, in the first call of a function's code.
+    """Raise if the context changes the bytes of `x`; compared in the first call of each function only.
 
     Args:
         fn: the function that the context calls; functions of one code (a lambda in a loop) count as one.
@@ -184,7 +184,7 @@ def _has_bytes(tensor: torch.Tensor) -> bool:
 
 @torch.no_grad()
 def _kept(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy of a tensor's bytes or, for a large tensor, a hash of them."""
+    """Return a copy of a tensor's bytes, or a hash of the bytes if the tensor is large."""
     with _torch.unwatched():
         tensor = tensor.detach().resolve_neg()
         if tensor.is_complex():

@@ -98,7 +98,7 @@ class Stacked:
 
 @dataclass(frozen=True)
 class Separate:
-    """One or more micro-batches whose shapes may differ; fields as in `MicroBatches`."""
+    """One or more micro-batches whose shapes may differ, kept as separate batches."""
 
     batches: tuple[Any, ...]
     weights: tuple[float, ...] = ()
@@ -120,7 +120,7 @@ PartFn = Callable[[Any, torch.Tensor, Any, torch.Tensor | None], Sums]
 def accumulate_micro_batches(
     of_part: PartFn, zeros: Any, buffers: Any, key: torch.Tensor, parts: Stacked | Separate
 ) -> Sums:
-    """Sum the results of `of_part` over micro-batches; each starts from its predecessor's buffers.
+    """Sum the results of `of_part` over micro-batches; each gets the buffers of the one before it.
 
     Args:
         of_part: the function of one part.
@@ -272,7 +272,7 @@ def split_evenly(batch: Any, k: int) -> Stacked:
 
 
 def check_constants(batch: Any, what: str) -> None:
-    """Raise unless every leaf that is not a tensor is the same for each row of the batch.
+    """Raise if the batch holds Python values that may differ between rows, such as a list of labels.
 
     A list or tuple of numbers or strings may be a column of the batch, one entry a row.
 
@@ -304,7 +304,7 @@ def _constants(leaves: list[Any]) -> dict[int, Any]:
 
 
 def _column(batch: Any, path: str = "") -> tuple[str, Any] | None:
-    """Return the first list or tuple in a batch whose entries are all constants."""
+    """Return path and value of the first list or tuple in a batch with only Python constants in it."""
     children = tree.one_level(batch)
     values = children.values()
     if type(batch) in (list, tuple) and values and all(isinstance(x, _CONSTANTS) for x in values):
@@ -314,7 +314,7 @@ def _column(batch: Any, path: str = "") -> tuple[str, Any] | None:
 
 
 def split_batch(batch: Any, k: int) -> Stacked | Separate:
-    """Return the micro-batches of a batch, cut into k unless it is `MicroBatches` already.
+    """Return the micro-batches of a batch: k equal parts, or the parts of a `MicroBatches` as given.
 
     Raises:
         ValueError: the number of `MicroBatches` is not a multiple of `accumulate`, or their structures
@@ -357,7 +357,7 @@ def split_batch(batch: Any, k: int) -> Stacked | Separate:
 
 
 def _signature(leaves: list[Any]) -> list[Any]:
-    """Return the shapes, dtypes, devices and constants that a scan needs equal in all micro-batches."""
+    """Return the shapes, dtypes, devices and constants; if they agree, micro-batches can be stacked."""
     return [
         (leaf.shape, leaf.dtype, leaf.device)
         if isinstance(leaf, torch.Tensor)

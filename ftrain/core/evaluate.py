@@ -91,7 +91,7 @@ def _device(state: TrainState, batch: Any) -> torch.device:
 def _called(
     bound: Bound, fn: WatchedLoss, policy: Policy, where: str, state: TrainState, batch: Any
 ) -> Any:
-    """Call `fn(module, batch)` in eval mode, under the policy's precision, with keyed draws.
+    """Call `fn(module, batch)` in eval mode and the policy's precision; draws come from the state's key.
 
     Grad mode is on for derivatives inside (forces of an energy, residuals of a differential equation).
     No tensor of the state or the batch requires a gradient, so that nothing else is recorded.

@@ -189,7 +189,7 @@ class Bound:
 
 
 class _RowByRow(torch.autograd.Function):
-    """Operator of `Bound.init` that, under vmap, builds a module for each key and stacks the tensors."""
+    """Autograd function whose vmap rule builds one module per key and stacks the initial tensors."""
 
     @staticmethod
     def forward(bound: Bound, key: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -205,7 +205,7 @@ class PerExample(NamedTuple):
 
 
 class Unreduced(PerExample):
-    """`PerExample` made of a plain tensor with axes, which a loss may have failed to reduce."""
+    """`PerExample` made from a plain tensor with axes, which the loss may have forgotten to reduce."""
 
     __slots__ = ()
 
@@ -365,7 +365,7 @@ def _is_metric(value: Any) -> bool:
 
 
 def on_device(value: torch.Tensor | float, device: torch.device | None) -> torch.Tensor:
-    """Return a number, or a 0-d tensor of the host, as a tensor on a device, without a wait.
+    """Return a number, or a 0-d CPU tensor, as a tensor on a device, without synchronizing with it.
 
     A copy from the host waits for the device, and no CUDA graph can hold it. The value of a 0-d tensor
     of the host is an argument of the kernel that multiplies it.

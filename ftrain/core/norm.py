@@ -148,7 +148,7 @@ class _UnderVmap(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Save nothing: only `vmap` is ever called, and autograd differentiates its operations."""
+        """Save nothing, since only `vmap` is ever called and autograd differentiates its operations."""
 
     @staticmethod
     def vmap(
@@ -163,7 +163,7 @@ class _UnderVmap(torch.autograd.Function):
 
 
 class _Latest(threading.local):
-    """Cache of the latest norm of a trace: a step reports it, then its optimizer clips by it.
+    """Cache of the latest norm, so that a step's metrics and its clipping share one computation.
 
     Inductor would not merge two equal branches.
     """

@@ -73,7 +73,7 @@ def apply_updates(params: Any, updates: Any) -> Any:
 
 
 def like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-    """Return `new` in the dtype and strides of `old`, so that a state's layout never changes."""
+    """Return `new` in the dtype and strides of `old`, so that a state keeps its memory layout."""
     if new.dtype != old.dtype:
         new = new.to(old.dtype)
     if new.stride() == old.stride():

@@ -82,7 +82,7 @@ class BodyGraph:
         return cls(module, captured, [t.requires_grad for t in returned], followed)
 
     def drop_unused(self, places: Sequence[int]) -> list[bool]:
-        """Remove the unread inputs among `places`; return, for each place, True if its input is kept."""
+        """Remove the inputs at `places` that nothing reads; return which of the places were kept."""
         nodes = list(self.module.graph.find_nodes(op="placeholder"))
         stays = [bool(nodes[place].users) for place in places]
         for place, stay in zip(places, stays, strict=True):
@@ -92,7 +92,7 @@ class BodyGraph:
         return stays
 
     def take(self, captured: Sequence[torch.Tensor]) -> None:
-        """Replace the graph's inputs for captured tensors by inputs for `captured`, a superset."""
+        """Make `captured`, which contains all tensors captured so far, the graph's captured inputs."""
         graph = self.module.graph
         places = list(graph.find_nodes(op="placeholder"))
         own = places[len(places) - len(self.captured) :]

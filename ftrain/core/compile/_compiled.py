@@ -234,7 +234,7 @@ class Compiled(Generic[P, R]):
     def _take(
         self, program: Program, tensors: list[torch.Tensor], owned: _ownership.OwnedLeaves | None
     ) -> _ownership.OwnedLeaves:
-        """Copy donated leaves that something else refers to; return the state's `OwnedLeaves`."""
+        """Copy the donated leaves that something else refers to; return the state's `OwnedLeaves`."""
         n = program.n_donated
         if owned is None:
             held = _ownership.held_elsewhere(tensors, n)
@@ -263,7 +263,7 @@ class Compiled(Generic[P, R]):
         _donate.check_memory(tensors[:n], names[:n], zip(names[n:], rest, strict=True))
 
     def _reason(self, call: Call, instead_of: Program | None) -> str:
-        """Return the message of the warning that another program is compiled."""
+        """Return the text of the warning that the function is compiled again, with what has changed."""
         if instead_of is not None:
             changes, remedy = instead_of.captured.changes(), "Pass it in as an argument."
         else:
@@ -287,7 +287,7 @@ def _owned(state: Any, tensors: Sequence[Any]) -> _ownership.OwnedLeaves | None:
 
 
 def _caller() -> types.FrameType | None:
-    """Return the frame that called the compiled function."""
+    """Return the stack frame that called the compiled function."""
     frame: types.FrameType | None = sys._getframe(1)
     while frame is not None and frame.f_code.co_filename == __file__:
         frame = frame.f_back

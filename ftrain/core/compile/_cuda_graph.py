@@ -40,7 +40,7 @@ _KEYS = 8  # remembered for states without a graph
 
 
 def replays(mode: str | None, inputs: Sequence[torch.Tensor]) -> bool:
-    """Return True if a mode asks for CUDA graphs and the inputs are on a CUDA device."""
+    """Return True if the compile mode uses CUDA graphs and the inputs are on a CUDA device."""
     return mode in _MODES and any(x.is_cuda for x in inputs)
 
 
@@ -65,7 +65,7 @@ def why_not_captured(
 
 
 class ReplayedProgram:
-    """Program on one CUDA device that is captured once its inputs' memory is known.
+    """Program on one CUDA device, captured as a CUDA graph once the addresses of its inputs are known.
 
     Args:
         run: the compiled program, after its first call.
@@ -144,7 +144,7 @@ class ReplayedProgram:
     def _warm_up(
         self, key: tuple[int, ...], inputs: Sequence[torch.Tensor], stream: torch.cuda.Stream
     ) -> Sequence[torch.Tensor]:
-        """Run on the stream that is captured later, which gives libraries their memory for it."""
+        """Run once on the capture stream, so that libraries allocate their memory before the capture."""
         side = _side_stream(self._device)
         side.wait_stream(stream)
         try:
@@ -173,7 +173,7 @@ class ReplayedProgram:
 
 
 def _gave_up(reason: str) -> None:
-    """Ignore the reason: replaces `give_up` once that was called, since one report is enough."""
+    """Do nothing; replaces `give_up` after its first call, so that only one reason is reported."""
 
 
 class CapturedProgram:
@@ -263,7 +263,7 @@ def _like(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _dense(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a view without the elements that `expand` repeats, to which nothing could be copied."""
+    """Return a view without the elements that `expand` repeats, so that it can be copied to."""
     for dim, (size, stride) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
         if stride == 0 and size > 1:
             tensor = tensor.narrow(dim, 0, 1)
@@ -281,7 +281,7 @@ def _by_dtype(tensors: dict[int, torch.Tensor]) -> list[list[int]]:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Hold the garbage collector, which may free events and graphs: not allowed during a capture."""
+    """Pause the garbage collector, which may free CUDA events and graphs, as a capture forbids."""
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -293,7 +293,7 @@ def _no_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _waits() -> Iterator[list[str]]:
-    """Record the operators of this thread that wait for the device."""
+    """Collect the operators that make this thread wait for the device inside the context."""
     thread, found = threading.get_ident(), []
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():

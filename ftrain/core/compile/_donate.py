@@ -58,7 +58,7 @@ class Claim:
         object.__setattr__(state, "__dict__", {_NOTE: note})
 
     def release(self, state: Any) -> None:
-        """End the claim: make the old state usable again, with the fields of `state`."""
+        """Cancel the donation: make the old state usable again, with the fields of `state`."""
         object.__setattr__(self._state, "__dict__", dict(vars(state)))
         object.__setattr__(self._state, "__class__", self._class)
 
@@ -209,7 +209,7 @@ def _raise(note: ClaimRecord, cls: type) -> NoReturn:
 def changed_leaf(
     names: Sequence[str], before: Sequence[torch.Tensor], after: Sequence[torch.Tensor]
 ) -> str | None:
-    """Describe the first leaf whose shape, dtype or device changed; `None` if there is none."""
+    """Describe the first leaf whose shape, dtype or device changed; `None` if none changed."""
     for name, old, new in zip(names, before, after, strict=True):
         if (old.shape, old.dtype, old.device) != (new.shape, new.dtype, new.device):
             return f"`{name}` was {describe(old)} and becomes {describe(new)}"

@@ -69,7 +69,7 @@ def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def describe_key(key: tuple[Any, ...]) -> str:
-    """Format for a message a leaf of a call's signature: a tensor's spec, or the key of a constant."""
+    """Format a leaf of a call's signature for a message: dtype and shape of a tensor, or a constant."""
     if len(key) == 4:
         return describe_spec(key)
     kind, value = key

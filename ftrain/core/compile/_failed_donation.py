@@ -24,7 +24,7 @@ _before: set[types.CodeType] = set()
 
 
 def before_writes(fn: F) -> F:
-    """Declare that a function writes to no argument of a program, whatever it raises."""
+    """Mark a function whose errors are raised before a program has written to its arguments."""
     _before.add(fn.__code__)
     return fn
 
@@ -46,7 +46,7 @@ def may_have_written(error: BaseException) -> bool:
 
 
 def _has_written(trace: types.TracebackType) -> bool:
-    """Return True if an inductor program may have written to its arguments."""
+    """Return True if an inductor program may have written to its arguments before it failed."""
     code = trace.tb_frame.f_code
     module = ProgramModule.read(code.co_filename)
     function = None if module is None else module.functions.get(code.co_name)

@@ -37,7 +37,7 @@ class Write(NamedTuple):
 
 
 class GraphEditor:
-    """Editor of a traced graph; `names` are what error messages call the graph's inputs."""
+    """Editor of a traced graph; `names` are the names of the graph's inputs in error messages."""
 
     def __init__(self, module: fx.GraphModule, mode: Any, names: Sequence[str]) -> None:
         self.module = module
@@ -52,11 +52,11 @@ class GraphEditor:
         self.inputs = list(self.graph.find_nodes(op="placeholder"))
 
     def eliminate_dead_code(self) -> None:
-        """Remove operators without effect, but keep batch norm's writes, which fx does not know."""
+        """Remove operators without effect, except batch norm's writes to buffers, which fx overlooks."""
         self.graph.eliminate_dead_code(lambda node: node.is_impure() or bool(written_by(node)))
 
     def _recover_untraced_views(self) -> None:
-        """Replace constants that share memory with a traced value by views of that value.
+        """Replace constants that are views of a traced value by operators that compute these views.
 
         `nn.Parameter(x)` of a vmapped `x` is made with every dispatch mode off
         (`Tensor._make_subclass`, torch 2.13): what is then done to the parameter is done to `x`.

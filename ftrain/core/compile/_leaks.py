@@ -24,7 +24,7 @@ _OPAQUE = (type, types.ModuleType, types.CodeType)
 
 
 def refuse_hidden(output: Any, function: str) -> None:
-    """Raise `TypeError` if a traced tensor is reachable from an output without being one of its leaves.
+    """Raise `TypeError` if an output object holds a traced tensor that is not a leaf of the output tree.
 
     Args:
         output: the function's result.

@@ -75,7 +75,7 @@ def lower(
 
 
 def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
-    """Return a function that skips inductor's wrappers if the wrappers did nothing in the first call."""
+    """Return a function that skips inductor's wrappers once they have done nothing in the first call."""
     code: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None = None
     tried = False
 
@@ -165,7 +165,7 @@ def _forget(graph: fx.GraphModule) -> None:
 def separate(
     run: Lowered, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
 ) -> tuple[Lowered, list[torch.Tensor]]:
-    """Wrap `run` to clone those outputs that shared memory in its first call.
+    """Wrap `run` to clone, in every call, the outputs that shared memory with others in the first call.
 
     Compilers merge equal expressions and drop copies: two outputs, or an output and a donated input,
     may come back as one piece of memory though the graph kept them apart. Which ones do is fixed in

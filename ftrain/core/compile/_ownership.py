@@ -1,4 +1,4 @@
-"""Detection of other references to a donated state's tensors, which are then copied first.
+"""Detection of references to a donated state's tensors from elsewhere; such tensors are copied first.
 
 When a state is claimed its containers are gone, and only the list of its leaves refers to the tensors.
 A reference from elsewhere (a name, a dict, another state) shows in a tensor's reference count; a view or
@@ -28,7 +28,7 @@ _ALONE: int = next(map(sys.getrefcount, [object()]))
 
 
 class OwnedLeaves:
-    """Leaves and storages to which only one state refers.
+    """Leaves of a state, and their storages, to which nothing but the state refers.
 
     Attributes:
         leaves: the tensors, in order.
@@ -97,13 +97,13 @@ _known: dict[int, tuple[weakref.ref[Any], OwnedLeaves]] = {}
 
 
 def record(state: Any, owned: OwnedLeaves) -> None:
-    """Store `owned` as the record of a state, for as long as the state lives."""
+    """Store the `OwnedLeaves` of a state, for as long as the state object exists."""
     place = id(state)
     _known[place] = (weakref.ref(state, lambda _: _known.pop(place, None)), owned)
 
 
 def known(state: Any) -> OwnedLeaves | None:
-    """Return the record of a state's leaves that `record` stored; `None` for a state without one."""
+    """Return the `OwnedLeaves` that `record` stored for a state; `None` if it stored none."""
     entry = _known.get(id(state))
     return entry[1] if entry is not None and entry[0]() is state else None
 

@@ -1,4 +1,4 @@
-"""Compiled graph with the guards on its arguments and captured tensors."""
+"""Compiled graph, with guards that check its arguments and captured tensors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _SHOWN = 4  # arguments in the note of a first run that failed
 
 
 class Program:
-    """Compiled graph with the guards on its arguments."""
+    """Compiled graph, with guards that decide whether arguments fit it."""
 
     def __init__(self, call: Call, traced: Traced) -> None:
         tensors = call.tensors()
@@ -73,7 +73,7 @@ class Program:
         self._call: Lowered = self._first
 
     def fits(self, tensors: Sequence[Any], n_known: int) -> bool:
-        """Return True if the program fits these tensors and the present captured tensors.
+        """Return True if the program was compiled for such arguments and for such captured tensors.
 
         Args:
             n_known: the number of leading tensors that are known not to be nested.
@@ -94,7 +94,7 @@ class Program:
         return self._unflatten(leaves)
 
     def state(self, tensors: Sequence[torch.Tensor]) -> Any:
-        """Return the donated argument, rebuilt from its tensors."""
+        """Return the donated state, rebuilt from its tensors."""
         values = iter(tensors)
         return self._state_def.unflatten(
             [next(values) if leaf is TENSOR else leaf for leaf in self._state]
@@ -183,7 +183,7 @@ def _spec(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _any_nested(tensors: Sequence[Any]) -> bool:
-    """Return True if `tensors` holds a nested tensor, which crashes torch's guard, or a non-tensor.
+    """Return True if `tensors` contains a nested tensor, which crashes torch's guard, or a non-tensor.
 
     Takes 0.06 µs per tensor.
     """

@@ -88,7 +88,7 @@ class ProgramModule:
 
 
 def _kernels(module: ast.Module) -> dict[str, set[int]]:
-    """Return, for each kernel that can be read, the positions of the arguments that it only reads."""
+    """Return, for each kernel that can be parsed, the positions of the arguments that it only reads."""
     found = {}
     for statement in module.body:
         if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Call):
@@ -109,7 +109,7 @@ def _read_by_cpp(kinds: list[str]) -> set[int]:
 
 
 def _read_by_triton(name: str, source: str) -> set[int] | None:
-    """Return the positions that a Triton kernel only reads; `None` if its source is of another form.
+    """Return the positions that a Triton kernel only reads; `None` if its source is not recognized.
 
     A buffer that is read and written may be passed twice. `mutated_arg_names` then lists both names, so
     that an input in the list counts as written, too.
@@ -208,7 +208,7 @@ class _Reader:
         return True
 
     def _mentions(self, node: ast.AST) -> bool:
-        """Return True if an expression reads a name that may refer to an argument."""
+        """Return True if an expression reads a variable that may refer to an argument."""
         names = (each.id for each in ast.walk(node) if isinstance(each, ast.Name))
         return not self._arguments.isdisjoint(names)
 
@@ -222,7 +222,7 @@ class _Reader:
         )
 
     def _calls(self, call: ast.Call) -> bool:
-        """Return True if a call may write to an argument; the calls in its arguments are not read."""
+        """Return True if a call may write to an argument, not counting the calls nested inside of it."""
         name = ast.unparse(call.func)
         if not self._mentions(call) or name in (*_HARMLESS, *_HARMLESS_AND_FRESH):
             return False

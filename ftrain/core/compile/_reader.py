@@ -1,4 +1,4 @@
-"""Generated straight-line Python code that reads the leaves from arguments of one structure.
+"""Generated Python code that reads the tensors from arguments of one known structure, without loops.
 
 `optree` flattens 300 leaves of a training state in 64 µs, of which most goes into looking up each
 node's type and sorting each dict's keys. A structure that was seen before needs neither: its reader

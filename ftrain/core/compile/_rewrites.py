@@ -104,7 +104,7 @@ def _copied(func: Callable[..., Any], tensor: torch.Tensor, memo: dict[int, Any]
 
 
 class _Checked:
-    """Placeholder, always true, for a condition that the graph checks when it runs."""
+    """Placeholder for a condition: true during the trace, checked when the graph runs."""
 
     def item(self) -> bool:
         return True

@@ -55,7 +55,7 @@ def is_tracing() -> bool:
 
 @contextlib.contextmanager
 def tracing() -> Iterator[None]:
-    """Make `is_tracing()` true inside the context, for an autograd thread that continues a trace."""
+    """Make `is_tracing()` return True inside the context, for autograd threads that continue a trace."""
     _active.depth += 1
     try:
         yield

@@ -147,7 +147,7 @@ def untraceable(error: BaseException, function: str, calls: Calls) -> TraceError
 
 
 def _of_torch(error: BaseException, place: _Place, calls: Calls) -> tuple[str, str] | None:
-    """Return message and remedy if a torch function needs the value; `None` if user code does."""
+    """Return message and remedy if torch's code needs a tensor's value; `None` if user code does."""
     known = BY_TORCH_LINE.get((place.file, place.name))
     if known is not None:
         return known

@@ -76,7 +76,7 @@ class CudaKernel:
     def draw(
         self, kind: int, key: Tensor, folds: Sequence[int], out: Tensor, a: float = 0, b: float = 0
     ) -> Tensor:
-        """Fill `out` `(*batch, ...)` with draws for keys `(*batch, 2)`; `a` and `b` as in the C code."""
+        """Fill `out` `(*batch, ...)` with draws of a kind (`BITS8`, ...) for keys `(*batch, 2)`."""
         count = out.numel()
         if count:
             count = count >> 1 if kind == PAIRS else count
@@ -94,7 +94,7 @@ class CudaKernel:
         return out
 
     def fold(self, key: Tensor, folds: Sequence[int], data: Tensor | None, out: Tensor) -> Tensor:
-        """Fold the integers `folds`, then integers `data` `(*batch)`, into the keys `(*batch, 2)`."""
+        """Fold `folds` (ints) and then `data` (integers `(*batch)`) into the keys `(*batch, 2)`."""
         rows = out.numel() >> 1
         if rows:
             self._run(FOLD, key, folds, data, out, rows)
@@ -113,7 +113,7 @@ class CudaKernel:
         a: float = 0.0,
         b: float = 0.0,
     ) -> None:
-        """Launch one kernel for `count` elements of all rows; one more for every 32 further folds."""
+        """Launch a kernel for `count` elements, after others that fold in all but 32 of the integers."""
         while len(folds) > FOLDS:
             key = self.fold(key, folds[:FOLDS], None, key.new_empty(key.shape))
             folds = folds[FOLDS:]
@@ -144,7 +144,7 @@ class CudaKernel:
 
 @functools.cache
 def _packer(folded: int) -> struct.Struct:
-    """Return the layout of `struct task` in threefry.cu, with this number of folds."""
+    """Return the packer of the kernel's arguments, `struct task` in threefry.cu, for this many folds."""
     return struct.Struct(f"@PqqPqqP QQQ qqq dd I{folded}I{4 * (FOLDS - folded)}x4x")
 
 
@@ -175,11 +175,11 @@ def _first(index: int) -> CudaKernel | None:
 
 
 class _NoKernelError(RuntimeError):
-    """Error for CUDA kernels that are unavailable; its message is the reason, as a sentence."""
+    """Error for unavailable CUDA kernels, with a sentence that gives the reason as its message."""
 
 
 def _load(index: int) -> CudaKernel:
-    """Open the driver on a CUDA device and return its kernels, without a cache; raise if that fails."""
+    """Compile and load the kernels for a CUDA device, without a cache; raise if that fails."""
     if torch.version.cuda is None:
         raise _NoKernelError("This build of torch is not for NVIDIA's CUDA.")
     major, minor = torch.cuda.get_device_capability(index)
@@ -202,7 +202,7 @@ def _load(index: int) -> CudaKernel:
 
 @contextlib.contextmanager
 def _current(driver: ctypes.CDLL, context: ctypes.c_void_p) -> Iterator[None]:
-    """Make a CUDA context the current one of this thread inside the `with` block."""
+    """Make a CUDA context current in this thread inside the `with` block."""
     _check(driver, driver.cuCtxPushCurrent_v2(context))
     try:
         yield
@@ -283,7 +283,7 @@ def compiled(kind: int, architecture: str) -> bytes:
 
 
 def _nvrtc() -> ctypes.CDLL:
-    """Return the NVRTC of the CUDA that torch was built with: a package's or the system's."""
+    """Return the NVRTC library of torch's CUDA version, from a Python package or from the system."""
     major = str(torch.version.cuda).partition(".")[0]
     windows = sys.platform == "win32"
     file = f"nvrtc64_{major}0_0.dll" if windows else f"libnvrtc.so.{major}"

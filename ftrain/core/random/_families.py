@@ -49,7 +49,7 @@ def binomial(key: Tensor, folds: Ints, count: Tensor, prob: Tensor) -> Tensor:
 
 
 def von_mises(key: Tensor, folds: Ints, concentration: Tensor) -> Tensor:
-    """Return von Mises samples around 0, angles in [-pi, pi], without a derivative."""
+    """Return von Mises samples around 0: angles in [-pi, pi], without a derivative."""
     return _von_mises(key, folds, concentration.detach())
 
 
@@ -94,7 +94,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _rows(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return the tensors with the dimension mapped by vmap first; expand those without it."""
+    """Move the dimension that vmap maps to the front of each tensor; expand tensors that lack it."""
     return [
         t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
         for t, dim in zip(tensors, dims, strict=True)
@@ -102,7 +102,7 @@ def _rows(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> l
 
 
 def _define(name: str, arguments: str, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Define an operator `(key, folds, *parameters)` that draws samples, with its vmap rule."""
+    """Define an operator `(key, folds, *parameters)` that draws samples, and its vmap rule."""
 
     def rule(info: Any, dims: Any, key: Tensor, folds: Ints, *params: Tensor) -> Any:
         rows = _rows(info.batch_size, (dims[0], *dims[2:]), (key, *params))
@@ -127,7 +127,7 @@ _von_mises = _define("von_mises", "Tensor concentration", _von_mises_kernel)
 
 
 def _define_slope(name: str, arguments: str, kernel: Callable[..., Tensor]) -> Any:
-    """Define an operator that adds a vmap rule to an elementwise torch function without one."""
+    """Define an operator with a vmap rule for an elementwise torch function that has none."""
 
     def rule(info: Any, dims: Any, *tensors: Tensor) -> Any:
         return operator(*_rows(info.batch_size, dims, tensors)), 0
@@ -172,7 +172,7 @@ _slope: Callable[..., Tensor] = _Slope.apply
 
 
 class _Sample(torch.autograd.Function):
-    """Sampler `(key, *parameters, folds)` for autograd; subclasses set operator and derivative."""
+    """Base autograd function of samplers `(key, *parameters, folds)`; subclasses add the derivative."""
 
     operator: Callable[..., Tensor]
 

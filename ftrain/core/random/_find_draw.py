@@ -1,4 +1,4 @@
-"""Search for the line that drew from a global generator: repeat the call under a trace function.
+"""Search for the line that drew from a global generator, by repeating the call under `sys.settrace`.
 
 Used only before an error is raised, because it makes Python several times slower. The generators are
 compared at every line of user code that runs, in this thread and in the threads that the call starts; a
@@ -78,11 +78,11 @@ class _Here(threading.local):
 
 
 class _Waited(BaseException):
-    """Signal to end a search because other threads have run for too long meanwhile."""
+    """Exception that ends a search because other threads kept this one waiting for too long."""
 
 
 class Draw(NamedTuple):
-    """Line that advanced global generators.
+    """Line of code that advanced global generators, and the names of the generators.
 
     Attributes:
         names: the generators, as `_generators.moved` names them.
@@ -99,7 +99,7 @@ def is_alone() -> bool:
 
 
 def find_draws(run: Callable[[], Any], marks: _generators.Marks) -> list[Draw]:
-    """Repeat the call `run`; return the lines that advance a generator each time, in order.
+    """Repeat the call `run`; return the lines that advance a generator in every repetition, in order.
 
     Args:
         run: the call that has moved a generator; it is repeated.
@@ -166,7 +166,7 @@ class _Tracer:
             self._here.returned.clear()
 
     def draws(self) -> list[Draw]:
-        """Return the draws that were not undone (by `fork_rng` or by checkpointing), in order."""
+        """Return the draws found, in order, but not those undone later (`fork_rng`, checkpointing)."""
         names: dict[str, list[str]] = {}
         for _, name, line in sorted(
             (count, name, line) for name, draws in self._draws.items() for count, _, line in draws
@@ -190,7 +190,7 @@ class _Tracer:
         self._forgive()
 
     def _forgive(self) -> None:
-        """Ignore draws that other threads made while torch had released the interpreter lock."""
+        """Ignore draws that other threads made while torch had released Python's interpreter lock."""
         if self._has_others and not self._has_started:
             self._here.returned.clear()
             self._last = _generators.settled(self._last)
@@ -286,7 +286,7 @@ class _Tracer:
 
 
 def _time_of_others() -> float:
-    """Return the processor time of the other Python threads, in seconds; 0 where Linux does not tell."""
+    """Return the processor time of the other Python threads, in seconds; 0 where /proc lacks it."""
     nanoseconds = 0
     for thread in threading.enumerate():
         if thread is not threading.current_thread():
@@ -298,7 +298,7 @@ def _time_of_others() -> float:
 
 
 def _place(frame: FrameType | None) -> tuple[FrameType, int] | None:
-    """Return the innermost frame of user code inside the searched call, and the frame's line number."""
+    """Return the innermost frame of user code within the repeated call, and its line number."""
     while frame is not None and _is_below(frame.f_code.co_filename):
         frame = frame.f_back if frame.f_code is not _search.__code__ else None
     return None if frame is None else (frame, frame.f_lineno)
@@ -306,7 +306,7 @@ def _place(frame: FrameType | None) -> tuple[FrameType, int] | None:
 
 @functools.lru_cache(maxsize=4096)
 def _calls(code: types.CodeType) -> frozenset[int]:
-    """Return the offsets of the instructions that may draw other than through a function of Python."""
+    """Return the offsets of the bytecode instructions that may call C functions, which may draw."""
     return frozenset(
         each.offset for each in dis.get_instructions(code) if each.opname.startswith(_CALLS)
     )
@@ -321,7 +321,7 @@ def _is_of_torch(function: Any) -> bool:
 
 
 def _may_draw(function: Any, caller: FrameType) -> bool:
-    """Return True for C functions that may draw from torch's generator, or seed it."""
+    """Return True for C functions that may draw from a global generator or seed one."""
     if isinstance(getattr(function, "__self__", None), torch.Generator):
         return function.__name__ not in _READ
     known = sys.stdlib_module_names | {"torch", "numpy"}
@@ -342,13 +342,13 @@ def _root(function: Any) -> str:
 
 @functools.lru_cache(maxsize=4096)
 def _is_below(filename: str) -> bool:
-    """Return True for the files of libraries: torch, ftrain, NumPy and Python's standard library."""
+    """Return True for a file of torch, ftrain, NumPy or Python's standard library."""
     return _is_idle(filename) or filename.startswith(_NUMPY) or filename == random.__file__
 
 
 @functools.lru_cache(maxsize=4096)
 def _is_idle(filename: str) -> bool:
-    """Return True for files whose Python code does not draw: torch, ftrain, the standard library.
+    """Return True for a file whose Python code never draws: of torch, ftrain or the standard library.
 
     `random` of the standard library draws and is excluded.
     """

@@ -37,7 +37,7 @@ def unit(raw: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def below(raw: Tensor, p: float) -> Tensor:
-    """Return `u < p` for uniforms `u = k / 2^23`, as `k < ceil(p 2^23)`, from 32-bit words."""
+    """Return `u < p` for the uniforms `u = k / 2^23` of 32-bit words, computed as `k < ceil(p 2^23)`."""
     return ((raw.view(torch.int32) >> 9) & 0x007FFFFF) < threshold(p)
 
 

@@ -78,7 +78,7 @@ def read_again(before: Marks) -> Marks:
 
 
 def moved(before: Marks) -> tuple[str, ...]:
-    """Return the names of the generators whose states differ from those in `before`."""
+    """Return the names of the generators whose current states differ from those in `before`."""
     if (
         _read_numpy() == before.numpy
         and _read_python() == before.python
@@ -91,7 +91,7 @@ def moved(before: Marks) -> tuple[str, ...]:
 
 
 def moved_quietly(before: Marks) -> tuple[str, ...]:
-    """Return `moved` for all but torch's generators, whose reading lets other threads run."""
+    """Return `moved` for all generators but torch's, because reading those lets other threads run."""
     names = ["numpy"] if _read_numpy() != before.numpy else []
     if _read_python() != before.python:
         names.append("python")
@@ -101,7 +101,7 @@ def moved_quietly(before: Marks) -> tuple[str, ...]:
 
 
 def settled(marks: Marks) -> Marks:
-    """Return `marks` with the current states of NumPy's and Python's generators."""
+    """Return `marks` with its states of NumPy's and Python's generators replaced by the current ones."""
     return marks._replace(numpy=_read_numpy(), python=_read_python())
 
 

@@ -1,4 +1,4 @@
-"""Conversion of random words to integers in a range, and how often `permutation` sorts to shuffle.
+"""Conversion of random words to integers in a range, and the number of sorts in a permutation.
 
 All arithmetic is on int64 tensors, which wrap; unsigned 64-bit remainders are built from signed ones.
 
@@ -51,12 +51,12 @@ def between(high: Tensor, low: Tensor, base: Tensor, span: Tensor, dtype: torch.
 
 
 def sorting_rounds(count: int) -> int:
-    """Return how often to sort by new random words until ties are improbable (XLA's rule)."""
+    """Return how many times a shuffle sorts by new random words to make ties improbable (XLA's rule)."""
     return math.ceil(3 * math.log(max(1, count)) / math.log(2**32 - 1))
 
 
 def clipped(minval: int, maxval: int, dtype: torch.dtype) -> tuple[int, int]:
-    """Clip bounds to a dtype's range; return the lower one and the number of values (modulo 2^n).
+    """Clip bounds to a dtype's range; return the lower bound and the number of values modulo 2^n.
 
     Both are signed 64-bit words; n is 64 for 64-bit dtypes, else 32. An empty range counts as one value,
     `minval`. A maxval above the dtype's range includes its largest value.
@@ -70,7 +70,7 @@ def clipped(minval: int, maxval: int, dtype: torch.dtype) -> tuple[int, int]:
 def clipped_tensors(
     minval: int | Tensor, maxval: int | Tensor, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Return the result of `clipped` as tensors, for bounds of which at least one is a tensor."""
+    """Return the result of `clipped` as tensors, for bounds that are tensors (one of them or both)."""
     lowest, highest = RANGE[dtype]
     highest = min(highest, 2**63 - 1)
     least, most = (_int64(bound, device) for bound in (minval, maxval))

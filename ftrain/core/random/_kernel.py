@@ -141,7 +141,7 @@ def _first() -> Kernel | None:
 
 
 class _NoKernelError(Exception):
-    """Error for a C kernel that is unavailable; its message is the reason, as a sentence."""
+    """Error for an unavailable C kernel, with a sentence that gives the reason as its message."""
 
 
 def _reason(error: Exception) -> str:
@@ -173,7 +173,7 @@ def _load() -> Kernel:
 
 
 def _library(compiler: tuple[str, ...], extra: tuple[str, ...]) -> Kernel:
-    """Return the library compiled with the flags `extra`, from the cache if it is there and intact."""
+    """Return the library compiled with the flags `extra`, from the cache if it holds an intact copy."""
     path = cache_folder() / f"threefry-{_fingerprint(compiler, extra)}.so"
     cached = path.exists()
     if not cached:

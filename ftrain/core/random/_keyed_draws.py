@@ -45,7 +45,7 @@ def _deliver(
     memory_format: torch.memory_format | None = None,
     names: None = None,
 ) -> Tensor:
-    """Apply the options of a torch factory to a drawn tensor: `out`, memory format, gradient."""
+    """Apply options of torch's factory functions (`out`, `requires_grad`, ...) to a drawn tensor."""
     if layout not in (None, torch.strided) or names is not None:
         raise TypeError(
             f"a draw in `keyed`: expected layout=torch.strided and names=None, got {layout=}, {names=}."
@@ -233,7 +233,7 @@ def multinomial(
 
 
 def memory(allocate: Callable[..., Tensor]) -> Handler:
-    """Return a handler of `torch.empty` or the like that allocates a row per key under vmap.
+    """Return a replacement for `torch.empty` or the like that allocates a row per key under vmap.
 
     So `torch.vmap` over keys gives each row its own initial weights, and `empty_like(x).exponential_()`
     its own noise, where torch would refuse to write batched values into unbatched memory.
@@ -256,7 +256,7 @@ def memory(allocate: Callable[..., Tensor]) -> Handler:
 
 
 def exponential(unit: Tensor) -> Tensor:
-    """Map U[0, 1) to Exp(1) samples above 0, whose logarithms are finite, as in torch's kernels."""
+    """Map U[0, 1) samples to Exp(1) samples that are never 0, as in torch's kernels."""
     return (-torch.log1p(-unit)).clamp_min(torch.finfo(unit.dtype).eps / 2)
 
 

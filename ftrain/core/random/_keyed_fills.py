@@ -128,7 +128,7 @@ def _integer_bound(dtype: torch.dtype) -> int:
 def _two(
     args: Sequence[Any], named: dict[str, Any], first: tuple[str, Any], second: tuple[str, Any]
 ) -> tuple[Any, Any]:
-    """Return two arguments that were given by position, by name, or not at all (their defaults)."""
+    """Return the two parameters of a fill, given by position or by name, or else their defaults."""
     values = list(args) + [None] * (2 - len(args))
     given = [named.get(name, default) for name, default in (first, second)]
     first_value, second_value = (values[i] if i < len(args) else given[i] for i in range(2))
@@ -136,7 +136,7 @@ def _two(
 
 
 def _of_memory(fill: Handler) -> Handler:
-    """Make a fill skip meta tensors: arithmetic on them imports Dynamo, which takes seconds."""
+    """Make a fill do nothing for meta tensors, whose arithmetic would import Dynamo (takes seconds)."""
 
     @functools.wraps(fill)
     def filled(stream: KeyStream, self: Tensor, *args: Any, **kwargs: Any) -> Tensor:

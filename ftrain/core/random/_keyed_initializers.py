@@ -1,4 +1,4 @@
-"""Initial weights that depend on the path of a parameter, not on the order of construction.
+"""Initial weights that depend on each parameter's path, not on the order of construction.
 
 While a constructor runs, modules do not have paths yet. So a model is built twice: `observe` notes which
 parameter each random draw went to, and `construct` gives these draws, one by one, the key of the path
@@ -109,7 +109,7 @@ def _built(build: Callable[[], T], stream: _Initial, plan: InitializerPlan) -> T
 
 
 def _watched(run: Callable[[], T], plan: InitializerPlan) -> T:
-    """Call `run()` until it advances only generators that `plan` seeds; return its result.
+    """Repeat `run()` until all generators that it advances are seeded by `plan`; return its result.
 
     Each repetition adds to `plan.seeded` the generators that the call before it advanced.
     """
@@ -155,7 +155,7 @@ def _seeded(stream: KeyStream, plan: InitializerPlan) -> Iterator[None]:
 
 
 class _Initial(KeyStream):
-    """Stream that counts initialisations: calls of `torch.nn.init`, and draws outside of these."""
+    """Key stream that counts initializations: calls of `torch.nn.init`, and draws outside of these."""
 
     def __init__(self, key: Tensor) -> None:
         super().__init__(key)
@@ -225,7 +225,7 @@ def _storage(tensor: Tensor) -> StorageWeakRef:
 
 
 def _initializer(frame: FrameType | None) -> FrameType | None:
-    """Return the frame of the outermost running function of `torch.nn.init`; `None` without one."""
+    """Return the frame of the outermost running function of `torch.nn.init`; `None` if none runs."""
     found = None
     while frame is not None:
         if frame.f_code.co_filename == _INITIALIZERS:

@@ -118,7 +118,7 @@ def scaled_dot_product_attention(
 
 
 def recurrent(name: str) -> Handler:
-    """Return a handler of `_VF.lstm` (or gru, rnn_tanh, rnn_relu) with keyed dropout between layers."""
+    """Return a replacement for `_VF.lstm` (gru, rnn_tanh, ...) with keyed dropout between layers."""
     kernel, operator = getattr(torch, name), getattr(torch.ops.aten, name)
 
     def layers(stream: KeyStream, input: Tensor, second: Any, *rest: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Dispatch mode that keys every random operator, also those that the function mode cannot see.
+"""Dispatch mode that gives a key to each random operator, even if function modes cannot see it.
 
 `KeyedOperators` is a dispatch mode. It sees each operator that torch runs in its thread, those of
 `torch.jit`, of C++ and of patched or captured functions included, and redraws those tagged
@@ -58,7 +58,7 @@ _TAGGED = frozenset({"aten", "prims", "prim", "ftrain"})
 
 
 class ThreadState(threading.local):
-    """Per-thread state of the detection of draws without a key; modes and checks share it as `here`.
+    """Per-thread state (`here`) shared by the modes and checks that detect draws without a key.
 
     Attributes:
         operators: True if `keyed` contexts enter the operator mode (`KeyedOperators`).
@@ -113,7 +113,7 @@ class KeyedOperators(DispatchMode):
 
 
 def _decide(func: Any) -> Action:
-    """Choose and cache how to run an operator: keyed, checked to draw nothing, or unchanged."""
+    """Choose how to run an operator (with a key, with a check that it draws nothing, unchanged)."""
     if isinstance(func, HigherOrderOperator) or func.namespace not in _TAGGED:
         action: Action = _check if not _is_drawing(func) else _draw
     else:
@@ -127,7 +127,7 @@ _ACTIONS: dict[Any, Action] = {}
 
 @functools.cache
 def _is_composed(kind: type) -> bool:
-    """Return True if a tensor subclass implements each operator by calls of other operators."""
+    """Return True for a tensor subclass that implements operators by calling other operators."""
     return runs_by_others(kind) and not issubclass(kind, TRACED_TENSORS)
 
 
@@ -207,7 +207,7 @@ def _named(handlers: dict[Any, Handler]) -> dict[str, Handler]:
 
 
 def _functional(fill: Handler) -> Handler:
-    """Turn an in-place handler, like that of `uniform_`, into one that returns a new tensor."""
+    """Turn a replacement for an in-place operator (`uniform_`) into one that returns a new tensor."""
 
     def drawn(
         stream: KeyStream, input: Tensor, *args: Any, out: Any = None, **kwargs: Any

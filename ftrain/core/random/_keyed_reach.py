@@ -1,4 +1,4 @@
-"""Torch functions that draw in their bodies, and copies of them whose draws the function mode sees.
+"""Torch functions that draw inside, and copies of them whose draws a function mode can see.
 
 A `TorchFunctionMode` sees `F.multi_head_attention_forward` as one call: torch runs the function's body
 with the mode popped, and the dropout in it would draw from the global generator. The body calls
@@ -90,7 +90,7 @@ def is_random(func: Callable[..., Any]) -> bool:
 
 
 def draws_nothing(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Return True if an operator that may draw is called with dropout rate 0 or in eval mode."""
+    """Return True if a call of a random operator draws nothing: its dropout rate is 0, or eval mode."""
     for overload in _overloads(func):
         given = _arguments(overload, args, kwargs)
         rates = [given[name] for name in ("dropout_p", "dropout") if name in given]
@@ -143,7 +143,7 @@ def _overloads(func: Callable[..., Any] | str) -> list[_Overload]:
 
 @functools.lru_cache(maxsize=4096)
 def draws_inside(func: types.FunctionType) -> bool:
-    """Return True if a torch function, or one of torch that it calls, uses a random operator."""
+    """Return True if a torch function uses a random operator, itself or in a torch function it calls."""
     seen: set[types.CodeType] = set()
 
     def names_one(code: types.CodeType, scope: dict[str, Any]) -> bool:
@@ -178,14 +178,14 @@ def draws_inside(func: types.FunctionType) -> bool:
 
 @functools.lru_cache(maxsize=512)
 def without_dispatch(func: types.FunctionType) -> types.FunctionType:
-    """Copy a torch function so that it runs its body instead of calling the function mode."""
+    """Return a copy of a torch function that runs its body directly, bypassing the function mode."""
     return _copy(func, {})
 
 
 def _copy(
     func: types.FunctionType, copies: dict[types.FunctionType, types.FunctionType]
 ) -> types.FunctionType:
-    """Copy a function and those that it captures; `copies` holds the copies made so far."""
+    """Copy a function and the functions that it captures; `copies` holds the copies made so far."""
     if func in copies:
         return copies[func]
     scope = func.__globals__ | {

@@ -58,7 +58,7 @@ Running = tuple[nn.Module, bool]
 
 @dataclasses.dataclass
 class _Counts:
-    """Number of draws so far at each site, and the names given to modules without a path.
+    """Number of draws so far at each call site, and the names given to modules without a path.
 
     Attributes:
         draws: the number of draws at each path.
@@ -114,7 +114,7 @@ class KeyStream:
         return self._key
 
     def folds(self) -> tuple[int, int, int]:
-        """Return three integers that give the next draw's key when folded into the context's key."""
+        """Return three integers for the next draw; its key is the context's key with these folded in."""
         if self._loops:
             raise UnkeyedRandomError(_ENTER_INSIDE.format(**_LOOP))
         if backward_pass() != self._backward:
@@ -133,7 +133,7 @@ class KeyStream:
         return keys.fold_in(self._key, low, folds=(high,))
 
     def _next_at(self, frame: FrameType | None, suffix: str = "") -> tuple[int, int, int]:
-        """Return the hash of the site at this frame, and the number of earlier draws at the site."""
+        """Return the hash of the call site at a stack frame, and the number of earlier draws there."""
         path = self._path(self._chain(frame)) + suffix
         count = self._counts.draws[path]
         self._counts.draws[path] = count + 1
@@ -144,7 +144,7 @@ class KeyStream:
 
     @contextlib.contextmanager
     def below_functions(self) -> Iterator[None]:
-        """Count draws inside the context, those of `KeyedOperators`, separately from other draws."""
+        """Count the draws that `KeyedOperators` makes inside the context separately from all others."""
         self._suffix = "!"
         try:
             yield
@@ -153,7 +153,7 @@ class KeyStream:
 
     @contextlib.contextmanager
     def inside_operator(self) -> Iterator[None]:
-        """Mark the body of a higher-order operator: it runs many times eagerly, but once in a trace."""
+        """Make draws raise inside the context: a trace would run the body of an operator only once."""
         self._loops += 1
         try:
             yield
@@ -195,7 +195,7 @@ class KeyStream:
         yield numbered
 
     def again(self) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-        """Return a function that makes contexts, each repeating the draws that follow this call.
+        """Return a function that makes contexts; draws in each repeat those that follow this call.
 
         A backward pass enters it to recompute a checkpointed region, once or several times.
         """
@@ -204,14 +204,14 @@ class KeyStream:
         return lambda: self.enter(self._like(key, around, counts.copy()))
 
     def _like(self, key: Tensor, around: list[Running], counts: _Counts) -> KeyStream:
-        """Return a stream for a backward pass; it counts draws as made in the modules `around`."""
+        """Return a stream for use in a backward pass, with draws attributed to the modules `around`."""
         stream = KeyStream(key, self._root)
         stream._around, stream._counts = around, counts
         stream._names, stream._hashes = self._names, self._hashes
         return stream
 
     def _chain(self, frame: FrameType | None) -> list[Running]:
-        """Return the modules called inside the context that run at a frame, innermost first."""
+        """Return the modules called inside the context that run at a stack frame, innermost first."""
         return _running(frame)[: -self._outside or None] + self._around
 
     def _path(self, chain: list[Running]) -> str:
@@ -322,7 +322,7 @@ class KeyStream:
 
 
 def _running(frame: FrameType | None) -> list[Running]:
-    """Return the modules that run at a frame, innermost first, each with True if in `__init__`."""
+    """Return the modules that run at a stack frame, innermost first; True marks those in `__init__`."""
     found: list[Running] = []
     while frame is not None:
         code = frame.f_code

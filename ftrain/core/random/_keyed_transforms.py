@@ -20,7 +20,7 @@ __all__ = ["UNDER_TRANSFORMS", "into"]
 
 
 def requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
-    """Ignore `requires_grad_()`, which torch.func refuses, if a tensor requires a gradient already.
+    """Skip `requires_grad_()`, which torch.func refuses, for a tensor that requires a gradient already.
 
     Models of `transformers` call it on their embeddings, for checkpointing with reentry.
     """
@@ -77,7 +77,7 @@ def into(func: Callable[..., Any], *args: Any, out: Any, **kwargs: Any) -> Any:
 
 
 def taking_two_dtypes(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Return a normalization that maps an input in half precision beside parameters in float32.
+    """Make a normalization accept half-precision inputs with float32 parameters under vmap.
 
     Its kernels take both, but torch's batching rules call them in a form that is refused (torch 2.13).
     The kernels compute in float32 and round the output, as is done here.
@@ -95,7 +95,7 @@ def taking_two_dtypes(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
 
 def _autocasts(norm: Callable[..., Tensor], device: str) -> bool:
-    """Return True if autocast gives a normalization float32 only, which it does off the CPU."""
+    """Return True if autocast runs a normalization in float32, which it does except on the CPU."""
     return (
         device != "cpu"
         and norm.__name__ in ("layer_norm", "group_norm")

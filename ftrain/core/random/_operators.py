@@ -105,7 +105,7 @@ def _fold_in(key: Tensor, data: Tensor) -> Tensor:
 
 
 def _for(key: Tensor) -> _kernel.Kernel | _cuda_kernel.CudaKernel | None:
-    """Return the kernels of the key's device, `None` if it has none."""
+    """Return the compiled kernels for the device of a key; `None` if there are none for it."""
     device = key.device
     if device.type == "cpu":
         return _kernel.kernel()
@@ -113,7 +113,7 @@ def _for(key: Tensor) -> _kernel.Kernel | _cuda_kernel.CudaKernel | None:
 
 
 def _drawn(key: Tensor, shape: Ints, dtype: torch.dtype) -> Tensor:
-    """Return uninitialized memory for a draw, on the key's device rather than torch's default one."""
+    """Return an uninitialized tensor for the draws of a key or keys, on their device."""
     if key.ndim > 1:
         shape = (*key.shape[:-1], *shape)
     return torch.empty(shape, dtype=dtype, device=key.device)

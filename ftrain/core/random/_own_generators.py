@@ -1,4 +1,4 @@
-"""Random generators that a program creates and a function can reach, and their states.
+"""Random generators created by user code and reachable from a function, and their states.
 
 `numpy.random.default_rng(0)` or `random.Random(0)` in a closure, in a global variable or in an attribute
 of a model gives other numbers at each call. Nothing counts their draws, so their states are compared

@@ -48,7 +48,7 @@ def refusal(func: Any, why: str) -> UnkeyedRandomError:
 
 
 def unkeyed_draw(names: tuple[str, ...], where: str) -> UnkeyedRandomError:
-    """Return the error for a draw from generators, named as `_generators.moved` names them."""
+    """Return the error for draws from the named generators, which no key reaches."""
     whose = " and ".join(_WHOSE[name] for name in names)
     of_torch = "torch" in names or "device" in names
     return UnkeyedRandomError(

@@ -194,7 +194,7 @@ def _rejected(
 
 
 def _draws(key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype) -> tuple[Draw, Draw]:
-    """Return two functions, which draw 1-d uniforms and 1-d normals for one rejection round."""
+    """Return two functions that draw uniforms and normals, both 1-d, for one rejection round."""
 
     def uniform(i: int) -> Tensor:
         return _operators._uniform(key, (*folds, i), shape, dtype, 0.0, 1.0).reshape(-1)

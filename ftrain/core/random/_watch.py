@@ -43,7 +43,7 @@ _ONCE = (
 
 
 class Watch:
-    """Detector of draws without a key in calls of pure functions, which it may run twice.
+    """Runner of pure functions that raises if they draw without a key; may run them twice.
 
     Args:
         *roots: the functions and modules whose own generators are compared too.
@@ -107,7 +107,7 @@ class Watch:
         return out
 
     def _is_due(self) -> bool:
-        """Return True if the line that drew must be searched for: ever more rarely if threads draw."""
+        """Return True if a search for a draw is due now; while other threads draw, ever more rarely."""
         if self._others == 0 or is_alone():
             return True
         self._others += 1
@@ -136,7 +136,7 @@ def require_line(run: Callable[[], Any] | None, before: Marks, names: tuple[str,
 
 
 def failed(error: Exception, before: Marks) -> Exception:
-    """Restore the generators after a call that raised; return the exception to raise.
+    """Restore the generators after a call raised `error`; return the exception to raise instead.
 
     With other threads only if the error shows that the call has drawn: their draws are not undone.
     """
@@ -179,7 +179,7 @@ def watched_trace(run: Callable[[], T], *roots: Any) -> T:
 
 @contextlib.contextmanager
 def _operators_seen() -> Iterator[None]:
-    """Run the context under `KeyedOperators`: every operator that draws uses a key, or raises.
+    """Give a key to every operator that draws inside the context, or raise if it has none.
 
     The operators inside a `keyed` context draw from its key; those outside of one raise.
     """

@@ -31,7 +31,7 @@ _MANY = 4096
 
 
 class _Block:
-    """Record of one source location that enters `keyed`.
+    """Record of one source location at which user code enters `keyed`.
 
     Attributes:
         code: kept alive, so that its id is not reused.

@@ -157,7 +157,7 @@ def innermost_stream() -> KeyStream | None:
 
 @contextlib.contextmanager
 def scoped(kind: str) -> Iterator[Scope]:
-    """Give the iterations of a loop, or branches, separate draws; see `KeyStream.scope`.
+    """Give each iteration of a loop, or each branch, separate draws; see `KeyStream.scope`.
 
     Without a surrounding `keyed` the yielded contexts do nothing.
     """
