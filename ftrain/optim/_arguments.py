@@ -1,4 +1,4 @@
-"""Error messages for unknown arguments of an algorithm, most often torch's names such as `lr`."""
+"""Error messages for unknown arguments of an optimizer, most often torch's names such as `lr`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _TORCH = {
 def algorithm(
     build: Callable[_P, GradientTransformation],
 ) -> Callable[_P, GradientTransformation]:
-    """Wrap an algorithm so that an unknown argument raises an error with a remedy.
+    """Wrap an optimizer function so that an unknown argument raises an error with a remedy.
 
     Example:
         >>> @algorithm

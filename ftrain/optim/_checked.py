@@ -1,4 +1,4 @@
-"""Wrapper of an optimizer that adds the checks with which every `update` begins."""
+"""Wrapper of an optimizer that checks the arguments of `update` before each call."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def required_params(name: str, params: PyTree | None) -> PyTree:
 
 
 def other_options(name: str, difference: str) -> ValueError:
-    """Return the error for a state that an optimizer with other options made."""
+    """Return the error for a state that was made by the same optimizer with other options."""
     return ValueError(
         f"`{name}`: expected a state made with the same options, got one with {difference}. "
         "Give the optimizer the options of the one that made the state, or start from its own "

@@ -98,7 +98,7 @@ def optimizer(wrapper: str, inner: object) -> None:
 def function_needed(
     algorithm: str, name: str, value: Callable[[PyTree], Any] | None
 ) -> Callable[[PyTree], Any]:
-    """Return `value`, a function that `algorithm` needs; raise if it is not callable."""
+    """Return `value`, a function that the optimizer `algorithm` calls; raise if it is not callable."""
     if not callable(value):
         raise ValueError(
             f"`{algorithm}`: expected `{name}`, a pure function of the parameters alone, got {value!r}. "

@@ -1,4 +1,4 @@
-"""Loop that applies the rule of an algorithm to each leaf of checked trees.
+"""Loop that applies an algorithm's update rule to each parameter, after checks of the trees.
 
 An algorithm then reads as its paper does: the scalars of this update, computed once in float64, and a
 rule from gradient and memory to update and new memory.
@@ -30,7 +30,7 @@ __all__ = ["Leaf", "Rule", "debias", "each_leaf", "started", "stateless"]
 
 
 class Leaf(NamedTuple):
-    """One parameter with its gradient and memory: the first argument of an algorithm's rule.
+    """One parameter with its gradient and optimizer state: the first argument of an update rule.
 
     Attributes:
         grad: the gradient, in the dtype of the memory; in its own dtype without memory.
@@ -63,7 +63,7 @@ def each_leaf(
     further: int = 0,
     **scalars: Hyperparameter,
 ) -> tuple[PyTree, ...]:
-    """Apply an algorithm's rule at every leaf; return trees of the updates and the new memory.
+    """Apply an update rule to every parameter; return trees of the updates and of the new state.
 
     Args:
         rule: from a `Leaf` and the scalars by name to `(update, *new memory)`.
@@ -108,7 +108,7 @@ def each_leaf(
 def _named(
     scalars: Mapping[str, Hyperparameter], shrink: Hyperparameter
 ) -> Callable[[torch.device, torch.dtype], tuple[dict[str, Hyperparameter], Hyperparameter]]:
-    """Return `f(device, dtype)`, which returns `({name: scalar}, shrink)` converted to the two."""
+    """Return `f(device, dtype)`, which converts the scalars to both: `({name: scalar}, shrink)`."""
     place = scalars_by_device(*scalars.values(), shrink)
 
     @functools.cache
@@ -122,7 +122,7 @@ def _named(
 
 
 def stateless(name: str | None, rule: Rule, **scalars: Hyperparameter) -> GradientTransformation:
-    """Return a transformation without state that applies a rule at every leaf.
+    """Return a transformation without state that applies a rule to every leaf.
 
     Args:
         name: of the transformation, if its rule reads the parameters; else None.
@@ -146,7 +146,7 @@ def stateless(name: str | None, rule: Rule, **scalars: Hyperparameter) -> Gradie
 
 
 def started(params: PyTree, learning_rate: LearningRate) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return two fields of an initial state: the update count, 0, and the first learning rate."""
+    """Return the update count (0) and the learning rate of an optimizer's initial state."""
     leaves, _ = parameters(params)
     count = zero_count(first_device(leaves))
     return count, rate_at(learning_rate, count).float()

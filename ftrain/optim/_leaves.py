@@ -52,7 +52,7 @@ def gradients(grads: PyTree) -> tuple[list[torch.Tensor], tree.TreeDef]:
 def matching_leaves(
     first: tuple[str, PyTree], *rest: tuple[str, PyTree], strict_dtype: bool = True
 ) -> tuple[tuple[list[torch.Tensor], ...], tree.TreeDef]:
-    """Return the leaves of several trees, checked to have the structure, shapes and dtypes of the first.
+    """Return the leaves of several trees; raise unless all match the first in structure, shape, dtype.
 
     With `strict_dtype` a leaf may have the dtype of the first tree's leaf or its compute dtype;
     otherwise any floating dtype.
@@ -85,7 +85,7 @@ def matching_leaves(
 
 
 def zeros_like(params: PyTree) -> PyTree:
-    """Return a tree of zeros like the parameters, in the dtypes of moments."""
+    """Return a tree of zeros in the shapes of the parameters and the dtypes of their moments."""
     leaves, treedef = parameters(params)
     return tree.unflatten(
         treedef, [torch.zeros_like(p, dtype=compute_dtype(p.dtype)) for p in leaves]
@@ -100,7 +100,7 @@ def first_device(leaves: Sequence[torch.Tensor]) -> torch.device:
 def scalars_by_device(
     *scalars: Hyperparameter,
 ) -> Callable[[torch.device, torch.dtype], tuple[Hyperparameter, ...]]:
-    """Return `f(device, dtype)`, which returns the scalars converted to them and caches the result.
+    """Return `f(device, dtype)`, which returns the scalars converted to both, and caches them.
 
     Scalars in float64 would widen 0-d parameters. Python numbers pass through. Two or more tensors
     are stacked, because inductor writes a stack to memory: otherwise it repeats the whole schedule and
@@ -125,7 +125,7 @@ def scalars_by_device(
 
 
 def add_scaled(x: torch.Tensor, y: torch.Tensor, factor: Hyperparameter) -> torch.Tensor:
-    """Return `x + factor y`, rounded once on the CPU, as `torch.optim` does."""
+    """Return `x + factor y`; on the CPU it is rounded once, as in `torch.optim`."""
     if isinstance(factor, torch.Tensor):
         return torch.addcmul(x, y, factor)
     return torch.add(x, y, alpha=factor)
@@ -138,7 +138,7 @@ def within(x: torch.Tensor, bound: Hyperparameter) -> torch.Tensor:
 
 
 def safe_sqrt(squares: torch.Tensor) -> torch.Tensor:
-    """Return the square root, with derivative 0 at 0 instead of the infinite one of `sqrt`.
+    """Return the square root, with derivative 0 at 0 instead of infinity.
 
     An entry whose gradients were all zero (a row of an embedding that no batch has used) would make
     every hypergradient NaN. Values below the smallest normal number count as that number: beside an

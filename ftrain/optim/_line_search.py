@@ -1,4 +1,4 @@
-"""Line search as one graph loop, which brackets a suitable step and then narrows the bracket.
+"""Line search as one traceable loop, which brackets a suitable step and then narrows the bracket.
 
 Each iteration evaluates one trial and updates the bracket by `torch.where`; after a good trial the
 remaining iterations do nothing. The loop is `ftrain.scan`, so that a compiled step holds the loss
@@ -24,7 +24,7 @@ T, VALUE, SLOPE = range(3)  # of a point
 
 
 class Bracket(NamedTuple):
-    """State of the search. A point is float64 `(3,)`: step, value, slope.
+    """State of the line search; each point is a float64 tensor `(3,)` of step, value and slope.
 
     Attributes:
         found: bool, 0-d. `low` meets both conditions.
@@ -49,7 +49,7 @@ def strong_wolfe(
     c1: float,
     c2: float,
 ) -> torch.Tensor:
-    r"""Return a step that meets the strong Wolfe conditions.
+    r"""Return a step size that meets the strong Wolfe conditions.
 
     $$f(t) \le f(0) + c_1 t f'(0), \qquad |f'(t)| \le c_2 |f'(0)|$$
 
@@ -110,7 +110,7 @@ def strong_wolfe(
 
 
 def _between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
-    """Return the minimizer of the cubic through two points, at least a tenth from either end."""
+    """Return the minimizer of the cubic through two points, clamped to the middle 80 % between them."""
     (a, fa, da), (b, fb, db) = low.unbind(), high.unbind()
     s = da + db - 3 * (fa - fb) / (a - b)
     root = (s * s - da * db).clamp(min=0).sqrt() * torch.sign(b - a)

@@ -1,4 +1,4 @@
-"""Parts of a tree whose omitted leaves are marked, so that structure and paths stay the same."""
+"""Parts of a tree: omitted leaves are replaced by markers, so that paths stay the same."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Masked", "narrowed", "part", "unchanged"]
 
 
 class Masked(NamedTuple):
-    """Marker of an omitted leaf: a tree node without leaves (to `torch.vmap`, `None` is a leaf)."""
+    """Marker of an omitted leaf: a tree node without leaves (`torch.vmap` counts `None` as a leaf)."""
 
 
 def part(values: PyTree, keep: Sequence[bool]) -> PyTree:
@@ -33,7 +33,7 @@ def part(values: PyTree, keep: Sequence[bool]) -> PyTree:
 def narrowed(
     extra: Mapping[str, Any], params: PyTree | None, keep: Sequence[bool]
 ) -> dict[str, Any]:
-    """Return the extra arguments, adapted to an optimizer of a part of the parameters.
+    """Return the extra arguments of `update`, adapted to an optimizer of some of the parameters.
 
     Functions of all parameters become functions of the part; the other parameters keep their
     values.
@@ -58,5 +58,5 @@ def narrowed(
 
 
 def unchanged(leaf: torch.Tensor) -> torch.Tensor:
-    """Return an update of `-0.0` everywhere: adding it keeps every bit, even of a `-0.0`."""
+    """Return an update of `-0.0` in every element; adding it keeps all bits, even those of `-0.0`."""
     return torch.full_like(leaf, -0.0, dtype=compute_dtype(leaf.dtype))

@@ -1,4 +1,4 @@
-"""Learning rate of an algorithm, a number or a schedule, and its value after n updates.
+"""Learning rate of an optimizer (a number or a schedule), and its value after n updates.
 
 Values derived from a count are float64 0-d tensors: `torch.optim` computes them in Python floats,
 which are float64 too; in float32 `1 - 0.999**t` would be off by 5e-5 at t = 1.

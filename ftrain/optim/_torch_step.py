@@ -33,7 +33,7 @@ def step_once(
     entries: Sequence[Entries],
     numbers: Collection[str] = (),
 ) -> tuple[list[torch.Tensor], list[Entries]]:
-    """Return the parameters and the optimizer's state entries after one step; modify no argument.
+    """Return the parameters and the optimizer's state after one step, without modifying arguments.
 
     Args:
         make: the class.
@@ -67,7 +67,7 @@ def first_entries(
     rate: torch.Tensor | None,
     params: Sequence[torch.Tensor],
 ) -> list[Entries]:
-    """Return the optimizer's state entries of each parameter before its first step.
+    """Return the state that a `torch.optim` optimizer has for each parameter before its first step.
 
     torch fills its state during the first step. So one step is taken with zero gradients: the first
     value stored under each name is the start; a value stored after the initialization is a result,
@@ -130,7 +130,7 @@ def _step(optimizer: torch.optim.Optimizer, symbolic: bool) -> None:
 
 
 def _untraceable(name: str, error: Exception) -> str:
-    """Return the error text for a step of torch that cannot be compiled or vmapped, with a remedy."""
+    """Return the error text, with a remedy, for a torch optimizer that cannot be compiled or vmapped."""
     text = str(error).strip() or type(error).__name__
     if isinstance(error, _torch.DATA_DEPENDENT) or ".item()" in text:
         reason = "asks for the value of a tensor, which a trace does not have"
@@ -145,7 +145,7 @@ def _untraceable(name: str, error: Exception) -> str:
 
 
 def own_algorithm(name: str) -> str | None:
-    """Return this library's name of an algorithm that has a class in `torch.optim`.
+    """Return the name in `ftrain.optim` of the algorithm that a class in `torch.optim` implements.
 
     >>> own_algorithm("Adafactor"), own_algorithm("SparseAdam"), own_algorithm("Mine")
     ('adafactor', 'adam', None)
@@ -189,7 +189,7 @@ def _without_values(tensors: Sequence[torch.Tensor]) -> bool:
 
 
 class _Factors(TorchFunctionMode):
-    """Mode in which `x.addcdiv_(a, b, value=t)` and the like accept a tensor `t`."""
+    """Function mode in which `x.addcdiv_(a, b, value=t)` and the like accept a tensor `t`."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None

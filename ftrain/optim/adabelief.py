@@ -1,4 +1,4 @@
-"""AdaBelief: Adam whose second moment is taken around the running mean of the gradients."""
+"""AdaBelief: Adam with the second moment of gradients about their running mean, not about 0."""
 
 from __future__ import annotations
 

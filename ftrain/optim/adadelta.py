@@ -1,4 +1,4 @@
-"""Adadelta: steps in the units of the parameters, from running means of squared earlier steps."""
+"""Adadelta: gradients rescaled by running means of squared updates and of squared gradients."""
 
 from __future__ import annotations
 

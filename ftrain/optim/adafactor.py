@@ -1,4 +1,4 @@
-"""Adafactor: adaptive steps whose state for a matrix is one row and one column."""
+"""Adafactor: adaptive steps whose second moments of a matrix are stored as one row and one column."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def adafactor(
 
 
 def _zeros(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return the initial row, column and vector mean squares of one parameter."""
+    """Return the initial mean squares of one parameter: by row, by column, or by element."""
     dtype = compute_dtype(p.dtype)
     if p.ndim < 2:
         return (
@@ -178,7 +178,7 @@ def _variance(
     weight: Hyperparameter,
     least: Hyperparameter,
 ) -> tuple[torch.Tensor, ...]:
-    """Return the mean-square estimate of each element, and the new row, column and vector statistics."""
+    """Return the mean-square estimate of each element, and the new statistics (row, column, element)."""
     row, column, nu = memory
     square = g.square()
     if g.ndim < 2:
@@ -190,7 +190,7 @@ def _variance(
 
 
 def _mean(x: torch.Tensor, dim: int) -> torch.Tensor:
-    """Return the mean over one dimension, which is kept; 0 if the dimension is empty."""
+    """Return the mean over one dimension (`keepdim=True`), or 0 if the dimension is empty."""
     return x.sum(dim, keepdim=True) / max(x.shape[dim], 1)
 
 

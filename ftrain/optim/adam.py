@@ -260,7 +260,7 @@ def _advance(
     shrink: Hyperparameter = 0.0,
     decays: Sequence[bool] | None = None,
 ) -> tuple[PyTree, ScaleByAdamState]:
-    """Return the update (direction times `factor`, minus weight decay) and the new moments."""
+    """Return the update (`factor` times Adam's direction, minus weight decay) and the new state."""
     b1, b2, eps = hyper
     count = state.count + 1
     updates, mu, nu = each_leaf(

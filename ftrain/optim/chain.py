@@ -1,4 +1,4 @@
-"""Composition: the output of one transformation is the input of the next."""
+"""Composition of transformations: the output of each is the input of the next."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clipping of gradients: all together by their norm, by leaf, by unit or by entry."""
+"""Clipping of gradients: by their global norm, or for each leaf, unit or entry on its own."""
 
 from __future__ import annotations
 

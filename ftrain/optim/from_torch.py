@@ -136,7 +136,7 @@ def from_torch(
 def _probed(
     optimizer: type[torch.optim.Optimizer], options: dict[str, Any]
 ) -> tuple[dict[str, Any], float, frozenset[str]]:
-    """Return options, default learning rate, and the names of state entries that are numbers."""
+    """Return a torch optimizer's options, default learning rate, and names of numbers in its state."""
     if not isinstance(optimizer, type) or not issubclass(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"optimizer: expected a class such as torch.optim.Adagrad, got {optimizer!r}. "
@@ -196,7 +196,7 @@ def _probed(
 def _by_name(
     entries: Sequence[Entries], treedef: tree.TreeDef, params: Sequence[torch.Tensor]
 ) -> dict[str, PyTree]:
-    """Convert one dict per leaf to one tree per name; numbers become 0-d tensors."""
+    """Convert one dict per parameter to one tree per state name; numbers become 0-d tensors."""
     found = {}
     for name in dict.fromkeys(name for entry in entries for name in entry):
         column = [
@@ -209,7 +209,7 @@ def _by_name(
 
 
 def _by_leaf(entries: dict[str, PyTree], params: PyTree, treedef: tree.TreeDef) -> list[Entries]:
-    """Convert one tree per name back to one dict per leaf."""
+    """Convert one tree per state name back to one dict per parameter."""
     columns = {}
     for name, values in entries.items():
         try:
@@ -227,7 +227,7 @@ def _by_leaf(entries: dict[str, PyTree], params: PyTree, treedef: tree.TreeDef) 
 
 
 def _shapes(entry: Entries) -> Shapes:
-    """Return the shape of each state entry of one parameter, by name; a number has shape `()`."""
+    """Return the shape of each optimizer state entry of one parameter, by name; `()` for a number."""
     return {
         name: tuple(value.shape) if isinstance(value, torch.Tensor) else ()
         for name, value in entry.items()

@@ -41,7 +41,7 @@ def get(state: PyTree, name: str, *within: str) -> Any:
 
 
 def locate(state: PyTree, name: str, *within: str) -> tuple[str, Any]:
-    """Return the value that `get` returns, and its path."""
+    """Return the path of the value that `get` would return, and the value."""
     path, value = _one(state, name)
     if not within:
         return path, value
@@ -78,7 +78,7 @@ def _one(state: PyTree, name: str) -> tuple[str, Any]:
 
 
 def _children(node: PyTree) -> list[tuple[str, Any, Any, bool]]:
-    """Return (path, name, child, True for a field) of each entry of a node; `[]` at a leaf."""
+    """Return `(path, name, child, is_field)` for each child of a tree node; an empty list at a leaf."""
     if node is None or tree.is_leaf(node):
         return []
     below, _, entries, _ = optree.tree_flatten_one_level(node, namespace=tree.NAMESPACE)
@@ -92,7 +92,7 @@ def _children(node: PyTree) -> list[tuple[str, Any, Any, bool]]:
 
 
 def _holders(node: PyTree, path: str = "", *, keys: bool = False) -> Iterator[tuple[str, Any, Any]]:
-    """Yield path, name and content of each field or, with `keys`, of each key of a container."""
+    """Yield path, name and value of each field or, if `keys` is True, of each key of a container."""
     for step, name, child, is_field in _children(node):
         if is_field != keys:
             yield path + step, name, child

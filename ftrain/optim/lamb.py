@@ -1,4 +1,4 @@
-"""LAMB: Adam whose step for each layer has the norm of its weights, for very large batches."""
+"""LAMB: Adam with each layer's step scaled to the norm of its weights, for very large batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LARS: momentum with layer steps in proportion to the norm of the weights, for large batches."""
+"""LARS: momentum with each layer's step scaled by the norm of its weights, for large batches."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ ValueFn = Callable[[PyTree], torch.Tensor]
 
 
 class ScaleByLBFGSState(NamedTuple):
-    """State of `scale_by_lbfgs`. All parameters are one vector of `n` elements, at least float32.
+    """State of `scale_by_lbfgs`, with all parameters as one vector of `n` elements, at least float32.
 
     Attributes:
         count: int64, 0-d. Updates so far.
@@ -48,7 +48,7 @@ class ScaleByLBFGSState(NamedTuple):
 
 
 class LBFGSState(NamedTuple):
-    """State of `lbfgs`. All parameters are one vector of `n` elements, at least float32.
+    """State of `lbfgs`, with all parameters as one vector of `n` elements, at least float32.
 
     Attributes:
         count: int64, 0-d. Updates so far.
@@ -244,7 +244,7 @@ def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
 def _preconditioned(
     g: torch.Tensor, steps: torch.Tensor, changes: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Return `H g`, by the two loops of L-BFGS over its stored pairs."""
+    """Return `H g`, computed by the two-loop recursion of L-BFGS over the stored pairs."""
     pairs = list(zip(steps.unbind(), changes.unbind(), weights.unbind(), strict=True))
     along = []
     for s, y, weight in reversed(pairs):
@@ -266,7 +266,7 @@ def _reciprocal(x: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
 
 
 def _line(value_fn: ValueFn, params: PyTree, direction: PyTree) -> Any:
-    """Return a function from t to value and slope at the updated point, `params - t direction`."""
+    """Return a function of t: the value and slope of the loss at `params - t direction`."""
 
     def line(t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         def moved(p: torch.Tensor, d: torch.Tensor) -> torch.Tensor:
@@ -287,7 +287,7 @@ def _inner(a: PyTree, b: PyTree, device: torch.device) -> torch.Tensor:
 
 
 def _vector(leaves: list[torch.Tensor]) -> torch.Tensor:
-    """Concatenate all leaves, in the widest of their compute dtypes."""
+    """Concatenate all leaves to one vector, in the widest of their compute dtypes."""
     dtype = torch.float32
     for leaf in leaves:
         dtype = torch.promote_types(dtype, compute_dtype(leaf.dtype))

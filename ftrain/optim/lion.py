@@ -42,7 +42,7 @@ def lion(
     weight_decay: Hyperparameter = 1e-3,
     mask: Mask = matrices,
 ) -> GradientTransformation:
-    r"""Return Lion: sign descent along an average of the gradient and the momentum.
+    r"""Return Lion: descent along the sign of a weighted mean of gradient and momentum.
 
     $$u = -\eta \left( \mathrm{sign}(\beta_1 m + (1 - \beta_1) g) + \lambda p \right), \qquad
     m = \beta_2 m + (1 - \beta_2) g \text{ (after the step)}$$

@@ -49,7 +49,7 @@ def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
 
 
 def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
-    """Keep the masked parameters bit for bit; `inner` sees, and has state for, the others only.
+    """Keep the masked parameters bit for bit; `inner` updates the others, and has state for them only.
 
     Args:
         inner: the optimizer of all other parameters; clipping inside it sees their gradients only.

@@ -46,7 +46,7 @@ def everything(params: PyTree) -> PyTree:
 
 
 def matching(predicate: Callable[[str, torch.Tensor], bool]) -> Callable[[PyTree], PyTree]:
-    """Return a mask function, which selects the parameters whose name and tensor meet a predicate.
+    """Return a mask function that selects the parameters for which `predicate(name, tensor)` is True.
 
     Args:
         predicate: `(name, parameter) -> bool`; the name is the keys, fields and indices on the way
@@ -85,7 +85,7 @@ def names(treedef: tree.TreeDef) -> tuple[str, ...]:
 
 
 def mask_leaves(mask: Mask, params: PyTree) -> list[bool]:
-    """Return the mask's bools in the order of the parameters' leaves.
+    """Return one bool per parameter leaf, in order, from a mask in any of its forms.
 
     Raises:
         ValueError: the mask's structure is not that of `params`; a pattern that no name contains.

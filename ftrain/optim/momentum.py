@@ -80,7 +80,7 @@ def accumulated(
     weight: Hyperparameter,
     nesterov: bool,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Return the directions and the new sums, `m = decay m + weight g` for each leaf."""
+    """Return the update directions, and the new sums `m = decay m + weight g` of each leaf."""
     place = scalars_by_device(decay, weight)
     directions, new_sums = [], []
     for grad, m in zip(grads, sums, strict=True):

@@ -68,7 +68,7 @@ def muon(
     adam_eps: Hyperparameter = 1e-8,
     adam_weight_decay: Hyperparameter = 0.0,
 ) -> GradientTransformation:
-    r"""Return Muon: orthogonalized momentum, whose singular values all equal about one.
+    r"""Return Muon: momentum, orthogonalized so that all its singular values are about 1.
 
     For matrices
 
@@ -223,7 +223,7 @@ def _adam_step(
     adam_step: Hyperparameter,
     adam_shrink: Hyperparameter,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return Adam's step, to be subtracted, and the new moments."""
+    """Return Adam's step, which the caller subtracts, and the new moments."""
     m = torch.lerp(m, g, one_b1)
     new_v = like(torch.addcmul(v * b2, g * one_b2, g), v)
     return m * adam_step / (safe_sqrt(new_v) / correction + adam_eps), m, new_v

@@ -67,7 +67,7 @@ def scale_by_sign() -> GradientTransformation:
 def normalize_by_update_norm(
     scale_factor: Hyperparameter = 1.0, eps: Hyperparameter = 1e-6
 ) -> GradientTransformation:
-    r"""Scale all gradients together to one norm: $u = c \, g / (\lVert g \rVert + \epsilon)$.
+    r"""Scale all gradients to a fixed global norm: $u = c \, g / (\lVert g \rVert + \epsilon)$.
 
     The norm is that of the whole tree, as in `optax.normalize_by_update_norm`.
 

@@ -64,7 +64,7 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
     optimizers = {name: optimizer for name, (_, optimizer) in groups.items()}
 
     def owners(params: PyTree) -> list[str]:
-        """Return the name of each leaf's group."""
+        """Return the name of the group of each parameter leaf, in order."""
         flat = [mask_leaves(mask, params) for mask, _ in groups.values()]
         found = []
         for index, path in enumerate(names(tree.structure(params))):

@@ -128,7 +128,7 @@ def reduce_on_plateau(
         return value < best - margin if mode == "min" else value > best + margin
 
     def compared(state: ReduceOnPlateauState) -> ReduceOnPlateauState:
-        """Return the state after comparing the mean of the accumulated values with the best one."""
+        """Return the state after the mean of the accumulated values is compared with the best so far."""
         value = state.total / accumulation_size
         better = is_better(value, state.best)
         cooling = state.cooldown_count > 0

@@ -199,7 +199,7 @@ def _advance(
     distance: Hyperparameter,
     added: Hyperparameter,
 ) -> tuple[torch.Tensor, ...]:
-    """Return `<g, p_0 - p>`, the new moments and sum of gradients, and the sum's L1 norm."""
+    """Return `<g, p_0 - p>`, the new moments, the new sum of gradients, and the L1 norm of the sum."""
     g, (m, v, q) = leaf.grad, leaf.memory
     dg = g * distance
     q = add_scaled(q * b3, g, added)
@@ -221,7 +221,7 @@ def _step(
     eps: Hyperparameter,
     shrink: Hyperparameter,
 ) -> torch.Tensor:
-    """Return the update of one leaf from its moments; the caller has checked the trees."""
+    """Return the update of one leaf from its moments."""
     u = m * step / (safe_sqrt(v) + eps)
     return u - p.to(m.dtype) * shrink if decays else u
 

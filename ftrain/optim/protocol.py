@@ -92,7 +92,7 @@ class GradientTransformation(NamedTuple):
     update: Update
 
     def __repr__(self) -> str:
-        """Return a text that names both functions, without their memory addresses."""
+        """Return the names of both functions, without their memory addresses."""
         names = (getattr(f, "__qualname__", type(f).__name__) for f in self)
         init, update = (name.replace(".<locals>", "") for name in names)
         return f"{type(self).__name__}(init={init}, update={update})"

@@ -1,4 +1,4 @@
-"""Rprop: a step size per coordinate, from the signs of its gradients alone, for full batches."""
+"""Rprop: a step size per coordinate, adapted by the signs of gradients alone, for full batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Skipping of updates with non-finite or too large gradients."""
+"""Wrappers that skip an update if its gradients are non-finite or too large."""
 
 from __future__ import annotations
 

@@ -227,7 +227,7 @@ def _refreshed(
     nu: list[torch.Tensor],
     bases: list[torch.Tensor],
 ) -> Moments:
-    """Update the bases by one orthogonal iteration; return the moments in them, and the bases.
+    """Update the eigenbases by one orthogonal iteration; return the moments in the new bases, and those.
 
     The mean is rotated; the squares cannot be, and only follow the order of the columns.
     """
@@ -248,7 +248,7 @@ def _refreshed(
 
 
 def _iterated(gram: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return Q of `qr(gram basis)`, with columns by descending eigenvalue, and their permutation.
+    """Return `Q` of `qr(gram @ basis)`, sorted by descending eigenvalue, and the column permutation.
 
     The shift keeps the eigenvectors. It keeps directions in place that no gradient has had yet;
     without it they would be arbitrary rounding. So would the signs without the last line, by which
@@ -262,7 +262,7 @@ def _iterated(gram: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def _sides(p: torch.Tensor, longest: int) -> tuple[int | None, int | None]:
-    """Return row and column count of a flattened parameter; `None` if not preconditioned."""
+    """Return the row and column counts of a parameter as a matrix; `None` for sides without a basis."""
     if p.ndim < 2:
         return None, None
     rows, columns = p.shape[0], math.prod(p.shape[1:])
@@ -272,7 +272,7 @@ def _sides(p: torch.Tensor, longest: int) -> tuple[int | None, int | None]:
 def _places(
     ps: list[torch.Tensor], longest: int, bases: int
 ) -> list[tuple[int | None, int | None]]:
-    """Return each parameter's two indices into `state.bases`; `None` for a side without a basis."""
+    """Return the indices into `state.bases` for both sides of each parameter; `None` without a basis."""
     places, taken = [], 0
     for p in ps:
         pair: list[int | None] = []

@@ -153,7 +153,7 @@ def export_state_dict(
 
 
 class _Part(NamedTuple):
-    """Part of an optimizer's state that has a counterpart in `torch.optim`.
+    """State of one algorithm, inside an optimizer's state, with a counterpart in `torch.optim`.
 
     Attributes:
         path: where it is.
@@ -201,7 +201,7 @@ def _column(path: str, values: PyTree) -> dict[str, tuple[str, torch.Tensor]]:
 def _imported(
     part: _Part, entries: Mapping[str, dict[str, Any]], rates: Mapping[str, Any], count: int | None
 ) -> dict[str, Any]:
-    """Return the new value of each leaf of the state, by path."""
+    """Return the values of the state's leaves taken from the state dict, by path."""
     missing = [name for name in part.names if name not in entries]
     if missing:
         raise ValueError(
@@ -260,7 +260,7 @@ def _count(part: _Part, mine: Mapping[str, dict[str, Any]], count: int | None) -
 
 
 def _one(key: str, mine: Mapping[str, dict[str, Any]]) -> float:
-    """Return the value of a state entry that all parameters share; raise if their values differ."""
+    """Return the value of a state entry that must be equal for all parameters; raise if it is not."""
     values = {name: float(entry[key]) if key in entry else 0.0 for name, entry in mine.items()}
     (first, value), *rest = values.items()
     for name, other in rest:
@@ -287,7 +287,7 @@ def _fitted(path: str, value: Any, old: torch.Tensor) -> torch.Tensor:
 def _by_name(
     state_dict: Mapping[str, Any], names: Names
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return torch's state entries and learning rate of each parameter, by name."""
+    """Return, by name, the entries and the learning rate of each parameter in a torch state dict."""
     if not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError(
             f"state_dict: expected 'state' and 'param_groups', got {_listed(state_dict)}. "
@@ -335,7 +335,7 @@ def _check_algorithm(state_dict: Mapping[str, Any], parts: Sequence[_Part]) -> N
 
 
 def _order_of(twin: torch.optim.Optimizer, names: Names) -> dict[str, int]:
-    """Return the index that torch gives to each parameter, by name."""
+    """Return the index of each parameter in the torch optimizer, by name."""
     params = [p for group in twin.param_groups for p in group["params"]]
     if isinstance(names, nn.Module):
         called = {id(p): name for name, p in names.named_parameters()}
@@ -368,7 +368,7 @@ def _check_twin(part: _Part, twin: torch.optim.Optimizer) -> None:
 
 
 def _exported(part: _Part, twin: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """Return torch's state entries of each parameter, by name."""
+    """Return, by name, the state entries of each parameter in the form of `torch.optim`."""
     step = float(part.state.count)
     if not step:
         return {}  # torch creates the entries itself

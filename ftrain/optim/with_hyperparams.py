@@ -90,7 +90,7 @@ def with_hyperparams(
 
 
 def set_hyperparams(state: PyTree, *within: str, **values: Hyperparameter) -> PyTree:
-    """Return the state with hyper-parameters of `with_hyperparams` set; the next update uses them.
+    """Return the state with new values of hyper-parameters kept by `with_hyperparams`.
 
     Args:
         state: an optimizer's state that holds a `HyperparamsState` somewhere.

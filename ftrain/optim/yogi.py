@@ -1,4 +1,4 @@
-"""Yogi: Adam whose second moment changes by at most the squared gradient, and so falls slowly."""
+"""Yogi: Adam whose second moment changes per step by at most the squared gradient."""
 
 from __future__ import annotations
 

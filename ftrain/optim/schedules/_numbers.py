@@ -1,4 +1,4 @@
-"""Arithmetic of schedules: conversion to float64 on the count's device, and fraction done."""
+"""Arithmetic of schedules: conversion of numbers to float64, and the fraction of steps done."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["progress", "wide"]
 
 
 def wide(value: Hyperparameter, count: torch.Tensor) -> Hyperparameter:
-    """Return a number unchanged, but a 0-d tensor as float64 on the device of the update count."""
+    """Return a 0-d tensor as float64 on the device of the update count; return a number unchanged."""
     return double(value, count.device) if isinstance(value, torch.Tensor) else value
 
 
 def progress(count: torch.Tensor, steps: int) -> torch.Tensor:
-    """Return the fraction of `steps` done after `count` updates, from 0 to 1; then it stays 1."""
+    """Return `count / steps`, clamped to [0, 1]: the fraction of `steps` done after `count` updates."""
     return count.to(torch.float64).clamp(0, steps) / steps

@@ -1,4 +1,4 @@
-"""Schedules of half cosines: one decay, decays with restarts, a rise and a decay."""
+"""Schedules made of half cosines: one decay, decays with restarts, or a rise and a decay."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def cosine(peak: Hyperparameter, steps: int, end: Hyperparameter = 0.0) -> Sched
 def cosine_restarts(
     peak: Hyperparameter, steps: int, end: Hyperparameter = 0.0, *, factor: int = 1
 ) -> Schedule:
-    """Return a schedule: half cosines from `peak` to `end`, each `factor` times as long as before.
+    """Return a schedule: half cosines from `peak` to `end`, each `factor` times as long as the last.
 
     `CosineAnnealingWarmRestarts` of torch (`T_0`, `eta_min`, `T_mult`); for cycles of other heights
     `join` several `cosine`s, as `optax.sgdr_schedule` does.

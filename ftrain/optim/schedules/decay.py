@@ -62,7 +62,7 @@ def linear(start: Hyperparameter, end: Hyperparameter, steps: int) -> Schedule:
 def polynomial(
     start: Hyperparameter, end: Hyperparameter, steps: int, power: Hyperparameter = 1.0
 ) -> Schedule:
-    r"""Return a schedule: `start` to `end` over `steps` updates, by a power of the fraction left.
+    r"""Return a schedule: `start` to `end` in `steps` updates, along a power of the remaining fraction.
 
     $$\mathrm{end} + (\mathrm{start} - \mathrm{end}) (1 - \min(t / \mathrm{steps}, 1))^{\mathrm{power}}$$
 
@@ -99,7 +99,7 @@ def exponential(
     *,
     end: Hyperparameter | None = None,
 ) -> Schedule:
-    r"""Return a schedule: exponential from `start`, by the factor `factor` every `steps` updates.
+    r"""Return a schedule: exponential decay from `start`, by `factor` every `steps` updates.
 
     $$\mathrm{start} \cdot \mathrm{factor}^{t / \mathrm{steps}}$$
 

@@ -1,4 +1,4 @@
-"""Concatenation of schedules."""
+"""Concatenation of learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["join"]
 
 
 def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
-    """Concatenate schedules; each counts updates from its own beginning.
+    """Concatenate schedules; each counts updates from the boundary at which it begins.
 
     `schedules[i]` gives the rates from count `boundaries[i - 1]` on, and is called with the count
     less that boundary: `SequentialLR` of torch (`milestones`), `optax.join_schedules`.

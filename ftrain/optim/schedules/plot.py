@@ -21,7 +21,7 @@ __all__ = ["plot_schedule"]
 def plot_schedule(
     schedule: Schedule | Mapping[str, Schedule], steps: int, *, ax: Axes | None = None
 ) -> Figure:
-    """Draw the rates that one schedule, or several by name, give to the updates 0 to `steps`.
+    """Plot the learning rates of a schedule, or of several given by name, at updates 0 to `steps`.
 
     Every count is drawn, none left out between samples. A figure of its own touches no global state of
     matplotlib and needs no display.

@@ -126,7 +126,7 @@ def warmup_stable_decay(
 
 
 def inverse_sqrt(peak: Hyperparameter, warmup_steps: int, start: Hyperparameter = 0.0) -> Schedule:
-    r"""Return a schedule: linear warmup to `peak`, then a decay with 1 / sqrt(updates).
+    r"""Return a schedule: linear warmup to `peak`, then a decay in proportion to 1 / sqrt(updates).
 
     $$\mathrm{peak} \sqrt{\mathrm{warmup\_steps} / t}$$
 
@@ -159,7 +159,7 @@ def inverse_sqrt(peak: Hyperparameter, warmup_steps: int, start: Hyperparameter 
 def _after_warmup(
     peak: Hyperparameter, warmup_steps: int, schedules: list[Schedule], boundaries: list[int]
 ) -> Schedule:
-    """Join a linear warmup and `schedules`, whose `boundaries` count from the end of the warmup."""
+    """Join a linear warmup and `schedules`; the `boundaries` count from the end of the warmup."""
     if warmup_steps == 0:
         return join(schedules, boundaries) if boundaries else schedules[0]
     moved = [warmup_steps + boundary for boundary in boundaries]
