@@ -1,4 +1,4 @@
-"""Checkpoints: a run that is killed at any moment resumes to the same bits.
+"""Checkpoints from which a run, killed at any moment, resumes with the same bits.
 
     store = Store("runs/first")
     store.save(state, step=100, metadata={"data": cursor.to_json()})

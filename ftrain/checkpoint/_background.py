@@ -1,4 +1,4 @@
-"""Functions that run in a background thread, and whose exceptions are always reported."""
+"""Runner of functions in a background thread, whose exceptions are always reported."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Background:
         self._job = job
 
     def wait(self) -> None:
-        """Wait until the running function is done; raise its exception, once."""
+        """Wait until the running function is done; raise its exception unless it was raised before."""
         job = self._job
         if job is None:
             return
@@ -101,7 +101,7 @@ class _Job:
 
 
 def _start_thread(jobs: queue.SimpleQueue[_Job | None]) -> None:
-    """Start the one thread for all jobs, because starting a thread takes 4 ms on a busy machine.
+    """Start one thread for all jobs, because starting a thread takes 4 ms on a busy machine.
 
     It is a daemon, which the interpreter does not join: `Background` waits at exit for work that
     has started.

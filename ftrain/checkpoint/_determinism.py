@@ -67,7 +67,7 @@ def fingerprint(given: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 def _products() -> str:
-    """Return the precision of matrix products: torch's name for all backends, or each backend's own."""
+    """Return the matmul precision: the name in `set_float32_matmul_precision`, or that per backend."""
     named = {
         ("ieee", "ieee"): "highest",
         ("tf32", "tf32"): "high",

@@ -23,7 +23,7 @@ _TRIES = 10
 
 
 def make_directories(path: str) -> None:
-    """Create a directory and its parents durably."""
+    """Create a directory and its parents, and sync them to disk."""
     missing = []
     while path and not os.path.isdir(path):
         missing.append(path)
@@ -60,7 +60,7 @@ def workplace(parent: str) -> Iterator[str]:
 
 
 def discard(path: str) -> OSError | None:
-    """Rename a checkpoint to a hidden name and delete its files; return the error if that fails."""
+    """Delete a checkpoint, after renaming it to a hidden name; return the error if that fails."""
     trash = os.path.join(os.path.dirname(path), _leftover("trash"))
     failure: OSError | None = None
     for _ in range(2):
@@ -101,7 +101,7 @@ def remove_tree(path: str) -> OSError | None:
 
 
 def sweep(directory: str) -> None:
-    """Delete the temporary directories of dead writers; directories in use are locked and stay."""
+    """Delete temporary directories that dead writers left; those still in use are locked and stay."""
     with contextlib.suppress(OSError):
         for name in _files.system.list(directory):
             left = os.path.join(directory, name)

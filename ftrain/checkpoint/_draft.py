@@ -1,4 +1,4 @@
-"""Plan of a checkpoint, made from a state before any file is written.
+"""Content of a checkpoint, prepared from a state before any file is written.
 
 `collect` runs in the calling thread: it takes the tensors, and copies of everything that may change
 later. `draft` may run in the thread of an asynchronous save: paths, aliases, files.
@@ -26,7 +26,7 @@ _MOST_IN_A_FILE = 4 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """Tensors of a state, and copies of everything else that is saved with them.
+    """Tensors of a state, and copies of everything else that a checkpoint of it contains.
 
     Attributes:
         leaves: the tensors.
@@ -65,7 +65,7 @@ class Collected:
         return self._with(lambda leaves: to_host(leaves, memory or PinnedMemory(), after))
 
     def _with(self, copy: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> Collected:
-        """Return this content with copied tensors; tensors of equal content share one copy."""
+        """Return this content with copied tensors; those with equal memory and layout share a copy."""
         index: dict[Any, int] = {}
         places = [index.setdefault(_content_of(leaf), len(index)) for leaf in self.leaves]
         distinct = dict(zip(places, self.leaves, strict=True))
@@ -178,7 +178,7 @@ def _number(name: str, value: Any) -> float:
 
 
 def _spread(leaves: list[torch.Tensor]) -> list[tuple[torch.Tensor, str]]:
-    """Return each leaf with its file name; leaves fill files in order, a few gigabytes per file."""
+    """Assign leaves to files, in order and up to a few gigabytes per file; return (leaf, file) pairs."""
     found, index, filled = [], 0, 0
     for leaf in leaves:
         size = leaf.numel() * leaf.element_size()
@@ -237,7 +237,7 @@ def _refuse(where: str, leaf: Any) -> None:
 
 
 def _content_of(tensor: torch.Tensor) -> Any:
-    """Return a key that two tensors share only if they have the same memory, layout and values."""
+    """Return a key that is equal for two tensors only if memory, layout and values are the same."""
     memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
     return (*memory, tensor.is_conj(), tensor.is_neg())
 
@@ -254,5 +254,5 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _checked(value: Any, where: str) -> Any:
-    """Return the metadata in the form in which it will be read back."""
+    """Return user metadata as JSON will give it back (tuples as lists); raise if JSON cannot hold it."""
     return _json.decode_floats(_json.encode_user(value, where))

@@ -1,4 +1,4 @@
-"""All file operations of this package, in one place where a test can make each of them fail.
+"""All file operations of this package, in one class, so that a test can make each of them fail.
 
 A test replaces `system` by a subclass of `Files` whose `call` raises, counts or records.
 """
@@ -91,7 +91,7 @@ class Files:
         return int(self.call("stat", path, os.fstat, descriptor).st_size)
 
     def read_into(self, descriptor: int, buffer: memoryview, path: str) -> int:
-        """Fill a buffer, or read to the end of the file; return the number of bytes read."""
+        """Read until a buffer is full or the file ends; return the number of bytes read."""
         done = 0
         while done < len(buffer):
             count = self.call("read", path, os.readv, descriptor, [buffer[done:]])
@@ -106,7 +106,7 @@ class Files:
     # locks
 
     def same(self, descriptor: int, path: str) -> bool:
-        """Return True if the path still names the open file."""
+        """Return True if the path still refers to the open file."""
         try:
             there = self.call("stat", path, os.stat, path)
         except (FileNotFoundError, NotADirectoryError):

@@ -25,7 +25,7 @@ class PinnedMemory:
         self._pieces: list[torch.Tensor] = []
 
     def parts(self, sizes: Sequence[int]) -> Iterator[torch.Tensor]:
-        """Yield uint8 memory of each size in bytes."""
+        """Yield one uint8 tensor of pinned memory for each size in bytes."""
         left, index, begin = sum(map(_aligned, sizes)), -1, 0
         piece = torch.empty(0, dtype=torch.uint8)
         for size in sizes:
@@ -48,7 +48,7 @@ class PinnedMemory:
 
 
 def computed(leaves: Iterable[torch.Tensor]) -> Events:
-    """Return an event on the current stream of each CUDA device, after which the leaves are computed."""
+    """Record a CUDA event on each device's current stream; after it, the leaves have been computed."""
     devices = {leaf.device for leaf in leaves if leaf.is_cuda}
     return {device: torch.cuda.current_stream(device).record_event() for device in devices}
 
@@ -82,7 +82,7 @@ def to_host(
 
 @contextlib.contextmanager
 def _streams(after: Events) -> Iterator[None]:
-    """Make new streams the current ones of their devices; they wait for the events."""
+    """Make a new CUDA stream current on each device inside the context; it waits for the event."""
     with contextlib.ExitStack() as stack:
         for device, event in after.items():
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
@@ -104,7 +104,7 @@ def _laid_out(copy: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
-    """Return True if the elements fill consecutive memory, in whatever order of the axes."""
+    """Return True if the elements fill a block of memory without gaps, in any order of the axes."""
     expected = 1
     for stride, n in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if n != 1:

@@ -17,7 +17,7 @@ _FLOAT = "__float__"  # {"__float__": "inf"}: JSON has no infinity and no NaN
 
 
 def render(content: Mapping[str, Any]) -> bytes:
-    """Return JSON text with sorted keys, one field per line, and one line per object in a list."""
+    """Return JSON text with sorted keys, one line per field, and one line per object in a list."""
     fields = (f" {_line(key)}: {_value(content[key])}" for key in sorted(content))
     return ("{\n" + ",\n".join(fields) + "\n}\n").encode()
 

@@ -33,14 +33,14 @@ _NAME = re.compile(r"step-(\d{12})(\.new)?", re.ASCII)
 
 
 class _Found(NamedTuple):
-    """Path of a checkpoint, and the identity of the directory that was last seen there."""
+    """Path of a checkpoint, and the identity (inode) of the directory found there."""
 
     path: pathlib.Path
     identity: Identity
 
 
 class Numbered:
-    """Numbered checkpoints in a directory; none if the directory does not exist."""
+    """Reader of the numbered checkpoints in a directory, which need not exist."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
@@ -54,7 +54,7 @@ class Numbered:
         return self.directory / f"step-{step:012d}.new"
 
     def standing(self, step: int) -> pathlib.Path:
-        """Return the path from which a step's checkpoint is read now."""
+        """Return the path of a step's current checkpoint: that of the replacement, if there is one."""
         new = self.replacement(step)
         return new if os.path.lexists(new) else self.path(step)
 
@@ -63,7 +63,7 @@ class Numbered:
         return sorted({step for step, _ in self._names()})
 
     def unsettled(self) -> list[int]:
-        """Return the steps whose checkpoint is being replaced."""
+        """Return the steps with a replacement checkpoint that has not been renamed yet."""
         return [step for step, new in self._names() if new]
 
     def read(self, step: int, read: Callable[[pathlib.Path], R]) -> R:
@@ -119,7 +119,7 @@ class Numbered:
         return None
 
     def _candidates(self, steps: Iterable[int]) -> Iterator[_Found | None]:
-        """Yield each step's checkpoints, `.new` before the replaced one; `None` if deleted."""
+        """Yield each step's checkpoints, a replacement before the original; `None` for deleted ones."""
         for step in steps:
             paths = (self.replacement(step), self.path(step))
             there = [

@@ -173,7 +173,7 @@ def read_body(
     targets: Iterable[tuple[_safetensors.TensorEntry, memoryview | None]],
     feed: Feed,
 ) -> None:
-    """Read the tensors in order, each into its buffer; read and discard those with `None`."""
+    """Read the tensors in order, each into its buffer; those with `None` are read and discarded."""
     scratch = _Scratch()
     for entry, target in targets:
         size = entry.end - entry.begin
@@ -195,7 +195,7 @@ def _take(descriptor: int, count: int, path: str) -> bytes:
 
 
 class _Scratch:
-    """Two alternating buffers: while one is hashed, the other is filled."""
+    """Two buffers used in turn: while one is hashed, the other is filled."""
 
     def __init__(self) -> None:
         self._buffers = [bytearray(), bytearray()]
@@ -210,7 +210,7 @@ class _Scratch:
 def _check_listed(
     entries: list[_safetensors.TensorEntry], leaves: dict[str, LeafRecord], path: str
 ) -> None:
-    """Raise unless a file's header has the tensors, dtypes and shapes that the manifest lists."""
+    """Raise unless a file's header lists the same tensors, dtypes and shapes as the manifest."""
     for entry in entries:
         leaf = leaves.get(entry.name)
         dtype = None if leaf is None else _tensors.by_name(leaf.dtype)

@@ -13,7 +13,7 @@ Mode = Literal["min", "max"]
 
 
 class StoredStep(NamedTuple):
-    """Step, metrics and time of one checkpoint of a run.
+    """Step number, metrics and time of one checkpoint of a run.
 
     Attributes:
         step: its number.
@@ -28,7 +28,7 @@ class StoredStep(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RetentionPolicy:
-    """Rules of retention; see `Store`."""
+    """Rules for which checkpoints to keep (the latest, the best, every n steps); see `Store`."""
 
     last: int | None
     best: int | None

@@ -56,7 +56,7 @@ def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
 
 
 def header_length(first: bytes, size: int, path: str) -> int:
-    """Return the length of a file's header, given by the first eight bytes of the file."""
+    """Return the length of a file's header, read from the first eight bytes of the file."""
     length = int.from_bytes(first, "little")
     if len(first) < 8 or length > min(size - 8, _MOST_HEADER):
         raise CheckpointCorruptError(
@@ -114,7 +114,7 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[TensorEntry]:
 
 
 def _entry(name: str, given: Any) -> TensorEntry | str:
-    """Return the header's entry for a tensor, or a phrase that describes its fault."""
+    """Return the validated header entry of a tensor, or a phrase that says what is wrong with it."""
     if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
         return "is not described by dtype, shape and data_offsets"
     dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]

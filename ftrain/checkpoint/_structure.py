@@ -1,4 +1,4 @@
-"""Description of a tree's containers as JSON, by which a checkpoint and a state are compared."""
+"""Description of a tree's containers as JSON, used to compare a checkpoint with a state."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def describe(node: Any, depth: int = 0) -> Any:
 
 
 def first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
-    """Return the first difference of two descriptions, as a clause; `None` if they agree."""
+    """Return a clause that states the first difference of two descriptions; `None` if they agree."""
     if saved == wanted:
         return None
     where = f"at {path}" if path else "at the root"
@@ -52,7 +52,7 @@ def first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
 
 
 def _is_container(found: Any) -> bool:
-    """Return True for a container as `describe` writes it; check all parts, as input is untrusted."""
+    """Return True for a well-formed container in the output of `describe`, read from untrusted input."""
     return (
         isinstance(found, list)
         and len(found) == 2

@@ -1,4 +1,4 @@
-"""Tensors as bytes and back: names of dtypes, memory layouts, fresh aligned storage.
+"""Conversion of tensors to bytes and back: dtype names, memory layouts, new aligned storage.
 
 A safetensors file holds each tensor dense, in row-major order. The manifest records its strides,
 and loading allocates memory with these strides. Bits that are computed from a tensor depend on its
@@ -60,12 +60,12 @@ def name_of(dtype: torch.dtype) -> str | None:
 
 
 def by_name(name: str) -> torch.dtype | None:
-    """Return the dtype with this name, as `name_of` returns it, or `None` for an unknown name."""
+    """Return the dtype with this name, such as `"float32"`, or `None` for an unknown name."""
     return _DTYPES.get(name)
 
 
 def in_header(name: str) -> torch.dtype | None:
-    """Return the dtype that a name in a safetensors header stands for."""
+    """Return the torch dtype for a dtype name in a safetensors header, such as `F32`."""
     return _FROM_HEADER.get(name)
 
 
@@ -77,7 +77,7 @@ def stored_as(dtype: torch.dtype, shape: Sequence[int]) -> tuple[str, list[int]]
 
 
 def row_major(tensor: torch.Tensor) -> memoryview:
-    """Return the bytes of a tensor in row-major order, without a copy if it is stored so."""
+    """Return the bytes of a tensor in row-major order, without a copy if it is contiguous on the CPU."""
     plain = tensor.detach().resolve_conj().resolve_neg().cpu()
     if plain.numel() < 2 or not plain.is_contiguous():
         # contiguous() would return a (1,) with stride 2 unchanged, which cannot be viewed as bytes.

@@ -31,7 +31,7 @@ class CheckpointError(Exception):
 
 
 class _FileError(CheckpointError):
-    """Failure of an operating system call.
+    """Base class of errors for a failed operating system call.
 
     Attributes:
         path: the file or directory.
@@ -63,7 +63,7 @@ class CheckpointNotFoundError(CheckpointError):
 
 
 class CheckpointExistsError(CheckpointError):
-    """Error for a path that is taken already, as checkpoints are never overwritten."""
+    """Error for saving to a path that exists already, because checkpoints are never overwritten."""
 
 
 class CheckpointLockedError(CheckpointError):

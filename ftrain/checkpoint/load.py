@@ -1,4 +1,4 @@
-"""Loading of the exact state that was saved, or an error that names the difference.
+"""Loading of a saved state, bit for bit; a state that differs in kind raises an error.
 
 Read next: `restore.py`, for states that are meant to differ; `_read.py`, how files are read.
 """
@@ -75,7 +75,7 @@ def load(
 
 
 def verify(path: str | os.PathLike[str]) -> Manifest:
-    """Read all of a checkpoint, verify every byte, and return its manifest.
+    """Read a whole checkpoint, verify every byte, and return its manifest.
 
     Raises:
         CheckpointCorruptError: a byte differs from those written.

@@ -1,4 +1,4 @@
-"""Locks that end with their process, even if it is killed, and that child processes do not hold.
+"""Locks that end when their process ends, even if it is killed, and that children do not inherit.
 
 Read next: `store.py`, whose writers hold one.
 """
@@ -65,7 +65,7 @@ class Lock:
         return Lock(_files.system.open_lock(path), path)
 
     def lost(self) -> bool:
-        """Return True if the locked file was deleted, moved or replaced: others can lock its path.
+        """Return True if the locked file was deleted, moved or replaced; others can then lock its path.
 
         Raises:
             OSError: its status cannot be read.
@@ -98,7 +98,7 @@ _open: weakref.WeakSet[Lock] = weakref.WeakSet()
 
 
 class Turns:
-    """Mutual exclusion of threads, which wait for one another.
+    """Lock between threads of one process, which wait for one another.
 
     A forked child starts unlocked: the thread that was inside does not exist there, and would never
     leave.

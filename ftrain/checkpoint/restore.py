@@ -26,7 +26,7 @@ _LISTED = 10
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Outcome of `restore` for each leaf, by its path in the argument `like`; printed as a list.
+    """Report of what `restore` did with each leaf, by the leaf's path in `like`; prints as a list.
 
     Attributes:
         loaded: these leaves come from the source.

@@ -100,7 +100,7 @@ def publish(content: Draft, path: str) -> Manifest:
 
 
 def _headers(content: Draft) -> dict[str, bytes]:
-    """Return the header of every file of tensors.
+    """Return the safetensors header of each file of tensors, by file name.
 
     Raises:
         ValueError: the content exceeds the readers' limits; raised before anything is written.
@@ -169,7 +169,7 @@ def write_file(directory: str, name: str, parts: Any) -> FileRecord:
 
 
 def _appear(temporary: str, path: str, manifest: Manifest) -> bool:
-    """Rename a directory to `path` and sync; return False if `path` has that content already."""
+    """Rename a directory to `path` and sync; return False if `path` already has the same content."""
     parent = os.path.dirname(path)
     try:
         _files.system.rename(temporary, path)

@@ -1,4 +1,4 @@
-"""Import and export of plain state dicts, with names unchanged.
+"""Reading and writing of state dicts `{name: tensor}` as single files, with names unchanged.
 
 A state dict is `{name: tensor}`: the value of `module.state_dict()`, and the content of files on
 the Hugging Face hub. `restore` copies one into a state.

@@ -306,7 +306,7 @@ class Store:
         self._discard([entry.step for entry in entries if entry.step not in kept])
 
     def _replace(self, content: Draft, step: int) -> None:
-        """Write the new checkpoint as `step-N.new`, which readers prefer; delete the old one."""
+        """Write a new checkpoint as `step-N.new`, which readers prefer, then delete the old one."""
         publish(content, str(self._numbered.replacement(step)))
         self._take_place(step)
 
@@ -318,7 +318,7 @@ class Store:
             _files.system.rename(str(self._numbered.replacement(step)), path)
 
     def _settle(self) -> None:
-        """Finish a replacement that a dead or failed writer began."""
+        """Complete or undo replacements of checkpoints that a dead or failed writer left unfinished."""
         for step in self._numbered.unsettled():
             new = str(self._numbered.replacement(step))
             if _verifies(new):
@@ -334,7 +334,7 @@ class Store:
                 _raise(discard(str(self._numbered.path(step))))
 
     def _all_entries(self) -> list[StoredStep]:
-        """Return the checkpoints that the policy applies to; leave out unreadable ones."""
+        """Return step, metrics and time of each readable checkpoint, for the retention policy."""
         found: dict[int, tuple[Identity | None, StoredStep]] = {}
         for step in self.steps():
             path, known = self._numbered.standing(step), self._entries.get(step)
