@@ -79,7 +79,7 @@ def other_options(name: str, difference: str) -> ValueError:
 
 def _not_its_state(name: str, state_type: type, state: object) -> TypeError:
     return TypeError(
-        f"`{name}` expected its own {state_type.__name__}, got {a_or_an(type(state).__name__)}: the "
+        f"`{name}`: expected its own {state_type.__name__}, got {a_or_an(type(state).__name__)}: the "
         "state of another optimizer, or the pair that `update` returned. Write `state = "
         "optimizer.init(params)` and `updates, state = optimizer.update(grads, state, params)`; with "
         "`make_steps`, start from the `init_state` that it returned together with this `train_step`."

@@ -69,7 +69,7 @@ def above_one(name: str, value: Hyperparameter) -> None:
 def falling_power(name: str, value: Hyperparameter) -> None:
     """Raise unless `value` is a finite number <= 0."""
     if _is_number(name, value) and not (math.isfinite(value) and value <= 0):
-        raise ValueError(f"{name} must be a finite number <= 0, got {value!r}. Write -0.8 for 0.8.")
+        raise ValueError(f"{name} must be a finite number <= 0, such as -0.8, got {value!r}.")
 
 
 def at_least_zero(name: str, value: Hyperparameter) -> None:
@@ -112,7 +112,7 @@ def _is_number(name: str, value: Hyperparameter) -> bool:
         if value.ndim or not value.is_floating_point():
             raise TypeError(
                 f"{name} must be a number or a 0-d floating-point tensor, got shape "
-                f"{tuple(value.shape)} and dtype {value.dtype}. For many values, `torch.vmap` over it."
+                f"{tuple(value.shape)} and dtype {value.dtype}. For several values use `torch.vmap`."
             )
         return False
     if isinstance(value, bool) or not isinstance(value, (int, float)):

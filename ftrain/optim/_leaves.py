@@ -37,15 +37,17 @@ def parameters(params: PyTree) -> tuple[list[torch.Tensor], tree.TreeDef]:
     return _floating(
         params,
         "parameter",
-        "Only floating tensors can be optimized: leave the others out of `params` (ftrain keeps them "
-        "in the state's `buffers`).",
+        "Only floating-point tensors can be optimized: leave all others out of `params` (ftrain keeps "
+        "them in the state's `buffers`).",
     )
 
 
 def gradients(grads: PyTree) -> tuple[list[torch.Tensor], tree.TreeDef]:
     """Return the leaves of a gradient tree, each checked to be a dense floating-point tensor."""
     return _floating(
-        grads, "gradient", "Gradients are dense floating tensors (`.to_dense()` makes them so)."
+        grads,
+        "gradient",
+        "Pass dense floating-point gradients (`.to_dense()` converts a sparse one).",
     )
 
 

@@ -35,12 +35,13 @@ def rate_at(learning_rate: LearningRate, count: torch.Tensor) -> torch.Tensor:
     rate = learning_rate(count)
     if isinstance(rate, torch.Tensor) and rate.ndim:
         raise ValueError(
-            f"schedule: expected it to return a 0-d tensor, got shape {tuple(rate.shape)}. "
+            f"schedule: expected a function that returns a 0-d tensor, got shape {tuple(rate.shape)}. "
             "Compute the rate from the count alone, which is an int64 0-d tensor."
         )
     if not isinstance(rate, (torch.Tensor, float, int)):
         raise TypeError(
-            f"schedule: expected it to return a 0-d tensor, got {type(rate).__name__} {rate!r}."
+            f"schedule: expected a function that returns a 0-d tensor, got {type(rate).__name__} "
+            f"{rate!r} from it."
         )
     return double(rate, count.device)
 

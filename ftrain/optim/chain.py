@@ -86,8 +86,8 @@ def _check_link(index: int, link: object) -> None:
     kinds = {p.kind for p in inspect.signature(link.update).parameters.values()}
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         raise TypeError(
-            f"chain: expected `**extra` among the arguments of the `update` of link {index}, for those "
-            "of other links. Write `def update(grads, state, params=None, **extra):`."
+            f"chain: expected the `update` of link {index} to accept `**extra`, because each link gets "
+            "the extra arguments of all. Write `def update(grads, state, params=None, **extra):`."
         )
 
 

@@ -99,7 +99,7 @@ def mask_leaves(mask: Mask, params: PyTree) -> list[bool]:
     flat, treedef = tree.flatten(bools)
     if treedef != tree.structure(params):
         raise ValueError(
-            f"mask: expected the structure of the parameters, got a difference "
+            f"mask: expected a tree with the structure of the parameters, got one that differs "
             f"{tree.first_difference(params, bools)}. Give one bool for each parameter, or a "
             "function of the parameters such as `optim.matrices` or `optim.everything`."
         )

@@ -81,9 +81,9 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
             if name not in found and any(bools) and not callable(mask):
                 before = dict.fromkeys(g for g, mine in zip(found, bools, strict=True) if mine)
                 raise ValueError(
-                    f"groups[{name!r}]: expected at least one parameter, got 0: all that its mask "
-                    f"selects are in {', '.join(before)}, as the first match wins. Write the narrower "
-                    "mask first."
+                    f"groups[{name!r}]: expected at least one parameter, got none: all parameters that "
+                    f"its mask selects belong to earlier groups ({', '.join(before)}), as the first "
+                    "match wins. Write the narrower mask first."
                 )
         return found
 

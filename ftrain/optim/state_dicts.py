@@ -144,8 +144,8 @@ def export_state_dict(
         for name, entry in _exported(part, twin).items():
             if name not in order:
                 raise ValueError(
-                    f"names: expected {name}, as in the state, in this {type(twin).__name__}, got "
-                    f"{_listed(order)}. Give the names that the state has."
+                    f"names: expected the parameter {name} of the state in this {type(twin).__name__}, "
+                    f"got {_listed(order)}. Give the names that the state has."
                 )
             state[order[name]] = entry
     groups = twin.state_dict()["param_groups"]

@@ -137,7 +137,7 @@ def _not_one(name: str, where: list[str], there_are: list[str]) -> Exception:
             f'entry around the one you mean, `optim.set_hyperparams(state, "<holder>", {name}=...)`.'
         )
     listed = ", ".join(there_are) or "none; `with_hyperparams` keeps them"
-    return LookupError(f"no hyper-parameter in this state is called {name!r}. There are: {listed}.")
+    return LookupError(f"no hyper-parameter in this state is called {name!r}. It has: {listed}.")
 
 
 def _replaced(name: str, old: torch.Tensor, value: Hyperparameter) -> torch.Tensor:

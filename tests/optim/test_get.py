@@ -172,7 +172,7 @@ def test_set_hyperparams_selects_the_group_by_name():
         ({"learning_rate": float("nan")}, ValueError, "learning_rate must be a finite number >= 0"),
         ({"b1": 1.0}, ValueError, r"b1 must lie in \[0, 1\), got 1.0"),
         ({"b1": "high"}, TypeError, "b1 must be a number, got str 'high'"),
-        ({"rate": 0.1}, LookupError, r"called 'rate'. There are: .hyperparams\['b1'\]"),
+        ({"rate": 0.1}, LookupError, r"called 'rate'. It has: .hyperparams\['b1'\]"),
         (
             {"b1": torch.zeros(3)},
             ValueError,
@@ -217,7 +217,7 @@ def test_with_hyperparams_checks_its_arguments(build, error, message):
 
 
 def test_set_hyperparams_refuses_a_state_without_hyperparameters():
-    with pytest.raises(LookupError, match="There are: none; `with_hyperparams` keeps them"):
+    with pytest.raises(LookupError, match="It has: none; `with_hyperparams` keeps them"):
         optim.set_hyperparams(optim.sgd(0.1).init(PARAMS), learning_rate=0.1)
 
 

@@ -44,8 +44,8 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
             )
     if not schedules or len(boundaries) != len(schedules) - 1:
         raise ValueError(
-            "join: expected at least one schedule, and a boundary between each two, got "
-            f"{len(schedules)} schedules, which need {max(len(schedules) - 1, 0)} boundaries, and "
+            "join: expected at least one schedule, and one boundary between each two schedules, got "
+            f"{len(schedules)} schedules (which need {max(len(schedules) - 1, 0)} boundaries) and "
             f"{len(boundaries)} boundaries. Write `join([warmup, decay], [warmup_steps])`."
         )
     for index, boundary in enumerate(boundaries):

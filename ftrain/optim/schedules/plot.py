@@ -84,6 +84,6 @@ def _rates(schedule: Schedule, counts: torch.Tensor) -> torch.Tensor:
         return rates.detach()
     except RuntimeError as error:
         raise ValueError(
-            "the schedule cannot be drawn, because it asks for the value of its count; nor can it be "
-            "compiled. Write `torch.where(count < n, a, b)` for `a if count < n else b`."
+            "the schedule cannot be plotted (or compiled), because it reads the value of its argument, "
+            "the tensor `count`. Write `torch.where(count < n, a, b)` for `a if count < n else b`."
         ) from error
