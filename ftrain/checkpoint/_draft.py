@@ -127,8 +127,8 @@ def draft(collected: Collected) -> Draft:
     paths = tree.paths(state)
     if len(set(paths)) != len(paths):
         raise ValueError(
-            "state: expected a unique path for each leaf, got two equal paths: two keys of a dict look "
-            "the same. Rename one"
+            "state: expected a unique path for each leaf, got two equal paths, because two keys of a "
+            "dict have the same text. Rename one of them."
         )
     described: list[LeafRecord] = []
     first: dict[Any, LeafRecord] = {}
@@ -226,7 +226,7 @@ def _refuse(where: str, leaf: Any) -> None:
     if _tensors.name_of(leaf.dtype) is None:
         raise ValueError(
             f"the leaf at {where}: expected a dtype that safetensors supports, got {leaf.dtype}. "
-            "Dequantise it."
+            "Convert it first, for example by leaf.dequantize()."
         )
     raise ValueError(
         f"the leaf at {where}: expected a tensor with memory, got {type(leaf).__name__} without "

@@ -109,7 +109,7 @@ class Numbered:
                     raise
                 failure = error
             if identity(found.path) == found.identity:  # otherwise it was deleted during the read
-                warn_corrupt(found.path, f"another checkpoint is tried ({failure})")
+                warn_corrupt(found.path, f"another checkpoint is loaded instead ({failure})")
                 failures[found] = failure
         if failures:
             raise CheckpointCorruptError(
@@ -146,7 +146,7 @@ class Numbered:
 
 def warn_corrupt(path: str | pathlib.Path, consequence: str) -> None:
     warnings.warn(
-        f"the checkpoint {path} does not verify: {consequence}",
+        f"the checkpoint {path} failed verification: {consequence}",
         CorruptCheckpointWarning,
         stacklevel=5,
     )

@@ -83,7 +83,7 @@ class CheckpointMismatchError(CheckpointError, ValueError):
 
 
 class CorruptCheckpointWarning(UserWarning):
-    """Warning that a checkpoint was skipped because it does not verify."""
+    """Warning that a checkpoint was skipped because it failed verification."""
 
 
 class DeterminismWarning(UserWarning):

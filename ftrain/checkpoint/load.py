@@ -144,7 +144,9 @@ def _check_same_kind(source: OpenCheckpoint, like: Any) -> None:
     manifest = source.manifest
     difference = _structure.first_difference(manifest.structure, _structure.describe(like))
     if difference is not None:
-        raise CheckpointMismatchError(f"{source.path} holds another state: {difference}. {_REMEDY}")
+        raise CheckpointMismatchError(
+            f"{source.path} holds a state of another structure: {difference}. {_REMEDY}"
+        )
     paths, likes = tree.paths(like), tree.leaves(like)
     if [leaf.path for leaf in manifest.leaves] != paths:
         raise CheckpointMismatchError(
@@ -163,8 +165,8 @@ def _check_same_kind(source: OpenCheckpoint, like: Any) -> None:
         )
     if manifest.prng != _determinism.PRNG:
         raise CheckpointMismatchError(
-            f"{source.path} was saved under the random generator {manifest.prng!r}; this ftrain has "
-            f"{_determinism.PRNG!r}, and the run would draw other random numbers. {_REMEDY}"
+            f"{source.path} was saved by a run with the random generator {manifest.prng!r}; this ftrain "
+            f"uses {_determinism.PRNG!r}, so the resumed run would draw other random numbers. {_REMEDY}"
         )
 
 

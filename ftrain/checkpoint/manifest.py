@@ -272,5 +272,5 @@ def _count(value: Any) -> int:
 
 def _of(kind: type[T], value: Any) -> T:
     if not isinstance(value, kind):
-        raise _MalformedError(f"expected a {kind.__name__}, got {ascii(value)[:80]}")
+        raise _MalformedError(f"expected a value of type {kind.__name__}, got {ascii(value)[:80]}")
     return value

@@ -33,7 +33,7 @@ def test_store_skips_corrupt_checkpoints_with_a_warning(tmp_path):
     store = filled(tmp_path)
     flip(tmp_path / "step-000000000003" / "tensors-00000.safetensors")
     with pytest.warns(
-        checkpoint.CorruptCheckpointWarning, match="step-000000000003 does not verify"
+        checkpoint.CorruptCheckpointWarning, match="step-000000000003 failed verification"
     ):
         assert store.latest() == tmp_path / "step-000000000002"
     with pytest.warns(checkpoint.CorruptCheckpointWarning):
@@ -213,7 +213,7 @@ def test_a_corrupt_replacement_keeps_the_old_checkpoint(tmp_path):
     store = filled(tmp_path)
     shutil.copytree(tmp_path / "step-000000000003", new := tmp_path / "step-000000000003.new")
     flip(new / "tensors-00000.safetensors")
-    with pytest.warns(checkpoint.CorruptCheckpointWarning, match=r"003\.new does not verify"):
+    with pytest.warns(checkpoint.CorruptCheckpointWarning, match=r"003\.new failed verification"):
         assert store.load(like=train_state(0))[1] == {"at": 3}
     with pytest.warns(checkpoint.CorruptCheckpointWarning, match="it is deleted"):
         store.delete(1)
@@ -333,7 +333,7 @@ def test_store_skips_other_files_named_like_a_checkpoint(tmp_path, what):
         odd.touch()
     else:
         odd.symlink_to(tmp_path / (".lock" if what == "link to a file" else "nothing"))
-    with pytest.warns(checkpoint.CorruptCheckpointWarning, match="000005 does not verify"):
+    with pytest.warns(checkpoint.CorruptCheckpointWarning, match="000005 failed verification"):
         assert store.load(like=train_state(0))[1] == {"at": 2}
     with pytest.raises(checkpoint.CheckpointError):
         store.load(like=train_state(0), step=5)
