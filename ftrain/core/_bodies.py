@@ -43,7 +43,7 @@ def check_carry(function: str, old: Any, new: Any) -> None:
     difference = tree.first_difference(old, new)
     if difference is not None:
         raise ValueError(
-            f"{function}: the carry that body returns differs in structure from its input, "
+            f"{function}: the carry that body returns differs in structure from the carry that it gets, "
             f"{difference}. Return the same containers with the same keys."
         )
     check_tensors(function, "carry", new)
@@ -52,9 +52,9 @@ def check_carry(function: str, old: Any, new: Any) -> None:
     ):
         if (before.shape, before.dtype) != (after.shape, after.dtype):
             raise ValueError(
-                f"{function}: expected body to return carry{path} as {kind(before)}, like its input, "
+                f"{function}: expected body to return carry{path} as {kind(before)}, as it got it, "
                 f"got {kind(after)}. "
-                "Start with the shape and dtype that body returns."
+                "Make the initial carry of the shape and dtype that body returns."
             )
 
 

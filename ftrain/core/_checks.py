@@ -97,9 +97,10 @@ def _refuse_gradients(state: TrainState) -> None:
 
 def _differentiated(by: str, name: str) -> ValueError:
     return ValueError(
-        "a step keeps no graph, so nothing can be differentiated through it: expected no gradient "
-        f"outside of it, got {by}. Write what is to be differentiated with ftrain.value_and_grad and "
-        f"ftrain.bind, or detach: ftrain.tree.map(torch.Tensor.detach, {name})."
+        "a step returns tensors without an autograd graph, so no gradient can flow through it: expected "
+        f"no gradient taken around a step, got {by}. Write the function to differentiate with "
+        "ftrain.value_and_grad and ftrain.bind, or detach: "
+        f"ftrain.tree.map(torch.Tensor.detach, {name})."
     )
 
 

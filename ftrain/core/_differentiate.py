@@ -319,5 +319,6 @@ def _check_value(value: Any, name: str) -> None:
         )
     if not value.is_floating_point():
         raise TypeError(
-            f"{name} must return a real loss: expected a floating-point dtype, got {value.dtype}."
+            f"{name} must return a real loss: expected a floating-point dtype, got {value.dtype}. "
+            "Convert it: loss.float(), or loss.real if it is complex."
         )

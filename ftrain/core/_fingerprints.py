@@ -153,8 +153,8 @@ def _same(first: Any, second: Any) -> bool:
 
 class _Generator:
     refusal: str | None = (
-        "is a random generator of the model's own, and has drawn: the numbers depend on more than the "
-        "state's key. Draw with torch (torch.rand, F.dropout), whose draws come from the key"
+        "is a random generator that the model owns, and the call drew from it: the numbers do not come "
+        "from the state's key. Draw with torch (torch.rand, F.dropout), whose draws come from the key"
     )
 
     def __init__(self, node: Any) -> None:

@@ -242,8 +242,8 @@ def _opaque(opaque: dict[str, Any], cls: type) -> dict[str, Any]:
     return {
         name: Withheld(
             f"`{name}` of {a_or_an(cls.__name__)} is {a_or_an(type(value).__name__)}, and cannot be "
-            f"used in {where}: it would be that of another batch. Compute what is needed from it where "
-            "the batch is made, and put that into the batch as a tensor."
+            f"used in {where}: its value would be that of another batch. Compute what is needed from it "
+            "where the batch is made, and put that into the batch as a tensor."
         )
         for name, value in opaque.items()
     }

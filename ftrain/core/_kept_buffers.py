@@ -48,7 +48,7 @@ class KeptBuffers:
                 raise ImpureFunctionError(
                     f"the model wrote to its buffer {name!r} during or after a region under "
                     "activation checkpointing, which the backward pass must compute again. Buffers of "
-                    f"up to {SMALL} elements are restored for that, this one has "
-                    f"{self._tensors[name].numel()}. Write to it before the first region."
+                    f"up to {SMALL} elements are restored for that, but this one has "
+                    f"{self._tensors[name].numel()}. Write to it before the first such region."
                 )
         return {**self._tensors, **{name: b.clone() for name, b in self._copies.items()}}

@@ -126,7 +126,7 @@ def refuse_overlap(tensors: Tensors) -> None:
         if storage == other and begin < start + size:
             raise ValueError(
                 f"{name!r} and {second!r}: expected tensors in separate memory, got overlapping views. "
-                "Register one of them and compute the other from it, or tie them as one object."
+                "Register one of them and compute the other from it, or use one object in both places."
             )
 
 

@@ -122,7 +122,7 @@ def _is_operators_own(file: str) -> bool:
 
 
 _RUNS_PLAINLY = (
-    "what torch.compile has compiled, called here, runs as plain Python inside of ftrain, so that its "
-    "draws have the same keys in every form of a step. Compile the whole step instead: "
+    "this code, compiled by torch.compile, runs as plain Python inside of ftrain, so that its random "
+    "draws are the same in eager, compiled and vmapped steps. Compile the whole step instead: "
     "ftrain.compile(train_step)."
 )

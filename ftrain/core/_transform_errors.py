@@ -19,13 +19,13 @@ _LIBRARY = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "_libr
 
 
 _CUSTOM = (
-    "a custom operator (torch.library.custom_op) has no gradient under torch's transforms, with "
-    "register_autograd or without",
+    "a custom operator (torch.library.custom_op) has no gradient under torch's transforms, even with "
+    "register_autograd",
     "Call the operator in the forward of a torch.autograd.Function that has setup_context and a vmap "
     "staticmethod, or loop over the rows instead of torch.vmap.",
 )
 _OLD_FUNCTION = (
-    "an autograd.Function whose forward takes `ctx` has no form under torch's transforms",
+    "an autograd.Function whose forward takes `ctx` cannot run under torch's transforms",
     "Write its forward without ctx and save tensors in a setup_context staticmethod; set "
     "generate_vmap_rule = True, or write a vmap staticmethod.",
 )
@@ -35,23 +35,23 @@ _NO_RULE = (
     "or write a vmap staticmethod.",
 )
 _REQUIRES_GRAD = (
-    "requires_grad_() has no form under torch's transforms",
+    "requires_grad_() cannot be used under torch's transforms",
     "Take the inner gradient with ftrain.value_and_grad(fn)(x) or torch.func.grad(fn)(x) instead of "
     "x.requires_grad_() and torch.autograd.grad.",
 )
 _WRITE = (
-    "a write in place of values that have more dimensions than their target, or that torch.vmap maps "
-    "over while it does not map over the target (which is none of the model's buffers)",
+    "an in-place write of values that have more dimensions than their target, or of values that "
+    "torch.vmap maps over to a target that it does not map over (and that is not a buffer of the model)",
     "Write the out-of-place form (x = x + 1, not x += 1), or map over the target too (in_dims).",
 )
 
 
 _CAPTURED = (
-    "a write in place into a tensor from outside of the function that is differentiated (the batch, a "
-    "captured tensor)",
+    "an in-place write to a tensor from outside of the differentiated function (the batch, a captured "
+    "tensor)",
     "Write the out-of-place form: x = x + 1, not x += 1.",
 )
-_DATA = ("x.data has no form under torch's transforms", "Write x.detach().")
+_DATA = ("x.data cannot be used under torch's transforms", "Write x.detach().")
 
 
 def under_transforms(error: Exception) -> RuntimeError | None:

@@ -199,9 +199,9 @@ def _check_examples(metrics: Metrics, part: Any) -> None:
     for name, values in named.items():
         if len(rows) == 1 and values.shape[0] % max(*rows, 1):
             raise ValueError(
-                f"metric {name!r} is {brief(values)} of a micro-batch of {rows.pop()} rows: a tensor "
-                "with axes is concatenated over micro-batches along its first axis, one entry for each "
-                "row. Wrap it in the metric that says how it merges: ftrain.Last(x), ftrain.Sum(x), "
+                f"metric {name!r} is {brief(values)} of a micro-batch of {rows.pop()} rows: expected "
+                "one entry for each row, because a tensor with axes is concatenated over micro-batches. "
+                "Wrap it in the metric that says how it merges instead: ftrain.Last(x), ftrain.Sum(x), "
                 "ftrain.Mean(x * n, torch.tensor(n))."
             )
 
@@ -243,15 +243,16 @@ def split_evenly(batch: Any, k: int) -> Stacked:
     }
     if not sizes:
         raise ValueError(
-            f"accumulate={k}: expected a batch with a first axis to cut, got one without. Pass the "
-            "parts yourself: ftrain.MicroBatches((first, second, ...))."
+            f"accumulate={k}: expected a batch with a tensor whose first axis can be cut, got a batch "
+            "without one. Pass the parts yourself: ftrain.MicroBatches((first, second, ...))."
         )
     (path, size), *others = sizes.items()
     for other, other_size in others:
         if other_size != size:
             raise ValueError(
-                f"accumulate={k} cuts a batch along its first axis: expected {size} rows as in "
-                f"batch{path}, got {other_size} in batch{other}. Pass ftrain.MicroBatches((...))."
+                f"accumulate={k} cuts all tensors of a batch along their first axis: expected {size} "
+                f"rows as in batch{path}, got {other_size} in batch{other}. Give them the same number "
+                "of rows, or pass the parts yourself: ftrain.MicroBatches((first, second, ...))."
             )
     if size % k or size == 0:
         below, above = size - size % k, size + k - size % k

@@ -70,8 +70,8 @@ def committed(
     if new_def != treedef:
         difference = tree.first_difference(kept, proposed)
         raise ValueError(
-            f"a step changed the structure of its state, {difference}. Keep it, or every step would "
-            "compile again."
+            f"a step changed the structure of its state, {difference}. Return the structure that the "
+            "step got, because a change would compile the step again."
         )
     _check_fixpoint(kept, olds, news)
     known = None if result.finite is None else value_at_hand(result.finite)
@@ -133,8 +133,8 @@ def _check_fixpoint(old: TrainState, olds: list[torch.Tensor], news: list[Any]) 
             if was != now:
                 path = tree.paths(old)[index]
                 raise ValueError(
-                    f"a step changed the {what} of state{path}: expected {was}, got {now}. Keep it, "
-                    "or every step would compile again."
+                    f"a step changed the {what} of state{path}: expected {was}, got {now}. Convert the "
+                    f"new tensor to this {what}, because a change would compile the step again."
                 )
 
 

@@ -224,7 +224,7 @@ def _check_parameters(bound: Bound) -> None:
     dtypes = bound.dtypes()
     if not dtypes:
         raise ValueError(
-            f"{bound} has nothing to train: expected a parameter with requires_grad=True, got 0. "
+            f"{bound} has nothing to train: expected a parameter with requires_grad=True, got none. "
             "Call requires_grad_() on the parameters to train."
         )
     for name, dtype in dtypes.items():

@@ -100,7 +100,7 @@ def map(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
         other_leaves, other_def = flatten(other)
         if other_def != treedef:
             raise ValueError(
-                f"trees differ in structure, {first_difference(tree, other)}. Pass trees of one "
+                f"trees differ in structure, {first_difference(tree, other)}. Pass trees with the same "
                 "structure."
             )
         columns.append(other_leaves)

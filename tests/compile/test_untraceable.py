@@ -58,15 +58,15 @@ ENCODER = nn.TransformerEncoder(nn.TransformerEncoderLayer(4, 2, 8), 1, enable_n
 LABELS, LENGTHS = torch.ones(1, 2, dtype=torch.int64), (torch.tensor([3]), torch.tensor([2]))
 
 IN_TORCH = {
-    "GaussianNLLLoss": (gaussian, "asks whether a variance is negative", "0.5 * (var.log()"),
+    "GaussianNLLLoss": (gaussian, "checks if a variance is negative", "0.5 * (var.log()"),
     "BatchNorm(momentum=None)": (
         loss_of(nn.BatchNorm1d(4, momentum=None)),
-        "asks for the number of batches",
+        "reads the number of batches",
         "momentum=0.1",
     ),
     "TransformerEncoder with a mask": (
         loss_of(ENCODER, mask=torch.zeros(3, 3)),
-        "compares the mask with a causal one",
+        "its mask with those of a causal mask",
         "is_causal=True or is_causal=False",
     ),
     "trunc_normal_": (truncated, "draws again", "torch.special.ndtri(u)"),
@@ -100,13 +100,13 @@ def test_untraceable_torch_python_code_raises_with_its_line_and_remedy(name: str
 
 
 IN_CPP = {
-    "cov": (torch.cov, "compares sums of the weights", "centered @ centered.mT"),
-    "corrcoef": (torch.corrcoef, "compares sums of the weights", "torch.corrcoef(x)"),
+    "cov": (torch.cov, "values of sums of weights", "centered @ centered.mT"),
+    "corrcoef": (torch.corrcoef, "values of sums of weights", "torch.corrcoef(x)"),
     "lstsq": (lambda x: torch.linalg.lstsq(x, x)[0], "depends on the rank", "pinv(a) @ b"),
-    "combinations": (lambda x: torch.combinations(x[0]), "depends on a mask", "take x[i] inside"),
+    "combinations": (lambda x: torch.combinations(x[0]), "values of a mask", "take x[i] inside"),
     "repeat_interleave": (
         lambda x: x.repeat_interleave(torch.tensor([1, 2, 0]), dim=0),
-        "depends on the number of repeats",
+        "depends on the numbers of repeats",
         "output_size=n",
     ),
     "one_hot": (

@@ -47,12 +47,12 @@ MODES: dict[str, Callable[[Function, torch.Tensor], torch.Tensor]] = {
 # What may be refused, by the message and the node (or the derivative at the outside) that it is about.
 _REFUSALS: dict[str, Any] = {
     r"while_loop: .* requires a gradient, and reverse mode needs a fixed number": While,
-    r"a step keeps no graph, so nothing can be differentiated through it": Step,
+    r"a step returns tensors without an autograd graph, so no gradient can flow through it": Step,
     r"`.*` of `.*` requires a gradient, and a compiled program is opaque to autograd": Compiled,
     r"is called inside torch.func.\w+: a compiled program cannot be transformed further": Compiled,
     r"it takes a derivative in forward mode that torch cannot trace": (Jvp, "jvp"),
     r"a custom operator \(torch.library.custom_op\) has no gradient under torch's transforms": Custom,
-    r"requires_grad_\(\) has no form under torch's transforms": "autograd",
+    r"requires_grad_\(\) cannot be used under torch's transforms": "autograd",
     # torch's own, in transforms of torch.func:
     r"In order to use an autograd.Function with functorch transforms": Custom,
     r"torch.func.* don't yet support saved tensor hooks": Checkpoint,

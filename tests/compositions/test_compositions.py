@@ -161,9 +161,11 @@ def test_composition_check_accepts_a_refusal_only_if_the_program_contains_its_ca
     monkeypatch: Any,
 ) -> None:
     def refuse(x: torch.Tensor) -> torch.Tensor:
-        raise ValueError("a step keeps no graph, so nothing can be differentiated through it")
+        raise ValueError(
+            "a step returns tensors without an autograd graph, so no gradient can flow through it"
+        )
 
     monkeypatch.setattr(Torch, "sin", staticmethod(refuse))
     check(Program(Add(Sin(Var(0)), Step(Var(0), Var(0), Var(0)))), POINTS, "eager")
-    with pytest.raises(ValueError, match="a step keeps no graph"):
+    with pytest.raises(ValueError, match="a step returns tensors without an autograd graph"):
         check(Program(Sin(Var(0))), POINTS, "eager")

@@ -237,7 +237,7 @@ def test_dropout_masks_of_scan_iterations_are_independent() -> None:
 
 
 def test_next_key_outside_keyed_raises() -> None:
-    with pytest.raises(ValueError, match="expected a call inside of `keyed`"):
+    with pytest.raises(ValueError, match="expected a call inside of `with ftrain.random.keyed"):
         random.next_key()
 
 

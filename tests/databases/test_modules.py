@@ -40,17 +40,17 @@ KEY = random.key(5)
 #: What `compile` refuses, because it cannot be traced, and the words of the message.
 UNTRACEABLE = {
     "AdaptiveLogSoftmaxWithLoss": r"sorts the targets into clusters.*log_prob\(x\).gather",
-    "BatchNorm1d": "momentum=None asks for the number of batches.*momentum=0.1",
-    "BatchNorm2d": "momentum=None asks for the number of batches.*momentum=0.1",
-    "BatchNorm3d": "momentum=None asks for the number of batches.*momentum=0.1",
+    "BatchNorm1d": "momentum=None reads the number of batches.*momentum=0.1",
+    "BatchNorm2d": "momentum=None reads the number of batches.*momentum=0.1",
+    "BatchNorm3d": "momentum=None reads the number of batches.*momentum=0.1",
     "CTCLoss": "values of the lengths.*ftrain.value_and_grad alone computes it",
-    "GaussianNLLLoss": r"whether a variance is negative.*0.5 \* \(var.log\(\)",
-    "Transformer": "compares the mask with a causal one.*is_causal=True",
-    "TransformerEncoder": "compares the mask with a causal one.*is_causal=True",
+    "GaussianNLLLoss": r"if a variance is negative.*0.5 \* \(var.log\(\)",
+    "Transformer": "its mask with those of a causal mask.*is_causal=True",
+    "TransformerEncoder": "its mask with those of a causal mask.*is_causal=True",
 }
 #: What torch itself does not map, of what a module runs, and its words.
 UNMAPPED = {
-    "AdaptiveLogSoftmaxWithLoss": "a write in place of values that",
+    "AdaptiveLogSoftmaxWithLoss": "an in-place write of values that",
     "BatchNorm1d": r"vmap: .* calling .item\(\)",
     "BatchNorm2d": r"vmap: .* calling .item\(\)",
     "BatchNorm3d": r"vmap: .* calling .item\(\)",

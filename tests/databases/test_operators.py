@@ -35,16 +35,16 @@ KEY = random.key(3)
 
 #: What `compile` refuses, because it cannot be traced, and the words of the message.
 UNTRACEABLE = {
-    "combinations": "the shape of its result depends on a mask.* take x.i. inside",
-    "corrcoef": "compares sums of the weights.*centered @ centered.mT",
-    "cov": "compares sums of the weights.*centered @ centered.mT",
+    "combinations": "combinations depends on the values of a mask.* take x.i. inside",
+    "corrcoef": "sums of weights.*centered @ centered.mT",
+    "cov": "sums of weights.*centered @ centered.mT",
     "index_fill": r"the gradient of index_fill by the value.*torch.where\(mask, value, x\)",
     "index_put": r"the gradient of x\[mask\] = values.*torch.where\(mask, values, x\)",
     "linalg.lstsq": r"depends on the rank.*torch.linalg.pinv\(a\) @ b",
     "masked_select": r"the shape of masked_select\(\) depends on values.*torch.where\(mask, x, fill\)",
     "nn.functional.ctc_loss": "values of the lengths.*ftrain.value_and_grad alone computes it",
-    "repeat_interleave": r"depends on the number of repeats.*\(repeats, output_size=n\)",
-    "nn.functional.gaussian_nll_loss": r"whether a variance is negative.*0.5 \* \(var.log\(\)",
+    "repeat_interleave": r"depends on the numbers of repeats.*\(repeats, output_size=n\)",
+    "nn.functional.gaussian_nll_loss": r"if a variance is negative.*0.5 \* \(var.log\(\)",
 }
 #: What `compile` refuses, because it writes into a tensor that the function captures.
 WRITING = dict.fromkeys(

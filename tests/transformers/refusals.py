@@ -95,7 +95,7 @@ _COMPILED: dict[str, Refusal] = {
     ),
     "Qwen3VLForConditionalGeneration": Refusal(
         TraceError,
-        r"number of repeats.*vision_utils.*repeat_interleave.*output_size",
+        r"numbers of repeats.*vision_utils.*repeat_interleave.*output_size",
         "it reads the sizes of images",
     ),
     "SmolVLMForConditionalGeneration": _shape(

@@ -113,8 +113,9 @@ class Call:
                 if held is not None:
                     raise TypeError(
                         f"`{self.names[i]}` of `{function}` is {a_or_an(type(leaf).__name__)}, whose "
-                        f"attribute {held!r} holds a tensor: a compiled program would not see another "
-                        "one in its place. Pass a dict, or make its class a dataclass, which is a tree."
+                        f"attribute {held!r} holds a tensor: a compiled program would keep using that "
+                        "tensor after it is replaced. Pass a dict, or make its class a dataclass, which "
+                        "is a tree."
                     )
                 continue
             if leaf.requires_grad and torch.is_grad_enabled():

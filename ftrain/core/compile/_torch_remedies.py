@@ -11,7 +11,7 @@ _OUTSIDE = (
     "the update."
 )
 _COVARIANCE = (
-    "it compares sums of the weights",
+    "torch.cov and torch.corrcoef compare the values of sums of weights",
     "Write the formula: centered = x - x.mean(1, keepdim=True), then "
     "centered @ centered.mT / (x.shape[1] - 1) is torch.cov(x), and cov / (s[:, None] * s) with "
     "s = cov.diagonal().sqrt() is torch.corrcoef(x).",
@@ -23,38 +23,38 @@ _PACKED = (
 )
 _CTC = ("the alignments of a CTC loss depend on the values of the lengths", _OUTSIDE)
 _LEAST_SQUARES = (
-    "the shape of the residuals depends on the rank of the matrix",
+    "the shape of the residuals of torch.linalg.lstsq depends on the rank of the matrix",
     "Write torch.linalg.pinv(a) @ b, or torch.linalg.solve(a.mT @ a, a.mT @ b) for a matrix of full "
     "column rank.",
 )
 _MASK = (
-    "it compares the mask with a causal one",
-    "Say which it is: is_causal=True or is_causal=False in the call, beside the mask (of a decoder, "
-    "tgt_is_causal=).",
+    "a transformer layer compares the values of its mask with those of a causal mask",
+    "Say whether the mask is causal: pass is_causal=True or is_causal=False beside it (tgt_is_causal= "
+    "in a decoder).",
 )
 _CUMULATIVE = (
-    "a batch norm with momentum=None asks for the number of batches",
+    "a batch norm with momentum=None reads the number of batches so far",
     "Give it a momentum, such as torch's default momentum=0.1.",
 )
 _VARIANCE = (
-    "it asks whether a variance is negative",
+    "gaussian_nll_loss checks if a variance is negative",
     "Write the formula, for variances of at least eps: "
     "0.5 * (var.log() + (input - target) ** 2 / var).mean().",
 )
 _TRUNCATED = (
-    "it draws again until all numbers are within the bounds",
+    "trunc_normal_ draws again until all numbers are within the bounds",
     "Draw before the compiled function, with the same `keyed`, and pass the tensor in; or draw "
     "u = ftrain.random.uniform(key, shape, minval=lower, maxval=upper) with lower and upper the normal "
     "distribution's values at the bounds, and take torch.special.ndtri(u).",
 )
 
 _CLUSTERS = (
-    "it sorts the targets into clusters by their values",
+    "an adaptive softmax sorts the targets into clusters by their values",
     "Take the loss from all clusters: -layer.log_prob(x).gather(1, target[:, None]).mean().",
 )
 _REPEATED = (
-    "the shape of its result depends on the number of repeats",
-    "Say the size of the result: x.repeat_interleave(repeats, output_size=n).",
+    "the shape of the result of repeat_interleave depends on the numbers of repeats",
+    "Pass the size of the result: x.repeat_interleave(repeats, output_size=n).",
 )
 _VALIDATION = (
     "a distribution checks the values of its arguments",
@@ -80,7 +80,7 @@ BY_FUNCTION: dict[str, Remedy] = {
     "torch.cov": _COVARIANCE,
     "torch.corrcoef": _COVARIANCE,
     "torch.combinations": (
-        "the shape of its result depends on a mask",
+        "the shape of the result of torch.combinations depends on the values of a mask",
         "Compute the indices outside of the compiled function, i = torch.combinations(torch.arange(n)), "
         "and take x[i] inside.",
     ),

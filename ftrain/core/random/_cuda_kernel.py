@@ -244,7 +244,7 @@ def _launcher(driver: ctypes.CDLL, index: int, context: ctypes.c_void_p) -> Laun
 
 def _check(driver: ctypes.CDLL, status: int) -> None:
     if status:
-        raise _NoKernelError(f"The driver cannot load them: {_error(driver, status)}.")
+        raise _NoKernelError(f"The driver cannot load the kernels: {_error(driver, status)}.")
 
 
 def _error(driver: ctypes.CDLL, status: int) -> str:

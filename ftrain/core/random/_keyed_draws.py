@@ -212,8 +212,8 @@ def multinomial(
     if not replacement or num_samples == 1:
         if not replacement and num_samples > input.shape[-1]:
             raise ValueError(
-                "multinomial: expected num_samples of at most the number of categories without "
-                f"replacement, {input.shape[-1]}, got {num_samples}. Pass replacement=True."
+                "multinomial: expected num_samples to be at most the number of categories, "
+                f"{input.shape[-1]}, without replacement, got {num_samples}. Pass replacement=True."
             )
         # A race: the k categories whose clocks E_i / w_i ring first (Efraimidis & Spirakis 2006).
         rate = weights / exponential(stream.uniform(weights.shape, wide, weights.device))

@@ -144,20 +144,22 @@ def _draw(mode: KeyedOperators, func: OpOverload, args: Any, kwargs: Any) -> Any
     if draws_nothing(func, args, kwargs):
         return func(*args, **kwargs)
     if takes_generator(func, args, kwargs):
-        raise refusal(func, "was called with `generator=`, which is state outside of the key")
+        raise refusal(func, "was called with `generator=`, whose state is not part of the key")
     handler = _handler(func)
     if handler is None:
         # A composite that was not decomposed yet: its operators reach this mode as well.
         with mode, _torch.unwatched():
             result = func.decompose(*args, **kwargs)
         if result is NotImplemented:
-            raise refusal(func, "draws random numbers and has no keyed form")
+            raise refusal(
+                func, "draws random numbers, and has no replacement that draws from a key"
+            )
         return result
     stream = mode.stream
     if stream is None:
         raise refusal(func, "draws random numbers outside of `keyed`")
     if mode.is_mapped():
-        raise refusal(func, "draws under torch.vmap where `keyed` cannot see the function called")
+        raise refusal(func, "draws under torch.vmap, inside a function that `keyed` cannot replace")
     kwargs = {name: value for name, value in kwargs.items() if name != "generator"}
     with stream.below_functions(), _torch.unwatched():
         result = handler(stream, *args, **kwargs)
@@ -184,7 +186,7 @@ def _check(mode: KeyedOperators | None, func: Any, args: Any, kwargs: Any) -> An
             return result
         before = _generators.read_again(first)
     _generators.restore(first, tuple(names))
-    raise refusal(func, "draws random numbers in code that cannot be keyed")
+    raise refusal(func, "draws random numbers in its own code, which `keyed` cannot reach")
 
 
 def _count_vmaps() -> int:

@@ -42,7 +42,8 @@ def refusal(func: Any, why: str) -> UnkeyedRandomError:
     name = name.replace("_VariableFunctionsClass.", "torch.")
     line = user_line(traceback.extract_stack())
     return UnkeyedRandomError(
-        f"{name} {why}. Its numbers would not come from the key of ftrain.random.keyed. Call:\n\n"
+        f"{name} {why}. Its numbers would not come from the key of ftrain.random.keyed. It was called "
+        "here:\n\n"
         f"{line}\n\n{_REMEDY}"
     )
 

@@ -140,9 +140,9 @@ def _stream(function: str) -> KeyStream:
     stream = innermost_stream()
     if stream is None:
         raise ValueError(
-            f"{function}: expected a call inside of `keyed`, got one outside. A loss function and the "
-            "`forward` of a bound model run inside of one. Elsewhere write "
-            "`with ftrain.random.keyed(key):`, or use ftrain.random.split(key)."
+            f"{function}: expected a call inside of `with ftrain.random.keyed(key):`, got one outside. "
+            "(A loss function and the `forward` of a bound model always run inside.) Write the `with` "
+            "statement around this call, or use ftrain.random.split(key)."
         )
     return stream
 
@@ -228,7 +228,7 @@ def _pass(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any
 
 def _draw(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     if kwargs.get("generator") is not None:
-        raise refusal(func, "was called with `generator=`, which is state outside of the key")
+        raise refusal(func, "was called with `generator=`, whose state is not part of the key")
     result = HANDLERS[func](mode.stream, *args, **kwargs)
     mode.stream.drew(result)
     return result
@@ -257,7 +257,9 @@ def _enter_operator(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: A
 def _by_operators(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """Run a torch function under `KeyedOperators`, which gives a key to each draw inside of it."""
     if _torch.inside_vmap():
-        raise refusal(func, "draws random numbers under torch.vmap, where it has no keyed form")
+        raise refusal(
+            func, "draws random numbers under torch.vmap, where it cannot draw from a key"
+        )
     keyed = here.keyed
     with KeyedOperators(mode.stream):
         result = func(*args, **kwargs)

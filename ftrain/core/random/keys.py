@@ -92,7 +92,7 @@ def split(key: Tensor, num: int | Sequence[int] = 2, *, folds: Sequence[int] = (
     shape = (num,) if isinstance(num, int) else num
     if not isinstance(shape, Sequence) or not all(isinstance(n, int) and n >= 0 for n in shape):
         raise ValueError(
-            f"num: expected a number of keys, at least 0, or a shape of such numbers, got {num!r}. "
+            f"num: expected an int >= 0, the number of keys, or a tuple of such ints, got {num!r}. "
             "Write `split(key, 3)` or `split(key, (2, 3))`."
         )
     return _operators.threefry_split(key, _folds(folds), shape)
