@@ -24,7 +24,7 @@ def eager(fn, **options):
     return compile(fn, backend="eager", **options)
 
 
-def test_new_values_or_memory_of_a_captured_tensor_do_not_recompile():
+def test_change_of_values_or_memory_of_a_captured_tensor_does_not_recompile():
     w = nn.Parameter(torch.ones(3))
     compiled = eager(lambda x: x * w)
     x = torch.ones(3)
@@ -79,7 +79,7 @@ def test_captured_module_moved_to_another_dtype_recompiles():
         assert compiled(x).equal(teacher(x.double()))
 
 
-def test_captured_tensor_that_shares_donated_memory_raises():
+def test_captured_tensor_that_shares_memory_with_a_donated_state_raises():
     w = torch.ones(3)
     compiled = eager(lambda s: Pair(s.a + w, s.b), donate=True)
     state = compiled(compiled(Pair(torch.zeros(3), torch.zeros(1))))
@@ -99,7 +99,7 @@ def test_captured_tensor_that_shares_donated_memory_raises():
     ],
 )
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_unsupported_tensor_layout_raises_after_the_first_call(other):
+def test_compiled_function_refuses_unsupported_tensor_layouts_in_later_calls_too(other):
     compiled = eager(lambda x: x * 2)
     compiled(torch.ones(2, 3))
     with pytest.raises(TypeError, match="compiled functions take|not a subclass"):
@@ -111,7 +111,7 @@ def test_unsupported_tensor_layout_raises_after_the_first_call(other):
         donated(state)
 
 
-def test_compiled_programs_hold_only_captured_tensors():
+def test_compiled_programs_keep_no_tensors_alive_except_captured_ones():
     w = torch.ones(3)
 
     def fn(x):

@@ -19,7 +19,9 @@ def checked(x: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
 @pytest.mark.parametrize("fn", [checked, value_and_grad(checked)], ids=["plain", "gradient"])
-def test_compiled_value_check_runs_at_each_call_and_names_its_line(fn: Any, backend: Any) -> None:
+def test_compiled_torch_check_of_tensor_values_runs_at_each_call_and_names_its_line(
+    fn: Any, backend: Any
+) -> None:
     compiled = compile(fn, backend=backend)
     for _ in range(2):
         torch.testing.assert_close(compiled(torch.ones(3)), fn(torch.ones(3)))
@@ -28,6 +30,6 @@ def test_compiled_value_check_runs_at_each_call_and_names_its_line(fn: Any, back
     assert compiled.n_compiles == 1
 
 
-def test_value_check_under_vmap_raises_with_its_line_when_compiled() -> None:
+def test_compiled_torch_check_of_tensor_values_under_vmap_raises_with_its_line() -> None:
     with pytest.raises(TraceError, match="_check_tensor_all_with"):
         compile(torch.vmap(checked), backend="eager")(torch.ones(2, 3))

@@ -87,7 +87,7 @@ def test_each_input_shape_compiles_one_program_and_reuses_it(sizes):
         ({"a": [torch.ones(1)]}, {"a": (torch.ones(1),)}, "their structure"),
     ],
 )
-def test_second_program_warns_and_names_what_changed(first, second, said):
+def test_recompilation_warns_and_names_the_argument_that_changed(first, second, said):
     compiled = eager(lambda batch: [x * 1 for x in tree.leaves(batch)])
     compiled(first)
     with pytest.warns(RecompileWarning) as caught:
@@ -98,7 +98,7 @@ def test_second_program_warns_and_names_what_changed(first, second, said):
     assert compiled.n_compiles == 2
 
 
-def test_autocast_and_default_dtype_recompile():
+def test_change_of_autocast_or_default_dtype_recompiles():
     compiled = eager(lambda x: x @ x + torch.zeros(2))
     x = torch.ones(2, 2)
     assert compiled(x).dtype == torch.float32
@@ -114,7 +114,7 @@ def test_autocast_and_default_dtype_recompile():
     assert compiled.n_compiles == 3
 
 
-def test_grad_mode_of_the_caller_neither_recompiles_nor_changes_results():
+def test_change_of_grad_mode_neither_recompiles_nor_changes_results():
     def fn(x):
         x = x.detach().requires_grad_()
         return torch.autograd.grad((x**3).sum(), x)[0]
@@ -165,14 +165,14 @@ def test_compiled_vmap_equals_eager_vmap():
     assert same_bytes(eager(mapped)(state, torch.ones(5)), mapped(state, torch.ones(5)))
 
 
-def test_compiled_function_inside_another_is_inlined_in_its_graph():
+def test_compiled_function_called_by_another_is_inlined_in_the_graph_of_the_outer_one():
     inner = eager(lambda x: x * 2)
     outer = eager(lambda x: inner(x) + inner(x))
     assert outer(torch.ones(2)).tolist() == [4.0, 4.0]
     assert (inner.n_compiles, outer.n_compiles) == (0, 1)
 
 
-def test_gelu_is_one_node_in_the_graph():
+def test_gelu_stays_one_operator_in_the_traced_graph():
     graph = eager(lambda x: torch.ops.aten.gelu(x) + 1).graph(torch.ones(2))
     names = [str(n.target) for n in graph.graph.nodes if n.op == "call_function"]
     assert names.count("aten.gelu.default") == 1
@@ -230,7 +230,7 @@ def test_compiled_function_accepts_parameters_under_no_grad():
 
 
 @pytest.mark.inductor
-def test_inductor_compilation_keeps_the_recursion_limit() -> None:
+def test_inductor_compilation_keeps_pythons_recursion_limit() -> None:
     before = sys.getrecursionlimit()
     sys.setrecursionlimit(1500)  # inductor raises it to 2,000
     try:

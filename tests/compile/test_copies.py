@@ -58,7 +58,7 @@ def transformer() -> nn.Module:
 
 
 @pytest.mark.parametrize("model", [Cloned, transformer])
-def test_traced_init_of_a_model_that_deep_copies_layers_copies_no_weakrefs(
+def test_tracing_the_init_of_a_model_that_deep_copies_layers_copies_no_weak_references(
     model: type[nn.Module], copied: list[object]
 ) -> None:
     steps = ftrain.make_steps(model, lambda model, x: model(x).mean(), ftrain.optim.sgd(0.1))
@@ -76,7 +76,7 @@ def chosen(p: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     return ftrain.cond(p, lambda x: (x, x.sum()), lambda x: (x.flip(0), torch.tensor(3.0)), x)
 
 
-def test_deep_copy_of_a_graph_copies_no_weakrefs(copied: list[object]) -> None:
+def test_deep_copy_of_a_traced_graph_copies_no_weak_references(copied: list[object]) -> None:
     inputs = torch.tensor(False), torch.ones(2)
     graph = copy.deepcopy(ftrain.compile(chosen, backend="eager").graph(*inputs))
     assert same_bytes(tuple(graph(*inputs, torch.tensor(3.0))), chosen(*inputs))
@@ -84,7 +84,7 @@ def test_deep_copy_of_a_graph_copies_no_weakrefs(copied: list[object]) -> None:
 
 
 @pytest.mark.inductor
-def test_compiling_a_graph_with_constants_in_branches_copies_no_weakrefs(
+def test_compiling_a_graph_with_constants_in_branches_copies_no_weak_references(
     copied: list[object],
 ) -> None:
     assert ftrain.compile(chosen)(torch.tensor(False), torch.ones(2))[1] == 3

@@ -21,7 +21,7 @@ def reason(fn: Any, *args: Any) -> str | None:
 
 
 @pytest.mark.parametrize(("nonfinite", "named"), [("raise", "require_finite"), ("skip", None)])
-def test_step_that_raises_for_nonfinite_gradients_is_not_captured(
+def test_step_that_raises_for_nonfinite_gradients_is_not_captured_as_a_cuda_graph(
     nonfinite: Any, named: str | None
 ) -> None:
     steps = ftrain.make_steps(
@@ -38,7 +38,7 @@ def test_step_that_raises_for_nonfinite_gradients_is_not_captured(
         assert found == f"its operator `{named}` acts on the host"
 
 
-def test_function_that_prints_is_not_captured() -> None:
+def test_function_that_prints_is_not_captured_as_a_cuda_graph() -> None:
     def prints(x: torch.Tensor) -> torch.Tensor:
         ftrain.debug.print("x: {}", x)
         return x * 2
@@ -47,7 +47,7 @@ def test_function_that_prints_is_not_captured() -> None:
     assert found == "its operator `print` acts on the host"
 
 
-def test_inputs_on_two_devices_are_named() -> None:
+def test_reason_against_a_cuda_graph_names_inputs_on_two_devices() -> None:
     graph = ftrain.compile(lambda x: x * 2).graph(torch.ones(2))
     inputs = [torch.ones(2), torch.ones(2, device="meta")]
     assert why_not_captured(graph, inputs, ["a", "b"]) == (
@@ -56,5 +56,5 @@ def test_inputs_on_two_devices_are_named() -> None:
 
 
 @pytest.mark.parametrize("mode", [None, "reduce-overhead", "max-autotune"])
-def test_programs_on_a_cpu_are_not_captured(mode: str | None) -> None:
+def test_programs_on_the_cpu_are_not_captured_as_cuda_graphs(mode: str | None) -> None:
     assert not replays(mode, [torch.ones(2)])

@@ -174,7 +174,7 @@ def test_donated_step_may_return_the_state_alone():
     assert state.a.item() == 2.0
 
 
-def test_donated_step_uses_a_field_replaced_after_the_last_step():
+def test_donated_step_reads_the_new_value_of_a_field_replaced_between_steps():
     compiled, state = donated_step(), make_state()
     state, _ = compiled(state, torch.ones(3))
     state = state.replace(params={"w": torch.full((3,), 7.0)})
@@ -196,7 +196,9 @@ def test_donated_step_uses_a_field_replaced_after_the_last_step():
         (lambda s: s.params, "differs in structure from the state"),
     ],
 )
-def test_donated_step_that_changes_the_state_structure_raises_and_keeps_it(new, said):
+def test_donated_step_that_changes_the_state_structure_raises_and_keeps_the_old_state_usable(
+    new, said
+):
     def bad(state):
         return new(state), {}
 
@@ -207,7 +209,7 @@ def test_donated_step_that_changes_the_state_structure_raises_and_keeps_it(new, 
     assert same_bytes(state, make_state())
 
 
-def test_donated_state_that_shares_memory_raises_with_both_names():
+def test_donating_a_state_with_tensors_that_share_memory_raises_with_both_names():
     x = torch.ones(3)
     with pytest.raises(DonationError, match=r"`state.a` and `state.b\['v'\]` share memory"):
         donated_step(lambda state: Pair(state.a, state.b))(Pair(x, {"v": x[1:]}))
@@ -224,7 +226,7 @@ def test_donated_state_that_shares_memory_raises_with_both_names():
         donated_step(lambda state: state.replace(step=state.step + captured.sum().long()))(state)
 
 
-def test_donation_detects_memory_shared_after_the_previous_step():
+def test_donation_detects_tensors_that_share_memory_only_since_the_previous_step():
     compiled = donated_step(lambda s: Pair(*tree.map(lambda x: x + 1, (s.a, s.b))))
     start = Pair(
         {"v": torch.zeros(3), "w": torch.zeros(3)}, {"v": torch.ones(3), "w": torch.ones(3)}
@@ -268,7 +270,7 @@ def test_donated_step_refuses_a_state_passed_as_a_keyword_argument():
         donated_step(lambda state: state)(state=make_state())
 
 
-def test_error_while_tracing_a_donated_step_keeps_the_state():
+def test_error_while_tracing_a_donated_step_keeps_the_old_state_usable():
     def bad(state):
         raise KeyError("mine")
 

@@ -47,7 +47,7 @@ def dtypes_after_decomposition(graph: fx.GraphModule) -> list[torch.dtype]:
 @pytest.mark.parametrize(
     "operator", [aten._softmax_backward_data.default, aten._log_softmax_backward_data.default]
 )
-def test_softmax_derivative_keeps_its_traced_dtype_in_machine_code(
+def test_softmax_derivative_compiled_by_inductor_has_its_traced_dtype(
     operator: Any, traced: torch.dtype
 ) -> None:
     graph = graph_of(operator, [torch.float32, torch.float32], -1, traced)
@@ -56,14 +56,14 @@ def test_softmax_derivative_keeps_its_traced_dtype_in_machine_code(
     assert dtypes_after_decomposition(graph) == [traced]
 
 
-def test_operators_of_one_dtype_get_no_cast() -> None:
+def test_operators_whose_decomposition_keeps_the_traced_dtype_get_no_cast() -> None:
     graph = graph_of(aten._softmax_backward_data.default, [torch.float32] * 2, -1, torch.float32)
     before = len(graph.graph.nodes)
     keep_traced_dtypes(graph)
     assert len(graph.graph.nodes) == before
 
 
-def test_derivative_of_softmax_fails_without_the_cast_to_the_traced_dtype() -> None:
+def test_softmax_derivative_fails_in_inductor_without_the_cast_to_the_traced_dtype() -> None:
     """Else this file tests nothing: without the pass the dtype of float16 is another one."""
     graph = graph_of(aten._softmax_backward_data.default, [torch.float32] * 2, -1, torch.float16)
     assert dtypes_after_decomposition(graph) == [torch.float32]

@@ -230,14 +230,14 @@ def test_missing_cpp_compiler_raises_one_error_with_remedies(tmp_path):
         lambda x: scan(lambda c, y: (c @ x, y), x, x),
     ],
 )
-def test_wrong_shapes_raise_without_logging_or_printing(fn, capfd, caplog):
+def test_wrong_shapes_in_a_compiled_function_raise_without_logging_or_printing(fn, capfd, caplog):
     with pytest.raises(RuntimeError, match="same reduction dim"):
         compile(fn, backend="eager")(torch.ones(2, 3))
     assert capfd.readouterr().err == ""
     assert not [record for record in caplog.records if record.levelname == "ERROR"]
 
 
-def test_runtime_dtype_error_notes_the_arguments():
+def test_dtype_error_in_a_running_program_has_a_note_with_the_arguments():
     """Fake tensors accept a product of two dtypes, so only the first run raises."""
     layer = torch.nn.Linear(3, 2).requires_grad_(False)
     product = compile(lambda batch: layer(batch["x"]), backend="eager")
@@ -270,7 +270,7 @@ class WritesInForward(nn.Module):
         ("captured", "a tensor that it captures, float32[3]"),
     ],
 )
-def test_compiled_train_step_that_writes_to_its_inputs_names_the_line(where, what):
+def test_compiled_train_step_that_writes_to_its_inputs_raises_with_the_line(where, what):
     """A step holds a `cond` (the norm of the gradients), which the search for the line once refused."""
     steps = ftrain.make_steps(
         lambda: WritesInForward(where), lambda model, x: model(x).sum(), ftrain.optim.sgd(0.1)

@@ -65,7 +65,7 @@ def tried(step: Callable[..., Any], state: Any, batch: Any, mode: FailsAt) -> st
     return "done"
 
 
-def test_traced_donated_step_writes_the_state_after_all_allocations() -> None:
+def test_graph_of_a_donated_step_writes_the_state_after_all_allocations() -> None:
     train_step, state, batch = task(optim.adamw(1e-3))
     step = ftrain.compile(train_step, donate=True, backend="eager")
     step(tree.map(torch.clone, state), batch)

@@ -22,7 +22,7 @@ def graph(monkeypatch):
 X = torch.ones(2)
 
 
-def test_first_run_returns_compiled_code_without_wrappers_that_only_pass_arguments(graph):
+def test_first_run_returns_code_without_inductor_wrappers_that_only_pass_arguments_on(graph):
     outputs, code = _torch_inductor.first_run(lambda *args: list(graph(list(args))), [X])
     assert outputs[0].tolist() == [2, 2]
     assert code is graph.current_callable
@@ -39,7 +39,7 @@ def test_first_run_returns_compiled_code_without_wrappers_that_only_pass_argumen
     ],
     ids=["other input", "other output", "one output more", "two calls", "no call"],
 )
-def test_first_run_returns_no_code_if_a_wrapper_changes_inputs_or_outputs(graph, wrapped):
+def test_first_run_returns_no_code_if_an_inductor_wrapper_changes_inputs_or_outputs(graph, wrapped):
     usual = CompiledFxGraph.__call__
     _, code = _torch_inductor.first_run(wrapped(graph), [X])
     assert code is None

@@ -44,7 +44,9 @@ def restored() -> Iterator[None]:
 
 @pytest.mark.parametrize("precision", ["tf32", "ieee"])
 @pytest.mark.parametrize("name", HOLDERS)
-def test_new_switches_break_neither_calls_nor_saves_nor_laws(name, precision, tmp_path):
+def test_compile_save_and_assert_pure_work_with_any_fp32_precision_setting(
+    name, precision, tmp_path
+):
     double = ftrain.compile(lambda x: x * 2, backend="eager")
     x = torch.ones(2)
     with restored():
@@ -57,7 +59,7 @@ def test_new_switches_break_neither_calls_nor_saves_nor_laws(name, precision, tm
         testing.assert_same_bits(checkpoint.load(tmp_path / "a", {"w": x})[0], {"w": x})
 
 
-def test_programs_are_compiled_for_the_precision_of_products():
+def test_change_of_the_matmul_precision_recompiles():
     double = ftrain.compile(lambda x: x * 2, backend="eager")
     x = torch.ones(2)
     with restored():
@@ -71,7 +73,7 @@ def test_programs_are_compiled_for_the_precision_of_products():
         assert double.n_compiles == 2
 
 
-def test_a_changed_switch_is_an_impurity():
+def test_assert_pure_detects_a_changed_fp32_precision():
     def switches(x):
         torch.backends.cudnn.conv.fp32_precision = "ieee"
         return x * 2
@@ -80,7 +82,7 @@ def test_a_changed_switch_is_an_impurity():
         testing.assert_pure(switches, torch.ones(2))
 
 
-def test_saved_checkpoints_record_tf32_under_the_names_of_the_older_switches():
+def test_checkpoints_record_tf32_under_the_names_of_the_settings_before_torch_2_9():
     """Checkpoints of earlier versions recorded these."""
     with restored():
         for name in ("highest", "high", "medium"):
@@ -102,7 +104,7 @@ def test_saved_checkpoints_record_tf32_under_the_names_of_the_older_switches():
 
 
 @pytest.mark.parametrize("name", ["highest", "high", "medium"])
-def test_older_getters_give_the_same_answer(name):
+def test_fp32_precision_read_as_before_torch_2_9_equals_the_new_settings(name):
     """They serve torch before 2.9."""
     with restored():
         torch.set_float32_matmul_precision(name)

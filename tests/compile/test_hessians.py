@@ -62,14 +62,16 @@ def check_compiled(pulled: Callable[[Any], Any], params: Any, is_refused: bool) 
 
 
 @pytest.mark.parametrize("second", SECOND)
-def test_gradient_through_second_derivatives_matches_the_formula(second: str) -> None:
+def test_compiled_gradient_through_second_derivatives_matches_the_formula(second: str) -> None:
     pulled = ftrain.value_and_grad(squared_laplacian(second))
     torch.testing.assert_close(pulled(PARAMS), ftrain.value_and_grad(by_hand)(PARAMS))
     check_compiled(pulled, PARAMS, second in REFUSED)
 
 
 @pytest.mark.parametrize("second", SECOND)
-def test_vmapped_gradient_through_second_derivatives_compiles_or_raises(second: str) -> None:
+def test_compiled_vmapped_gradient_through_second_derivatives_matches_or_raises(
+    second: str,
+) -> None:
     stacked = {name: torch.stack([p, 2 * p]) for name, p in PARAMS.items()}
     pulled = torch.vmap(ftrain.value_and_grad(squared_laplacian(second)))
     check_compiled(pulled, stacked, second in REFUSED_IF_MAPPED)

@@ -124,7 +124,7 @@ def writes_out(x):
         writes_out,
     ],
 )
-def test_compiled_function_may_write_to_its_own_tensors(fn):
+def test_compiled_function_may_write_to_tensors_that_it_created(fn):
     x = torch.arange(1.0, 4.0)
     assert same_bytes(compile(fn, backend="eager")(x), fn(x.clone()))
     assert same_bytes(x, torch.arange(1.0, 4.0))
@@ -155,7 +155,7 @@ STEPS = {
     )
 )
 @settings(max_examples=40)
-def test_compiled_sequence_of_writes_to_own_tensors_equals_eager(steps):
+def test_compiled_sequence_of_writes_to_created_tensors_equals_eager(steps):
     def fn(x):
         pool = [x * 2, x + 1, x - 3]
         for name, i, j in steps:

@@ -66,7 +66,7 @@ def call(fn, x):
 
 
 @pytest.mark.parametrize("name", HOLDERS)
-def test_object_holding_an_output_tensor_is_rebuilt_or_raises(name):
+def test_returned_object_that_holds_a_tensor_is_rebuilt_or_raises(name):
     """The object is rebuilt with the real tensor if its class is a tree node."""
     x = torch.arange(3.0)
     for wrap in (lambda x: x, lambda x: {"a": [x]}):
@@ -107,21 +107,21 @@ def test_no_traced_tensor_is_reachable_from_nested_outputs(data):
     assert _traced_inside(tree.structure(output)) is None
 
 
-def test_output_holding_a_tensor_raises_with_path_and_class():
+def test_returned_object_that_is_not_a_tree_and_holds_a_tensor_raises_with_path_and_class():
     with pytest.raises(
         TypeError, match=r"`<lambda>` returned a Node at \['a'\]\[1\] that holds a tensor"
     ):
         compile(lambda x: {"a": (x, Node(x))}, backend="eager")(torch.ones(2, 3))
 
 
-def test_static_outputs_are_returned_unchanged():
+def test_compiled_function_returns_outputs_that_are_not_tensors_unchanged():
     constant = Node(torch.arange(2.0))
     output = compile(lambda x: (x, constant, len), backend="eager")(torch.ones(3))
     assert output[1] is constant
     assert output[2] is len
 
 
-def test_tensor_left_by_an_earlier_trace_raises():
+def test_reading_a_tensor_stored_by_an_earlier_trace_raises():
     kept = queue.SimpleQueue()  # a list is emptied after the trace: see `leftovers_removed`
 
     def keep(x):

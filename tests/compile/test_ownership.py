@@ -86,7 +86,7 @@ def same(a, b):
 
 @given(st.data())
 @settings(max_examples=15)
-def test_references_into_donated_states_keep_their_values_over_steps(data):
+def test_tensors_of_a_donated_state_referenced_elsewhere_keep_their_values_over_steps(data):
     compiled, xs = compile(step, donate=True, backend="eager"), torch.ones(())
     state, expected, kept = make_state(), make_state(), []
     for _ in range(data.draw(st.integers(1, 4))):
@@ -106,7 +106,7 @@ def test_references_into_donated_states_keep_their_values_over_steps(data):
 
 @pytest.mark.parametrize("name", HOLDS)
 @pytest.mark.parametrize("steps", [0, 2])  # before the first call, and in a run
-def test_each_kind_of_reference_into_a_donated_state_keeps_its_values(name, steps):
+def test_every_kind_of_reference_to_a_tensor_of_a_donated_state_keeps_its_values(name, steps):
     compiled, x = compile(step, donate=True, backend="eager"), torch.ones(())
     state = make_state()
     for _ in range(steps):
@@ -144,7 +144,7 @@ def test_donated_state_without_other_references_is_not_copied(monkeypatch):
     assert len(copies) == 1
 
 
-def test_donated_leaf_with_gaps_between_rows_keeps_its_strides():
+def test_donated_tensor_with_gaps_between_rows_keeps_its_strides():
     compiled, x = compile(step, donate=True, backend="eager"), torch.ones(())
     state = make_state()
     state.params["v"] = torch.zeros(4, 4)[::2, ::2]
@@ -186,7 +186,7 @@ def test_leaves_of_a_deleted_donated_state_are_freed():
     assert not gc.garbage
 
 
-def test_failed_donated_call_restores_the_state(monkeypatch):
+def test_donated_call_that_fails_before_it_writes_restores_the_state(monkeypatch):
     compiled, x = compile(step, donate=True, backend="eager"), torch.ones(())
     state, _ = compiled(make_state(), x)
     expected, kept = copied(state), state.params["w"]
@@ -222,7 +222,7 @@ def race(n, work):
 
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
-def test_one_of_two_threads_that_donate_a_state_raises(backend, monkeypatch):
+def test_one_of_two_threads_that_donate_the_same_state_raises(backend, monkeypatch):
     compiled = compile(step, donate=True, backend=backend)
     state = compiled(make_state(), torch.ones(()))[0]
     checked, check = threading.Barrier(2), type(compiled)._check_memory

@@ -88,7 +88,7 @@ def program(body: str, name: str) -> ProgramModule:
         "buf1 = [None] * 1\nbuf1[0] = arg0_1\nwhile should_loop:\n    (buf1[0], ) = reads([buf1[0]])",
     ],
 )
-def test_harmless_line_is_no_write(line: str) -> None:
+def test_line_of_a_program_that_only_reads_arguments_is_not_a_write(line: str) -> None:
     assert program(line, f"harmless: {line}").first_write("call") is None
 
 
@@ -125,7 +125,7 @@ def test_harmless_line_is_no_write(line: str) -> None:
         "buf1 = [None]\nbuf2 = buf1\nbuf2[0] = arg0_1",
     ],
 )
-def test_line_that_may_write_is_a_write(line: str) -> None:
+def test_line_of_a_program_that_may_write_to_an_argument_is_a_write(line: str) -> None:
     assert program(line, f"write: {line}").first_write("call") is not None
 
 
@@ -196,7 +196,7 @@ def outcome(fails: str) -> bool:
     raise AssertionError("nothing failed")
 
 
-def test_failure_in_a_partition_before_its_write_has_not_written() -> None:
+def test_failure_in_a_graph_partition_before_its_first_write_has_not_written() -> None:
     assert not outcome("allocation 1")  # in `call`
     assert not outcome("allocation 2")  # in the partition
     assert outcome("kernel")
@@ -204,7 +204,7 @@ def test_failure_in_a_partition_before_its_write_has_not_written() -> None:
     assert outcome("leaving")
 
 
-def test_failure_in_a_function_declared_to_precede_writes_has_not_written() -> None:
+def test_failure_in_a_function_marked_before_writes_has_not_written() -> None:
     @before_writes
     def fails() -> None:
         raise torch.OutOfMemoryError
@@ -214,7 +214,7 @@ def test_failure_in_a_function_declared_to_precede_writes_has_not_written() -> N
     assert not may_have_written(declared.value)
 
 
-def test_failure_outside_of_a_program_may_have_written() -> None:
+def test_failure_outside_of_a_compiled_program_may_have_written() -> None:
     with pytest.raises(torch.OutOfMemoryError) as outside:
         raise torch.OutOfMemoryError
     assert may_have_written(outside.value)

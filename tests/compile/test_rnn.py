@@ -73,7 +73,7 @@ def test_compiled_recurrent_gradients_equal_eager(name, precision, how):
 
 
 @pytest.mark.parametrize("how", ["autograd", "vjp"])
-def test_bfloat16_lstm_without_a_onednn_kernel_uses_torchs_kernel(how, monkeypatch):
+def test_bfloat16_lstm_uses_torchs_own_kernel_where_onednn_has_none(how, monkeypatch):
     """Processors without AVX-512 lack the kernel, and torch's layer cannot run under autocast there."""
     switched = []
     switch = torch._C._set_mkldnn_enabled

@@ -17,7 +17,7 @@ def softplus_of_a_view(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
     return (F.softplus(x.view(2, 3, 4)).transpose(1, 2) * w).sum()
 
 
-def test_compiled_view_of_a_result_with_strides_unlike_the_traced_ones_equals_eager():
+def test_compiled_view_of_a_tensor_whose_strides_differ_from_the_trace_equals_eager():
     x = torch.linspace(-2, 2, 24).view(6, 4)
     w = torch.linspace(0, 1, 24).view(2, 4, 3)
     step = value_and_grad(softplus_of_a_view)
@@ -69,7 +69,7 @@ def test_traced_batch_norm_of_a_transposed_batch_has_eager_strides() -> None:
     assert same_bytes(found, expected)
 
 
-def test_fake_kernels_leave_no_entries_in_torchs_fake_tensor_cache() -> None:
+def test_ftrains_fake_kernels_leave_no_entries_in_torchs_fake_tensor_cache() -> None:
     def results() -> list:
         operators = _torch_fake._kernels()
         return [key for key in torch._subclasses.FakeTensorMode.cache if key.key[0] in operators]

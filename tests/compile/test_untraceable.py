@@ -144,7 +144,7 @@ def test_untraceable_torch_cpp_function_raises_with_its_name_and_remedy(name: st
 
 
 @pytest.mark.parametrize("name", TRACED_SINCE)
-def test_function_that_a_later_torch_traces_matches_the_eager_one(name: str) -> None:
+def test_function_that_only_later_versions_of_torch_trace_matches_eager(name: str) -> None:
     if untraceable(name):
         pytest.skip(f"torch {torch.__version__} does not trace {name}")
     fn, _, _ = IN_CPP[name]
@@ -172,7 +172,9 @@ def test_backward_pass_that_reads_values_names_the_forward_operation(loss: Any, 
 @pytest.mark.parametrize(
     "fn", [lambda x: x if x.sum() > 0 else -x, lambda x: float(x.sum()), lambda x: x.tolist()]
 )
-def test_untraceable_user_code_raises_with_the_cond_remedy(fn: Any) -> None:
+def test_user_code_that_reads_tensor_values_raises_an_error_that_suggests_ftrain_cond(
+    fn: Any,
+) -> None:
     with pytest.raises(
         TraceError, match=r"(?s)it asks for the value of a tensor.*ftrain.cond\("
     ) as error:
@@ -205,7 +207,7 @@ def test_suggested_replacements_match_the_untraceable_functions(remedy: Any, fn:
     testing.assert_close_norm(compiled(remedy)(x), fn(x), 1e-6)
 
 
-def test_adaptive_softmax_remedy_matches_its_loss() -> None:
+def test_replacement_suggested_for_adaptive_softmax_matches_its_loss() -> None:
     layer, target = nn.AdaptiveLogSoftmaxWithLoss(4, 8, [2, 5]), torch.tensor([0, 3, 7])
 
     def remedy(x: torch.Tensor) -> torch.Tensor:
@@ -216,7 +218,7 @@ def test_adaptive_softmax_remedy_matches_its_loss() -> None:
     testing.assert_close_norm(compiled(remedy)(X), layer(X, target).loss, 1e-6)
 
 
-def test_repeat_interleave_remedy_equals_the_function() -> None:
+def test_replacement_suggested_for_repeat_interleave_equals_its_result() -> None:
     def remedy(x: torch.Tensor, repeats: torch.Tensor) -> torch.Tensor:
         return x.repeat_interleave(repeats, dim=0, output_size=3)
 
@@ -225,7 +227,7 @@ def test_repeat_interleave_remedy_equals_the_function() -> None:
     testing.assert_same_bits(found, X.repeat_interleave(repeats, dim=0))
 
 
-def test_truncated_normal_remedy_stays_within_the_bounds() -> None:
+def test_replacement_suggested_for_trunc_normal_draws_within_the_bounds() -> None:
     def cdf(x: float) -> float:
         return (1 + math.erf(x / math.sqrt(2))) / 2
 
@@ -240,14 +242,14 @@ def test_truncated_normal_remedy_stays_within_the_bounds() -> None:
     assert abs(float(x.mean()) - 0.2296) < 5 * 0.0072
 
 
-def test_compiled_zero_gradient_has_new_memory() -> None:
+def test_zero_gradient_returned_by_a_compiled_function_has_its_own_memory() -> None:
     step = compiled(ftrain.value_and_grad(lambda x: torch.sgn(x).sum()))
     for _ in range(2):
         _, grad = step(X)
         testing.assert_same_bits(grad.add_(1), torch.ones(3, 4))
 
 
-def test_compiled_sparse_gradient_raises_with_the_sparse_false_remedy() -> None:
+def test_compiled_sparse_gradient_raises_an_error_that_suggests_sparse_false() -> None:
     def loss(weight: torch.Tensor) -> torch.Tensor:
         return F.embedding(torch.tensor([0, 2]), weight, sparse=True).sum()
 
@@ -262,7 +264,7 @@ def test_compiled_loss_with_uint8_labels_equals_eager(loss: Any) -> None:
     testing.assert_same_bits(compiled(step)(X, labels), step(X, labels))
 
 
-def test_compiled_embedding_with_max_norm_raises_with_the_max_norm_remedy() -> None:
+def test_compiled_embedding_with_max_norm_raises_with_a_remedy() -> None:
     with pytest.raises(ImpureFunctionError, match="Leave max_norm out") as error:
         compiled(lambda w: F.embedding(torch.tensor([0]), w, max_norm=1.0))(X)
     assert "x += 1" not in str(error.value)
