@@ -84,7 +84,7 @@ def test_tree_map_keeps_container_class_attributes_and_key_order(name: str) -> N
         assert again.x is again["x"]
 
 
-def test_micro_batches_with_a_single_part_train() -> None:
+def test_train_step_accepts_micro_batches_with_a_single_part() -> None:
     """Out-of-memory recovery cuts a batch of one row in this way."""
     steps, state = made(1)
     x, y = rows()
@@ -93,7 +93,9 @@ def test_micro_batches_with_a_single_part_train() -> None:
 
 
 @pytest.mark.parametrize("n", [5, 7, 11])
-def test_batch_cut_into_unequal_parts_after_out_of_memory_keeps_its_mean_loss(n: int) -> None:
+def test_batch_cut_unequally_after_out_of_memory_has_the_mean_loss_of_the_whole_batch(
+    n: int,
+) -> None:
     """A loss without weights is the mean over all rows, not the mean of the parts' means."""
 
     def loss_fn(model: Any, batch: Any) -> Any:
@@ -130,7 +132,7 @@ def gradients_value(steps: Any, state: Any, batch: Any) -> float:
     return seen[0]
 
 
-def test_out_of_memory_recovery_refuses_to_cut_leaves_of_unequal_length() -> None:
+def test_out_of_memory_recovery_does_not_cut_a_batch_whose_tensors_differ_in_length() -> None:
     """Cutting a vector of class weights along with the rows would change the loss."""
     batch = {"x": torch.zeros(8, 3), "class_weights": torch.ones(4)}
     assert _out_of_memory.next_cut(batch, 1) is None
@@ -182,7 +184,7 @@ def test_invalid_micro_batches_arguments_raise(batch: Any, said: str) -> None:
         steps.train_step(state, batch)
 
 
-def test_numpy_batch_leaves_raise_with_the_torch_as_tensor_remedy() -> None:
+def test_numpy_arrays_in_a_batch_raise_an_error_that_suggests_torch_as_tensor() -> None:
     steps, state = made(1)
     x, y = rows()
     for batch in ({"x": x.numpy(), "y": y}, {"x": x, "y": y, "n": y.numpy().sum()}):

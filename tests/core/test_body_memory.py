@@ -200,7 +200,9 @@ def through_numpy(x: Tensor) -> Tensor:
 
 @OVER
 @pytest.mark.parametrize("body", [through_data, through_numpy])
-def test_loop_or_branch_body_write_without_a_version_bump_raises(body: Body, run: Any) -> None:
+def test_loop_or_branch_body_write_that_bypasses_the_version_counter_raises(
+    body: Body, run: Any
+) -> None:
     x = torch.ones(3)
     run(lambda x: x * 1, x)  # another body in the same place
     with pytest.raises(ImpureFunctionError, match="a write that bypasses torch's version counter"):
@@ -209,7 +211,7 @@ def test_loop_or_branch_body_write_without_a_version_bump_raises(body: Body, run
 
 @MODES
 @OVER
-def test_loop_or_branch_body_may_write_to_its_own_tensors(run: Any, mode: str) -> None:
+def test_loop_or_branch_body_may_write_to_tensors_that_it_created(run: Any, mode: str) -> None:
     def body(x: Tensor) -> Tensor:
         y = x.clone()
         y[0] = 2
@@ -238,7 +240,7 @@ def test_cond_branch_that_writes_to_its_operand_raises(mode: str) -> None:
 
 
 @pytest.mark.parametrize("in_dynamo", [False, True])
-def test_new_tensors_returned_by_a_body_are_not_copied(in_dynamo: bool) -> None:
+def test_new_tensors_returned_by_a_loop_or_branch_body_are_not_copied(in_dynamo: bool) -> None:
     # Where Dynamo evaluates frames, a caller keeps references to the arguments of a call.
     before = set_eval_frame(False if in_dynamo else None)
     try:

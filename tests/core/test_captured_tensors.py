@@ -125,7 +125,7 @@ def test_loss_that_writes_to_a_captured_tensor_raises(name: str) -> None:
             call(state, BATCH)
 
 
-def test_write_to_a_captured_tensor_replaced_between_steps_raises() -> None:
+def test_loss_write_to_a_captured_tensor_that_was_replaced_after_the_first_step_raises() -> None:
     box = {"total": torch.zeros(()), "write": False}
 
     def loss_fn(model, batch):
@@ -193,7 +193,7 @@ def writes_captured_data(model, batch):
     ],
 )
 @pytest.mark.parametrize("kind", ["train_step", "eval_step"])
-def test_input_or_captured_tensor_write_without_a_version_bump_raises(
+def test_loss_write_that_bypasses_the_version_counter_raises(
     loss_fn: Any, what: str, kind: str
 ) -> None:
     steps = make(loss_fn)
@@ -201,7 +201,7 @@ def test_input_or_captured_tensor_write_without_a_version_bump_raises(
         getattr(steps, kind)(steps.init_state(0), VIEWED)
 
 
-def test_prediction_that_writes_to_its_input_raises() -> None:
+def test_model_that_writes_to_its_input_in_prediction_raises() -> None:
     class Writes(nn.Linear):
         def forward(self, x):
             out = super().forward(x)

@@ -45,7 +45,9 @@ def start(**options):
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed"])
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_grad_fn_and_value_fn_at_the_state_params_equal_gradients_and_loss(precision, accumulate):
+def test_grad_fn_and_value_fn_at_the_current_params_return_the_gradients_and_loss_of_the_step(
+    precision, accumulate
+):
     state, gradients = start(precision=precision, accumulate=accumulate)
     result = gradients(state, batch())
     closures = gradients.closures(state, batch())
@@ -54,7 +56,7 @@ def test_grad_fn_and_value_fn_at_the_state_params_equal_gradients_and_loss(preci
     assert result.grads["a.weight"].abs().sum() > 0
 
 
-def test_gradient_of_value_fn_equals_grad_fn_at_other_params():
+def test_gradient_of_value_fn_equals_grad_fn_at_params_other_than_those_of_the_state():
     state, gradients = start(accumulate=2)
     closures = gradients.closures(state, batch())
     params = tree.map(lambda p: p + 0.1, state.params)

@@ -16,7 +16,7 @@ from tests.zoo import MLP, PRECISIONS, ZOO, classification_loss
 @MODES
 @pytest.mark.parametrize("accumulate", [1, 4])
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_train_step_equals_gradients_update_and_commit(
+def test_train_step_equals_the_composition_of_gradients_update_and_commit(
     precision: Any, accumulate: int, mode: str
 ) -> None:
     """State and metrics match byte for byte, over applied steps and a skipped one."""
@@ -53,7 +53,7 @@ def test_train_step_equals_gradients_update_and_commit(
 
 
 @pytest.mark.parametrize("kind", ["skipped", "applied"])
-def test_eager_commit_equals_traced_commit(kind: str) -> None:
+def test_commit_gives_the_same_bits_eager_and_traced(kind: str) -> None:
     """Eager CPU code reads the finite flag and copies one state; a trace selects leaf by leaf."""
     x, y = torch.linspace(-1, 1, 24).view(4, 6), torch.tensor([0, 1, 2, 0])
     batch = {"x": x * (float("inf") if kind == "skipped" else 1.0), "y": y}

@@ -72,7 +72,9 @@ def steps_of(alter: Callable[[Any], None]) -> ftrain.Steps:
 
 
 @pytest.mark.parametrize("name", ALTERED)
-def test_step_with_compiled_parts_equals_the_step_without(name: str) -> None:
+def test_train_step_of_a_model_with_torch_compiled_parts_equals_that_of_the_plain_model(
+    name: str,
+) -> None:
     plain, steps = steps_of(lambda net: None), steps_of(ALTERED[name])
     state = steps.init_state(0)
     testing.assert_same_bits(state, plain.init_state(0))
@@ -83,7 +85,7 @@ def test_step_with_compiled_parts_equals_the_step_without(name: str) -> None:
     testing.assert_same_bits(compiled(state, BATCH), expected)
 
 
-def test_vmapped_step_with_compiled_parts_draws_as_single_steps_do() -> None:
+def test_vmapped_train_step_of_a_model_with_torch_compiled_parts_matches_single_steps() -> None:
     steps = steps_of(by_function)
     states = torch.vmap(steps.init_state)(torch.arange(2))
     losses = torch.vmap(lambda s: steps.train_step(s, BATCH)[1]["loss"])(states)
@@ -92,7 +94,7 @@ def test_vmapped_step_with_compiled_parts_draws_as_single_steps_do() -> None:
         testing.assert_close_norm(losses[row], single[1]["loss"], 1e-6)
 
 
-def test_wrapped_modules_run_eager_and_compiled_with_the_same_bits() -> None:
+def test_modules_wrapped_by_torch_compile_give_the_same_bits_in_eager_and_compiled_steps() -> None:
     def make() -> nn.Module:
         layers = nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5))
         return nn.Sequential(torch.compile(layers, backend=BACKEND), nn.Linear(8, 2))
@@ -105,14 +107,14 @@ def test_wrapped_modules_run_eager_and_compiled_with_the_same_bits() -> None:
         testing.assert_same_bits(compiled(state, BATCH), expected)
 
 
-def test_compiled_parts_warn_with_the_line_that_calls_them() -> None:
+def test_torch_compiled_part_of_a_model_warns_with_the_line_that_calls_it() -> None:
     steps = steps_of(by_function)
     with pytest.warns(UserWarning, match="runs as plain Python inside of ftrain") as caught:
         steps.train_step(steps.init_state(0), BATCH)
     assert caught[0].filename == __file__
 
 
-def test_other_threads_and_other_code_stay_compiled() -> None:
+def test_keyed_disables_torch_compile_only_inside_its_block_and_thread() -> None:
     counts: list[int] = []
 
     def backend(graph: Any, inputs: Any) -> Any:
@@ -132,7 +134,7 @@ def test_other_threads_and_other_code_stay_compiled() -> None:
     assert counts == [1, 1]
 
 
-def test_stance_of_the_process_holds_outside_of_ftrain() -> None:
+def test_compiler_stance_set_by_the_user_applies_outside_of_keyed() -> None:
     function = torch.compile(lambda x: x.sin() + 1, backend=BACKEND)
     with ftrain.random.keyed(ftrain.random.key(0)):
         function(BATCH)
@@ -143,7 +145,7 @@ def test_stance_of_the_process_holds_outside_of_ftrain() -> None:
             function(BATCH)
 
 
-def test_higher_order_operators_of_torch_still_compile_their_bodies() -> None:
+def test_torch_cond_inside_keyed_has_the_right_gradient() -> None:
     w = torch.tensor(2.0, requires_grad=True)
     with ftrain.random.keyed(ftrain.random.key(0)):
         out = torch.cond(w.detach() > 0, lambda x: x * w, torch.sin, (torch.ones(3),))
@@ -151,7 +153,7 @@ def test_higher_order_operators_of_torch_still_compile_their_bodies() -> None:
     assert grad == 3.0
 
 
-def test_jit_trace_that_fails_inside_a_model_function_raises_with_the_remedy() -> None:
+def test_torch_jit_trace_that_fails_inside_a_model_function_raises_with_a_remedy() -> None:
     def make() -> nn.Module:
         torch.jit.trace(nn.Dropout(0.5), torch.ones(3))
         return nn.Linear(3, 2)

@@ -139,7 +139,7 @@ def test_cond_and_switch_accept_operands_of_any_layout(
         assert apart(found, x)
 
 
-def test_python_predicate_or_index_is_constant_in_a_trace() -> None:
+def test_cond_and_switch_with_a_python_predicate_or_index_trace_only_the_chosen_branch() -> None:
     def run(x: Tensor) -> Any:
         return ftrain.cond(False, torch.sin, torch.cos, x), ftrain.switch(
             9, [torch.sin, torch.exp], x
@@ -225,7 +225,7 @@ def test_cond_forward_mode_matches_reverse_mode(compiled: bool) -> None:
 
 @pytest.mark.parametrize("captured", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_branch_not_taken_by_a_vmapped_row_leaves_its_gradient_unchanged(
+def test_gradient_of_a_vmapped_row_ignores_the_cond_branch_that_the_row_did_not_take(
     captured: bool, compiled: bool
 ) -> None:
     """The slope of sqrt at 0 is infinite, and 0 times infinity would make the gradient NaN."""
@@ -291,7 +291,9 @@ class Gate(nn.Module):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_model_with_cond_trains_alike_eager_compiled_and_vmapped(accumulate: int) -> None:
+def test_training_a_model_with_cond_gives_equal_results_eager_compiled_and_vmapped(
+    accumulate: int,
+) -> None:
     def loss_fn(model: Any, x: Tensor) -> Tensor:
         return model(x).square().mean()
 
@@ -362,7 +364,7 @@ YES = torch.tensor(True)
     ],
 )
 @pytest.mark.parametrize("traced", [False, True])
-def test_cond_and_switch_refuse_bad_arguments_with_their_path(
+def test_cond_and_switch_refuse_invalid_arguments_and_name_their_path(
     call: Any, error: Any, said: str, traced: bool
 ) -> None:
     with pytest.raises(error) as caught:

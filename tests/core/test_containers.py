@@ -46,7 +46,7 @@ def test_vmap_accepts_and_returns_a_custom_mapping() -> None:
     assert_same_bits(dict(found), {"x": x * 2, "y": y * 2})
 
 
-def test_compiled_functions_return_containers_with_real_tensors() -> None:
+def test_compiled_functions_return_containers_of_real_not_traced_tensors() -> None:
     @dataclasses.dataclass
     class Out:
         logits: Any
@@ -69,7 +69,9 @@ def test_tensor_attributes_of_a_custom_mapping_are_leaves() -> None:
     assert tree.map(lambda x: x + 1, batch).mask.tolist() == [2.0, 2.0]
 
 
-def test_reading_a_list_attribute_of_a_batch_raises_in_compiled_steps_and_micro_batches() -> None:
+def test_list_attribute_of_a_batch_object_raises_when_read_in_compiled_steps_and_micro_batches() -> (
+    None
+):
     """Reading them there would give the values of the traced or whole batch."""
     x, y = rows()
     batch = Encoding({"x": x, "y": y})
@@ -95,7 +97,7 @@ def test_reading_a_list_attribute_of_a_batch_raises_in_compiled_steps_and_micro_
         cut(state, batch)
 
 
-def test_changed_constant_attribute_compiles_a_second_program() -> None:
+def test_argument_with_another_constant_attribute_compiles_a_second_program() -> None:
     def fn(batch: Any) -> Any:
         return batch["x"] * batch._n_sequences
 
@@ -122,7 +124,7 @@ class Lazy(Mapping[str, Any]):
         return 2
 
 
-def test_mappings_that_cannot_be_rebuilt_raise_with_their_path() -> None:
+def test_mappings_with_tensors_that_cannot_be_rebuilt_raise_with_their_path() -> None:
     said = r"\['inputs'\]\[1\] is a Lazy, a mapping that cannot be rebuilt.*Pass dict\(x\) instead"
     with pytest.raises(TypeError, match=said):
         tree.leaves({"inputs": [torch.zeros(2), Lazy()]})
@@ -201,7 +203,7 @@ def test_modules_and_classes_are_tree_leaves() -> None:
         assert tree.leaves([leaf]) == [leaf]
 
 
-def test_frozen_dataclasses_can_be_donated() -> None:
+def test_compiled_functions_can_donate_frozen_dataclasses() -> None:
     @dataclasses.dataclass(frozen=True)
     class State:
         w: torch.Tensor

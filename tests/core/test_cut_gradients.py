@@ -101,7 +101,7 @@ def quiet() -> Iterator[None]:
     ],
     ids=["eager", "scan", "compiled", "compiled scan", "vmap", "func.grad", "jvp"],
 )
-def test_custom_operators_without_a_derivative_raise(run: Any) -> None:
+def test_gradients_through_custom_operators_without_a_derivative_raise(run: Any) -> None:
     with pytest.raises(
         ValueError, match=r"no derivative .ftrain_tests::opaque.: its gradient would"
     ):
@@ -142,7 +142,7 @@ def test_train_step_refuses_an_operator_without_a_derivative() -> None:
             step(state, X[None])
 
 
-def test_custom_backward_may_read_attributes_of_its_class() -> None:
+def test_backward_of_a_custom_autograd_function_may_read_attributes_of_its_class() -> None:
     class Scaled(torch.autograd.Function):
         scale = 3.0
 

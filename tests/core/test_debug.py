@@ -107,7 +107,7 @@ def test_debug_print_prints_the_same_lines_compiled_and_eager(
 
 
 @pytest.mark.inductor
-def test_debug_print_in_inductor_code_prints_the_eager_lines(
+def test_debug_print_compiled_by_inductor_prints_the_same_lines_as_eager(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fn(x: Tensor) -> Any:
@@ -156,7 +156,7 @@ def test_debug_print_does_not_change_the_bits_of_a_step(
 
 
 @pytest.mark.parametrize("donate", [False, True])
-def test_compiled_step_prints_old_values_before_it_overwrites_them(
+def test_debug_print_of_the_old_state_in_a_compiled_step_prints_its_old_values(
     donate: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def run(step: Callable[..., Any]) -> None:
@@ -175,7 +175,7 @@ def test_compiled_step_prints_old_values_before_it_overwrites_them(
     assert lines(capsys, lambda: run(compiled))[0] == expected
 
 
-def test_debug_print_frees_each_eager_line_once_printed() -> None:
+def test_eager_debug_print_stores_no_format_string_after_printing() -> None:
     before = len(_printing._lines)
     torch.vmap(twice)(ROWS)
     twice(ROW)

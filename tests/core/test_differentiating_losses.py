@@ -69,7 +69,9 @@ BATCH = {
 
 @MODES
 @pytest.mark.parametrize("loss_fn", LOSSES)
-def test_train_step_differentiates_losses_that_contain_gradients(loss_fn: Any, mode: str) -> None:
+def test_train_step_differentiates_losses_that_compute_gradients_themselves(
+    loss_fn: Any, mode: str
+) -> None:
     """Compare one SGD step with finite differences of the loss with respect to one layer."""
     init_state, train_step, _ = ftrain.make_steps(net, loss_fn, optim.sgd(0.1))
     state = init_state(0)
@@ -105,7 +107,9 @@ class _Loss(nn.Module):
 
 @MODES
 @pytest.mark.parametrize("loss_fn", LOSSES)
-def test_eval_step_evaluates_losses_that_contain_gradients(loss_fn: Any, mode: str) -> None:
+def test_eval_step_evaluates_losses_that_compute_gradients_themselves(
+    loss_fn: Any, mode: str
+) -> None:
     init_state, train_step, eval_step = ftrain.make_steps(net, loss_fn, optim.sgd(0.1))
     state = init_state(0)
     with torch.no_grad():
@@ -141,7 +145,9 @@ def net_at(params: Any, x: torch.Tensor) -> torch.Tensor:
 
 
 @MODES
-def test_parameter_outside_the_state_raises_in_a_loss_that_differentiates(mode: str) -> None:
+def test_loss_that_computes_gradients_and_uses_a_parameter_outside_the_state_raises(
+    mode: str,
+) -> None:
     outside = nn.Linear(2, 1).double()
 
     def loss_fn(model: Any, batch: Any) -> torch.Tensor:
@@ -206,7 +212,9 @@ def test_loss_may_set_requires_grad_on_a_view_of_the_batch() -> None:
     assert not BATCH["x"].requires_grad
 
 
-def test_compiled_function_inside_a_loss_gives_the_bits_of_the_plain_one() -> None:
+def test_loss_that_calls_a_compiled_function_has_the_bits_of_one_that_calls_the_plain_function() -> (
+    None
+):
     """Its random draws match as well, since they derive from the key of the step."""
 
     def twice(x: torch.Tensor) -> torch.Tensor:
@@ -225,7 +233,7 @@ def test_compiled_function_inside_a_loss_gives_the_bits_of_the_plain_one() -> No
 
 
 @pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
-def test_first_compiled_call_under_detect_anomaly_warns_and_matches_eager() -> None:
+def test_compiling_under_detect_anomaly_warns_and_matches_eager() -> None:
     init_state, train_step, _ = ftrain.make_steps(net, r1, optim.sgd(0.1))
     state = init_state(0)
     with torch.autograd.detect_anomaly():

@@ -19,7 +19,7 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.int64, torch.bool,
     st.integers(0, 2**20),
     st.data(),
 )
-def test_digest_changes_with_any_byte_and_with_no_layout(
+def test_digest_depends_on_every_byte_but_not_on_the_memory_layout(
     shape: list[int], dtype: torch.dtype, seed: int, data: st.DataObject
 ) -> None:
     generator = torch.Generator().manual_seed(seed)
@@ -36,24 +36,24 @@ def test_digest_changes_with_any_byte_and_with_no_layout(
         assert tree.digests(other) != tree.digests(x)
 
 
-def test_digests_of_a_tree_agree_with_its_digest_on_equality() -> None:
+def test_tree_digests_differ_exactly_at_the_leaves_that_differ() -> None:
     a = {"w": torch.zeros(2), "n": [1, "one", None]}
     b = {"w": -torch.zeros(2), "n": [1, "one", None]}
     assert tree.digests(a)["['n'][0]"] == tree.digests(b)["['n'][0]"]
     assert tree.digests(a)["['w']"] != tree.digests(b)["['w']"]
 
 
-def test_values_of_other_types_have_other_digests() -> None:
+def test_equal_values_of_different_types_have_different_digests() -> None:
     values = [1, 1.0, True, "1", 1j, torch.tensor(1), torch.tensor(1.0), torch.tensor([1])]
     assert len({tree.digests(value)[""] for value in values}) == len(values)
 
 
-def test_leaf_of_another_class_is_refused_with_its_path() -> None:
+def test_digest_refuses_a_leaf_of_an_unsupported_class_and_names_its_path() -> None:
     with pytest.raises(TypeError, match=r"the leaf at \['a'\]: expected a tensor, a number or"):
         tree.digests({"a": object()})
 
 
-def test_row_digests_follow_the_rows() -> None:
+def test_row_digests_of_permuted_rows_are_permuted_alike() -> None:
     x = torch.arange(12.0).reshape(4, 3)
     order = [2, 0, 3, 1]
     rows = list(row_digests(x))
@@ -63,6 +63,6 @@ def test_row_digests_follow_the_rows() -> None:
     assert len(list(row_digests(torch.empty(3, 0)))) == 3
 
 
-def test_single_element_with_another_stride_has_the_digest_of_its_value() -> None:
+def test_digest_of_a_single_element_does_not_depend_on_its_stride() -> None:
     assert tree.digests(torch.ones(4)[::4]) == tree.digests(torch.ones(1))
     assert tree.digests(torch.ones(3, 4)[:, ::4]) == tree.digests(torch.ones(3, 1))

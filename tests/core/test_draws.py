@@ -83,7 +83,7 @@ ways = st.lists(st.sampled_from(sorted(ALL.keys() - {"thread"})), min_size=1, ma
 
 @settings(max_examples=10)
 @given(ways, st.integers(0, 2**32), st.integers(0, 2**32))
-def test_initial_weights_depend_on_the_seed_alone(names: list[str], seed: int, around: int) -> None:
+def test_initial_weights_depend_only_on_the_seed(names: list[str], seed: int, around: int) -> None:
     make = lambda: Drawn(tuple(ALL[name] for name in names))  # noqa: E731
     found = []
     for global_seed in (around, around + 1):
@@ -101,7 +101,7 @@ PAIRS = [("manual_seed", "numpy"), ("numpy", "manual_seed"), ("random", "numpy")
 
 @pytest.mark.parametrize("names", PAIRS, ids="-".join)
 @pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a thread"])
-def test_initial_weights_drawn_from_two_generators_depend_on_the_seed_alone(
+def test_initial_weights_drawn_from_two_generators_depend_only_on_the_seed(
     names: tuple[str, str], beside: bool
 ) -> None:
     done = threading.Event()
@@ -123,7 +123,7 @@ def test_initial_weights_drawn_from_two_generators_depend_on_the_seed_alone(
             thread.join()
 
 
-def test_random_draws_in_a_step_depend_on_its_arguments_alone() -> None:
+def test_random_draws_in_a_step_depend_only_on_the_arguments_of_the_step() -> None:
     check_steps({name: way for name, way in ALL.items() if name != "thread"}, compiled=False)
 
 
@@ -223,7 +223,9 @@ MISTAKEN = pytest.mark.xfail(
         pytest.param("jit", "python", marks=MISTAKEN),
     ],
 )
-def test_draws_in_another_thread_neither_raise_nor_are_undone(way: str, name: str) -> None:
+def test_draws_of_another_thread_during_a_step_neither_raise_nor_are_undone(
+    way: str, name: str
+) -> None:
     init_state, train_step, _ = steps_of(lambda: Drawn(called=(KEYED[way],)))
     state = init_state(0)
     expected = ftrain.tree.digest(train_step(state, BATCH))
@@ -258,7 +260,7 @@ def without_pauses(draw: Callable[[], Any]) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("name", ["numpy", "python"])
-def test_search_ignores_every_draw_of_a_thread_that_runs_during_operators(
+def test_search_for_unkeyed_draws_ignores_draws_of_another_thread_during_operators(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     init_state, train_step, _ = steps_of(lambda: Drawn(called=(torch.rand,)))
@@ -281,7 +283,7 @@ class DrawsInAdd:
     __add__ = staticmethod(np.random.rand)
 
 
-def test_search_beside_an_idle_thread_finds_draws_in_calls_but_not_in_operators(
+def test_search_for_unkeyed_draws_beside_an_idle_thread_finds_those_in_calls_not_in_operators(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Less than the pause: only the time that other threads use counts.
@@ -305,7 +307,7 @@ def test_search_beside_an_idle_thread_finds_draws_in_calls_but_not_in_operators(
     assert ["np.random.rand(3)" in line for line in found] == [True]
 
 
-def test_step_beside_a_thread_that_never_pauses_is_not_held_up(
+def test_step_is_not_delayed_by_a_busy_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_find_draw, "_MAX_WAIT", 0.5)
@@ -326,7 +328,7 @@ def test_step_beside_a_thread_that_never_pauses_is_not_held_up(
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("names", [["custom operator"], ["jit", "torch.Generator"], ["numpy"]])
-def test_refused_draw_restores_global_generators_despite_an_idle_thread(
+def test_refused_draw_restores_the_global_generators_also_beside_an_idle_thread(
     names: list[str], compiled: bool
 ) -> None:
     init_state, train_step, _ = steps_of(lambda: Drawn(called=tuple(ALL[name] for name in names)))

@@ -32,7 +32,7 @@ def step_of(steps: ftrain.Steps, mode: str) -> Any:
     )
 
 
-def test_factory_that_returns_an_existing_module_leaves_it_unchanged() -> None:
+def test_model_function_that_returns_an_existing_module_leaves_that_module_unchanged() -> None:
     net = nn.Linear(4, 3)
     before = net.weight.detach().clone()
     steps = make(lambda: net)
@@ -81,14 +81,14 @@ def test_loss_that_uses_parameters_outside_the_state_raises(mode: str) -> None:
 
 
 @pytest.mark.parametrize("container", [lambda w: [w], lambda w: {"w": w}, lambda w: [{"w": w}]])
-def test_parameters_held_in_lists_and_dicts_train(container: Any) -> None:
+def test_parameters_that_a_module_holds_in_lists_and_dicts_are_trained(container: Any) -> None:
     steps = make(lambda: Holds(container))
     state = steps.init_state(0)
     new, _ = steps.train_step(state, BATCH)
     assert not torch.equal(new.params["a.weight"], state.params["a.weight"])
 
 
-def test_parameters_held_in_tuples_raise() -> None:
+def test_parameters_that_a_module_holds_in_tuples_raise() -> None:
     with pytest.raises(ValueError, match="'held': .* got 'a.weight' in a tuple.*Use a list"):
         make(lambda: Holds(lambda w: (w,)))
 
@@ -145,7 +145,7 @@ class Remembers(nn.Linear):
 
 
 @MODES
-def test_lists_and_dicts_of_a_module_keep_no_state_between_steps(mode: str) -> None:
+def test_step_restores_lists_and_dicts_that_its_module_changes(mode: str) -> None:
     steps = make(Remembers)
     state = steps.init_state(0)
     step = step_of(steps, mode)
@@ -169,7 +169,7 @@ def test_registering_a_buffer_in_a_forward_pass_raises() -> None:
 
 
 @MODES
-def test_loss_may_pop_entries_of_its_batch(mode: str) -> None:
+def test_loss_may_remove_entries_from_its_batch_dict(mode: str) -> None:
     def pops(model: Any, batch: Any) -> torch.Tensor:
         target = batch.pop("y")
         return F.mse_loss(model(batch["x"]), target)
@@ -216,7 +216,7 @@ def test_float64_model_gets_gradients_computed_in_float64_for_any_accumulate() -
         assert float(find(state, batch).grads["w"]) == 1.0
 
 
-def test_nan_loss_weight_skips_the_step() -> None:
+def test_step_is_skipped_if_the_loss_weight_is_nan() -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
         return ftrain.Mean(mse(model, batch), torch.tensor(float("nan")))
 
@@ -236,7 +236,7 @@ def test_steps_refuse_a_state_of_another_precision_or_model() -> None:
         ftrain.make_steps(nn.Linear(4, 3), mse, optim.sgd)  # type: ignore[arg-type]
 
 
-def test_inference_mode_around_a_step_keeps_its_bits() -> None:
+def test_step_under_inference_mode_gives_the_same_bits() -> None:
     steps = make(lambda: nn.Linear(4, 3))
     with torch.inference_mode():
         state = steps.init_state(0)
@@ -247,7 +247,7 @@ def test_inference_mode_around_a_step_keeps_its_bits() -> None:
     testing.assert_same_bits(new, steps.train_step(steps.init_state(0), BATCH)[0])
 
 
-def test_buffers_that_share_memory_raise() -> None:
+def test_model_with_buffers_that_share_memory_raises() -> None:
     class Views(nn.Linear):
         def __init__(self) -> None:
             super().__init__(4, 3)
@@ -259,7 +259,7 @@ def test_buffers_that_share_memory_raise() -> None:
         make(Views)
 
 
-def test_learning_rate_metric_ignores_a_parameter_of_that_name() -> None:
+def test_learning_rate_metric_ignores_a_parameter_named_learning_rate() -> None:
     class Named(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -274,7 +274,7 @@ def test_learning_rate_metric_ignores_a_parameter_of_that_name() -> None:
     assert float(metrics["learning_rate"]) == pytest.approx(1e-2)
 
 
-def test_captured_teacher_whose_buffers_change_raises() -> None:
+def test_loss_that_changes_the_buffers_of_a_captured_teacher_raises() -> None:
     teacher = nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).requires_grad_(False)
 
     def loss_fn(model: Any, batch: Any) -> torch.Tensor:

@@ -28,7 +28,7 @@ def test_tree_map_keeps_hugging_face_batch_class_and_attributes(name: str) -> No
     assert list(again) == ["input_ids", "mask"]
 
 
-def test_tree_map_keeps_model_output_items_and_fields_in_sync() -> None:
+def test_tree_map_keeps_items_and_fields_of_a_hugging_face_model_output_in_sync() -> None:
     out = Output(logits=torch.zeros(2), hidden_states=(torch.ones(1), torch.ones(1)))
     again = tree.map(lambda x: x + 1, out)
     assert type(again) is Output
@@ -38,7 +38,7 @@ def test_tree_map_keeps_model_output_items_and_fields_in_sync() -> None:
     assert [x.item() for x in again.hidden_states] == [2.0, 2.0]
 
 
-def test_compiled_functions_return_model_outputs_with_real_tensors() -> None:
+def test_compiled_functions_return_hugging_face_model_outputs_of_real_not_traced_tensors() -> None:
     compiled = ftrain.compile(lambda x: Output(logits=x * 2, hidden_states=(x,)), backend="eager")
     for x in (torch.arange(3.0), torch.ones(3)):
         found = compiled(x)

@@ -150,7 +150,7 @@ class DefaultActivation(nn.Module):
     ],
     ids=["activation of a module", "default argument", "pretrained encoder"],
 )
-def test_key_draws_the_weights_beside_a_part_that_two_builds_share(
+def test_bound_init_draws_new_weights_beside_submodules_that_every_build_shares(
     build: Any, kept: set[str]
 ) -> None:
     """One shared activation once made the seed draw nothing: every seed gave the same weights."""
@@ -168,7 +168,7 @@ def test_key_draws_the_weights_beside_a_part_that_two_builds_share(
     assert ENCODER.training
 
 
-def test_function_that_returns_one_module_gives_its_weights_for_every_key() -> None:
+def test_model_function_that_always_returns_one_module_gives_its_weights_for_every_key() -> None:
     model = nn.Linear(2, 1)
     apply = ftrain.bind(lambda: model)
     for seed in (0, 1):
@@ -176,7 +176,7 @@ def test_function_that_returns_one_module_gives_its_weights_for_every_key() -> N
     assert not model.weight.is_meta
 
 
-def test_attributes_stored_by_a_forward_pass_are_removed() -> None:
+def test_attributes_that_a_forward_pass_stores_in_a_bound_module_are_removed() -> None:
     class Remembers(nn.Linear):
         seen = 0
 
@@ -191,7 +191,7 @@ def test_attributes_stored_by_a_forward_pass_are_removed() -> None:
     assert not hasattr(apply.skeleton.module, "activation")
 
 
-def test_skeleton_is_restored_after_a_forward_pass_raises() -> None:
+def test_bound_module_is_restored_after_its_forward_pass_raises() -> None:
     class Fails(nn.Linear):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("inside")
@@ -237,7 +237,7 @@ def test_forward_pass_that_writes_to_a_parameter_raises() -> None:
         apply_to(Clips(2, 2), torch.ones(1, 2))
 
 
-def test_buffer_that_changes_from_none_to_a_tensor_raises() -> None:
+def test_forward_pass_that_fills_a_none_buffer_raises() -> None:
     class Grows(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -251,13 +251,13 @@ def test_buffer_that_changes_from_none_to_a_tensor_raises() -> None:
         apply_to(Grows(), torch.ones(1, 2))
 
 
-def test_bind_lists_missing_parameter_names() -> None:
+def test_bound_module_called_without_some_parameters_raises_with_their_names() -> None:
     apply = ftrain.bind(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"params do not fit Linear: missing \['bias'\]"):
         apply({"weight": torch.ones(2, 2)}, {}, KEY, torch.ones(1, 2))
 
 
-def test_bind_follows_training_flags_of_modules() -> None:
+def test_bound_module_keeps_submodules_that_were_set_to_eval_mode_in_eval_mode() -> None:
     model = nn.Sequential(nn.Dropout(0.5), nn.Dropout(0.5))
     x = torch.ones(1, 100)
     assert torch.equal(apply_to(model, x, training=False)[0], x)
@@ -289,7 +289,7 @@ def test_concurrent_threads_can_call_one_bound_model() -> None:
     assert not wrong
 
 
-def test_adding_a_layer_keeps_initial_values_of_other_layers() -> None:
+def test_adding_a_layer_does_not_change_the_initial_weights_of_other_layers() -> None:
     class Wide(nn.Module):
         def __init__(self, extra: bool) -> None:
             super().__init__()

@@ -90,7 +90,9 @@ CALLS = {
 @pytest.mark.parametrize("given", [False, True], ids=["function", "module"])
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("kind", BACKWARD, ids=lambda kind: kind.__name__)
-def test_state_changed_in_a_backward_pass_is_restored(kind: Any, call: str, given: bool) -> None:
+def test_module_state_changed_in_a_backward_pass_is_restored(
+    kind: Any, call: str, given: bool
+) -> None:
     if (kind, call) == (BackwardModuleHook, "vmap"):
         pytest.skip("torch has no full backward hooks under torch.func")
     apply = ftrain.bind(kind() if given else kind)
@@ -103,7 +105,9 @@ def test_state_changed_in_a_backward_pass_is_restored(kind: Any, call: str, give
 
 
 @pytest.mark.parametrize("kind", BACKWARD, ids=lambda kind: kind.__name__)
-def test_state_changed_in_a_backward_pass_is_restored_after_a_compiled_step(kind: Any) -> None:
+def test_module_state_changed_in_a_backward_pass_is_restored_after_a_compiled_step(
+    kind: Any,
+) -> None:
     steps = make(kind)
     state = steps.init_state(0)
     step = ftrain.compile(steps.train_step, backend="eager")
@@ -122,7 +126,7 @@ def test_module_state_changed_by_a_callers_backward_is_reset_at_the_next_call(ki
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("kind", BACKWARD_REFUSED, ids=lambda kind: kind.__name__)
-def test_backward_pass_write_that_cannot_be_restored_raises(kind: Any, call: str) -> None:
+def test_write_in_a_backward_pass_that_cannot_be_undone_raises(kind: Any, call: str) -> None:
     with pytest.raises(ImpureFunctionError, match="tally"):
         CALLS[call](ftrain.bind(kind))()
 
@@ -157,7 +161,7 @@ def test_backward_hook_that_writes_to_the_batch_raises() -> None:
         steps.train_step(steps.init_state(0), batch)
 
 
-def test_user_changes_to_shared_objects_survive_restoring_backward_writes() -> None:
+def test_undoing_writes_of_a_backward_pass_keeps_changes_that_the_user_made() -> None:
     config = SimpleNamespace(scale=1.0, calls=0)
 
     class Configured(nn.Linear):

@@ -53,7 +53,7 @@ def test_hidden_state_of_a_given_module_does_not_survive_a_step(kind: type[Hides
 
 
 @pytest.mark.parametrize("kind", RESTORED, ids=lambda kind: kind.__name__)
-def test_a_call_inside_a_call_of_the_same_bound_model_starts_from_the_initial_hidden_state(
+def test_nested_call_of_a_bound_model_starts_from_its_initial_hidden_state(
     kind: type[Hides],
 ) -> None:
     apply = ftrain.bind(kind)
@@ -74,7 +74,7 @@ def test_a_call_inside_a_call_of_the_same_bound_model_starts_from_the_initial_hi
     testing.assert_same_bits((before, after), apply.call(plainly, params, buffers, True)[0])
 
 
-def test_hidden_state_is_restored_after_a_model_raises() -> None:
+def test_hidden_state_of_a_model_is_restored_after_the_model_raises() -> None:
     class Fails(Hides):
         def build(self) -> None:
             self.calls = [0]
@@ -122,7 +122,7 @@ def test_user_changes_to_model_attributes_between_calls_take_effect() -> None:
     assert config.offsets == [4.0]
 
 
-def test_parameters_held_in_objects_and_closures_train() -> None:
+def test_parameters_that_a_module_holds_in_objects_and_closures_are_trained() -> None:
     class Holds(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -147,7 +147,7 @@ def test_parameters_held_in_objects_and_closures_train() -> None:
 
 
 @pytest.mark.parametrize("kind", REFUSED, ids=lambda kind: kind.__name__)
-def test_hidden_state_that_cannot_be_restored_raises(kind: type[Hides]) -> None:
+def test_change_of_hidden_model_state_that_cannot_be_undone_raises(kind: type[Hides]) -> None:
     steps = make(kind)
     state = steps.init_state(0)
     with pytest.raises(ImpureFunctionError, match=r"generator"):

@@ -58,7 +58,9 @@ def masked() -> nn.Module:
 @pytest.mark.parametrize("mode", ["eager", "compiled", "vmapped"])
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("model", [masked, masked()], ids=["function", "module"])
-def test_parameter_hook_changes_its_gradient(mode: str, accumulate: int, model: Any) -> None:
+def test_parameter_hook_may_change_the_gradient_of_its_parameter(
+    mode: str, accumulate: int, model: Any
+) -> None:
     steps = ftrain.make_steps(model, loss_fn, optim.sgd(1.0), accumulate=accumulate)
     state = steps.init_state(0)
     how = {"eager": lambda step: step, "compiled": compiled, "vmapped": vmapped}[mode]
@@ -193,7 +195,7 @@ def test_parameter_hooks_on_the_callers_tensors_are_removed_when_the_graph_is_fr
     assert not any(p._backward_hooks for p in params.values())
 
 
-def test_hooks_registered_after_bind_do_not_run() -> None:
+def test_parameter_hooks_registered_after_bind_do_not_run() -> None:
     model = Net(0, "apart")
     apply = ftrain.bind(model)
     model.a.weight.register_hook(counting("late"))
@@ -203,7 +205,7 @@ def test_hooks_registered_after_bind_do_not_run() -> None:
     assert not CALLS
 
 
-def test_parameter_hook_that_captures_its_parameter_reads_the_state() -> None:
+def test_parameter_hook_that_captures_its_parameter_reads_the_value_in_the_state() -> None:
     def decayed() -> nn.Module:
         module = nn.Linear(2, 2).double()
         weight = module.weight
@@ -229,7 +231,7 @@ def test_bind_refuses_a_post_accumulate_grad_hook() -> None:
         ftrain.bind(module)
 
 
-def test_hook_on_an_argument_runs_under_no_grad_and_raises_in_a_compiled_function() -> None:
+def test_tensor_hook_of_an_argument_runs_under_no_grad_but_raises_in_a_compiled_function() -> None:
     p = nn.Parameter(X[0].clone())
     p.register_hook(lambda grad: grad * 2)
     expected = torch.autograd.grad(cube(p), p)[0]

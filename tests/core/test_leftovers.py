@@ -111,7 +111,7 @@ def test_model_caches_keep_no_traced_tensor(table: str, first: str) -> None:
     testing.assert_same_bits(evaluate(state, BATCH), steps.eval_step(state, BATCH))
 
 
-def test_global_that_a_loss_fills_with_a_traced_tensor_is_restored() -> None:
+def test_global_variable_that_a_loss_sets_to_a_traced_tensor_is_restored() -> None:
     LAST.update(loss=None, calls=0)
     LAST.pop("weights", None)
     steps = ftrain.make_steps(lambda: nn.Linear(4, 3), remembers, optim.sgd(0.1))
@@ -125,7 +125,7 @@ def test_global_that_a_loss_fills_with_a_traced_tensor_is_restored() -> None:
     assert not isinstance(LAST["loss"], _torch.FakeTensor)
 
 
-def test_loss_may_count_its_traces() -> None:
+def test_counter_that_a_loss_increments_in_each_trace_is_kept() -> None:
     calls = []
     n = 0
 

@@ -76,7 +76,7 @@ def train(loss_fn: Any, mode: str = "eager", accumulate: int = 1) -> Any:
     ],
     ids=["positional", "keyword only", "optional", "callable", "method", "partial"],
 )
-def test_every_kind_of_loss_function_gets_the_same_key(loss_fn: Any) -> None:
+def test_every_kind_of_callable_gets_the_same_loss_key(loss_fn: Any) -> None:
     assert same_bytes(train(loss_fn), train(noisy))
 
 
@@ -93,7 +93,7 @@ def test_loss_key_draws_match_in_eager_compiled_and_vmapped_steps(
     assert expected[1][0] != expected[1][1]  # each step has another
 
 
-def test_loss_key_changes_no_draw_of_the_model() -> None:
+def test_loss_key_parameter_does_not_change_the_draws_of_the_model() -> None:
     def masks(loss_fn: Any) -> Any:
         gradients = ftrain.gradients(make, loss_fn)
         params, buffers = ftrain.bind(make).init(random.key(0))

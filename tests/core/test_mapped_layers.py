@@ -37,7 +37,7 @@ def rows_match(function: Callable[[Any], Any], rows: Any, tolerance: float) -> N
     total=st.sampled_from([None, STEPS, STEPS + 2]),
     seed=st.integers(0, 1000),
 )
-def test_packing_and_padding_of_a_row_are_torchs(
+def test_vmapped_packing_and_padding_of_sequences_match_torch(
     lengths: list[int], batch_first: bool, padding: float, total: int | None, seed: int
 ) -> None:
     """They only move values, so bytes are compared."""
@@ -57,7 +57,9 @@ def test_packing_and_padding_of_a_row_are_torchs(
 
 
 @pytest.mark.parametrize("cell", [nn.RNN, nn.GRU, nn.LSTM])
-def test_rows_of_a_vmapped_recurrent_layer_match_on_packed_sequences(cell: type[nn.RNN]) -> None:
+def test_vmapped_recurrent_layer_matches_single_calls_on_packed_sequences(
+    cell: type[nn.RNN],
+) -> None:
     class Packed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -78,7 +80,7 @@ def test_rows_of_a_vmapped_recurrent_layer_match_on_packed_sequences(cell: type[
 
 
 @pytest.mark.parametrize("normed", [parametrizations.spectral_norm, nn.utils.spectral_norm])
-def test_rows_of_a_vmapped_step_match_under_spectral_norm(
+def test_vmapped_step_with_spectral_norm_matches_single_steps(
     normed: Callable[[nn.Module], nn.Module],
 ) -> None:
     init_state, train_step, _ = ftrain.make_steps(
@@ -102,7 +104,7 @@ OUT: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("case", OUT)
-def test_out_of_a_vmapped_row_has_the_bytes_of_a_single_call(case: str) -> None:
+def test_vmapped_call_with_an_out_argument_writes_the_bytes_of_single_calls(case: str) -> None:
     call, outs = OUT[case]
     x = random.normal(KEY, (2, 3))
 
@@ -126,7 +128,9 @@ def test_out_of_a_vmapped_row_has_the_bytes_of_a_single_call(case: str) -> None:
     ],
     ids=["a narrower dtype", "another shape"],
 )
-def test_out_that_a_copy_would_change_is_refused(call: Callable[..., Any], out: Tensor) -> None:
+def test_vmapped_call_refuses_an_out_argument_of_narrower_dtype_or_another_shape(
+    call: Callable[..., Any], out: Tensor
+) -> None:
     def write(x: Tensor, out: Tensor) -> Tensor:
         out = out.clone()
         with random.keyed(KEY):

@@ -29,7 +29,7 @@ def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("precision", RELATIVE)
 @pytest.mark.parametrize("norm", NORMS)
-def test_vmapped_steps_with_norms_match_single_steps(
+def test_vmapped_steps_with_normalization_layers_match_single_steps(
     norm: str, precision: str, compiled: bool
 ) -> None:
     def model() -> nn.Module:

@@ -42,7 +42,7 @@ def test_parts_of_zero_weight_do_not_change_a_merged_mean() -> None:
     assert none.value.isnan()
 
 
-def test_metrics_reads_like_a_dict_and_has_a_short_repr() -> None:
+def test_metrics_object_reads_like_a_dict_and_has_a_short_repr() -> None:
     metrics = as_metrics({"a": torch.tensor(0.5), "n": 3}, "f")
     assert dict(metrics) == {"a": torch.tensor(0.5), "n": torch.tensor(3.0)}
     assert repr(metrics) == "Metrics(a=0.5, n=3)"
@@ -67,14 +67,14 @@ def test_metrics_entry_of_an_invalid_type_raises_with_its_name(bad: object) -> N
         as_metrics(bad if bad is not None else 3, "f")
 
 
-def test_boolean_metrics_average_as_numbers() -> None:
+def test_boolean_metrics_are_averaged_as_zeros_and_ones() -> None:
     merged = as_metrics({"hit": torch.tensor(True)}, "f").merge(
         as_metrics({"hit": torch.tensor(False)}, "f")
     )
     assert float(merged["hit"]) == 0.5
 
 
-def test_tree_map_maps_the_tensors_of_metrics() -> None:
+def test_tree_map_applies_its_function_to_the_tensors_of_metrics() -> None:
     metrics = as_metrics({"a": torch.tensor(2.0)}, "f")
     doubled = ftrain.tree.map(lambda x: x * 2, metrics)
     assert isinstance(doubled, Metrics)

@@ -93,7 +93,7 @@ def test_gradient_of_an_argument_excludes_captured_uses_of_the_same_tensor() -> 
     assert is_close(pair, (torch.full_like(W, 2), torch.full_like(W, 3)))
 
 
-def test_value_and_grad_returns_no_graph_without_outer_differentiation() -> None:
+def test_value_and_grad_returns_tensors_without_a_graph_unless_differentiated_again() -> None:
     leaf = W.clone().requires_grad_()
 
     def penalty(p: torch.Tensor) -> Any:

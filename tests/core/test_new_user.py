@@ -58,7 +58,7 @@ def test_make_steps_refuses_an_argument_that_is_not_an_optimizer(wrong, hint):
         ftrain.make_steps(net, loss_fn, wrong)
 
 
-def test_uncalled_optimizer_remedy_is_given_for_ftrain_functions_only():
+def test_error_suggests_to_call_the_optimizer_function_only_for_functions_of_ftrain():
     with pytest.raises(TypeError) as caught:
         ftrain.make_steps(net, loss_fn, lambda parameters: parameters)  # type: ignore[arg-type]
     assert "was not called" not in str(caught.value)
@@ -106,7 +106,7 @@ def test_batch_of_total_weight_0_skips_the_step(weights, skips, accumulate, comp
         assert_close_norm(new.opt_state.mu, alone.opt_state.mu, 1e-6)
 
 
-def test_batch_of_total_weight_0_follows_the_nonfinite_option():
+def test_batch_of_total_weight_0_is_treated_as_the_nonfinite_option_says():
     for nonfinite in ("raise", "ignore"):
         steps = ftrain.make_steps(net, weighted, optim.adamw(0.1), nonfinite=nonfinite)
         state = steps.init_state(0)
@@ -208,7 +208,7 @@ def test_gradient_result_repr_summarizes_its_tensors():
     assert repr(result._replace(grads={"w": 1})).startswith("GradientResult({'w': 1}, tensor(True)")
 
 
-def test_states_of_an_ensemble_given_to_a_single_step_raise_with_the_vmap_remedy():
+def test_calling_a_step_on_the_states_of_an_ensemble_raises_an_error_that_suggests_vmap():
     steps = ftrain.make_steps(net, loss_fn, optim.sgd(0.1))
     states = torch.vmap(steps.init_state)(torch.arange(4))
     with pytest.raises(
@@ -226,7 +226,7 @@ class Phase(nn.Module):
         self.w = nn.Parameter(torch.ones(2, dtype=torch.complex64))
 
 
-def test_complex_parameters_raise_with_the_view_as_real_remedy():
+def test_complex_parameters_raise_an_error_that_suggests_view_as_real():
     with pytest.raises(
         TypeError, match=r"'w': expected a real .*got torch\.complex64.*view_as_real"
     ):
@@ -236,7 +236,7 @@ def test_complex_parameters_raise_with_the_view_as_real_remedy():
             make({"w": torch.ones(2, dtype=torch.complex64)})
 
 
-def test_error_messages_use_a_or_an_as_the_next_word_requires():
+def test_error_messages_use_the_article_a_or_an_that_the_next_word_requires():
     with pytest.raises(ValueError, match="expected a leaf .*got an OrderedDict"):
         ftrain.tree.map(lambda a, b: a, {"a": 1}, {"a": collections.OrderedDict(b=1)})
     state = ftrain.make_steps(net, loss_fn, optim.sgd(0.1)).init_state(0)
@@ -245,7 +245,7 @@ def test_error_messages_use_a_or_an_as_the_next_word_requires():
         ftrain.commit(state, dataclasses.replace(state, step=1), result)
 
 
-def test_recompile_warning_for_a_smaller_last_batch_names_both_loaders():
+def test_recompile_warning_for_a_smaller_last_batch_suggests_options_of_both_data_loaders():
     double = ftrain.compile(lambda x: x * 2, backend="eager")
     double(torch.ones(4))
     with pytest.warns(

@@ -73,7 +73,7 @@ def test_global_norm_gradient_is_the_unit_vector_at_any_magnitude(
         torch.testing.assert_close(found, unit, rtol=1e-6, atol=0.0)
 
 
-def test_global_norm_of_float64_uses_the_float64_range() -> None:
+def test_global_norm_of_float64_tensors_may_exceed_the_float32_range() -> None:
     x = torch.tensor([3e300, 4e300], dtype=torch.float64)
     assert global_norm([x]).item() == pytest.approx(5e300, rel=1e-15)
     assert global_norm([x / 1e300 / 1e300]).item() == pytest.approx(5e-300)
@@ -91,7 +91,7 @@ def steps(factor: float, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("how", ["eager", "compiled", "vmapped", "raise"])
-def test_finite_gradients_of_any_magnitude_are_applied(how: str) -> None:
+def test_step_applies_finite_gradients_of_any_magnitude(how: str) -> None:
     made = steps(1e20, **({"nonfinite": "raise"} if how == "raise" else {}))
     state, step = made.init_state(0), made.train_step
     batch = torch.tensor([[3.0, 4.0]])

@@ -109,7 +109,7 @@ def test_vmapped_step_returns_per_example_values_of_each_ensemble_member() -> No
         (lambda: "low", "expected a tensor, a number.*got a str 'low'"),
     ],
 )
-def test_loss_outputs_that_cannot_merge_raise(value: Any, said: str) -> None:
+def test_metrics_that_cannot_be_merged_over_micro_batches_raise(value: Any, said: str) -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
         return model(batch["x"]).mean(), {"odd": value()}
 
@@ -179,7 +179,7 @@ def test_trainer_passes_per_example_values_to_callbacks_and_omits_them_from_logs
         assert not {"losses", "head/outputs", "blocks/1/ids"} & {*found.metrics}
 
 
-def test_declared_per_example_values_are_not_logged_and_do_not_warn(
+def test_metrics_declared_as_per_example_are_not_logged_and_do_not_warn(
     recwarn: pytest.WarningsRecorder,
 ) -> None:
     def loss_fn(model: Any, batch: Any) -> Any:

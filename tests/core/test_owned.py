@@ -131,7 +131,7 @@ WRITES = st.lists(st.tuples(st.integers(0, 50), OBJECTS, st.integers(0, 2)), max
 
 
 @given(root=OBJECTS, writes=WRITES)
-def test_restore_undoes_any_writes_to_owned_objects(root: Any, writes: Any) -> None:
+def test_owned_restore_undoes_any_writes_to_its_objects(root: Any, writes: Any) -> None:
     holder = [root]
     owned = Owned([("", holder)])
     before = picture(holder)
@@ -148,7 +148,9 @@ def test_restore_undoes_any_writes_to_owned_objects(root: Any, writes: Any) -> N
 
 
 @given(root=OBJECTS, writes=WRITES)
-def test_changes_returned_by_restore_bring_back_the_undone_writes(root: Any, writes: Any) -> None:
+def test_changes_returned_by_owned_restore_can_redo_the_undone_writes(
+    root: Any, writes: Any
+) -> None:
     """A nested call relies on this: it runs on the restored model, then the changes return."""
     holder = [root]
     owned = Owned([("", holder)])
@@ -163,7 +165,7 @@ def test_changes_returned_by_restore_bring_back_the_undone_writes(root: Any, wri
 
 
 @given(root=OBJECTS, writes=WRITES, later=WRITES)
-def test_restore_after_settle_returns_owned_objects_to_their_state_at_settle(
+def test_owned_restore_returns_objects_to_their_contents_at_the_last_settle(
     root: Any, writes: Any, later: Any
 ) -> None:
     holder = [root]
@@ -181,7 +183,7 @@ def test_restore_after_settle_returns_owned_objects_to_their_state_at_settle(
 
 
 @given(root=OBJECTS, shared=OBJECTS, writes=WRITES, later=WRITES)
-def test_settle_keeps_changes_of_shared_objects_and_undoes_those_of_private_ones(
+def test_owned_settle_keeps_changes_of_shared_objects_and_undoes_those_of_private_objects(
     root: Any, shared: Any, writes: Any, later: Any
 ) -> None:
     """A backward pass that a caller runs between two calls makes such changes."""
@@ -198,7 +200,7 @@ def test_settle_keeps_changes_of_shared_objects_and_undoes_those_of_private_ones
     assert owned.restore() == ([], [])
 
 
-def test_restore_undoes_writes_to_cyclic_containers() -> None:
+def test_owned_restore_undoes_writes_to_cyclic_containers() -> None:
     ring: dict[str, Any] = {"tensors": [torch.zeros(2)]}
     ring["self"] = [ring]
     owned = Owned([("ring", ring)])

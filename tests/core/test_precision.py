@@ -114,7 +114,7 @@ def test_precision_policy_casts_floating_point_tensors_only() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "32-true"])
-def test_float32_ema_params_are_evaluated_in_the_precision_of_the_steps(precision: Any) -> None:
+def test_eval_step_casts_float32_ema_params_to_the_precision_of_the_steps(precision: Any) -> None:
     def loss_fn(model: Any, batch: Any) -> torch.Tensor:
         return model(batch).square().mean()
 

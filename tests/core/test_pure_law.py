@@ -102,7 +102,7 @@ def test_assert_pure_names_the_changed_path_in_a_model() -> None:
         testing.assert_pure(fn, X, model=model)
 
 
-def test_assert_pure_names_the_model_when_its_own_entries_change() -> None:
+def test_assert_pure_names_the_model_itself_if_a_model_dict_changes() -> None:
     model = {"calls": 0}
 
     def fn(x: torch.Tensor) -> torch.Tensor:

@@ -55,7 +55,7 @@ def steps_of(name: str) -> ftrain.Steps:
 
 @COMPILED
 @pytest.mark.parametrize("name", MODELS)
-def test_rows_of_a_batch_vmapped_over_one_state_equal_single_steps(
+def test_step_vmapped_over_batches_from_one_state_equals_single_steps(
     name: str, compiled: bool
 ) -> None:
     steps = steps_of(name)
@@ -74,7 +74,7 @@ def test_rows_of_a_batch_vmapped_over_one_state_equal_single_steps(
 
 
 @COMPILED
-def test_init_and_train_step_of_a_batch_norm_run_as_one_program_over_seeds(compiled: bool) -> None:
+def test_vmapped_init_and_train_step_with_batch_norm_compile_to_one_program(compiled: bool) -> None:
     steps = steps_of("batch norm")
 
     def run(seed: Tensor) -> Any:
@@ -87,14 +87,14 @@ def test_init_and_train_step_of_a_batch_norm_run_as_one_program_over_seeds(compi
         testing.assert_close_norm(tree.map(lambda t, i=i: t[i], found), run(seed), 1e-6)
 
 
-def test_buffers_nobody_writes_to_keep_their_bits_for_each_row() -> None:
+def test_vmapped_step_keeps_the_bits_of_buffers_that_are_not_written() -> None:
     steps = steps_of("own buffer")
     state = steps.init_state(0)
     found = torch.vmap(steps.train_step, in_dims=(None, 0))(state, ROWS)[0].buffers["odd"]
     testing.assert_same_bits(found, state.buffers["odd"].expand(2, 2).clone())
 
 
-def test_wrong_shape_without_a_vmap_is_not_tried_again() -> None:
+def test_shape_error_outside_of_vmap_does_not_repeat_the_call() -> None:
     calls: list[int] = []
 
     def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
@@ -110,7 +110,7 @@ def test_wrong_shape_without_a_vmap_is_not_tried_again() -> None:
 
 
 @COMPILED
-def test_nested_vmaps_have_buffers_for_each_row(compiled: bool) -> None:
+def test_nested_vmaps_give_each_row_its_own_buffers(compiled: bool) -> None:
     apply = ftrain.bind(MODELS["batch norm"])
     params, buffers = apply.init(ftrain.random.key(0))
 
@@ -127,7 +127,9 @@ def test_nested_vmaps_have_buffers_for_each_row(compiled: bool) -> None:
 
 
 @pytest.mark.parametrize("as_function", [True, False], ids=["function", "instance"])
-def test_bind_in_a_compiled_function_equals_bind_in_an_eager_one(as_function: bool) -> None:
+def test_binding_a_model_inside_a_compiled_vmapped_function_matches_eager(
+    as_function: bool,
+) -> None:
     module = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
 
     def run(seed: Tensor) -> Tensor:

@@ -139,7 +139,7 @@ def passes_through(carry, xs):
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_values_passed_through_a_scan_body_get_new_memory(n):
+def test_scan_copies_values_that_its_body_returns_unchanged(n):
     carry, xs = torch.ones(3), torch.arange(3.0 * n).view(n, 3)
     found, weight = passes_through(carry, xs)
     assert apart(found, weight, carry, xs)
@@ -185,7 +185,7 @@ def test_values_passed_through_a_scan_body_get_new_memory(n):
     ],
 )
 @pytest.mark.parametrize("traced", [False, True])
-def test_scan_refuses_bad_arguments_with_their_path(args, error, said, traced):
+def test_scan_refuses_invalid_arguments_and_names_their_path(args, error, said, traced):
     body, carry, *rest = args
 
     def run(carry, *rest):

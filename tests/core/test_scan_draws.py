@@ -204,7 +204,7 @@ class Recurrent(nn.Module):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_model_with_dropout_in_scan_trains_alike_eager_compiled_and_vmapped(
+def test_training_with_dropout_in_scan_gives_equal_results_eager_compiled_and_vmapped(
     accumulate: int,
 ) -> None:
     def loss_fn(model: Any, batch: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def test_learning_rate_hypergradient_through_scan_matches_finite_differences(mod
         f = gradient(f)
 
 
-def test_maml_gradient_with_inner_gradient_in_scan_equals_known_values() -> None:
+def test_maml_gradient_with_an_inner_gradient_inside_scan_equals_known_values() -> None:
     w = torch.tensor([0.3, -0.7])
 
     def f(p: torch.Tensor) -> torch.Tensor:
@@ -178,7 +178,7 @@ def test_constant_outputs_of_a_traced_scan_require_no_gradient() -> None:
     gradient(f)(W)
 
 
-def test_scan_without_outer_differentiation_saves_no_carries() -> None:
+def test_scan_saves_no_carries_unless_it_is_differentiated() -> None:
     def f(w: torch.Tensor) -> Any:
         return ftrain.scan(lambda c, _: (c + gradient(quartic)(w), None), w * 0, length=5)
 
@@ -225,7 +225,7 @@ def test_traced_scan_in_a_module_has_eager_gradients_to_second_order(autocast: b
 
 @pytest.mark.parametrize("length", [1, 2, 3, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_gradient_of_a_captured_tensor_is_within_the_stated_bound(
+def test_gradient_of_a_tensor_captured_by_scan_is_within_its_documented_error_bound(
     length: int, dtype: torch.dtype
 ) -> None:
     draw = torch.Generator().manual_seed(length)

@@ -52,7 +52,7 @@ def lines_of(error: Exception) -> str:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("mode", MODES)
-def test_wrong_shape_shows_the_users_frames_and_the_layer_in_few_lines(
+def test_traceback_of_a_shape_error_is_short_and_shows_user_frames_and_the_layer(
     mode: str, accumulate: int
 ) -> None:
     shown = lines_of(fail(mode, accumulate=accumulate))
@@ -63,7 +63,7 @@ def test_wrong_shape_shows_the_users_frames_and_the_layer_in_few_lines(
     assert "keyed.py" not in shown
 
 
-def test_refusal_in_a_trace_shows_few_lines_with_its_cause() -> None:
+def test_traceback_of_an_error_raised_in_a_trace_is_short_and_shows_its_cause() -> None:
     def branches(model: Any, batch: Tensor) -> Tensor:
         return model.first(batch).sum() if batch.sum() > 0 else model.first(batch).mean()
 
@@ -73,7 +73,7 @@ def test_refusal_in_a_trace_shows_few_lines_with_its_cause() -> None:
     assert "in branches" in lines_of(error)
 
 
-def test_error_in_a_constructor_shows_few_lines() -> None:
+def test_traceback_of_an_error_in_a_model_constructor_is_short() -> None:
     class Wrong(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -85,14 +85,16 @@ def test_error_in_a_constructor_shows_few_lines() -> None:
     assert "torch.ones(3) @ torch.ones(4)" in lines_of(raised.value)
 
 
-def test_full_traceback_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_environment_variable_ftrain_traceback_full_shows_the_full_traceback(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("FTRAIN_TRACEBACK", "full")
     shown = lines_of(fail("eager"))
     assert "keyed.py" in shown
     assert "FTRAIN_TRACEBACK=full" not in shown
 
 
-def test_frames_left_out_hold_no_tensors() -> None:
+def test_frames_removed_from_a_traceback_keep_no_tensors_alive() -> None:
     held: list[weakref.ref[Tensor]] = []
 
     def loss(model: Any, batch: Tensor) -> Tensor:

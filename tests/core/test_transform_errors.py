@@ -110,7 +110,9 @@ def mapped(function: Callable[[Tensor], Tensor]) -> tuple[Any, Any]:
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("name", CASES)
-def test_refusal_of_a_transform_names_the_line_and_the_remedy(name: str, compiled: bool) -> None:
+def test_code_that_torch_vmap_refuses_raises_with_its_line_and_a_remedy(
+    name: str, compiled: bool
+) -> None:
     function, message = CASES[name]
     step, state = mapped(function)
     if compiled:
@@ -120,14 +122,14 @@ def test_refusal_of_a_transform_names_the_line_and_the_remedy(name: str, compile
     assert any("while computing" in note for note in raised.value.__notes__)
 
 
-def test_custom_operator_inside_of_two_compiled_functions_is_called_one() -> None:
+def test_error_names_a_custom_operator_that_two_nested_compiled_functions_call() -> None:
     inner = ftrain.compile(lambda x: twice(x).sum(), backend="eager")
     outer = ftrain.compile(torch.vmap(ftrain.value_and_grad(lambda x: inner(x))), backend="eager")
     with pytest.raises(RuntimeError, match=r"custom operator(?s:.*)twice\(x\)\.sum"):
         outer(torch.ones(2, 3))
 
 
-def test_custom_operator_in_an_autograd_function_runs_as_the_message_says() -> None:
+def test_custom_operator_wrapped_as_the_error_message_suggests_runs_under_vmap() -> None:
     step, state = mapped(Twice.apply)
     expected = mapped(lambda x: x * 2)[0](state, ROWS)
     testing.assert_same_bits(step(state, ROWS), expected)

@@ -87,7 +87,7 @@ def test_digest_and_first_difference_both_detect_structure_changes(a: Any, b: An
         (torch.zeros(4), torch.zeros(4, dtype=torch.int32)),
     ],
 )
-def test_digest_differs_for_trees_that_differ(a: Any, b: Any) -> None:
+def test_digest_differs_for_trees_that_differ_in_structure_or_a_leaf(a: Any, b: Any) -> None:
     assert tree.digest(a) != tree.digest(b)
 
 
@@ -100,7 +100,7 @@ def test_digest_ignores_layout_and_insertion_order() -> None:
     assert tree.digest(nan) == tree.digest(nan.clone())
 
 
-def test_digest_equals_a_stored_value() -> None:
+def test_digest_of_a_fixed_tree_equals_a_value_stored_in_the_test() -> None:
     """The digest is a stable format, so it is the same in every process."""
     state = {"w": torch.arange(3.0), "layers": [torch.tensor(7), (torch.zeros(0, 2),)]}
     assert tree.digest(state) == (
@@ -217,7 +217,7 @@ DECLARED = declared()
 
 
 @pytest.mark.parametrize("name", DECLARED)
-def test_tree_map_rebuilds_dataclasses_as_their_constructor_does(name: str) -> None:
+def test_rebuilt_dataclasses_equal_those_made_by_the_constructor(name: str) -> None:
     cls = DECLARED[name]
     node = cls(left=1, right=2)
     leaves, structure = tree.flatten(node)

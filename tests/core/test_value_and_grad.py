@@ -86,7 +86,7 @@ def test_activation_checkpointing_changes_no_bits_of_a_gradient() -> None:
     )
 
 
-def test_unused_leaves_have_zero_gradients() -> None:
+def test_value_and_grad_returns_zeros_for_leaves_that_the_function_does_not_use() -> None:
     _, grads = ftrain.value_and_grad(lambda p: p["a"].sum())(
         {"a": torch.ones(2), "b": torch.ones(3), "empty": torch.ones(0)}
     )
@@ -125,7 +125,7 @@ def test_unused_leaves_have_zero_gradients() -> None:
         ),
     ],
 )
-def test_functions_with_invalid_results_raise_with_a_remedy(
+def test_value_and_grad_refuses_functions_with_invalid_results_with_a_remedy(
     fn: Any, x: Any, error: type, message: str
 ) -> None:
     with pytest.raises(error, match=message):
@@ -195,7 +195,7 @@ def test_function_that_writes_to_its_argument_raises_in_every_transform(fn: Any,
 
 
 @pytest.mark.parametrize("write", ["data", "numpy"])
-def test_write_that_torch_does_not_count_raises_in_the_first_call(write: str) -> None:
+def test_write_that_bypasses_the_version_counter_raises_in_the_first_call(write: str) -> None:
     def fn(x: Any) -> torch.Tensor:
         leaf = x["w"]
         if write == "data":
@@ -211,7 +211,7 @@ def test_write_that_torch_does_not_count_raises_in_the_first_call(write: str) ->
             ftrain.value_and_grad(form)({"w": torch.ones(3)})
 
 
-def test_code_that_left_its_argument_unchanged_is_not_compared_again(
+def test_value_and_grad_compares_the_bytes_of_its_argument_only_in_the_first_call(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def fn(x: torch.Tensor) -> torch.Tensor:
@@ -228,7 +228,7 @@ def test_zero_gradient_of_sgn_is_a_tensor_with_allocated_memory() -> None:
     assert grad.equal(torch.zeros(3))
 
 
-def test_sparse_gradient_raises_with_the_sparse_false_remedy() -> None:
+def test_sparse_gradient_raises_an_error_that_suggests_sparse_false() -> None:
     rows = torch.tensor([0, 2])
     pulled = ftrain.value_and_grad(lambda w: F.embedding(rows, w, sparse=True).sum())
     with pytest.raises(TypeError, match="sparse=False"):

@@ -85,7 +85,7 @@ def test_while_loop_results_match_in_eager_compiled_and_vmapped_code(
         assert same_bytes(tree.map(lambda leaf, i=i: leaf[i], rows), expected)
 
 
-def test_each_row_of_a_doubly_vmapped_while_loop_ends_on_its_own() -> None:
+def test_each_row_of_a_doubly_vmapped_while_loop_ends_after_its_own_number_of_iterations() -> None:
     def run(key: Tensor, x: Tensor, limit: Tensor) -> Any:
         with random.keyed(key):
             return drawn(x, limit)
@@ -213,7 +213,7 @@ def ones() -> Tensor:
     ],
 )
 @pytest.mark.parametrize("traced", [False, True])
-def test_while_loop_refuses_bad_arguments_with_their_path(
+def test_while_loop_refuses_invalid_arguments_and_names_their_path(
     args: Any, error: Any, said: str, traced: bool
 ) -> None:
     def run() -> Any:
@@ -225,7 +225,7 @@ def test_while_loop_refuses_bad_arguments_with_their_path(
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled", "vmapped", "compiled vmapped", "func"])
-def test_gradient_through_while_loop_raises_with_the_scan_remedy(mode: str) -> None:
+def test_gradient_through_while_loop_raises_an_error_that_suggests_scan(mode: str) -> None:
     def loss(x: Tensor) -> Tensor:
         return ftrain.while_loop(lambda c: c.sum() < 9, lambda c: c * 2 + x, x.detach()).sum()
 

@@ -62,7 +62,9 @@ LOSSES: dict[Callable[..., Tensor], str] = {
 
 @pytest.mark.parametrize("mode", ["eager", "compiled", "accumulated"])
 @pytest.mark.parametrize("loss_fn", LOSSES)
-def test_refused_write_names_the_line(loss_fn: Callable[..., Tensor], mode: str) -> None:
+def test_error_for_a_write_to_an_input_names_the_line_of_the_write(
+    loss_fn: Callable[..., Tensor], mode: str
+) -> None:
     accumulate = 2 if mode == "accumulated" else 1
     steps = ftrain.make_steps(
         lambda: nn.Linear(3, 3), loss_fn, optim.sgd(0.1), accumulate=accumulate
@@ -76,7 +78,7 @@ def test_refused_write_names_the_line(loss_fn: Callable[..., Tensor], mode: str)
         assert f"in {loss_fn.__name__}" in str(raised.value)
 
 
-def test_search_for_the_line_does_not_write_again() -> None:
+def test_search_for_the_line_of_a_write_does_not_repeat_the_write() -> None:
     steps = ftrain.make_steps(lambda: nn.Linear(3, 3), counted, optim.sgd(0.1))
     batch = torch.zeros(4, 3)
     with pytest.raises(ImpureFunctionError):
