@@ -98,7 +98,7 @@ FORMS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("deep", [0, 2])
 @pytest.mark.parametrize("take", [gradients, in_step])
-def test_checkpointed_gradients_equal_plain_gradients(
+def test_gradients_with_activation_checkpointing_equal_those_without(
     form: str, deep: int, take: Callable[..., Any]
 ) -> None:
     expected = take(net([None, None], deep))
@@ -112,7 +112,7 @@ def test_checkpointed_gradients_equal_plain_gradients(
     st.booleans(),
 )
 @settings(max_examples=12)
-def test_any_mix_of_checkpointed_regions_keeps_the_gradients(
+def test_any_mix_of_activation_checkpointed_regions_gives_the_plain_gradients(
     options: list[Any], deep: int, early_stop: bool
 ) -> None:
     expected = in_step(net([None] * len(options), deep))
@@ -122,7 +122,7 @@ def test_any_mix_of_checkpointed_regions_keeps_the_gradients(
 
 @pytest.mark.parametrize("mode", ["compiled", "vmapped", "compiled vmapped"])
 @pytest.mark.parametrize("form", ["non-reentrant", "reentrant"])
-def test_train_steps_with_checkpointing_equal_plain_steps(mode: str, form: str) -> None:
+def test_train_steps_with_activation_checkpointing_equal_plain_steps(mode: str, form: str) -> None:
     def train(model: nn.Module) -> Any:
         steps = ftrain.make_steps(model, lambda model, x: model(x).square().mean(), optim.sgd(0.1))
         state, step = steps.init_state(0), steps.train_step
@@ -139,7 +139,7 @@ def test_train_steps_with_checkpointing_equal_plain_steps(mode: str, form: str) 
     assert same_bytes(train(net([FORMS[form]] * 2, 1)), train(net([None, None], 1)))
 
 
-def test_backward_outside_keyed_repeats_the_draws_of_the_forward_pass() -> None:
+def test_backward_pass_outside_keyed_recomputes_with_the_draws_of_the_forward_pass() -> None:
     plain, model = net([None, None], 1), net([PLAIN, PLAIN], 1)
     before = torch.get_rng_state()
 
@@ -185,7 +185,7 @@ def test_gradient_penalty_with_checkpointing_equals_the_plain_one() -> None:
     assert same_bytes(penalty(net([PLAIN, PLAIN])), penalty(net([None, None])))
 
 
-def test_gradient_inside_a_checkpointed_region_repeats_its_draws() -> None:
+def test_gradient_taken_inside_a_checkpointed_region_repeats_the_draws_of_the_region() -> None:
     def with_inner_gradient(x: Tensor) -> Tensor:
         def inner(y: Tensor) -> Tensor:
             return F.dropout(checkpoint(torch.tanh, F.dropout(y), use_reentrant=False)).sum()
@@ -210,7 +210,9 @@ def test_gradient_inside_a_checkpointed_region_repeats_its_draws() -> None:
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])
-def test_module_built_in_a_checkpointed_region_gets_the_same_weights(checkpointed: bool) -> None:
+def test_module_built_in_a_checkpointed_region_has_the_same_weights_when_recomputed(
+    checkpointed: bool,
+) -> None:
     def body(x: Tensor) -> Tensor:
         layer = nn.Linear(6, 6)
         return torch.tanh(F.dropout(layer(torch.tanh(layer(x)))))
@@ -273,7 +275,9 @@ class Normalized(nn.Module):
 
 
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
-def test_recomputation_reads_the_buffers_of_its_forward_pass(mode: str) -> None:
+def test_recomputation_of_a_checkpointed_region_reads_the_buffers_of_its_forward_pass(
+    mode: str,
+) -> None:
     def train(model: nn.Module) -> Any:
         steps = ftrain.make_steps(model, lambda model, x: model(x).square().mean(), optim.sgd(0.1))
         step = steps.train_step

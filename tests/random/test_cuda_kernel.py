@@ -191,7 +191,7 @@ def test_cuda_source_folds_in_integers_of_every_dtype(host: Host, dtype: torch.d
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16], ids=str)
-def test_every_uniform_and_normal_of_16_bits_is_that_of_the_reference(
+def test_every_16_bit_uniform_and_normal_of_the_cuda_source_equals_the_reference(
     host: Host, kind: torch.dtype
 ) -> None:
     """There are 1,024 mantissas of float16 and 128 of bfloat16: enough draws meet them all."""
@@ -206,7 +206,7 @@ def test_every_uniform_and_normal_of_16_bits_is_that_of_the_reference(
     assert same(found, _operators._standard_normal(key, (), (count,), kind))
 
 
-def test_each_draw_is_one_kernel_launch_for_up_to_32_integers_folded_in(host: Host) -> None:
+def test_each_cuda_draw_with_up_to_32_integers_to_fold_in_is_one_kernel_launch(host: Host) -> None:
     keys = random.split(random.key(0), 4)
     for folded, key in itertools.product((0, 1, 32, 33, 65), (keys[0], keys)):
         host.launches.clear()
@@ -215,7 +215,7 @@ def test_each_draw_is_one_kernel_launch_for_up_to_32_integers_folded_in(host: Ho
         assert len(host.launches) == max(1, -(-folded // 32))
 
 
-def test_draws_of_no_elements_launch_nothing(host: Host) -> None:
+def test_cuda_draws_of_no_elements_launch_no_kernel(host: Host) -> None:
     keys = random.split(random.key(0), 4)
     host.launches.clear()
     with host.draws():
@@ -226,7 +226,7 @@ def test_draws_of_no_elements_launch_nothing(host: Host) -> None:
     assert not host.launches
 
 
-def test_missing_nvrtc_warns_once_and_leaves_the_draws_to_the_reference(
+def test_draws_without_nvrtc_warn_once_and_use_the_reference_implementation(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def load(index: int) -> Any:
@@ -242,7 +242,7 @@ def test_missing_nvrtc_warns_once_and_leaves_the_draws_to_the_reference(
         assert _cuda_kernel.kernel(device) is None
 
 
-def test_launch_makes_the_context_of_a_device_current_where_it_is_not(
+def test_kernel_launch_makes_the_cuda_context_of_its_device_current_if_it_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On another device than the current one, and in a thread that has used no device."""

@@ -163,7 +163,7 @@ def test_distribution_validation_is_disabled_in_the_tracing_thread_only() -> Non
         drawn(lambda p: D.Normal(p, -p))(KEY, P)
 
 
-def test_validation_default_is_restored_after_nested_and_failed_traces() -> None:
+def test_validation_default_of_distributions_is_restored_after_nested_and_failed_traces() -> None:
     for default in (True, False):
         D.Distribution.set_default_validate_args(default)
         try:
@@ -179,7 +179,7 @@ def test_validation_default_is_restored_after_nested_and_failed_traces() -> None
     assert D.Distribution._validate_args is True
 
 
-def test_first_use_of_dynamo_keeps_the_validation_default() -> None:
+def test_first_use_of_dynamo_keeps_the_validation_default_of_distributions() -> None:
     """Dynamo's first use disables distribution validation for the process; ftrain restores it."""
     code = (
         "import torch, ftrain\n"

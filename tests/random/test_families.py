@@ -32,7 +32,8 @@ FAMILIES: dict[str, Callable[..., Tensor]] = {
 }
 
 # A right sampler fails one of these 60 tests at this level in one of 30 choices of the key, and KEY is
-# fixed; the wrong parameters of test_goodness_of_fit_tests_reject_wrong_parameters are all far below it.
+# fixed; the wrong parameters of test_goodness_of_fit_checks_reject_samples_of_wrong_parameters are all
+# far below it.
 LEVEL = 5e-4
 
 
@@ -119,7 +120,7 @@ def test_dirichlet_samples_have_beta_marginals() -> None:
         assert continuous(sample[:, i], stats.beta(a, float(alpha.sum()) - a)) > LEVEL
 
 
-def test_goodness_of_fit_tests_reject_wrong_parameters() -> None:
+def test_goodness_of_fit_checks_reject_samples_of_wrong_parameters() -> None:
     gamma, poisson = _families.gamma(KEY, (1,), full(2.5)), _families.poisson(KEY, (2,), full(17.3))
     assert continuous(gamma, stats.gamma(2.55)) < LEVEL
     assert discrete(poisson, stats.poisson(17.5)) < LEVEL
@@ -167,7 +168,7 @@ parameters = st.floats(0.015625, 60, width=32)
 
 @given(st.lists(parameters, min_size=2, max_size=12), st.sampled_from(sorted(FAMILIES)), st.data())
 @settings(max_examples=25)
-def test_each_sampled_element_is_independent_of_the_other_parameters(
+def test_each_sampled_element_does_not_depend_on_the_parameters_of_other_elements(
     values: Any, name: str, data: Any
 ) -> None:
     """It does not depend on how often samples of other elements are rejected either."""

@@ -45,7 +45,7 @@ def _states_are_put_back() -> Iterator[None]:
 
 
 @given(st.lists(st.sampled_from(sorted(DRAWS)), max_size=6), st.integers(0, 2**31))
-def test_detection_names_exactly_the_global_generators_that_drew(
+def test_comparison_of_generator_states_names_exactly_the_generators_that_drew(
     names: list[str], seed: int
 ) -> None:
     torch.manual_seed(seed)
@@ -70,7 +70,7 @@ def test_numpy_and_python_generator_states_are_read_from_memory() -> None:
     assert isinstance(_generators.read().numpy[0], bytes)
 
 
-def test_generator_states_of_unknown_memory_layout_are_read_by_api(
+def test_numpy_and_python_generator_states_of_unknown_memory_layout_are_read_by_their_api(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_generators, "_find_gauss", lambda: None)
@@ -89,7 +89,7 @@ def test_generator_states_of_unknown_memory_layout_are_read_by_api(
             draw()
 
 
-def test_other_numpy_bit_generators_are_detected_and_restored() -> None:
+def test_draws_from_another_numpy_bit_generator_are_detected_and_undone() -> None:
     before = np.random.get_bit_generator()
     try:
         np.random.set_bit_generator(np.random.PCG64(3))
@@ -154,12 +154,14 @@ def test_user_generators_reachable_from_a_function_are_found() -> None:
     assert set(reachable(Holds(), Calls())) == {HELD, ALSO}
 
 
-def test_global_and_library_generators_are_not_user_generators() -> None:
+def test_search_for_user_generators_omits_global_generators_and_those_of_libraries() -> None:
     assert reachable(lambda: (random.random(), np.random.rand(), torch.rand(1))) == ()
     assert reachable(nn.TransformerEncoderLayer(4, 2, 8)) == ()
 
 
-def test_require_line_beside_another_thread_raises_only_for_draws_of_the_given_generators() -> None:
+def test_require_line_beside_another_thread_raises_only_for_draws_from_the_given_generators() -> (
+    None
+):
     idle = threading.Event()
     thread = threading.Thread(target=idle.wait)
     thread.start()

@@ -74,7 +74,9 @@ def test_draws_without_a_kernel_warn_once_and_return_the_same_numbers(
         assert draw() == expected()
 
 
-def test_kernel_that_draws_wrong_numbers_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_kernel_that_draws_wrong_numbers_is_not_used(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(_kernel, "_answers", lambda kernel: False)
     with pytest.warns(RuntimeWarning, match="draws wrong numbers"):
         assert draw() == expected()
@@ -129,7 +131,7 @@ def test_two_processes_can_build_the_kernel_at_the_same_time(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_number_of_threads_does_not_change_the_draws(threads: int) -> None:
+def test_number_of_cpu_threads_does_not_change_the_draws(threads: int) -> None:
     before = torch.get_num_threads()
     key = random.split(random.key(1), 3)
     torch.set_num_threads(1)
@@ -145,14 +147,16 @@ def test_number_of_threads_does_not_change_the_draws(threads: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_square_root_of_the_reference_is_correctly_rounded(dtype: torch.dtype) -> None:
+def test_square_root_in_the_reference_implementation_is_correctly_rounded(
+    dtype: torch.dtype,
+) -> None:
     """`torch.sqrt` is 1 ulp off on some processors, and so were the tails of the reference."""
     x = torch.cat([torch.rand(100_000, dtype=torch.float64) * 40, torch.zeros(2)]).to(dtype)
     assert _normal._sqrt(x).numpy().tobytes() == np.sqrt(x.numpy()).tobytes()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_normals_of_the_kernel_and_of_the_reference_have_the_same_bits(
+def test_normals_drawn_by_the_c_kernel_have_the_bits_of_the_reference_implementation(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = random.normal(random.key(1), (100_000,), dtype)

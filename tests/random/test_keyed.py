@@ -141,7 +141,7 @@ def masks(model: Callable[[Tensor], Any], key: Tensor = KEYS[0], **options: Any)
         return model(ONES)
 
 
-def test_adding_a_layer_keeps_the_dropout_masks_of_other_layers() -> None:
+def test_adding_a_layer_does_not_change_the_dropout_masks_of_other_layers() -> None:
     small, large = masks(Net("a", "c")), masks(Net("extra", "a", "b", "c"))
     assert all(small[name].equal(large[name]) for name in small)
     assert len({tuple(mask.tolist()) for mask in large.values()}) == 4
@@ -165,7 +165,7 @@ def test_module_called_twice_draws_different_masks() -> None:
     assert not first["a"].equal(second["a"])
 
 
-def test_submodules_called_directly_draw_as_in_the_model_given_as_root() -> None:
+def test_submodule_called_directly_with_its_model_as_root_draws_as_inside_the_model() -> None:
     net = Net("a", "b")
     whole = masks(net)
     a, b = masks(lambda x: (net.blocks["a"](x), net.blocks["b"].inner(x)), root=net)
@@ -187,7 +187,7 @@ def test_modules_outside_the_keyed_block_do_not_change_its_draws() -> None:
     assert Around()(ONES)["a"].equal(masks(net)["a"])
 
 
-def test_path_of_each_keyed_draw_is_its_module_name_or_class_and_number(
+def test_path_of_a_keyed_draw_is_the_module_name_or_the_class_and_a_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
@@ -211,7 +211,7 @@ def test_path_of_each_keyed_draw_is_its_module_name_or_class_and_number(
     ]
 
 
-def test_key_of_a_keyed_draw_is_folded_from_its_path_and_count() -> None:
+def test_key_of_a_keyed_draw_is_folded_from_the_module_path_and_the_draw_count() -> None:
     """Keys of call sites, by blake2b of path and count, are public, since runs resume after years."""
     digest = int.from_bytes(hashlib.blake2b(b"blocks.a.inner", digest_size=8).digest())
     folds = (digest >> 33, (digest & 0xFFFFFFFF) >> 1, 0)
@@ -312,7 +312,7 @@ def test_draw_in_torch_cond_requires_its_own_keyed_block() -> None:
         cond(torch.tensor(True), F.dropout, torch.neg, (ONES,))
 
 
-def test_unkeyed_lists_the_random_operators_without_a_key_in_a_graph() -> None:
+def test_unkeyed_lists_the_operators_of_a_graph_that_draw_without_a_key() -> None:
     def step(key: Tensor, x: Tensor) -> Tensor:
         with keyed(key):
             x = F.scaled_dot_product_attention(x, x, x) + F.dropout(x)

@@ -136,7 +136,7 @@ def test_discrete_keyed_draws_have_their_distribution(name: str) -> None:
     assert chi_square(counts, law.double()) < 16
 
 
-def test_samples_without_replacement_are_distinct() -> None:
+def test_keyed_samples_without_replacement_are_distinct() -> None:
     rows = draw(torch.multinomial, WEIGHTS.expand(500, -1), 4).sort().values
     assert rows.equal(torch.tensor([1, 2, 4, 5]).expand(500, -1))
     assert (
@@ -157,7 +157,7 @@ def test_keyed_draws_stay_in_their_range_in_every_dtype() -> None:
 
 
 @pytest.mark.parametrize("end", [0.0, 1 - 2**-23])
-def test_extreme_uniform_values_give_valid_samples(
+def test_keyed_draws_from_extreme_uniform_values_are_valid_samples(
     end: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def uniform(_: Any, shape: Any, dtype: torch.dtype, device: Any) -> Tensor:

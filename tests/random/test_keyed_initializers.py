@@ -67,7 +67,7 @@ def same(a: Tensor, b: Tensor) -> bool:
 
 @settings(max_examples=15)
 @given(st.permutations("abcd"), st.integers(1, 4), st.booleans())
-def test_adding_layers_keeps_the_initial_weights_of_other_layers(
+def test_adding_layers_does_not_change_the_initial_weights_of_other_layers(
     order: list[str], kept: int, tied: bool
 ) -> None:
     small = weights(partial(Net, tuple(sorted(order[:kept])), tied))
@@ -85,7 +85,7 @@ def test_initial_weights_depend_on_the_key_and_the_path() -> None:
             assert not same(a[name], a[name.replace(".x.", ".y.")])
 
 
-def test_values_written_by_the_constructor_after_a_draw_are_kept() -> None:
+def test_values_that_a_constructor_writes_after_a_random_initialization_are_kept() -> None:
     net = weights(partial(Net, ("x",)))
     assert net["embedding.weight"][1].eq(0).all()
     assert net["layers.x.second.weight"][0].abs().max() > 2

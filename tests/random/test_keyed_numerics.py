@@ -60,7 +60,7 @@ def test_dropout_of_rate_0_keeps_and_rate_1_zeroes_all_values() -> None:
         draw(F.dropout, x, 1.5)
 
 
-def test_eval_mode_and_rate_0_modules_draw_no_masks(masks: list[Tensor]) -> None:
+def test_dropout_modules_in_eval_mode_or_of_rate_0_draw_no_masks(masks: list[Tensor]) -> None:
     x = torch.ones(4, 6, 8)
     encoder = nn.TransformerEncoderLayer(8, 2, 16, 0.3, batch_first=True).eval()
     for quiet in (
@@ -85,7 +85,7 @@ def test_dropout_gradient_equals_its_scaled_mask() -> None:
     assert torch.autograd.grad(out.sum(), x)[0].equal(grad)
 
 
-def test_dropout_of_infinity_gives_zero() -> None:
+def test_dropout_of_a_dropped_infinity_gives_zero_not_nan() -> None:
     out = draw(F.dropout, torch.full((64,), math.inf), 0.5)
     assert set(out.tolist()) == {0.0, math.inf}
 

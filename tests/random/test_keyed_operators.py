@@ -55,7 +55,7 @@ def same(a: Any, b: Any) -> bool:
 
 @pytest.mark.parametrize(("name", "x"), BINARY, ids=lambda v: v if isinstance(v, str) else "")
 @pytest.mark.parametrize("other", [2, 2.5, "tensor"])
-def test_results_of_binary_operators_do_not_change_inside_keyed(
+def test_binary_operators_give_the_same_results_inside_keyed(
     name: str, x: Tensor, other: Any
 ) -> None:
     other = x + 1 if other == "tensor" else other
@@ -65,7 +65,7 @@ def test_results_of_binary_operators_do_not_change_inside_keyed(
 
 
 @pytest.mark.parametrize(("name", "x"), UNARY, ids=lambda v: v if isinstance(v, str) else "")
-def test_results_of_unary_operators_do_not_change_inside_keyed(name: str, x: Tensor) -> None:
+def test_unary_operators_give_the_same_results_inside_keyed(name: str, x: Tensor) -> None:
     if name in ("__hash__", "__iter__"):
         with keyed(key(0)):
             assert (hash(x) == id(x)) if name == "__hash__" else len(list(INTS)) == 2
@@ -76,7 +76,7 @@ def test_results_of_unary_operators_do_not_change_inside_keyed(name: str, x: Ten
 
 
 @pytest.mark.parametrize("power", [2, 0.5])
-def test_results_and_gradients_of_arithmetic_do_not_change_inside_keyed(power: float) -> None:
+def test_arithmetic_gives_the_same_results_and_gradients_inside_keyed(power: float) -> None:
     def written(x: Tensor) -> tuple[Tensor, ...]:
         y, whole = x.clone(), x.detach().clone()
         y **= power

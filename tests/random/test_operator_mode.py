@@ -167,7 +167,7 @@ def test_every_operator_tagged_as_random_is_keyed_or_refused() -> None:
         assert composite or any(part in name for part in kernels), name
 
 
-def test_attention_dropout_in_operator_mode_is_a_function_of_the_key() -> None:
+def test_attention_dropout_keyed_by_the_operator_mode_is_a_function_of_the_key() -> None:
     x = torch.ones(1, 2, 3, 4)
     with operators(KEYS[0]):
         a = F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)
@@ -177,7 +177,7 @@ def test_attention_dropout_in_operator_mode_is_a_function_of_the_key() -> None:
 
 
 @pytest.mark.parametrize("name", KEYED)
-def test_every_keyed_way_to_draw_is_a_function_of_the_key(
+def test_every_way_to_draw_inside_keyed_is_a_function_of_the_key(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One block for all names: none may know what an earlier one needed.
@@ -191,7 +191,7 @@ def test_every_keyed_way_to_draw_is_a_function_of_the_key(
 
 
 @pytest.mark.parametrize("name", ["custom operator", "torch.Generator"])
-def test_refused_draw_raises_with_operator_and_line(name: str) -> None:
+def test_draw_that_cannot_use_a_key_raises_with_its_operator_and_line(name: str) -> None:
     with keyed(KEYS[0]), pytest.raises(UnkeyedRandomError, match=r"ways_to_draw\.py:\d+") as caught:
         REFUSED[name]((4, 4))
     assert "ftrain_tests.noise" in str(caught.value) or "torch.rand" in str(caught.value)
@@ -213,7 +213,7 @@ def test_global_draw_in_a_keyed_block_while_another_thread_runs_warns() -> None:
     assert caught[0].filename == __file__
 
 
-def test_a_draw_inside_torchscript_does_not_change_the_masks_of_dropout() -> None:
+def test_a_draw_inside_torchscript_does_not_change_dropout_masks_outside_of_it() -> None:
     def run(hidden: bool) -> Tensor:
         drop = nn.Dropout(0.5)
         first = drop(ONES)
@@ -227,7 +227,7 @@ def test_a_draw_inside_torchscript_does_not_change_the_masks_of_dropout() -> Non
         assert run(hidden=True).equal(plain)
 
 
-def test_operator_draw_under_torch_vmap_raises() -> None:
+def test_draw_that_only_the_operator_mode_sees_raises_under_torch_vmap() -> None:
     def hidden(x: Tensor) -> Tensor:
         return torch.jit.script(_scripted)(x)
 
@@ -244,7 +244,7 @@ def _scripted(x: Tensor) -> Tensor:
     return x * torch.rand_like(x)
 
 
-def test_operators_in_eval_mode_draw_nothing() -> None:
+def test_random_operators_in_eval_mode_draw_nothing() -> None:
     x = torch.ones(1, 2, 3, 4)
     with torch.random.fork_rng([]):
         lstm = nn.LSTM(2, 2, 2, dropout=0.5).eval()

@@ -152,7 +152,7 @@ def test_uniform_is_differentiable_with_respect_to_its_bounds() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_fused_scaling_of_uniform_draws_is_rounded_once(dtype: torch.dtype) -> None:
+def test_fused_multiply_add_in_uniform_draws_is_rounded_once(dtype: torch.dtype) -> None:
     """Compare with exact rationals; near cancellation, a second rounding would be visible."""
     from fractions import Fraction
 
@@ -263,7 +263,7 @@ def test_bernoulli_equals_jax(
 @example(p=1.0)
 @example(p=2.0**-23)
 @example(p=0.1)
-def test_bernoulli_integer_threshold_equals_the_float_comparison(p: float) -> None:
+def test_bernoulli_by_an_integer_threshold_equals_the_comparison_of_floats(p: float) -> None:
     """Words on both sides of the threshold, which random draws seldom hit."""
     index = int(p * 2**23) + np.arange(-2, 3)
     index = torch.from_numpy(index[(index >= 0) & (index < 2**23)].astype(np.int32))

@@ -106,7 +106,9 @@ def test_fold_in_equals_jax(seed: int, data: int, folds: list[int]) -> None:
 @pytest.mark.parametrize(
     "dtype", [torch.int8, torch.uint8, torch.int32, torch.int64, torch.uint32, torch.uint64]
 )
-def test_fold_in_uses_the_lower_32_bits_of_any_integer(dtype: torch.dtype, monkeypatch) -> None:
+def test_fold_in_of_an_integer_tensor_uses_its_lower_32_bits(
+    dtype: torch.dtype, monkeypatch
+) -> None:
     data = torch.tensor([-1, 3]).to(dtype)
     if dtype == torch.int64:
         data = data + (5 << 32)
@@ -154,7 +156,9 @@ def test_bits_equal_jax(seed: int, folds: list[int], shape: tuple[int, ...], wid
 
 @pytest.mark.parametrize("width", [8, 16, 32, 64])
 @pytest.mark.parametrize("count", [511, 512, 513, 70_001])
-def test_kernel_bits_equal_the_reference_at_block_and_thread_edges(width: int, count: int) -> None:
+def test_bits_of_the_c_kernel_equal_the_reference_at_block_and_thread_boundaries(
+    width: int, count: int
+) -> None:
     key = random.key(9)
     assert raw(random.bits(key, count, width, folds=(4,))) == raw(
         _reference.bits(key, (4,), (count,), width)
@@ -199,7 +203,9 @@ def test_random_functions_are_pure_functions_of_their_key(draw: Callable[[Tensor
 
 
 @every_draw
-def test_kernel_draws_equal_the_reference(draw: Callable[[Tensor], Tensor], monkeypatch) -> None:
+def test_draws_of_the_c_kernel_equal_the_reference_implementation(
+    draw: Callable[[Tensor], Tensor], monkeypatch
+) -> None:
     assert _kernel.kernel() is not None, "this machine has a compiler"
     compiled = draw(random.key(13))
     monkeypatch.setattr(_kernel, "_kernel", None)
@@ -356,7 +362,7 @@ def test_draws_ignore_the_default_device_and_dtype() -> None:
         torch.set_default_dtype(torch.float32)
 
 
-def test_every_bit_of_random_words_is_set_half_of_the_time() -> None:
+def test_every_bit_position_of_random_words_is_set_in_half_of_them() -> None:
     """Over 2^14 words, each of 64 bits is set half of the time, within six standard deviations."""
     words = random.bits(random.key(0), 2**14, 64).view(torch.int64)
     shares = torch.stack([(words >> i & 1).double().mean() for i in range(64)])

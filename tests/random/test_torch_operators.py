@@ -59,7 +59,7 @@ OPERATORS = [conditional, mapped, accumulated, scanned, looped, attended]
 
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without:UserWarning")
 @pytest.mark.parametrize("operator", OPERATORS)
-def test_higher_order_operators_under_keyed_equal_those_outside(
+def test_torchs_higher_order_operators_give_the_same_results_inside_keyed(
     operator: Callable[..., Tensor],
 ) -> None:
     def run(key: Tensor, w: Tensor) -> Any:
@@ -73,7 +73,7 @@ def test_higher_order_operators_under_keyed_equal_those_outside(
 
 
 @pytest.mark.parametrize("operator", [conditional, mapped, accumulated])
-def test_higher_order_operator_gradients_under_keyed_match_those_outside(
+def test_gradients_of_torchs_higher_order_operators_match_inside_keyed(
     operator: Callable[..., Tensor],
 ) -> None:
     def loss(w: Tensor) -> Tensor:
@@ -102,7 +102,9 @@ def test_compiled_step_with_torch_cond_equals_eager() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_draw_in_a_torch_map_body_raises_with_the_scan_and_cond_remedy(compiled: bool) -> None:
+def test_draw_in_a_torch_map_body_raises_an_error_that_suggests_ftrain_scan_and_cond(
+    compiled: bool,
+) -> None:
     def run(key: Tensor, w: Tensor) -> Any:
         with random.keyed(key):
             return torch_map(lambda row: F.dropout(row), w)
