@@ -33,7 +33,9 @@ def state(run: Any, name: str) -> dict[str, bytes]:
     return found
 
 
-def test_laws_2_and_7_fresh_and_resumed_processes_give_the_same_bits(tmp_path: Path) -> None:
+def test_laws_2_and_7_runs_in_fresh_and_resumed_processes_have_the_same_bits(
+    tmp_path: Path,
+) -> None:
     """One process trains from a seed; another repeats that and resumes the first run from halfway.
 
     One test for all cases: most of its time goes into starting the two.

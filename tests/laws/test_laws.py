@@ -116,7 +116,7 @@ def test_law_4_traced_and_eager_steps_draw_the_same_random_numbers(
 
 
 @each
-def test_law_6_skipped_step_keeps_the_state(
+def test_law_6_skipped_step_keeps_params_buffers_and_optimizer_state(
     model: str, precision: str, accumulate: int, mode: str
 ) -> None:
     """Skip the second step, so that the moments are not zero."""
@@ -229,7 +229,7 @@ def test_law_9_donated_step_reuses_memory_and_gives_the_same_bits(
     scale=st.sampled_from([0.0, 1e-30, 1.0, 1e4, 1e30]),
     precision=st.sampled_from(PRECISIONS),
 )
-def test_laws_1_to_3_hold_for_any_seed_batch_size_and_magnitude(
+def test_laws_1_to_3_hold_for_any_seed_batch_size_and_input_magnitude(
     seed: int, rows: int, scale: float, precision: str
 ) -> None:
     """The magnitudes include values that overflow."""
