@@ -97,7 +97,7 @@ def test_optimizer_state_of_bfloat16_parameters_is_float32(name):
 
 
 @every_case
-def test_update_is_pure(name):
+def test_optimizer_update_is_pure(name):
     params, grads = (
         random_tree(0, [(3, 2), (2,)], torch.float32),
         random_tree(1, [(3, 2), (2,)], torch.float32),
@@ -241,7 +241,7 @@ ROOTS = [n for n in OPTIMIZERS if n != "rprop"]
 
 
 @pytest.mark.parametrize("name", ROOTS)
-def test_hypergradients_are_finite_where_gradients_are_zero(name):
+def test_derivatives_by_hyperparameters_are_finite_where_gradients_are_zero(name):
     """Keep the infinite slope of a square root at 0 out of entries that no batch has used."""
 
     def after(rate):
@@ -261,7 +261,7 @@ def test_hypergradients_are_finite_where_gradients_are_zero(name):
 
 
 @pytest.mark.parametrize("name", ROOTS)  # Rprop takes signs, as torch does: a NaN has none
-def test_a_nan_gradient_makes_the_parameter_nan(name):
+def test_a_nan_gradient_makes_the_updated_parameter_nan(name):
     """A parameter whose gradient is NaN becomes NaN instead of keeping its old value."""
     params = {"w": torch.ones(2, 2)}
     optimizer = CASES[name].build(0.1)

@@ -45,7 +45,7 @@ PARAMS = {"layers": [{"w": W, "b": B}]}
         (lambda v: optim.warmup_cosine(1.0, 1, 10, end=v), "end"),
     ],
 )
-def test_a_number_out_of_range_raises_with_name_and_value(build, name, value):
+def test_optimizer_argument_out_of_range_raises_with_its_name_and_value(build, name, value):
     with pytest.raises(ValueError, match=rf"{name} must .*{re.escape(repr(value))}"):
         build(value)
 
@@ -187,7 +187,7 @@ def test_update_refuses_gradients_that_do_not_match_the_state(name):
         optimizer.update({"layers": [{"w": W}]}, state)
 
 
-def test_apply_updates_refuses_updates_that_do_not_match_the_parameters():
+def test_apply_updates_refuses_updates_unlike_the_parameters_in_structure_shape_or_dtype():
     with pytest.raises(
         ValueError, match=r"`updates` at \['w'\]: expected shape .*, as in `params`, got \(2,\)"
     ):
@@ -245,7 +245,7 @@ def test_weight_decay_masks_that_do_not_match_the_parameters_are_refused(build):
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd", "lion", "soap", "schedule_free_adamw"])
-def test_mask_none_decays_every_parameter(name):
+def test_weight_decay_with_mask_none_decays_every_parameter(name):
     build = functools.partial(getattr(optim, name), 0.1, weight_decay=0.1)
     updates = [
         optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
@@ -370,6 +370,6 @@ def test_update_refuses_its_own_returned_pair_as_state():
         optim.from_torch(torch.optim.SGD, lr=0.1),
     ],
 )  # fmt: skip
-def test_chain_links_refuse_the_state_of_adam(link):
+def test_scale_by_transformations_refuse_the_state_of_adam(link):
     with pytest.raises(TypeError, match=r"expected its own \w+State, got an AdamState"):
         link.update(PARAMS, optim.adam(0.1).init(PARAMS), PARAMS)

@@ -61,7 +61,7 @@ def test_get_raises_on_ambiguous_names_and_lists_their_paths():
         optim.get(state, "slow", "mu")
 
 
-def test_paths_in_the_ambiguity_error_are_valid_python():
+def test_paths_listed_for_an_ambiguous_name_are_valid_python():
     state = NESTED.init(PARAMS)
     with pytest.raises(ValueError, match="entries") as caught:
         optim.get(state, "count")
@@ -211,7 +211,7 @@ def test_set_hyperparams_refuses_invalid_values(values, error, message):
         ),
     ],
 )
-def test_with_hyperparams_checks_its_arguments(build, error, message):
+def test_with_hyperparams_refuses_invalid_arguments(build, error, message):
     with pytest.raises(error, match=message):
         build()
 

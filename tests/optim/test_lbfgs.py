@@ -98,7 +98,7 @@ def test_line_search_step_meets_both_wolfe_conditions(c, first, c2):
     assert trials < 40
 
 
-def test_line_search_stops_at_the_first_acceptable_trial():
+def test_line_search_stops_at_the_first_step_that_meets_the_wolfe_conditions():
     calls = 0
 
     def value_fn(params):

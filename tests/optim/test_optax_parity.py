@@ -111,7 +111,7 @@ def moments(state):
 
 @given(seed=st.integers(0, 2**31))
 @settings(max_examples=20)
-def test_clip_by_global_norm_matches_optax_except_for_eps_1e_6(seed):
+def test_clip_by_global_norm_matches_optax_up_to_the_eps_added_to_the_norm(seed):
     """A clipped gradient is smaller by a relative 1e-6 / norm; an unclipped one is equal."""
     grads = random_tree(seed, SHAPES, torch.float32)
     norm = optim.global_norm(grads)

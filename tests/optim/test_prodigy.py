@@ -39,7 +39,7 @@ OPTAX = Parity(
 )  # fmt: skip
 
 
-def test_prodigy_distance_grows_in_the_comparison_with_optax():
+def test_prodigy_distance_grows_in_the_run_that_is_compared_with_optax():
     """With a constant distance the comparison would only compare Adam."""
     h = {"b1": 0.9, "b2": 0.99, "eps": 1e-8, "decay": 0.0, "coef": 1.0, "safeguard": False}
     optimizer = OPTAX.ours({"rate": 1.0, "d0": 1e-4, **h})

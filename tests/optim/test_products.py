@@ -40,7 +40,7 @@ def trained(name, problem, rate):
 
 @places(A_DTYPE_A_PROBLEM)
 @every_case
-def test_compiled_step_equals_eager_and_compiles_once(name, problem, dtype):
+def test_compiled_optimizer_step_equals_eager_and_compiles_once(name, problem, dtype):
     """Bit for bit: the graph runs the operators of the eager step in the same order."""
     case = CASES[name]
     rate = getattr(case.rates, problem)
@@ -56,7 +56,7 @@ def test_compiled_step_equals_eager_and_compiles_once(name, problem, dtype):
 
 @places([("rosenbrock", torch.float32)])
 @every_case
-def test_a_scan_of_20_steps_equals_a_python_loop(name, problem, dtype):
+def test_scan_of_20_optimizer_steps_equals_a_python_loop(name, problem, dtype):
     """Bit for bit; the scan is one operator whose body is traced once."""
     rate = getattr(CASES[name].rates, problem)
     step, params, state = trained(name, PROBLEMS[problem](dtype), rate)
@@ -77,7 +77,7 @@ WITHIN = {torch.float64: (5, 1e-9), torch.float32: (5, 1e-4), torch.bfloat16: (1
 
 @places([(problem, torch.float64) for problem in PROBLEMS])
 @every_case
-def test_vmap_over_4_learning_rates_matches_4_runs(name, problem, dtype):
+def test_optimizer_vmapped_over_4_learning_rates_matches_4_runs(name, problem, dtype):
     """A batched tensor as the rate matches Python numbers within rounding, in the norm."""
     rates = [getattr(CASES[name].rates, problem) * factor for factor in (0.25, 0.5, 1.0, 1.5)]
     steps, bound = WITHIN[dtype]
@@ -96,7 +96,7 @@ def test_vmap_over_4_learning_rates_matches_4_runs(name, problem, dtype):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_vmap_over_learning_rates_accepts_gradients_of_other_strides(name):
+def test_optimizer_vmapped_over_learning_rates_accepts_gradients_with_other_strides(name):
     """The vmapped result matches separate runs for gradients and params of different strides."""
     params = {"w": torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).double().t()}
     grads = tree.map(torch.Tensor.contiguous, params)

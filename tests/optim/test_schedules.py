@@ -184,7 +184,7 @@ def test_cosine_restarts_schedule_matches_torch_and_optax(peak, steps, end, fact
 
 
 @given(st.integers(2, 7), st.integers(1, 1000), st.integers(0, 40))
-def test_cosine_restarts_schedule_restarts_at_the_right_update_for_large_counts(
+def test_cosine_restarts_schedule_restarts_at_the_exact_update_also_at_large_counts(
     factor, steps, cycle
 ):
     """At the first and last update of a cycle a rounded logarithm gives the wrong cycle."""

@@ -68,7 +68,7 @@ def test_schedules_vmapped_over_hyperparameters_match_separate_calls(name, value
 
 
 @every_schedule
-def test_schedule_hypergradients_are_finite_at_every_count(name):
+def test_derivatives_of_schedules_by_hyperparameters_are_finite_at_every_count(name):
     """Branches that `where` discards may overflow or divide by zero without a NaN gradient."""
     for count in [*range(16), 10**7]:
         peak = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
@@ -133,7 +133,7 @@ def test_compiled_schedule_equals_eager_at_every_update():
     assert update.n_compiles == 1
 
 
-def test_joined_schedules_are_called_only_inside_their_spans():
+def test_joined_schedules_are_called_only_with_counts_within_their_spans():
     seen: dict[str, set[int]] = {"a": set(), "b": set(), "c": set()}
 
     def spy(name):

@@ -144,7 +144,7 @@ def test_every_schedule_matches_torch_in_runs_of_few_updates(name):
         assert curve(ours(n), counts(n)) == close(expected, PEAK, rel), n
 
 
-def test_every_schedule_with_a_torch_counterpart_is_compared():
+def test_every_schedule_with_a_torch_counterpart_is_compared_with_it():
     """Fails when a schedule is added without a comparison."""
     of_torch = {name.partition(",")[0] for name in PAIRS}
     assert of_torch == set(optim.schedules.__all__) - {"plot_schedule"}

@@ -39,7 +39,7 @@ def in_numpy(w, grads, rate, b1, b2, eps, decay, every):
     return w
 
 
-def test_soap_matches_the_algorithm_in_numpy():
+def test_soap_matches_a_numpy_implementation_of_the_algorithm():
     hyper = (0.02, 0.9, 0.95, 1e-8, 0.1, 4)
     rate, b1, b2, eps, decay, every = hyper
     optimizer = optim.soap(rate, b1, b2, eps, weight_decay=decay, precondition_frequency=every)

@@ -145,7 +145,7 @@ def test_exporting_and_importing_a_state_dict_returns_the_same_state(name):
             assert tree.digest(a) == tree.digest(b), path
 
 
-def test_state_dict_before_the_first_step_is_empty_and_round_trips():
+def test_exported_state_dict_before_the_first_step_is_empty_and_can_be_imported():
     optimizer, params, reference, _ = start("adamw", torch.float32, 0)
     state = optimizer.init(params)
     assert optim.export_state_dict(state, reference, ORDER)["state"] == {}

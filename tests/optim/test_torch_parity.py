@@ -134,7 +134,7 @@ def test_adamw_with_a_decay_mask_matches_torch_with_two_groups():
 
 
 @pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_bfloat16_training_matches_float32_rounded_once_a_step(name):
+def test_bfloat16_training_matches_float32_steps_rounded_once_each(name):
     """The oracle keeps float32 copies and moments, and rounds the parameters after each step."""
     ours, make_torch = {
         "adamw": (

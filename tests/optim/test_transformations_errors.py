@@ -62,7 +62,7 @@ PARAMS = {"layers": [{"w": W, "b": B}]}
         (lambda v: optim.inverse_sqrt(1.0, 10, v), "start"),
     ],
 )
-def test_numbers_out_of_range_raise_with_name_and_value(build, name, value):
+def test_transformation_argument_out_of_range_raises_with_its_name_and_value(build, name, value):
     with pytest.raises(ValueError, match=rf"{name} must .*{re.escape(repr(value))}"):
         build(value)
 

@@ -92,7 +92,7 @@ def test_partition_refuses_a_parameter_without_a_group():
         optim.partition({"weights": ("w$", SGD)}).init(PARAMS)
 
 
-def test_partition_refuses_a_group_whose_parameters_earlier_groups_took():
+def test_partition_refuses_a_group_whose_parameters_all_belong_to_earlier_groups():
     """Only a group of everything that remains may be empty."""
     for mask in ("b$", re.compile("b$"), {"layers": [{"w": False, "b": True}]}):
         with pytest.raises(

@@ -120,7 +120,7 @@ def test_multi_steps_compiles_the_inner_update_into_a_branch():
 
 @given(names, st.integers(0, 4), st.sampled_from([torch.nan, torch.inf, -torch.inf]), seeds)
 @settings(max_examples=25)
-def test_a_skipped_update_keeps_params_and_inner_state(name, where, bad, seed):
+def test_skip_wrappers_keep_params_and_inner_state_in_a_skipped_update(name, where, bad, seed):
     """Bit for bit; a run with skipped updates equals the run without those gradients."""
     for wrap in (optim.skip_nonfinite, lambda o: optim.skip_large_updates(o, 1e6)):
         optimizer = wrap(OPTIMIZERS[name](0.1))
@@ -278,7 +278,7 @@ def test_sam_matches_optax():
             torch.testing.assert_close(value, wanted, rtol=2e-6, atol=1e-6)
 
 
-def test_sam_train_step_matches_a_step_by_hand():
+def test_train_step_with_sam_matches_a_step_computed_by_hand():
     """The gradient is taken at the perturbed parameters, with the draws of the first pass."""
     module = torch.nn.Sequential(torch.nn.Linear(3, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1))
 

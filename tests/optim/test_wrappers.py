@@ -87,7 +87,7 @@ def run(optimizer, seed, steps=3, dtype=torch.float32, shapes=SHAPES):
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("wrapper", TRIVIAL)
-def test_wrappers_with_trivial_settings_equal_the_plain_optimizer(wrapper, name):
+def test_wrappers_with_settings_that_have_no_effect_equal_the_plain_optimizer(wrapper, name):
     """Bit for bit, updates and the inner state at each step."""
     wrap, inner_of = TRIVIAL[wrapper]
     if wrapper == "multi_steps" and {"grad_fn", "value_fn"} & set(CASES[name].needs):
