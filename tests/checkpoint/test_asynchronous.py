@@ -125,7 +125,7 @@ def noting(function, threads):
     return noted
 
 
-def test_starting_a_busy_background_job_returns_at_once():
+def test_background_start_returns_at_once_while_the_job_keeps_the_interpreter_busy():
     """The thread once held the interpreter for 5 ms before `save` could return."""
     returned, seen = threading.Event(), []
 
@@ -162,7 +162,7 @@ def test_asynchronous_save_ignores_later_changes_of_containers(tmp_path):
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 @given(state=trees())
 @settings(max_examples=60)
-def test_copied_drafts_keep_layouts_and_tied_leaves(state):
+def test_copies_for_an_asynchronous_save_keep_layouts_and_tied_leaves(state):
     state = [state, state]
     copied = _draft.collect(state, None, None, None, None).copied().leaves
     for leaf, copy in zip(tree.leaves(state), copied, strict=True):
@@ -173,7 +173,7 @@ def test_copied_drafts_keep_layouts_and_tied_leaves(state):
     assert all(a is b for a, b in zip(copied[:half], copied[half:], strict=True) if a.numel())
 
 
-def test_store_releases_the_copy_after_writing_and_the_thread_on_close(tmp_path):
+def test_asynchronous_store_frees_its_copy_after_writing_and_ends_its_thread_on_close(tmp_path):
     def threads():
         return [each for each in threading.enumerate() if each.name == "ftrain-checkpoint"]
 
@@ -253,7 +253,7 @@ def test_a_process_exits_only_after_its_asynchronous_save(tmp_path):
     assert checkpoint.Store(tmp_path).latest() is not None
 
 
-def test_an_unreported_asynchronous_failure_exits_with_status_1(tmp_path):
+def test_process_with_an_unreported_failure_of_an_asynchronous_save_exits_with_status_1(tmp_path):
     done = run(
         """
         import atexit, errno

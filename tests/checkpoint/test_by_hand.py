@@ -35,7 +35,7 @@ def killed_amid(directory: Path) -> bool:
     return newest(directory) < STEPS
 
 
-def test_a_killed_hand_written_loop_resumes_to_the_same_bytes(tmp_path):
+def test_hand_written_training_loop_that_is_killed_resumes_to_the_same_bytes(tmp_path):
     undisturbed = start(tmp_path / "undisturbed")
     for _ in range(10):  # on a busy machine the loop may be over before it is killed
         if killed_amid(tmp_path / "killed"):

@@ -47,7 +47,7 @@ def versions() -> list[Path]:
     return sorted(CORPUS.iterdir())
 
 
-def test_the_corpus_contains_the_current_format_version():
+def test_corpus_of_stored_checkpoints_contains_the_current_format_version():
     assert ".".join(map(str, VERSION)) in [path.name for path in versions()]
 
 
@@ -84,7 +84,7 @@ def test_checkpoints_of_every_format_version_load(path):
         ({"prng": "philox"}, checkpoint.CheckpointMismatchError, "random generator 'philox'"),
     ],
 )
-def test_newer_minor_versions_load_and_newer_major_versions_are_refused(
+def test_checkpoints_of_newer_minor_versions_load_and_of_newer_major_versions_are_refused(
     tmp_path, path, changes, error, says
 ):
     copy = tmp_path / "copy"
@@ -104,7 +104,7 @@ def test_newer_minor_versions_load_and_newer_major_versions_are_refused(
         checkpoint.load(copy, like=state(False), on_change="ignore")
 
 
-def test_saving_writes_the_same_bytes_as_the_corpus(tmp_path):
+def test_saving_writes_the_bytes_of_the_stored_checkpoint_of_the_current_version(tmp_path):
     """Any difference requires a new format version."""
     checkpoint.save(tmp_path / "new", state(True), metadata=METADATA, metrics=METRICS, step=5)
     old = CORPUS / ".".join(map(str, VERSION))

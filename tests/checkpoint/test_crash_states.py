@@ -91,7 +91,7 @@ def judge(state: dict[str, bytes | None], directory: Path, acknowledged: int) ->
 
 
 @pytest.mark.parametrize("save", [new_steps, one_step])
-def test_no_crash_loses_an_acknowledged_checkpoint(memory_path, save):
+def test_no_simulated_crash_loses_a_checkpoint_whose_save_had_returned(memory_path, save):
     found = crash_states(memory_path, save)
     assert found.keys() == {"good"}, found
     assert found["good"] > 200
@@ -105,7 +105,9 @@ def test_no_crash_loses_an_acknowledged_checkpoint(memory_path, save):
     ],
 )
 @pytest.mark.parametrize("save", [new_steps, one_step])
-def test_crash_model_detects_a_missing_sync_of_files_or_directories(memory_path, save, skip, loses):
+def test_crash_simulation_detects_a_missing_sync_of_files_or_directories(
+    memory_path, save, skip, loses
+):
     """This shows that the crash model detects missing syncs."""
     found = crash_states(memory_path, save, (skip,), frozenset(loses))
     assert found.keys() >= loses

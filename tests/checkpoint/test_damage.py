@@ -32,12 +32,12 @@ def refused(path) -> None:
         checkpoint.restore(path, like=train_state(0))
 
 
-def test_every_single_bit_flip_is_detected():
+def test_every_single_bit_flip_in_a_checkpoint_is_detected():
     result = campaign(2000)
     assert result.found == result.flips == 2000
 
 
-def test_truncated_and_extended_files_are_refused(pair):
+def test_truncated_and_extended_checkpoint_files_are_refused(pair):
     for name in FILES:
         file = pair[0] / name
         whole = file.read_bytes()
@@ -51,7 +51,7 @@ def test_truncated_and_extended_files_are_refused(pair):
     checkpoint.verify(pair[0])
 
 
-def test_files_mixed_from_two_checkpoints_are_refused(pair):
+def test_checkpoint_with_files_mixed_from_two_checkpoints_is_refused(pair):
     """Each file is intact, but some belong to another step."""
     one, two = pair
     for taken in (FILES[:1], FILES[1:2], FILES[2:], FILES[:2], FILES[1:], FILES[::2]):
@@ -63,7 +63,7 @@ def test_files_mixed_from_two_checkpoints_are_refused(pair):
         shutil.rmtree(mixed)
 
 
-def test_swapped_tensor_files_are_refused(tmp_path, monkeypatch):
+def test_checkpoint_with_swapped_tensor_files_is_refused(tmp_path, monkeypatch):
     from ftrain.checkpoint import _draft
 
     monkeypatch.setattr(_draft, "_MOST_IN_A_FILE", 10)

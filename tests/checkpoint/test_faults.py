@@ -48,7 +48,7 @@ def operations(act: Callable[[Path], None], directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("act", [save_third, replace_second])
-def test_saving_performs_every_kind_of_file_operation(tmp_path, act):
+def test_saves_tested_for_faults_perform_every_kind_of_file_operation(tmp_path, act):
     found = operations(act, tmp_path)
     assert {
         "open", "write", "fsync", "fsync directory", "rename", "unlink", "mkdir", "rmdir", "close",
@@ -64,7 +64,9 @@ def test_saving_performs_every_kind_of_file_operation(tmp_path, act):
     ids=["ENOSPC", "EIO", "EACCES", "EROFS", "short", "disk full"],
 )
 @pytest.mark.parametrize("act", [save_third, replace_second])
-def test_a_failure_of_any_operation_keeps_a_loadable_checkpoint(memory_path, act, code, sticky):
+def test_failure_of_any_file_operation_during_a_save_keeps_a_loadable_checkpoint(
+    memory_path, act, code, sticky
+):
     """`sticky`: every later operation of the same kind fails as well."""
     count = len(operations(act, memory_path / "counted"))
     fill(memory_path / "two")
@@ -136,7 +138,7 @@ def test_a_failed_save_leaves_no_temporary_files(memory_path, code):
     assert failing.failed is None
 
 
-def test_a_write_back_error_reported_only_by_an_early_sync_fails_the_save(memory_path, monkeypatch):
+def test_save_raises_for_a_write_error_that_only_an_early_sync_reports(memory_path, monkeypatch):
     """Linux reports a failed write-back once for each open file, so the last sync may succeed."""
     from ftrain.checkpoint import _hashing
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.checkpoint.campaign_fuzz import campaign
 
 
-def test_hostile_checkpoints_are_refused_under_audit():
+def test_hostile_checkpoints_are_refused_without_forbidden_audit_events():
     """An audit hook cannot be removed, so the check runs in its own process."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.checkpoint.hostile"],

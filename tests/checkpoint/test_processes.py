@@ -23,7 +23,7 @@ def run(campaign: str, count: int) -> dict[str, int]:
     return {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)\b", done.stdout)}
 
 
-def test_one_hundred_kills_lose_no_checkpoint():
+def test_killing_a_writer_one_hundred_times_loses_no_checkpoint():
     found = run("campaign_kills", 100)
     assert found["kills"] == 100
     assert found["lost"] == found["unreadable"] == found["wrong_bits"] == found["left"] == 0
@@ -31,7 +31,7 @@ def test_one_hundred_kills_lose_no_checkpoint():
     assert found["in_save"] > 5, "never killed inside a save"
 
 
-def test_two_thousand_reads_beside_a_writer_see_no_torn_checkpoint():
+def test_two_thousand_reads_beside_a_writer_see_no_incomplete_checkpoint():
     found = run("campaign_polls", 2000)
     assert found["polls"] == 2000
     assert found["torn"] == found["back"] == found["intruded"] == 0

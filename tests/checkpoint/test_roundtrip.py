@@ -120,7 +120,7 @@ def test_save_splits_large_states_into_several_files(tmp_path, monkeypatch):
     checkpoint.verify(tmp_path / "one")
 
 
-def test_a_state_hashed_in_several_chunks_survives_a_round_trip(tmp_path):
+def test_state_large_enough_to_be_hashed_in_chunks_survives_a_round_trip(tmp_path):
     state = {"w": torch.arange(5_000_000), "v": torch.ones(3)}  # 40 MB: five chunks
     checkpoint.save(tmp_path / "one", state)
     loaded, _ = checkpoint.load(tmp_path / "one", like=blank(state))
@@ -171,7 +171,7 @@ def test_save_refuses_metadata_that_are_not_json(tmp_path, metadata, says):
         checkpoint.save(tmp_path / "one", {"w": torch.ones(1)}, metadata=metadata)
 
 
-def test_load_refuses_every_difference_from_like(tmp_path):
+def test_load_refuses_a_state_that_differs_from_like_in_any_way(tmp_path):
     state = train_state(3)
     checkpoint.save(tmp_path / "one", state)
     moments = state.opt_state
@@ -196,7 +196,7 @@ def test_load_refuses_every_difference_from_like(tmp_path):
             checkpoint.load(tmp_path / "one", like=like)
 
 
-def test_load_warns_or_raises_if_the_fingerprint_differs(tmp_path):
+def test_load_warns_or_raises_if_settings_that_bits_depend_on_have_changed(tmp_path):
     state = {"w": torch.ones(1)}
     checkpoint.save(tmp_path / "one", state, fingerprint={"compiled": "inductor"})
     checkpoint.load(

@@ -160,7 +160,9 @@ def test_read_state_dict_reads_pickles_only_with_format_torch(tmp_path):
         ),
     ],
 )
-def test_write_state_dict_refuses_other_values(tmp_path, weights, error, says):
+def test_write_state_dict_refuses_values_that_are_not_storable_tensors(
+    tmp_path, weights, error, says
+):
     with pytest.raises(error, match=says):
         checkpoint.write_state_dict(tmp_path / "m", weights)
     with pytest.raises(ValueError, match="format: expected"):

@@ -109,7 +109,7 @@ def test_store_refuses_loading_from_a_missing_directory_and_paths_that_are_not_s
 # Who may write
 
 
-def test_a_store_has_one_writer_at_a_time(tmp_path):
+def test_second_writer_of_a_store_raises(tmp_path):
     first = filled(tmp_path)
     second = checkpoint.Store(tmp_path)
     assert second.load(like=train_state(0))[1] == {"at": 3}  # reading is free
@@ -125,7 +125,7 @@ def test_a_store_has_one_writer_at_a_time(tmp_path):
     first.save(train_state(10), step=10)
 
 
-def test_the_lock_ends_with_its_process_despite_running_children(tmp_path):
+def test_store_lock_ends_with_its_process_even_if_child_processes_still_run(tmp_path):
     ready, release = os.pipe(), os.pipe()
     child = os.fork()
     if child == 0:

@@ -36,7 +36,7 @@ def together(*functions):
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_concurrent_threads_save_their_own_steps(memory_path, asynchronous):
+def test_concurrent_threads_can_save_different_steps_to_one_store(memory_path, asynchronous):
     """A save once deleted what another was about to delete; a wait forgot another's save."""
     store = checkpoint.Store(
         memory_path, keep_last=4, keep_best=2, keep_every_steps=10, asynchronous=asynchronous
@@ -66,7 +66,9 @@ def test_concurrent_threads_save_their_own_steps(memory_path, asynchronous):
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_concurrent_saves_of_one_step_with_different_content_refuse_one(memory_path, asynchronous):
+def test_one_of_two_concurrent_saves_of_a_step_with_different_content_raises(
+    memory_path, asynchronous
+):
     store = checkpoint.Store(memory_path, asynchronous=asynchronous)
     saves = [lambda kind=kind: store.save(train_state(kind), step=1) for kind in (1, 2)]
     raised = together(*saves)

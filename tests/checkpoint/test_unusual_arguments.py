@@ -163,7 +163,7 @@ def test_save_refuses_metadata_that_is_too_deep_cyclic_or_too_large(tmp_path):
 
 
 @pytest.mark.parametrize("value", [(1, 2), math.nan, [math.inf], {"a": (1,)}])
-def test_a_saved_fingerprint_equals_itself_when_loaded(value, tmp_path):
+def test_settings_recorded_by_a_save_compare_equal_when_loaded_unchanged(value, tmp_path):
     fingerprint = {"mine": value}
     checkpoint.save(tmp_path / "one", ONE, fingerprint=fingerprint)
     checkpoint.load(tmp_path / "one", ONE, fingerprint=fingerprint, on_change="raise")
@@ -225,7 +225,7 @@ def test_save_refuses_a_path_through_a_broken_link_or_file(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["日本 é\n", "\udcff", "n" * 200, "a'b\"c"])
-def test_checkpoint_directories_may_have_any_name(name, tmp_path):
+def test_single_checkpoints_may_be_saved_under_any_directory_name(name, tmp_path):
     assert torch.equal(saved(tmp_path / name)[0]["a"], ONE["a"])
     (tmp_path / "linked").symlink_to(tmp_path / name)
     assert torch.equal(checkpoint.load(tmp_path / "linked", ONE)[0]["a"], ONE["a"])
@@ -238,7 +238,7 @@ def test_write_state_dict_refuses_reserved_names_and_modules(tmp_path):
         checkpoint.write_state_dict(tmp_path / "w", torch.nn.Linear(1, 1))  # type: ignore[arg-type]
 
 
-def test_wait_after_an_interrupted_wait_waits_for_the_save(tmp_path, monkeypatch):
+def test_store_wait_after_an_interrupted_wait_waits_for_the_save_again(tmp_path, monkeypatch):
     """After Ctrl-C, a second wait once returned before the checkpoint existed."""
     go_on = threading.Event()
     write = _files.Files.create
