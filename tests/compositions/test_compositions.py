@@ -101,7 +101,7 @@ def report(request: Any) -> Iterator[None]:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kinds", KINDS)
-def test_random_programs_match_the_oracle_or_are_refused(kinds: str, mode: str) -> None:
+def test_random_programs_match_dual_number_arithmetic_or_raise(kinds: str, mode: str) -> None:
     @some(4 if "compiled" in mode else 8)
     @given(programs(3, 3, KINDS[kinds]), points())
     def run(program: Program, points: list[float]) -> None:
@@ -112,7 +112,7 @@ def test_random_programs_match_the_oracle_or_are_refused(kinds: str, mode: str) 
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("program", FOUND, ids=range(len(FOUND)))
-def test_formerly_failing_programs_match_the_oracle_or_are_refused(
+def test_programs_that_failed_before_match_dual_number_arithmetic_or_raise(
     program: Program, mode: str
 ) -> None:
     check(program, POINTS, mode)
@@ -132,7 +132,9 @@ def test_first_derivatives_of_random_programs_match_finite_differences(
 
 @some(3)
 @given(programs(2, 1), points())
-def test_dual_number_oracle_matches_jax(program: Program, points: list[float]) -> None:
+def test_derivatives_by_dual_number_arithmetic_match_jax(
+    program: Program, points: list[float]
+) -> None:
     expected = expected_at(program, np.array(points).reshape(2, 2))
     if expected is None:
         return
@@ -143,21 +145,21 @@ def test_dual_number_oracle_matches_jax(program: Program, points: list[float]) -
 
 @given(programs())
 @settings(max_examples=20)
-def test_program_repr_evaluates_to_the_program(program: Program) -> None:
+def test_repr_of_a_random_program_evaluates_to_an_equal_program(program: Program) -> None:
     import tests.compositions.programs as names
 
     assert eval(repr(program), vars(names)) == program
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_composition_check_fails_on_a_wrong_value(mode: str, monkeypatch: Any) -> None:
+def test_check_of_random_programs_fails_on_a_wrong_value(mode: str, monkeypatch: Any) -> None:
     program = Program(Grad("func", Sin(Var(0)), (Var(0),)), ("func",))
     monkeypatch.setattr(Torch, "sin", staticmethod(torch.cos))
     with pytest.raises(AssertionError, match=re.escape(repr(program))):
         check(program, POINTS, mode)
 
 
-def test_composition_check_accepts_a_refusal_only_if_the_program_contains_its_cause(
+def test_check_of_random_programs_accepts_an_error_only_if_the_program_contains_its_cause(
     monkeypatch: Any,
 ) -> None:
     def refuse(x: torch.Tensor) -> torch.Tensor:

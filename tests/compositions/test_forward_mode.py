@@ -98,7 +98,7 @@ def test_tangents_through_loops_match_the_unrolled_function(f: Any, compiled: bo
         assert is_close(run(dual(f))(X), expected(X))
 
 
-def test_compiled_zero_tangent_has_memory() -> None:
+def test_zero_tangent_returned_by_a_compiled_function_has_allocated_memory() -> None:
     """For the second derivative of a linear function, autograd returns zeros without memory."""
     found = ftrain.compile(tangent(tangent(lambda x: 3 * x)), backend="eager")(X)
     assert is_close(found, torch.zeros_like(X))
@@ -106,5 +106,5 @@ def test_compiled_zero_tangent_has_memory() -> None:
 
 
 @pytest.mark.xfail(strict=True, reason="torch 2.13 drops the tangent of a custom operator")
-def test_custom_operator_keeps_its_tangent_in_forward_mode() -> None:
+def test_custom_operator_passes_on_its_tangent_in_forward_mode() -> None:
     assert is_close(tangent(sin2)(X), 2 * (2 * X).cos() * T)
