@@ -197,7 +197,7 @@ TAKEN = methods.op_db if WHOLE else methods.op_db[::4]
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("op", TAKEN, ids=name_of)
-def test_operator_gradients_equal_torchs_eager_and_compiled(
+def test_eager_and_compiled_gradients_of_torch_operators_equal_those_of_autograd(
     op: Any, dtype: torch.dtype, outcomes: Outcomes
 ) -> None:
     if not op.supports_autograd or dtype not in op.supported_backward_dtypes("cpu"):

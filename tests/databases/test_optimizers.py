@@ -333,7 +333,7 @@ def test_invalid_optimizer_options_in_torchs_optimizer_test_database_raise(what:
 
 
 @pytest.mark.parametrize("make", [info.optim_cls for info in optim_db], ids=lambda c: c.__name__)
-def test_complex_parameters_raise_an_error_of_ftrain(make: Any) -> None:
+def test_optimizers_refuse_complex_parameters_with_an_error_of_ftrain(make: Any) -> None:
     if make.__name__ in ("LBFGS", "SparseAdam"):
         return
     params = {"w": torch.ones(3, 2, dtype=torch.complex64)}
@@ -349,7 +349,7 @@ def test_from_torch_refuses_capturable_with_the_reason() -> None:
                 optim.from_torch(info.optim_cls, capturable=True)
 
 
-def test_importing_torchs_test_databases_keeps_the_global_state() -> None:
+def test_importing_torchs_test_databases_keeps_global_settings_and_generators() -> None:
     assert CHANGED == {}
     assert not torch.backends.flags_frozen()
 
