@@ -166,6 +166,6 @@ def test_gradient_checkpointing_keeps_the_bits_of_a_step(subject: Subject) -> No
         testing.assert_same_bits(subject.steps(model).train_step(state, batch), expected)
 
 
-def test_every_expected_refusal_names_a_tested_architecture() -> None:
+def test_every_expected_error_belongs_to_a_tested_architecture() -> None:
     assert {name for name, _ in REFUSED} | set(DRAWS) <= set(ARCHITECTURES)
     assert set(SUITE) <= set(ARCHITECTURES)
