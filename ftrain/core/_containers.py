@@ -103,7 +103,7 @@ def register(
     unflatten: Unflatten,
     entry: type[optree.PyTreeEntry],
 ) -> None:
-    """Register `cls` as a node with optree and, unless it is registered there, with torch's pytree.
+    """Register `cls` as a tree node with optree and, if it is not one there yet, with torch's pytree.
 
     torch's pytree keeps a dict's insertion order where optree sorts, so the leaves of one must never
     meet the structure of the other. Here torch sees a single node whose children *are* optree's

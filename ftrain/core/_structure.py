@@ -131,7 +131,7 @@ def refuse_overlap(tensors: Tensors) -> None:
 
 
 def _memory(tensor: torch.Tensor) -> int:
-    """Return the address of a tensor's storage; in a trace, where it has none, an identity."""
+    """Return the address of a tensor's storage; for a fake tensor, which has none, the storage's id."""
     is_traced = isinstance(tensor, _torch.FakeTensor)
     return storage_id(tensor) if is_traced else tensor.untyped_storage().data_ptr()
 

@@ -108,7 +108,7 @@ def dispatch_depth() -> int:
 
 
 def dynamo_original(fn: Any) -> Any:
-    """Return the function that `torch.compile` was given, or `None` for others (2.0 and later)."""
+    """Return the function inside a `torch.compile` wrapper; `None` without one (torch 2.0 and later)."""
     return getattr(fn, "_torchdynamo_orig_callable", None)
 
 
@@ -125,7 +125,7 @@ def schema_of(operator: Any) -> Any:
 
 
 def names_of(operator: Any) -> tuple[str, str]:
-    """Return the names of an `OpOverload` and of its overload (torch 1.13 and later)."""
+    """Return the operator name and the overload name of an `OpOverload` (torch 1.13 and later)."""
     return operator._opname, operator._overloadname
 
 

@@ -86,7 +86,7 @@ def structure(tree: PyTree) -> TreeDef:
 
 
 def map(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
-    """Apply `fn` leaf by leaf over trees of one structure.
+    """Apply `fn` leaf by leaf to one or several trees of the same structure.
 
     Raises:
         ValueError: the structures differ; the message names the first differing path.
@@ -173,7 +173,7 @@ def first_difference(expected: PyTree, found: PyTree, path: str = "") -> str | N
 
 
 def find(tree: PyTree, name: str) -> dict[str, Any]:
-    """Return `{path: leaf}` of every leaf in a field called `name`.
+    """Return `{path: leaf}` for the leaves in every field called `name`.
 
     A training step finds the learning rate in any optimizer state with it.
 

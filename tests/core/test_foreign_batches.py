@@ -79,7 +79,7 @@ def test_padded_loader_accepts_a_hugging_face_collate_function() -> None:
     assert last.weight.tolist() == [1.0, 0.0]
 
 
-def test_tensordict_batches_train_with_micro_batches_and_compiled() -> None:
+def test_tensordict_batches_work_with_micro_batches_and_compiled_steps() -> None:
     tensordict = pytest.importorskip("tensordict")
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(8, 3, generator=generator) for _ in range(2))

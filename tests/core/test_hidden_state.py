@@ -28,7 +28,9 @@ def make(model: Any, loss_fn: Any = mse, **options: Any) -> ftrain.Steps:
 
 
 @pytest.mark.parametrize("kind", RESTORED, ids=lambda kind: kind.__name__)
-def test_hidden_state_of_a_factory_model_does_not_survive_a_step(kind: type[Hides]) -> None:
+def test_hidden_state_of_a_model_built_by_a_function_does_not_survive_a_step(
+    kind: type[Hides],
+) -> None:
     steps = make(kind)
     state = steps.init_state(0)
     step = ftrain.compile(steps.train_step, backend="eager")
@@ -43,7 +45,7 @@ def test_hidden_state_of_a_factory_model_does_not_survive_a_step(kind: type[Hide
 
 
 @pytest.mark.parametrize("kind", RESTORED, ids=lambda kind: kind.__name__)
-def test_hidden_state_of_a_given_module_does_not_survive_a_step(kind: type[Hides]) -> None:
+def test_hidden_state_of_a_module_instance_does_not_survive_a_step(kind: type[Hides]) -> None:
     steps = make(kind())
     state = steps.init_state(0)
     first = steps.train_step(state, BATCH)

@@ -135,6 +135,6 @@ def test_eval_step_passes_a_key_to_the_loss() -> None:
     assert not same_bytes(first["noise"], other["noise"])
 
 
-def test_key_bound_by_functools_partial_is_not_replaced() -> None:
+def test_loss_key_argument_bound_by_functools_partial_is_not_replaced() -> None:
     bound = functools.partial(noisy, key=random.key(3))
     assert train(bound)[1].eq(random.normal(random.key(3), X.shape).sum()).all()

@@ -75,7 +75,7 @@ class GraphEditor:
                 owners.setdefault(storage_id(value), node)
 
     def _materialize_zeros(self) -> None:
-        """Allocate forward mode's zero tangents: autograd's have no memory, and one may be an output."""
+        """Allocate memory for forward mode's zero tangents, which have none but may become outputs."""
         for node in self.graph.find_nodes(
             op="call_function", target=aten._efficientzerotensor.default
         ):

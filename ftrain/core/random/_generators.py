@@ -49,7 +49,7 @@ class Marks(NamedTuple):
 
 
 def accelerator() -> torch.device | None:
-    """Return the current accelerator if the program has used one."""
+    """Return the current CUDA device; `None` if the program has not used CUDA."""
     if torch.cuda.is_available() and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         return torch.device("cuda", torch.cuda.current_device())
     return None
