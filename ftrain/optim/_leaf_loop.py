@@ -108,7 +108,7 @@ def each_leaf(
 def _named(
     scalars: Mapping[str, Hyperparameter], shrink: Hyperparameter
 ) -> Callable[[torch.device, torch.dtype], tuple[dict[str, Hyperparameter], Hyperparameter]]:
-    """Return `f(device, dtype)`, which converts the scalars to both: `({name: scalar}, shrink)`."""
+    """Return `f(device, dtype)`, which returns `({name: scalar}, shrink)` in that device and dtype."""
     place = scalars_by_device(*scalars.values(), shrink)
 
     @functools.cache

@@ -101,7 +101,7 @@ def scale_by_trust_ratio(
     min_norm: Hyperparameter = 0.0,
     eps: Hyperparameter = 0.0,
 ) -> GradientTransformation:
-    r"""Scale each leaf's update to the norm of its parameters.
+    r"""Scale each leaf's update by the ratio of its parameters' norm to the update's norm.
 
     $$u = c \, g \, \frac{\lVert p \rVert}{\lVert g \rVert + \epsilon}$$
 

@@ -227,7 +227,7 @@ def _refreshed(
     nu: list[torch.Tensor],
     bases: list[torch.Tensor],
 ) -> Moments:
-    """Update the eigenbases by one orthogonal iteration; return the moments in the new bases, and those.
+    """Update the eigenbases by one orthogonal iteration; return the moments in them, and the bases.
 
     The mean is rotated; the squares cannot be, and only follow the order of the columns.
     """
