@@ -1,4 +1,4 @@
-"""Loading of a saved state, bit for bit; a state that differs in kind raises an error.
+"""Loading of a saved state, bit for bit, or an error that names how the given state differs.
 
 Read next: `restore.py`, for states that are meant to differ; `_read.py`, how files are read.
 """

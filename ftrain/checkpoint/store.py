@@ -167,7 +167,7 @@ class Store:
         default: Any = None,
         on_change: OnChange = "warn",
     ) -> tuple[T, Any]:
-        """Load the newest state that verifies, or the state of a step; see `checkpoint.load`.
+        """Load the newest state that passes verification, or that of a step; see `checkpoint.load`.
 
         Args:
             like: a state of the same kind.
@@ -203,7 +203,7 @@ class Store:
         return like, default
 
     def latest(self) -> pathlib.Path | None:
-        """Return the path of the newest checkpoint that verifies; `None` if there is none.
+        """Return the path of the newest checkpoint that passes verification; `None` if there is none.
 
         A path lasts as long as its checkpoint: while a writer may delete or replace it, use `load`,
         which looks again. `step-....new` is a replacement that is durable and will be renamed in a
@@ -213,7 +213,7 @@ class Store:
         return None if found is None else found[0]
 
     def best(self) -> pathlib.Path | None:
-        """Return the path of the best checkpoint that verifies, by the store's metric."""
+        """Return the path of the best checkpoint by the store's metric that passes verification."""
         found = self._numbered.first(
             lambda: [entry.step for entry in self._policy.ranked(self._all_entries())], verify
         )
