@@ -206,7 +206,7 @@ class Encoder(nn.Module):
 
 
 @pytest.mark.parametrize("autocast", [False, True])
-def test_traced_scan_in_a_module_has_eager_gradients_to_second_order(autocast: bool) -> None:
+def test_traced_scan_in_a_module_matches_eager_gradients_to_second_order(autocast: bool) -> None:
     """The backward pass reruns the scan body after the call of the model has returned."""
     dtype = torch.float32 if autocast else torch.float64
     apply = ftrain.bind(lambda: nn.Sequential(Encoder(autocast)).to(dtype))

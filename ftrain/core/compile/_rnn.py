@@ -84,7 +84,7 @@ class _Layer(NamedTuple):
         return torch.promote_types(start[0].dtype, dtype) if is_decomposed else dtype
 
     def time_major(self, y: torch.Tensor) -> torch.Tensor:
-        """Return `y` with time outermost in memory, as in torch, so that sums over it keep their bits."""
+        """Return `y` with time outermost in memory, like torch, so that sums over it keep their bits."""
         if not self.batch_first or y.ndim < 3:
             return y.contiguous()
         return y.transpose(0, 1).contiguous().transpose(0, 1)
