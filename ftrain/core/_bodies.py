@@ -52,7 +52,7 @@ def check_carry(function: str, old: Any, new: Any) -> None:
     ):
         if (before.shape, before.dtype) != (after.shape, after.dtype):
             raise ValueError(
-                f"{function}: expected body to return carry{path} as {kind(before)}, as it got it, "
+                f"{function}: expected body to return carry{path} as {kind(before)}, as in its input, "
                 f"got {kind(after)}. "
                 "Make the initial carry of the shape and dtype that body returns."
             )

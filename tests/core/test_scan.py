@@ -156,7 +156,7 @@ def test_scan_copies_values_that_its_body_returns_unchanged(n):
         (
             (lambda c, x: ({"n": c["n"] * 0.5}, x), {"n": torch.tensor(0)}, torch.ones(2)),
             ValueError,
-            "expected body to return carry['n'] as int64[], as it got it, got float32[]",
+            "expected body to return carry['n'] as int64[], as in its input, got float32[]",
         ),
         (
             (lambda c, x: ({"m": c["n"]}, x), {"n": torch.tensor(0)}, torch.ones(2)),

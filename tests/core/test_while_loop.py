@@ -200,7 +200,7 @@ def ones() -> Tensor:
         (
             (forever, lambda x: x[:2], ones),
             ValueError,
-            "expected body to return carry as float32[3], as it got it, got float32[2]",
+            "expected body to return carry as float32[3], as in its input, got float32[2]",
         ),
         ((forever, lambda x: {"a": x}, ones), ValueError, "differs in structure"),
         ((forever, lambda x: 3.0, ones), TypeError, "carry: expected a tensor, got float 3.0"),
