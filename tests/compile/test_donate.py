@@ -168,7 +168,7 @@ def test_donated_steps_reuse_the_memory_of_the_state():
     assert compiled.n_compiles == 1
 
 
-def test_donated_step_may_return_the_state_alone():
+def test_donated_step_may_return_the_state_without_metrics():
     compiled = donated_step(lambda s: Pair(s.a + 1, s.b))
     state = compiled(compiled(Pair(torch.zeros(1), torch.ones(1))))
     assert state.a.item() == 2.0

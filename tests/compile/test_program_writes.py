@@ -196,7 +196,9 @@ def outcome(fails: str) -> bool:
     raise AssertionError("nothing failed")
 
 
-def test_failure_in_a_graph_partition_before_its_first_write_has_not_written() -> None:
+def test_failure_in_a_graph_partition_before_its_first_write_is_known_to_have_written_nothing() -> (
+    None
+):
     assert not outcome("allocation 1")  # in `call`
     assert not outcome("allocation 2")  # in the partition
     assert outcome("kernel")
@@ -204,7 +206,7 @@ def test_failure_in_a_graph_partition_before_its_first_write_has_not_written() -
     assert outcome("leaving")
 
 
-def test_failure_in_a_function_marked_before_writes_has_not_written() -> None:
+def test_failure_in_a_function_marked_with_before_writes_is_known_to_have_written_nothing() -> None:
     @before_writes
     def fails() -> None:
         raise torch.OutOfMemoryError
@@ -214,7 +216,7 @@ def test_failure_in_a_function_marked_before_writes_has_not_written() -> None:
     assert not may_have_written(declared.value)
 
 
-def test_failure_outside_of_a_compiled_program_may_have_written() -> None:
+def test_failure_outside_of_a_compiled_program_is_assumed_to_have_written() -> None:
     with pytest.raises(torch.OutOfMemoryError) as outside:
         raise torch.OutOfMemoryError
     assert may_have_written(outside.value)

@@ -162,7 +162,9 @@ def assigned(x: torch.Tensor) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("loss", "what"), [(filled, "index_fill by the value"), (assigned, r"x\[mask\] = values")]
 )
-def test_backward_pass_that_reads_values_names_the_forward_operation(loss: Any, what: str) -> None:
+def test_error_for_a_backward_pass_that_reads_tensor_values_names_the_forward_operation(
+    loss: Any, what: str
+) -> None:
     said = rf"(?s)the gradient of {what}.*torch.where\(mask, value"
     with pytest.raises(TraceError, match=said) as error:
         compiled(ftrain.value_and_grad(loss))(X)

@@ -329,7 +329,7 @@ def test_draw_in_a_custom_backward_in_a_checkpointed_region_raises() -> None:
             torch.autograd.grad(y.sum(), x)
 
 
-def test_checkpoint_outside_keyed_behaves_as_in_torch() -> None:
+def test_activation_checkpointing_outside_keyed_behaves_as_in_torch() -> None:
     with random.keyed(KEY):  # torch's classes are extended from here on
         pass
     x = X.clone().requires_grad_()

@@ -140,7 +140,7 @@ class Calls(nn.Module):
         return ALSO.random()
 
 
-def test_user_generators_reachable_from_a_function_are_found() -> None:
+def test_random_generators_of_user_code_that_a_function_reaches_are_found() -> None:
     captured = HELD
     assert reachable(uses_a_global) == reachable(calls_a_helper) == (HELD,)
     assert reachable(lambda: captured.random()) == (HELD,)

@@ -63,7 +63,7 @@ def test_damaged_cached_kernel_is_compiled_again(tmp_path: Path) -> None:
         ("FTRAIN_CACHE_DIR", str(Path(__file__)), "FTRAIN_CACHE_DIR"),
     ],
 )
-def test_draws_without_a_kernel_warn_once_and_return_the_same_numbers(
+def test_draws_without_a_compiled_c_kernel_warn_once_and_return_the_same_numbers(
     name: str, value: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, value)
