@@ -84,7 +84,7 @@ def test_invalid_argument_values_raise_value_error(build, message):
             lambda: optim.chain(
                 optim.GradientTransformation(lambda p: (), lambda grads, state, params: grads)
             ),
-            r"expected `\*\*extra` among .* link 0",
+            r"`update` of link 0 to accept `\*\*extra`",
         ),
     ],
 )
@@ -352,7 +352,7 @@ def test_update_refuses_its_own_returned_pair_as_state():
     optimizer = optim.adamw(0.1)
     pair = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
     with pytest.raises(
-        TypeError, match=r"`adamw` .* a tuple: .* `updates, state = optimizer.update"
+        TypeError, match=r"`adamw`: .* a tuple: .* `updates, state = optimizer.update"
     ):
         optimizer.update(PARAMS, pair, PARAMS)
 

@@ -73,7 +73,7 @@ def test_hyperparameters_of_a_wrong_type_raise_type_error(name, argument):
     [
         (lambda: optim.rprop(optim.constant(0.1)), r"got a schedule.*rprop\(1e-2\)"),
         (lambda: optim.rprop(eta_plus=1.0), "eta_plus must be a finite number > 1, got 1.0"),
-        (lambda: optim.adafactor(0.1, 0.8), r"beta2_decay must be .* <= 0, got 0.8. Write -0.8"),
+        (lambda: optim.adafactor(0.1, 0.8), r"beta2_decay must be .* <= 0, such as -0.8, got 0.8"),
         (lambda: optim.lars(0.1, trust_coefficient=0.0), "trust_coefficient must be .* > 0"),
         (lambda: optim.adafactor(0.1, d=0.0), "d must be a finite number > 0"),
     ],

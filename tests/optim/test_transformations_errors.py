@@ -97,7 +97,7 @@ def test_transformation_argument_out_of_range_raises_with_its_name_and_value(bui
         (lambda: optim.join([], []), "at least one schedule.* got 0 schedules"),
         (
             lambda: optim.join([optim.constant(1.0)] * 2, []),
-            r"need 1 boundaries, and 0 boundaries.*\[warmup_steps\]",
+            r"need 1 boundaries\) and 0 boundaries.*\[warmup_steps\]",
         ),
         (
             lambda: optim.join([optim.constant(1.0)] * 3, [100, 50]),
@@ -207,6 +207,6 @@ def test_reduce_on_plateau_prefers_value_over_loss():
 
 def test_plot_schedule_refuses_a_schedule_that_branches_on_its_count():
     with pytest.raises(
-        ValueError, match=r"asks for the value of its count.*torch.where\(count < n"
+        ValueError, match=r"reads the value of its argument.*torch.where\(count < n"
     ):
         optim.plot_schedule(lambda count: 0.1 if count < 10 else 0.01, 20)
