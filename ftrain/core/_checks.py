@@ -48,7 +48,7 @@ _checked = _Checked()
 
 
 class checked:
-    """Context manager that checks the state of a step once; the pieces of the step do not repeat it."""
+    """Context manager that checks a state once, so that functions called in it do not check it again."""
 
     def __init__(self, state: Any) -> None:
         check_state(state)
@@ -62,7 +62,7 @@ class checked:
 
 
 def check_state(state: Any) -> None:
-    """Raise unless `state` is a `TrainState` with a valid step, outside of every differentiation."""
+    """Raise unless `state` is a `TrainState` with a valid step and no gradient is taken through it."""
     if not isinstance(state, TrainState):
         raise TypeError(
             f"state: expected an ftrain.TrainState, got {type(state).__name__}. Make one with "

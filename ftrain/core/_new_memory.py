@@ -48,7 +48,7 @@ def unshared(leaves: list[torch.Tensor], containers: int = 0) -> list[int]:
 
 
 def _fills_storage(tensor: torch.Tensor) -> bool:
-    """Return True for a tensor in memory of its size that torch has allocated."""
+    """Return True if torch allocated a tensor's storage and the tensor uses all of it."""
     storage = tensor.untyped_storage()
     # Memory that torch has not allocated, such as a NumPy array's, cannot be resized.
     return storage.resizable() and storage.nbytes() == tensor.nbytes

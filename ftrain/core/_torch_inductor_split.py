@@ -1,4 +1,4 @@
-"""Rule by which inductor computes the split of a step's key inside its own kernels.
+"""Lowering rule by which inductor computes the split of a random key inside its own kernels.
 
 As an operator, the generator costs the compiler nothing, whatever the number of draws, and 7 µs a call.
 A training step splits one key into two, by 20 rounds of integer arithmetic: less than 0.1 µs in a kernel
@@ -26,7 +26,7 @@ _WORD = 0xFFFFFFFF
 
 @functools.cache
 def inline_small_splits(operator: Any, parity: int, rotations: Sequence[Sequence[int]]) -> None:
-    """Make inductor compute splits of one key on the CPU into at most four itself.
+    """Make inductor inline the split of a key on the CPU into at most four keys.
 
     Args:
         operator: `(key, folds, shape) -> keys`, Threefry-2x32 of the counters `0, 1, ...`.
@@ -57,7 +57,7 @@ def _is_small(key: Any, shape: Sequence[Any]) -> bool:
 def _computed(
     key: Any, shape: Sequence[int], parity: int, rotations: Sequence[Sequence[int]]
 ) -> Any:
-    """Return the words of `threefry2x32`, computed in int64, in which no addition overflows."""
+    """Return the words of `threefry2x32` as an inductor node, computed in int64 to avoid overflow."""
     from torch._inductor import ir  # noqa: PLC0415  costs a second
     from torch._inductor.virtualized import ops  # noqa: PLC0415
 

@@ -53,7 +53,7 @@ def commit(
 def committed(
     state: TrainState, proposed: TrainState, result: GradientResult, *, is_temporary: bool
 ) -> tuple[TrainState, Metrics]:
-    """Return the next state and the metrics, as `commit` does.
+    """Return the next state and the metrics, as `commit` does, with fewer copies if allowed.
 
     Args:
         state: the state before the step.

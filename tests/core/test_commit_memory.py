@@ -70,7 +70,7 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("maker", [m for m in MAKERS if m != "one tensor twice"])
-def test_an_eager_step_shares_no_memory_whatever_its_optimizer_returns(maker):
+def test_state_after_an_eager_step_shares_no_memory_whatever_the_optimizer_returns(maker):
     KEPT.clear()
     init_state, train_step, _ = steps_with(MAKERS[maker])
     state = init_state(0)
@@ -83,7 +83,7 @@ def test_an_eager_step_shares_no_memory_whatever_its_optimizer_returns(maker):
         assert leaf.untyped_storage().nbytes() == leaf.nbytes
 
 
-def test_an_eager_step_copies_a_tensor_that_its_state_holds_twice():
+def test_eager_step_copies_a_tensor_that_its_optimizer_state_contains_twice():
     def init(params):
         return {"a": torch.zeros(2), "b": torch.zeros(2)}
 
@@ -96,7 +96,7 @@ def test_an_eager_step_copies_a_tensor_that_its_state_holds_twice():
     assert len(set(storages(new.opt_state))) == 2
 
 
-def test_an_eager_step_does_not_copy_the_new_parameters_and_moments(monkeypatch):
+def test_eager_step_does_not_copy_new_parameters(monkeypatch):
     init_state, train_step, _ = ftrain.make_steps(
         lambda: nn.Linear(3, 2), loss_fn, optim.adamw(1e-3)
     )
@@ -116,7 +116,7 @@ def test_an_eager_step_does_not_copy_the_new_parameters_and_moments(monkeypatch)
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from(["skip", "ignore", "raise"]))
-def test_a_step_equals_its_three_pieces_to_the_bit(seed, nonfinite):
+def test_eager_step_equals_gradients_update_and_commit_to_the_bit(seed, nonfinite):
     init_state, train_step, _ = ftrain.make_steps(
         lambda: nn.Linear(3, 2), loss_fn, optim.adamw(1e-3), nonfinite=nonfinite
     )
