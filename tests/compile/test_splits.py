@@ -35,7 +35,7 @@ def compiled():
 @pytest.mark.parametrize("shape", [1, 2, (2, 2), 5], ids=str)
 @settings(max_examples=50, deadline=None)
 @given(WORDS, WORDS)
-def test_compiled_split_equals_the_eager_split_to_the_bit(compiled, shape, first, second):
+def test_compiled_split_of_a_key_equals_the_eager_split(compiled, shape, first, second):
     for words in ((first, second), *((a, b) for a in EDGES for b in EDGES)):
         key = key_of(*words)
         keys, _ = compiled[shape](key, torch.ones(3))
@@ -43,7 +43,9 @@ def test_compiled_split_equals_the_eager_split_to_the_bit(compiled, shape, first
 
 
 @pytest.mark.parametrize(("shape", "calls"), [(1, 0), (2, 0), ((2, 2), 0), (5, 1)], ids=str)
-def test_a_split_into_at_most_four_keys_calls_no_operator(compiled, shape, calls, monkeypatch):
+def test_compiled_split_into_at_most_four_keys_calls_no_operator(
+    compiled, shape, calls, monkeypatch
+):
     called = []
     draw = _kernel.Kernel.draw
     monkeypatch.setattr(
@@ -57,7 +59,7 @@ def test_a_split_into_at_most_four_keys_calls_no_operator(compiled, shape, calls
         assert len(called) == calls
 
 
-def test_a_split_after_folds_and_of_several_keys_equals_the_eager_one():
+def test_compiled_split_with_folds_or_of_several_keys_equals_the_eager_split():
     @ftrain.compile
     def folded(key, keys):
         one = _operators.threefry_split(key, [7, 9], [2])
