@@ -51,14 +51,14 @@ class AccumulationWarning:
         self._name = describe(loss_fn)
 
     def __call__(self, k: int) -> None:
-        """Warn if `k` micro-batches change the loss and no warning was given yet."""
+        """Warn, once, if splitting a batch into `k` micro-batches changes the loss."""
         if self._is_due and k > 1:
             self._is_due = False
             warnings.warn(
-                f"{k} micro-batches change {self._name}: it compares the rows of a batch, and a row has "
-                "the negatives of its micro-batch only. Use accumulate=1; if the batch does not fit in "
-                "memory, ftrain.tasks.grad_cache(encode, loss, chunk_size=...) encodes it in chunks and "
-                "keeps all negatives.",
+                f"{k} micro-batches change {self._name}: it compares the rows of a batch, and each row "
+                "is compared with those of its micro-batch only. Use accumulate=1; if the batch does "
+                "not fit in memory, ftrain.tasks.grad_cache(encode, loss, chunk_size=...) encodes it in "
+                "chunks and keeps all negatives.",
                 UserWarning,
                 stacklevel=5,
             )

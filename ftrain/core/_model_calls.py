@@ -1,4 +1,4 @@
-"""Calls of functions of a model at given tensors, their gradients, and losses that take their own.
+"""Calls of a model with given parameters and their gradients; losses that compute their own gradients.
 
 Read next: `_mean_loss.py`, which takes the gradient of a loss with these.
 """
@@ -31,7 +31,7 @@ Seed = Callable[[Any], torch.Tensor]
 
 
 class ModelCalls:
-    """Calls of functions of a model at given tensors, in training mode, and their gradients.
+    """Calls `fn(model, part)` in training mode with given parameters and buffers, and their gradients.
 
     Args:
         bound: the model.
@@ -43,7 +43,7 @@ class ModelCalls:
         self._searched: set[str] = set()  # functions, for parameters outside of the state
 
     def keyed(self, key: torch.Tensor) -> contextlib.AbstractContextManager[None]:
-        """Return the context in which calls of the model draw from `key`."""
+        """Return a context in which calls of the model draw random numbers from `key`."""
         return random.keyed(key, self._bound.skeleton.module)
 
     def __call__(
@@ -58,7 +58,7 @@ class ModelCalls:
         extras: Any = None,
         until: contextlib.ExitStack | None = None,
     ) -> tuple[Any, Any]:
-        """Return `fn(model, part)` and the buffers after it; the caller is inside of `keyed`.
+        """Return `fn(model, part)` and the buffers after it; the caller has entered the context `keyed`.
 
         Args:
             fn: a function of the model and a part of a batch.
@@ -82,7 +82,7 @@ class ModelCalls:
     def gradients(
         self, run: Run, x: Any, key: torch.Tensor, where: str, seed: Seed | None = None
     ) -> tuple[Any, Any]:
-        """Return `(aux, grads)` of `run(until, x) -> (value, aux)`, whose draws are from `key`.
+        """Return `aux`, and the gradients with respect to `x`, of `run(until, x) -> (value, aux)`.
 
         Args:
             run: a function with calls of the model.
@@ -118,7 +118,7 @@ class ModelCalls:
     def _refuse_outside_leaves(
         self, first: list[torch.Tensor], second: list[torch.Tensor], where: str
     ) -> None:
-        """Raise if two runs of a loss depend on one autograd leaf: neither run created that leaf."""
+        """Raise if two runs of a loss share an autograd leaf, which thus comes from outside of it."""
         made = {id(leaf) for leaf in first}
         for leaf in second:
             if id(leaf) in made:
@@ -130,7 +130,7 @@ class ModelCalls:
 
 
 def _remedy(path: str | None) -> str:
-    """Return the remedy for a tensor that the model holds at a path, or that only the loss captures."""
+    """Return the remedy for a trainable tensor outside the state, at a path of the model or captured."""
     if path is None:
         return (
             "Use the `model` argument instead of a captured module; call requires_grad_(False) on a "
@@ -144,14 +144,14 @@ def _remedy(path: str | None) -> str:
 
 
 class OwnGradients(abc.ABC):
-    """Loss function that takes its gradients itself, because it never has the whole graph at once.
+    """Loss function that computes its gradients itself, since it never builds its whole graph at once.
 
     As a function, `loss_fn(model, batch)`, it has the same values and derivatives in one graph.
     """
 
     @abc.abstractmethod
     def __call__(self, model: Any, batch: Any) -> Any:
-        """Return the loss, or the loss and metrics, as any loss function."""
+        """Return the loss, or the loss and metrics, like any loss function."""
 
     @abc.abstractmethod
     def forward_backward(
@@ -176,7 +176,7 @@ class OwnGradients(abc.ABC):
 
 
 def own_gradients(loss_fn: Callable[..., Any]) -> OwnGradients | None:
-    """Return the loss function if it takes its gradients itself, else `None`."""
+    """Return the loss function if it computes its gradients itself (`OwnGradients`), else `None`."""
     if isinstance(loss_fn, WatchedLoss):
         loss_fn = loss_fn.function
     return loss_fn if isinstance(loss_fn, OwnGradients) else None

@@ -1,4 +1,4 @@
-"""Operator that marks the start of a recomputation in a graph, so that no compiler undoes it.
+"""Operator that marks where a recomputation starts, so that compilers do not optimize it away.
 
 A region under activation checkpointing is twice in the graph of a step: in the forward pass, and again
 in the backward pass. A compiler that merges equal expressions would keep the activations of the first
@@ -20,7 +20,7 @@ __all__ = ["START", "order_recomputations", "start_recomputation"]
 
 @torch.library.custom_op("ftrain::start_recomputation", mutates_args=())
 def start_recomputation(x: torch.Tensor, after: list[torch.Tensor]) -> torch.Tensor:
-    """Return a copy of `x` that is computed after the tensors in `after`.
+    """Return a copy of `x` that a compiled graph computes only after the tensors in `after`.
 
     Expressions of the copy are not equal to those of `x`, and expressions after this operator in a graph
     are not merged with expressions before it.
@@ -44,7 +44,7 @@ START = torch.ops.ftrain.start_recomputation.default
 
 
 def order_recomputations(graph: fx.Graph) -> None:
-    """Make each recomputation wait for the operator that the trace recorded before it.
+    """Make each recomputation in a graph depend on the operator recorded before it, to run after it.
 
     That operator belongs to the backward pass. Without it, a recomputation depends on the forward pass
     only, and a scheduler may run it there.

@@ -52,7 +52,7 @@ def is_transformed() -> bool:
 
 
 def place() -> tuple[int, int]:
-    """Return an identity of the transforms and of the trace that are running.
+    """Return a value that identifies the torch.func transforms and the trace that are running.
 
     A tensor of an inner transform, or of the body of a traced loop, must not leave it.
     (`get_interpreter_stack`, torch 2.0 and later; `get_proxy_mode`, torch 2.3 and later.)

@@ -1,4 +1,4 @@
-"""Trained weights as an ordinary module, and weights of a module or state dict in a state.
+"""Export of a state's weights to an ordinary module, and loading of weights into a state.
 
     module = ftrain.export(state, model)
     state = ftrain.load_weights(state, model, module)
@@ -77,7 +77,7 @@ def load_weights(
     model: nn.Module | Callable[[], nn.Module] | Bound,
     weights: nn.Module | Mapping[str, torch.Tensor],
 ) -> TrainState:
-    """Return a state with the weights of a module or of a state dict, the inverse of `export`.
+    """Return the state with the weights of a module or state dict in it: the inverse of `export`.
 
     Parameters and buffers are replaced by copies, in the floating-point dtypes and on the devices of the
     state. Step, key, `extras` and the optimizer's state are those of `state`: take a new state for a new
@@ -110,7 +110,7 @@ def load_weights(
     if bound.dtypes().keys() != set(bound.skeleton.trainable):
         raise TypeError(
             f"model: expected a model without adapters, got {bound}. Load the weights into its base "
-            "before: tasks.lora(module, ...)"
+            "model before you add adapters: tasks.lora(module, ...)"
         )
     _require_names("state.params", state.params, bound.skeleton.trainable, bound)
     _require_names("state.buffers", state.buffers, bound.skeleton.carried, bound)
@@ -156,14 +156,14 @@ def load_weights(
 
 
 class _Evaluation(nn.Module):
-    """Module whose forward is a function of another module and its inputs."""
+    """Module whose forward calls a given function with another module and the inputs."""
 
     def __init__(self, model: nn.Module, forward: Callable[..., Any]) -> None:
         super().__init__()
         self.model, self._function = model, forward
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Call the function with the module."""
+        """Return `function(module, *inputs)`."""
         return self._function(self.model, *args, **kwargs)
 
 
@@ -196,7 +196,7 @@ def _are_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _require_names(what: str, given: Any, expected: list[str], bound: Bound) -> None:
-    """Raise unless a dict has the expected names; the message names the first one that differs."""
+    """Raise unless a dict of tensors has the expected names; name the first difference."""
     names = set(given) if isinstance(given, Mapping) else set()
     for each in sorted(names.symmetric_difference(expected)):
         got = (

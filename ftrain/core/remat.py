@@ -1,4 +1,4 @@
-"""Activation checkpointing: less memory for activations, which the backward pass computes again.
+"""Activation checkpointing: activations are not stored, but computed again in the backward pass.
 
 Read next: `_torch_checkpoint.py` (the contexts of a recomputation) and `_recomputation.py` (what keeps
 compilers from undoing it).
@@ -118,7 +118,7 @@ def _region(fn: T) -> T:
 
 
 def _call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Call a function as a region."""
+    """Call a function as a region that the backward pass computes again."""
     if not torch.is_grad_enabled():
         return fn(*args, **kwargs)
     with _regions():
@@ -133,14 +133,14 @@ def _call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _regions() -> contextlib.AbstractContextManager[None]:
-    """Return a context in which regions run without checkpointing under transforms of torch.func."""
+    """Return a context that turns off checkpointing of regions under transforms of torch.func."""
     if torch.compiler.is_dynamo_compiling():
         return contextlib.nullcontext()
     return around_regions(lambda: contextlib.nullcontext)
 
 
 def _selected(model: nn.Module, where: Where) -> nn.Module:
-    """Make the selected modules of a model regions, in place."""
+    """Turn the selected modules of a model into checkpointed regions, in place."""
     selectors = list(where) if isinstance(where, (list, tuple, set, frozenset)) else [where]
     modules = dict(model.named_modules())
     if not selectors:
@@ -188,7 +188,7 @@ def _nothing(modules: dict[str, nn.Module], selector: Any) -> str:
 
 
 class _Region:
-    """Mixin of the classes of modules that are regions."""
+    """Mixin of modules whose forward is a checkpointed region."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class of a region is made at run time, and pickle finds no name for it.
@@ -206,7 +206,7 @@ def _make_region(module: nn.Module, path: str) -> None:
     if "forward" in vars(module):
         raise ValueError(
             f"remat: expected modules whose `forward` is that of their class, got {path!r} with a "
-            "`forward` of its own, which would not be a region. Use remat(fn) in that function."
+            "`forward` of its own, which would not be checkpointed. Use remat(fn) in that function."
         )
     kind: Any = type(module)
     module.__class__ = _region_class(kind)
@@ -214,7 +214,7 @@ def _make_region(module: nn.Module, path: str) -> None:
 
 @functools.cache
 def _region_class(cls: Any) -> type[nn.Module]:
-    """Return a subclass whose `forward` is a region, with the name of its parent."""
+    """Return a subclass of a module class, by the same name, whose `forward` is a region."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _call(functools.partial(cls.forward, self), *args, **kwargs)

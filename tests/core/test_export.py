@@ -70,7 +70,7 @@ def test_exported_module_computes_what_the_evaluation_step_computes(given: str) 
 
 
 @pytest.mark.parametrize("form", ["module", "state_dict"])
-def test_exported_weights_return_with_the_same_bytes(form: str) -> None:
+def test_load_weights_restores_exported_weights_byte_for_byte(form: str) -> None:
     steps = steps_of()
     state = trained(steps)
     module = ftrain.export(state, Net)
@@ -87,7 +87,7 @@ def test_exported_weights_return_with_the_same_bytes(form: str) -> None:
     assert not torch.equal(after.params["words.weight"], back.params["words.weight"])
 
 
-def test_average_is_exported_in_the_dtype_of_the_parameters() -> None:
+def test_averaged_params_are_exported_in_the_dtype_of_the_parameters() -> None:
     steps = steps_of(precision="bf16-true")
     state = trained(steps)
     average = optim.get(state.opt_state, "ema")
@@ -97,7 +97,7 @@ def test_average_is_exported_in_the_dtype_of_the_parameters() -> None:
     testing.assert_same_bits(average["words.weight"].bfloat16(), module.words.weight.detach())
 
 
-def test_state_dict_of_another_precision_is_converted_and_of_another_kind_refused() -> None:
+def test_load_weights_converts_the_precision_of_a_state_dict_and_refuses_other_kinds() -> None:
     state = steps_of().init_state(0)
     weights = Net().double().state_dict()
     assert ftrain.load_weights(state, Net, weights).params["words.weight"].dtype == torch.float32
@@ -106,7 +106,7 @@ def test_state_dict_of_another_precision_is_converted_and_of_another_kind_refuse
         ftrain.load_weights(state, Net, weights)
 
 
-def test_evaluation_function_is_exported_by_torch() -> None:
+def test_exported_module_with_a_forward_function_works_with_torch_export() -> None:
     state = trained(steps_of())
     probabilities = ftrain.export(state, Net, forward=lambda model, x: model(x).softmax(-1))
     wanted = probabilities(TOKENS)
@@ -115,7 +115,7 @@ def test_evaluation_function_is_exported_by_torch() -> None:
     assert set(program.state_dict) == {f"model.{name}" for name in Net().state_dict()}
 
 
-def test_evaluation_function_is_exported_to_onnx(tmp_path: pathlib.Path) -> None:
+def test_exported_module_with_a_forward_function_works_with_onnx(tmp_path: pathlib.Path) -> None:
     pytest.importorskip("onnxscript", reason="onnxscript is not installed")
     reference = pytest.importorskip("onnx.reference", reason="onnx is not installed")
     state = trained(steps_of())
@@ -131,7 +131,7 @@ def test_evaluation_function_is_exported_to_onnx(tmp_path: pathlib.Path) -> None
     assert abs(got - model(TOKENS).detach().numpy()).max() < 1e-6
 
 
-def test_hugging_face_model_is_saved_and_loaded(tmp_path: pathlib.Path) -> None:
+def test_exported_hugging_face_model_can_be_saved_and_loaded(tmp_path: pathlib.Path) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.GPT2Config(vocab_size=30, n_positions=8, n_embd=8, n_layer=1, n_head=2)
     hf = transformers.GPT2LMHeadModel(config)
@@ -156,7 +156,7 @@ class Wider(Net):
         super().__init__(width=5)
 
 
-def test_state_of_another_model_is_refused_with_its_first_difference() -> None:
+def test_export_refuses_the_state_of_another_model_and_names_the_first_difference() -> None:
     state = steps_of().init_state(0)
     with pytest.raises(
         ValueError, match=r"state\.params\['bias'\]: expected the 2 tensors of bind"
@@ -178,7 +178,7 @@ def test_state_of_another_model_is_refused_with_its_first_difference() -> None:
         ftrain.load_weights(lora_state, adapted, Net())
 
 
-def test_wrong_weights_are_refused_with_the_first_name() -> None:
+def test_load_weights_refuses_wrong_weights_and_names_the_first() -> None:
     state = steps_of().init_state(0)
     whole = Net().state_dict()
     one_less = {name: t for name, t in whole.items() if name != "norm.running_var"}

@@ -53,14 +53,14 @@ def steps_of(loss_fn: Any, **options: Any) -> tuple[ftrain.Steps, ftrain.TrainSt
     [towards, keyword_only, with_key, functools.partial(scaled, scale=2.0)],
     ids=["positional", "keyword only", "with a key", "partial"],
 )
-def test_every_kind_of_loss_function_reads_the_extras(loss_fn: Any) -> None:
+def test_every_kind_of_callable_loss_can_read_the_extras(loss_fn: Any) -> None:
     expected, found = (
         steps.train_step(state, X) for steps, state in map(steps_of, (towards, loss_fn))
     )
     assert_same_bits(found, expected)
 
 
-def test_gradients_equal_those_of_a_captured_constant() -> None:
+def test_gradients_of_a_loss_that_reads_extras_equal_those_with_a_captured_constant() -> None:
     steps, state = steps_of(towards)
     target = state.extras["target"]["w"].clone()
 
@@ -153,7 +153,7 @@ def test_extras_bound_by_functools_partial_are_not_replaced() -> None:
     assert float(steps.train_step(state, X)[1]["wanted"]) == 0
 
 
-def test_gradients_of_a_view_are_those_at_the_viewed_state() -> None:
+def test_gradients_viewing_a_state_equal_the_gradients_at_the_viewed_state() -> None:
     steps, state = steps_of(towards)
     gradients = steps.train_step.gradients
 

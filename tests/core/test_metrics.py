@@ -81,7 +81,7 @@ def test_tree_map_applies_its_function_to_the_tensors_of_metrics() -> None:
     assert float(doubled["a"]) == 2.0  # total and weight alike
 
 
-def test_value_of_a_metric_is_not_computed_in_a_step() -> None:
+def test_step_does_not_compute_the_value_of_a_metric() -> None:
     class Unread(NamedTuple):
         total: torch.Tensor
 

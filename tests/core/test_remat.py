@@ -55,7 +55,7 @@ WHERE = {
     ("name", "mode"),
     [("mlp", "compiled vmapped"), ("convnet", "vmapped"), ("gpt", "eager"), ("gpt", "compiled")],
 )
-def test_steps_with_regions_have_the_bits_of_plain_steps(name: str, mode: str) -> None:
+def test_steps_with_remat_regions_have_the_bits_of_plain_steps(name: str, mode: str) -> None:
     testing.assert_same_bits(trained(name, WHERE[name][0], mode), trained(name, None, mode))
 
 
@@ -66,7 +66,7 @@ def test_steps_with_regions_have_the_bits_of_plain_steps(name: str, mode: str) -
     st.sampled_from(PRECISIONS),
 )
 @settings(max_examples=12)
-def test_regions_keep_the_bits_under_every_option(
+def test_remat_keeps_the_bits_of_a_step_under_every_option(
     where: Any, mode: str, accumulate: int, precision: Any
 ) -> None:
     options = {"accumulate": accumulate, "precision": precision}
@@ -74,7 +74,7 @@ def test_regions_keep_the_bits_under_every_option(
     testing.assert_same_bits(found, trained(where[0], None, mode, **options))
 
 
-def test_batch_norm_in_a_region_updates_its_statistics_once() -> None:
+def test_batch_norm_in_a_remat_region_updates_its_statistics_once() -> None:
     state, _ = trained("convnet", nn.BatchNorm2d)
     assert state.buffers["layers.1.num_batches_tracked"] == 2
 
@@ -109,7 +109,7 @@ COMPOSED: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", COMPOSED)
 @pytest.mark.parametrize("region", [ftrain.remat(plain), nested])
-def test_derivatives_of_regions_equal_plain_ones(
+def test_derivatives_through_remat_regions_equal_those_without_remat(
     region: Callable[[Tensor], Tensor], name: str, compiled: bool
 ) -> None:
     found = COMPOSED[name](region)
@@ -118,7 +118,7 @@ def test_derivatives_of_regions_equal_plain_ones(
     assert is_close(found(X), COMPOSED[name](plain)(X))
 
 
-def test_region_outside_of_ftrain_repeats_draws_of_the_global_generator() -> None:
+def test_remat_region_called_outside_of_ftrain_repeats_draws_of_the_global_generator() -> None:
     def loss(f: Callable[..., Tensor]) -> list[Tensor]:
         x = torch.ones(64, requires_grad=True)
         torch.manual_seed(3)
@@ -131,7 +131,7 @@ def test_region_outside_of_ftrain_repeats_draws_of_the_global_generator() -> Non
     testing.assert_same_bits(loss(ftrain.remat(dropped)), loss(dropped))
 
 
-def test_whole_module_may_be_one_region() -> None:
+def test_remat_of_a_whole_module_keeps_its_gradients_to_the_bit() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Tanh()).double()
     testing.assert_same_bits(
         gradient(ftrain.remat(model))(X),  # type: ignore[arg-type]
@@ -139,7 +139,7 @@ def test_whole_module_may_be_one_region() -> None:
     )
 
 
-def test_model_with_regions_has_the_classes_tensors_and_state_dict_of_the_model() -> None:
+def test_model_with_remat_regions_keeps_its_classes_tensors_and_state_dict() -> None:
     model = GPT()
     saving = ftrain.remat(model, "blocks.*")
     assert type(model.blocks[0]) is Block
@@ -153,7 +153,7 @@ def test_model_with_regions_has_the_classes_tensors_and_state_dict_of_the_model(
         testing.assert_same_bits(dict(again.state_dict()), dict(model.state_dict()))
 
 
-def test_remat_of_a_region_is_the_region() -> None:
+def test_remat_of_a_remat_region_returns_it_unchanged() -> None:
     once = ftrain.remat(nn.Linear(2, 2))
     assert type(ftrain.remat(once)) is type(once)
 
@@ -181,12 +181,14 @@ class OwnForward(nn.Sequential):
         ((3, "blocks.*"), TypeError, "expected a function or an nn.Module, got an int"),
     ],
 )
-def test_remat_refuses(arguments: Any, kind: type[Exception], message: str) -> None:
+def test_remat_refuses_invalid_arguments(
+    arguments: Any, kind: type[Exception], message: str
+) -> None:
     with pytest.raises(kind, match=f"(?s){message}"):
         ftrain.remat(*arguments)
 
 
-def test_function_with_where_that_builds_no_module_raises() -> None:
+def test_remat_with_where_refuses_a_function_that_builds_no_module() -> None:
     with pytest.raises(
         TypeError, match="expected a function that builds an nn.Module.*got a float"
     ):
@@ -223,7 +225,7 @@ def of_a_deep_gpt(compiled: bool, **options: Any) -> tuple[list[int], list[Any]]
     return peaks, losses
 
 
-def test_step_of_a_deep_gpt_with_regions_takes_half_the_memory_at_most() -> None:
+def test_step_of_a_deep_gpt_with_remat_takes_at_most_half_the_memory() -> None:
     peaks, losses = of_a_deep_gpt(compiled=False)
     testing.assert_same_bits(*losses)
     assert peaks[0] < 0.5 * peaks[1]  # 0.19 was measured
@@ -234,7 +236,7 @@ def test_step_of_a_deep_gpt_with_regions_takes_half_the_memory_at_most() -> None
     not os.environ.get("FTRAIN_CAMPAIGN"), reason="FTRAIN_CAMPAIGN is not set: minutes"
 )
 @pytest.mark.parametrize("backend", ["eager", "inductor"])
-def test_compiled_step_of_a_deep_gpt_with_regions_takes_half_the_memory_at_most(
+def test_compiled_step_of_a_deep_gpt_with_remat_takes_at_most_half_the_memory(
     backend: str,
 ) -> None:
     peaks, losses = of_a_deep_gpt(compiled=True, backend=backend)
@@ -243,7 +245,7 @@ def test_compiled_step_of_a_deep_gpt_with_regions_takes_half_the_memory_at_most(
 
 
 @pytest.mark.inductor
-def test_machine_code_computes_regions_again_and_keeps_their_draws() -> None:
+def test_inductor_recomputes_remat_regions_with_the_same_draws() -> None:
     """The ratio is 0.48, and 1.0 without the operator that starts a recomputation."""
     keys = random.split(random.key(0), 4)
 
@@ -266,7 +268,7 @@ def test_machine_code_computes_regions_again_and_keeps_their_draws() -> None:
     assert peak(lambda: saving(w, x)) < 0.6 * peak(lambda: usual(w, x))
 
 
-def test_equal_expressions_are_not_merged_over_the_start_of_a_recomputation() -> None:
+def test_expressions_before_and_after_the_start_of_a_recomputation_are_not_merged() -> None:
     def merged(f: Callable[[Tensor], Any]) -> int:
         graph = fx.experimental.proxy_tensor.make_fx(f)(torch.ones(2)).graph
         MergeEqual()(graph)
@@ -295,7 +297,7 @@ def test_recomputation_waits_for_the_gradient_that_was_computed_before_it() -> N
         assert all(len(node.args[1]) == 1 for node in starts)
 
 
-def test_gpt2_with_gradient_checkpointing_enabled_takes_half_the_memory_at_most() -> None:
+def test_gpt2_with_gradient_checkpointing_enabled_takes_at_most_half_the_memory() -> None:
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_layer=12, n_embd=32, n_head=2, vocab_size=50, n_positions=32)
     model = transformers.GPT2LMHeadModel(config)
@@ -318,7 +320,7 @@ def test_gpt2_with_gradient_checkpointing_enabled_takes_half_the_memory_at_most(
         assert memory < 0.5 * usual
 
 
-def test_torch_checkpoint_in_a_compiled_step_is_computed_again_as_well() -> None:
+def test_regions_of_torch_checkpoint_in_a_compiled_step_are_recomputed() -> None:
     def region(x: Tensor) -> Tensor:
         return checkpoint(plain, x, use_reentrant=False)  # type: ignore[no-any-return]
 
