@@ -266,7 +266,7 @@ def test_error_in_user_code_prints_only_the_users_stack_frames(
     assert capsys.readouterr().err.count("File ") > 10
 
 
-def test_build_error_contains_the_key_and_the_users_line(
+def test_error_in_a_model_constructor_names_the_config_key_and_the_users_line(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     whole = (project / "model.py").read_text()
@@ -312,7 +312,7 @@ def test_run_directory_may_have_any_name(project: pathlib.Path, name: str) -> No
     assert run_config(pathlib.Path(name), []).folder == pathlib.Path(name)
 
 
-def test_runs_command_lists_runs_beside_damaged_files(
+def test_runs_command_lists_runs_despite_damaged_files(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     config = "{model: mlp, data: digits, epochs: 1}"
@@ -338,7 +338,7 @@ def test_runs_command_lists_runs_beside_damaged_files(
     ]
 
 
-def test_resume_refuses_an_end_before_the_current_epoch(
+def test_resume_refuses_fewer_epochs_than_the_run_has_completed(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     """Otherwise `config.yaml` would not describe the run."""

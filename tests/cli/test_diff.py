@@ -76,7 +76,7 @@ def compared(capsys: Captured, *arguments: str, code: int = 1) -> str:
     return capsys.readouterr().out
 
 
-def test_equal_runs_do_not_differ(folder: pathlib.Path, capsys: Captured) -> None:
+def test_diff_of_equal_runs_reports_no_difference(folder: pathlib.Path, capsys: Captured) -> None:
     train("a")
     train("b")
     said = compared(capsys, "a", "b", code=0)
@@ -85,7 +85,7 @@ def test_equal_runs_do_not_differ(folder: pathlib.Path, capsys: Captured) -> Non
     assert "checkpoints: equal at all common steps: 5, 10" in said
 
 
-def test_one_ulp_at_step_7_is_found_at_its_step_and_leaf(
+def test_diff_locates_a_change_of_one_ulp_by_step_and_leaf(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     train("a", "optimizer.name=optimizers.py:plain")
@@ -100,7 +100,7 @@ def test_one_ulp_at_step_7_is_found_at_its_step_and_leaf(
     assert "optimizers.py:planted" in page
 
 
-def test_other_seed_differs_in_configuration_initial_state_and_batches(
+def test_diff_of_runs_with_different_seeds_lists_configuration_initial_state_and_batches(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     train("a")
@@ -113,7 +113,7 @@ def test_other_seed_differs_in_configuration_initial_state_and_batches(
     assert "checkpoints: first difference at step 5: " in said
 
 
-def test_digests_of_every_fourth_step_bound_the_step(
+def test_diff_of_digests_at_every_fourth_step_reports_a_range_of_steps(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     train("a", "optimizer.name=optimizers.py:plain", "log_digests=4")
@@ -122,7 +122,7 @@ def test_digests_of_every_fourth_step_bound_the_step(
     assert "first difference after step 4 and up to step 8 (log_digests=1 finds the step): " in said
 
 
-def test_swapped_sample_and_library_version_are_found_in_the_log(
+def test_diff_finds_a_swapped_sample_and_a_library_version_in_the_log(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     train("a")
@@ -144,7 +144,7 @@ def test_swapped_sample_and_library_version_are_found_in_the_log(
     )
 
 
-def test_run_without_digests_is_compared_by_metrics_and_checkpoints(
+def test_diff_compares_runs_without_digests_by_metrics_and_checkpoints(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     train("a", "log_digests=null")
@@ -156,7 +156,7 @@ def test_run_without_digests_is_compared_by_metrics_and_checkpoints(
     assert "checkpoints: first difference at step 5: " in said
 
 
-def test_run_and_trace_are_refused_as_a_pair(folder: pathlib.Path, capsys: Captured) -> None:
+def test_diff_refuses_to_compare_a_run_with_a_trace(folder: pathlib.Path, capsys: Captured) -> None:
     train("a")
     (folder / "b.trace").write_bytes(b"")
     assert main(["diff", "a", "b.trace"]) == 2
@@ -174,7 +174,7 @@ def traces(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return found
 
 
-def test_diff_command_reports_a_version_even_if_all_steps_agree(
+def test_diff_command_reports_another_library_version_even_if_all_steps_agree(
     traces: pathlib.Path, tmp_path: pathlib.Path, capsys: Captured
 ) -> None:
     base = Trace.load(traces / "base.trace")

@@ -104,7 +104,7 @@ def test_evaluating_the_held_out_rows_copied_to_another_file_gives_the_same_metr
     assert json.loads(capsys.readouterr().out)["metrics"] == own[1]
 
 
-def test_class_indices_stay_equal_for_a_file_without_some_classes(
+def test_class_indices_do_not_change_for_a_file_that_lacks_some_classes(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     """The metrics of a file are the weighted means of those of its classes."""
@@ -186,7 +186,7 @@ def test_run_without_data_json_warns_and_refits_its_preprocessing(
     assert (project / "run/data.json").is_file()
 
 
-def test_run_without_data_json_keeps_its_target_unstandardized(
+def test_run_without_data_json_does_not_standardize_its_target(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     changes = ["data.target=weight", "loss=mse", "model.outputs=1", "output_dir=run", "--overwrite"]

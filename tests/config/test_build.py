@@ -108,7 +108,9 @@ def data(): return {made}
     assert next(iter(parts.train.batches())) is not None
 
 
-def test_reference_to_a_data_fact_is_replaced_by_its_value(tmp_path: pathlib.Path) -> None:
+def test_data_reference_in_an_argument_is_replaced_by_the_value_that_the_data_reports(
+    tmp_path: pathlib.Path,
+) -> None:
     model = {"name": "mlp", "inputs": "${data.features}", "outputs": "${data.classes}"}
     parts = built(data="digits", model=model)
     assert parts.model.init(torch.zeros(2, dtype=torch.int32))[0]["5.weight"].shape == (10, 64)

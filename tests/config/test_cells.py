@@ -31,7 +31,7 @@ def test_empty_cell_is_refused_or_replaced_by_data_missing(
     assert shown in torch.cat(both)
 
 
-def test_markers_of_missing_numbers_count_as_empty_cells(tmp_path: pathlib.Path) -> None:
+def test_cells_such_as_na_count_as_missing_numbers(tmp_path: pathlib.Path) -> None:
     """In the training table and in later ones; in a column of words the markers are words."""
     markers = ["NA", "n/a", "N/A", "NaN", "nan", "null", "None", "?", " - ", ""]
     rows = [(f"{n}", "none" if n % 2 else "red", f"{n}") for n in range(12)]

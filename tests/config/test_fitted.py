@@ -361,7 +361,9 @@ def test_data_function_results_that_json_cannot_store_are_refused(tmp_path: path
         lambda learnt: learnt["target"].pop("name"),
     ],
 )
-def test_changed_fitted_values_are_reported_as_damaged(tmp_path: pathlib.Path, damage: Any) -> None:
+def test_fitted_values_edited_in_data_json_are_reported_as_damage(
+    tmp_path: pathlib.Path, damage: Any
+) -> None:
     """An edited `data.json` raises a `ConfigError` instead of a `KeyError`."""
     write(tmp_path / "t.csv", ["a", "y"], [(f"{n}", f"{2 * n}") for n in range(30)])
     table = {"name": "csv", "path": "t.csv", "target": "y"}

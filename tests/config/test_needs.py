@@ -67,7 +67,7 @@ def test_chained_schedule_is_placed_after_the_optimizer() -> None:
     torch.testing.assert_close(states[0].params, states[1].params)
 
 
-def test_loss_receives_the_data_facts_that_it_declares() -> None:
+def test_loss_receives_the_values_about_the_data_that_it_declares() -> None:
     @register("loss", "test-facts", Needs(facts={"count": "classes", "other": "absent"}))
     def loss_fn(model: Any, batch: Any, count: int, other: int = 3) -> Any:
         return model(batch["x"]).square().mean() * count + other
@@ -144,7 +144,7 @@ def test_declared_needs_apply_to_a_component_given_by_name_or_import_path(name: 
     assert "grad_norm/layers.0" in parts.steps.train_step(parts.init_state(), batch)[1]
 
 
-def test_data_declares_how_rows_without_target_are_read(
+def test_data_source_may_declare_a_function_that_reads_rows_without_target(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from ftrain.cli.predict import predict

@@ -16,7 +16,7 @@ values = pytest.mark.values
 
 
 @values
-def test_loss_scale_has_the_bits_of_grad_scaler():
+def test_loss_scale_equals_that_of_grad_scaler_bit_for_bit():
     scaling = ftrain.LossScale(growth_interval=2, growth_factor=1.3)
     ours = scaling.init_state("cuda")
     theirs = torch.amp.GradScaler("cuda", growth_interval=2, growth_factor=1.3)
@@ -32,7 +32,7 @@ def test_loss_scale_has_the_bits_of_grad_scaler():
 
 
 @values
-def test_asynchronous_save_off_the_default_stream_waits_for_the_values(tmp_path):
+def test_asynchronous_save_on_a_side_stream_waits_for_the_values(tmp_path):
     with (
         checkpoint.Store(tmp_path, asynchronous=True, copy=False) as store,
         torch.cuda.stream(torch.cuda.Stream()),
@@ -69,7 +69,7 @@ def test_asynchronous_saves_keep_values_layouts_and_aliases(tmp_path, copy):
             assert loaded["again"] is loaded["plain"]
 
 
-def test_donated_state_after_out_of_memory_goes_on_or_raises():
+def test_donated_state_is_intact_or_raises_after_out_of_memory():
     """The bits must be those of a run that never ran out of memory, if the state is kept."""
     wide = ftrain.make_steps(
         lambda: nn.Sequential(nn.Linear(16, 2048), nn.GELU(), nn.Linear(2048, 3)),
@@ -107,7 +107,7 @@ def test_donated_state_after_out_of_memory_goes_on_or_raises():
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
-def test_steps_run_on_the_second_device():
+def test_steps_run_on_the_second_cuda_device():
     steps = made("mlp", "16-mixed")
     state, batch = (
         tree.map(lambda leaf: leaf.to("cuda:1"), x)

@@ -237,7 +237,7 @@ class Drawing(IterableDataset):
 
 
 @pytest.mark.parametrize("begun", [False, True])
-def test_persistent_workers_draw_the_same_in_a_resumed_epoch(begun):
+def test_persistent_workers_draw_the_same_numbers_in_a_resumed_epoch(begun):
     """Their generators once continued from the first epoch, which a cursor does not record."""
     loader = DataLoader(Drawing(), 2, num_workers=2, persistent_workers=True)
     if begun:

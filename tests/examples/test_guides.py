@@ -21,7 +21,7 @@ from tests.examples import page
 DOCS = pathlib.Path(__file__).parents[2] / "docs"
 
 
-def test_snippets_of_the_coming_from_guide_run(
+def test_snippets_of_the_guide_for_users_of_other_libraries_run(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     snippets = re.findall(

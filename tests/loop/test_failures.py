@@ -115,7 +115,7 @@ class Writes:
 
 @pytest.mark.parametrize("n", [1, 2, 5, 6])
 @pytest.mark.parametrize("method", [name for name in EVENTS if name != "on_notice"])
-def test_a_run_that_failed_in_any_event_resumes_without_gaps(
+def test_a_run_that_failed_in_a_callback_of_any_event_resumes_without_gaps(
     method: str, n: int, tmp_path: Any, undisturbed: Any
 ) -> None:
     """Rows, evaluations and results of the failed step occur exactly once."""

@@ -207,7 +207,7 @@ def test_the_number_of_parts_is_a_multiple_of_accumulate() -> None:
     assert int(result.state.step) == 1
 
 
-def test_an_evaluation_split_midway_has_the_same_average() -> None:
+def test_an_evaluation_whose_batches_are_split_midway_has_the_same_average() -> None:
     """Also for metrics without a weight, and with a short last batch."""
 
     def plain(module: Any, batch: Any) -> Any:
@@ -241,7 +241,7 @@ def test_an_evaluation_split_midway_has_the_same_average() -> None:
         "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory",
     ],
 )
-def test_library_errors_for_want_of_memory_are_out_of_memory(message):
+def test_out_of_memory_errors_of_libraries_are_recognized(message):
     assert is_out_of_memory(RuntimeError(message))
     wrapped = ValueError("a step failed")
     wrapped.__cause__ = RuntimeError(message)

@@ -87,7 +87,7 @@ class EvaluatesZeros:
         return state, [Evaluate(), Evaluate(event.state.replace(params=params), "zeros")]
 
 
-def test_after_a_signal_pending_evaluations_of_a_replaced_state_finish(
+def test_pending_evaluations_of_another_state_finish_before_a_signal_ends_the_run(
     tmp_path: pathlib.Path,
 ) -> None:
     """A checkpoint cannot store a pending evaluation of another state."""
@@ -135,7 +135,7 @@ def test_resume_true_requires_a_checkpoint_and_resume_auto_does_not(tmp_path: pa
     assert fit(trainer(store=tmp_path), epochs=1, resume="auto").status == "completed"
 
 
-def test_resume_refuses_a_checkpoint_without_a_run(tmp_path: pathlib.Path) -> None:
+def test_resume_refuses_a_checkpoint_that_no_trainer_saved(tmp_path: pathlib.Path) -> None:
     from tests.loop.runs import STEPS
 
     checkpoint.save(tmp_path / "plain", STEPS.init_state(0), metadata={"mine": 1})
@@ -183,7 +183,7 @@ def test_fit_refuses_a_store_that_contains_another_run(tmp_path: pathlib.Path) -
     trainer(store=store).fit(state, train_data(), epochs=2, resume=True)
 
 
-def test_a_pending_note_action_of_an_earlier_version_loads_as_notify() -> None:
+def test_a_checkpoint_with_the_former_action_name_note_loads_as_notify() -> None:
     content = {**LoopState(None).metadata(), "todo": [["Note", {"message": "step 5"}]]}
     assert LoopState.from_metadata(None, content).pending == (Notify("step 5"),)
 

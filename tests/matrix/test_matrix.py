@@ -18,12 +18,14 @@ from tests.matrix.cells import Cell, Outcomes
 RAN = Cell("3.12", "newest", "2026-01-02", "", "3.12.1", "2.14.1", 900, 1, 3, 300, ("a.py::b",))
 
 
-def test_page_equals_what_the_recorded_outcomes_give() -> None:
+def test_version_page_equals_the_page_rendered_from_the_recorded_outcomes() -> None:
     text = page.PAGE.read_text(encoding="utf-8")
     assert page.written(text) == text, "run: python -m tests.matrix.page"
 
 
-def test_outcomes_survive_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outcomes_are_equal_after_writing_and_reading_their_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cells, "RESULTS", tmp_path)
     outcomes = Outcomes("A (family 1 model 2)", 2).with_cell(RAN)
     cells.write(outcomes)
@@ -31,7 +33,7 @@ def test_outcomes_survive_their_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert cells.recorded() == [outcomes]
 
 
-def test_section_has_a_line_for_each_pair_of_versions_and_for_each_failure() -> None:
+def test_page_lists_each_pair_of_versions_and_each_failure() -> None:
     missing = Cell("3.13", "2.11", "2026-01-02", reason="no python3.13 on PATH")
     text = page.section(Outcomes("A", 2).with_cell(RAN).with_cell(missing))
     lines = [line for line in text.splitlines() if line.startswith("| 3.")]
@@ -42,7 +44,7 @@ def test_section_has_a_line_for_each_pair_of_versions_and_for_each_failure() -> 
     assert text.endswith("- `a.py::b`\n")
 
 
-def test_cell_replaces_the_one_of_the_same_versions_unless_it_was_not_run() -> None:
+def test_new_outcome_replaces_one_of_the_same_versions_unless_nothing_was_run() -> None:
     again = dataclasses.replace(RAN, passed=901, failed=0, failures=())
     missing = Cell("3.12", "newest", "2026-01-03", reason="not installed")
     assert Outcomes("A", 2).with_cell(missing).with_cell(RAN).cells == (RAN,)
@@ -50,7 +52,7 @@ def test_cell_replaces_the_one_of_the_same_versions_unless_it_was_not_run() -> N
     assert Outcomes("A", 2).with_cell(RAN).with_cell(again).cells == (again,)
 
 
-def test_cells_are_in_the_order_of_their_versions() -> None:
+def test_outcomes_are_sorted_by_version() -> None:
     keys = [("3.9", "2.11"), ("3.11", "2.9"), ("3.11", "2.11"), ("3.11", "newest")]
     outcomes = Outcomes("A", 2)
     for python, torch in reversed(keys):
@@ -58,7 +60,7 @@ def test_cells_are_in_the_order_of_their_versions() -> None:
     assert [(cell.python, cell.torch) for cell in outcomes.cells] == keys
 
 
-def test_constraints_of_a_cell_are_those_of_development_without_torch() -> None:
+def test_version_constraints_equal_the_development_constraints_without_torch() -> None:
     kept = environment.constraints_without_torch().splitlines()
     lines = (cells.ROOT / "constraints.txt").read_text().splitlines()
     assert [line for line in lines if line not in kept] == [
@@ -72,11 +74,11 @@ def script(path: Path, text: str) -> None:
     path.chmod(0o755)
 
 
-def test_python_is_found_by_path() -> None:
+def test_python_interpreter_is_found_by_its_file_path() -> None:
     assert environment.find_python(sys.executable) == (sys.executable, platform.python_version())
 
 
-def test_python_that_does_not_start_on_path_is_found_in_pyenv(
+def test_interpreter_is_found_in_pyenv_if_the_one_on_the_path_does_not_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """pyenv's shim of a version that is not active fails; the newest installed patch is taken."""
@@ -92,13 +94,15 @@ def test_python_that_does_not_start_on_path_is_found_in_pyenv(
     assert environment.find_python("3.13") is None
 
 
-def test_missing_interpreter_gives_a_cell_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_interpreter_gives_an_outcome_with_the_reason(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(environment, "find_python", lambda name: None)
     cell = program.run_cell("3.12", "newest", keep=False)
     assert (cell.reason, cell.started) == ("no python3.12 on PATH or in pyenv", False)
 
 
-def test_run_beyond_the_limit_is_interrupted_and_its_report_is_counted(
+def test_pytest_run_over_the_time_limit_is_interrupted_and_its_finished_tests_are_counted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     report = tmp_path / "report.xml"
@@ -128,7 +132,7 @@ def test_run_beyond_the_limit_is_interrupted_and_its_report_is_counted(
     assert (outcome["passed"], outcome["failed"]) == (1, 0)
 
 
-def test_report_of_pytest_is_counted() -> None:
+def test_counts_of_passed_and_failed_tests_are_read_from_pytests_report() -> None:
     text = """<testsuites><testsuite>
     <testcase file="tests/a.py" name="passes"/>
     <testcase file="tests/a.py" name="fails[1]"><failure/></testcase>
@@ -145,7 +149,7 @@ def test_report_of_pytest_is_counted() -> None:
 
 
 @pytest.mark.parametrize("name", [*quick.QUICK, *quick.LEFT_OUT])
-def test_every_quick_test_exists(name: str) -> None:
+def test_every_test_of_the_quick_selection_exists(name: str) -> None:
     path, _, function = name.partition("::")
     assert (cells.ROOT / path).exists()
     assert not function or f"def {function}(" in (cells.ROOT / path).read_text()

@@ -23,7 +23,7 @@ def clipped(x: int, low: int = -1) -> int:
 '''
 
 
-def test_each_mutant_changes_one_thing_that_runs() -> None:
+def test_each_mutant_differs_from_the_source_by_one_change() -> None:
     found = [(each.line, each.change) for each in mutants("clip.py", SOURCE)]
     assert found == [
         (3, "3 becomes 4"),
@@ -40,14 +40,14 @@ def test_each_mutant_changes_one_thing_that_runs() -> None:
     ]
 
 
-def test_mutant_is_the_whole_module_with_the_change() -> None:
+def test_source_of_a_mutant_is_the_whole_module_with_its_change() -> None:
     last = mutants("clip.py", SOURCE)[-1]
     scope: dict[str, object] = {}
     exec(compile(last.source, "clip.py", "exec"), scope)
     assert scope["clipped"](5) == 2  # type: ignore[operator]
 
 
-def test_mutant_of_a_line_that_runs_at_import_is_judged_by_all_tests_of_its_file() -> None:
+def test_line_that_runs_at_import_is_covered_by_all_tests_that_run_its_file() -> None:
     found = Coverage({"a.py": {1: [AT_IMPORT], 2: ["slow", "fast"]}}, {"slow": 2.0, "fast": 1.0})
     assert found.tests_of("a.py", 1, 1) == ["fast", "slow"]
     assert found.tests_of("a.py", 3, 3) == []
@@ -68,7 +68,7 @@ assert trial(whole, "ftrain.core._words", test, 120) == SURVIVED
 """
 
 
-def test_trial_runs_the_tests_on_the_mutant() -> None:
+def test_trial_runs_the_tests_with_the_mutant_instead_of_the_module() -> None:
     """In a process of its own: a mutant is tried in a fork of one that has not imported ftrain."""
     root = Path(__file__).parents[2]
     subprocess.run([sys.executable, "-W", "ignore", "-c", TRIAL], cwd=root, check=True)

@@ -51,7 +51,7 @@ def steps_of(model: str = "mlp", optimizer: Any = None, **options: Any) -> Any:
     ],
     ids=["batchnorm", "accumulate", "16-mixed", "muon-dropout"],
 )
-def test_donated_step_is_one_graph_launch_without_a_wait(
+def test_donated_step_is_one_cuda_graph_launch_without_a_wait(
     model: str, optimizer: Any, options: dict[str, Any]
 ) -> None:
     steps, state = steps_of(model, optimizer, **options)
@@ -72,7 +72,7 @@ def test_donated_step_is_one_graph_launch_without_a_wait(
     assert not addresses[0] & addresses[1]
 
 
-def test_graph_follows_other_states_shapes_and_held_leaves() -> None:
+def test_a_cuda_graph_is_used_only_for_the_state_memory_and_shapes_of_its_capture() -> None:
     steps, state = steps_of()
     step = ftrain.compile(steps.train_step, donate=True, mode="reduce-overhead")
 
@@ -105,7 +105,7 @@ def test_graph_follows_other_states_shapes_and_held_leaves() -> None:
     assert step.n_compiles == 2
 
 
-def test_undonated_step_is_replayed_with_outputs_of_its_own() -> None:
+def test_undonated_step_is_replayed_by_cuda_graph_with_new_memory_for_its_outputs() -> None:
     steps, state = steps_of()
     step = ftrain.compile(steps.train_step, mode="reduce-overhead")
     kept, batches = [], [batch_of() for _ in range(9)]  # memory of its own for each
@@ -120,7 +120,9 @@ def test_undonated_step_is_replayed_with_outputs_of_its_own() -> None:
     assert len(set(addresses)) == len(addresses)
 
 
-def test_step_that_waits_for_the_device_runs_without_a_graph_and_says_why() -> None:
+def test_step_that_waits_for_the_device_runs_without_a_cuda_graph_and_warns_with_the_reason() -> (
+    None
+):
     steps, state = steps_of(optimizer=optim.soap(1e-3))
     step = ftrain.compile(steps.train_step, donate=True, mode="reduce-overhead")
     state, _ = step(state, batch_of())
@@ -133,7 +135,7 @@ def test_step_that_waits_for_the_device_runs_without_a_graph_and_says_why() -> N
     assert counts.bad_captures == 0
 
 
-def test_failed_capture_leaves_the_state_whole_and_says_why(
+def test_failed_cuda_graph_capture_keeps_the_state_and_warns_with_the_reason(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     steps, state = steps_of()
@@ -159,7 +161,7 @@ def test_failed_capture_leaves_the_state_whole_and_says_why(
     state, _ = step(state, batch_of())
 
 
-def test_require_finite_is_named_as_the_operator_that_cannot_be_captured() -> None:
+def test_warning_about_cuda_graph_capture_names_require_finite_as_the_cause() -> None:
     steps, state = steps_of(nonfinite="raise")
     step = ftrain.compile(steps.train_step, donate=True, mode="reduce-overhead")
     # The step itself may raise: values mean nothing here.

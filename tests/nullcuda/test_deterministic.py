@@ -28,7 +28,9 @@ def loss_fn(model: Any, batch: Any) -> Any:
 
 
 @pytest.mark.parametrize("deterministic", [True, False])
-def test_embedding_backward_has_atomic_adds_only_by_default(monkeypatch, deterministic):
+def test_embedding_backward_has_no_atomic_adds_under_deterministic_algorithms(
+    monkeypatch, deterministic
+):
     from torch._inductor.utils import run_and_get_code
 
     steps = ftrain.make_steps(Embedded, loss_fn, optim.sgd(0.1))

@@ -80,7 +80,7 @@ def test_a_permutation_launches_one_draw_beside_its_sorts(key: Tensor) -> None:
     assert counts.waits == sorting.waits
 
 
-def test_a_mask_under_keyed_is_one_draw(key: Tensor) -> None:
+def test_dropout_under_keyed_launches_one_draw_without_a_wait(key: Tensor) -> None:
     x = torch.ones(64, 64, device="cuda")
     drop = nn.Dropout(0.1)
 
@@ -115,7 +115,7 @@ def test_a_compiled_step_with_a_dropout_launches_few_kernels() -> None:
 
 
 @pytest.mark.parametrize("mode", ["global", "thread_local"])
-def test_first_draw_of_a_process_can_be_captured(
+def test_first_draw_of_a_process_can_be_captured_in_a_cuda_graph(
     mode: str, key: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_cuda_kernel, "_kernels", {})
@@ -127,7 +127,9 @@ def test_first_draw_of_a_process_can_be_captured(
     graph.replay()
 
 
-def test_kernels_are_compiled_once(key: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_kernels_are_compiled_once_per_kind(
+    key: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     seen: list[int] = []
 
     def compiled(kind: int, architecture: str) -> bytes:
@@ -145,12 +147,12 @@ def test_kernels_are_compiled_once(key: Tensor, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_nvrtc_compiles_every_kind(architecture: str) -> None:
+def test_nvrtc_compiles_every_kind_of_random_kernel(architecture: str) -> None:
     for kind in range(_cuda_kernel.FOLD + 1):
         assert _cuda_kernel.compiled(kind, architecture)[:4] == b"\x7fELF"
 
 
-def test_kernels_round_as_the_cpu_does(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_kernels_round_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """No contraction, no approximate division or square root, no flushed subnormals, no local memory."""
     library = _cuda_kernel._nvrtc()
 
@@ -167,7 +169,7 @@ def test_kernels_round_as_the_cpu_does(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not re.findall(r"\S*\.(?:ftz|approx|full|local)\b", text), kind
 
 
-def test_draws_without_nvrtc_warn_once_and_come_from_the_reference(
+def test_draws_without_nvrtc_warn_once_and_use_the_reference_implementation(
     key: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_cuda_kernel, "_kernels", {})

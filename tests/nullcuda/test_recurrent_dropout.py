@@ -9,7 +9,7 @@ from ftrain import random
 
 
 @pytest.mark.parametrize("kind", ["lstm", "gru", "rnn_tanh"])
-def test_one_layer_passes_no_dropout_to_the_kernel(monkeypatch, kind):
+def test_recurrent_module_of_one_layer_passes_dropout_0_to_the_cuda_kernel(monkeypatch, kind):
     from ftrain.core.random import _keyed_layers
 
     seen = []

@@ -25,7 +25,7 @@ def state(n: int = 40) -> dict[str, torch.Tensor]:
         {"asynchronous": False},
     ],
 )
-def test_store_waits_once_for_all_leaves_of_a_save(tmp_path, options):
+def test_store_waits_for_the_device_once_per_save(tmp_path, options):
     content = state()
     with checkpoint.Store(tmp_path, **options) as store:
         store.save(content, step=1)
@@ -38,7 +38,7 @@ def test_store_waits_once_for_all_leaves_of_a_save(tmp_path, options):
     assert counts.syncs <= 1
 
 
-def test_copies_keep_strides_and_do_not_overlap():
+def test_host_copies_keep_strides_and_do_not_overlap():
     base = torch.empty(24, device="cuda")
     leaves = [
         base,
@@ -63,7 +63,7 @@ def test_copies_keep_strides_and_do_not_overlap():
     assert next(c.data_ptr() for c in to_host(leaves, memory)) == copies[0].data_ptr()
 
 
-def test_leaves_larger_than_a_piece_have_their_own():
+def test_a_leaf_larger_than_a_block_of_pinned_memory_gets_its_own_block():
     big = torch.empty((80 << 20,), dtype=torch.uint8, device="cuda")
     leaves = [torch.empty(5, device="cuda"), big, torch.empty(7, device="cuda")]
     memory = PinnedMemory()
@@ -74,7 +74,7 @@ def test_leaves_larger_than_a_piece_have_their_own():
     assert len(memory._pieces) == 3
 
 
-def test_undonated_save_waits_for_the_stream_of_the_call(monkeypatch, tmp_path):
+def test_save_of_an_undonated_state_waits_for_the_stream_of_the_call(monkeypatch, tmp_path):
     """Record which streams wait for an event of the call."""
     waited = []
     wait = torch.cuda.Stream.wait_event
@@ -101,7 +101,7 @@ def test_undonated_save_waits_for_the_stream_of_the_call(monkeypatch, tmp_path):
     assert waited[0][0] not in (own, torch.cuda.default_stream())
 
 
-def test_aliases_and_devices_are_kept():
+def test_host_copies_of_a_save_keep_aliases():
     w = torch.empty(4, device="cuda")
     collected = _draft.collect({"a": w, "b": w, "c": w[:2]}, None, None, None, None)
     copies = collected.on_host(PinnedMemory(), computed(tree.leaves(collected.leaves))).leaves

@@ -77,7 +77,7 @@ def with_host_numbers(model: Any, batch: Any) -> Any:
 
 
 @pytest.mark.parametrize("form", ["eager", "traced", "inductor"])
-def test_weights_and_metrics_of_the_host_move_without_a_wait(form: str) -> None:
+def test_cpu_tensors_in_loss_and_metrics_are_copied_to_the_device_without_a_wait(form: str) -> None:
     steps = ftrain.make_steps(ZOO["mlp"].randomless, with_host_numbers, optim.sgd(0.1))
     assert step_twice(steps, on_cuda(ZOO["mlp"].batch(0, 8)), form).waits == 0
 

@@ -57,7 +57,7 @@ def test_batches_of_every_form_give_the_same_output_and_labels(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", BATCHES)
-def test_batches_of_every_form_train_alike(name: str) -> None:
+def test_batches_of_every_form_give_the_same_training_step(name: str) -> None:
     def loss_fn(model: nn.Module, batch: Any) -> Tensor:
         found = adapters.output_and_labels(model, batch)
         return nn.functional.cross_entropy(found.output, found.labels)
@@ -76,7 +76,7 @@ def test_named_entries_go_to_the_arguments_of_those_names_in_any_order() -> None
     assert torch.equal(adapters.call_model(Pair(), ({"b": b, "a": a}, Y)), a)
 
 
-def test_tensor_or_tuple_of_one_is_the_only_argument() -> None:
+def test_batch_of_one_tensor_is_passed_as_the_only_argument_of_the_model() -> None:
     assert adapters.call_model(lambda x: x, X) is X
     assert adapters.call_model(lambda x: x, (X,)) is X
 
@@ -113,11 +113,11 @@ class Output:
     ],
     ids=repr,
 )
-def test_outputs_of_every_form_give_the_logits(outputs: Any) -> None:
+def test_logits_are_found_in_model_outputs_of_every_form(outputs: Any) -> None:
     assert adapters.find_output(outputs) is X
 
 
-def test_named_output_or_place_takes_precedence() -> None:
+def test_output_given_by_name_or_position_takes_precedence() -> None:
     assert adapters.find_output({"logits": X, "aux": Y}, "aux") is Y
     assert adapters.find_output((X, Y), 1) is Y
 
@@ -166,7 +166,7 @@ def test_model_output_of_transformers_gives_its_logits() -> None:
         (lambda: adapters.call_model(nn.Identity(), X, input="x"), TypeError, "got a Tensor"),
     ],
 )
-def test_missing_and_ambiguous_entries_raise_with_what_was_searched(
+def test_missing_and_ambiguous_entries_raise_with_the_searched_names(
     call: Any, error: type[Exception], says: str
 ) -> None:
     with pytest.raises(error, match=says):

@@ -144,7 +144,7 @@ def test_gradients_equal_finite_differences(name: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.vmaps])
-def test_vmapped_loss_and_gradients_are_those_of_each_member(name: str) -> None:
+def test_vmapped_loss_and_gradients_equal_those_of_each_row_alone(name: str) -> None:
     case = CASES[name]
     members = [case.make(3, torch.Generator().manual_seed(seed)) for seed in range(3)]
     stacked = ftrain.tree.map(lambda *x: torch.stack(x), *members)

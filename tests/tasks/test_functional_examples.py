@@ -34,7 +34,7 @@ def test_causal_lm_equals_the_loss_of_transformers(seed: int) -> None:
 
 
 @pytest.mark.parametrize("chunk_size", [None, 0, 2])
-def test_weights_of_tokens_are_those_of_the_labels(chunk_size: int | None) -> None:
+def test_token_weights_of_causal_lm_apply_to_the_predicted_tokens(chunk_size: int | None) -> None:
     states, head, labels = torch.randn(2, 4, 3), torch.randn(7, 3), torch.randint(0, 7, (2, 4))
     weights = torch.rand(2, 4)
     if chunk_size is None:
@@ -58,7 +58,7 @@ class Tiny(nn.Module):
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("chunk_size", [0, 4, 1000])
-def test_chunked_loss_trains_a_head_like_the_whole_one_over_micro_batches(
+def test_chunked_causal_lm_trains_a_head_like_causal_lm_over_micro_batches(
     chunk_size: int, compiled: bool
 ) -> None:
     def chunked(model: Any, batch: Tensor) -> Any:
@@ -96,7 +96,7 @@ def saved_bytes(loss_fn: Any, *tensors: Tensor) -> int:
     return sum(kept.values())
 
 
-def test_chunked_loss_keeps_no_logits_for_its_backward_pass() -> None:
+def test_chunked_causal_lm_keeps_no_logits_for_its_backward_pass() -> None:
     hidden, head = torch.randn(2, 65, 4, requires_grad=True), torch.randn(500, 4)
     labels = torch.randint(0, 500, (2, 65))
     logits = 2 * 64 * 500 * 4
@@ -108,7 +108,7 @@ def test_chunked_loss_keeps_no_logits_for_its_backward_pass() -> None:
     assert chunked < logits / 8
 
 
-def test_temperature_is_learned() -> None:
+def test_info_nce_has_a_gradient_for_a_learned_temperature() -> None:
     log_temperature = torch.zeros((), requires_grad=True)
     found = loss.info_nce(torch.eye(3), torch.eye(3), temperature=log_temperature.exp())
     (gradient,) = torch.autograd.grad(found.value, log_temperature)
@@ -117,7 +117,7 @@ def test_temperature_is_learned() -> None:
 
 @settings(max_examples=10)
 @given(seed=seeds, n=st.integers(1, 4), padding=st.integers(1, 3))
-def test_masked_pairs_are_nobodys_negatives(seed: int, n: int, padding: int) -> None:
+def test_masked_pairs_are_not_negatives_of_other_pairs(seed: int, n: int, padding: int) -> None:
     draws = torch.Generator().manual_seed(seed)
     q, d = torch.randn(2, n + padding, 3, dtype=torch.float64, generator=draws).requires_grad_()
     mask = torch.arange(n + padding) < n
@@ -139,7 +139,7 @@ def test_masked_pairs_are_nobodys_negatives(seed: int, n: int, padding: int) -> 
         assert not gradient.any()
 
 
-def test_documents_without_a_query_are_negatives() -> None:
+def test_info_nce_documents_without_a_query_are_negatives() -> None:
     q, d = torch.eye(2), torch.eye(2)
     more = torch.cat([d, torch.tensor([[1.0, 1.0]])])
     one_way = loss.info_nce(q, more, symmetric=False, temperature=1.0)
@@ -158,7 +158,7 @@ def test_sequence_log_probs_equal_minus_the_causal_loss_of_each_text() -> None:
 @pytest.mark.parametrize("mix", [loss.mixup, loss.cutmix])
 @settings(max_examples=20)
 @given(seed=st.integers(0, 1000), n=st.integers(1, 5), alpha=st.sampled_from([0.2, 1.0, 5.0]))
-def test_mixed_rows_keep_the_share_of_their_labels(
+def test_mixup_and_cutmix_mix_labels_in_the_same_proportion_as_inputs(
     mix: Any, seed: int, n: int, alpha: float
 ) -> None:
     key, x = ftrain.random.key(seed), torch.zeros(n, 1, 6, 4)
@@ -188,7 +188,7 @@ def test_mixup_shares_follow_the_beta_distribution() -> None:
 
 
 @pytest.mark.parametrize("mix", [loss.mixup, loss.cutmix])
-def test_mixing_is_the_same_compiled_and_vmapped(mix: Any) -> None:
+def test_mixup_and_cutmix_give_the_same_bits_compiled_and_vmapped(mix: Any) -> None:
     x, y = torch.rand(4, 1, 5, 5), torch.tensor([0, 1, 2, 1])
 
     def mixed(key: Tensor) -> Any:
@@ -268,6 +268,8 @@ IMAGES, PIXELS = torch.zeros(1, 2, 2, 2), torch.tensor([[[0, 1], [1, 2]]])
         ),
     ],
 )
-def test_wrong_labels_and_shapes_raise_with_their_place(call: Any, says: str) -> None:
+def test_wrong_labels_and_shapes_raise_with_the_argument_and_the_remedy(
+    call: Any, says: str
+) -> None:
     with pytest.raises(ValueError, match=says):
         call()

@@ -47,7 +47,7 @@ def test_loss_equals_that_of_torch(name: str, n: int, seed: int) -> None:
 
 @pytest.mark.parametrize("name", KINDS)
 @given(n=st.integers(2, 9), cut=st.integers(1, 8), seed=st.integers(0, 99))
-def test_loss_of_parts_merges_to_the_whole_and_ignores_weight_zero(
+def test_merged_losses_of_parts_equal_the_loss_of_the_whole_and_ignore_rows_of_weight_zero(
     name: str, n: int, cut: int, seed: int
 ) -> None:
     cut = min(cut, n - 1)

@@ -93,7 +93,7 @@ def test_f1_of_independent_labels_equals_that_of_scikit_learn(n: int, seed: int)
 
 @settings(max_examples=20)
 @given(n=st.integers(1, 12), k=st.integers(1, 5), seed=seeds)
-def test_ranking_metrics_equal_naive_ones(n: int, k: int, seed: int) -> None:
+def test_ranking_metrics_equal_a_naive_implementation(n: int, k: int, seed: int) -> None:
     logits, labels = rows(n, seed)
     pairs = [(order, y) for order, y in zip(ranks(logits), labels.tolist(), strict=True) if y >= 0]
     hits = sum(y in order[:k] for order, y in pairs) / len(pairs)
@@ -108,7 +108,7 @@ def test_ranking_metrics_equal_naive_ones(n: int, k: int, seed: int) -> None:
 
 @settings(max_examples=20)
 @given(n=st.integers(1, 6), k=st.integers(1, 5), seed=seeds)
-def test_ranking_metrics_of_several_relevant_documents_equal_naive_ones(
+def test_ranking_metrics_of_several_relevant_documents_equal_a_naive_implementation(
     n: int, k: int, seed: int
 ) -> None:
     draws = torch.Generator().manual_seed(seed)
@@ -129,7 +129,7 @@ def test_ranking_metrics_of_several_relevant_documents_equal_naive_ones(
 
 @settings(max_examples=20)
 @given(n=st.integers(1, 20), bins=st.integers(1, 6), seed=seeds)
-def test_calibration_error_equals_a_naive_one(n: int, bins: int, seed: int) -> None:
+def test_calibration_error_equals_a_naive_implementation(n: int, bins: int, seed: int) -> None:
     logits, labels = rows(n, seed)
     logits = logits + 0.01 * torch.arange(CLASSES)  # no confidence on the edge of a bin
     inside: dict[int, list[tuple[float, bool]]] = {}
@@ -155,7 +155,9 @@ def test_perplexity_and_bits_per_byte_of_uniform_logits() -> None:
 @pytest.mark.parametrize("name", METRICS)
 @settings(max_examples=15)
 @given(n=st.integers(1, 9), cuts=st.sets(st.integers(1, 8), max_size=3), seed=seeds)
-def test_merged_parts_equal_the_whole(name: str, n: int, cuts: set[int], seed: int) -> None:
+def test_metrics_merged_over_parts_equal_those_of_the_whole(
+    name: str, n: int, cuts: set[int], seed: int
+) -> None:
     logits, labels = rows(n, seed)
     edges = [0, *sorted(cut for cut in cuts if cut < n), n]
     parts = [METRICS[name](logits[a:b], labels[a:b]) for a, b in itertools.pairwise(edges)]
@@ -169,7 +171,9 @@ def test_merged_parts_equal_the_whole(name: str, n: int, cuts: set[int], seed: i
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_ignored_labels_alone_have_no_value_and_change_no_other(name: str) -> None:
+def test_metric_of_ignored_labels_only_is_nan_and_does_not_change_others_in_a_merge(
+    name: str,
+) -> None:
     logits, labels = rows(6, 0)
     nothing = METRICS[name](logits, torch.full_like(labels, -100))
     if name == "bits_per_byte":
@@ -221,7 +225,7 @@ def test_metrics_of_accumulated_steps_and_merged_evaluations_are_those_of_the_wh
             assert torch.allclose(found[name], expected[name], rtol=1e-5, equal_nan=True), name
 
 
-def test_scores_that_are_nan_are_not_found() -> None:
+def test_relevant_document_with_a_nan_score_does_not_count_as_found() -> None:
     scores = torch.full((1, 3), math.nan)
     assert float(metrics.mean_reciprocal_rank(scores, torch.tensor([0])).value) == 0
     assert float(metrics.recall_at_k(scores, torch.tensor([0]), k=1).value) == 0
@@ -229,7 +233,7 @@ def test_scores_that_are_nan_are_not_found() -> None:
     assert float(metrics.mean_reciprocal_rank(scores, torch.tensor([0])).value) == 0.5
 
 
-def test_row_weights_count_rows() -> None:
+def test_metric_with_row_weight_n_counts_the_row_n_times() -> None:
     logits, labels = torch.eye(2), torch.tensor([0, 0])
     weights = torch.tensor([3.0, 1.0])
     assert float(metrics.accuracy(logits, labels, row_weights=weights).value) == 0.75
@@ -271,12 +275,12 @@ def test_wrong_labels_and_arguments_raise_with_the_remedy(call: Any, says: str) 
         call()
 
 
-def test_perplexity_keeps_its_class_when_merged() -> None:
+def test_merged_perplexities_are_a_perplexity() -> None:
     one = metrics.perplexity(Mean(torch.tensor(1.0), torch.tensor(1)))
     assert float(one.merge(one).value) == pytest.approx(math.e)
 
 
-def test_confidence_on_the_edge_of_two_bins_belongs_to_the_lower() -> None:
+def test_confidence_on_the_edge_of_two_calibration_bins_belongs_to_the_lower() -> None:
     sure = math.log(4)  # a confidence of 0.8
     logits, labels = torch.tensor([[0.0, 0.0], [sure, 0.0]]), torch.tensor([0, 1])
     found = metrics.calibration_error(logits, labels, bins=2)

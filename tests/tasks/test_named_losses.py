@@ -169,7 +169,7 @@ def test_every_registered_loss_of_ftrain_is_tested_here() -> None:
 
 
 @pytest.mark.parametrize("name", SPLITTING)
-def test_loss_and_metrics_of_parts_merge_to_the_whole(name: str) -> None:
+def test_merged_loss_and_metrics_of_parts_equal_those_of_the_whole(name: str) -> None:
     model, batch, options = LOSSES[name]()
     whole, extra = called(name, model, batch, options)
     (one, head), (two, tail) = (
@@ -213,7 +213,7 @@ def test_steps_train_with_the_loss_and_accumulate_it(name: str) -> None:
     assert bool(metrics["loss"].isfinite())
 
 
-def test_tuples_are_batches_too() -> None:
+def test_losses_accept_batches_that_are_tuples() -> None:
     x, y = torch.randn(N, 4), ints(3, N)
     model = linear(3)
     found = tasks.cross_entropy(model, (x, y))[0]
@@ -227,7 +227,7 @@ def test_tuples_are_batches_too() -> None:
     assert float(bare.weight) == float(tasks.causal_lm(Tokens(), labels)[0].weight) == 8
 
 
-def test_causal_lm_of_a_transformer_equals_its_own_loss() -> None:
+def test_causal_lm_of_a_transformers_model_equals_the_loss_of_the_model() -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     config = transformers.GPT2Config(
         vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0
@@ -268,7 +268,7 @@ def test_cross_entropy_mixes_in_training_only(options: dict[str, float]) -> None
         steps.train_step(state, {**batch, "weight": torch.ones(N)})
 
 
-def test_learned_scale_is_the_logarithm_of_one_over_the_temperature() -> None:
+def test_learned_logit_scale_is_the_logarithm_of_one_over_the_temperature() -> None:
     model, batch, _ = LOSSES["info_nce"]()
     found = tasks.info_nce(model, batch, logit_scale="logit_scale")[0]
     expected = functional.info_nce(*model(**batch), temperature=torch.tensor(-1.0).exp())
@@ -354,7 +354,7 @@ def test_perplexity_leaves_out_smoothing_and_z_loss() -> None:
     assert torch.allclose(perplexity, plain.exp(), rtol=1e-6)
 
 
-def test_dpo_counts_preferences_beyond_those_of_the_reference() -> None:
+def test_dpo_accuracy_counts_preferences_relative_to_the_reference_model() -> None:
     model, batch, _ = LOSSES["dpo"]()
     with torch.no_grad():
         logits = [model(batch[name])["logits"] for name in ("chosen", "rejected")]

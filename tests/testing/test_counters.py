@@ -77,7 +77,7 @@ def test_max_compiles_does_not_hide_an_error_of_the_block() -> None:
         fail()
 
 
-def test_blocks_that_end_leave_no_observers() -> None:
+def test_counters_remove_their_observers_at_the_end_of_the_block() -> None:
     with assert_max_compiles(5), assert_no_host_sync():
         assert len(observers) == 2
     assert observers == []
@@ -103,7 +103,7 @@ READS: dict[str, Any] = {
 }
 
 
-def test_torch_func_works_while_the_error_of_a_printed_tensor_is_held() -> None:
+def test_no_host_sync_error_of_a_printed_tensor_does_not_break_torch_func() -> None:
     with pytest.raises(AssertionError, match="__repr__") as held, assert_no_host_sync():
         print(torch.ones(2))
     rows = torch.vmap(lambda x: x.sum())(torch.ones(3, 2))
@@ -152,7 +152,7 @@ def test_no_host_sync_passes_on_training_with_the_compilation_inside(backend) ->
 
 
 @pytest.mark.inductor
-def test_no_host_sync_passes_on_machine_code_with_the_compilation_inside() -> None:
+def test_no_host_sync_passes_on_inductor_steps_with_the_compilation_inside() -> None:
     doubled = compile(lambda x: 2 * x)
     with assert_no_host_sync():
         doubled(torch.ones(3))

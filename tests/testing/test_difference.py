@@ -37,7 +37,7 @@ def test_ulps_count_the_floats_between_two_values(value: float, steps: int) -> N
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_ulps_of_neighbours_zeros_and_nans(dtype: torch.dtype) -> None:
+def test_ulps_is_1_for_neighbours_0_for_both_zeros_and_none_for_nan(dtype: torch.dtype) -> None:
     one = torch.tensor(1.0, dtype=dtype)
     assert ulps(one, one + torch.finfo(dtype).eps) == 1
     assert ulps(torch.tensor(0.0, dtype=dtype), torch.tensor(-0.0, dtype=dtype)) == 0
@@ -84,7 +84,7 @@ def test_difference_names_path_index_values_count_and_ulps() -> None:
         (torch.tensor(1 + 2j), torch.tensor(1 + 3j), "expected (1+3j), got (1+2j)"),
     ],
 )
-def test_difference_text(got: Any, expected: Any, text: str) -> None:
+def test_difference_is_printed_as_path_expected_and_got(got: Any, expected: Any, text: str) -> None:
     assert text in str(testing.first_difference(got, expected))
     assert testing.first_difference(expected, expected) is None
 

@@ -30,7 +30,7 @@ def test_environment_lists_the_settings_that_bits_depend_on() -> None:
     assert all(name in text for name in settings)
 
 
-def test_environment_names_what_differs_from_a_checkpoint(tmp_path: Path) -> None:
+def test_environment_names_settings_that_differ_from_a_checkpoint(tmp_path: Path) -> None:
     path = tmp_path / "a"
     checkpoint.save(path, {"w": torch.zeros(1)})
     assert environment(checkpoint=path).changes == ()
@@ -50,7 +50,7 @@ def test_environment_names_settings_that_only_the_checkpoint_has(tmp_path: Path)
     assert environment(checkpoint=path).changes == ("onednn float32: 'bf16' when saved, None now",)
 
 
-def test_recorded_names_are_those_of_a_fingerprint() -> None:
+def test_names_of_recorded_settings_equal_those_of_a_checkpoint_fingerprint() -> None:
     source = inspect.getsource(fingerprint)
     names = re.findall(r'^ +"([^"]+)": |found\["([^"]+)"\]', source, re.MULTILINE)
     assert {first or second for first, second in names} == RECORDED
@@ -65,7 +65,7 @@ def mlp(x: torch.Tensor) -> torch.Tensor:
     return (x @ x.T).relu().sum()
 
 
-def test_environment_leaves_the_process_as_it_was() -> None:
+def test_environment_does_not_change_settings_of_the_process() -> None:
     start = world()
     environment(mlp, torch.ones(4, 4), threads=(1, 2), repeats=2)
     assert changes(start) == []
@@ -112,7 +112,7 @@ for _fn in (noisy, threaded, aligned):
         ("aligned", "alignment_dependent"),
     ],
 )
-def test_operators_whose_bits_vary_are_found_with_their_line(name, kind) -> None:
+def test_environment_names_operators_whose_bits_vary_and_their_lines(name, kind) -> None:
     operator = getattr(torch.ops.ftrain_test_environment, name)
 
     def step(x: torch.Tensor) -> torch.Tensor:
@@ -129,19 +129,19 @@ def test_operators_whose_bits_vary_are_found_with_their_line(name, kind) -> None
     assert "# the line" in str(found)
 
 
-def test_random_operators_count_as_deterministic_given_the_generator() -> None:
+def test_environment_counts_random_operators_with_a_seeded_generator_as_deterministic() -> None:
     found = environment(lambda x: torch.bernoulli(x), torch.full((4,), 0.5), repeats=3)
     assert [op.name for op in found.operators] == ["aten.bernoulli"]
     assert found.nondeterministic == ()
 
 
-def test_operators_that_write_into_an_argument_are_repeated_from_the_same_start() -> None:
+def test_environment_repeats_in_place_operators_from_the_same_values() -> None:
     found = environment(lambda x: x.clone().add_(1).mul_(2), torch.ones(4), repeats=3)
     assert "aten.add_.Tensor" in [op.name for op in found.operators]
     assert found.nondeterministic == ()
 
 
-def test_operators_that_return_nothing_are_examined_by_what_they_write() -> None:
+def test_environment_examines_operators_that_return_nothing_by_the_tensors_they_write() -> None:
     def step(x: torch.Tensor) -> torch.Tensor:
         y = x + 1
         torch._foreach_mul_([y], 2.0)
@@ -152,12 +152,12 @@ def test_operators_that_return_nothing_are_examined_by_what_they_write() -> None
     assert found.nondeterministic == ()
 
 
-def test_a_compiled_step_is_examined_through_its_function() -> None:
+def test_environment_examines_a_compiled_step_through_its_python_function() -> None:
     found = environment(compile(mlp, backend="eager"), torch.ones(2, 2), repeats=2)
     assert "aten.mm" in [op.name for op in found.operators]
 
 
-def test_operator_of_a_backward_pass_has_no_line() -> None:
+def test_environment_reports_no_line_for_backward_operators() -> None:
     table = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
     index = torch.randint(0, 50, (4096,), generator=torch.Generator().manual_seed(0))
 

@@ -124,7 +124,7 @@ def test_gradients_pass_for_relu_max_pooling_and_frozen_parameters() -> None:
     assert "in float64" in report.rows[0].what
 
 
-def test_loss_in_float32_is_checked_within_its_rounding() -> None:
+def test_gradient_check_of_a_float32_loss_allows_for_rounding() -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
         return nn.functional.cross_entropy(model(batch["x"].float()).float(), batch["y"])
 
@@ -140,7 +140,7 @@ def test_inductor_steps_pass_within_the_default_tolerance() -> None:
     assert testing.check_compiled(made, batches, backend="inductor").passed
 
 
-def test_check_leaves_generators_as_they_were() -> None:
+def test_checks_restore_random_generators() -> None:
     def step(state: Any, batch: Any) -> Any:
         return {"w": state["w"] + torch.rand(4)}, {}
 

@@ -23,7 +23,7 @@ HERE = Path(__file__).name
 # Law 1
 
 
-def test_pure_names_operator_and_line_that_write_into_the_state() -> None:
+def test_check_pure_names_operator_and_line_that_write_into_the_state() -> None:
     def step(state: Any, batch: Any) -> Any:
         w = state["w"]
         w -= 0.1 * batch  # writes into the state
@@ -39,7 +39,7 @@ def test_pure_names_operator_and_line_that_write_into_the_state() -> None:
     assert bool((STATE["w"] == 0).all()), "the check changed the state that it was given"
 
 
-def test_pure_finds_an_entry_added_to_the_state() -> None:
+def test_check_pure_finds_an_entry_added_to_the_state() -> None:
     def step(state: Any, batch: Any) -> Any:
         state["loss"] = batch.mean()
         return {**state}, {}
@@ -48,7 +48,9 @@ def test_pure_finds_an_entry_added_to_the_state() -> None:
     assert "['loss']" in found.summary
 
 
-def test_pure_finds_batchnorm_statistics_gradients_and_attributes_of_a_captured_module() -> None:
+def test_check_pure_finds_changed_statistics_gradients_and_attributes_of_a_captured_module() -> (
+    None
+):
     model = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8))
 
     def step(state: Any, batch: Any) -> Any:
@@ -76,7 +78,7 @@ def test_pure_finds_batchnorm_statistics_gradients_and_attributes_of_a_captured_
     assert not hasattr(model, "last")
 
 
-def test_pure_finds_state_in_closures_globals_and_optimizers() -> None:
+def test_check_pure_finds_state_in_closures_globals_and_optimizers() -> None:
     history: list[Any] = []
 
     def appends(state: Any, batch: Any) -> Any:
@@ -110,7 +112,7 @@ def test_pure_finds_state_in_closures_globals_and_optimizers() -> None:
 _count = 0
 
 
-def test_pure_names_the_line_that_draws_from_a_global_generator() -> None:
+def test_check_pure_names_the_line_that_draws_from_a_global_generator() -> None:
     def step(state: Any, batch: Any) -> Any:
         noise = torch.randn(8)  # draws for the law of purity
         return {**state, "w": state["w"] + noise}, {}
@@ -122,7 +124,9 @@ def test_pure_names_the_line_that_draws_from_a_global_generator() -> None:
 
 
 @pytest.mark.parametrize("alias", [lambda w: w, lambda w: w[:4], lambda w: w.view(2, 4)])
-def test_pure_finds_outputs_that_share_memory_with_inputs(alias: Callable[[Any], Any]) -> None:
+def test_check_pure_finds_outputs_that_share_memory_with_inputs(
+    alias: Callable[[Any], Any],
+) -> None:
     def step(state: Any, batch: Any) -> Any:
         return {**{k: v.clone() for k, v in state.items()}, "old": alias(state["w"])}, {}
 
@@ -133,7 +137,7 @@ def test_pure_finds_outputs_that_share_memory_with_inputs(alias: Callable[[Any],
 # Law 2
 
 
-def test_deterministic_names_the_first_operator_whose_result_differs() -> None:
+def test_check_deterministic_names_the_first_operator_whose_result_differs() -> None:
     def step(state: Any, batch: Any) -> Any:
         h = batch.exp()
         g = h + torch.full((8,), time.perf_counter_ns() % 2**20)  # depends on the time
@@ -146,7 +150,7 @@ def test_deterministic_names_the_first_operator_whose_result_differs() -> None:
     assert found.difference.ulps is not None
 
 
-def test_deterministic_finds_state_that_grows_in_a_closure() -> None:
+def test_check_deterministic_finds_state_that_grows_in_a_closure() -> None:
     calls = []
 
     def step(state: Any, batch: Any) -> Any:
@@ -157,7 +161,7 @@ def test_deterministic_finds_state_that_grows_in_a_closure() -> None:
     assert calls == [], "the check left the closure changed"
 
 
-def test_deterministic_finds_bits_that_depend_on_the_number_of_threads() -> None:
+def test_check_deterministic_finds_bits_that_depend_on_the_number_of_threads() -> None:
     def step(state: Any, batch: Any) -> Any:
         return {"w": (batch * torch.get_num_threads()).sin()}, {}
 
@@ -190,7 +194,9 @@ def test_deterministic_finds_bits_that_depend_on_the_number_of_threads() -> None
         ),
     ],
 )
-def test_fixpoint_names_the_leaf_and_what_changes(change: Callable[[Any], Any], said: str) -> None:
+def test_check_fixpoint_names_the_leaf_whose_layout_changes(
+    change: Callable[[Any], Any], said: str
+) -> None:
     found = violation(
         testing.check_fixpoint, lambda state, batch: (change(state), {}), BATCHES, state=STATE
     )
@@ -198,7 +204,7 @@ def test_fixpoint_names_the_leaf_and_what_changes(change: Callable[[Any], Any], 
         raise found
 
 
-def test_fixpoint_finds_transposed_strides() -> None:
+def test_check_fixpoint_finds_transposed_strides() -> None:
     state = {"w": torch.zeros(3, 2)}
     found = violation(
         testing.check_fixpoint,
@@ -209,7 +215,7 @@ def test_fixpoint_finds_transposed_strides() -> None:
     assert "another strides: expected (2, 1), got (1, 3)" in found.summary
 
 
-def test_fixpoint_finds_a_branch_on_a_value_and_shows_its_line() -> None:
+def test_check_fixpoint_finds_a_branch_on_a_value_and_shows_its_line() -> None:
     def step(state: Any, batch: Any) -> Any:
         if batch.mean().item() > 0:  # branches on a value
             return {**state, "w": state["w"] + 1}, {}
@@ -235,7 +241,7 @@ class Noisy(nn.Module):
         return self.layers(x)  # type: ignore[no-any-return]
 
 
-def test_keyed_names_operator_module_and_line_of_dropout() -> None:
+def test_check_keyed_names_operator_module_and_line_of_an_unkeyed_dropout() -> None:
     model = Noisy()
 
     def step(state: Any, batch: Any) -> Any:
@@ -256,7 +262,9 @@ def test_keyed_names_operator_module_and_line_of_dropout() -> None:
         (lambda: random.random(), "the generator of Python's random functions"),
     ],
 )
-def test_keyed_names_the_line_of_other_generators(draw: Callable[[], Any], name: str) -> None:
+def test_check_keyed_names_the_line_that_draws_from_other_generators(
+    draw: Callable[[], Any], name: str
+) -> None:
     def step(state: Any, batch: Any) -> Any:
         return {**state, "w": state["w"] + torch.as_tensor(draw())}, {}
 
@@ -268,7 +276,7 @@ def test_keyed_names_the_line_of_other_generators(draw: Callable[[], Any], name:
 
 
 @pytest.mark.parametrize("kind", ["torch", "numpy", "python"])
-def test_keyed_finds_generators_that_the_step_holds(kind: str) -> None:
+def test_check_keyed_finds_generators_that_the_step_holds(kind: str) -> None:
     made: Any = {
         "torch": lambda: torch.Generator().manual_seed(0),
         "numpy": lambda: np.random.default_rng(0),
@@ -288,7 +296,7 @@ def test_keyed_finds_generators_that_the_step_holds(kind: str) -> None:
     assert HERE in str(found.line)
 
 
-def test_keyed_finds_a_key_that_is_used_and_not_replaced() -> None:
+def test_check_keyed_finds_a_key_that_is_used_and_not_replaced() -> None:
     key = ftrain.random.key(0)
 
     def step(state: Any, batch: Any) -> Any:

@@ -22,7 +22,7 @@ HERE = Path(__file__).name
 # Compiled
 
 
-def test_compiled_names_the_operator_that_has_burnt_in_a_python_number() -> None:
+def test_check_compiled_names_the_operator_with_a_python_number_fixed_at_trace_time() -> None:
     rates = iter([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8])
 
     def step(state: Any, batch: Any) -> Any:
@@ -34,7 +34,7 @@ def test_compiled_names_the_operator_that_has_burnt_in_a_python_number() -> None
     assert line_with(__file__, "a number that changes") in str(found.line)
 
 
-def test_compiled_compares_norms_within_the_tolerance_that_is_given() -> None:
+def test_check_compiled_compares_norms_within_the_given_tolerance() -> None:
     calls = []
 
     def fn(x: torch.Tensor) -> torch.Tensor:
@@ -49,7 +49,7 @@ def test_compiled_compares_norms_within_the_tolerance_that_is_given() -> None:
 # Exceptions
 
 
-def test_exception_safety_names_the_operator_after_which_the_module_stays_changed() -> None:
+def test_check_exception_safety_names_the_operator_after_which_the_module_stays_changed() -> None:
     model = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
 
     def step(state: Any, batch: Any) -> Any:
@@ -68,7 +68,7 @@ def test_exception_safety_names_the_operator_after_which_the_module_stays_change
     )
 
 
-def test_exception_safety_finds_generators_and_modes_that_are_not_restored() -> None:
+def test_check_exception_safety_finds_generators_and_modes_that_are_not_restored() -> None:
     def seeds(state: Any, batch: Any) -> Any:
         before = torch.get_rng_state()
         torch.manual_seed(1234)
@@ -92,7 +92,7 @@ def test_exception_safety_finds_generators_and_modes_that_are_not_restored() -> 
     assert "left the grad mode changed" in found.summary
 
 
-def test_exception_safety_reaches_operators_of_the_backward_pass() -> None:
+def test_check_exception_safety_raises_at_operators_of_the_backward_pass_too() -> None:
     model = nn.Linear(8, 8)
 
     def step(state: Any, batch: Any) -> Any:
@@ -108,7 +108,7 @@ def test_exception_safety_reaches_operators_of_the_backward_pass() -> None:
     assert str(found.line).endswith("(in the backward pass)")
 
 
-def test_exception_safety_finds_an_input_that_is_written_to_and_written_back() -> None:
+def test_check_exception_safety_finds_an_input_that_is_changed_temporarily() -> None:
     def step(state: Any, batch: Any) -> Any:
         state["w"].add_(batch)
         loss = state["w"].exp().sum()  # the state is still changed
@@ -120,7 +120,7 @@ def test_exception_safety_finds_an_input_that_is_written_to_and_written_back() -
     assert line_with(__file__, "the state is still changed") in str(found.line)
 
 
-def test_exception_safety_states_the_number_of_operators_in_a_sample() -> None:
+def test_check_exception_safety_reports_how_many_operators_it_sampled() -> None:
     def step(state: Any, batch: Any) -> Any:
         w = state["w"]
         for _ in range(30):
@@ -136,7 +136,7 @@ def test_exception_safety_states_the_number_of_operators_in_a_sample() -> None:
 # Law 11
 
 
-def test_gradients_name_the_parameter_whose_gradient_is_cut() -> None:
+def test_check_gradients_names_the_parameter_that_is_detached_from_the_loss() -> None:
     class Cut(nn.Module):
         """Network whose second layer is cut from the graph by mistake."""
 
@@ -157,7 +157,7 @@ def test_gradients_name_the_parameter_whose_gradient_is_cut() -> None:
     assert found.difference.got != found.difference.expected
 
 
-def test_gradient_check_finds_a_wrong_backward_of_a_function() -> None:
+def test_check_gradients_finds_a_wrong_backward_of_an_autograd_function() -> None:
     class Square(torch.autograd.Function):
         """Square whose backward forgets a factor."""
 

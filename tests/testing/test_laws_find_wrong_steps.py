@@ -38,7 +38,7 @@ def masked_batches() -> list[Any]:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_accumulation_finds_a_mean_of_means_under_dropout(accumulate: int) -> None:
+def test_check_accumulation_finds_a_mean_of_means_under_dropout(accumulate: int) -> None:
     def steps(loss_fn: Any) -> Any:
         return ftrain.make_steps(
             lambda: nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.5), nn.Linear(8, 2)),
@@ -54,7 +54,7 @@ def test_accumulation_finds_a_mean_of_means_under_dropout(accumulate: int) -> No
     assert "2 unequal micro-batches" in str(report)
 
 
-def test_accumulation_compares_a_step_of_ones_own() -> None:
+def test_check_accumulation_accepts_a_custom_step() -> None:
     def step(state: Any, batch: Any) -> Any:
         return {"w": state["w"] - 0.1 * batch.mean(0)}, {}
 
@@ -87,7 +87,7 @@ def test_accumulation_compares_a_step_of_ones_own() -> None:
         (lambda s, b, ok: {**s, "m": 0.9 * s["m"]}, r"at \['m'\]"),
     ],
 )
-def test_skip_names_the_leaf_that_a_skipped_step_changes(change: Any, said: str) -> None:
+def test_check_skip_names_the_leaf_that_a_skipped_step_changes(change: Any, said: str) -> None:
     def step(state: Any, batch: Any) -> Any:
         ok = batch.isfinite().all()
         good = {"w": state["w"] - batch, "n": state["n"] + 1, "m": 0.9 * state["m"] + batch}
@@ -103,7 +103,7 @@ def test_skip_names_the_leaf_that_a_skipped_step_changes(change: Any, said: str)
     assert found.difference.count >= 1
 
 
-def test_skip_finds_a_step_that_is_not_skipped_and_a_poison_without_effect() -> None:
+def test_check_skip_finds_a_step_that_is_not_skipped_and_a_poison_without_effect() -> None:
     def step(state: Any, batch: Any) -> Any:
         return dict(state), {"skipped": torch.tensor(0)}
 
@@ -117,7 +117,7 @@ def test_skip_finds_a_step_that_is_not_skipped_and_a_poison_without_effect() -> 
 # Law 7
 
 
-def test_resume_finds_state_outside_of_the_checkpoint() -> None:
+def test_check_resume_finds_state_outside_of_the_checkpoint() -> None:
     weight = torch.zeros(8)
     built: list[Any] = []
 
@@ -141,7 +141,7 @@ def test_resume_finds_state_outside_of_the_checkpoint() -> None:
         (lambda s, b: ({**s, "m": s["w"] * 1}, {}), "cannot be loaded into an initial state"),
     ],
 )
-def test_resume_finds_states_that_no_checkpoint_restores(step: Any, said: str) -> None:
+def test_check_resume_finds_states_that_no_checkpoint_restores(step: Any, said: str) -> None:
     found = violation(testing.check_resume, step, BATCHES, state={"w": torch.zeros(8)})
     assert said in found.summary
     assert "before step 1" in found.summary
@@ -150,7 +150,7 @@ def test_resume_finds_states_that_no_checkpoint_restores(step: Any, said: str) -
 # Law 8
 
 
-def test_vmap_finds_steps_that_mix_rows_or_cannot_be_mapped() -> None:
+def test_check_vmap_finds_steps_that_mix_rows_or_cannot_be_mapped() -> None:
     def mixes(state: Any, batch: Any) -> Any:
         return {"w": state["w"] + batch}, {"loss": torch.tensor(0.0)}
 
@@ -168,7 +168,7 @@ def test_vmap_finds_steps_that_mix_rows_or_cannot_be_mapped() -> None:
     assert line_with(__file__, "writes a mapped tensor") in str(found.line)
 
 
-def test_vmap_of_a_function_finds_a_row_that_differs() -> None:
+def test_check_vmap_of_a_function_finds_a_row_that_differs() -> None:
     class Rows(torch.autograd.Function):
         """Function whose rule for vmap sums over the rows."""
 
@@ -191,7 +191,7 @@ def test_vmap_of_a_function_finds_a_row_that_differs() -> None:
 # Law 9
 
 
-def test_donation_finds_a_state_whose_leaves_share_memory() -> None:
+def test_check_donation_finds_a_state_whose_leaves_share_memory() -> None:
     w = torch.zeros(8)
 
     def step(state: Any, batch: Any) -> Any:
@@ -205,7 +205,7 @@ def test_donation_finds_a_state_whose_leaves_share_memory() -> None:
 # Law 10
 
 
-def test_evaluation_finds_weights_that_are_swapped_in_and_not_back() -> None:
+def test_check_evaluation_finds_swapped_weights_that_are_not_restored() -> None:
     model = nn.Linear(8, 8)
 
     def step(state: Any, batch: Any) -> Any:
@@ -223,7 +223,7 @@ def test_evaluation_finds_weights_that_are_swapped_in_and_not_back() -> None:
     assert line_with(__file__, "not swapped back") in str(found.line)
 
 
-def test_evaluation_finds_state_that_purity_does_not_see() -> None:
+def test_check_evaluation_finds_state_that_check_pure_misses() -> None:
     flags = _Slots()
 
     def step(state: Any, batch: Any) -> Any:

@@ -61,12 +61,12 @@ def test_correct_steps_with_unusual_leaves_pass_every_law(step: Any, state: Any)
     ]
 
 
-def test_vmap_leaves_text_in_a_state_as_it_is() -> None:
+def test_check_vmap_accepts_a_state_that_contains_text() -> None:
     state = {"w": torch.ones(4), "name": "run"}
     assert testing.check_vmap(of_dict, BATCHES, state=state).passed
 
 
-def test_vmap_finds_a_wrong_complex_leaf() -> None:
+def test_check_vmap_finds_a_wrong_complex_leaf() -> None:
     def step(state: Any, batch: Any) -> Any:
         return {"c": state["c"] * torch.complex(batch, batch).sum()}, {}
 
@@ -80,14 +80,14 @@ def test_vmap_finds_a_wrong_complex_leaf() -> None:
         testing.check_vmap(mixing, BATCHES, state=state)
 
 
-def test_close_norm_compares_imaginary_parts() -> None:
+def test_assert_close_norm_compares_imaginary_parts() -> None:
     one = torch.tensor([1 + 1j])
     testing.assert_close_norm(one, one * (1 + 1e-7), 1e-6)
     with pytest.raises(AssertionError, match="relative distance"):
         testing.assert_close_norm(one, one.conj(), 1e-3)
 
 
-def test_skip_finds_a_step_whose_only_sign_of_a_nan_is_a_python_metric() -> None:
+def test_check_skip_accepts_a_python_metric_as_proof_of_a_non_finite_batch() -> None:
     def step(state: Any, batch: Any) -> Any:
         good = batch.isfinite().all()
         new = {"w": sgd(state["w"], batch), "count": state["count"] + 1}
@@ -105,7 +105,7 @@ class Sample:
         self.x = x
 
 
-def test_objects_with_tensors_are_compared_by_their_bytes() -> None:
+def test_checks_compare_objects_with_tensors_by_their_bytes() -> None:
     def step(state: Any, batch: Any) -> Any:
         return {"w": sgd(state["w"], batch.x)}, {"batch": copy.deepcopy(batch)}
 
@@ -120,7 +120,7 @@ def test_objects_with_tensors_are_compared_by_their_bytes() -> None:
         testing.check_pure(writes, batches, state=state)
 
 
-def test_generators_and_modules_in_a_state_are_compared_by_their_contents() -> None:
+def test_checks_compare_generators_and_modules_in_a_state_by_their_contents() -> None:
     def draws(state: Any, batch: Any) -> Any:
         generator = state["g"].clone_state()
         return {"w": torch.randn(4, generator=generator), "g": generator}, {}
@@ -147,7 +147,7 @@ def test_generators_and_modules_in_a_state_are_compared_by_their_contents() -> N
         testing.check_pure(advances, BATCHES, state=state)
 
 
-def test_steps_that_torch_compiled_are_pure() -> None:
+def test_check_pure_passes_on_steps_compiled_by_torch() -> None:
     loss = torch.compile(lambda w, batch: (batch @ w).square().mean(), backend="eager")
 
     def step(state: Any, batch: Any) -> Any:
@@ -159,7 +159,7 @@ def test_steps_that_torch_compiled_are_pure() -> None:
     torch._dynamo.reset()
 
 
-def test_pure_names_an_object_with_slots() -> None:
+def test_check_pure_names_an_object_with_slots() -> None:
     class Step:
         __slots__ = ("n",)
 

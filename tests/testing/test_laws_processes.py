@@ -31,7 +31,7 @@ def test_steps_in_a_global_variable_have_the_same_bits_in_a_new_process() -> Non
     assert report.rows[-1].what == "resumed in a new process"
 
 
-def test_deterministic_finds_bits_that_depend_on_the_hash_seed() -> None:
+def test_check_deterministic_finds_bits_that_depend_on_the_hash_seed() -> None:
     step = importable.by_hash
     batches = [torch.ones(3)]
     testing.check_deterministic(step, batches, state=STATE)
@@ -45,7 +45,7 @@ def test_deterministic_finds_bits_that_depend_on_the_hash_seed() -> None:
     assert "importable.py" in str(e.value.line)
 
 
-def test_resume_in_a_new_process_finds_state_that_one_process_hides() -> None:
+def test_check_resume_in_a_new_process_finds_state_that_one_process_hides() -> None:
     batches = [torch.ones(3), torch.arange(3.0) * 2]
     importable.ONCE["mean"] = batches[0].mean()
     try:

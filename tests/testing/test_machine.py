@@ -56,15 +56,15 @@ def counter_example(machine: type[TrainingMachine], **options: int) -> tuple[str
     [good, lambda: make_steps(network, loss_fn, optim.sgd(0.1), precision="16-mixed")],
     ids=["adamw", "dropout and loss scale"],
 )
-def test_machine_passes_on_steps_of_make_steps(steps) -> None:
+def test_training_machine_passes_on_steps_of_make_steps(steps) -> None:
     run(training_machine(steps, BATCHES), examples=5)
 
 
-def test_machine_passes_when_micro_batches_are_switched() -> None:
+def test_training_machine_passes_when_the_number_of_micro_batches_changes() -> None:
     run(training_machine(good, BATCHES, accumulates=(1, 2, 3)), examples=6)
 
 
-def test_machine_passes_when_workers_of_a_loader_are_switched() -> None:
+def test_training_machine_passes_when_the_number_of_loader_workers_changes() -> None:
     loader = data.Loader(
         {"x": X, "y": X.sum(1, keepdim=True)}, batch_size=2, seed=1, start_method="fork"
     )
@@ -88,7 +88,7 @@ def forgetful() -> Steps:
     return Steps(init_state, train_step, None)
 
 
-def test_machine_finds_an_optimizer_that_forgets_its_step_at_resume() -> None:
+def test_training_machine_finds_an_optimizer_that_forgets_its_step_at_resume() -> None:
     machine = training_machine(forgetful, BATCHES, donates=False, has_nan_batches=False)
     message, rules = counter_example(machine)
     assert rules in (
@@ -115,14 +115,14 @@ def remembering() -> Steps:
     return Steps(init_state, train_step, None)
 
 
-def test_machine_finds_what_only_a_crash_loses() -> None:
+def test_training_machine_finds_state_that_only_a_crash_loses() -> None:
     machine = training_machine(remembering, BATCHES, donates=False, has_nan_batches=False)
     message, rules = counter_example(machine, examples=200)
     assert rules == ["step", "save", "crash", "step"]
     assert "['w'] at (0, 0)" in message
 
 
-def test_machine_finds_a_checkpoint_without_the_optimizer_state() -> None:
+def test_training_machine_finds_a_checkpoint_without_the_optimizer_state() -> None:
     class Machine(TrainingMachine):
         donates = False
 
@@ -148,7 +148,7 @@ def test_machine_finds_a_checkpoint_without_the_optimizer_state() -> None:
     assert ".rng" in message or ".opt_state" in message
 
 
-def test_machine_finds_an_evaluation_that_trains() -> None:
+def test_training_machine_finds_an_evaluation_that_trains() -> None:
     def steps() -> Steps:
         init_state, train_step, eval_step = good()
 
@@ -164,7 +164,7 @@ def test_machine_finds_an_evaluation_that_trains() -> None:
     assert ".params['weight']" in message
 
 
-def test_machine_finds_a_skipped_step_that_moves_the_optimizer() -> None:
+def test_training_machine_finds_a_skipped_step_that_changes_the_optimizer_state() -> None:
     def steps() -> Steps:
         init_state, train_step, eval_step = good()
 
@@ -179,7 +179,7 @@ def test_machine_finds_a_skipped_step_that_moves_the_optimizer() -> None:
     assert "a skipped step changed state.step" in message
 
 
-def test_machine_finds_a_mean_of_means() -> None:
+def test_training_machine_finds_a_mean_of_means() -> None:
     mask = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 0.0])
 
     def steps(right: bool, accumulate: int) -> Steps:
@@ -202,7 +202,7 @@ def test_machine_finds_a_mean_of_means() -> None:
     assert "Mean(total, weight)" in message
 
 
-def test_machine_finds_a_loader_whose_order_depends_on_workers() -> None:
+def test_training_machine_finds_a_loader_whose_order_depends_on_workers() -> None:
     class Racing(data.Loader):
         def batches(self, cursor: Any = None, epochs: Any = 1) -> Any:
             for batch, after in super().batches(cursor, epochs):

@@ -76,7 +76,7 @@ def test_plugin_imports_neither_torch_nor_hypothesis() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_subject_is_the_marker_when_nothing_else_of_testing_was_imported() -> None:
+def test_testing_subject_is_the_marker_function_after_only_the_plugin_was_imported() -> None:
     script = (
         "import ftrain.testing.plugin\n"  # as pytest does, before any test module
         "from ftrain.testing import subject\n"
@@ -93,7 +93,7 @@ def test_laws_are_not_checked_without_the_option(pytester) -> None:
     run(pytester).assert_outcomes(passed=1)
 
 
-def test_laws_of_each_subject_are_an_item_and_a_violation_shows_its_message(pytester) -> None:
+def test_each_subject_is_one_test_item_whose_failure_shows_the_violation(pytester) -> None:
     pytester.makepyfile(test_two=MODEL + GOOD + IMPURE)
     result = run(pytester, "--ftrain-laws", "-rA")
     result.assert_outcomes(passed=1, failed=1)
@@ -131,7 +131,7 @@ def test_steps_without_batches_fail_with_the_remedy(pytester) -> None:
     result.stdout.fnmatch_lines(["*expected a sequence `batches` beside these Steps*"])
 
 
-def test_subject_that_returns_no_pair_fails_with_the_remedy(pytester) -> None:
+def test_subject_that_does_not_return_a_pair_fails_with_the_remedy(pytester) -> None:
     pytester.makepyfile(MODEL + "@subject\ndef wrong():\n    return 3\n")
     result = run(pytester, "--ftrain-laws")
     result.assert_outcomes(failed=1)
@@ -173,7 +173,7 @@ def test_ini_option_refuses_modules_without_subjects(pytester, entry, message) -
     result.stderr.fnmatch_lines([message])
 
 
-def test_key_fixture_depends_on_the_test_alone(pytester) -> None:
+def test_key_fixture_depends_only_on_the_name_of_the_test(pytester) -> None:
     pytester.makepyfile(
         test_seven="""
         keys = []
@@ -234,7 +234,7 @@ def test_isolated_fixture_fails_a_test_that_changes_global_state(pytester) -> No
     )
 
 
-def test_public_names_are_those_of_no_module_which_an_import_would_put_in_their_place() -> None:
+def test_no_public_name_of_testing_is_also_the_name_of_a_submodule() -> None:
     folder = Path(testing.__file__).parent
     modules = {path.stem for path in folder.iterdir()} - {"machine", "strategies"}
     assert not modules & {*testing.__all__}

@@ -13,7 +13,7 @@ VIOLATED = Report("keyed", False, (), 1.5, "step draws\nfrom a generator")
 SKIPPED = Report("vmap", False, (), 0.0, "no states", applies=False)
 
 
-def test_reports_print_one_aligned_line_a_law() -> None:
+def test_reports_print_one_aligned_line_per_law() -> None:
     reports = Reports((PASSED, VIOLATED, SKIPPED), 1.75)
     assert str(reports).splitlines() == [
         "pure   passed       0.25 s  inputs same bytes (3 leaves, 40 bytes)",
@@ -35,7 +35,7 @@ def test_report_is_a_frozen_value() -> None:
     assert str(VIOLATED) == "keyed: violated in 1.50 s\n  step draws\nfrom a generator"
 
 
-def test_violation_lists_only_what_is_known() -> None:
+def test_violation_message_omits_unknown_fields() -> None:
     found = LawViolation(
         "pure",
         "an input changed",

@@ -97,7 +97,7 @@ def test_tensors_shrink_to_zeros_of_few_elements() -> None:
     assert smallest(strategies.tensors(), lambda x: bool((x > 1).any())).tolist() == 2.0
 
 
-def test_strides_any_draws_every_layout_and_shrinks_to_the_plain_one() -> None:
+def test_strides_any_draws_every_layout_and_shrinks_to_the_contiguous_one() -> None:
     drawn = strategies.tensors((2, 3), strides="any")
     assert smallest(drawn).stride() == (3, 1)
     transposed = smallest(drawn, lambda x: x.stride(0) < x.stride(1))
@@ -137,7 +137,7 @@ def test_trees_have_every_kind_of_container_and_shrink_to_one_node(kind) -> None
     assert found == small[kind]
 
 
-def test_trees_shrink_to_the_path_that_matters() -> None:
+def test_trees_shrink_to_the_path_that_fails() -> None:
     found = smallest(
         strategies.trees(st.integers(0, 9)),
         lambda drawn: ("['a'][0]", 3) in zip(tree.paths(drawn), tree.leaves(drawn), strict=True),
@@ -159,7 +159,7 @@ def test_batches_have_the_structure_and_value_range_of_the_example(batch) -> Non
 
 
 @given(strategies.batches({"mask": torch.ones(3, 4, dtype=torch.bool)}, weight="['mask']"))
-def test_masks_are_ragged_ones_then_zeros_in_each_row(batch) -> None:
+def test_ragged_weights_are_ones_then_zeros_in_each_row(batch) -> None:
     counts = batch["mask"].sum(1)
     assert torch.equal(batch["mask"], torch.arange(4) < counts[:, None])
     assert counts.sum() > 0
@@ -226,7 +226,7 @@ def test_network_freezes_layers() -> None:
     "layer",
     ["conv", "layer 1 again", "linear tied to 1", "tanh tied to 0", "frozen", "layer x again"],
 )
-def test_network_refuses_a_layer_that_it_does_not_know(layer) -> None:
+def test_network_refuses_an_unknown_layer(layer) -> None:
     with pytest.raises(ValueError, match=r"layers\[1\]: expected a name"):
         Network(("tanh", layer))
 
@@ -241,7 +241,7 @@ def test_network_refuses_a_layer_that_it_does_not_know(layer) -> None:
         (lambda layers: any("tied" in each for each in layers), ("linear", "linear tied to 0")),
     ],
 )
-def test_modules_shrink_to_the_layer_that_matters(condition, layers) -> None:
+def test_modules_shrink_to_the_layer_that_fails(condition, layers) -> None:
     found = smallest(strategies.modules(), lambda network: condition(network.layers))
     assert found == Network(layers)
 
@@ -289,7 +289,7 @@ def test_states_shrink_to_the_initial_state_and_reach_later_ones() -> None:
     assert tree.digest(found.rng) != tree.digest(steps.init_state(3).rng)
 
 
-def test_states_refuse_what_is_no_steps() -> None:
+def test_states_strategy_refuses_an_argument_that_is_not_steps() -> None:
     with pytest.raises(TypeError, match="steps: expected init_state"):
         strategies.states(3)
 

@@ -27,7 +27,7 @@ SETTINGS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_pure_finds_a_changed_setting_and_restores_it(name: str) -> None:
+def test_check_pure_finds_a_changed_setting_and_restores_it(name: str) -> None:
     def step(state: Any, batch: Any) -> Any:
         new = {"w": state["w"] + batch}
         SETTINGS[name]()

@@ -245,7 +245,7 @@ def test_an_unknown_metric_is_refused_at_step_0_for_eval_and_after_the_first_win
     assert not evaluated
 
 
-def test_an_unknown_metric_of_a_stream_is_refused_at_the_first_evaluation() -> None:
+def test_an_unknown_metric_is_refused_at_the_first_evaluation_if_eval_data_is_a_stream() -> None:
     made = trainer(callbacks.EarlyStopping(3, monitor="eval/acuracy"))
     with pytest.raises(ValueError, match="unknown metric") as error:
         made.fit(STEPS.init_state(0), train_data(), data.Stream(list(eval_data())), epochs=3)
@@ -300,7 +300,7 @@ def test_every_metric_of_a_run_can_be_monitored(monitor: str) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
-def test_a_metric_that_reads_its_tensors_as_python_numbers_is_accepted() -> None:
+def test_a_metric_whose_value_reads_tensors_on_the_host_can_be_monitored() -> None:
     """The metrics are inspected by running a compiled step on tensors without values."""
 
     class Read(NamedTuple):

@@ -95,7 +95,7 @@ class Colour(enum.Enum):
     ],
     ids=lambda option: type(option).__name__,
 )
-def test_options_of_plain_values_identify_a_callback_completely(option: Any) -> None:
+def test_attributes_that_are_plain_values_identify_a_callback_completely(option: Any) -> None:
     (each,) = named([Kept(option=option)])
     assert each.options.whole
     (each,) = named([EarlyStopping(3)])

@@ -25,7 +25,9 @@ def fit(folder: pathlib.Path, resume: bool = False, max_steps: int = 8) -> list[
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def test_digest_rows_stand_at_their_steps_and_hold_the_digests(tmp_path: pathlib.Path) -> None:
+def test_digest_rows_contain_the_digests_of_state_and_batch_at_every_nth_step(
+    tmp_path: pathlib.Path,
+) -> None:
     rows = [row for row in fit(tmp_path) if row["split"] == "digest"]
     assert [row["step"] for row in rows] == [0, 3, 6]
     assert "torch" in rows[0]["environment"]

@@ -51,7 +51,9 @@ def options_of(told: Told, name: str) -> list[dict[str, Any]]:
     return [options for called, _, options in told if called == name]
 
 
-def test_tensorboard_gets_each_row_once_over_a_resume(told: Told, tmp_path: pathlib.Path) -> None:
+def test_tensorboard_gets_each_row_once_in_an_interrupted_and_resumed_run(
+    told: Told, tmp_path: pathlib.Path
+) -> None:
     for end in (7, 9):
         logger = callbacks.TensorBoardLogger(tmp_path / "tb")
         fit(trainer(logger, store=tmp_path / "store"), max_steps=end, resume="auto")

@@ -223,7 +223,7 @@ OPTIONS = st.dictionaries(
 
 @given(options=st.lists(OPTIONS, min_size=1, max_size=5), data=st.data())
 @settings(max_examples=100)
-def test_each_callback_receives_the_state_of_one_with_equal_options(
+def test_each_callback_receives_the_saved_state_of_one_with_equal_attributes(
     options: list[Any], data: Any
 ) -> None:
     """In any order; one with changed options receives the remaining state or an error."""

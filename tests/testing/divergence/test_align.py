@@ -31,19 +31,19 @@ def test_alignment_covers_both_sequences_in_order_and_pairs_equal_names(one: str
 
 
 @given(sequences)
-def test_equal_sequences_are_aligned_whole(names: str) -> None:
+def test_equal_sequences_are_aligned_completely(names: str) -> None:
     alignment = align(operators(names, "a"), operators(names, "b"))
     assert alignment.pairs == tuple((i, i) for i in range(len(names)))
     assert alignment.gaps == ()
 
 
-def test_operator_in_between_is_a_gap() -> None:
+def test_inserted_operator_is_a_gap_of_the_alignment() -> None:
     alignment = align(operators("abcd"), operators("abxcd", "other "))
     assert alignment.gaps == (Gap(range(2, 2), range(2, 3)),)
     assert alignment.rows()[2:4] == [(None, 2), (2, 3)]
 
 
-def test_line_decides_between_operators_of_one_name() -> None:
+def test_operators_of_one_name_are_aligned_by_their_source_lines() -> None:
     a = operators("a")
     b = [*operators("a", "other "), *a]
     assert align(a, b).pairs == ((0, 1),)

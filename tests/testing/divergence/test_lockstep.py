@@ -44,7 +44,7 @@ def test_one_ulp_in_a_leaf_is_reported_with_index_and_distance() -> None:
     assert found.b.endswith("1 of 6 elements differ")
 
 
-def test_divergence_by_another_argument_shows_the_operators_inputs() -> None:
+def test_divergence_of_an_operator_with_different_arguments_shows_both_arguments() -> None:
     def step(state: Tree, batch: Tree) -> Tree:
         return state - torch.clamp(batch, max=1.0).mul(0.5), {}
 
@@ -60,7 +60,7 @@ def test_divergence_by_another_argument_shows_the_operators_inputs() -> None:
     assert found.ulps == 2**23
 
 
-def test_inputs_of_an_operator_that_writes_are_those_before_it() -> None:
+def test_recorded_inputs_of_an_in_place_operator_are_those_before_the_write() -> None:
     def step(state: Tree, batch: Tree) -> Tree:
         return (state * batch).add_(1.0), {}
 
@@ -73,7 +73,7 @@ def test_inputs_of_an_operator_that_writes_are_those_before_it() -> None:
     assert found.cause == "its arguments differ: (_, 1.0) in A, (_, 2.0) in B"
 
 
-def test_operator_without_a_derivative_does_not_take_the_place_of_the_one_before() -> None:
+def test_backward_operators_are_located_at_the_operator_with_the_derivative() -> None:
     def loss_fn(model: nn.Module, batch: torch.Tensor) -> Tree:
         out = model(batch).exp()
         largest = out.detach().amax()
@@ -87,7 +87,7 @@ def test_operator_without_a_derivative_does_not_take_the_place_of_the_one_before
     assert lines["aten.mul.Tensor"].endswith("out = model(batch).exp()")
 
 
-def test_recomputed_region_has_the_places_of_its_first_run() -> None:
+def test_operators_of_a_recomputed_region_have_the_locations_of_the_first_run() -> None:
     class Region(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -106,7 +106,7 @@ def test_recomputed_region_has_the_places_of_its_first_run() -> None:
     assert (places[0].module, places[0].backward) == ("Region.inner", False)
 
 
-def test_backward_operator_has_the_place_of_its_forward_operator() -> None:
+def test_backward_operator_has_the_location_of_its_forward_operator() -> None:
     eager = record(steps().train_step, steps().init_state(0), batches()[:1])
     compiled = record(
         ftrain.compile(steps().train_step, backend="eager"), steps().init_state(0), batches()[:1]
@@ -122,14 +122,14 @@ def test_backward_operator_has_the_place_of_its_forward_operator() -> None:
         assert tanh.place.line.endswith("in forward: h = self.norm(h).tanh()")
 
 
-def test_other_number_of_micro_batches_says_that_sequences_differ() -> None:
+def test_divergence_notes_different_operator_sequences_for_different_micro_batches() -> None:
     one, two = (steps(accumulate=k) for k in (1, 2))
     found = first_divergence(one, two, one.init_state(0), batches()[:1])
     assert found is not None
     assert any("the sequences of operators differ" in note for note in found.notes)
 
 
-def test_another_key_is_found_at_the_operator_that_changes_it() -> None:
+def test_divergence_by_a_changed_key_is_located_at_the_operator_that_changes_it() -> None:
     variant = steps()
     state = variant.init_state(0)
 
@@ -179,7 +179,7 @@ def test_step_of_torch_compile_is_recorded_through_its_function() -> None:
     assert compare_traces(trace, record(step, torch.zeros(2), [torch.ones(2)])) is None
 
 
-def test_captured_tensor_of_a_compiled_step_keeps_its_current_value() -> None:
+def test_compiled_step_is_compared_with_the_current_value_of_a_captured_tensor() -> None:
     scale = torch.tensor([2.0, 3.0])
 
     def step(state: Tree, batch: Tree) -> Tree:
@@ -191,7 +191,7 @@ def test_captured_tensor_of_a_compiled_step_keeps_its_current_value() -> None:
     assert first_divergence(step, compiled, torch.zeros(2), [torch.ones(2)] * 2) is None
 
 
-def test_machine_code_that_sums_in_another_order_is_found_in_its_operator() -> None:
+def test_compiled_code_that_sums_in_another_order_is_located_at_its_operator() -> None:
     def step(state: Tree, batch: Tree) -> Tree:
         return state + batch.tanh().sum(), {}
 
@@ -206,7 +206,7 @@ def test_machine_code_that_sums_in_another_order_is_found_in_its_operator() -> N
     assert any("machine code of B: aten." in note for note in found.notes)
 
 
-def test_shared_module_called_twice_has_one_path() -> None:
+def test_module_with_two_names_is_located_by_the_first_one() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -228,7 +228,7 @@ def test_argument_that_is_not_a_step_is_refused(bad: Any) -> None:
         first_divergence(lambda s, b: (s, {}), bad, torch.zeros(1), [])
 
 
-def test_step_that_returns_no_pair_is_refused() -> None:
+def test_step_that_does_not_return_a_pair_is_refused() -> None:
     with pytest.raises(TypeError, match="expected a function that returns"):
         record(lambda state, batch: state, torch.zeros(1), [torch.ones(1)])
 

@@ -86,7 +86,7 @@ def test_planted_difference_is_located_across_processes(folder: pathlib.Path, na
     assert planted.cause in found.cause
 
 
-def test_every_variant_is_expected_to_differ_or_to_agree() -> None:
+def test_every_variant_has_a_test_that_it_differs_or_agrees() -> None:
     assert {*PLANTED, "base", "again", "plain_sum", "compiled"} == {*VARIANTS}
 
 

@@ -34,7 +34,7 @@ def test_sketches_estimate_the_distance_of_two_tensors(n: int, seed: int, size: 
     assert 0.02 * exact < found < 4 * exact
 
 
-def test_one_changed_element_has_its_exact_distance() -> None:
+def test_distance_of_tensors_that_differ_in_one_element_is_exact() -> None:
     a = torch.ones(5000)
     b = a.clone()
     b[4321] = 1.5
@@ -116,7 +116,7 @@ def test_trace_of_another_format_is_refused(tmp_path: pathlib.Path) -> None:
         Trace.load(tmp_path / "b.trace")
 
 
-def test_steps_chooses_the_recorded_operators_and_first_step_the_numbers() -> None:
+def test_record_records_operators_of_the_given_steps_and_counts_from_first_step() -> None:
     trace = record(step, torch.zeros(2), [torch.ones(2)] * 3, steps=[52], first_step=51)
     assert [(each.step, each.operators is None) for each in trace.steps] == [
         (51, True),

@@ -29,7 +29,7 @@ def named(found: list[Any]) -> Any:
 
 
 @named(entries.BROKEN)
-def test_law_finds_the_mistake_and_says_how_to_mend_it(entry: entries.Broken) -> None:
+def test_law_check_finds_the_mistake_and_names_its_remedy(entry: entries.Broken) -> None:
     with pytest.raises(testing.LawViolation) as raised:
         run(entry.law, entry.make())
     assert raised.value.law == entry.law
@@ -38,7 +38,7 @@ def test_law_finds_the_mistake_and_says_how_to_mend_it(entry: entries.Broken) ->
 
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
 @named([entry for entry in entries.BROKEN if entry.compiled])
-def test_mistake_is_found_in_a_compiled_step(entry: entries.Broken) -> None:
+def test_law_check_finds_the_mistake_in_a_compiled_step(entry: entries.Broken) -> None:
     with pytest.raises((testing.LawViolation, *REFUSALS)) as raised:
         run(entry.compiled_law, compiled(entry.make()))
     assert_says(str(raised.value), entry.compiled)
@@ -81,7 +81,7 @@ def compiled(case: entries.Case) -> entries.Case:
     return case._replace(subject=compile(subject))
 
 
-def test_gallery_is_large_and_says_where_each_mistake_was_seen() -> None:
+def test_gallery_is_large_and_links_the_source_of_each_mistake() -> None:
     assert len(entries.BROKEN) >= 40
     assert len(entries.CORRECT) >= 20
     assert sum(bool(entry.compiled) for entry in entries.BROKEN) * 3 >= len(entries.BROKEN)
