@@ -64,7 +64,7 @@ def in_order(actions: Iterable[Action]) -> tuple[Action, ...]:
 
 
 def applied(state: LoopState, action: Action) -> LoopState:
-    """Return the state after `Replace`, `Accumulate` or `Stop`, which change nothing but the state.
+    """Return the state after an action that changes only the state: `Replace`, `Accumulate` or `Stop`.
 
     Raises:
         ValueError: the training state of a `Replace` has another structure.
@@ -84,7 +84,7 @@ def applied(state: LoopState, action: Action) -> LoopState:
 
 
 def endless_requests(state: LoopState) -> RuntimeError:
-    """Return the error for callbacks that request over `MOST_ROUNDS` actions after one step."""
+    """Return the error for callbacks that keep requesting actions in response to their own actions."""
     return RuntimeError(
         f"callbacks: expected at most {MOST_ROUNDS} rounds of requested actions after step "
         f"{state.progress.step}, got more; pending: {list(state.pending[:3])}. Fix the callback that "
@@ -95,7 +95,7 @@ def endless_requests(state: LoopState) -> RuntimeError:
 def rows_to_log(
     actions: Iterable[Action],
 ) -> tuple[dict[str, dict[str, float]], list[tuple[str, str]]]:
-    """Return the rows of `Log` actions by split, and each `(split, name)` with conflicting values.
+    """Merge `Log` actions into one row per split; also return the names with conflicting values.
 
     The later of two values is in the row.
     """
@@ -121,7 +121,7 @@ def begin_epoch(state: LoopState) -> LoopState:
 
 
 def as_saved(state: LoopState) -> LoopState:
-    """Return the state to save between two steps, which is the same at any moment between them."""
+    """Return the state to save, with metrics read and only evaluations and saves pending."""
     state = read_metrics(state)
     pending = tuple(each for each in state.pending if isinstance(each, (Evaluate, Save)))
     return begin_epoch(
@@ -148,7 +148,7 @@ def as_saved_after_failure(state: LoopState) -> LoopState:
 
 
 def note_unreadable_metrics(error: Exception, state: LoopState) -> None:
-    """Add a note to the error of a failed run if the checkpoint will lack metrics of the state."""
+    """Add a note to the error of a failed run if its latest metrics cannot be read and saved."""
     if not _is_readable(state):
         error.add_note(
             "The checkpoint lacks the metrics since the last row of the log: they cannot be read."
@@ -181,7 +181,7 @@ def _storable(action: Action) -> Action | None:
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return values as floats; expand a vector over ensemble members to statistics and entries."""
+    """Return values as floats; replace a vector over members by statistics and one float per member."""
     found: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, torch.Tensor) and value.ndim == 1 and len(value) > 1:

@@ -36,7 +36,10 @@ def as_batches(data: Any, argument: str) -> Batches:
         return data  # type: ignore[no-any-return]
     if isinstance(data, (list, tuple)):
         if not data:
-            raise ValueError(f"{argument}: expected at least one batch, got {data!r}. Add a batch.")
+            raise ValueError(
+                f"{argument}: expected at least one batch, got {data!r}. Pass data with at least "
+                "one batch."
+            )
         return Listed(data)
     if isinstance(data, (Mapping, str)):
         raise TypeError(
@@ -62,7 +65,7 @@ def as_batches(data: Any, argument: str) -> Batches:
 
 
 def check_padding(data: Any, step: Any) -> None:
-    """Raise if padding rows would enter the statistics that a model takes over the rows of a batch.
+    """Raise if padding rows would enter a model's batch statistics, such as those of BatchNorm.
 
     Raises:
         ValueError: the data pads its last batch, and the model has such a module in training mode.
@@ -106,7 +109,7 @@ def opened(
 def joined(
     pairs: Iterator[tuple[Any, Cursor]], k: Callable[[], int]
 ) -> Iterator[tuple[Any, Cursor]]:
-    """Join every k consecutive batches of the same epoch into one."""
+    """Join every k consecutive batches of an epoch into one `MicroBatches`."""
     group: list[Any] = []
     for batch, cursor in pairs:
         if not group and k() == 1:
@@ -120,7 +123,7 @@ def joined(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Listed:
-    """Training data from a list of batches, the same in each epoch."""
+    """Training data that repeats one list of batches in each epoch."""
 
     listed: Sequence[Any]
 

@@ -1,4 +1,4 @@
-"""Matching of saved states to callbacks that share a name.
+"""Assignment of the callback states in a checkpoint to the callbacks of a resumed run.
 
 A state is saved under the name of its callback, by default that of its class. If callbacks with one name
 were matched by their order, another order would silently swap their states. Therefore digests of their
@@ -32,7 +32,7 @@ _CONTAINERS: tuple[type[Any], ...] = (dict, list, tuple, set, frozenset)
 
 
 class Options(NamedTuple):
-    """Digests of the attributes of a callback.
+    """Digests of a callback's attributes, which distinguish callbacks of the same name.
 
     Attributes:
         name: the name of the callback, which others may share.
@@ -46,7 +46,7 @@ class Options(NamedTuple):
     whole: bool
 
     def to_json(self) -> list[Any]:
-        """Return the digests as JSON."""
+        """Return the name and digests as a list that `json.dumps` accepts."""
         return [self.name, list(self.digests), self.whole]
 
     @classmethod
@@ -57,7 +57,7 @@ class Options(NamedTuple):
 
 
 class Named(NamedTuple):
-    """Callback with the name under which its state is saved.
+    """Callback and the unique name under which checkpoints hold its state.
 
     Attributes:
         key: the name of its state in a checkpoint.
@@ -94,7 +94,7 @@ def named(callbacks: Iterable[Callback]) -> tuple[Named, ...]:
 def matched(
     callbacks: Sequence[Named], saved: Mapping[str, Any], options: Mapping[str, Options]
 ) -> dict[str, str]:
-    """Map the key of each callback that has a saved state to the key of that state in `saved`.
+    """Return `{key of a callback: key of its state in saved}` for the callbacks that have a saved state.
 
     Args:
         callbacks: callbacks of the resumed run.
@@ -121,7 +121,7 @@ def matched(
 def _name(
     key: str, wanted: str, options: Mapping[str, Options], names: Collection[str]
 ) -> str | None:
-    """Return the name of the callback that saved a state under `key`; for a key `NAME_2`, `NAME`."""
+    """Return the callback name of a saved state's key: `NAME` for the keys `NAME` and `NAME_2`."""
     if key in options:
         return options[key].name
     numbered = re.fullmatch(re.escape(wanted) + r"_\d+", key) is not None and key not in names
@@ -129,7 +129,7 @@ def _name(
 
 
 def name_of(callback: Callback) -> str:
-    """Return the name of a callback's state in a checkpoint."""
+    """Return a callback's `name` attribute, or the name of its class if it has none."""
     return str(getattr(callback, "name", None) or type(callback).__name__)
 
 
@@ -165,10 +165,10 @@ def _matched_group(
     elif ours and theirs:
         listed = ", ".join(f"callback.name = {key!r}" for key in theirs)
         raise ValueError(
-            f"callbacks: expected saved states that can be matched to the {len(ours)} callbacks named "
-            f"{name!r}, got {len(theirs)} states in the checkpoint that cannot. Set the names of the "
-            f"callbacks that were saved, in their original order ({listed}), and give each new callback "
-            "another name."
+            f"callbacks: expected saved states that can be matched to the {len(ours)} callbacks "
+            f"named {name!r}, got {len(theirs)} states in the checkpoint without a match. Set the "
+            f"names of the callbacks that were saved, in their original order ({listed}), and give "
+            "each new callback another name."
         )
     return found
 
@@ -188,7 +188,7 @@ def _options(name: str, callback: Callback) -> Options:
 
 
 def _target(callback: Any) -> Any:
-    """Return the object that `adapt` wrapped into a callback, or the callback itself."""
+    """Return the object that `adapt` wrapped; return any other callback unchanged."""
     return getattr(callback, "target", callback)
 
 
@@ -206,7 +206,7 @@ def _attributes(target: Any) -> dict[str, Any]:
 
 
 def _is_plain(value: Any) -> bool:
-    """Return True if the attributes of an object determine it completely.
+    """Return True if an object holds no data outside its attributes.
 
     False for classes written in C (`functools.partial`, a file), and for iterators and custom
     containers, whose contents only their methods return.
@@ -218,7 +218,7 @@ def _is_plain(value: Any) -> bool:
 
 
 class _Described:
-    """Builder of texts that describe values, the same text in every process.
+    """Describer of attribute values, which gives equal values the same text in every process.
 
     Attributes:
         whole: True if the descriptions are complete.
@@ -250,7 +250,7 @@ class _Described:
         return str(getattr(value, "__qualname__", kind))
 
     def _elements(self, value: Any, depth: int, kind: str) -> str:
-        """Describe a container's elements, read by built-in methods: overrides may have side effects."""
+        """Describe a container's elements; call no overridden method, which could have side effects."""
         base = next(each for each in _CONTAINERS if isinstance(value, each))
         n = base.__len__(value)
         if n > min(_LONGEST, self.left):

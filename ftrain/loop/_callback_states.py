@@ -1,4 +1,4 @@
-"""Conversion of callback states to JSON and back, which preserves types.
+"""Conversion of callback states to JSON and back; tuples, sets and integer keys keep their types.
 
 JSON has neither tuples nor sets, and its keys are strings. Other types are marked
 (`{"__tuple__": [1, 2]}`), and unsupported ones are refused, because a resumed run must not continue with
@@ -20,7 +20,7 @@ _DEEPEST = 30  # a checkpoint's JSON may be nested 100 levels deep, and a mark t
 
 
 def state_to_json(value: Any, where: str, depth: int = 0) -> Any:
-    """Return a state as JSON, from which `state_from_json` restores equal values of the same types.
+    """Encode a callback state as JSON; `state_from_json` restores it with the same types.
 
     Args:
         value: None, a bool, int, float or str, or lists, tuples, sets and dicts of these.
@@ -73,7 +73,7 @@ def state_to_json(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def state_from_json(content: Any) -> Any:
-    """Return the state from the output of `state_to_json`."""
+    """Decode a callback state from the output of `state_to_json`."""
     if isinstance(content, list):
         return [state_from_json(each) for each in content]
     if not isinstance(content, dict):
@@ -89,13 +89,13 @@ def state_from_json(content: Any) -> Any:
 
 def _remedy(value: Any) -> str:
     if hasattr(value, "_asdict"):
-        return "Keep x._asdict(), or tuple(x)."
+        return "Store x._asdict() or tuple(x) instead."
     if hasattr(value, "tolist"):
         return (
-            "Keep x.tolist(), which is a number or a list of them. Tensors of the run belong in "
-            "state.extras, set with Replace."
+            "Store x.tolist() instead. A tensor that belongs to the run goes into state.extras: request "
+            "Replace(event.state.replace(extras=...))."
         )
     for kind in (bool, int, float, str, list, tuple, dict):
         if isinstance(value, kind):
-            return f"Keep {kind.__name__}(x)."
-    return "Keep what it can be built from again."
+            return f"Store {kind.__name__}(x) instead."
+    return "Store the values from which it can be built again."

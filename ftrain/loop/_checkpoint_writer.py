@@ -36,7 +36,7 @@ class CheckpointWriter:
         self.error: Exception | None = None
 
     def is_due(self, step: int) -> bool:
-        """Return True if the run has a checkpoint store in which this step is not saved yet."""
+        """Return True if the run has a checkpoint store and this step is not saved yet."""
         return self._store is not None and self._saved != step
 
     def save(self, state: LoopState, metrics: Mapping[str, float]) -> bool:
@@ -58,7 +58,7 @@ class CheckpointWriter:
         return True
 
     def finish(self) -> None:
-        """Wait for a background save; raise its error, or the error of the last attempt to save."""
+        """Wait for a background save; raise the error of the last attempt to save, if it failed."""
         if self._store is not None:
             self._store.wait()
         if self.error is not None:

@@ -9,7 +9,7 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Clock that counts from its creation and from named moments.
+    """Clock that measures the seconds since its creation and since the last restart of named counts.
 
     Example:
         >>> clock = Clock()
@@ -27,11 +27,11 @@ class Clock:
         self._moments: dict[str, float] = {}
 
     def total(self) -> float:
-        """Return elapsed seconds, including pauses."""
+        """Return the seconds since the clock's creation, including pauses."""
         return time.perf_counter() - self._start
 
     def read(self) -> float:
-        """Return elapsed seconds, excluding pauses."""
+        """Return the seconds since the clock's creation, excluding pauses."""
         return time.perf_counter() - self._start - self._away
 
     def since(self, moment: str) -> float | None:

@@ -1,4 +1,4 @@
-"""Count of the rows and tokens in a batch, which reads only shapes."""
+"""Counts of the rows and tokens of a batch, computed from its shapes alone."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TOKENS = ("tokens", "input_ids")
 
 
 def count_samples(batch: Any) -> tuple[int, int]:
-    """Return `(samples, tokens)`, read from the shapes of a batch.
+    """Return the number of rows and the number of tokens of a batch, computed from its shapes.
 
     Samples are the rows of the first tensor, tokens the elements of `batch["tokens"]` or
     `batch["input_ids"]`. The log shows both; samples also weight metrics without a weight. Entries of a

@@ -52,7 +52,7 @@ class Dispatcher:
     def initial_states(
         self, saved: Mapping[str, Any], options: Mapping[str, Options]
     ) -> dict[str, Any]:
-        """Return the states in which the callbacks begin a run.
+        """Return the callbacks' states at the start of a run, from a checkpoint or from `init`.
 
         Args:
             saved: states from a checkpoint.
@@ -92,14 +92,14 @@ class Dispatcher:
         return found
 
     def monitors_evaluations(self) -> bool:
-        """Return True if a callback monitors a metric of the evaluations."""
+        """Return True if a callback's `monitor` attribute names an evaluation metric (`eval/...`)."""
         return any(
             str(getattr(callback, "monitor", "")).startswith("eval/")
             for callback in self._callbacks.values()
         )
 
     def dispatch(self, event: Event, states: Mapping[str, Any]) -> Dispatched | None:
-        """Call the callbacks that listen for an event; return `None` if it had no effect.
+        """Call the callbacks that listen for an event; return `None` if none of them had an effect.
 
         The state of a callback that raises does not change, and the other callbacks are still called.
         """

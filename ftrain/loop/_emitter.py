@@ -1,4 +1,4 @@
-"""Emission of events, first to the callbacks of a run, then to the consumer of its generator."""
+"""Base class that sends a run's events to its callbacks, then to the consumer of `Trainer.events`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _NORM = "grad_norm/"
 
 
 class Emitter:
-    """Base class of `Run`: emits events, stores the states and actions that callbacks return.
+    """Base class of `Run` that emits events and stores the states and actions that callbacks return.
 
     Attributes:
         state: the state of the run.
@@ -28,17 +28,17 @@ class Emitter:
         self.state, self.runtime = state, runtime
 
     def header(self) -> tuple[Progress, float, Any]:
-        """Return the fields that every event begins with: progress, seconds and training state."""
+        """Return the first fields of every event: progress, seconds and training state."""
         return self.state.progress, self.runtime.clock.total(), self.state.train
 
     def emit(self, event: Event, strict: bool = True) -> Events:
-        """Dispatch an event to the callbacks, then yield it to the generator's consumer."""
+        """Send an event to the callbacks, then yield it to the consumer of `Trainer.events`."""
         self.dispatch(event, strict)
         if self.runtime.wanted(type(event)):
             yield from self.yield_event(event)
 
     def emit_norms(self, metrics: Any) -> Events:
-        """Emit the gradient norm of each layer if the metrics of the step include them."""
+        """Emit `BackwardEnd` if the step's metrics include a gradient norm per layer."""
         norms = {
             name.removeprefix(_NORM): getattr(value, "value", value)
             for name, value in getattr(metrics, "entries", metrics).items()
@@ -68,7 +68,7 @@ class Emitter:
             raise error
 
     def yield_event(self, event: Event) -> Events:
-        """Yield an event to the consumer of the generator, and add the actions that it sends back."""
+        """Yield an event to the consumer of `Trainer.events`; queue the actions that it sends back."""
         actions = yield event
         if actions:
             self.state = requested(self.state, actions, event)

@@ -88,7 +88,7 @@ def expanded(members: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def with_extremes(values: Mapping[str, float]) -> dict[str, tuple[float, str]]:
-    """Return `{name: (value, text)}`; text is ` (0.1 to 0.9)` if minimum and maximum are known.
+    """Pair each value with a text of its range, such as ` (0.1 to 0.9)`, or with an empty text.
 
     Example:
         >>> with_extremes({"loss": 2.0, "loss_max": 3.0, "loss_min": 1.0, "time_min": 4.0})
@@ -105,7 +105,7 @@ def with_extremes(values: Mapping[str, float]) -> dict[str, tuple[float, str]]:
 
 
 def extremes(names: Collection[str]) -> set[str]:
-    """Return the names of columns that hold the smallest or largest value of another metric.
+    """Return the names `NAME_min` and `NAME_max` for which `NAME` and both names are present.
 
     >>> sorted(extremes(["loss", "loss_min", "loss_max", "time_min"]))
     ['loss_max', 'loss_min']
@@ -115,5 +115,5 @@ def extremes(names: Collection[str]) -> set[str]:
 
 
 def names(name: str, members: int) -> list[str]:
-    """Return the column names of a metric with one value per ensemble member."""
+    """Return the log's column names for a metric with one value per ensemble member."""
     return [*statistics(name, [0.0]), *expanded({name: [0.0] * members})]

@@ -23,7 +23,7 @@ __all__ = ["eval_columns"]
 def eval_columns(
     eval_step: Callable[..., Any] | None, state: Any, data: Batches | None
 ) -> tuple[str, ...] | None:
-    """Return the column names of an evaluation; `None` if they are unknown before the first evaluation.
+    """Return the names of an evaluation's metrics; `None` if only an evaluation can determine them.
 
     They are known if reading the first batch has no side effects, as for a loader or a list, which
     return the same batches again. A compiled step is run on fake tensors, as its first call does anyway.
@@ -64,7 +64,7 @@ def _without_values(eval_step: Callable[..., Any], state: Any, batch: Any) -> An
 
 
 def _unnoticed(eval_step: Callable[..., Any], state: Any, batch: Any) -> Any:
-    """Run an eager step and restore torch's random generators, which training may use."""
+    """Run an eager evaluation step, then restore the state of torch's global random generators."""
     devices = {leaf.device for leaf in tree.leaves(state) if isinstance(leaf, torch.Tensor)}
     with torch.random.fork_rng([each for each in devices if each.type == "cuda"]):
         return eval_step(state, batch)

@@ -24,7 +24,7 @@ def evaluate(
     count_samples: Callable[[Any], tuple[int, int]],
     interrupted: Callable[[], bool] = lambda: False,
 ) -> MetricTotals | None:
-    """Return the metrics of `eval_step` over one pass of the data; `None` if `interrupted()` is true.
+    """Return the metrics of one pass over the data; `None` if `interrupted()` becomes true meanwhile.
 
     Metrics without a weight are weighted by the samples of their batch. If a batch runs out of memory,
     the evaluation restarts with all batches cut into more parts.
@@ -47,7 +47,7 @@ def _pass(
     interrupted: Callable[[], bool],
     k: int,
 ) -> MetricTotals | int | None:
-    """Evaluate batches in k parts; return metrics, `None` if interrupted, or a larger k to try."""
+    """Evaluate all batches, each cut into k parts; after running out of memory, return a larger k."""
     totals = MetricTotals()
     pending: list[Any] = []
     rows: list[int] = []
@@ -76,7 +76,9 @@ def _pass(
             pending.clear()
             rows.clear()
     if not totals.steps:
-        raise ValueError("eval_data: expected at least one batch, got 0. Pass data with a batch.")
+        raise ValueError(
+            "eval_data: expected at least one batch, got none. Pass data with at least one batch."
+        )
     return totals.add(read(pending, rows, members))
 
 

@@ -66,7 +66,7 @@ class _Watch(DispatchMode):
 
 
 def _kinds(values: Any) -> set[str]:
-    """Return the subset of "NaN" and "infinite" that occurs in values.
+    """Return the words, of "NaN" and "infinite", that describe values in a pytree.
 
     A Python float NaN does not count: an operator that turns it into a NaN tensor is reported. A Python
     float infinity counts, so that a mask of -inf is not reported.
@@ -82,7 +82,7 @@ def _kinds(values: Any) -> set[str]:
 
 
 def _members_with(leaf: torch.Tensor, members: int | None) -> str:
-    """Return ` (members 1, 4)` for the ensemble members in which a leaf is not finite."""
+    """Return a text such as ` (members 1, 4)` that names the ensemble members with non-finite values."""
     if not members or not leaf.ndim or len(leaf) != members:
         return ""
     bad = (~leaf.isfinite()).reshape(members, -1).any(1).nonzero().flatten().tolist()
@@ -91,7 +91,7 @@ def _members_with(leaf: torch.Tensor, members: int | None) -> str:
 
 
 def _bad(leaf: Any) -> str | None:
-    """Return a text such as `2 NaN, 1 infinite of 8 values`; `None` if all values are finite."""
+    """Return a text such as `2 NaN, 1 infinite of 8 values`; `None` if no value is NaN or infinite."""
     if not isinstance(leaf, torch.Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
         return None
     if type(leaf) is not torch.Tensor and type(leaf) is not torch.nn.Parameter:
@@ -105,7 +105,7 @@ def _bad(leaf: Any) -> str | None:
 
 
 def _line() -> str:
-    """Return the innermost source line outside of torch, optree and ftrain."""
+    """Return `file:line` of the innermost stack frame outside of torch, optree and ftrain."""
     ours = [
         frame
         for frame in traceback.extract_stack()

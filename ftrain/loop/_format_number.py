@@ -1,4 +1,4 @@
-"""Format of numbers in lines, bars and summaries."""
+"""Format of numbers in log lines, progress bars and summaries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _UNITS = (("G", 1e9, 1e9), ("M", 1e6, 1e6), ("k", 1e3, 1e4))  # name, size, leas
 
 
 def format_number(value: float) -> str:
-    """Return a number with about three digits.
+    """Format a number with about three significant digits.
 
     Example:
         >>> [format_number(x) for x in (0.0123, 123.4, 1234.5, 51234.5, 999_999, 2.5e9)]

@@ -15,7 +15,7 @@ _FULL_EVERY = 100  # boundaries
 
 
 class GarbageCollection:
-    """Context that disables automatic garbage collection and excludes existing objects from it."""
+    """Context that disables automatic garbage collection and exempts existing objects (`gc.freeze`)."""
 
     def __init__(self) -> None:
         self._was_enabled = False
@@ -39,7 +39,7 @@ class GarbageCollection:
             gc.unfreeze()
 
     def collect(self) -> None:
-        """Collect recent garbage; at every 100th call, all garbage since the start of the run."""
+        """Collect the young generations; at every 100th call, all objects created during the run."""
         if self._was_enabled:
             self._boundaries += 1
             gc.collect(2 if self._boundaries % _FULL_EVERY == 0 else 1)

@@ -1,4 +1,4 @@
-"""Metrics of several steps, copied to the host together and not yet merged.
+"""Metrics of several steps, read from the device in one copy and kept per step.
 
 Read next: `_metric_totals.py`, which merges them.
 """
@@ -42,7 +42,7 @@ _UNLOGGED = {PerExample, Unreduced, Histogram}
 
 
 class Column(NamedTuple):
-    """One metric over several steps.
+    """Values of one metric at several steps.
 
     Attributes:
         kind: "Mean", "Sum", "Last", "Max", "Min"; "" for a metric of another class.
@@ -59,14 +59,14 @@ class Column(NamedTuple):
     members: int = ONE
 
     def of_members(self) -> Iterator[tuple[list[Any], ...]]:
-        """Yield the metric's fields once per ensemble member, with that member's values."""
+        """Yield, for each ensemble member, the fields of the metric with that member's values."""
         if self.members == ONE:
             return iter([self.fields])
         return zip(*self.fields, strict=True)
 
 
 class Columns(NamedTuple):
-    """Metrics of consecutive steps whose metrics have the same names and kinds.
+    """Metrics of consecutive steps that have the same metric names and kinds (`Mean`, `Sum`, ...).
 
     Attributes:
         steps: number of steps.
@@ -80,7 +80,7 @@ class Columns(NamedTuple):
 def read(
     steps: Sequence[Any], rows: Sequence[int] | None = None, members: int | None = None
 ) -> list[Columns]:
-    """Read the metrics of several steps, in one copy for each device and dtype.
+    """Return the metrics of several steps as Python numbers, with one copy per device and dtype.
 
     Args:
         steps: for each step a `Metrics`, or a mapping of names to metrics, 0-d tensors and numbers
@@ -123,7 +123,7 @@ def read(
 
 
 def row_names(metrics: Any, members: int | None = None) -> list[str]:
-    """Return the column names of a step's metrics in the log, without reading values from the device.
+    """Return the log's column names for a step's metrics, without reading values from the device.
 
     Args:
         metrics: the metrics that a step returned.
@@ -165,8 +165,9 @@ def check_names(metrics: Any, members: int | None) -> Literal[False]:
     twice = [name for name, n in columns.items() if n > 1]
     if twice:
         raise ValueError(
-            f"metrics: expected different column names, got two metrics with a column {twice[0]!r} "
-            "(each entry of a vector and each ensemble member has a column). Rename one metric."
+            "metrics: expected names with different columns in the log, got two metrics that "
+            f"write column {twice[0]!r} (each entry of a vector, and each ensemble member, has a "
+            "column). Rename one."
         )
     all_entries = metrics.entries if isinstance(metrics, Metrics) else metrics
     bare = {name: x.values for name, x in all_entries.items() if type(x) is Unreduced}
@@ -211,7 +212,7 @@ def _entries(metrics: Any) -> Mapping[Any, Any]:
 
 
 def _members_in(entries: Mapping[Any, Any], members: int | None) -> int:
-    """Return `members` or, if that is `None`, the number of ensemble members in the loss."""
+    """Return `members`; if it is `None`, return the number of ensemble members in the loss."""
     if members is not None:
         return members
     loss = entries.get("loss")
@@ -222,7 +223,7 @@ def _members_in(entries: Mapping[Any, Any], members: int | None) -> int:
 
 
 def _alike(steps: Sequence[Any]) -> Iterator[tuple[list[Any], list[tuple[Any, ...]]]]:
-    """Group consecutive steps with equal metric names and kinds; yield names and a row per step."""
+    """Group consecutive steps whose metrics have equal names and classes; yield names and values."""
     names: list[Any] = []
     kinds: list[type] = []
     rows: list[tuple[Any, ...]] = []
@@ -272,7 +273,7 @@ def _is_metric(value: Any) -> bool:
 
 
 def _members(fields: Sequence[Any], n: int) -> int | None:
-    """Return n if a metric's field has shape `(n,)`, else `ONE`; `None` if a field is invalid."""
+    """Return n if a field has shape `(n,)`, `ONE` if all are scalars, `None` if one is invalid."""
     members = ONE
     for x in fields:
         if not isinstance(x, torch.Tensor):
@@ -304,7 +305,7 @@ def _not_a_metric(name: Any, found: Any, n: int) -> str:
 
 
 def _by_member(columns: dict[str, Column]) -> None:
-    """Transpose the metrics of an ensemble, in place: from one list per step to one per member."""
+    """Turn each ensemble metric from one list per step into one list per member, in place."""
     for name, column in columns.items():
         n = column.members
         if n == ONE:
@@ -318,7 +319,7 @@ def _by_member(columns: dict[str, Column]) -> None:
 
 
 def _turned(name: Any, field: list[Any], n: int) -> list[Any]:
-    """Turn one entry per step into one list per ensemble member; each gets a copy of shared numbers."""
+    """Turn a list over steps into one list per ensemble member; scalars are copied to each member."""
     rows = [value if isinstance(value, list) else [value] * n for value in field]
     if any(len(row) != n for row in rows):
         got = ", ".join(map(str, sorted({len(row) for row in rows})))
@@ -330,12 +331,12 @@ def _turned(name: Any, field: list[Any], n: int) -> list[Any]:
 
 
 def _row(metric: Any, i: int) -> Any:
-    """Return the metric of one ensemble member; members share the leaves that have no axis."""
+    """Return ensemble member i of a metric: index its tensors with i, and keep its 0-d leaves."""
     return tree.map(lambda x: x[i] if isinstance(x, torch.Tensor) and x.ndim else x, metric)
 
 
 def _weigh(found: list[Columns], rows: Sequence[int]) -> None:
-    """Weight unweighted means by their batch size, in place; keep weight 1 if the size is unknown."""
+    """Give each mean that has no weight its batch size as weight, in place; 1 if the size is unknown."""
     start = 0
     for steps, columns in found:
         sizes = rows[start : start + steps]
@@ -349,7 +350,7 @@ def _weigh(found: list[Columns], rows: Sequence[int]) -> None:
 
 
 def _leave_out_skipped(chunk: Columns) -> None:
-    """Remove skipped steps from the metrics, in place, so that means cover only the applied steps.
+    """Remove the values of skipped steps, in place, so that means cover only the applied steps.
 
     Metrics of kind "Last" (a learning rate, a loss scale) keep all steps, and so do `skipped` itself and
     the counts of modules in which a non-finite value began.
@@ -372,7 +373,7 @@ def _leave_out_skipped(chunk: Columns) -> None:
 
 
 def _add_spread(columns: dict[str, Column]) -> None:
-    """Add the smallest and largest gradient norm over all steps and ensemble members."""
+    """Add the columns `grad_norm_min` and `grad_norm_max`, over all steps and ensemble members."""
     norm = columns.get("grad_norm")
     if norm is None or norm.kind != "Mean":
         return

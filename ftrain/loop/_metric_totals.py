@@ -1,4 +1,4 @@
-"""Totals of metrics over steps, which are added on the host in the order of the steps.
+"""Totals of metrics over steps, added on the host in the order of the steps.
 
 The tensors that steps return stay unread until a boundary; then all of them are copied at once and
 folded as Python floats, in order. Sums are therefore bitwise independent of when they are read (another
@@ -25,7 +25,7 @@ from ftrain.loop.result import EpochResult
 __all__ = ["MetricTotals"]
 
 Entry = tuple[str, tuple[Any, ...]]
-"""Kind and fields of a metric; without fields if every step was skipped."""
+"""Kind of a metric (`"Mean"`, `"Sum"`, ...) and its totals; `()` if every step was skipped."""
 
 _MOST_ENTRIES = 64  # of a vector metric; larger ones are not logged
 
@@ -109,7 +109,7 @@ class MetricTotals:
         return found
 
     def by_member(self) -> dict[str, tuple[float, ...]]:
-        """Return `{name: values}` with one value per ensemble member, for metrics that have one."""
+        """Return `{name: (value of member 0, of member 1, ...)}` for the metrics of an ensemble."""
         found: dict[str, tuple[float, ...]] = {}
         for name in _in_order(self.members):
             rows = [self._value(name, entry) for entry in self.members[name]]
@@ -164,7 +164,7 @@ class MetricTotals:
 def _before(
     name: str, column: Column, single: Entry | None, several: list[Entry] | None
 ) -> Sequence[Entry]:
-    """Return the totals so far, one per ensemble member, to which a column is to be added."""
+    """Return the totals of a metric before a column of new steps is added, one per ensemble member."""
     kind, n = column.kind, column.members
     before = [single] if single is not None else several
     if before is None:
@@ -192,7 +192,7 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def _fold(kind: str, before: tuple[Any, ...], fields: tuple[list[Any], ...]) -> tuple[Any, ...]:
-    """Merge steps into totals from left to right, without `sum`, which may compensate rounding."""
+    """Add steps to totals from left to right; `sum` may compensate rounding, which gives other bits."""
     if not fields[0]:
         return before
     if not kind:

@@ -10,11 +10,11 @@ import torch
 __all__ = ["Field", "fetch"]
 
 Field = tuple[Any, bool, list[Any]]
-"""A metric's name, True if it has a value per ensemble member, and a field: one value per step."""
+"""Name of a metric, True if it has one value per ensemble member, and its values, one per step."""
 
 
 def fetch(fields: Iterable[Field]) -> None:
-    """Replace tensors by numbers, in place; in an ensemble, by lists of one number per member.
+    """Replace the tensors in metrics, in place: by a number or, in an ensemble, one number per member.
 
     Shapes are compared only after a transfer has failed: a comparison takes as long as the transfer.
 
@@ -56,7 +56,7 @@ def fetch(fields: Iterable[Field]) -> None:
 
 
 def _one_by_one(name: Any, of_members: bool, field: list[Any]) -> None:
-    """Read a field whose values differ in type or shape from step to step."""
+    """Read one field step by step, if its values differ in type or shape."""
     shapes = [tuple(x.shape) if isinstance(x, torch.Tensor) else () for x in field]
     other = next((shape for shape in shapes if shape != shapes[0]), None)
     if other is not None and not of_members:  # `_metric_columns._turned` checks members

@@ -1,4 +1,4 @@
-"""Detection of out-of-memory errors, and the cutting of batches that do not fit into memory.
+"""Recovery from out-of-memory errors by cutting a batch into parts.
 
 Read next: `_repeat_step.py`, which repeats a step with a batch that is cut into more parts.
 """
@@ -40,7 +40,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release(error: BaseException) -> None:
-    """Free the intermediate tensors of a failed call, which the frames of its traceback keep alive."""
+    """Free the tensors that the traceback of a failed call keeps alive."""
     for cause in _causes(error):
         traceback.clear_frames(cause.__traceback__)
     gc.collect()
@@ -49,7 +49,7 @@ def release(error: BaseException) -> None:
 
 
 def cut(batch: Any, k: int) -> Any:
-    """Cut a batch, or each batch of `MicroBatches`, into k parts along the first axis.
+    """Cut a batch, or each batch in a `MicroBatches`, into k parts along the first axis.
 
     If k does not divide the number of rows, parts differ by one row; if there are fewer rows than k,
     each row is a part. A loss without a weight is then weighted by rows, so that it stays the mean over
@@ -72,7 +72,7 @@ def cut(batch: Any, k: int) -> Any:
 
 
 def next_cut(batch: Any, k: int, multiple: int = 1) -> int | None:
-    """Return the least n >= 2 k that divides the batch into equal parts; `None` if there is none.
+    """Return the smallest n >= 2 k that divides the batch's number of rows; `None` if there is none.
 
     Args:
         batch: the batch to cut.
@@ -86,7 +86,7 @@ def next_cut(batch: Any, k: int, multiple: int = 1) -> int | None:
 
 
 def next_micro_batches(error: Exception, state: Any, batch: Any, k: int, own: int) -> int:
-    """Return the number of parts in which to repeat a step, and free the memory of its failed call.
+    """Return the number of micro-batches with which to repeat a step that ran out of memory.
 
     Args:
         error: the exception of the step.
@@ -109,7 +109,7 @@ def next_micro_batches(error: Exception, state: Any, batch: Any, k: int, own: in
 
 
 def advice(state: Any, batch: Any, k: int, error: BaseException) -> str:
-    """Return a message with remedies, and the memory they save, for a batch that cannot be cut."""
+    """Return an out-of-memory message for a batch that cannot be cut further; it lists remedies."""
     rows, why = _rows_of(batch), _why_whole(batch)
     lines = [f"out of memory ({_brief(error)})."]
     if why:
@@ -120,9 +120,9 @@ def advice(state: Any, batch: Any, k: int, error: BaseException) -> str:
         )
     lines.append("Options that save memory, starting with the least intrusive:")
     saving = [
-        ("compile=True, donate=True", "reuse the memory of the old state, if either is off"),
-        ("precision='bf16-mixed'", "halves most of what the forward pass keeps"),
-        ("torch.utils.checkpoint", "in the model: keep only the input of each block"),
+        ("compile=True, donate=True", "if not set yet: reuses the memory of the old state"),
+        ("precision='bf16-mixed'", "halves most of the memory that the forward pass keeps"),
+        ("torch.utils.checkpoint", "in the model: stores only the input of each block"),
     ]
     if isinstance(state, TrainState):
         weights, moments = tree.nbytes(state.params), tree.nbytes(state.opt_state)
@@ -131,8 +131,12 @@ def advice(state: Any, batch: Any, k: int, error: BaseException) -> str:
             f"{_size(moments)}, and a step {_size(weights)} for gradients."
         ]
         if moments >= weights:
-            saving.append(("optim.adafactor, optim.sgd", f"up to {_size(moments)} of moments"))
-        saving.append(("precision='bf16-true'", f"{_size(weights)} of parameters and gradients"))
+            saving.append(
+                ("optim.adafactor, optim.sgd", f"saves up to {_size(moments)} of optimizer moments")
+            )
+        saving.append(
+            ("precision='bf16-true'", f"saves {_size(weights)} of parameters and gradients")
+        )
     saving.append(
         ("shorter rows", "shorter sequences or smaller images save at least in proportion")
     )
@@ -163,7 +167,7 @@ def _rows_of(batch: Any) -> int:
 
 
 def _why_whole(batch: Any) -> str | None:
-    """Return why a batch cannot be cut by rows; `None` if it can.
+    """Return the reason why a batch cannot be cut into rows; `None` if it can be cut.
 
     A batch whose tensors have different lengths cannot be cut: one of them may be a vector of class
     weights, for example, and cutting it would change the loss.

@@ -35,7 +35,7 @@ def status_of(plan: Plan, state: LoopState, signal: int | None) -> Status | None
 
 
 def epoch_result(state: LoopState, clock: Clock, *, whole: bool) -> EpochResult:
-    """Return the metrics of the current epoch so far; `read_metrics` must have been called.
+    """Return the result of the current epoch so far, for a state from `read_metrics`.
 
     Args:
         state: the state.
@@ -49,7 +49,7 @@ def epoch_result(state: LoopState, clock: Clock, *, whole: bool) -> EpochResult:
 def fit_result(
     state: LoopState, runtime: Runtime, status: Status, error: Exception | None = None
 ) -> FitResult:
-    """Return the result of a run, with the metrics of an unfinished epoch unless the run failed.
+    """Return the result of a run; unless it failed, with the metrics of its unfinished epoch.
 
     Args:
         state: the last state.
@@ -82,7 +82,7 @@ def fit_result(
 
 
 def is_intact(train: Any) -> bool:
-    """Return True unless a training state was donated to a step that failed."""
+    """Return False if a failed step has overwritten the training state, which was donated to it."""
     try:
         tree.leaves(train)
     except DonatedStateError:

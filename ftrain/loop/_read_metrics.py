@@ -1,4 +1,4 @@
-"""Pure function that reads the metrics of past steps from the device into a run's state."""
+"""Transfer of the metrics of past steps from the device into a run's state."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["read_metrics"]
 
 
 def read_metrics(state: LoopState) -> LoopState:
-    """Return the state with its unread metrics added to `window` and `epoch`, and skipped steps counted.
+    """Read the metrics of past steps; return the state with updated totals and counts of skipped steps.
 
     The only function of a run that waits for its steps.
 
@@ -53,7 +53,7 @@ def read_metrics(state: LoopState) -> LoopState:
 
 
 def _skips(columns: Columns, nonfinite: Counts, before: Progress) -> tuple[Counts, list[Skip]]:
-    """Return the number of steps skipped in a row up to the last one, and the list of skipped steps.
+    """Return the number of consecutive skipped steps at the end, and the list of all skipped steps.
 
     With loss scaling, skipped steps are expected, and are counted but not listed.
     """

@@ -1,4 +1,4 @@
-"""Repetition of a step after it ran out of memory, or to find the source of non-finite values."""
+"""Repetition of a failed step: with smaller micro-batches, or to locate non-finite values."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["nonfinite_source", "repeat_step"]
 
 
 def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, Any, tuple[Any, Any]]:
-    """Repeat a step that ran out of memory, with the same key and at least twice the micro-batches.
+    """Repeat a step that ran out of memory, with at least twice as many micro-batches and the same key.
 
     Later steps use as many.
 
@@ -55,6 +55,6 @@ def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, An
 
 
 def nonfinite_source(run: Emitter, batch: Any, step: int, position: int) -> str:
-    """Return a sentence that locates the first non-finite value in a step on `batch`."""
+    """Repeat a step without compilation; return a sentence that locates its first non-finite value."""
     found = first_nonfinite(run.runtime.plain_step, run.state.train, batch)
     return f"At step {step}, batch {position} of epoch {run.state.progress.epoch}: {found}."

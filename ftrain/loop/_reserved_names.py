@@ -20,7 +20,7 @@ _SPREAD = ("grad_norm_min", "grad_norm_max")
 
 @functools.lru_cache(64)
 def check_values(names: tuple[Any, ...]) -> None:
-    """Raise if a logged value has the name of a column that identifies its row, such as `step`.
+    """Raise if a value to log has the name of a column that identifies a row, such as `step`.
 
     Raises:
         ValueError: a name is reserved.
@@ -32,7 +32,7 @@ def check_values(names: tuple[Any, ...]) -> None:
 
 @functools.lru_cache(64)  # only valid names are cached; called at each read
 def check_metrics(names: tuple[Any, ...], members: int = _ensemble_members.ONE) -> None:
-    """Raise if a metric has the name of a column that the log computes, or of another metric.
+    """Raise if a metric's name is that of another metric, or of a column that the log computes.
 
     Args:
         names: names of the metrics of a step, in any order.
@@ -51,8 +51,9 @@ def check_metrics(names: tuple[Any, ...], members: int = _ensemble_members.ONE) 
     for name in names:
         if one_line(name) in plain:
             raise ValueError(
-                f"metrics: expected different column names, got {plain[one_line(name)]!r} and {name!r} "
-                "with the same column. Rename one metric."
+                "metrics: expected names with different columns in the log, got "
+                f"{plain[one_line(name)]!r} and {name!r}, which have the same column. Rename one "
+                "metric."
             )
         plain[one_line(name)] = name
     for name in plain.keys() & {*PLACE, *CLOCKS}:
@@ -67,13 +68,13 @@ def check_metrics(names: tuple[Any, ...], members: int = _ensemble_members.ONE) 
             }
     for name in sorted(plain.keys() & computed.keys()):
         raise ValueError(
-            f"metric {name!r}: expected another name, because the log writes a value computed from "
-            f"{computed[name]!r} under this one. Rename it, for instance to 'my_{name}'."
+            f"metric {name!r}: expected a name that the log does not use, got the name of a column that "
+            f"it computes from {computed[name]!r}. Rename it, for instance to 'my_{name}'."
         )
 
 
 def one_line(name: Any) -> str:
-    """Return a name without line breaks, as the name of a table column."""
+    """Return a name with its line breaks replaced, so that it can head a table column."""
     return " ".join(str(name).splitlines())
 
 

@@ -1,4 +1,4 @@
-"""Parts of a run that no checkpoint holds: its steps, data, callbacks, store, clock and signals."""
+"""Objects of a run that are not saved in checkpoints: steps, data, callbacks, store and clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Runtime"]
 
 @dataclasses.dataclass
 class Runtime:
-    """Parts of a run that no checkpoint holds.
+    """Objects of a run that are not saved in checkpoints: steps, data, callbacks, store and clock.
 
     Attributes:
         step: `(state, batch) -> (state, metrics)`, compiled or not.
@@ -61,5 +61,5 @@ class Runtime:
     conflicts: set[tuple[str, str]] = dataclasses.field(default_factory=set)
 
     def is_heard(self, kind: type[Event]) -> bool:
-        """Return True if a callback, or the consumer of `events`, listens for a kind of event."""
+        """Return True if a callback, or the consumer of `Trainer.events`, wants events of this class."""
         return bool(self.callbacks.listeners(kind)) or self.wanted(kind)

@@ -1,4 +1,4 @@
-"""Schedule of a run, which computes the work due after a step from the plan and the state."""
+"""Schedule of a run: pure functions that return the work due after a step."""
 
 from __future__ import annotations
 
@@ -46,14 +46,14 @@ def due_after_step(plan: Plan, state: LoopState) -> Due:
 
 
 def next_boundary(plan: Plan, step: int) -> int:
-    """Return the next step after which work is due, not counting the ends of epochs."""
+    """Return the next step after which work is due, apart from the ends of epochs."""
     every = (plan.log_every, plan.eval_every, plan.save_every)
     ends = [(step // k + 1) * k for k in every if k is not None]
     return min(ends if plan.max_steps is None else [*ends, plan.max_steps])
 
 
 def is_last(plan: Plan, state: LoopState) -> bool:
-    """Return True if all epochs or all steps of the plan are done."""
+    """Return True if the plan's number of epochs or of steps is reached."""
     return (plan.epochs is not None and state.epochs_done >= plan.epochs) or (
         plan.max_steps is not None and state.progress.step >= plan.max_steps
     )

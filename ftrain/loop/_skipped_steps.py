@@ -42,7 +42,7 @@ class Skip(NamedTuple):
 
 
 def skipped_in_a_row(skipped: Sequence[float], before: int) -> int:
-    """Continue a streak of `before` skipped steps; return its length after the steps in `skipped`.
+    """Return the updated length of a streak of skipped steps, after the further steps in `skipped`.
 
     Example:
         >>> skipped_in_a_row([1, 1], 3), skipped_in_a_row([1, 0, 1], 3), skipped_in_a_row([0], 3)
@@ -56,7 +56,7 @@ def skipped_in_a_row(skipped: Sequence[float], before: int) -> int:
 
 
 def skipped_by_all(counts: Counts) -> int:
-    """Return the number of latest consecutive steps that every ensemble member skipped."""
+    """Return the number of consecutive steps, up to the latest, that every ensemble member skipped."""
     return min(counts, default=0) if isinstance(counts, tuple) else counts
 
 
@@ -106,7 +106,7 @@ def skipped_message(skipped: Sequence[Skip], steps: int) -> str:
 
 
 def stuck_members_message(counts: Counts, most: int, steps: int) -> str | None:
-    """Return a message about ensemble members that have now skipped `most` steps in a row.
+    """Return a message that names the ensemble members that newly reached `most` skipped steps in a row.
 
     `None` if there is no such member, or if no member trains any longer.
 
@@ -130,7 +130,7 @@ def stuck_members_message(counts: Counts, most: int, steps: int) -> str | None:
 
 
 def all_skipped_message(counts: Counts, source: str) -> str:
-    """Return the message of a run that ends because all its last steps were skipped.
+    """Return the error message of a run that ends after too many skipped steps in a row.
 
     Args:
         counts: number of steps skipped in a row.

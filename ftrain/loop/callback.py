@@ -72,7 +72,7 @@ class Callback(Protocol):
         """
 
     def __call__(self, state: Any, event: Event) -> tuple[Any, Iterable[Action]]:
-        """Return the state after an event, and the requested actions, which are often `()`.
+        """Handle an event: return the callback's new state and the actions to request, `()` for none.
 
         Do not modify `state`: return a new one. It should depend on the events only, not on clocks or
         files; otherwise an interrupted and resumed run differs from an uninterrupted one.
@@ -117,7 +117,7 @@ class Replace(Action):
 
 @dataclasses.dataclass(frozen=True)
 class Accumulate(Action):
-    """Join `k` of the loader's batches into one step, from the next step on.
+    """Accumulate gradients over `k` batches of the loader in each step, from the next step on.
 
     Attributes:
         k: batches per step, at least 1.

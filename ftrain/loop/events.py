@@ -277,7 +277,7 @@ class EpochEnd(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Saved(Event):
-    """Checkpoint that was written, or is being written if the store saves in the background.
+    """Event that a checkpoint was written, or is being written in the background.
 
     Attributes:
         tag: the reason for the checkpoint: "step", "best", "interrupted", "last", ...
@@ -290,7 +290,7 @@ class Saved(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Logged(Event):
-    """Row of the log, with all values of a window, an evaluation or an epoch.
+    """Event for a new row of the log, with all values of a window, an evaluation or an epoch.
 
     Attributes:
         split: "train" (means over the last `log_every` steps), "train_epoch" (means over a whole epoch
@@ -304,7 +304,7 @@ class Logged(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Notice(Event):
-    """Message for the user; issued as a `LoopWarning` if no callback listens for it.
+    """Message for the user; it becomes a `LoopWarning` if no callback listens for it.
 
     Attributes:
         message: the text, such as that a step was repeated after running out of memory, that steps were

@@ -1,4 +1,4 @@
-"""Results of a run, which are immutable, printable and convertible to JSON.
+"""Results of a run and of an epoch: immutable, printable and convertible to JSON.
 
 Read next: `trainer.py`, which returns them.
 """
@@ -120,7 +120,7 @@ class EpochResult:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EpochResult:
-        """Return the result from the output of `to_json`; the loss comes first in `metrics`."""
+        """Return the result from the output of `to_json`, with the loss first in `metrics`."""
         metrics, members = (
             dict(sorted(content.get(name, {}).items(), key=lambda item: item[0] != "loss"))
             for name in ("metrics", "members")

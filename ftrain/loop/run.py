@@ -163,12 +163,12 @@ class Run(Emitter):
                 boundary = next_boundary(plan, progress.step)
             runtime.phase = "data"
         raise ValueError(
-            f"train_data: expected a batch in epoch {self.state.epochs_done + 1}, got 0. Pass data "
+            f"train_data: expected batches in epoch {self.state.epochs_done + 1}, got none. Pass data "
             "with at least one batch in each epoch."
         )
 
     def _boundary(self, batch: Any) -> Events:
-        """Do the work that is due after a step (log, evaluate, save), then run the requested actions."""
+        """Do the work due after a step (log, evaluate, save), and run the requested actions."""
         self.before_boundary = self.state
         due = due_after_step(self.runtime.plan, self.state)
         failure = None
@@ -186,7 +186,7 @@ class Run(Emitter):
             raise NonFiniteError(failure)
 
     def _act(self) -> Events:
-        """Run pending actions until none is left; if an epoch has ended, begin the next one.
+        """Run pending actions until none remains; if an epoch has ended, begin the next one.
 
         The events of an action may request more actions, which run too. An evaluation that a signal
         interrupts stays pending, as do the actions after it except `Log`.
@@ -221,7 +221,7 @@ class Run(Emitter):
             self.runtime.clock.restart("epoch")
 
     def _begin(self) -> Events:
-        """Emit `TrainBegin`; in a resumed run, do the work left over from its last step."""
+        """Emit `TrainBegin`; in a resumed run, finish the work due after its last step."""
         runtime, names = self.runtime, None
         if runtime.callbacks.monitors_evaluations():
             names = eval_columns(runtime.eval_step, self.state.train, runtime.eval_data)
@@ -246,7 +246,7 @@ class Run(Emitter):
             yield from self.emit(CompileBegin(*self.header(), "training step"))
 
     def _end_window(self, batch: Any) -> Generator[Any, Any, str | None]:
-        """Request a row of the log; return a message if the run must end because of skipped steps."""
+        """Request a log row for the window; return a message if the run must end, else `None`."""
         runtime = self.runtime
         self.state = read_metrics(self.state)
         (epoch, step, position, *_), nonfinite = self.state.progress, self.state.nonfinite
@@ -283,8 +283,8 @@ class Run(Emitter):
         if runtime.eval_data is None or runtime.eval_step is None:
             missing = "eval_data" if runtime.eval_data is None else "an eval_step"
             raise ValueError(
-                f"Evaluate: expected a run with {missing}, got one without. Pass it, or request no "
-                "evaluations."
+                f"Evaluate: expected a run with {missing}, got one without. Pass it to the "
+                "trainer, or do not request evaluations."
             )
         runtime.phase = "evaluate"
         yield from self.emit(EvaluateBegin(*self.header(), name, length(runtime.eval_data)))
@@ -361,7 +361,7 @@ class Run(Emitter):
             )
 
     def _end(self) -> Events:
-        """Do the last evaluation if a completed run lacks it; write the last checkpoint and row."""
+        """End the run: evaluate if the last evaluation is missing, write the last checkpoint and row."""
         runtime, status, step = self.runtime, self._status(), self.state.progress.step
         evaluates = status == "completed" and runtime.eval_data is not None and step
         if evaluates and not self.state.has_result("eval"):
@@ -381,7 +381,7 @@ class Run(Emitter):
         yield from self.emit(TrainEnd(*self.header(), result))
 
     def _fail(self, error: Exception) -> Events:
-        """Write a checkpoint if the state is intact, and emit `Failure`; the caller raises."""
+        """Emit `Failure` for an exception of the run; write a checkpoint if the state is intact."""
         runtime, phase = self.runtime, self.runtime.phase
         if not is_intact(self.state.train):
             self.state = self.state.replace(train=None)
@@ -392,7 +392,9 @@ class Run(Emitter):
                 yield from self._save("failed", {}, failed=True)
                 runtime.checkpoints.finish()
             except Exception as another:
-                error.add_note(f"Nor could a checkpoint be written: {another}")
+                error.add_note(
+                    f"The checkpoint of the failed run could not be written either: {another}"
+                )
         result = fit_result(self.state, runtime, "failed", error)
         attach_result(error, result, phase)
         yield from self.emit(TrainEnd(*self.header(), result), strict=False)

@@ -35,7 +35,7 @@ UnreadMetrics = tuple[Any, int, int, Any]
 
 
 class _Json(NamedTuple):
-    """JSON form of a field, with its key in the metadata and its conversions to and from JSON.
+    """Entry for a field in a checkpoint's metadata: its key and its conversions to and from JSON.
 
     An `optional` field takes its default if the metadata lacks it.
     """
@@ -179,7 +179,7 @@ class LoopState:
         return 0 if self.cursor is None else self.cursor.epoch
 
     def has_result(self, split: str) -> bool:
-        """Return True if the history has a result of this split at the current step."""
+        """Return True if the history contains a result of this split at the current step."""
         step = self.progress.step
         return any(each.split == split and each.step == step for each in reversed(self.history))
 
@@ -196,13 +196,15 @@ class LoopState:
         fields = self.__dict__ | changes
         if len(fields) != len(self.__dict__):
             unknown = ", ".join(sorted(changes.keys() - self.__dict__.keys()))
-            raise TypeError(f"LoopState.replace: expected names of fields, got {unknown}")
+            raise TypeError(
+                f"LoopState.replace: expected names of its fields, got {unknown}. Rename it."
+            )
         new = object.__new__(LoopState)
         object.__setattr__(new, "__dict__", fields)
         return new
 
     def metadata(self) -> dict[str, Any]:
-        """Return the stored fields except `train` as JSON, without clock times.
+        """Return a checkpoint's metadata: all saved fields except `train` as JSON, without clock times.
 
         Two equal runs therefore write equal bytes.
         """

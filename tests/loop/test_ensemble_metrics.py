@@ -222,7 +222,8 @@ def test_a_metric_named_like_an_ensemble_statistic_is_refused() -> None:
         return state, {"loss": torch.zeros(2), "loss_max": torch.zeros(2)}
 
     with pytest.raises(
-        ValueError, match="metric 'loss_max': expected another name.* computed from 'loss'"
+        ValueError,
+        match="metric 'loss_max': expected a name that the log does not use.* computes from 'loss'",
     ):
         Trainer(step, compile=False).fit({}, [torch.zeros(1)], epochs=1)
 

@@ -102,7 +102,8 @@ def test_a_metric_named_like_a_gradient_norm_statistic_is_refused() -> None:
     made = Trainer(reports({"grad_norm": 1.0, "grad_norm_max": 2.0}, []), compile=False)
     with pytest.raises(
         ValueError,
-        match="metric 'grad_norm_max': expected another name.* computed from 'grad_norm'",
+        match="metric 'grad_norm_max': expected a name that the log does not use.* computes from "
+        "'grad_norm'",
     ):
         made.fit(None, [torch.zeros(1)], epochs=1)
     alone = Trainer(reports({"grad_norm_max": 2.0}, []), compile=False)
@@ -114,7 +115,7 @@ def test_a_metric_named_like_the_entry_of_a_vector_metric_is_refused() -> None:
         vector = Sum(torch.ones(2))
         return state, {"loss": torch.tensor(1.0), "c": vector, "c/0": torch.tensor(5.0)}
 
-    with pytest.raises(ValueError, match="got two metrics with a column 'c/0'"):
+    with pytest.raises(ValueError, match="got two metrics that write column 'c/0'"):
         Trainer(step, compile=False).fit(STEPS.init_state(0), [torch.ones(1)], epochs=1)
 
 

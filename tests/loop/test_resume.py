@@ -191,6 +191,6 @@ def test_a_checkpoint_with_the_former_action_name_note_loads_as_notify() -> None
 def test_loop_state_replace_refuses_unknown_fields() -> None:
     state = LoopState(None)
     assert state.replace(accumulate=3) == LoopState(None, accumulate=3)
-    with pytest.raises(TypeError, match="expected names of fields, got step"):
+    with pytest.raises(TypeError, match="expected names of its fields, got step"):
         state.replace(step=3)
     assert state == LoopState(None)

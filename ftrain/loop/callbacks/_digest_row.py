@@ -1,4 +1,4 @@
-"""Digests of state and batch for a row of the log, by which `ftrain diff` compares runs."""
+"""Log row with digests of the state and the batch, by which `ftrain diff` compares runs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MOST_ROWS = 256  # of a batch; a digest of each takes 1 µs and 11 bytes of the
 
 
 def digest_row(state: Any, batch: Any = None) -> dict[str, Any]:
-    """Return the digests of the leaves of a state and of its step's batch, by path.
+    """Return `{path: digest}` for the leaves of a state and of the batch of its step.
 
     Without a batch, for the state before the first step: with the versions and settings of the process.
     Copies the leaves to the host, which waits for the device.

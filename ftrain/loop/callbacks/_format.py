@@ -33,7 +33,7 @@ _RATES = {
 def row(
     split: str, progress: Progress, values: Mapping[str, float], width: int | None = None
 ) -> str:
-    """Return a row as one line, without values per layer or per ensemble member.
+    """Format a log row as one line; values per layer and per ensemble member are omitted.
 
     Args:
         split: split of the row.
@@ -71,7 +71,7 @@ def row(
 
 
 def compiling(event: CompileBegin | CompileEnd) -> str:
-    """Return the message for the start or end of a compilation; the latter names its duration.
+    """Return the message for the start of a compilation, or for its end, with the duration.
 
     Example:
         >>> compiling(CompileEnd(Progress(), 30.0, None, "training step", 28.44))
@@ -83,7 +83,7 @@ def compiling(event: CompileBegin | CompileEnd) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Return a duration as minutes and seconds, with hours if there are any.
+    """Format a duration as minutes and seconds, with hours if it is an hour or longer.
 
     Example:
         >>> clock(75), clock(3 * 3600 + 61)

@@ -10,7 +10,7 @@ __all__ = ["append", "keep", "replace"]
 
 
 def append(path: pathlib.Path, line: str) -> None:
-    """Append a line; if that fails, as on a full disk, remove the part that was written."""
+    """Append a line; if that fails, for example on a full disk, remove the part that was written."""
     # Opened for each line (30 µs), so that moving or deleting the file during a run does no harm.
     with path.open("ab", buffering=0) as file:
         data, before = memoryview((line + "\n").encode()), file.tell()

@@ -74,7 +74,7 @@ class Monitor:
         )
 
     def value(self, event: Event) -> float | None:
-        """Return the value of the metric at an event; `None` if the event does not have the metric.
+        """Return the metric's value in an event; `None` if events of this kind do not contain it.
 
         Raises:
             UnknownMetricError: the event lists the metrics, and this one is missing; the message names
@@ -114,7 +114,7 @@ class Monitor:
         )
 
     def is_better(self, value: float, than: float | None, by: float = 0.0) -> bool:
-        """Return True if a value is better than `than` by more than `by`; NaN is never better."""
+        """Return True if `value` is better than `than` by more than `by`; NaN is never better."""
         if math.isnan(value):
             return False
         if than is None:
@@ -122,7 +122,7 @@ class Monitor:
         return value < than - by if self.mode == "min" else value > than + by
 
     def _check(self, split: str, names: Collection[str], known: Collection[str]) -> None:
-        """Raise if the metric is unknown, unless it is of a named evaluation (`eval/NAME/...`)."""
+        """Raise if the metric is not among `names`, unless a later, named evaluation may have it."""
         if not self.name.startswith(f"{split}/"):
             return
         whole, _, part = self.metric.partition("/")
@@ -133,7 +133,7 @@ class Monitor:
         raise self.unknown([f"{split}/{name}" for name in names])
 
     def _should(self, event: Event, prefix: str, values: Collection[str]) -> bool:
-        """Return True if this event must have the metric, so that its absence is an error."""
+        """Return True if an event should contain the metric, so that its absence is an error."""
         if not isinstance(event, self.event):
             return False
         whole, _, part = self.metric.partition("/")

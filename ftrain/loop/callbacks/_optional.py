@@ -9,7 +9,7 @@ __all__ = ["need"]
 
 
 def need(module: str, who: str, package: str) -> Any:
-    """Import a module, or raise an error that names the command to install it.
+    """Import an optional package; if it is missing, raise an error with the command to install it.
 
     Raises:
         ImportError: the module is missing; the message says how to install it.

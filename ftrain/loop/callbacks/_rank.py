@@ -1,4 +1,4 @@
-"""Main process of a distributed run, the only process that prints and writes."""
+"""Test for the main process of a distributed run, the only one that prints and writes files."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ __all__ = ["RowLogger", "Rows"]
 
 
 class Rows(TypedDict):
-    """State of a row logger: the length of its log.
+    """State of a row logger: the number of rows in its file.
 
     Attributes:
         rows: number of rows written so far.
@@ -30,7 +30,7 @@ class Rows(TypedDict):
 
 
 class RowLogger(abc.ABC):
-    """Base class of loggers to a file of rows; a write error becomes a warning, and the run continues.
+    """Base class of loggers that write rows to a file; after a write error they warn and continue.
 
     Attributes:
         path: path of the file.
@@ -44,7 +44,7 @@ class RowLogger(abc.ABC):
         self._before = 0.0  # seconds of the previous processes of this run
 
     def init(self) -> Rows:
-        """Return the state of an empty log."""
+        """Return the initial state: no row is written yet."""
         return {"rows": 0}
 
     def __call__(self, state: Rows, event: Event) -> tuple[Rows, tuple[Action, ...]]:
@@ -66,7 +66,7 @@ class RowLogger(abc.ABC):
 
     @abc.abstractmethod
     def _begin(self, rows: int) -> tuple[int, float]:
-        """Truncate the file to `rows` rows; return the number kept and the time of the last row."""
+        """Truncate the file to `rows` rows; return how many remain and the time in the last one."""
 
     @abc.abstractmethod
     def _write(self, row: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ __all__ = ["When"]
 
 
 class When:
-    """Schedule that is due every n steps or, if `every` is `None`, at evaluations without a name.
+    """Schedule that is due every n steps or, if `every` is `None`, at each unnamed evaluation.
 
     Attributes:
         every: number of steps n; `None`: each evaluation without a name.
@@ -24,7 +24,7 @@ class When:
         self.listens: tuple[type[Event], ...] = (EvaluateEnd if every is None else BatchEnd,)
 
     def is_due(self, event: Event) -> bool:
-        """Return True if a callback with this schedule must draw or write at an event."""
+        """Return True if a callback with this schedule must write its file at an event."""
         if isinstance(event, EvaluateEnd):
             return not event.name
         return self.every is not None and event.progress.step % self.every == 0

@@ -1,4 +1,4 @@
-"""Number of batches per step, as a schedule over a run."""
+"""Schedule of gradient accumulation: the number of batches per step, over a run."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["AccumulationSchedule"]
 
 
 class AccumulationSchedule:
-    """Accumulate k batches of the loader into one step; k changes at given epochs or steps.
+    """Accumulate gradients over k batches in each step; k changes at given epochs or steps.
 
     Gradients are divided by the total weight: a step over k batches equals the step over one batch
     that is k times as large. Each new k compiles another program.
@@ -49,10 +49,10 @@ class AccumulationSchedule:
         self.listens = (TrainBegin, EpochEnd if by == "epoch" else BatchEnd)
 
     def init(self) -> None:
-        """Return no state, because the checkpoint of the run holds k."""
+        """Return no state, because the run's own state holds the number of batches per step."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Request a new k when it changes."""
+        """Request a new number of batches per step when the schedule changes it."""
         now = event.progress.epoch if self.by == "epoch" else event.progress.step
         if isinstance(event, TrainBegin):
             # The checkpoint of a resumed run holds its k.
@@ -60,7 +60,7 @@ class AccumulationSchedule:
         return None, ((Accumulate(self.at(now)),) if now in self.schedule else ())
 
     def at(self, now: int) -> int:
-        """Return k after `now` epochs or steps.
+        """Return the number of batches per step after `now` epochs or steps.
 
         Example:
             >>> [AccumulationSchedule({0: 1, 5: 4}).at(done) for done in (0, 4, 5, 100)]

@@ -73,7 +73,7 @@ class WindowedAverage:
     def __call__(
         self, state: WindowedState, event: Event
     ) -> tuple[WindowedState, tuple[Action, ...]]:
-        """Log the mean of the metric over the last rows, the row of this event included."""
+        """Log the mean of the metric over the last rows, including the row of this event."""
         value, weight = self._metric.of(event)
         if value is None:
             return state, ()
@@ -124,7 +124,7 @@ class RunningAverage:
     def __call__(
         self, state: RunningState, event: Event
     ) -> tuple[RunningState, tuple[Action, ...]]:
-        """Log the exponential average of the metric, the row of this event included."""
+        """Log the exponential average of the metric, including the row of this event."""
         value, n = self._metric.of(event)
         if value is None or not math.isfinite(value):
             return state, ()
@@ -136,7 +136,7 @@ class RunningAverage:
 
 
 class _Metric:
-    """Metric that is read from the training rows of the log or from the evaluations."""
+    """Metric, `train/NAME` or `eval/NAME`, that is read from the events of a run."""
 
     def __init__(self, metric: str) -> None:
         split, _, self.name = metric.partition("/")
@@ -157,6 +157,6 @@ class _Metric:
             values, n = dict(event.values), event.steps
         if self.name not in values:
             raise ValueError(
-                f"metric: expected one of {', '.join(values)}, got {self.name!r}. Name one of these."
+                f"metric: expected one of {', '.join(values)}, got {self.name!r}. Choose one of these."
             )
         return values[self.name], n

@@ -82,7 +82,7 @@ class Checkpointing:
         self.listens += self._monitor.listens if best else ()
 
     def init(self) -> CheckpointingState:
-        """Return the initial state, without any value of the monitored metric."""
+        """Return the initial state, before the monitored metric has a value."""
         return {"best": []}
 
     def __call__(

@@ -1,4 +1,4 @@
-"""Rows of the log as readable lines, above the progress bar if there is one."""
+"""Console output: rows of the log as readable lines, above the progress bar if there is one."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ class ConsoleLogger:
         """Return no state, because printed lines are not part of a run's saved state."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Print a notice, or a row of the log if its split is among `splits` and `every` permits it."""
+        """Print a notice, or a row of the log that `splits` and `every` select."""
         if is_main():
             for line in self._lines(event):
                 # tqdm.write clears an active bar before it prints; without a bar it is a plain print.

@@ -1,4 +1,4 @@
-"""Log as a CSV table."""
+"""Log of a run as a CSV table."""
 
 from __future__ import annotations
 

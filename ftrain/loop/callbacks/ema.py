@@ -45,7 +45,7 @@ class EMAEvaluation:
 
     @property
     def name(self) -> str:
-        """Name of the callback's state in a checkpoint, which contains the average's name."""
+        """Name of this callback's state in a checkpoint, such as `EMAEvaluation ema`."""
         return f"EMAEvaluation {self._field}"
 
     def init(self) -> None:

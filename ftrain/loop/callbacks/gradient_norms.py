@@ -1,4 +1,4 @@
-"""Steps that also return statistics of gradients by module, computed in the same graph.
+"""Training steps that also return statistics of gradients by module, computed in the same graph.
 
 Read next: `gradients.py`, which monitors them, and `ftrain/tasks/gradient_statistics.py`.
 """

@@ -33,7 +33,7 @@ _MOST = 5  # layers in a note
 
 
 class GradientState(TypedDict):
-    """State of `GradientMonitor`: for each layer its average gradient norm and its last report.
+    """State of `GradientMonitor`: per layer, the average gradient norm and the kind of the last report.
 
     Attributes:
         usual: the layer's norm, averaged over windows; in an ensemble, for each member's layer.
@@ -116,7 +116,7 @@ class GradientMonitor:
     def __call__(
         self, state: GradientState, event: Event
     ) -> tuple[GradientState, Iterable[Action]]:
-        """Compare the norm of each layer with the largest norm and with its own average."""
+        """Compare each layer's gradient norm with the largest norm and with its own past average."""
         assert isinstance(event, WindowEnd)
         groups = _norms(event)
         if not any(name.startswith(_PREFIX) for name in event.members or event.values):
@@ -174,7 +174,7 @@ class GradientMonitor:
 
 
 def _rows(event: WindowEnd) -> dict[str, dict[str, float]]:
-    """Return the metrics of a window per ensemble member, by a suffix that names the member."""
+    """Return `{suffix: metrics}` of a window; the suffix, such as ` (member 2)`, names the member."""
     rows: dict[str, dict[str, float]] = {}
     if not event.members:
         rows[""] = dict(event.values)

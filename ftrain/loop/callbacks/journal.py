@@ -1,4 +1,4 @@
-"""Journal of a run, `train.log`, which lists events with the time of day."""
+"""Text log of a run, `train.log`, with the time of day of each line."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ class FileLogger:
         self.path = pathlib.Path(path)
 
     def init(self) -> None:
-        """Return no state, because the journal is not part of a run's saved state."""
+        """Return no state, because the text file is not part of a run's saved state."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Write the event to the journal."""
+        """Write a line about the event to the text file."""
         if is_main():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")

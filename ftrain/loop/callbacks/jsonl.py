@@ -1,4 +1,4 @@
-"""Log as JSON lines, one object per row."""
+"""Log of a run as JSON lines, one object per row."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class JSONLLogger(RowLogger):
             self.listens = (*RowLogger.listens, BatchEnd)
 
     def __call__(self, state: Rows, event: Event) -> tuple[Rows, tuple[Action, ...]]:
-        """Write a row for each `Logged` event, and rows of digests."""
+        """Write a row for each `Logged` event and, if `log_digests` is set, rows of digests."""
         if isinstance(event, BatchEnd):
             assert self._log_digests is not None  # it listens for no such event otherwise
             is_due = event.progress.step % self._log_digests == 0

@@ -80,7 +80,7 @@ class ProgressBar:
         """Return no state, because the display is not part of a run's saved state."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Update the display from an event, at most once per refresh interval for steps."""
+        """Update the display for an event; steps update it at most once per refresh interval."""
         if type(event) is BatchEnd:
             if event.seconds < self._due:
                 return None, ()

@@ -39,7 +39,7 @@ def is_factory(steps: Any) -> bool:
 
 
 def step_of(steps: Any, what: str) -> Step:
-    """Return the training step from a `Steps`, from a pair `(step, eval_step)`, or the step itself.
+    """Return the training step in a `Steps` or a pair `(step, eval_step)`; return a step unchanged.
 
     Raises:
         TypeError: `steps` is not one of these.

@@ -1,4 +1,4 @@
-"""Suggestion of a learning rate from the losses of a sweep."""
+"""Suggestion of a learning rate from the losses at increasing rates."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def smooth(losses: Sequence[float], width: float) -> list[float]:
 
 
 def stops_at(losses: Sequence[float], diverged: float, width: int) -> int | None:
-    """Return the first step at which the losses of a sweep have diverged; `None` if none has.
+    """Return the step at which the losses of a sweep have diverged; `None` if they have not.
 
     Each step is judged by the mean of its last `width` losses, without later ones, so the result does
     not depend on how often the losses are read.

@@ -176,7 +176,7 @@ def _tried(
 
 
 def _batches_of(batch: Any) -> Callable[[int], Any]:
-    """Return a function from a size to a batch of that size."""
+    """Return a function that makes a batch of a given size."""
     if callable(batch) and not isinstance(batch, torch.Tensor):
         return batch  # type: ignore[no-any-return]
     tensors = [leaf for leaf in tree.leaves(batch) if isinstance(leaf, torch.Tensor) and leaf.ndim]

@@ -116,21 +116,23 @@ class RateSweep:
                 said = f"the first step, at {first:.3g}, was skipped"
             tried = "no rate was tried" if skipped == n else "their rates were not tried"
             return (
-                f"no suggestion: {said} for a non-finite gradient, so {tried}. Look at the batches and "
-                "the loss for NaN, log(0) or a division by zero; ftrain.loop.Trainer(..., "
-                "max_skipped=1) names the first operator that gives one"
+                f"no suggestion: {said} because of a non-finite gradient, so {tried}. Check the batches "
+                "and the loss for NaN, log(0) or a division by zero; ftrain.loop.Trainer(..., "
+                "max_skipped=1) names the first operator with a non-finite result"
             )
         if not self.trained:
             return (
-                f"no suggestion: none of the {swept} changed a parameter, so no rate was tried. Look at "
-                "what the optimizer does with the gradients: a wrapper that skips or accumulates, a "
+                f"no suggestion: none of the {swept} changed a parameter, so no rate was tried. "
+                "Check the optimizer for a wrapper that skips or accumulates gradients, or for a "
                 "rate of 0"
             )
         if skipped:
-            end += f"; {skipped} of them were skipped for a non-finite gradient"
+            end += f"; {skipped} of them were skipped because of a non-finite gradient"
         if self.suggestion is None or self.lowest is None:
             advice = (
-                "make the sweep begin lower" if self.diverged else "sweep further, or for longer"
+                "start the sweep at a lower rate"
+                if self.diverged
+                else "sweep to a higher rate, or over more steps"
             )
             return f"no suggestion: the loss does not fall in {swept}{end}; {advice}"
         return (
@@ -224,7 +226,9 @@ def learning_rate(
                 losses = losses[: end + 1]
                 break
     if not losses:
-        raise ValueError("train_data: expected at least one batch, got 0. Pass data with a batch.")
+        raise ValueError(
+            "train_data: expected at least one batch, got none. Pass data with at least one batch."
+        )
     rates, skips = rates[: len(losses)], skips[: len(losses)]
     even = smooth(capped(losses, diverged), SMOOTH * n_steps)
     trained = _has_trained(before, state)
@@ -285,7 +289,7 @@ def _stepper(
 
 
 def _seen(metrics: Any) -> torch.Tensor:
-    """Return `[loss, skipped]` as a float64 tensor, reduced over ensemble members."""
+    """Return the loss and the `skipped` metric as one float64 tensor, reduced over ensemble members."""
     try:
         loss = metrics["loss"]
     except (KeyError, TypeError, IndexError):

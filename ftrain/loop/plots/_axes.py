@@ -1,4 +1,4 @@
-"""Scales and ticks of axes, at round numbers and without an offset or a common factor."""
+"""Scales and tick labels of axes: round numbers, without matplotlib's offset or common factor."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _UNITS = (("G", 1e9), ("M", 1e6), ("k", 1e3))
 
 
 def tick(value: float, largest: float) -> str:
-    """Return the label of a tick, in the unit that the largest tick determines.
+    """Format a tick label in the unit (`k`, `M`, ...) or notation of the largest tick.
 
     Example:
         >>> [tick(v, 2e6) for v in (0, 5e5, 2e6)], [tick(v, 1e-4) for v in (5e-5, 1e-4)], tick(0.25, 1)
@@ -36,7 +36,7 @@ def tick(value: float, largest: float) -> str:
 
 
 def clock_unit(seconds: float) -> tuple[str, float]:
-    """Return the unit for a duration, and the unit's length in seconds.
+    """Return the unit in which to show a duration, and the unit's length in seconds.
 
     Example:
         >>> clock_unit(90.0), clock_unit(9000.0)
@@ -46,7 +46,7 @@ def clock_unit(seconds: float) -> tuple[str, float]:
 
 
 def scale_x(ax: Axes, whole: bool) -> None:
-    """Set round ticks on the horizontal axis, on integers if `whole`."""
+    """Set round ticks on the horizontal axis, at integers only if `whole`."""
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415  # optional
 
     ax.xaxis.set_major_locator(MaxNLocator(7, integer=whole, steps=[1, 2, 5, 10], min_n_ticks=1))
@@ -77,7 +77,7 @@ def scale_y(ax: Axes, metric: str, values: Sequence[float], colours: Theme) -> N
 
 
 def _formatter(each: bool = False) -> Any:
-    """Return a formatter that applies `tick`, with a common unit or, if `each`, one per tick."""
+    """Return a formatter of tick labels, with one unit for the axis or, if `each`, one per tick."""
     from matplotlib.ticker import Formatter  # noqa: PLC0415  # optional
 
     class Ticks(Formatter):

@@ -64,7 +64,7 @@ class Theme:
 
 
 def _mixed(one: str, other: str) -> str:
-    """Mix six parts of one colour and five of another."""
+    """Mix two colours, six parts of the first to five of the second."""
     pairs = zip(bytes.fromhex(one[1:]), bytes.fromhex(other[1:]), strict=True)
     return "#" + bytes((6 * a + 5 * b) // 11 for a, b in pairs).hex()
 
@@ -133,12 +133,12 @@ HIDDEN = (
 
 
 def theme(dark: bool) -> Theme:
-    """Return the colours of light or dark mode."""
+    """Return the colours of dark mode if `dark`, else of light mode."""
     return DARK if dark else LIGHT
 
 
 def label(metric: str) -> str:
-    """Return a metric's name as a title.
+    """Return the title of a metric's chart.
 
     Example:
         >>> label("grad_norm"), label("memory/peak_bytes")
@@ -170,7 +170,7 @@ def ordered(metrics: Iterable[str]) -> list[str]:
 
 
 def shown(logs: Sequence[RunLog]) -> list[str]:
-    """Return the metrics that get a chart: no `_min` or `_max`, no `a/b`, no zero `skipped`."""
+    """Return the metrics to draw: not `_min`, `_max`, names with `/`, or `skipped` if always zero."""
     found = []
     names = ordered(name for log in logs for name in log.curves)
     hidden = {*HIDDEN, *extremes(names)}  # extremes are drawn as a band around the mean
@@ -201,7 +201,7 @@ def new_figure(what: str, width: float, height: float, dark: bool) -> Figure:
 
 
 def dress(ax: Axes, dark: bool, title: str) -> None:
-    """Draw the frame, grid, ticks and title of one chart."""
+    """Style the frame, grid, ticks and title of one chart."""
     colours = theme(dark)
     ax.set_facecolor(colours.panel)
     ax.spines[["top", "right", "left"]].set_visible(False)

@@ -107,7 +107,7 @@ def curves(
 
 
 def smoothed(values: Sequence[float], weight: float) -> list[float]:
-    """Return a bias-corrected exponential average that gives weight `weight` to the past.
+    """Return a bias-corrected exponential moving average with decay `weight`.
 
     Non-finite values become NaN, and do not change the average.
 
@@ -133,7 +133,7 @@ def _chosen(logs: Sequence[RunLog], metrics: Sequence[str] | None) -> list[str]:
     for name in metrics:
         if name not in known:
             raise DataError(
-                f"metric: expected one of {', '.join(sorted(known))}, got {name!r}. Name one of these."
+                f"metric: expected one of {', '.join(sorted(known))}, got {name!r}. Choose one of these."
             )
     return list(metrics)
 
@@ -208,7 +208,7 @@ def _splits(log: RunLog, metric: str) -> dict[str, Curve]:
 
 
 def _look(logs: Sequence[RunLog], index: int, split: str, dark: bool) -> tuple[str, str]:
-    """Return the colour and line style of a curve: a colour per run or, for a single run, per split."""
+    """Return the colour and line style of a curve; each run, or each split of one run, has a colour."""
     if len(logs) == 1:
         every = [s for s in _all_splits(logs) if s != "train"]
         return theme(dark).hue(0 if split == "train" else 1 + every.index(split)), "o-"

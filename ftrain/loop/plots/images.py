@@ -96,7 +96,7 @@ def image_grid(
 def _caption(
     said: list[str] | None, right: list[str] | None, i: int, colours: Theme
 ) -> tuple[str, str, str]:
-    """Return the text, colour and font weight of a caption; long labels take two lines."""
+    """Return the text, colour and font weight of an image's caption; long labels take two lines."""
     if not said or not right:
         return shortened((said or right or [""] * (i + 1))[i], _LINE), colours.quiet, "normal"
     one, other = shortened(said[i], _LINE), shortened(right[i], _LINE)
@@ -107,7 +107,7 @@ def _caption(
 
 
 def _as_pictures(images: torch.Tensor) -> Any:
-    """Return `(n, height, width, channels)` in [0, 1], as a NumPy array."""
+    """Return images as a NumPy array of shape `(n, height, width, channels)` with values in [0, 1]."""
     if images.ndim == 3:
         images = images.unsqueeze(-1)
     elif images.ndim == 4 and images.shape[1] in (1, 3, 4):
@@ -138,7 +138,7 @@ def _labels(
         given = (given.argmax(1) if given.ndim == 2 else given).tolist()
     if len(given) != n:
         raise ValueError(
-            f"{what}: expected one for each of {n} images, got {len(given)}. Pass as many as images."
+            f"{what}: expected {n} entries, one per image, got {len(given)}. Pass one entry per image."
         )
     return [
         names[each]

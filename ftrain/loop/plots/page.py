@@ -93,7 +93,7 @@ def thinned(curve: Curve, points: int = POINTS) -> list[int]:
 
 
 def _title(names: Sequence[str], most: int = 60) -> str:
-    """Return a title of as many names as fit on a line.
+    """Return a page title that lists as many run names as fit on a line.
 
     Example:
         >>> _title(["first", "second"]), _title(["first", "second", "third"], 12)
@@ -133,7 +133,7 @@ def _content(logs: Sequence[RunLog]) -> dict[str, Any]:
 
 
 def _group(metric: str, hidden: Collection[str]) -> str:
-    """Return the section of a metric on the page; `""` is the first section, which is expanded."""
+    """Return the page section for a metric; `""` is the first section, which is expanded."""
     if "/" in metric:
         return metric.partition("/")[0]
     return "more" if metric in hidden else ""
@@ -158,12 +158,12 @@ def _rounded(value: float) -> float | int | None:
 
 
 def _cell(value: Any) -> Any:
-    """Return an entry of the table: `False` for a non-finite number, `None` for a missing number."""
+    """Return a table cell as JSON: `False` for a non-finite number, `None` for a missing one."""
     return False if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _json(content: Any) -> str:
-    """Return JSON that cannot close the script element around it."""
+    """Return JSON that is safe inside a `<script>` element: it cannot close the element."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 

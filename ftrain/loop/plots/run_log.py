@@ -117,7 +117,7 @@ def read_run(path: Path, name: str | None = None) -> RunLog:
                 found.setdefault(metric, {}).setdefault(split, []).append((*where, _number(value)))
     if not found:
         raise DataError(
-            f"{file}: expected a row with a step and a metric, got no row. Plot it after the first "
+            f"{file}: expected a row with a step and a metric, got none. Plot it after the first "
             "`log_every` steps."
         )
     curves = {
@@ -138,7 +138,7 @@ def read_runs(runs: Runs) -> tuple[RunLog, ...]:
     logs = [each if isinstance(each, RunLog) else read_run(each) for each in several]
     if not logs:
         raise DataError(
-            "runs: expected at least one run, got 0. Name a run directory, such as runs/digits."
+            "runs: expected at least one run, got none. Pass a run directory, such as runs/digits."
         )
     return tuple(
         dataclasses.replace(log, name=name) for log, name in zip(logs, _names(logs), strict=True)
@@ -164,7 +164,7 @@ def _rows(file: pathlib.Path) -> Iterable[dict[str, Any]]:
 
 
 def _passes(step: float, ends: Sequence[float]) -> float:
-    """Return the epoch at a step, a float; assume an unfinished one is as long as the previous."""
+    """Return the fractional epoch at a step; an unfinished epoch is assumed as long as the previous."""
     done = bisect.bisect_right(ends, step)
     if done == len(ends):
         begin, size = ends[-1], ends[-1] - (ends[-2] if len(ends) > 1 else 0)
@@ -186,7 +186,7 @@ def _number(value: Any) -> float:
 
 
 def _names(logs: Sequence[RunLog]) -> list[str]:
-    """Return unique names: the last path components that distinguish the runs, or numbers."""
+    """Return unique names of runs: as many last path components as distinguish them, else numbers."""
     given = [log.name for log in logs]
     folders = [log.path.resolve().parent.parts for log in logs]
     names = list(given)

@@ -106,7 +106,7 @@ def test_callbacks_that_differ_only_in_a_partial_function_are_not_matched() -> N
     """The attributes of `functools.partial` do not identify the function."""
     pair = [Kept(f=functools.partial(print, i)) for i in (1, 2)]
     kept = {each.key: each.options for each in named(pair)}
-    with pytest.raises(ValueError, match="states in the checkpoint that cannot"):
+    with pytest.raises(ValueError, match="states in the checkpoint without a match"):
         matched(named(pair[::-1]), {"Kept": 1, "Kept_2": 2}, kept)
 
 

@@ -80,10 +80,10 @@ OTHER_TYPES = {
     "Tensor": (torch.zeros(2), "state.extras"),
     "OrderedDict": (collections.OrderedDict(a=1), "dict"),
     "Counter": (collections.Counter("ab"), "dict"),
-    "deque": (collections.deque([1]), "built from again"),
+    "deque": (collections.deque([1]), "can be built again"),
     "IntEnum": (Level.LOW, "int"),
-    "range": (range(3), "built from again"),
-    "bytes": (b"ab", "built from again"),
+    "range": (range(3), "can be built again"),
+    "bytes": (b"ab", "can be built again"),
 }
 
 
@@ -257,7 +257,7 @@ def test_indistinguishable_callback_states_are_refused_unless_named(
     first = states_of(tmp_path)
     assert first["Opaque"] == -first["Opaque_2"] != 0
     for swapped in (False, True):
-        with pytest.raises(ValueError, match="states in the checkpoint that cannot") as error:
+        with pytest.raises(ValueError, match="states in the checkpoint without a match") as error:
             fit(made(swapped), max_steps=5, resume=True)
         assert "callback.name = 'Opaque', callback.name = 'Opaque_2'" in str(error.value)
     fit(made(True, first="Opaque", second="Opaque_2"), max_steps=5, resume=True)

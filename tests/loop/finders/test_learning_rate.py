@@ -185,7 +185,8 @@ def test_a_sweep_with_every_step_skipped_gives_no_suggestion(compile):
     assert found.losses[-1] < found.losses[0] / 10  # the loss falls, but not because of a rate
     assert (found.suggestion, found.lowest, found.skipped) == (None, None, 40)
     assert str(found).startswith(
-        "no suggestion: all of the 40 steps from 1e-07 to 10 were skipped for a non-finite gradient"
+        "no suggestion: all of the 40 steps from 1e-07 to 10 were skipped because of a non-finite "
+        "gradient"
     )
     again = finders.RateSweep.from_json(json.loads(json.dumps(found.to_json())))
     assert again == found
@@ -207,7 +208,7 @@ def test_a_loss_of_nan_from_the_first_step_gives_no_suggestion(look_every, membe
     found = finders.learning_rate(step, state, data(), **options)
     assert (found.suggestion, found.lowest, found.skipped) == (None, None, 1)
     assert str(found).startswith(
-        "no suggestion: the first step, at 1e-07, was skipped for a non-finite gradient, so no rate was "
+        "no suggestion: the first step, at 1e-07, was skipped because of a non-finite gradient, so no "
     )
     assert json.loads(json.dumps(found.to_json(), allow_nan=False))["losses"] == [None]
 

@@ -228,7 +228,7 @@ def test_image_grid_marks_wrong_predictions_and_refuses_invalid_input(tmp_path):
         plots.image_grid(torch.zeros(shape, dtype=torch.uint8))
     with pytest.raises(ValueError, match=r"images: expected shape.*got \(3, 5, 8, 8\)"):
         plots.image_grid(torch.rand(3, 5, 8, 8))
-    with pytest.raises(ValueError, match="predictions: expected one for each of 3 images, got 2"):
+    with pytest.raises(ValueError, match="predictions: expected 3 entries, one per image, got 2"):
         plots.image_grid(torch.rand(3, 8, 8), [1, 2])
 
 
