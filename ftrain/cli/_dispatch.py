@@ -1,4 +1,4 @@
-"""Dispatch of commands, which prints ftrain's own errors as a message without a traceback."""
+"""Dispatch of commands; ftrain's own errors are printed as a message without a traceback."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["dispatch"]
 
 
 def dispatch(name: str, rest: Sequence[str]) -> int:
-    """Run the command with this name."""
+    """Run the command of this name with its arguments, and return its exit code."""
     if name == "--version":
         print(f"ftrain {importlib.metadata.version('ftrain')}")
         return 0

@@ -9,5 +9,5 @@ __all__ = ["leave_stdout"]
 
 
 def leave_stdout() -> None:
-    """Discard further output, so that Python does not report the closed pipe again at exit."""
+    """Redirect standard output to the null device, so that Python reports no closed pipe at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,4 +1,4 @@
-"""Files of a run, read without importing torch."""
+"""Readers of the files of a run, which do not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["is_number", "outcome", "rows"]
 
 
 def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
-    """Return the rows of a run's `metrics.jsonl`, without a line that a crash left incomplete."""
+    """Return the valid rows of a run's `metrics.jsonl`; `[]` if there is no such file."""
     try:
         text = (folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -28,7 +28,7 @@ def rows(folder: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def is_number(value: object) -> bool:
-    """Return True for a finite number; False for an int beyond the range of float."""
+    """Return True if a value is an int or float that is finite as a float."""
     try:
         return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
     except OverflowError:

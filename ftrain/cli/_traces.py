@@ -1,4 +1,4 @@
-"""Tracebacks reduced to the user's own lines, without the frames of ftrain and torch."""
+"""Tracebacks that show only the user's own code, without the frames of ftrain and torch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OTHERS = tuple(
 
 
 def trimmed(error: BaseException, everything: bool = False) -> str:
-    """Return the traceback without frames of ftrain, installed packages and Python's library."""
+    """Format a traceback, without frames of ftrain, installed packages and Python's library."""
     if everything:
         return "".join(traceback.format_exception(error)).rstrip()
     found = traceback.TracebackException.from_exception(error, compact=True)

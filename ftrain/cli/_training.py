@@ -1,4 +1,4 @@
-"""Code that the commands `train` and `resume` share: run, then report."""
+"""Training and its report, for the commands `train` and `resume`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["report"]
 
 
 def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
-    """Train, print the outcome and the possible next commands, and return the exit code."""
+    """Train, print the outcome and the next commands to use, and return the exit code."""
     folder = config.folder
     before = outcome(folder) if resume else {}
     _check_end(config, before)
@@ -39,7 +39,7 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
 
 
 def _check_end(config: Config, before: Mapping[str, Any]) -> None:
-    """Raise if the requested `epochs` or `max_steps` is below the count that the run has completed.
+    """Raise if `epochs` or `max_steps` is less than the resumed run has already completed.
 
     Otherwise `config.yaml` would no longer describe the run.
     """
@@ -56,7 +56,7 @@ def _check_end(config: Config, before: Mapping[str, Any]) -> None:
 
 
 def _check_changes(config: Config, before: Mapping[str, Any]) -> None:
-    """Raise if values of a complete run change without more steps: no step would use them."""
+    """Raise if a configuration value of a complete run is changed, but no steps are added."""
     ends = ((config.epochs, before.get("epoch")), (config.max_steps, before.get("step")))
     longer = any(
         isinstance(wanted, int) and isinstance(done, int) and wanted > done for wanted, done in ends
@@ -70,14 +70,14 @@ def _check_changes(config: Config, before: Mapping[str, Any]) -> None:
             raise ConfigError.at(
                 key,
                 config.places.of((key,)),
-                f"expected the value of {config.folder}, which is complete, got another; no step "
-                f"would use it. Train longer as well: {more}; or begin another run: ftrain train "
+                f"expected the value of the complete run {config.folder}, got another, which no further "
+                f"step would use. Train longer as well: {more}; or begin another run: ftrain train "
                 f"{config.folder}/config.yaml ... output_dir={config.folder}-2",
             )
 
 
 def _said(result: FitResult, before: Mapping[str, Any], config: Config) -> Iterator[str]:
-    """Yield lines of text: the outcome, the possible next command, and the files that exist now."""
+    """Yield the lines to print after a run: its outcome, the next command to use, the written files."""
     folder = config.folder
     yield str(result)
     finished = (before.get("status"), before.get("step")) == ("completed", result.step)

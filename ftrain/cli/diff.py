@@ -1,4 +1,4 @@
-"""Comparison of two runs by what their directories hold.
+"""Comparison of two runs by the files in their directories.
 
 In this order: configuration, data, library versions and settings, digests of states and batches,
 metrics, and the leaves of the first checkpoints that differ.
@@ -33,7 +33,7 @@ _MISSING = "(none)"
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Differences of two runs or traces.
+    """Result of a comparison of two runs or traces: their differences, as tables.
 
     Attributes:
         summary: the first difference.
@@ -46,7 +46,7 @@ class Comparison:
     sections: tuple[Section, ...]
 
     def text(self) -> str:
-        """Return the comparison as text."""
+        """Return the comparison as plain text."""
         return text(self.summary, self.sections)
 
     def page(self, title: str) -> str:
@@ -55,7 +55,7 @@ class Comparison:
 
 
 def diff_traces(a: pathlib.Path, b: pathlib.Path, relative: float) -> Comparison:
-    """Compare two traces.
+    """Compare two traces, files that `ftrain.testing.record` wrote.
 
     Raises:
         DataError: a file is not a trace.
@@ -70,7 +70,7 @@ def diff_traces(a: pathlib.Path, b: pathlib.Path, relative: float) -> Comparison
 
 
 def diff_runs(a: pathlib.Path, b: pathlib.Path) -> Comparison:
-    """Compare two run directories.
+    """Compare two runs by the files in their directories.
 
     Raises:
         ConfigError: a configuration cannot be read.
@@ -108,7 +108,7 @@ def _configuration(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _keys(title: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Section:
-    """Return the keys whose values differ, in order."""
+    """Return a table of the keys whose values differ."""
     if not a or not b:
         lacking = " and ".join(name for name, each in (("A", a), ("B", b)) if not each)
         return Section(title, f"not recorded in {lacking}")
@@ -122,7 +122,7 @@ def _keys(title: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Section:
 
 
 def _flat(value: Any, prefix: str = "") -> dict[str, str]:
-    """Return nested mappings as `{"optimizer.name": ...}`."""
+    """Flatten nested mappings to one dict with dotted keys, such as `optimizer.name`."""
     if not isinstance(value, Mapping):
         return {prefix: json.dumps(value)} if prefix else {}
     found: dict[str, str] = {}
@@ -139,12 +139,12 @@ def _json(path: pathlib.Path) -> Any:
 
 
 def _digest_rows(folder: pathlib.Path) -> dict[int, dict[str, Any]]:
-    """Return the rows of digests by step."""
+    """Return `{step: row}` for the rows of a run's log that contain digests of state and batch."""
     return {row["step"]: row for row in rows(folder) if row["split"] == "digest"}
 
 
 def _steps(a: Mapping[int, Any], b: Mapping[int, Any]) -> Section:
-    """Return the common steps with digests, and the first one at which they differ."""
+    """Return a table of the steps at which both runs logged digests, with the leaves that differ."""
     title, columns = "digests", ("step", "batch", "state")
     common = sorted(a.keys() & b.keys())
     if not common:
@@ -165,7 +165,7 @@ def _steps(a: Mapping[int, Any], b: Mapping[int, Any]) -> Section:
 
 
 def _first_step(step: int, common: list[int], a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    """Describe the first difference of digests."""
+    """Describe the first step at which the digests of two runs differ, and the leaves that do."""
     batch, state = (_differing(a.get(k), b.get(k)) for k in ("batch", "state"))
     before = [other for other in common if other < step]
     if not step:
@@ -194,7 +194,7 @@ def _leaves(paths: list[str]) -> str:
 
 
 def _metrics(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Section:
-    """Return the metrics of the first row of the log that differs."""
+    """Return a table of the metrics in the first log row that differs between two runs."""
     mine, theirs = ({(row["step"], row["split"]): row for row in each} for each in (a, b))
     common = [key for key in mine if key in theirs and key[1] != "digest"]
     if not common:
@@ -218,20 +218,20 @@ def _metrics(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Section:
 
 
 class _Checkpoints:
-    """Checkpoints of two runs."""
+    """Pair of runs whose checkpoints are compared."""
 
     def __init__(self, a: pathlib.Path, b: pathlib.Path) -> None:
         self._paths = [_by_step(folder / "checkpoints") for folder in (a, b)]
 
     def environment(self, side: int) -> dict[str, Any]:
-        """Return the versions and settings that the first checkpoint of a run records."""
+        """Return the library versions and settings recorded in the first checkpoint of a run."""
         for _, path in sorted(self._paths[side].items()):
             manifest = _manifest(path)
             return {**manifest.versions, **manifest.determinism}
         return {}
 
     def section(self) -> Section:
-        """Return the differing leaves of the first checkpoints that differ."""
+        """Return a table of the leaves that differ at the first step where two checkpoints differ."""
         title = "checkpoints"
         common = sorted(self._paths[0].keys() & self._paths[1].keys())
         if not common:
@@ -262,7 +262,7 @@ def _manifest(path: pathlib.Path) -> Manifest:
 
 
 def _leaf_differences(a: pathlib.Path, b: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Yield path and difference of each leaf that differs in two checkpoints."""
+    """Yield the path and a description of the difference for each leaf that differs."""
     one, two = (_manifest(path) for path in (a, b))
     if one.files == two.files and one.leaves == two.leaves:
         return  # the hashes of all files are equal

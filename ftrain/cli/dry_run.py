@@ -73,7 +73,7 @@ def _first_batch(train: Any) -> Any:
 
 
 def _measured(parts: Parts, state: ftrain.TrainState, batch: Any) -> tuple[int, int]:
-    """Return FLOPs of forward and backward pass, and bytes of activations saved between the two."""
+    """Return the FLOPs of a forward and backward pass, and the bytes of activations saved for it."""
     config = parts.config
     step = parts.steps.train_step
     assert isinstance(step, TrainStep)
@@ -101,7 +101,7 @@ def _described(batch: Any) -> str:
 
 
 def _named(path: str) -> str:
-    """Return a path such as `['a']['b']` as `a/b`."""
+    """Shorten a pytree path: `['a']['b']` becomes `a/b`."""
     return _ENTRY.sub(r"/\1", path).lstrip("/") or "tensor"
 
 

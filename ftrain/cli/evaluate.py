@@ -25,7 +25,7 @@ __all__ = ["evaluate"]
 def evaluate(
     config: Config, folder: pathlib.Path, which: str = "best"
 ) -> tuple[pathlib.Path, list[EpochResult]]:
-    """Return the chosen checkpoint and the metrics over the held-out data.
+    """Evaluate a run; return the chosen checkpoint and its metrics over the held-out data.
 
     The first result belongs to the weights; with `ema` in the configuration, the result of their
     average follows, with the split `eval/ema`.
@@ -66,7 +66,7 @@ def evaluate(
 
 
 def _check(parts: Parts, folder: pathlib.Path, stored_fitted: Mapping[str, Any]) -> None:
-    """Raise if the data changed since training: samples now held out may have been trained on."""
+    """Raise if the data changed since training, because held-out samples may have been trained on."""
     config = parts.config
     typed = config.places.typed(("data", "path"))
     if (says := _data_json.missing_warning(parts, folder, stored_fitted)) is not None:
@@ -77,7 +77,7 @@ def _check(parts: Parts, folder: pathlib.Path, stored_fitted: Mapping[str, Any])
 
 
 def _epoch(state: Any, metadata: Any, step: int) -> int:
-    """Return the epoch that the run logged at this step; 0 if no `Trainer` saved the checkpoint."""
+    """Return the epoch in which a checkpoint's step was; 0 if no `Trainer` saved the checkpoint."""
     try:
         saved = LoopState.from_metadata(state, metadata)
     except ValueError:

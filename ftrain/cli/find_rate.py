@@ -1,4 +1,4 @@
-"""The learning-rate finder for the run that a configuration describes."""
+"""Learning-rate finder for the run that a configuration describes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["find_rate"]
 def find_rate(
     config: Config, lowest: float, highest: float, steps: int, out: pathlib.Path | None
 ) -> tuple[finders.RateSweep, pathlib.Path]:
-    """Train with an increasing learning rate; return losses by rate, and the path of their plot.
+    """Train briefly with an increasing learning rate; return the losses, and the path of their plot.
 
     Args:
         config: of the run; its schedule is left out.

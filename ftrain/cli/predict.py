@@ -18,7 +18,7 @@ __all__ = ["predict"]
 
 
 def predict(run: Trained) -> dict[str, list[Any]]:
-    """Return the predicted columns for the rows of `data.path`, in their order.
+    """Return columns of predictions for the rows of the table at `data.path`, in their order.
 
     The file needs no target column; an existing one is ignored.
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        """Import `load_run` and `Trained` on first access: schema and parser do not import torch."""
+        """Import `load_run` and `Trained`, which import torch, on first access."""
         if name not in ("Trained", "load_run"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from ftrain.config import trained  # noqa: PLC0415  # it imports torch: a second

@@ -62,7 +62,7 @@ def trained_model(folder: pathlib.Path, build: Callable[..., Any]) -> TrainedMod
 
 
 def store(config: Config, folder: pathlib.Path) -> Store:
-    """Return the run's checkpoint store, which keeps checkpoints by the configured rules."""
+    """Return the run's checkpoint store, with the configured rules for which checkpoints to keep."""
     options = config.checkpoint
     return Store(
         folder / "checkpoints",
@@ -90,7 +90,7 @@ def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.P
             return path
         there = sorted(each.name for each in inside.parent.glob("step-*"))
         has = ", ".join(["best", "latest", *there]) if there else "none"
-        message = f"checkpoint not found. {folder} has {has}"
+        message = f"checkpoint not found. Checkpoints in {folder}: {has}"
         raise ConfigError.at("", f"--checkpoint {which}", message)
     found = (kept.best() if which == "best" else None) or kept.latest()
     if found is None:

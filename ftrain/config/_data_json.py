@@ -1,4 +1,4 @@
-"""Comparison of the `data.json` of a run directory with the data that a configuration names.
+"""Contents of a run's `data.json`, and their comparison with the data of a configuration.
 
 Read next: `ftrain/data/fitted.py`, which reads and writes the file.
 """
@@ -22,14 +22,14 @@ _LISTED = 6
 
 
 def content(parts: Parts) -> str | None:
-    """Return the text of `data.json`; `None` if the data source fits no preprocessing."""
+    """Return the text to write to `data.json`; `None` if the data source fits no preprocessing."""
     if parts.fitted is None:
         return None
     return fitted.to_json(fitted.Stored(_source(parts.config), parts.fitted, parts.facts))
 
 
 def stored(config: Config, folder: pathlib.Path) -> fitted.Stored:
-    """Return a run's `data.json`: preprocessing and facts about the data; empty if it is missing.
+    """Read a run's `data.json`; return a value without preprocessing if the file is missing.
 
     Raises:
         ConfigError: the file is damaged, or of another data function.
@@ -55,7 +55,7 @@ def stored(config: Config, folder: pathlib.Path) -> fitted.Stored:
 def missing_warning(
     parts: Parts, folder: pathlib.Path, expected: Mapping[str, Any] | None
 ) -> str | None:
-    """Return the warning for a run whose data.json is missing."""
+    """Return the warning for a resumed run whose `data.json` is missing."""
     if expected is None or expected or parts.fitted is None:
         return None
     return (
@@ -65,7 +65,7 @@ def missing_warning(
 
 
 def check_unchanged(parts: Parts, expected: Mapping[str, Any], remedy: str) -> None:
-    """Raise if preprocessing fitted on the current data differs from the run's, `expected`.
+    """Raise if preprocessing fitted on the current data differs from `expected`, that of the run.
 
     Raises:
         ConfigError: it lists the differences.
@@ -82,5 +82,5 @@ def check_unchanged(parts: Parts, expected: Mapping[str, Any], remedy: str) -> N
 
 
 def _source(config: Config) -> str:
-    """Return the name of the data function, without the location of its file."""
+    """Return the name of the data function, without its file or module."""
     return config.data.name.rpartition(":")[2]

@@ -1,4 +1,4 @@
-"""Translation of pydantic's validation errors to problems with key, source location and remedy."""
+"""Translation of pydantic's validation errors into `Problem`s with key, source location and remedy."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ _ELSEWHERE = {
 
 
 def explained(error: ValidationError, places: Places) -> list[Problem]:
-    """Return one problem for each key, the first that pydantic reports."""
+    """Return one `Problem` per invalid key, from the first error that pydantic reports for it."""
     problems: dict[str, Problem] = {}
     for found in error.errors(include_url=False, include_context=True):
         path = _path(found["loc"])
@@ -85,7 +85,7 @@ def explained(error: ValidationError, places: Places) -> list[Problem]:
 
 
 def _path(loc: tuple[int | str, ...]) -> Path:
-    """Return pydantic's location without the entries it adds for branches of a union."""
+    """Return the key path in pydantic's error location, without the entries that name union branches."""
     return tuple(part for part in loc if not (isinstance(part, str) and part in _BRANCHES))
 
 

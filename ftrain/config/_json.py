@@ -1,4 +1,4 @@
-"""JSON parser with the line of every key, found by a second parse of the text as YAML."""
+"""JSON parser that also returns the line of each key, from a second parse of the text as YAML."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ def parse_json(text: str, name: str) -> tuple[Any, Places]:
         if len(found) < len(pairs):
             keys = [key for key, _ in pairs]
             twice = next(key for key in keys if keys.count(key) > 1)
-            raise ConfigError.at(twice, name, "expected one value, got two. Remove one")
+            raise ConfigError.at(
+                twice, name, "expected one value for this key, got two. Remove one"
+            )
         return found
 
     try:
@@ -42,4 +44,4 @@ def parse_json(text: str, name: str) -> tuple[Any, Places]:
 
 
 def _refused(constant: str) -> float:
-    raise ValueError(f"expected a number, got {constant}")
+    raise ValueError(f"expected a finite number, got {constant}. Write a number or null")

@@ -1,4 +1,4 @@
-"""Batches from a data function, after holding out a part and applying fitted preprocessing.
+"""Loading of the data of a configuration: training and held-out samples, and batches of them.
 
 Read next: `ftrain/data/sources/`, the functions; `_data_json.py`, which stores what they fit.
 """
@@ -26,7 +26,7 @@ DEV_EVAL_BATCHES = 2
 
 
 def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: bool) -> Data:
-    """Call the data function, and return its data with a part held out for evaluation.
+    """Call the configured data function; return its data, with samples held out for evaluation.
 
     Args:
         resolved: the components that the configuration names.
@@ -62,7 +62,7 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
 
 
 def call_source(config: Config, target: Target, function: Any, arguments: Mapping[str, Any]) -> Any:
-    """Call `function`: the data function, or the function that is registered as its `inputs`.
+    """Call the data function, or the function registered as its `inputs`; convert their errors.
 
     Raises:
         ConfigError: it names the key, and `data.json` if a built-in function cannot read it.
@@ -86,7 +86,7 @@ def call_source(config: Config, target: Target, function: Any, arguments: Mappin
 
 
 def _only_held_out(target: Target, elsewhere: bool) -> dict[str, Any]:
-    """Return arguments that make the data function read held-out data alone; `{}` if none do so."""
+    """Return arguments with which the data function reads only held-out data; `{}` if it cannot."""
     if "path" not in target.arguments or not target.takes_file("held_out"):
         return {}
     if elsewhere:
@@ -120,7 +120,7 @@ def _as_data(config: Config, made: Any) -> Data:
 
 
 def loaders(config: Config, found: Data, device: torch.device, evaluation: bool) -> tuple[Any, Any]:
-    """Return training and held-out batches; `None` in place of batches that are not used."""
+    """Return the training and the held-out batches; `None` for either if the run does not use it."""
     place = device if device.type != "cpu" else None
 
     def batches(dataset: Any, training: bool) -> Any:
@@ -159,6 +159,6 @@ def loaders(config: Config, found: Data, device: torch.device, evaluation: bool)
 
 
 def _first(batches: Any, n: int) -> list[Any]:
-    """Return the first n batches as a list, which is the same in each epoch."""
+    """Return the first n batches of the first epoch as a list, to repeat in each epoch."""
     pairs = batches.batches(epochs=1)
     return [batch for (batch, _), _ in zip(pairs, range(n), strict=False)]

@@ -1,5 +1,4 @@
-"""Calls of configured components; errors name the component's key, its source location and the line
-that raised."""
+"""Calls of configured components, whose errors name the configuration key and its source location."""
 
 from __future__ import annotations
 
@@ -18,7 +17,7 @@ __all__ = ["made"]
 
 
 def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
-    """Return `make()`; errors name the component, its source location and the line that raised."""
+    """Return `make()`; convert its errors to a `ConfigError` with the component's key and location."""
     key, place = join(target.path), config.places.of(target.path)
     try:
         return make()
@@ -36,17 +35,17 @@ def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
 
 
 def _missing_paths(config: Config, target: Target) -> list[str]:
-    """Return one sentence for each missing file, with the directory in which it was searched."""
+    """Return one sentence per argument with a missing file; it says where the file was searched."""
     written = target.component.model_dump()
     return [
-        f"{name} {str(written[name])!r} is searched {config.searched((*target.path, name))}"
+        f"{name} {str(written[name])!r} was searched {config.searched((*target.path, name))}"
         for name in target.files
         if name in written and not os.path.exists(target.arguments[name])
     ]
 
 
 def _line(error: Exception) -> str:
-    """Return ` (file:line)` of the last frame outside of ftrain and installed packages, if any."""
+    """Return ` (file:line)` of the innermost frame in the user's code; `""` if there is none."""
     house = os.path.dirname(os.path.dirname(__file__))
     frames = traceback.extract_tb(error.__traceback__)
     own = [

@@ -1,4 +1,4 @@
-"""Overrides `key.path=value` from the command line, applied to the content of a file."""
+"""Command-line overrides `key.path=value`, applied to the content of a configuration file."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["apply_overrides"]
 def apply_overrides(
     data: dict[str, Any], places: Places, overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the data with each override applied; missing sections and lists are created."""
+    """Return the content of a file with overrides applied; missing sections and lists are created."""
     for override in overrides:
         path, value = _parsed(override)
         data = _put(data, path, value, (), f"the command line ({override})")
@@ -41,12 +41,14 @@ def _parsed(override: str) -> tuple[Path, Any]:
         value, _ = parse_yaml(text, place)
     except ConfigError as error:
         why = error.problems[0].message
-        raise ConfigError.at(key, place, f"{why}. Quote a text: {key}='\"...\"'") from None
+        raise ConfigError.at(
+            key, place, f"{why}. If the value is a text, quote it: {key}='\"...\"'"
+        ) from None
     return tuple(int(part) if part.isdecimal() else part for part in keys), value
 
 
 def _put(parent: Any, path: Path, value: Any, done: Path, place: str) -> Any:
-    """Return a copy of `parent`, the value at the path `done`, with `value` set at `path` in it."""
+    """Return a copy of `parent` with `value` set at `path` in it; `done` is the path of `parent`."""
     if not path:
         return value
     key, here = path[0], (*done, path[0])
@@ -59,13 +61,16 @@ def _put(parent: Any, path: Path, value: Any, done: Path, place: str) -> Any:
         return {**parent, name: _put(parent.get(name), path[1:], value, here, place)}
     if not isinstance(parent, list):
         raise ConfigError.at(
-            join((*done, *path)), place, f"expected a section at {join(done)}, got {parent!r}"
+            join((*done, *path)),
+            place,
+            f"expected {join(done)} to be a section of keys, got {parent!r}. Write {join(done)}=...",
         )
     if not isinstance(key, int) or key > len(parent):
         raise ConfigError.at(
             join(here),
             place,
-            f"expected an index of the list {join(done)}, from 0 to {len(parent)}, got {key!r}",
+            f"expected an index of the list {join(done)}, from 0 to {len(parent)}, got {key!r}. "
+            f"Write {join(done)}.0",
         )
     below = parent[key] if key < len(parent) else None
     return [*parent[:key], _put(below, path[1:], value, here, place), *parent[key + 1 :]]

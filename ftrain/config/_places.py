@@ -12,7 +12,7 @@ Path = tuple[str | int, ...]
 
 @dataclasses.dataclass
 class Places:
-    """Lines of the keys in a file, and the keys set on the command line.
+    """Source locations of keys: a line of the file, or an argument of the command line.
 
     Attributes:
         name: the file, as the user called it.
@@ -25,7 +25,7 @@ class Places:
     overrides: dict[Path, str] = dataclasses.field(default_factory=dict)
 
     def of(self, path: Path) -> str:
-        """Return the nearest known source location: of the key, of a key below it, or of its parent.
+        """Return the source location of a key or, if unknown, of a key below it or of its parent.
 
         Example:
             >>> places = Places("a.yaml", {("epochs",): 3}, {("seed",): "seed=1"})
@@ -43,12 +43,12 @@ class Places:
         return self.name
 
     def typed(self, path: Path) -> bool:
-        """Return True if the value comes from the command line."""
+        """Return True if the value at a path was set on the command line."""
         return any(path[:length] in self.overrides for length in range(1, len(path) + 1))
 
 
 def join(path: Path) -> str:
-    """Return the dotted form of a path.
+    """Return the dotted form of a key path, such as `optimizer.learning_rate`.
 
     Example:
         >>> join(("callbacks", 0, "patience"))

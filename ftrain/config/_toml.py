@@ -13,7 +13,7 @@ __all__ = ["parse_toml"]
 
 
 def parse_toml(text: str, name: str) -> tuple[Any, Places]:
-    """Parse TOML text; return the document, and the file name as the source location of every key."""
+    """Parse TOML text; return the document, and its file name as the source location of all keys."""
     try:
         parsed = tomllib.loads(text)
     except RecursionError:
@@ -27,7 +27,7 @@ def parse_toml(text: str, name: str) -> tuple[Any, Places]:
 
 
 def _check_values(value: Any, path: Path, name: str) -> None:
-    """Raise `ConfigError` for a date or time."""
+    """Raise `ConfigError` for a TOML date or time, which no key accepts."""
     if isinstance(value, (dict, list)):
         for key, child in value.items() if isinstance(value, dict) else enumerate(value):
             _check_values(child, (*path, key), name)

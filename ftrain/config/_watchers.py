@@ -1,4 +1,4 @@
-"""Callbacks of a configured run: progress, logs, best checkpoints, early stopping.
+"""Callbacks of a configured run: progress, logs, best checkpoints and early stopping.
 
 Read next: `ftrain/loop/callbacks/`.
 """
@@ -63,13 +63,13 @@ def check_monitored(parts: Parts, result: FitResult) -> None:
 
 
 def unknown_metric(parts: Parts, error: UnknownMetricError) -> ConfigError | None:
-    """Return the error with the location of the key that names the metric; `None` if no key does."""
+    """Return the error at the key that names an unknown metric; `None` if no key names it."""
     sections = [section for section, monitor in _watched(parts) if monitor == error.monitor]
     return _at(parts, sections[0], str(error)) if sections else None
 
 
 def _watched(parts: Parts) -> list[tuple[str, str]]:
-    """Return `(section, metric)` for each section whose `monitor` is used."""
+    """Return `(section, metric)` for the sections `checkpoint` and `early_stopping`, if used."""
     config = parts.config
     found = [("checkpoint", config.checkpoint.monitor)] if _keeps_best(parts) else []
     if config.early_stopping is not None:
@@ -113,7 +113,7 @@ def _checkpointing(parts: Parts, options: Checkpoint) -> Any:
 
 
 def _keeps_best(parts: Parts) -> bool:
-    """Return True if the run keeps best checkpoints; the default metric requires held-out data."""
+    """Return True if the run keeps best checkpoints: by default, if it has held-out data."""
     options = parts.config.checkpoint
     by_default = options.monitor == Checkpoint().monitor and parts.held_out is None
     return bool(options.keep_best) and not by_default

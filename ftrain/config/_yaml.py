@@ -1,4 +1,4 @@
-"""YAML 1.2 parser with the line of every key.
+"""YAML 1.2 parser that also returns the line of each key.
 
 PyYAML follows version 1.1, in which `1e-3` is a string, `no` is false, `12:30` is 750 and `010` is
 8. The resolver here is the core schema of 1.2, so that a learning rate is a number and a country a
@@ -38,7 +38,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Places]:
 
 
 def compose(text: str) -> yaml.Node | None:
-    """Parse YAML text to nodes with line numbers, which `read` converts; `None` for an empty text."""
+    """Parse YAML text into nodes with line numbers, the input of `read`; `None` if the text is empty."""
     return yaml.compose(text, Loader=_Loader)
 
 
@@ -49,7 +49,7 @@ def read(node: yaml.Node | None, name: str) -> tuple[Any, Places]:
 
 
 def scalar(text: str) -> Any:
-    """Return the value of a plain scalar in the core schema of YAML 1.2.
+    """Return the value of an unquoted scalar by the core schema of YAML 1.2.
 
     Example:
         >>> scalar("1e-3"), scalar("no"), scalar("010"), scalar("true"), scalar("")
@@ -86,7 +86,7 @@ _TAGS = ("!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")))
 
 
 class _Loader(yaml.SafeLoader):
-    """Loader that only composes nodes; it resolves no tags, so it executes nothing."""
+    """PyYAML loader that only composes nodes; it resolves no tags, so it runs no code."""
 
 
 _Loader.yaml_implicit_resolvers = {}
@@ -101,7 +101,7 @@ def _reason(error: yaml.MarkedYAMLError) -> str:
 
 
 class _Reader:
-    """Converter of nodes to values, with a limit on the number of values."""
+    """Converter of YAML nodes to Python values, with a limit on their number and depth."""
 
     def __init__(self, name: str) -> None:
         self.name, self.places, self.made = name, Places(name), 0
@@ -110,7 +110,9 @@ class _Reader:
         self.made += 1
         place = f"{self.name}:{node.start_mark.line + 1}"
         if self.made > MOST_NODES or len(path) > DEEPEST:
-            says = f"expected at most {MOST_NODES:,} values in {DEEPEST} levels, got more"
+            says = (
+                f"expected at most {MOST_NODES:,} values in {DEEPEST} levels, got more. Shorten it"
+            )
             raise ConfigError.at(join(path[:3]), place, says)
         if node.tag not in _TAGS:
             raise ConfigError.at(
@@ -129,11 +131,15 @@ class _Reader:
         for key, value in node.value:
             line = key.start_mark.line + 1
             if not isinstance(key, yaml.ScalarNode) or key.value == "":
-                raise ConfigError.at(join(path), f"{self.name}:{line}", "expected a name as key")
+                raise ConfigError.at(
+                    join(path),
+                    f"{self.name}:{line}",
+                    "expected a key with a name, got none. Write one before the colon",
+                )
             here = (*path, key.value)
             if key.value in found:
                 first = self.places.lines[here]
-                says = f"expected one value, got two; the first is on line {first}. Remove one"
+                says = f"expected one value for this key, got two, the first on line {first}. Remove one"
                 raise ConfigError.at(join(here), f"{self.name}:{line}", says)
             self.places.lines[here] = line
             found[key.value] = self.read(value, here)

@@ -45,7 +45,7 @@ __all__ = ["Parts", "build"]
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """Parts of a run that is built but has not started: data, model, loss, optimizer, steps, callbacks.
+    """Constructed parts of a run that has not started: data, model, loss, optimizer, steps, callbacks.
 
     Attributes:
         resolved: the named components, and the configuration itself with every value filled in.
@@ -87,19 +87,19 @@ class Parts:
         return self.resolved.config
 
     def trainer(self, callbacks: Sequence[Any] = (), **options: Any) -> Trainer:
-        """Return a trainer with these steps, which counts samples and tokens as the data source does."""
+        """Return a trainer of the run's steps; it counts samples as the data source does."""
         if self.sizes is not None:
             options["count_samples"] = self.sizes
         return Trainer(self.steps, callbacks, **options)
 
     def steps_at(self, learning_rate: Any) -> Steps:
-        """Return the step functions for a constant learning rate, a number or 0-d tensor."""
+        """Return the run's step functions with a constant learning rate, a number or a 0-d tensor."""
         optimizer = _chain(self.resolved, learning_rate)
         made_steps = _steps(self.resolved, self.model, self.loss_fn, self.eval_fn, optimizer)
         return self.taught(made_steps)
 
     def init_state(self) -> TrainState:
-        """Return the state before the first step, with the same bits on every device."""
+        """Return the initial training state; its bits do not depend on the device."""
         state = self.steps.init_state(self.config.seed)
         moved: TrainState = tree.map(lambda leaf: leaf.to(self.device), state)
         return moved
@@ -235,8 +235,8 @@ def _steps(resolved: Resolved, model: Any, loss_fn: Any, eval_fn: Any, optimizer
         raise ConfigError.at(
             "callbacks",
             config.places.of(("callbacks",)),
-            f"expected one callback that replaces make_steps, got {', '.join(declared)}. Remove all but "
-            "one",
+            f"expected at most one callback that replaces make_steps, got {', '.join(declared)}. Remove "
+            "all but one",
         )
     make = next(iter(declared.values()), make_steps)
     shared = [
@@ -305,7 +305,7 @@ def _schedule(resolved: Resolved, total: int | None, evaluation: bool) -> Any:
 
 
 def _chain(resolved: Resolved, rate: Any) -> Any:
-    """Return the optimizer: clipping, the algorithm and step scaling, wrapped in the weight average."""
+    """Return the optimizer with gradient clipping and, if configured, a weight average (EMA)."""
     config, target, course = resolved.config, resolved.optimizer, resolved.schedule
     links = [optim.clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm else []
     links.append(made(config, target, functools.partial(target.function, rate, **target.arguments)))
@@ -316,7 +316,7 @@ def _chain(resolved: Resolved, rate: Any) -> Any:
 
 
 def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, Any]:
-    """Return the schedule's arguments: convert shares of the run to steps, add omitted lengths."""
+    """Return the schedule's arguments in steps: convert fractions of the run, add omitted lengths."""
     arguments = dict(course.arguments)
     shares = [
         name
@@ -345,7 +345,7 @@ def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, An
 
 
 def _filled(target: Target, facts: Mapping[str, Any], resolved: Resolved) -> dict[str, Any]:
-    """Return the arguments with each `${data.NAME}` replaced by a fact about the data."""
+    """Return the arguments with each `${data.NAME}` replaced, for example by the number of classes."""
     filled = dict(target.arguments)
     written = {name: reference(value) for name, value in filled.items()}
     asked = {name: fact for name, fact in written.items() if fact is not None}
@@ -355,12 +355,15 @@ def _filled(target: Target, facts: Mapping[str, Any], resolved: Resolved) -> dic
     for name, fact in asked.items():
         if fact not in facts:
             config, near = resolved.config, nearest(fact, facts)
-            remedy = f"Did you mean {near}?" if near else "Write one of these, or the value"
+            remedy = (
+                f"Did you mean {near}?" if near else "Write one of these names, or a number or text"
+            )
             if resolved.data.takes(fact):
                 remedy = f"Set data.{fact}"
             known = ", ".join(sorted(facts)) or "none"
             says = (
-                f"expected a fact that {config.data.name} reports ({known}), got {fact!r}. {remedy}"
+                f"expected the name of a value that data source {config.data.name} reports ({known}), "
+                f"got {fact!r}. {remedy}"
             )
             key = (*target.path, name)
             raise ConfigError.at(join(key), config.places.of(key), says)

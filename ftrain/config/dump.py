@@ -36,7 +36,7 @@ def dump(config: Config) -> str:
 
 
 def relocated(resolved: Resolved, folder: pathlib.Path) -> Config:
-    """Return the configuration for another folder, with paths that lead to the same files."""
+    """Return the configuration with its relative paths rewritten for a file in another folder."""
     config = resolved.config
     data = config.model_dump(mode="json")
 
@@ -89,7 +89,7 @@ def to_yaml(data: Mapping[str, Any]) -> str:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Dumper that quotes every text that YAML 1.1 or 1.2 would read as another type."""
+    """YAML dumper that quotes each text that YAML 1.1 or 1.2 would read as another type."""
 
     def ignore_aliases(self, data: object) -> bool:
         return True

@@ -65,7 +65,7 @@ class ConfigError(ValueError):
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a sentence that proposes the most similar known name, or lists all known names.
+    """Return a sentence that suggests the most similar known name, or lists all known names.
 
     Example:
         >>> did_you_mean("adamm", ["adam", "sgd"])

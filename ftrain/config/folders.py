@@ -31,7 +31,7 @@ def run_folder(name: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def run_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration in a run's directory, even if the directory was moved."""
+    """Return the configuration in a run's directory, which may have been moved."""
     quoted = yaml.safe_dump(
         str(folder), default_style='"', width=1 << 20
     )  # JSON splits an emoji in two

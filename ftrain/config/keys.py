@@ -23,7 +23,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 def keys() -> Iterator[tuple[str, FieldInfo]]:
-    """Return every dotted key with its pydantic field, in the order of the schema."""
+    """Yield each dotted key with its pydantic field, in the order of the schema."""
     for name, field in Config.model_fields.items():
         yield name, field
         if name in SECTIONS:

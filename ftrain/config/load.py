@@ -61,7 +61,7 @@ def load(
 
 
 def parse(text: str, path: pathlib.Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration in a text, as if it were the content of the file `path`.
+    """Return the configuration in a text; `path` gives its format, and its name in messages.
 
     Raises:
         ConfigError: as `load`.
@@ -70,7 +70,8 @@ def parse(text: str, path: pathlib.Path, overrides: Sequence[str] = ()) -> Confi
         raise ConfigError.at(
             "",
             path,
-            f"expected a file name that ends in {', '.join(_FORMATS)}, got {path.name!r}",
+            f"expected a file name that ends in {', '.join(_FORMATS)}, got {path.name!r}. Rename "
+            "the file",
         )
     data, places = _FORMATS[path.suffix.lower()](text, os.fspath(path))
     if data is None:
@@ -122,7 +123,7 @@ def _checked(
 
 
 def _contradictions(config: Config) -> list[tuple[str, str]]:
-    """Return `(key, message)` for each key whose value contradicts another key's."""
+    """Return `(key, message)` for each key whose value contradicts that of another key."""
     found = []
     if config.epochs is None and config.max_steps is None:
         found.append(
@@ -135,7 +136,8 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
         found.append(
             (
                 "accumulate",
-                f"expected a divisor of batch_size {config.batch_size}, got {config.accumulate}",
+                f"expected a divisor of batch_size {config.batch_size}, got {config.accumulate}. Change "
+                "one of them",
             )
         )
     if config.loss is not None and config.task is not None:

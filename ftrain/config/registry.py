@@ -1,4 +1,4 @@
-"""Registry of components by name or import path, with the requirements of each on the run.
+"""Registry of components by name, with the values that each needs from a run.
 
     @register("schedule", "sawtooth", Needs(total_steps="updates"))
     def sawtooth(peak: float, updates: int) -> optim.Schedule: ...
@@ -57,7 +57,7 @@ _DECLARED_BY: dict[str, tuple[Kind, ...]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """Requirements of a component on the run that uses it, declared when it is registered.
+    """Values that a component needs from a run, such as its total number of steps.
 
     A value that is written in the configuration takes precedence over a declared one. A callable may be
     an import path, `package.module:NAME`, which is imported when it is used.
@@ -95,7 +95,7 @@ class Needs:
     self_teacher: str | None = None
 
     def check(self, kind: Kind, component: Any) -> None:
-        """Raise `ValueError` if a component of this kind cannot declare these requirements."""
+        """Raise `ValueError` if these needs do not apply to components of this kind."""
         for name, kinds in _DECLARED_BY.items():
             if getattr(self, name) != getattr(Needs(), name) and kind not in kinds:
                 listed = " or ".join(kinds)
@@ -241,14 +241,14 @@ def register(kind: Kind, name: str, needs: Needs | None = None) -> Callable[[T],
 
 
 def needs_of(kind: Kind, component: Any) -> Needs:
-    """Return the requirements that a component declares, whether used by name or import path."""
+    """Return the needs with which a component was registered, even if it is used by import path."""
     registered = _REGISTERED[kind].values()
     declared = (one.needs for one in registered if imported(one.component) is component)
     return next(declared, _DEFAULT.get(kind, Needs()))
 
 
 def imported(component: Any) -> Any:
-    """Return the component; import it if it is given as an import path."""
+    """Return a component; import it if it is given as an import path."""
     if not isinstance(component, str):
         return component
     module, _, attribute = component.partition(":")
@@ -256,7 +256,7 @@ def imported(component: Any) -> Any:
 
 
 def names(kind: Kind) -> list[str]:
-    """Return the registered names of a kind of component."""
+    """Return the registered names of one kind of component, such as "optimizer"."""
     return sorted({*_REGISTERED[kind], *_from_library(kind)})
 
 
@@ -284,7 +284,7 @@ def find(kind: Kind, name: str, base: pathlib.Path, key: str, place: str) -> Any
 
 
 def _from_library(kind: Kind) -> dict[str, Any]:
-    """Return the components that other ftrain packages export, by name."""
+    """Return `{name: component}` for the optimizers or callbacks that ftrain itself exports."""
     if kind == "callback":
         from ftrain.loop import callbacks  # noqa: PLC0415
 
@@ -304,12 +304,12 @@ def _first(function: Any) -> str:
 
 
 def is_file(module: str) -> bool:
-    """Return True if `module`, the part of `MODULE:NAME` before the colon, is a Python file."""
+    """Return True if the part of `MODULE:NAME` before the colon names a Python file, not a module."""
     return module.endswith(".py")
 
 
 def load_module(module: str, base: pathlib.Path, key: str, place: str) -> ModuleType:
-    """Import a module or file, or raise `ConfigError` with the line that failed."""
+    """Import a module or file; if that fails, raise `ConfigError` with the line that raised."""
     try:
         if is_file(module):
             return _from_file(base / module, module, key, place)
@@ -347,7 +347,7 @@ def _from_file(path: pathlib.Path, written: str, key: str, place: str) -> Module
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ConfigError.at(key, place, f"expected a Python file, got {path}")
+        raise ConfigError.at(key, place, f"expected a Python file, got {path}. Write file.py:NAME")
     found = importlib.util.module_from_spec(spec)
     sys.modules[name] = found
     try:
@@ -359,7 +359,7 @@ def _from_file(path: pathlib.Path, written: str, key: str, place: str) -> Module
 
 
 def _visible(folder: pathlib.Path) -> None:
-    """Append a directory to `sys.path`, so that files in it can import each other."""
+    """Append a directory to `sys.path`, so that the files in it can import each other."""
     path = os.path.abspath(folder)
     if path not in sys.path:
         sys.path.append(path)  # last: a file called json.py must not shadow Python's

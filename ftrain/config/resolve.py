@@ -1,4 +1,4 @@
-"""Resolution of names to components, and checks of arguments against signatures, before building.
+"""Import of the components that a configuration names, and checks of their arguments.
 
 Arguments are checked by annotations: an unknown one is answered with "did you mean", a text for a
 number is refused, lists become tuples where the annotation says so. An argument that is annotated
@@ -36,7 +36,7 @@ _REFERENCE = re.compile(r"\$\{data\.([A-Za-z_][A-Za-z_0-9]*)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """Component of a configuration: the imported function, and the checked arguments for a call of it.
+    """Imported function of a component, and the checked arguments with which to call it.
 
     Attributes:
         path: the component's place in the configuration, such as `("optimizer",)`.
@@ -70,7 +70,7 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Resolved:
-    """Components of a configuration, imported and with checked arguments, but not yet called.
+    """Components of a configuration, imported and checked, but not yet called.
 
     `build` calls the functions to make the parts of a run.
 
@@ -146,18 +146,18 @@ def resolve(config: Config) -> Resolved:
 
 
 def _held_out(config: Config, data: Target) -> list[Problem]:
-    """Return a problem if `data.held_out` names a file and the data function cannot read one."""
+    """Return a problem if `data.held_out` names a file, but the data function takes no file."""
     if not isinstance(config.data.held_out, str) or data.takes("held_out"):
         return []
     says = (
         f"expected a number of samples or a share of them, got {config.data.held_out!r}: "
-        f"{config.data.name} has no argument `held_out: pathlib.Path`"
+        f"{config.data.name} has no argument `held_out: pathlib.Path`. Write data.held_out=0.2"
     )
     return [Problem("data.held_out", config.places.of(("data", "held_out")), says)]
 
 
 def reference(value: object) -> str | None:
-    """Return `NAME` for a reference `${data.NAME}` to a fact about the data; `None` otherwise.
+    """Return `NAME` if a value is a reference `${data.NAME}`; `None` otherwise.
 
     Example:
         >>> reference("${data.classes}"), reference("classes")
@@ -168,14 +168,14 @@ def reference(value: object) -> str | None:
 
 
 def _filled_in_later(kind: Kind, name: str, value: object) -> bool:
-    """Return True if the value stands for a fact about the data or a share of the run's steps."""
+    """Return True if `build` replaces the value: a `${data.NAME}`, or a fraction of the run's steps."""
     if kind == "schedule":
         return name.endswith("steps") and isinstance(value, float) and 0 < value < 1
     return kind in ("model", "loss", "task", "callback") and reference(value) is not None
 
 
 def _with_rate(config: Config, optimizer: Target) -> Config:
-    """Return the configuration with the optimizer's default learning rate written out."""
+    """Return the configuration with its learning rate set, by default to the optimizer's own."""
     if config.optimizer.learning_rate is not None:
         return config
     parameters = _parameters(optimizer.function)
@@ -231,7 +231,7 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
     for name in open_to:
         needed = parameters[name].default is inspect.Parameter.empty and name not in written
         if needed and name not in (needs.total_steps, needs.remaining_steps, *needs.facts):
-            problem(name, f"missing argument of {component.name}. Write it")
+            problem(name, f"missing required argument of {component.name}. Add this key")
     if problems:
         raise ConfigError(problems)
     return Target(path, component, function, arguments, needs, tuple(files))
@@ -264,7 +264,7 @@ def _hints(function: Any) -> Mapping[str, Any]:
 
 
 def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:
-    """Return a value converted to the annotation `hint`, and True if the result is a path."""
+    """Convert a value to the annotation `hint`; also return True if the result is a path."""
     if hint is None or hint is Any:
         return value, False
     try:

@@ -1,4 +1,4 @@
-"""Runs of configurations: the run directory, the trainer, and `fit`.
+"""Training run of a configuration: its directory, its trainer, and `fit`.
 
     result = train(load("digits.yaml"))
 
@@ -115,7 +115,7 @@ class Run:
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> FitResult:
-    """Train the run that a configuration describes.
+    """Train as a configuration describes, in its run directory; return the result.
 
     Args:
         config: from `load`.
@@ -178,7 +178,7 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
 
 @contextlib.contextmanager
 def _closed(store: Store) -> Iterator[None]:
-    """Close a store at the end, after a failed run too, whose exception is the one that is raised."""
+    """Close a store at the end of the `with` block; an exception of the block takes precedence."""
     try:
         yield
     except BaseException:
@@ -190,7 +190,7 @@ def _closed(store: Store) -> Iterator[None]:
 
 @contextlib.contextmanager
 def environment(config: Config) -> Iterator[None]:
-    """Apply the configured threads, determinism and anomaly mode; restore them at the end."""
+    """Apply the configured number of threads, determinism and anomaly mode during a `with` block."""
     threads = torch.get_num_threads()
     was = torch.are_deterministic_algorithms_enabled()
     only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
@@ -233,7 +233,7 @@ def _will_compile(parts: Parts) -> bool:
 
 
 def _check_free(config: Config, folder: pathlib.Path, may_hold_a_run: bool) -> None:
-    """Raise if the directory holds a run that took steps, unless `may_hold_a_run`."""
+    """Raise if the directory contains a run that took steps, unless `may_hold_a_run`."""
     there = any((folder / name).exists() for name in (*FILES, "checkpoints"))
     if there and not may_hold_a_run and not _came_to_nothing(folder):
         raise _refusal(
@@ -254,7 +254,7 @@ def _came_to_nothing(folder: pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
-    """Convert errors of creating or writing the directory in the `with` block to `ConfigError`."""
+    """Convert errors of writing the run's directory in a `with` block to `ConfigError`."""
     try:
         yield
     except ConfigError:
@@ -267,7 +267,7 @@ def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
-    """Lock the directory against other processes in the `with` block; a crash releases the lock."""
+    """Lock the directory against other processes during a `with` block; a crash releases the lock."""
     with Lock.file(folder / ".lock") as lock:
         if not lock.held:
             raise _refusal(
@@ -289,7 +289,7 @@ def _write(folder: pathlib.Path, files: Mapping[str, str]) -> None:
 
 
 def _clear(folder: pathlib.Path) -> None:
-    """Delete the files that a run has written, and no others."""
+    """Delete the files and checkpoints that a run has written; keep all other files."""
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

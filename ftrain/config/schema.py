@@ -82,7 +82,7 @@ class Component(BaseModel):
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Return the keys of this section except `name`, with values: the arguments of the component."""
+        """Return the arguments of the component: all keys of this section except `name`."""
         return dict(self.model_extra or {})
 
 
@@ -97,7 +97,7 @@ class Optimizer(Component):
 
 
 class Data(Component):
-    """A `Component` with a part held out for evaluation."""
+    """A `Component` that loads data, of which samples may be held out for evaluation."""
 
     held_out: Annotated[int | float | str | None, BeforeValidator(_held_out)] = None
     """Number of samples to hold out, a share of them, or a file that contains them, such as `test.csv`.
@@ -243,14 +243,14 @@ class Config(_Section):
         return self._base
 
     def beside(self, path: Path) -> pathlib.Path:
-        """Return the directory in which a relative path at this key is searched.
+        """Return the directory against which a relative path at this key is resolved.
 
         The configuration's directory; the current one for a path given on the command line.
         """
         return pathlib.Path() if self._places.typed(path) else self._base
 
     def searched(self, path: Path) -> str:
-        """Return a phrase that tells the user where a relative path at this key is searched."""
+        """Return a phrase for messages that says where a relative path at this key is searched."""
         if self._places.typed(path):
             return "in the current directory, because it was given on the command line"
         return f"beside {self._places.name}" if self._base.parts else "in the current directory"

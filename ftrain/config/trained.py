@@ -1,4 +1,4 @@
-"""Loading of a trained run in Python, with its weights, configuration and predictions.
+"""Loading of a trained run: its model at a checkpoint, its configuration and its predictions.
 
     run = load_run("runs/irises")
     logits = run.predict(x)
@@ -37,7 +37,7 @@ __all__ = ["Trained", "checkpoint_of", "load_run"]
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """The model of a run at a checkpoint.
+    """A trained model: the weights in a checkpoint, with the configuration of its run.
 
     Attributes:
         folder: the run's directory.
@@ -94,7 +94,7 @@ class Trained:
         return module
 
     def _input(self) -> str | None:
-        """Return the batch key of the model's input; `None` if loss or task do not name it."""
+        """Return the key of the model's input in a batch; `None` if loss and task do not name it."""
         objective = self.parts.resolved.objective
         if not objective.takes("input"):
             return None

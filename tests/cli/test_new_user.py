@@ -101,14 +101,14 @@ def test_train_command_on_a_complete_run_prints_how_to_train_longer(
     assert said in capsys.readouterr().out
     written = (project / "runs" / "config" / "config.yaml").read_bytes()
     assert main(["resume", "runs/config", "optimizer.learning_rate=0.5"]) == 2
-    said = "optimizer: expected the value of runs/config, which is complete, got another; no step"
+    said = "optimizer: expected the value of the complete run runs/config, got another"
     assert said in capsys.readouterr().err
     assert (project / "runs" / "config" / "config.yaml").read_bytes() == written
     assert main(["resume", "runs/config", "epochs=2"]) == 0
     assert "the run is complete" not in capsys.readouterr().out
     assert main(["eval", "runs/config", "--checkpoint", "nope"]) == 2
     said = capsys.readouterr().err
-    assert "runs/config has best, latest, step-000000000025" in said
+    assert "Checkpoints in runs/config: best, latest, step-000000000025" in said
 
 
 def test_path_on_the_command_line_is_relative_to_the_current_directory(

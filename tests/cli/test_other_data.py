@@ -139,7 +139,7 @@ def test_table_that_does_not_match_the_run_is_refused(
         capsys, "eval", "run", "data.path=new.csv"
     )
     said = refused(capsys, "train", "pets.yaml", "data.held_out=none.csv")
-    assert "'none.csv' is searched in the current directory" in said
+    assert "'none.csv' was searched in the current directory" in said
     (project / "run/data.json").write_text('{"source": "csv"')
     assert "run/data.json: the file was changed after the run wrote it" in refused(
         capsys, "eval", "run"

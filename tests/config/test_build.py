@@ -116,7 +116,10 @@ def test_data_reference_in_an_argument_is_replaced_by_the_value_that_the_data_re
     assert parts.model.init(torch.zeros(2, dtype=torch.int32))[0]["5.weight"].shape == (10, 64)
     model["outputs"] = "${data.clases}"
     message = said(data="digits", model=model)
-    assert "model.outputs: expected a fact that digits reports (classes, features)" in message
+    assert (
+        "model.outputs: expected the name of a value that data source digits reports (classes, features)"
+        in message
+    )
     assert "got 'clases'. Did you mean classes?" in message
 
 

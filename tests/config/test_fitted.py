@@ -312,7 +312,9 @@ def test_arrays_are_checked_against_the_fitted_shapes(tmp_path: pathlib.Path) ->
     np.savez(tmp_path / "d.npz", x=x)
     found = sources.arrays(tmp_path / "a.npz", held_out=tmp_path / "b.npz")
     assert {name: len(array) for name, array in found.held_out.items()} == {"x": 2, "y": 2}
-    with pytest.raises(DataError, match=r"'x' as float32 \(3,\), got float32 \(2,\)"):
+    with pytest.raises(
+        DataError, match=r"'x' of dtype and sample shape float32 \(3,\), got float32 \(2,\)"
+    ):
         sources.arrays(tmp_path / "a.npz", held_out=tmp_path / "c.npz")
     with pytest.raises(DataError, match="the array 'y' as int64 .*, got none"):
         sources.arrays(tmp_path / "d.npz", held_out=2, fitted=as_json(found.fitted))
@@ -328,7 +330,7 @@ def test_held_out_file_is_searched_beside_the_configuration(tmp_path: pathlib.Pa
     table["held_out"] = "tst.csv"
     message = said(tmp_path, model=model, data=table)
     assert "Did you mean" in message
-    assert "held_out 'tst.csv' is searched beside" in message
+    assert "held_out 'tst.csv' was searched beside" in message
     assert "data.held_out: expected a number of samples or a share of them, got 'test.csv'" in said(
         data={"name": "project.py:data", "held_out": "test.csv"}
     )

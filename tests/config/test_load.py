@@ -157,7 +157,7 @@ GOOD = "model: mlp\ndata: digits\nepochs: 3\n"
         (GOOD + "zzz: 3", "Choose one of model, data, loss"),
         (
             GOOD + "seed: 1\nseed: 2",
-            "run.yaml:5: seed: expected one value, got two; the first is on line 4",
+            "run.yaml:5: seed: expected one value for this key, got two, the first on line 4",
         ),
         (GOOD + "seed: one", "run.yaml:4: seed: expected a whole number, got 'one'"),
         (GOOD + "seed: 1.0", "seed: expected a whole number, got 1.0"),
@@ -203,7 +203,11 @@ def test_error_for_an_invalid_file_contains_line_key_and_remedy(text: str, expec
         ("json", '{\n\t"model": "mlp",\n\t"epoch": 3}', "run.json:3: epoch: "),
         ("json", '{"model": "\\ud83d\\ude00", "epoch": 3}', "run.json:1: epoch: "),
         ("json", '{"model": "\x7f",\n "epoch": 3}', "run.json: epoch: "),  # YAML prints no DEL
-        ("json", '{"seed": 1,\n "seed": 2}', "run.json: seed: expected one value, got two"),
+        (
+            "json",
+            '{"seed": 1,\n "seed": 2}',
+            "run.json: seed: expected one value for this key, got two",
+        ),
         ("json", '{"model": }', "run.json:1:11: invalid JSON: "),
         ("toml", "epoch = 3", "run.toml: epoch: "),
         ("toml", "\nepochs = @", "run.toml:2:10: invalid TOML: "),
@@ -236,7 +240,7 @@ def test_config_error_lists_all_problems_at_once() -> None:
             "epohs=3",
             "the command line (epohs=3): epohs: unknown key. Did you mean epochs?",
         ),
-        ("seed.deeper=3", "seed.deeper: expected a section at seed, got 1"),
+        ("seed.deeper=3", "seed.deeper: expected seed to be a section of keys, got 1"),
         (
             "callbacks.3=x",
             "callbacks.3: expected an index of the list callbacks, from 0 to 0, got 3",

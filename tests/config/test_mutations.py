@@ -69,7 +69,7 @@ def check(text: str, form: str, overrides: list[str]) -> bool:
 #: What is said of a whole file or argument; all else is said of a key.
 WHOLE = (
     "invalid YAML", "invalid JSON", "invalid TOML", "an empty file", "expected keys",
-    "expected a file name", "expected key=value", "expected a name as key",
+    "expected a file name", "expected key=value", "expected a key with a name",
 )  # fmt: skip
 
 

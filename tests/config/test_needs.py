@@ -82,8 +82,8 @@ def test_loss_receives_the_values_about_the_data_that_it_declares() -> None:
     assert written.loss_fn.keywords == {"count": 2}
     message = said(data="digits", model=model, loss="test-required")
     assert (
-        "loss.other: expected a fact that digits reports (classes, features), got 'absent'"
-        in message
+        "loss.other: expected the name of a value that data source digits reports (classes, "
+        "features), got 'absent'" in message
     )
 
 
@@ -132,7 +132,7 @@ def test_callback_may_declare_a_replacement_of_make_steps() -> None:
     assert int(parts.steps.train_step(parts.init_state(), batch)[1]["samples"]) == 8
     message = said(callbacks=["test-counter", "GradientMonitor"])
     assert (
-        "expected one callback that replaces make_steps, got test-counter, GradientMonitor"
+        "expected at most one callback that replaces make_steps, got test-counter, GradientMonitor"
         in message
     )
 

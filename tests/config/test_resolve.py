@@ -93,7 +93,7 @@ def test_user_file_does_not_shadow_a_standard_module_of_its_name(tmp_path: pathl
             "model.width: expected a valid integer, got '3'",
         ),
         ({"model": {"name": "project.py:Net", "kind": "c"}}, "expected 'a' or 'b', got 'c'"),
-        ({"model": "mlp"}, "model.inputs: missing argument of mlp. Write it"),
+        ({"model": "mlp"}, "model.inputs: missing required argument of mlp. Add this key"),
         ({"optimizer": {"name": "sgd", "params": 3}}, "optimizer.params: unknown argument of sgd"),
         (
             {"loss": {"name": "project.py:loss_fn", "batch": 3}},
@@ -103,7 +103,10 @@ def test_user_file_does_not_shadow_a_standard_module_of_its_name(tmp_path: pathl
             {"schedule": {"name": "warmup_cosine", "peak": 3}},
             "the run passes peak to warmup_cosine",
         ),
-        ({"schedule": "warmup_cosine"}, "schedule.warmup_steps: missing argument of warmup_cosine"),
+        (
+            {"schedule": "warmup_cosine"},
+            "schedule.warmup_steps: missing required argument of warmup_cosine",
+        ),
         ({"imports": ["nowhere"]}, "imports.0: module not found: 'nowhere'"),
     ],
 )

@@ -111,12 +111,12 @@ def test_error_for_a_missing_path_contains_the_searched_directory(
 ) -> None:
     monkeypatch.chdir(project)
     with pytest.raises(
-        ConfigError, match=r"path 'no.csv' is searched in the current directory, bec"
+        ConfigError, match=r"path 'no.csv' was searched in the current directory, bec"
     ):
         run(project, "run", "data.path=no.csv")
     text = (project / "tiny.yaml").read_text().replace("path: project.py", "path: no.csv")
     (project / "tiny.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"path 'no.csv' is searched beside .*tiny.yaml"):
+    with pytest.raises(ConfigError, match=r"path 'no.csv' was searched beside .*tiny.yaml"):
         run(project, "run")
     with pytest.raises(
         ConfigError, match=r"written as no.py\). A relative path is searched beside"

@@ -9,7 +9,7 @@ from ftrain.config.load import load
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+    """Add the arguments of `ftrain config` to its parser."""
     parser.add_argument(
         "config", nargs="?", help="a .yaml, .json or .toml file; without it, list all keys"
     )
@@ -22,7 +22,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Check the configuration, then print it."""
+    """Check a configuration and print it with every default; without a file, print all keys."""
     if options.names:
         return _names()
     if options.config is None:

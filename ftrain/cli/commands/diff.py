@@ -1,4 +1,4 @@
-"""Find the first difference between two runs, or between two traces.
+"""Find the first difference between two runs, or between two recorded traces.
 
     ftrain diff runs/first runs/second                # configuration, versions, data, steps, leaves
     ftrain diff a.trace b.trace --html diff.html      # down to the operator and its source line
@@ -17,7 +17,7 @@ from ftrain.config.folders import run_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+    """Add the arguments of `ftrain diff` to its parser."""
     add = parser.add_argument
     add("a", metavar="A", help="the directory of a run, or a trace")
     add("b", metavar="B", help="likewise")
@@ -32,13 +32,14 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the comparison, and return 1 if something differs."""
+    """Print the comparison of two runs or traces; return exit code 1 if something differs."""
     are_files = [pathlib.Path(name).is_file() for name in (options.a, options.b)]
     if are_files[0] != are_files[1]:
         raise ConfigError.at(
             "",
             f"{options.a} {options.b}",
-            "expected two directories of runs, or two traces, got one of each. Compare alike",
+            "expected two directories of runs, or two traces, got one of each. Name two of the "
+            "same kind",
         )
     if are_files[0]:
         from ftrain.cli.diff import diff_traces  # noqa: PLC0415  # imports torch

@@ -12,7 +12,7 @@ from ftrain.config.folders import run_config, run_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+    """Add the arguments of `ftrain eval` to its parser."""
     add = parser.add_argument
     add("run", help="the run's directory, such as runs/digits")
     add(
@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the metrics over the held-out data."""
+    """Evaluate a checkpoint of a run, and print the metrics over the held-out data."""
     folder = run_folder(options.run)
     config = run_config(folder, options.overrides)
     from ftrain.cli.evaluate import evaluate  # noqa: PLC0415  # imports torch: after the keys are checked

@@ -9,14 +9,14 @@ import sys
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+    """Add the arguments of `ftrain init` to its parser."""
     parser.add_argument(
         "folder", nargs="?", default=".", help="directory to write to; default: the current one"
     )
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write `config.yaml` and `model.py`; write neither if one of them exists."""
+    """Write `config.yaml` and `model.py`; if one of them exists, write neither."""
     folder = pathlib.Path(options.folder)
     skeleton = importlib.resources.files("ftrain.cli") / "skeleton"
     files = {"config.yaml": folder / "config.yaml", "model.py.txt": folder / "model.py"}

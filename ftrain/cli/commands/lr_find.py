@@ -1,4 +1,4 @@
-"""Search for a learning rate in one short run, in which it increases with every step.
+"""Find a learning rate by one short run in which the rate increases at each step.
 
 It writes the plot, but no run and no checkpoint.
 """
@@ -12,7 +12,7 @@ from ftrain.config.load import load
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+    """Add the arguments of `ftrain lr-find` to its parser."""
     add = parser.add_argument
     add("config", help="a .yaml, .json or .toml file")
     add("overrides", nargs="*", metavar="key=value", help="replace a value of the file")
@@ -29,7 +29,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the suggested rate, and the command that uses it."""
+    """Print the suggested learning rate, and the command that trains with it."""
     config = load(options.config, options.overrides)
     from ftrain.cli.find_rate import find_rate  # noqa: PLC0415  # imports torch: after the keys are checked
 

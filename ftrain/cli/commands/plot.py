@@ -14,7 +14,7 @@ from ftrain.config.folders import run_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+    """Add the arguments of `ftrain plot` to its parser."""
     add = parser.add_argument
     add("runs", nargs="+", metavar="RUN", help="directories of runs")
     add("--out", type=pathlib.Path, help="a .png, .svg, .pdf or .html file")
@@ -36,7 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Write the picture, and print its path."""
+    """Draw the curves to a file, and print its path."""
     folders = [run_folder(name) for name in options.runs]
     out = options.out or (folders[0] if len(folders) == 1 else pathlib.Path()) / "curves.png"
     if out.is_dir():

@@ -1,4 +1,4 @@
-"""Predict the rows of a table, in their order.
+"""Predict the target of each row of a table, in the order of the rows.
 
     ftrain predict runs/irises data.path=new.csv --out predictions.csv
 
@@ -20,7 +20,7 @@ from ftrain.config.folders import run_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+    """Add the arguments of `ftrain predict` to its parser."""
     add = parser.add_argument
     add("run", help="the run's directory, such as runs/irises")
     add(
@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print or write the predictions."""
+    """Print the predictions, or write them to a CSV file."""
     folder = run_folder(options.run)
     from ftrain.cli.predict import predict  # noqa: PLC0415  # imports torch: after the run is found
     from ftrain.config.trained import load_run  # noqa: PLC0415

@@ -16,7 +16,7 @@ from ftrain.config.folders import run_config, run_folder
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+    """Add the arguments of `ftrain resume` to its parser."""
     parser.add_argument("run", help="the run's directory, such as runs/digits")
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to its config.yaml"
@@ -24,7 +24,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Continue training and return the exit code."""
+    """Resume a run and return the exit code."""
     folder = run_folder(options.run)
     config = run_config(folder, options.overrides)
     from ftrain.checkpoint import CheckpointMismatchError  # noqa: PLC0415  # imports torch: after the keys are checked
@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _refused(folder: str, overrides: list[str], says: str) -> str:
-    """Return a message with the differences of checkpoint and configuration, and a next command."""
+    """Return the message for a checkpoint whose leaves differ from those of the configured run."""
     changes = shlex.join(overrides)
     another = shlex.join([f"{folder}/config.yaml", *overrides, f"output_dir={folder}-2"])
     differences = [

@@ -16,7 +16,7 @@ _FIGURES = ("loss", "accuracy", "perplexity")
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+    """Add the arguments of `ftrain runs` to its parser."""
     parser.add_argument(
         "folder", nargs="?", default="runs", help="directory of the runs; default: runs"
     )
@@ -26,7 +26,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print a table with one line per run."""
+    """Print a table of the runs in a directory, with one line per run."""
     folder = pathlib.Path(options.folder)
     found = sorted(path.parent for path in folder.rglob("config.yaml"))
     if not found:

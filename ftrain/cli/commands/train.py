@@ -13,7 +13,7 @@ from ftrain.config.load import load
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
+    """Add the arguments of `ftrain train` to its parser."""
     add = parser.add_argument
     add("config", help="a .yaml, .json or .toml file; `ftrain init` writes one")
     add("overrides", nargs="*", metavar="key=value", help="replace a value of the file")
@@ -37,7 +37,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train and return the exit code."""
+    """Train as configured, or only measure with `--dry-run`; return the exit code."""
     flags = []
     if options.fast_dev_run:
         flags.append("fast_dev_run=true")

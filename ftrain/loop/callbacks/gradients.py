@@ -174,7 +174,7 @@ class GradientMonitor:
 
 
 def _rows(event: WindowEnd) -> dict[str, dict[str, float]]:
-    """Return `{suffix: metrics}` of a window; the suffix, such as ` (member 2)`, names the member."""
+    """Return `{suffix: metrics}` of a window; the suffix, such as ` of member 2`, names the member."""
     rows: dict[str, dict[str, float]] = {}
     if not event.members:
         rows[""] = dict(event.values)
