@@ -1,4 +1,4 @@
-"""Data: the batches of a run, as a pure function of (seed, epoch, position).
+"""Loaders, samplers and readers: the batches of a run are a pure function of (seed, epoch, position).
 
 Batches come with a cursor that points after them; it can be saved, and reading can start from any
 cursor at no cost:

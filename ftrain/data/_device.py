@@ -1,4 +1,4 @@
-"""Transfer of batches to a device, during the computation on the previous batch."""
+"""Transfer of batches to a device, which overlaps with the computation on the previous batch."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Item = tuple[Any, Cursor]
 
 
 def transferred(items: Iterator[Item], device: torch.device, ahead: int) -> Iterator[Item]:
-    """Yield the batches on `device`; on CUDA, pin and copy `ahead` of them in advance."""
+    """Yield the batches, moved to `device`; on CUDA, copy up to `ahead` batches in advance."""
     if device.type != "cuda":
         return ((tree.map(lambda leaf: _to(leaf, device), batch), after) for batch, after in items)
     return _through_pinned_memory(items, device, ahead)

@@ -1,4 +1,4 @@
-"""Computation of batches from their positions, in the main process or in worker processes.
+"""Construction of batches from sample positions, in the main process or in worker processes.
 
 A batch is a pure function of its request. Randomness is keyed by (seed, epoch, position), never
 drawn from a stream that workers share.
@@ -31,16 +31,16 @@ Collate = Callable[[list[Any]], Any]
 
 @runtime_checkable
 class Gather(Protocol):
-    """Protocol of a dataset that returns whole batches, by `__len__` and `gather(indices) -> batch`."""
+    """Protocol of a dataset that returns a whole batch at once, by `gather(indices)`."""
 
     def __len__(self) -> int: ...
 
     def gather(self, indices: Tensor) -> Any:
-        """Return the rows with these indices, int64 `(b,)`, as one tree."""
+        """Return the samples with these indices, int64 `(b,)`, as one batch, a pytree."""
 
 
 class Request(NamedTuple):
-    """Request for one rank's rows of one batch.
+    """Request for the rows of one batch that belong to one rank (process).
 
     Attributes:
         seed: of the run's data.
@@ -58,20 +58,22 @@ class Request(NamedTuple):
 
 
 class Arrays:
-    """A tree of tensors or arrays whose first axis counts samples."""
+    """Dataset from a pytree of tensors or arrays whose first axis counts samples."""
 
     def __init__(self, arrays: Any) -> None:
         found, self._structure = tree.flatten(arrays)
         paths = tree.paths(arrays)
         self._leaves = [_tensor(leaf, path) for leaf, path in zip(found, paths, strict=True)]
         if not self._leaves:
-            raise ValueError("dataset: expected at least one tensor, got an empty tree")
+            raise ValueError(
+                "dataset: expected at least one tensor, got none. Pass a tensor, or a dict of tensors"
+            )
         first = self._leaves[0].shape[0]
         for leaf, path in zip(self._leaves, paths, strict=True):
             if leaf.shape[0] != first:
                 raise ValueError(
                     f"dataset{path}: expected {first} rows, as in dataset{paths[0]}, got "
-                    f"{leaf.shape[0]}"
+                    f"{leaf.shape[0]}. Give all tensors one row per sample"
                 )
         self._length = first
 
@@ -79,14 +81,14 @@ class Arrays:
         return self._length
 
     def gather(self, indices: Tensor) -> Any:
-        """Return the rows with these indices."""
+        """Return the samples with these indices as one batch, a pytree of tensors."""
         rows = [_rows(leaf, indices.to(leaf.device)) for leaf in self._leaves]
         with tree.withheld("a batch of a dataset"):
             return tree.unflatten(self._structure, rows)
 
 
 class Fetch:
-    """Map-style dataset for torch's workers: `Fetch(...)[request]` returns the requested batch."""
+    """Map-style dataset for `DataLoader` workers, indexed by a `Request`; an item is a batch."""
 
     def __init__(self, dataset: Any, augment: Augment | None, collate: Collate | None) -> None:
         self.dataset, self.augment = dataset, augment
@@ -176,7 +178,7 @@ class Fetch:
 
 
 def _check_travels(batch: Any) -> None:
-    """Raise if a batch cannot be pickled, because the main process would wait for it forever."""
+    """Raise if a batch from a worker cannot be pickled; else the main process would wait forever."""
     for leaf in tree.leaves(batch):
         why: object = None
         if isinstance(leaf, Tensor):
@@ -204,7 +206,7 @@ def _why_not_pickled(value: Any) -> Exception | None:
 
 
 def as_dataset(dataset: Any) -> Any:
-    """Return a dataset that `Fetch` can read: arrays wrapped in `Arrays`, other datasets unchanged."""
+    """Wrap a pytree of arrays into an `Arrays` dataset; return any other dataset unchanged."""
     if isinstance(dataset, TensorDataset):
         return Arrays(dataset.tensors)
     if isinstance(dataset, Mapping) and type(dataset) not in _DICTS:
@@ -222,7 +224,7 @@ def as_dataset(dataset: Any) -> Any:
         )
     raise TypeError(
         "dataset: expected a tree of tensors or arrays, or an object with __len__ and __getitem__, got "
-        f"{type(dataset).__name__}"
+        f"{type(dataset).__name__}. Pass a dict of tensors, or a list of samples"
     )
 
 
@@ -230,7 +232,7 @@ _DICTS = (dict, collections.OrderedDict, collections.defaultdict)
 
 
 def _is_tree(dataset: Any) -> bool:
-    """Return True if the dataset is a tree of arrays, not a collection of samples."""
+    """Return True if the dataset is a pytree of arrays, not a collection of samples."""
     if isinstance(dataset, Dataset):
         return False
     if isinstance(dataset, Mapping):
@@ -242,7 +244,7 @@ def _is_tree(dataset: Any) -> bool:
 
 
 def sample_keys(seed: int, epoch: int, positions: Tensor | NDArray[np.int64]) -> Tensor:
-    """Return the keys for the augmentation of samples, a pure function of (seed, epoch, position).
+    """Return one random key per sample for its augmentation, determined by (seed, epoch, position).
 
     Args:
         seed: of the cursor.
@@ -289,7 +291,7 @@ def preserved_generators() -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Run torch on one thread, as worker processes do, so that results have the same bits."""
+    """Limit torch to one thread in a `with` block, as in worker processes, so that bits are equal."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -299,7 +301,7 @@ def one_thread() -> Iterator[None]:
 
 
 def weighted(batch: Any, weight: Tensor) -> Any:
-    """Return the batch with its weights: as entry "weight" of a mapping, else as (batch, weight)."""
+    """Add the sample weights to a batch: as entry "weight" of a mapping, else as `(batch, weight)`."""
     if not isinstance(batch, Mapping) or tree.is_leaf(batch):
         return batch, weight
     if "weight" in batch:
@@ -336,7 +338,8 @@ def _tensor(leaf: Any, path: str) -> Tensor:
         )
     if leaf.ndim == 0:
         raise ValueError(
-            f"dataset{path}: expected a first axis that counts samples, got a 0-d tensor"
+            f"dataset{path}: expected a first axis that counts samples, got a 0-d tensor. Leave it out, "
+            "or repeat it for each sample"
         )
     return leaf.detach()
 

@@ -1,4 +1,4 @@
-"""Paths of existing files, with an error that suggests the nearest name."""
+"""Checks that files exist, with errors that suggest the most similar file name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PathLike = str | os.PathLike[str]
 
 
 def existing(path: PathLike) -> Path:
-    """Return the path of an existing file; otherwise raise an error that suggests the nearest name."""
+    """Return the path of an existing file; if it is missing, raise and suggest a similar name."""
     found = Path(path)
     if found.is_dir():
         raise DataError(f"{found}: expected a file, got a directory. Name a file in it")
@@ -22,7 +22,7 @@ def existing(path: PathLike) -> Path:
 
 
 def existing_folder(path: PathLike) -> Path:
-    """Return the path of an existing folder; otherwise raise an error that suggests the nearest name."""
+    """Return the path of an existing folder; if it is missing, raise and suggest a similar name."""
     found = Path(path)
     if not found.exists():
         raise FileNotFoundError(f"directory not found: {found}{_nearest(found)}")

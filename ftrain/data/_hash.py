@@ -1,4 +1,4 @@
-"""Hashes of (purpose, seed, epoch), from which every random choice about data is derived.
+"""Hashes of (purpose, seed, epoch), from which the order and selection of samples are derived.
 
 Integer arithmetic only, so the order of the data is the same on every machine and for every version
 of torch and numpy. Seed and epoch are hashed together: if they were added, epoch 1 of seed 0 would
@@ -16,7 +16,7 @@ Words = NDArray[np.uint32]
 
 
 def words(purpose: str, seed: int, epoch: int, *more: int) -> Words:
-    """Return sixteen independent 32-bit words for one purpose, seed and epoch."""
+    """Return sixteen 32-bit words, a hash of a purpose, a seed and an epoch."""
     numbers = b"".join(
         number.to_bytes(16, "little", signed=True) for number in (seed, epoch, *more)
     )
@@ -25,7 +25,7 @@ def words(purpose: str, seed: int, epoch: int, *more: int) -> Words:
 
 
 def mix(x: Words, key_0: np.uint32, key_1: np.uint32) -> Words:
-    """Return a hash of each 32-bit word of `x`; with fixed keys, no two words have the same hash.
+    """Return a hash of each 32-bit word of `x`, a bijection for fixed keys.
 
     The finaliser of MurmurHash3 (Appleby, 2011) with a key before it and one in its middle.
     """

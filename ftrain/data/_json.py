@@ -1,4 +1,4 @@
-"""JSON encoding of another library's loader state: any dict keys, tuples, bytes, tensors, arrays."""
+"""JSON encoding of a loader's `state_dict`, with tuples, bytes, tensors, arrays and any dict keys."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _TAG = "__ftrain__"
 
 
 def encode(value: Any, where: str) -> Any:
-    """Return a value that `json.dumps` accepts; types that JSON lacks become tagged dicts."""
+    """Convert a value for `json.dumps`; values of types that JSON lacks become tagged dicts."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, list):
@@ -39,7 +39,7 @@ def encode(value: Any, where: str) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Return the value that `encode` encoded."""
+    """Return the value from the output of `encode`."""
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, dict):

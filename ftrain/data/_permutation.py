@@ -1,4 +1,4 @@
-"""Permutations of 0 .. n-1 that compute any element without the others, in O(1) memory.
+"""Pseudorandom permutations of 0 .. n-1 whose elements are computed one by one, in O(1) memory.
 
 A Feistel network over pairs (left, right) with left < a, right < b and a b just above n (Black and
 Rogaway, "Ciphers with arbitrary finite domains", 2002): each round adds a hash of one half to the
@@ -27,7 +27,7 @@ LARGEST = 2**32
 
 
 def permuted(positions: NDArray[np.int64], n: int, keys: Words) -> NDArray[np.int64]:
-    """Return the elements at these positions of the permutation that `keys` selects.
+    """Return the elements at these positions of a permutation of 0 .. n-1, selected by `keys`.
 
     Args:
         positions: int64, each in [0, n); one axis or more.

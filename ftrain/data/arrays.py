@@ -24,7 +24,7 @@ __all__ = ["npy", "npz", "safetensors"]
 
 
 def npz(path: PathLike) -> dict[str, Tensor]:
-    """Return the arrays of an `.npz` file, as `np.savez` writes it, by name.
+    """Return `{name: tensor}` from an `.npz` file, as `np.savez` writes it.
 
     Raises:
         FileNotFoundError: the file does not exist.
@@ -59,7 +59,7 @@ def npz(path: PathLike) -> dict[str, Tensor]:
 
 
 def npy(path: PathLike, *, mmap: bool = False) -> Tensor:
-    """Return the array of an `.npy` file, as `np.save` writes it.
+    """Return the tensor in an `.npy` file, as `np.save` writes it.
 
     Args:
         path: the file.
@@ -92,7 +92,7 @@ def npy(path: PathLike, *, mmap: bool = False) -> Tensor:
 
 
 def safetensors(path: PathLike) -> dict[str, Tensor]:
-    """Return the tensors of a `.safetensors` file, by name, in memory.
+    """Return `{name: tensor}` from a `.safetensors` file, read into memory.
 
     Raises:
         FileNotFoundError: the file does not exist.

@@ -1,4 +1,4 @@
-"""Position of a run in its data: three integers (seed, epoch, position) that the caller keeps.
+"""Position of a run in its data: (seed, epoch, position), a value that the caller stores.
 
 Read next: `loader.py`, which turns a cursor into the batches after it.
 """
@@ -90,12 +90,21 @@ class Cursor:
         for name in ("epoch", "position"):
             value = getattr(self, name)
             if not is_count(value, 0):
-                raise ValueError(f"cursor.{name}: expected an integer >= 0, got {value!r}")
+                raise ValueError(
+                    f"cursor.{name}: expected an integer >= 0, got {value!r}. Pass a cursor that "
+                    "the loader yielded"
+                )
         if self.epoch >= _EPOCHS or self.position >= 2**63:
-            raise ValueError(f"cursor: expected epoch < 2**31 and position < 2**63, got {self}")
+            raise ValueError(
+                f"cursor: expected epoch < 2**31 and position < 2**63, got {self}. Pass a cursor "
+                "that the loader yielded"
+            )
         for name in ("of", "sampler"):
             if not isinstance(value := getattr(self, name), (str, NoneType)):
-                raise ValueError(f"cursor.{name}: expected a string or None, got {value!r}")
+                raise ValueError(
+                    f"cursor.{name}: expected a string or None, got {value!r}. Pass a cursor that "
+                    "the loader yielded"
+                )
         if None not in (of, self.of) and of != self.of:
             raise ValueError(
                 f"cursor: expected a cursor for {of}, got one that was made for other data: {self.of}. "
@@ -113,7 +122,7 @@ class Cursor:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Cursor:
-        """Return the cursor that `to_json` encoded.
+        """Return the cursor from the output of `to_json`.
 
         Raises:
             ValueError: an entry is missing, is not a count, or comes from a newer version of ftrain.
@@ -146,7 +155,7 @@ class Cursor:
 
 
 def checked(cursor: object, of: str, sampler: str | None = None) -> Cursor:
-    """Return the cursor if it was made for the data `of`, read in the order `sampler`; else raise."""
+    """Return the cursor; raise if it belongs to data other than `of`, or to another order of samples."""
     if not isinstance(cursor, Cursor):
         raise TypeError(
             f"cursor: expected a data.Cursor, got {type(cursor).__name__}. Pass loader.start(), or "
@@ -159,9 +168,13 @@ def checked(cursor: object, of: str, sampler: str | None = None) -> Cursor:
 def check_seed(seed: object) -> None:
     """Raise unless a seed is a signed or unsigned 64-bit integer."""
     if not isinstance(seed, int) or isinstance(seed, bool):
-        raise TypeError(f"seed: expected an integer, got {type(seed).__name__} {seed!r}")
+        raise TypeError(
+            f"seed: expected an integer, got {type(seed).__name__} {seed!r}. Write seed=0"
+        )
     if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed: expected 64 bits, an integer in [-2**63, 2**64), got {seed}")
+        raise ValueError(
+            f"seed: expected a 64-bit integer, in [-2**63, 2**64), got {seed}. Write seed=0"
+        )
 
 
 def is_count(value: object, least: int) -> bool:

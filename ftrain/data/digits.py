@@ -1,4 +1,4 @@
-"""Handwritten digits that need no download.
+"""Handwritten digits from scikit-learn, without a download.
 
 Read next: `splits.py`, to hold a part of them out.
 """
@@ -14,7 +14,7 @@ __all__ = ["digits"]
 
 
 def digits() -> dict[str, Tensor]:
-    """Return 1,797 scans of handwritten digits, included in scikit-learn.
+    """Return the 1,797 scans of handwritten digits that scikit-learn includes.
 
     Returns:
         `image`, float32 `(1797, 1, 8, 8)` from 0 to 1, and `label`, int64 `(1797,)` from 0 to 9.

@@ -24,7 +24,7 @@ FILE = "data.json"
 
 
 class Stored(NamedTuple):
-    """Content of a `data.json` file.
+    """Content of a run's `data.json` file: its data function and the preprocessing fitted by it.
 
     Attributes:
         source: the name of the data function.
@@ -38,7 +38,7 @@ class Stored(NamedTuple):
 
 
 def to_json(stored: Stored) -> str:
-    """Return the text of a `data.json` file, without facts about the data that JSON changes."""
+    """Return the text of a `data.json` file, without `facts` if JSON cannot represent them."""
     found = {"source": stored.source, "fitted": stored.fitted}
     if stored.facts is not None and _is_json(dict(stored.facts)):
         found["facts"] = stored.facts
@@ -67,7 +67,7 @@ def read(path: pathlib.Path) -> Stored | None:
 
 
 def differences(was: Any, now: Any, key: str = "") -> Iterator[str]:
-    """Yield one line for each value that differs between two fitted preprocessings."""
+    """Yield one line per value that differs between two results of fitting the preprocessing."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         for name in dict.fromkeys((*was, *now)):
             path = f"{key}.{name}" if key else name
@@ -92,7 +92,7 @@ def _refused(constant: str) -> float:
 
 
 def _is_json(value: Any) -> bool:
-    """Return True if the value survives a round trip through JSON."""
+    """Return True if conversion to JSON and back returns an equal value."""
     try:
         return _same(json.loads(json.dumps(value, allow_nan=False)), value)
     except (TypeError, ValueError, RecursionError):

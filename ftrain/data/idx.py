@@ -1,4 +1,4 @@
-"""The idx format of the MNIST files, gzipped or not.
+"""Readers of idx files, the format of MNIST, gzipped or not.
 
 Two zero bytes, one for the type, one for the number of axes; each axis as four bytes, the largest
 first; then the numbers, row by row.
@@ -28,7 +28,7 @@ _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: "
 
 
 def idx(path: PathLike) -> Tensor:
-    """Return the array of an idx file.
+    """Return the tensor in an idx file.
 
     Args:
         path: the file; that it is gzipped is seen by its content, not by its name.
@@ -112,7 +112,9 @@ def _file(folder: Path, name: str) -> Path:
     for candidate in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
         if (folder / candidate).is_file():
             return folder / candidate
-    raise FileNotFoundError(f"file not found: {name} or {name}.gz in {folder.resolve()}")
+    raise FileNotFoundError(
+        f"file not found: {name} or {name}.gz in {folder.resolve()}. Download it there"
+    )
 
 
 def _read(file: IO[bytes] | gzip.GzipFile, path: Path) -> Tensor:

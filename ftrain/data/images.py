@@ -21,7 +21,7 @@ _SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".
 
 
 class Images:
-    """Dataset of the images in the subfolders of a folder, read sample by sample.
+    """Dataset of the images in a folder with one subfolder per class, read when indexed.
 
     Attributes:
         classes: the folders' names, sorted, or the `classes` argument; a label is an index into these.
@@ -94,7 +94,8 @@ class Images:
             return self._pillow.open(path)
         except (OSError, self._pillow.DecompressionBombError) as error:
             raise DataError(
-                f"{path}: expected an image that Pillow can read, got an error: {error}"
+                f"{path}: expected an image that Pillow can read, got an error: {error}. Convert it, or "
+                "remove it"
             ) from None
 
 
@@ -105,7 +106,7 @@ def images(
     mode: str = "RGB",
     classes: Sequence[str] | None = None,
 ) -> Images:
-    """Return the images in `folder/<class>/<name>.png` (.jpg, .webp, ...), read on demand.
+    """Return a dataset of the images in `folder/<class>/<name>.png` (.jpg, .webp, ...).
 
     Args:
         folder: holds a folder for each class.

@@ -1,4 +1,4 @@
-"""Loader that yields batches from any cursor on, each with the cursor that follows it.
+"""Loader of batches: it can start at any cursor, and yields each batch with the next cursor.
 
     loader = data.Loader(dataset, batch_size=64, seed=0)
     cursor = loader.start()
@@ -44,7 +44,7 @@ _PROBES, _PROBE = 4, 64
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Loader:
-    """Batches of a dataset, in an order decided by (seed, epoch, position) alone.
+    """Loader of batches of a dataset, in an order determined by (seed, epoch, position) alone.
 
     Attributes:
         dataset: a tree of tensors or arrays whose first axis counts samples (read by indexing alone); an
@@ -116,7 +116,9 @@ class Loader:
         _check_options(self)
         source = as_dataset(self.dataset)
         if not len(source):
-            raise ValueError("dataset: expected at least one sample, got an empty dataset")
+            raise ValueError(
+                "dataset: expected at least one sample, got none. Pass data that is not empty"
+            )
         if self.collate is not None and isinstance(source, Gather):
             raise ValueError(
                 "collate: expected None for a dataset that returns whole batches, got a function. Leave "
@@ -149,7 +151,7 @@ class Loader:
 
     @property
     def padding(self) -> int:
-        """Return the number of padding rows (weight zero) in an epoch's last batch, over all ranks."""
+        """Number of padding rows (of weight zero) in the last batch of an epoch, over all ranks."""
         return -len(self._order) % self.batch_size if self._last_batch == "pad" else 0
 
     def start(self) -> Cursor:
@@ -157,9 +159,11 @@ class Loader:
         return self._cursor(self.seed)
 
     def at(self, step: int) -> Cursor:
-        """Return the cursor after `step` batches from the start."""
+        """Return the cursor after the first `step` batches of the run."""
         if not is_count(step, 0):
-            raise ValueError(f"step: expected an integer >= 0, got {step!r}")
+            raise ValueError(
+                f"step: expected an integer >= 0, got {step!r}. Write loader.at(0) for the start"
+            )
         epoch, batches = divmod(step, len(self))
         return self._cursor(self.seed, epoch, batches * self.batch_size)
 
@@ -188,7 +192,9 @@ class Loader:
             self.start() if cursor is None else checked(cursor, self._of, self._order_fingerprint)
         )
         if cursor.state is not None:
-            raise ValueError("cursor: expected a cursor of a Loader, got one of a data.Stream")
+            raise ValueError(
+                "cursor: expected a cursor of a Loader, got one of a data.Stream. Pass loader.start()"
+            )
         if cursor.position > len(self._order):
             raise ValueError(
                 f"cursor: expected a position of at most {len(self._order)}, the number of samples, got "
@@ -196,7 +202,7 @@ class Loader:
             )
         if epochs is not None and not is_count(epochs, 0):
             raise ValueError(
-                f"epochs: expected an integer >= 0, or None for no limit, got {epochs!r}"
+                f"epochs: expected an integer >= 0, or None for no limit, got {epochs!r}. Write epochs=1"
             )
         return self._run(cursor, epochs)
 
@@ -212,7 +218,7 @@ class Loader:
         return transferred(fetched, torch.device(self.device), ahead=min(self.prefetch, 1))
 
     def _plan(self, cursor: Cursor, epochs: int | None) -> Iterator[tuple[Request, Cursor]]:
-        """Yield the requests that follow `cursor`, each with the cursor after that request."""
+        """Yield the request for each batch after `cursor`, with the cursor after that batch."""
         seed, epoch, position = cursor.seed, cursor.epoch, cursor.position
         if not self._remaining(position):  # fewer samples are left than another batch size needs
             epoch, position = epoch + 1, 0
@@ -241,7 +247,7 @@ class Loader:
 
     @functools.cached_property
     def _order_fingerprint(self) -> str:
-        """Return `shuffle=...` or the sampler's name, and a hash of part of epoch 1's order.
+        """Return a text that identifies the order: shuffle or sampler, and a hash of part of an epoch.
 
         Later epochs are not hashed: a custom order may be a list of as many epochs as the run has.
         """
@@ -255,12 +261,12 @@ class Loader:
         return f"{option} {hashlib.blake2b(found, digest_size=6).hexdigest()}"
 
     def _remaining(self, position: int) -> int:
-        """Return the number of batches from this position to the end of its epoch."""
+        """Return the number of batches from a position to the end of its epoch."""
         whole, rest = divmod(len(self._order) - position, self.batch_size)
         return whole + (rest > 0 and self._last_batch != "drop")
 
     def _block(self, seed: int, epoch: int, position: int) -> _Block:
-        """Return this rank's rows of the next full batches, or of the partial batch at the end."""
+        """Return this rank's sample indices for the next full batches, or for the partial last batch."""
         n, rows = len(self._order), self.batch_size // self.ranks
         whole = min((n - position) // self.batch_size, max(1, _AT_ONCE // rows))
         # A batch may be larger than the data.
@@ -284,7 +290,7 @@ class Loader:
             raise TypeError(
                 f"sampler: expected {type(self._order).__name__}.at(positions) to return an int64 numpy "
                 f"array with the shape of the positions, {positions.shape}, got "
-                f"{type(indices).__name__} with dtype and shape {found}"
+                f"{type(indices).__name__} with dtype and shape {found}. Convert the result"
             )
         low, high, n = indices.min(), indices.max(), len(self._fetch.dataset)
         if low < 0 or high >= n:
@@ -295,7 +301,7 @@ class Loader:
 
 
 class _Block(NamedTuple):
-    """Positions, sample indices and weights of consecutive batches, one row per batch."""
+    """Arrays of positions, sample indices and weights, with one row per batch."""
 
     positions: NDArray[np.int64]
     indices: NDArray[np.int64]
@@ -305,7 +311,7 @@ class _Block(NamedTuple):
 def _in_workers(
     loader: Loader, planned: Iterator[tuple[Request, Cursor]]
 ) -> Iterator[tuple[Any, Cursor]]:
-    """Yield batches made by torch's worker processes, in order."""
+    """Yield the planned batches in order, computed by the worker processes of a `DataLoader`."""
     cursors: collections.deque[Cursor] = collections.deque()
 
     def requests() -> Iterator[Request]:
@@ -346,18 +352,23 @@ def _check_options(loader: Loader) -> None:
     for name, least in (("batch_size", 1), ("workers", 0), ("prefetch", 0), ("ranks", 1)):
         value = getattr(loader, name)
         if not is_count(value, least):
-            raise ValueError(f"{name}: expected an integer >= {least}, got {value!r}")
+            raise ValueError(
+                f"{name}: expected an integer >= {least}, got {value!r}. Write {name}={least} or more"
+            )
     if not is_count(loader.rank, 0) or loader.rank >= loader.ranks:
         raise ValueError(
-            f"rank: expected a number from 0 to ranks - 1 = {loader.ranks - 1}, got {loader.rank!r}"
+            f"rank: expected a number from 0 to ranks - 1 = {loader.ranks - 1}, got {loader.rank!r}. "
+            "Pass the rank of this process"
         )
     if loader.batch_size % loader.ranks:
         raise ValueError(
             f"batch_size: expected a multiple of ranks = {loader.ranks}, as it counts the samples of "
-            f"all ranks, got {loader.batch_size}"
+            f"all ranks, got {loader.batch_size}. Change one of them"
         )
     if loader.last_batch not in (None, "drop", "keep", "pad"):
-        raise ValueError(f'last_batch: expected "drop", "keep" or "pad", got {loader.last_batch!r}')
+        raise ValueError(
+            f'last_batch: expected "drop", "keep" or "pad", got {loader.last_batch!r}. Write one'
+        )
     if loader.sampler is not None and not isinstance(loader.sampler, Sampler):
         raise TypeError(
             "sampler: expected an object with __len__ and at(positions, seed=..., epoch=...), got "

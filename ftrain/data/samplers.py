@@ -1,4 +1,4 @@
-"""Samplers: the orders of the samples in an epoch.
+"""Samplers, which determine the order of the samples in each epoch.
 
 An order is a pure function of (seed, epoch, position), so reading can start anywhere at no cost,
 and it is the same for every batch size, number of workers and number of ranks. A custom order
@@ -34,7 +34,7 @@ class Sampler(Protocol):
         """Return the number of samples per epoch."""
 
     def at(self, positions: Positions, *, seed: int, epoch: int) -> Indices:
-        """Return the sample indices at `positions`, which are int64 `(n, ...)` in [0, len(self))."""
+        """Return the sample indices at `positions`, int64 of any shape with values in [0, len(self))."""
 
 
 class Sequential:
@@ -55,7 +55,7 @@ class Sequential:
         return self.n
 
     def at(self, positions: Positions, *, seed: int, epoch: int) -> Indices:
-        """Return the positions themselves."""
+        """Return the positions, which are also the sample indices."""
         return positions
 
 
@@ -117,7 +117,7 @@ class Weighted:
         return self.n
 
     def at(self, positions: Positions, *, seed: int, epoch: int) -> Indices:
-        """Return the samples drawn at these positions."""
+        """Return the indices of the samples drawn at these positions."""
         drawn = uniform(positions, words("weighted", seed, epoch)) * self._ends[-1]
         found = np.searchsorted(self._ends, drawn, side="right")
         samples: Indices = np.minimum(found, self._last).astype(np.int64)
@@ -150,11 +150,13 @@ class ByLength:
         if self._lengths.ndim != 1 or self._lengths.dtype.kind not in "iuf":
             raise ValueError(
                 f"lengths: expected one number for each sample, got {self._lengths.dtype} of shape "
-                f"{self._lengths.shape}"
+                f"{self._lengths.shape}. Pass a list of numbers"
             )
         for name, value in (("group", group), ("window", window)):
             if not is_count(value, 1):
-                raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
+                raise ValueError(
+                    f"{name}: expected an integer >= 1, got {value!r}. Write {name}=1 or more"
+                )
         self._shuffled = Shuffled(len(self._lengths))
         self.group, self.window = group, group * window
 
@@ -219,7 +221,8 @@ class Mixed:
         _check_weights(shares)
         if len(shares) != len(self._sizes):
             raise ValueError(
-                f"weights: expected {len(self._sizes)}, one for each source, got {len(shares)}"
+                f"weights: expected {len(self._sizes)} numbers, one for each source, got {len(shares)}. "
+                "Pass one weight per source"
             )
         self.n = _checked_length(sum(self._sizes) if samples is None else samples)
         self._counts = _shares(shares / shares.sum(), self.BLOCK)
@@ -238,7 +241,7 @@ class Mixed:
         return found
 
     def _in_block(self, block: int, seed: int) -> Indices:
-        """Return the sample indices at the `BLOCK` consecutive positions of one block."""
+        """Return the sample indices of one block of positions; each block has the same mixture."""
         drawn = [
             self._of_source(source, block * count + np.arange(count, dtype=np.int64), seed)
             for source, count in enumerate(self._counts)
@@ -260,7 +263,7 @@ class Mixed:
 
 
 def _shares(parts: NDArray[np.float64], total: int) -> list[int]:
-    """Round the shares `parts` of `total` to integers with this sum, by largest remainders."""
+    """Divide `total` into integers proportional to `parts`, by the largest-remainder method."""
     exact = parts * total
     counts = np.floor(exact).astype(int)
     for index in np.argsort(counts - exact, kind="stable")[: total - counts.sum()]:
@@ -278,17 +281,25 @@ def _shares(parts: NDArray[np.float64], total: int) -> list[int]:
 
 def _checked_length(n: int) -> int:
     if not is_count(n, 1) or n > LARGEST:
-        raise ValueError(f"number of samples: expected an integer from 1 to 2**32, got {n!r}")
+        raise ValueError(
+            f"number of samples: expected an integer from 1 to 2**32, got {n!r}. Pass len(dataset)"
+        )
     return n
 
 
 def _check_weights(weights: NDArray[np.float64]) -> None:
     if weights.ndim != 1 or not len(weights):
-        raise ValueError(f"weights: expected numbers of shape (n,), got shape {weights.shape}")
+        raise ValueError(
+            f"weights: expected numbers of shape (n,), got shape {weights.shape}. Pass one weight "
+            "per sample or source"
+        )
     wrong = np.nonzero(~(np.isfinite(weights) & (weights >= 0)))[0]
     if len(wrong):
         raise ValueError(
-            f"weights[{wrong[0]}]: expected a finite number >= 0, got {weights[wrong[0]]}"
+            f"weights[{wrong[0]}]: expected a finite number >= 0, got {weights[wrong[0]]}. Write 0 "
+            "to leave it out"
         )
     if not weights.any():
-        raise ValueError("weights: expected at least one positive weight, got zeros only")
+        raise ValueError(
+            "weights: expected at least one positive weight, got zeros only. Increase one"
+        )

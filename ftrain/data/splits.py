@@ -20,7 +20,7 @@ __all__ = ["concat", "split"]
 
 
 def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, Any]:
-    """Split a dataset at random into two parts: `(rest, held out)`.
+    """Split a dataset at random into two parts: `(remaining samples, held-out samples)`.
 
     Args:
         dataset: a dataset for a `Loader`.
@@ -42,7 +42,8 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
     n = len(source)
     if not isinstance(held_out, (int, float)) or isinstance(held_out, bool) or math.isnan(held_out):
         raise ValueError(
-            f"held_out: expected a number of samples or a share of them, got {held_out!r}"
+            f"held_out: expected a number of samples or a share of them, got {held_out!r}. Write "
+            "held_out=0.1"
         )
     count = round(held_out * n) if isinstance(held_out, float) else held_out
     if not 0 < count < n:
@@ -58,7 +59,7 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
 
 
 def concat(*datasets: Any) -> Any:
-    """Concatenate datasets into one, whose indices are ordered as `Mixed` expects.
+    """Concatenate datasets into one; its indices are those that the sampler `Mixed` returns.
 
     Args:
         datasets: trees of tensors of one structure, or map-style datasets.

@@ -1,4 +1,4 @@
-"""Streams: iterable datasets, and loaders of other libraries.
+"""Batches from iterable datasets, and from loaders of other libraries.
 
     stream = data.Stream(hugging_face_dataset, batch_size=32)       # or a DataLoader, unchanged
     for batch, cursor in stream.batches(cursor): ...
@@ -28,7 +28,7 @@ _PARTS = ("dataset", "sampler")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-    """Batches from any iterable, each with the cursor that follows it.
+    """Loader of batches from any iterable, each with the cursor after it.
 
     Resuming: a source with `state_dict` and `load_state_dict` (torchdata's StatefulDataLoader,
     Hugging Face's IterableDataset) resumes from its own state, which the cursor carries. Any other
@@ -75,7 +75,9 @@ class Stream:
     def __post_init__(self) -> None:
         check_seed(self.seed)
         if self.batch_size is not None and not is_count(self.batch_size, 1):
-            raise ValueError(f"batch_size: expected an integer >= 1, got {self.batch_size!r}")
+            raise ValueError(
+                f"batch_size: expected an integer >= 1, got {self.batch_size!r}. Write batch_size=32"
+            )
         if not hasattr(self.source, "__iter__") or isinstance(self.source, Iterator):
             raise TypeError(
                 "source: expected an iterable that starts anew on each iteration, got "
@@ -93,7 +95,7 @@ class Stream:
     def batches(
         self, cursor: Cursor | None = None, epochs: int | None = 1
     ) -> Iterator[tuple[Any, Cursor]]:
-        """Yield the batches that follow `cursor`, each with the next cursor; see `Loader.batches`.
+        """Yield the batches that follow `cursor`, each with the cursor after that batch.
 
         The source is read one batch ahead, to determine the last batch of an epoch.
 
@@ -104,14 +106,14 @@ class Stream:
         cursor = self.start() if cursor is None else checked(cursor, self._of)
         if epochs is not None and not is_count(epochs, 0):
             raise ValueError(
-                f"epochs: expected an integer >= 0, or None for no limit, got {epochs!r}"
+                f"epochs: expected an integer >= 0, or None for no limit, got {epochs!r}. Write epochs=1"
             )
         found = self._run(cursor, epochs)
         return found if self.device is None else transferred(found, torch.device(self.device), 0)
 
     @property
     def _of(self) -> str:
-        """Return the description of the stream for `Cursor.of`, with its length if it has one."""
+        """Return the description of the stream for `Cursor.of`, such as `a stream of 100`."""
         try:
             length = f" of {len(self.source)}"  # type: ignore[arg-type]  # may have none
         except (TypeError, NotImplementedError):  # torch's iterable datasets
@@ -156,7 +158,7 @@ class Stream:
         return Cursor(seed, epoch + 1, 0, state, self._of)
 
     def _begun(self, cursor: Cursor, restored: bool) -> Iterator[Any]:
-        """Return the source's iterator for an epoch, restored from its own state or started anew."""
+        """Start the source's iterator for an epoch, from its saved state if the cursor has one."""
         key = sample_keys(cursor.seed, cursor.epoch, torch.tensor([0]))[0]
         with preserved_generators():
             seed_generators(key)
@@ -178,7 +180,7 @@ class Stream:
             return iter(self._anew())
 
     def _anew(self) -> Iterable[Any]:
-        """Return the source, or a copy without persistent workers, which keep random state."""
+        """Return the source; a `DataLoader` with persistent workers is copied without them."""
         source = self.source
         if not (isinstance(source, DataLoader) and source.persistent_workers):
             return source
@@ -189,7 +191,7 @@ class Stream:
         return source
 
     def _read(self, items: Iterator[Any], seed: int, epoch: int, position: int) -> tuple[Any, Any]:
-        """Read the batch at `position`, under its own seed; return it and the source's state."""
+        """Seed the random generators, read the batch at `position`; also return the source's state."""
         stateful = hasattr(self.source, "state_dict") and hasattr(self.source, "load_state_dict")
         with preserved_generators():
             seed_generators(sample_keys(seed, epoch, torch.tensor([position + 1]))[0])

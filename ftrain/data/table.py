@@ -1,4 +1,4 @@
-"""CSV files as columns of numbers, read with pyarrow.
+"""Reader of CSV files as columns of numbers, with pyarrow.
 
 Read next: `sources/table.py`, which scales the columns for a run.
 """
@@ -41,7 +41,7 @@ def csv(
     delimiter: str = ",",
     header: bool = True,
 ) -> dict[str, Tensor]:
-    """Return the columns of a CSV file as tensors.
+    """Read the columns of a CSV file as tensors.
 
     A number has a decimal point and may have an exponent; separators of thousands and units are refused.
 
@@ -93,7 +93,10 @@ def csv(
         return found
     features = [values.to(torch.float32) for name, values in found.items() if name != target]
     if not features:
-        raise DataError(f"{table.path}: expected columns besides the target {target!r}, got none")
+        raise DataError(
+            f"{table.path}: expected columns besides the target {target!r}, got none. Add a column "
+            "of inputs"
+        )
     return {"x": torch.stack(features, dim=1), "y": found[target]}
 
 
@@ -115,7 +118,7 @@ class Table:
 
     @classmethod
     def read(cls, path: PathLike, delimiter: str, header: bool = True) -> Table:
-        """Return the table in a file.
+        """Read a table from a CSV file.
 
         Raises:
             FileNotFoundError: the file does not exist.
@@ -174,16 +177,18 @@ class Table:
             says = f"expected unique column names, got {twice!r} twice. Rename one"
             raise DataError(f"{self.path}, line {self.line(-1)}: {says}")
         if not self.cells.num_rows:
-            raise DataError(f"{self.path}: expected rows below the header, got none")
+            raise DataError(
+                f"{self.path}: expected rows below the header, got none. Add rows to the file"
+            )
         last = self.cells.column(len(self.names) - 1)[-1].as_py()
         content = self.path.read_bytes() if "\n" in last else b""
         if content.count(b'"') % 2:  # pyarrow has read this cell to the end of the file
             line = content.count(b"\n") - last.count("\n") + 1
-            says = "expected a closing quote, got the end of the file"
+            says = "expected a closing quote, got the end of the file. Close the quote"
             raise DataError(f"{self.path}, line {line}: {says}")
 
     def place(self, name: str) -> int:
-        """Return the index of the column with this name; raise `DataError` if it is missing."""
+        """Return the index of the column called `name`; raise `DataError` if there is no such column."""
         if name not in self.names:
             there = ", ".join(map(repr, self.names))
             got = f"{there}{_delimiter(len(self.names))}"
@@ -191,7 +196,7 @@ class Table:
         return self.names.index(name)
 
     def column(self, name: str, missing: float | None = None, target: bool = False) -> Column:
-        """Return the cells of one column; `missing` as in `csv`; a target is never filled in."""
+        """Return one column; `missing` replaces its missing numbers, except in a target."""
         compute = importlib.import_module("pyarrow.compute")
         cells = self.cells.column(self.place(name)).combine_chunks()
         cells = compute.utf8_trim_whitespace(cells)
@@ -214,7 +219,7 @@ class Table:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Column:
-    """The cells of one column.
+    """Column of a CSV table, with its cells as text and as numbers.
 
     Attributes:
         table: the table of the column.
@@ -262,12 +267,12 @@ class Column:
             if self.missing is not None and self.is_missing[row]:
                 value = int(self.missing)
             if value is None or not -(2**63) <= value < 2**63:
-                raise self.wrong(row, "an integer of 64 bits", "Leave the column out of `integers`")
+                raise self.wrong(row, "a 64-bit integer", "Leave the column out of `integers`")
             values.append(value)
         return torch.tensor(values, dtype=torch.int64)
 
     def categories(self, words: Sequence[str], remedy: str = "Correct it, or add it") -> Tensor:
-        """Return the position of each cell in `words`, int64 `(n,)`."""
+        """Return each cell's index in `words`, int64 `(n,)`; raise if a cell is not among them."""
         known = {word: place for place, word in enumerate(words)}
         encoded = self.cells.dictionary_encode()
         places = np.array([known.get(word, -1) for word in encoded.dictionary.to_pylist()])
@@ -276,11 +281,11 @@ class Column:
         return torch.from_numpy(found.astype(np.int64))
 
     def different(self) -> set[str]:
-        """Return the distinct non-empty cells."""
+        """Return the set of the non-empty texts in the column."""
         return {*self.cells.unique().to_pylist()} - {""}
 
     def check_present(self, absent: np.ndarray, expected: str) -> None:
-        """Raise `DataError` for the first empty cell, or cell that stands for a missing number."""
+        """Raise `DataError` for the first cell that is marked in `absent` as missing."""
         if absent.any():
             row = int(np.argmax(absent))
             note = ", which stands for a missing number" if self.cells[row].as_py() else ""
@@ -290,19 +295,19 @@ class Column:
             raise self.wrong(row, expected, remedy, note)
 
     def check(self, valid: np.ndarray, expected: str, remedy: str) -> None:
-        """Raise `DataError` for the first invalid cell."""
+        """Raise `DataError` for the first cell that is not marked in `valid`."""
         if not valid.all():
             raise self.wrong(int(np.argmin(valid)), expected, remedy)
 
     def wrong(self, row: int, expected: str, remedy: str, note: str = "") -> DataError:
-        """Return the error for one cell."""
+        """Return a `DataError` that names file, line and column of an invalid cell."""
         where = f"{self.table.path}, line {self.table.line(row)}, column {self.name!r}"
         cell = repr(self.cells[row].as_py())
         return DataError(f"{where}: expected {expected}, got {cell}{note}. {remedy}")
 
 
 def is_missing(cell: str) -> bool:
-    """Return True if a cell of a column of numbers is empty or stands for a missing number.
+    """Return True if a cell is empty or a text for a missing number, such as `N/A`.
 
     Example:
         >>> is_missing(" "), is_missing("N/A"), is_missing("0")
@@ -312,7 +317,7 @@ def is_missing(cell: str) -> bool:
 
 
 def is_number(cell: str) -> bool:
-    """Return True if a cell is a number.
+    """Return True if the text of a cell is a number.
 
     Example:
         >>> is_number("-1.5e3"), is_number("1,000"), is_number("5 kg")
@@ -331,7 +336,7 @@ def _listed(words: Sequence[str], most: int) -> str:
 
 
 def _line(path: Path, delimiter: str, row: int) -> int:
-    """Return the file line on which a row ends, counting the empty lines that pyarrow skips."""
+    """Return the line of the file on which a row ends; pyarrow skips empty lines, which count too."""
     limit = python_csv.field_size_limit(2**31 - 1)
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -343,5 +348,5 @@ def _line(path: Path, delimiter: str, row: int) -> int:
 
 
 def _delimiter(columns: int) -> str:
-    """Return a hint to set the delimiter if the header has a single column, else an empty string."""
+    """Return a hint about `delimiter` for a header with a single column; `""` for more columns."""
     return ". Set `delimiter` if another character separates the cells" if columns == 1 else ""

@@ -50,11 +50,13 @@ class Windows:
         self.length, self.stride = length, stride
         for name, value in (("length", length), ("stride", stride)):
             if not is_count(value, 1):
-                raise ValueError(f"{name}: expected an integer >= 1, got {value!r}")
+                raise ValueError(
+                    f"{name}: expected an integer >= 1, got {value!r}. Write {name}=1 or more"
+                )
         if self.tokens.ndim != 1 or self.tokens.is_floating_point():
             raise ValueError(
                 f"tokens: expected integers of shape (n,), got {self.tokens.dtype} "
-                f"{tuple(self.tokens.shape)}"
+                f"{tuple(self.tokens.shape)}. Convert them"
             )
         if len(self.tokens) < length:
             raise ValueError(
@@ -67,7 +69,10 @@ class Windows:
 
     def __getitem__(self, index: int) -> Tensor:
         if not 0 <= index < len(self):
-            raise IndexError(f"index: expected a window from 0 to {len(self) - 1}, got {index}")
+            raise IndexError(
+                f"index: expected a window from 0 to {len(self) - 1}, got {index}. Take one below "
+                "len(windows)"
+            )
         return self.gather(torch.tensor([index]))[0]
 
     def gather(self, indices: Tensor) -> Tensor:
@@ -99,7 +104,7 @@ class Text:
 
     @classmethod
     def of(cls, content: str, alphabet: str | None = None) -> Text:
-        """Return the `Text` of a string, over its own characters or an alphabet that contains them.
+        """Convert a string to tokens, which index its own distinct characters or a given alphabet.
 
         Raises:
             ValueError: a character is not in the alphabet.
@@ -111,7 +116,10 @@ class Text:
         tokens = place[points]
         if alphabet is not None and len(tokens) and tokens.min() < 0:
             strange = content[int(np.argmax(tokens < 0))]
-            raise ValueError(f"content: expected characters of the alphabet, got {strange!r}")
+            raise ValueError(
+                f"content: expected only characters of the alphabet, got {strange!r}. Remove it, "
+                "or extend the alphabet"
+            )
         dtype = np.uint8 if len(used) <= 256 else np.int32
         return cls(torch.from_numpy(tokens.astype(dtype)), "".join(map(chr, used.tolist())))
 
@@ -142,13 +150,16 @@ class Text:
         numbers = tokens.flatten().tolist() if isinstance(tokens, Tensor) else tokens
         strange = next((n for n in numbers if not 0 <= n < self.vocabulary), None)
         if strange is not None:
-            raise ValueError(f"tokens: expected integers in [0, {self.vocabulary}), got {strange}")
+            raise ValueError(
+                f"tokens: expected integers in [0, {self.vocabulary}), got {strange}. Decode with "
+                "the text that encoded them"
+            )
         if self.alphabet is None:
             return bytes(numbers).decode(errors="replace")
         return "".join(self.alphabet[number] for number in numbers)
 
     def split(self, held_out: float) -> tuple[Text, Text]:
-        """Cut off the share `held_out` at the end; return both parts, with the same alphabet."""
+        """Split off the last part, a share `held_out` of the tokens; return both parts as `Text`."""
         cut = len(self) - round(held_out * len(self))
         if not 0 < cut < len(self):
             raise ValueError(
@@ -158,7 +169,7 @@ class Text:
         return Text(self.tokens[:cut], self.alphabet), Text(self.tokens[cut:], self.alphabet)
 
     def windows(self, length: int, stride: int = 1) -> Windows:
-        """Return the dataset of windows over the tokens."""
+        """Return a dataset of windows of `length` tokens, which start every `stride` tokens."""
         return Windows(self.tokens, length, stride)
 
 
@@ -168,7 +179,7 @@ def text(
     *,
     alphabet: str | None = None,
 ) -> Text:
-    """Return the `Text` of a file, in characters or bytes.
+    """Read a file as tokens, one per character or per byte.
 
     Args:
         path: the file.
@@ -193,10 +204,12 @@ def text(
         tensor([1, 2, 2, 1], dtype=torch.uint8)
     """
     if unit not in ("characters", "bytes"):
-        raise ValueError(f'unit: expected "characters" or "bytes", got {unit!r}')
+        raise ValueError(
+            f'unit: expected "characters" or "bytes", got {unit!r}. Write one of these'
+        )
     path = existing(path)
     if not path.stat().st_size:
-        raise DataError(f"{path}: expected text, got an empty file")
+        raise DataError(f"{path}: expected text, got an empty file. Write text to it")
     if unit == "bytes":
         return Text(tokens(path, "uint8"))
     content = decoded(path)
@@ -218,7 +231,7 @@ def _points(content: str) -> np.ndarray:
 
 
 def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
-    """Return memory-mapped tokens from another program, stored as raw integers or as `.npy`.
+    """Return the memory-mapped tokens in a file of raw integers or an `.npy` file.
 
     Args:
         path: the file. Writes to the tensor never reach it.
@@ -243,19 +256,19 @@ def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
         return npy(path, mmap=True)
     kind, size = np.dtype(dtype), path.stat().st_size
     if kind.kind not in "iu":
-        raise ValueError(f"dtype: expected integers, got {dtype!r}")
+        raise ValueError(f"dtype: expected an integer dtype, got {dtype!r}. Write 'uint16'")
     if not size or size % kind.itemsize:
         got = f"{size:,} bytes" if size else "an empty file"
         raise DataError(
-            f"{path}: expected whole {kind.name} tokens, got {got}. Copy the file again, or pass "
-            "the `dtype` of its tokens"
+            f"{path}: expected a whole number of {kind.name} tokens, got {got}. Copy the file "
+            "again, or pass the `dtype` of its tokens"
         )
     # Copy on write: torch has no tensors that cannot be written.
     return torch.from_numpy(np.memmap(path, dtype=kind, mode="c"))
 
 
 def standard_library(characters: int = 1_000_000) -> Text:
-    """Return the first characters of Python's standard library, its modules sorted by name.
+    """Return the first characters of the source code of Python's standard library, as an example text.
 
     A text of some length on every machine, without a network; its content depends on Python's
     version.
@@ -268,7 +281,9 @@ def standard_library(characters: int = 1_000_000) -> Text:
         10000
     """
     if not is_count(characters, 1):
-        raise ValueError(f"characters: expected an integer >= 1, got {characters!r}")
+        raise ValueError(
+            f"characters: expected an integer >= 1, got {characters!r}. Write characters=1_000_000"
+        )
     modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
     content = ""
     for module in modules:

@@ -316,7 +316,9 @@ def test_arrays_are_checked_against_the_fitted_shapes(tmp_path: pathlib.Path) ->
         DataError, match=r"'x' of dtype and sample shape float32 \(3,\), got float32 \(2,\)"
     ):
         sources.arrays(tmp_path / "a.npz", held_out=tmp_path / "c.npz")
-    with pytest.raises(DataError, match="the array 'y' as int64 .*, got none"):
+    with pytest.raises(
+        DataError, match="an array 'y' of dtype and sample shape int64 .*, got none"
+    ):
         sources.arrays(tmp_path / "d.npz", held_out=2, fitted=as_json(found.fitted))
 
 

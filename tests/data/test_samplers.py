@@ -116,7 +116,10 @@ def test_mixed_draws_every_sample_of_a_source_before_repeating_one():
         (lambda: Weighted([]), "got shape"),
         (lambda: ByLength([[1]], 2), "one number for each sample"),
         (lambda: ByLength([1, 2], 0), "group: expected an integer >= 1"),
-        (lambda: Mixed([1, 2], weights=[1.0]), "weights: expected 2, one for each source, got 1"),
+        (
+            lambda: Mixed([1, 2], weights=[1.0]),
+            "weights: expected 2 numbers, one for each source, got 1",
+        ),
         (lambda: Mixed([5, 5], weights=[1.0, 1e-9]), "would never be drawn"),
     ],
 )

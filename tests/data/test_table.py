@@ -99,9 +99,9 @@ def test_table_reads_integers_of_64_bits(tmp_path):
         (
             "a\n1.5\n",
             {"integers": ["a"]},
-            "line 2, column 'a': expected an integer of 64 bits, got '1.5'",
+            "line 2, column 'a': expected a 64-bit integer, got '1.5'",
         ),
-        (f"a\n{2**63}\n", {"integers": ["a"]}, "expected an integer of 64 bits"),
+        (f"a\n{2**63}\n", {"integers": ["a"]}, "expected a 64-bit integer"),
         ("a\n\n ,\n", {}, "line 3: expected 1 cells, got 2"),
         (
             "a\nx\n",

@@ -80,7 +80,7 @@ def test_text_and_tokens_refuse_empty_or_damaged_files(tmp_path):
     with pytest.raises(DataError, match="byte 2.*iconv"):
         data.text(path)
     path.write_bytes(b"abc")
-    with pytest.raises(DataError, match="expected whole uint16 tokens"):
+    with pytest.raises(DataError, match="expected a whole number of uint16 tokens"):
         data.tokens(path)
     with pytest.raises(ValueError, match="unit: expected"):
         data.text(path, unit="words")

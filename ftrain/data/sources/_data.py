@@ -1,4 +1,4 @@
-"""The result of a data function."""
+"""Value that a data function (a function named by `data` in a configuration) returns."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Fitted = Mapping[str, Any] | None
 
 
 class Data(NamedTuple):
-    """Training and held-out data of a run, and facts about them.
+    """Training and held-out data of a run, with values such as the number of classes.
 
     Attributes:
         train: a dataset for `ftrain.data.Loader`, or a loader.
@@ -40,12 +40,12 @@ class Data(NamedTuple):
 
 
 def parted(dataset: Any, held_out: Share) -> tuple[Any, Any]:
-    """Return the training part and the held-out part; the latter is `None` if nothing is held out."""
+    """Split a dataset into a training part and a held-out part, `None` if `held_out` is 0."""
     return data.split(dataset, held_out) if held_out else (dataset, None)
 
 
 def sha256(*contents: torch.Tensor | str) -> str:
-    """Return a hash of the training data, by which a resumed run detects that they have changed."""
+    """Return a hash of the training data, which a resumed run compares to detect changes."""
     found = hashlib.sha256()
     for one in contents:
         if isinstance(one, str):

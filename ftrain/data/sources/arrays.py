@@ -1,4 +1,4 @@
-"""Data sources of arrays: the digits data set, array files, and folders of images.
+"""Data functions for arrays: the digits data set, array files, and folders of images.
 
 Read next: `ftrain/data/arrays.py` and `images.py`, which read them.
 """
@@ -24,7 +24,7 @@ def digits(held_out: Share = 360) -> Data:
 
 
 def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None) -> Data:
-    """Return the arrays of an `.npz` or `.safetensors` file by name, samples along the first axis.
+    """Read the arrays in an `.npz` or `.safetensors` file, with samples along the first axis.
 
     Args:
         path: the file.
@@ -44,7 +44,7 @@ def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
 
 
 def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None) -> Data:
-    """Return the images of a folder with a subfolder per class; report number and names of classes.
+    """Read images from a folder with one subfolder per class; report the number of classes.
 
     Args:
         path: the folder.
@@ -73,10 +73,12 @@ def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
 
 
 def _arrays(path: pathlib.Path, kinds: dict[str, str] | None) -> dict[str, torch.Tensor]:
-    """Return the arrays in a file; raise unless they have the given names, dtypes and sample shapes."""
+    """Read the arrays in a file; raise if names, dtypes or sample shapes differ from `kinds`."""
     read = {".npz": data.npz, ".safetensors": data.safetensors}.get(path.suffix)
     if read is None:
-        raise ValueError(f"expected a file name that ends in .npz or .safetensors, got {path}")
+        raise ValueError(
+            f"expected a file name that ends in .npz or .safetensors, got {path}. Convert it"
+        )
     found = read(path)
     if kinds is None:
         return found
@@ -84,12 +86,15 @@ def _arrays(path: pathlib.Path, kinds: dict[str, str] | None) -> dict[str, torch
     for name, kind in kinds.items():
         if there.get(name) != kind:
             got = there.get(name, "none")
-            raise DataError(f"{path}: expected the array {name!r} as {kind}, got {got}")
+            raise DataError(
+                f"{path}: expected an array {name!r} of dtype and sample shape {kind}, got {got}. "
+                "Write the file in the format of the training data"
+            )
     return {name: found[name] for name in kinds}
 
 
 def _kinds(found: dict[str, torch.Tensor]) -> dict[str, str]:
-    """Return the dtype and sample shape of each array, by name."""
+    """Return `{name: dtype and sample shape}` as texts, such as `float32 (3,)`."""
     return {
         name: f"{str(array.dtype).removeprefix('torch.')} {tuple(array.shape[1:])}"
         for name, array in sorted(found.items())

@@ -45,7 +45,7 @@ def csv(
     delimiter: str = ",",
     fitted: Fitted = None,
 ) -> Data:
-    """Return a CSV table as features and target: `x` float32 `(n, features)`, `y` `(n,)`.
+    """Read a CSV table as features `x`, float32 `(n, features)`, and target `y`, `(n,)`.
 
     Args:
         path: the file; its first line names the columns.
@@ -112,7 +112,7 @@ def csv_inputs(
     delimiter: str = ",",
     fitted: Fitted = None,
 ) -> Tensor:
-    """Return `x` as `csv` computes it, from a table that may lack the target column.
+    """Return the features `x` of a CSV table as `csv` computes them; it needs no target column.
 
     The arguments are those of `csv`; `fitted` must hold what a run has fitted, and `held_out` is unused.
     """
@@ -129,13 +129,16 @@ def csv_inputs(
 def _kinds(
     table: Table, target: str, columns: list[str] | None, classes: bool | None
 ) -> dict[str, Any]:
-    """Return the feature columns, and the distinct words of each column of words."""
+    """Return the target and feature columns; for columns of words, with their distinct words."""
     chosen = table.names if columns is None else columns
     for name in (*chosen, target):
         table.place(name)
     features = {name: _words(table.column(name)) for name in chosen if name != target}
     if not features:
-        raise DataError(f"{table.path}: expected columns besides the target {target!r}, got none")
+        raise DataError(
+            f"{table.path}: expected columns besides the target {target!r}, got none. Add a column "
+            "of inputs"
+        )
     goal = table.column(target, target=True)
     labels = _words(goal, classes)
     if classes is False and labels is not None:
@@ -161,7 +164,7 @@ def _kinds(
 
 
 def _words(column: Column, classes: bool | None = None) -> list[str] | None:
-    """Return the distinct words of a column, sorted, or `None` if the column holds numbers.
+    """Return the sorted distinct words of a column; `None` if it is a column of numbers.
 
     Raises:
         DataError: it holds some words among numbers, and `classes` is not True.
@@ -183,7 +186,7 @@ def _words(column: Column, classes: bool | None = None) -> list[str] | None:
 def _check_same(
     fitted: Known, target: str, columns: list[str] | None, classes: bool | None, standardize: bool
 ) -> None:
-    """Raise if the arguments differ from those with which the preprocessing was fitted."""
+    """Raise if the arguments of `csv` differ from those with which the preprocessing was fitted."""
     known, features = fitted["target"], fitted["columns"]
     former = next((name for name, one in features.items() if "words" in one), None)
     if former is not None:
@@ -211,12 +214,12 @@ def _check_same(
 
 
 def _width(column: Known) -> int:
-    """Return the number of features of a column."""
+    """Return the number of features of a column: the number of its words, or 1 for numbers."""
     return len(column["one_of"]) if "one_of" in column else 1
 
 
 def _features(known: Known) -> list[str]:
-    """Return the name of each feature: the column's, or `column=word` for each of its words."""
+    """Return the names of the features: `column` for numbers, `column=word` for each word."""
     return [
         feature
         for name, one in known["columns"].items()
@@ -225,7 +228,7 @@ def _features(known: Known) -> list[str]:
 
 
 def _encoded(table: Table, known: Known, missing: float | None) -> dict[str, Tensor]:
-    """Return `x` float64 `(n, features)` and `y` `(n,)`, float64 or int64, before standardization."""
+    """Return features `x` and target `y` of a table before standardization, in float64 or int64."""
     goal = known["target"]
     x = _inputs(table, known, missing)
     return {"x": x, "y": _values(table.column(goal["name"], target=True), goal.get("classes"))}
@@ -242,7 +245,7 @@ def _inputs(table: Table, known: Known, missing: float | None) -> Tensor:
 
 
 def _values(column: Column, words: list[str] | None) -> Tensor:
-    """Return the numbers of a column as float64, or the indices of its words as int64."""
+    """Return the numbers of a column as float64, or the indices of its cells in `words` as int64."""
     if words is not None:
         empty = column.is_missing
         if not all(map(is_number, words)):  # a word such as "none" may be among them
@@ -258,7 +261,7 @@ def _values(column: Column, words: list[str] | None) -> Tensor:
 def _fit(
     train: dict[str, Tensor], known: Known, standardize: bool, scale_target: bool, means: bool
 ) -> dict[str, Any]:
-    """Fit the preprocessing on the training rows."""
+    """Fit the preprocessing (means, scales, words) on the training rows."""
     columns: dict[str, Any] = {}
     place = 0
     for name, one in known["columns"].items():
@@ -285,20 +288,20 @@ def _check_means(table: Table, x: Tensor, names: list[str]) -> None:
 
 
 def _filled(x: Tensor, used: Known) -> Tensor:
-    """Replace missing numbers by the means of the training rows."""
+    """Replace missing numbers (NaN) by the fitted means of their columns."""
     means = []
     for name, one in used["columns"].items():
         if "one_of" not in one and "mean" not in one:
             raise ValueError(
                 f"missing: expected the run to have fitted a mean of {name!r} for `missing: mean`, got "
-                "none. Restore the value of the run, or begin a new run"
+                "none. Restore the run's value of `missing`, or begin a new run"
             )
         means += [one.get("mean", 0.0)] * _width(one)
     return torch.where(x.isnan(), torch.tensor(means, dtype=x.dtype), x)
 
 
 def _moments(column: Tensor) -> dict[str, float]:
-    """Return mean and standard deviation, from sums that do not depend on the order of rows."""
+    """Return mean and standard deviation, with exact sums that do not depend on the order of rows."""
     values = column.numpy()
     values = values[~np.isnan(values)]  # missing numbers, under `missing: .nan`
     if not len(values) or values.min() == values.max():
@@ -311,7 +314,7 @@ def _moments(column: Tensor) -> dict[str, float]:
 
 
 def _scaled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
-    """Return `x` and `y` in the form for training: standardized, with numbers in float32."""
+    """Standardize `x` and a numeric `y` with the fitted means and scales; convert them to float32."""
     y, goal = part["y"], used["target"]
     if "classes" not in goal:
         y = (y - goal.get("mean", 0.0)) / goal.get("scale", 1.0)

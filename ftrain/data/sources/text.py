@@ -1,4 +1,4 @@
-"""Data source of text, cut into windows of characters.
+"""Data function for text, cut into windows of characters.
 
 Read next: `ftrain/data/text.py`, which turns characters into numbers.
 """
@@ -21,7 +21,7 @@ def text(
     held_out: float | pathlib.Path = 0.1,
     fitted: Fitted = None,
 ) -> Data:
-    """Return windows of `context + 1` characters, int64, for `next_token`.
+    """Return windows of `context + 1` characters as int64 tokens, for the loss `next_token`.
 
     Args:
         path: a file in UTF-8; null: the sources of Python's standard library.
@@ -45,7 +45,7 @@ def text(
         train, rest = whole.split(held_out)
     else:
         raise ValueError(
-            f"held_out: expected a share of the text, from 0 to below 1, got {held_out:g}"
+            f"held_out: expected a share of the text, from 0 to below 1, got {held_out:g}. Write 0.1"
         )
     facts = {"vocabulary": whole.vocabulary, "context": context, "alphabet": whole.alphabet}
     held = None if rest is None else rest.windows(context + 1, stride=context)
@@ -58,7 +58,7 @@ def text(
 
 
 def predicted(windows: torch.Tensor) -> tuple[int, int]:
-    """Return the numbers of windows and of predicted tokens (all tokens of a window but the first)."""
+    """Return the number of windows, and of predicted tokens: all tokens but the first of each window."""
     samples, length = windows.shape
     return samples, samples * (length - 1)
 
