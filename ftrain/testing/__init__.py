@@ -1,4 +1,4 @@
-"""Checks that a training step, of ftrain or your own, obeys the laws of pure training.
+"""Checks of the laws of pure training, for steps of ftrain or your own.
 
 `strategies` and `machine` need Hypothesis (`pip install 'ftrain[testing]'`). All names are imported
 when they are first accessed, because pytest imports this package for its plugin in every run.
@@ -15,7 +15,7 @@ else:
     import importlib
 
     def __getattr__(name: str) -> Any:
-        """Import a public name or module on first access, so that the plugin does not import torch."""
+        """Import a public name on first access, so that the pytest plugin does not import torch."""
         if name in ("machine", "strategies"):
             return importlib.import_module(f"{__name__}.{name}")
         if name.startswith("__") and name != "__all__":

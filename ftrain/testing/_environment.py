@@ -1,4 +1,4 @@
-"""Settings of this process and operators of a step on which the bits of a run depend.
+"""Report of the settings and operators that make the bits of a run depend on the process.
 
 Read next: `_operators.py`, how operators are examined.
 """
@@ -31,7 +31,7 @@ _VARIABLES = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Environment:
-    """Settings that the bits of a run depend on; prints as a table.
+    """Settings and operators on which the bits of a run depend; prints as a table.
 
     Attributes:
         settings: build, processor, threads, flags, libraries, environment variables and inductor
@@ -46,7 +46,7 @@ class Environment:
 
     @property
     def nondeterministic(self) -> tuple[OperatorBits, ...]:
-        """Operators that gave other bytes for equal inputs."""
+        """Operators that returned different bytes for equal inputs."""
         return tuple(each for each in self.operators if not each.deterministic)
 
     @property
@@ -56,7 +56,7 @@ class Environment:
 
     @property
     def alignment_dependent(self) -> tuple[OperatorBits, ...]:
-        """Operators whose bytes depend on where in memory their inputs begin."""
+        """Operators whose bytes depend on the memory alignment of their inputs."""
         return tuple(each for each in self.operators if each.alignment_dependent)
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ def environment(
     threads: Sequence[int] | None = None,
     repeats: int = 5,
 ) -> Environment:
-    """Return what the bits of a run depend on here, and which operators of a step do not keep them.
+    """Return the settings that bits depend on, and the operators of a step that do not reproduce bits.
 
     Each kind of operator that the step runs is repeated alone: equal inputs, several numbers of
     threads, inputs at another place in memory. This takes memory for the arguments of all kinds, and
@@ -111,7 +111,7 @@ def environment(
     if repeats < 2 or min(counts) < 1:
         raise ValueError(
             "repeats, threads: expected at least 2 repeats and positive numbers of threads, got "
-            f"{repeats} and {list(counts)}. Raise them."
+            f"{repeats} and {list(counts)}. Use larger numbers."
         )
     here = fingerprint()
     differences = () if checkpoint is None else _differences(checkpoint, here)
@@ -120,7 +120,7 @@ def environment(
 
 
 def _differences(checkpoint: str | os.PathLike[str], here: dict[str, Any]) -> tuple[str, ...]:
-    """Return what differs from a checkpoint; what its run recorded on its own is not known here."""
+    """Return the settings and library versions that differ from those recorded in a checkpoint."""
     with open_checkpoint(checkpoint) as source:
         saved = source.manifest.determinism
         known = {name: value for name, value in saved.items() if name in RECORDED}
@@ -130,7 +130,7 @@ def _differences(checkpoint: str | os.PathLike[str], here: dict[str, Any]) -> tu
 
 
 def _function(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the function under a compiled one."""
+    """Return the Python function from which a step was compiled; any other function unchanged."""
     return inspect.unwrap(step) if hasattr(step, "graph") else step
 
 
@@ -141,7 +141,7 @@ def _counts(threads: Sequence[int] | None) -> tuple[int, ...]:
 
 
 def _more() -> dict[str, Any]:
-    """Return settings beyond those that a checkpoint records."""
+    """Return settings that affect bits, but that checkpoints do not record."""
     found: dict[str, Any] = {
         "processor": _processor(),
         "processors": os.cpu_count(),

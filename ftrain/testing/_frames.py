@@ -1,4 +1,4 @@
-"""Innermost frame of the code that is being tested."""
+"""Search for the innermost stack frame of the code under test."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def is_ours(frame: traceback.FrameSummary) -> bool:
 
 
 def innermost(*, ours: bool = True) -> traceback.FrameSummary | None:
-    """Return the innermost frame that is neither torch's nor `ftrain.testing`'s; `None` without one.
+    """Return the innermost stack frame outside torch and `ftrain.testing`; `None` if there is none.
 
     Args:
         ours: False to skip all files of ftrain.

@@ -1,4 +1,4 @@
-"""Global random generators of torch, NumPy and Python: seeds and states."""
+"""Seeds and states of the global random generators of torch, NumPy and Python."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["seeded"]
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed the global generators for the length of the block, and restore their states at its end."""
+    """Seed the global random generators during a `with` block; restore their states at its end."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng():

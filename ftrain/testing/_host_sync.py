@@ -1,4 +1,4 @@
-"""Recognition of reads of a tensor's value on the host.
+"""Detection of code that reads a tensor's value on the host.
 
 A dispatch mode sees the operators that read a value or need one for the shape of their output. Methods
 that read the memory of a CPU tensor without an operator (`tolist`, `numpy`) are replaced meanwhile.
@@ -28,7 +28,7 @@ _INDEXED = ("index", "index_put", "index_put_", "_unsafe_index")
 
 @contextlib.contextmanager
 def no_host_sync() -> Iterator[None]:
-    """Raise where the block reads a tensor's value on the host; compilations are excluded."""
+    """Raise if a `with` block reads a tensor's value on the host, except during compilation."""
     watch = _Watch()
     observers.append(watch.paused)
     try:
@@ -39,7 +39,7 @@ def no_host_sync() -> Iterator[None]:
 
 
 class _Watch:
-    """State of one block: refuses reads unless a program is being compiled."""
+    """State of one `with` block, which rejects reads unless a program is being compiled."""
 
     def __init__(self) -> None:
         self.compiling = 0
@@ -59,7 +59,7 @@ class _Watch:
                 torch.cuda.set_sync_debug_mode(before)
 
     def refuse(self, what: str, tensor: torch.Tensor) -> None:
-        """Raise unless the read is excluded: during a compilation, or of a CPU tensor by ftrain."""
+        """Raise for a read of a tensor's value, unless during compilation or by ftrain on the CPU."""
         if self.compiling:
             return
         frame = innermost()
@@ -96,7 +96,7 @@ class _Watch:
 
     @contextlib.contextmanager
     def cuda_errors(self) -> Iterator[None]:
-        """Make torch raise at synchronizing calls on CUDA, and describe them like those on the CPU."""
+        """Make torch raise at synchronizing CUDA calls; convert its errors to those of CPU reads."""
         if not torch.cuda.is_available():
             yield
             return
@@ -118,7 +118,7 @@ class _Watch:
 
 
 class _Mode(DispatchMode):
-    """Dispatch mode that reports operators whose result needs a value on the host."""
+    """Dispatch mode that reports operators that need a tensor's value on the host."""
 
     def __init__(self, refuse: Callable[[str, torch.Tensor], None]) -> None:
         super().__init__()
@@ -134,7 +134,7 @@ class _Mode(DispatchMode):
 
 
 def _read(func: Any, args: tuple[Any, ...]) -> torch.Tensor | None:
-    """Return the tensor whose value an operator reads on the host, or `None`."""
+    """Return the tensor whose value an operator reads on the host; `None` if it reads none."""
     first = next((each for each in args if isinstance(each, torch.Tensor)), None)
     if first is None or not isinstance(func, OpOverload):
         return None

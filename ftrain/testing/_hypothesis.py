@@ -1,4 +1,4 @@
-"""Import of Hypothesis, which is optional, and the error if it is missing."""
+"""Check that Hypothesis, an optional package, is installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators of a call, each repeated alone: with equal inputs, other threads, other alignment.
+"""Reproducibility of single operators: each is repeated with equal inputs, threads, alignments.
 
 Read next: `_environment.py`, which reports what is found.
 """
@@ -33,7 +33,7 @@ _MORE = 10
 
 
 class OperatorBits(NamedTuple):
-    """Result of repeating one operator of a step.
+    """Result of repeating one operator of a step: on what its bits depend.
 
     Attributes:
         name: the operator, `aten.embedding_dense_backward`.
@@ -57,7 +57,7 @@ class OperatorBits(NamedTuple):
 def examine(
     fn: Callable[..., Any], args: tuple[Any, ...], threads: Sequence[int], repeats: int
 ) -> tuple[OperatorBits, ...]:
-    """Call a function, then repeat each kind of operator that it ran; return one row for each.
+    """Call a function, repeat each kind of operator that it ran, and return one result per kind.
 
     Args:
         fn: the function.
@@ -109,13 +109,13 @@ class _Recorder(DispatchMode):
 
 
 def _line() -> str:
-    """Return the line that runs an operator; "(backward)" inside a backward pass."""
+    """Return the source line that called the current operator; "(backward)" in a backward pass."""
     frame = None if backward_pass() != -1 else innermost()
     return "(backward)" if frame is None else show(frame).strip()
 
 
 def _is_examined(func: Any, arguments: Any) -> bool:
-    """Return True for an operator that computes values from tensors."""
+    """Return True for an operator that computes new values from tensors."""
     if not isinstance(func, OpOverload) or not makes_values(func):
         return False
     return any(_plain(x) for x in tree.leaves(arguments))
@@ -135,7 +135,7 @@ def _kinds(arguments: Any) -> Any:
 
 
 class _Trial(NamedTuple):
-    """Outcome of equal calls at one number of threads: the first, and True if all were the same."""
+    """Bytes of the first of several equal calls, and True if all calls returned the same."""
 
     first: list[Any]
     is_same: bool
@@ -148,7 +148,7 @@ def _tried(record: _Record, repeats: int, *, racing: bool) -> _Trial:
 
 
 def _row(record: _Record, trials: Sequence[_Trial]) -> OperatorBits:
-    """Return the row of an operator, with the number of threads of the last trial."""
+    """Return the result for an operator, given the trials at several numbers of threads."""
     deterministic, first = all(trial.is_same for trial in trials), trials[-1].first
     shifted = _outcomes(record, [1, 3]) if deterministic else []
     tensors = [x for x in tree.leaves(record.args) if isinstance(x, torch.Tensor)]
@@ -164,14 +164,14 @@ def _row(record: _Record, trials: Sequence[_Trial]) -> OperatorBits:
 
 
 def _adds_into(func: Any) -> bool:
-    """Return True if threads may add to one element in any order, which not every call shows."""
+    """Return True for operators that may add to one element from several threads, in any order."""
     return any(
         word in names_of(func)[0] for word in ("index_", "scatter", "put", "bag", "bincount")
     )
 
 
 def _outcomes(record: _Record, shifts: Sequence[int]) -> list[list[Any]]:
-    """Call an operator once for each shift of its arguments; return the bytes of each outcome.
+    """Call an operator once per shift of its arguments in memory; return the bytes of each result.
 
     The calls follow each other without a pause, because threads that wake up late do not run at the same
     time, and then nothing races. Large arguments are copied call by call instead.
@@ -202,7 +202,7 @@ def _bytes(leaf: Any) -> Any:
 
 
 def _copied(arguments: Any, shift: int = 0) -> Any:
-    """Copy the tensors with their strides, beginning `shift` elements later in memory."""
+    """Copy tensors with their strides, `shift` elements after the start of their memory."""
 
     def copy(leaf: Any) -> Any:
         if not _plain(leaf):

@@ -28,7 +28,7 @@ _ATTENTION = ("flash", "mem_efficient", "math")  # the switches of CUDA, which t
 
 
 def world() -> dict[str, Any]:
-    """Return a snapshot of the global state, as values by name that `==` can compare."""
+    """Return a snapshot of the global state, `{name: value}` with values that `==` can compare."""
     on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # torch's
     return {
         "random state of torch": torch.get_rng_state().numpy().tobytes(),
@@ -67,13 +67,13 @@ def world() -> dict[str, Any]:
 
 
 def changes(before: dict[str, Any]) -> list[str]:
-    """Return the names of the values that have changed since the snapshot `before`."""
+    """Return the names of the global values that have changed since the snapshot `before`."""
     now = world()
     return [name for name, value in before.items() if now[name] != value]
 
 
 def restore(before: dict[str, Any]) -> None:
-    """Write back the values of the snapshot `before` that have changed and that torch can set."""
+    """Restore the changed global values from the snapshot `before`, if torch can set them."""
     for name in changes(before):
         if name in _RESTORE:
             _RESTORE[name](before[name])
@@ -90,7 +90,7 @@ def _set_autocast(settings: list[tuple[bool, torch.dtype]]) -> None:
 
 
 def _set_default_device(device: torch.device) -> None:
-    """Set the default device; the CPU is that of a process which has set none."""
+    """Set torch's default device; for the CPU, unset it."""
     torch.set_default_device(None if device == torch.device("cpu") else device)
 
 

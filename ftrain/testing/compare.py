@@ -1,4 +1,4 @@
-"""Assertions that two trees are equal in bytes, or close in norm.
+"""Assertions that two pytrees are equal in bytes, or close in norm.
 
 Read next: `difference.py`, the comparison.
 """
@@ -40,7 +40,7 @@ def describe_difference(got: Any, expected: Any) -> str | None:
 def assert_close_norm(
     got: Any, expected: Any, relative: float, message: str = "trees differ"
 ) -> None:
-    r"""Raise unless $\lVert x - y \rVert \le r \lVert y \rVert$ over whole trees, in float64.
+    r"""Raise unless $\lVert x - y \rVert \le r \lVert y \rVert$ for two trees as vectors in float64.
 
     Raises:
         AssertionError: with the relative distance.
@@ -54,7 +54,7 @@ def assert_close_norm(
 
 
 def relative_distance(got: Any, expected: Any) -> float:
-    """Return the norm of the difference of two trees over the norm of the second, in float64."""
+    """Return the norm of the difference of two trees, divided by the norm of the second, in float64."""
     distance, size = 0.0, 0.0
     for a, b in zip(tree.leaves(got), tree.leaves(expected), strict=True):
         a64, b64 = _double(a), _double(b)
@@ -64,6 +64,6 @@ def relative_distance(got: Any, expected: Any) -> float:
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:
-    """Return a tensor in float64, real and imaginary parts as numbers of their own."""
+    """Return a tensor in float64; a complex tensor as pairs of real and imaginary part."""
     plain = x.detach().cpu().resolve_conj()
     return (torch.view_as_real(plain) if plain.is_complex() else plain).double()

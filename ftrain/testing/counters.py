@@ -36,7 +36,7 @@ __all__ = [
 
 @dataclasses.dataclass
 class Compiles:
-    """Programs that were compiled inside of `assert_max_compiles`.
+    """Programs that were compiled during a block of `assert_max_compiles`.
 
     Attributes:
         programs: one text for each program of `ftrain.compile`: its function, the line that called it,
@@ -49,13 +49,13 @@ class Compiles:
 
     @property
     def count(self) -> int:
-        """Number of programs and graphs."""
+        """Number of compiled programs of `ftrain.compile` and graphs of `torch.compile`."""
         return len(self.programs) + self.graphs
 
 
 @contextlib.contextmanager
 def assert_max_compiles(n: int) -> Iterator[Compiles]:
-    """Raise at the end of the block if more than `n` programs were compiled in it, in any thread.
+    """Raise at the end of a `with` block if more than `n` programs were compiled in it, in any thread.
 
     Programs of `ftrain.compile` and graphs of `torch.compile` count.
 
@@ -115,7 +115,7 @@ def assert_max_compiles(n: int) -> Iterator[Compiles]:
 
 @contextlib.contextmanager
 def assert_no_host_sync() -> Iterator[None]:
-    """Raise where the block reads a tensor's value on the host, which would wait for an accelerator.
+    """Raise if a `with` block reads a tensor's value on the host, which waits for the accelerator.
 
     Reads are `.item()`, `bool(tensor)`, `.tolist()`, `.numpy()`, `print(tensor)`, and operators whose
     output shape depends on values: `nonzero`, `x[mask]`, `unique`. On the CPU, reads in the code that
@@ -156,7 +156,7 @@ class PeakMemory:
 def assert_peak_memory(
     limit: int | None, *, device: torch.device | str = "cpu"
 ) -> Iterator[PeakMemory]:
-    """Raise at the end of the block if torch allocated more than `limit` bytes at one time in it.
+    """Raise at the end of a `with` block if torch's memory grew by more than `limit` bytes at its peak.
 
     Memory that exists at the start does not count, but its release inside the block makes room.
 
@@ -193,7 +193,9 @@ def assert_peak_memory(
             yield memory
         memory.peak = peak_allocation(profile)
     else:
-        raise ValueError(f"device: expected 'cpu' or a CUDA device, got {str(device)!r}. Pass one.")
+        raise ValueError(
+            f"device: expected 'cpu' or a CUDA device, got {str(device)!r}. Pass one of these."
+        )
     if limit is not None and memory.peak > limit:
         raise AssertionError(
             f"expected at most {limit:,} bytes allocated at one time on {device}, got "
@@ -204,7 +206,7 @@ def assert_peak_memory(
 
 @contextlib.contextmanager
 def deterministic(*, threads: int | None = None, seed: int | None = None) -> Iterator[None]:
-    """Run the block with deterministic algorithms, and restore all settings afterwards.
+    """Run a `with` block with torch's deterministic algorithms; restore all settings at its end.
 
     `torch.use_deterministic_algorithms(True)`, cuDNN's deterministic kernels without benchmarks, and on
     request a number of threads and seeds of the global generators.
@@ -237,7 +239,7 @@ def deterministic(*, threads: int | None = None, seed: int | None = None) -> Ite
 
 
 def _prepare_cublas() -> None:
-    """Set the workspace that deterministic cuBLAS needs, which is read when CUDA is initialized."""
+    """Set `CUBLAS_WORKSPACE_CONFIG` for deterministic cuBLAS, which reads it at initialization."""
     if torch.version.cuda is None or "CUBLAS_WORKSPACE_CONFIG" in os.environ:
         return
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's

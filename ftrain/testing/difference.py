@@ -1,4 +1,4 @@
-"""First difference of two trees, by bytes.
+"""Search for the first leaf that differs between two pytrees, by bytes.
 
 `torch.equal` calls `0.0` and `-0.0` equal and a NaN unequal to itself; bytes do neither.
 
@@ -26,7 +26,7 @@ _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """First leaf that differs between two trees.
+    """First leaf that differs between two trees, with the kind and size of the difference.
 
     Attributes:
         path: the leaf, as `tree.paths` spells it; empty if the tree is a leaf.
@@ -96,7 +96,7 @@ def first_difference(got: Any, expected: Any) -> Difference | None:
 
 
 def ulps(a: torch.Tensor, b: torch.Tensor) -> int | None:
-    """Return the number of floats from one 0-d tensor to another; `None` if that is not defined.
+    """Return the number of representable floats between two 0-d tensors; `None` if it is undefined.
 
     >>> ulps(torch.tensor(1.0), torch.tensor(1.0000001))
     1
@@ -110,7 +110,7 @@ def ulps(a: torch.Tensor, b: torch.Tensor) -> int | None:
 
 
 def _ordered(x: torch.Tensor) -> int:
-    """Return the position of a float among all floats of its dtype; both zeros are at 0."""
+    """Return a float's rank among all floats of its dtype; 0 for both zeros."""
     bits = int(x.reshape(1).view(_INTEGERS[x.element_size()]).item())
     return bits if bits >= 0 else -(bits + (1 << (8 * x.element_size() - 1)))
 
@@ -137,7 +137,7 @@ def _of_leaves(path: str, a: Any, b: Any) -> Difference | None:
 
 
 def _are_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Return True if two plain tensors on the host have the same bytes; False if that is not known.
+    """Return True if two plain CPU tensors have the same bytes; False for any other tensors.
 
     Integers of the size of an element are compared: a fiftieth of the time of bytes, without a copy.
     """
@@ -149,7 +149,7 @@ def _are_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
 
 
 def _is_plain(x: torch.Tensor) -> bool:
-    """Return True if the elements of a tensor lie on the host, one after the other."""
+    """Return True for a contiguous CPU tensor of class `Tensor` or `Parameter`."""
     return (
         type(x) in (torch.Tensor, torch.nn.Parameter)
         and x.device.type == "cpu"
@@ -160,7 +160,7 @@ def _is_plain(x: torch.Tensor) -> bool:
 
 
 def dense(x: torch.Tensor) -> torch.Tensor:
-    """Return a copy of a tensor on the host, row-major."""
+    """Return a contiguous copy of a tensor on the CPU."""
     plain = x.detach().cpu().resolve_conj().resolve_neg()
     return (
         plain.to_dense()
@@ -189,7 +189,7 @@ def _is_same_object(a: Any, b: Any) -> bool:
 
 
 class _Pickler(pickle.Pickler):
-    """Pickler for comparisons: of tensors the bytes, not the addresses; of generators the state."""
+    """Pickler for comparisons, which writes the bytes of tensors and the states of generators."""
 
     def reducer_override(self, value: Any) -> Any:
         if isinstance(value, torch.Generator):
@@ -229,7 +229,7 @@ def _entry(said: str) -> tuple[str, str]:
 
 
 def _brief(value: Any) -> str:
-    """Format a number with the digits that its dtype has, and another value in one short line."""
+    """Format a number with the digits of its dtype, and any other value as one short line."""
     if isinstance(value, float):
         short = float(f"{value:.9g}")
         return (

@@ -1,4 +1,4 @@
-"""Marker for what `pytest --ftrain-laws` checks.
+"""Marker for test subjects that `pytest --ftrain-laws` checks.
 
 Read next: `plugin.py`, which collects it.
 """
@@ -16,7 +16,7 @@ MARK = "__ftrain_subject__"
 
 
 def subject(fn: F) -> F:
-    """Mark a function that returns `(steps, batches)`: `pytest --ftrain-laws` checks their laws.
+    """Mark a function that returns `(steps, batches)`, so that `pytest --ftrain-laws` checks them.
 
     Args:
         fn: a function without arguments, at the top of a module; it is called when the check runs. It

@@ -1,4 +1,4 @@
-"""Plugin of pytest, loaded in every run where ftrain is installed.
+"""Pytest plugin, loaded in every pytest run where ftrain is installed.
 
     pytest --ftrain-laws                  # check the laws of every Steps that the project exposes
 
@@ -35,7 +35,7 @@ _seen = pytest.StashKey[set[int]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add the options."""
+    """Add the option `--ftrain-laws` and the ini options."""
     parser.getgroup("ftrain").addoption(
         "--ftrain-laws",
         action="store_true",
@@ -51,7 +51,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
-    """Say that the laws are checked."""
+    """Return a header line if `--ftrain-laws` is given."""
     on = config.getoption("ftrain_laws", default=False)
     return "ftrain: the laws of all Steps are checked (--ftrain-laws)" if on else None
 
@@ -59,7 +59,7 @@ def pytest_report_header(config: pytest.Config) -> str | None:
 def pytest_pycollect_makeitem(
     collector: pytest.Module | pytest.Class, name: str, obj: object
 ) -> LawsItem | None:
-    """Collect one attribute of a test module, if it is a subject."""
+    """Collect a test module's attribute as an item if its laws are to be checked."""
     if not collector.config.getoption("ftrain_laws", default=False):
         return None
     if not isinstance(collector, pytest.Module):
@@ -71,7 +71,7 @@ def pytest_pycollect_makeitem(
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Collect the subjects of the modules in the ini option."""
+    """Collect the subjects in the modules that the ini option lists."""
     if not config.getoption("ftrain_laws", default=False):
         return
     for entry in config.getini("ftrain_subjects"):
@@ -106,7 +106,7 @@ def _imported(module: str, entry: str) -> Any:
 
 
 def _item(parent: pytest.Collector, module: Any, name: str, obj: object) -> LawsItem | None:
-    """Return the item of an attribute; `None` if it is no subject, or has an item already."""
+    """Return a test item for a subject; `None` for any other attribute, or one already collected."""
     if not _is_subject(obj):
         return None
     seen = parent.config.stash.setdefault(_seen, set())
@@ -127,14 +127,14 @@ def _is_steps(obj: object) -> bool:
 
 
 class LawsItem(pytest.Item):
-    """Check of the laws of one subject."""
+    """Test item that checks the laws of one subject."""
 
     def __init__(self, *, subject: tuple[Any, str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._module, self._attribute, self._object = subject
 
     def runtest(self) -> None:
-        """Check the fast laws."""
+        """Check the laws of the subject, by default only those that need no compilation."""
         from ftrain.testing import check_all  # noqa: PLC0415  imports torch
 
         steps, batches, options = self._arguments()
@@ -142,7 +142,7 @@ class LawsItem(pytest.Item):
         self.add_report_section("call", "laws", str(reports))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """Show a violated law by its message, which names the leaf and the line."""
+        """Return the message of a violated law, which names leaf and line, instead of a traceback."""
         if isinstance(excinfo.value, AssertionError):
             notes = getattr(excinfo.value, "__notes__", [])
             return "\n".join(
@@ -151,7 +151,7 @@ class LawsItem(pytest.Item):
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Any, int | None, str]:
-        """Return file and name for reports."""
+        """Return the file and the name of this item for pytest's reports."""
         return getattr(self._module, "__file__", None) or self.path, None, self.name
 
     def _arguments(self) -> tuple[Any, Sequence[Any], dict[str, Any]]:
@@ -179,7 +179,7 @@ class LawsItem(pytest.Item):
 
 @pytest.fixture
 def ftrain_key(request: pytest.FixtureRequest) -> Any:
-    """Return a key that the test's name decides: the same in every run, another in every test."""
+    """Return a random key derived from the test's name, the same in every run of the test."""
     from ftrain.core import random  # noqa: PLC0415  imports torch
 
     name = hashlib.sha256(request.node.nodeid.encode()).digest()

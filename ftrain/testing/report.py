@@ -1,4 +1,4 @@
-"""Results of checks: reports of what was compared, and the error for a violated law.
+"""Results of checks: reports of the comparisons, and the error for a violated law.
 
 Read next: `laws/__init__.py`, the checks.
 """
@@ -30,7 +30,7 @@ class Row(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Result of one check; prints as a table.
+    """Result of one check, with one row per comparison; prints as a table.
 
     Attributes:
         law: the law's name, such as "pure".
@@ -60,7 +60,7 @@ class Report:
         return "passed" if self.passed else "violated"
 
     def __str__(self) -> str:
-        """Return the table."""
+        """Return the results as a table."""
         lines = [f"{self.law}: {self.outcome} in {self.seconds:.2f} s"]
         if self.reason is not None:
             lines.append(self.reason)
@@ -81,7 +81,7 @@ class Reports:
 
     @property
     def passed(self) -> bool:
-        """Return True if every law holds that applies to the subject."""
+        """Return True if each law that applies to the subject holds."""
         return all(report.passed or not report.applies for report in self.reports)
 
     def __iter__(self) -> Iterator[Report]:
@@ -95,7 +95,7 @@ class Reports:
         raise KeyError(f"expected one of {[report.law for report in self.reports]}, got {law!r}")
 
     def __str__(self) -> str:
-        """Return the table."""
+        """Return the results as a table."""
         rows = [
             (
                 r.law,
@@ -149,7 +149,7 @@ class LawViolation(AssertionError):
         super().__init__(self._message())
 
     def under(self, law: str) -> LawViolation:
-        """Return the same violation of another law, which includes this one."""
+        """Return the violation as one of another law, which includes this one."""
         return LawViolation(
             law,
             self.summary,

@@ -75,7 +75,7 @@ def test_subject_may_be_named_by_module_or_file() -> None:
         f"{path}:by_hash", [torch.ones(3)], state=STATE, fresh_processes=0
     )
     assert report.passed
-    with pytest.raises(AttributeError, match="no name 'NONE'"):
+    with pytest.raises(AttributeError, match="no global variable 'NONE'"):
         testing.check_pure("tests.testing.importable:NONE", BATCHES)
     with pytest.raises(ValueError, match="expected 'module:name'"):
         testing.check_pure("STEPS", BATCHES)

@@ -1,4 +1,4 @@
-"""First difference between two runs: of two steps in lockstep, of two traces, of two recorded processes.
+"""Search for the first difference between two runs: in lockstep, or from recorded traces.
 
 Read next: `record.py` and `compare.py`, then `lockstep.py`.
 """

@@ -1,4 +1,4 @@
-"""Alignment of the operators of two calls."""
+"""Alignment of the sequences of operators that two calls ran."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["Alignment", "Gap", "align"]
 
 
 class Gap(NamedTuple):
-    """Operators without a counterpart, at one place of the sequences.
+    """Operators without a counterpart in the other call, between two aligned pairs.
 
     Attributes:
         a: positions of those that only the first call ran.
@@ -25,7 +25,7 @@ class Gap(NamedTuple):
 
 
 class Alignment(NamedTuple):
-    """Alignment of two sequences of operators.
+    """Alignment of two sequences of operators: the matching pairs, and the gaps between them.
 
     Attributes:
         pairs: positions of operators with equal names and shapes, ascending in both sequences.
@@ -36,7 +36,7 @@ class Alignment(NamedTuple):
     gaps: tuple[Gap, ...]
 
     def rows(self) -> list[tuple[int | None, int | None]]:
-        """Return all positions in order, `None` in the place of a missing counterpart."""
+        """Return pairs of positions in order, with `None` for a missing counterpart."""
         found: list[tuple[int | None, int | None]] = []
         done = 0
         for gap in self.gaps:
@@ -74,7 +74,7 @@ class _Block(NamedTuple):
 
 
 def _blocks(one: Sequence[Any], two: Sequence[Any], a: range, b: range) -> list[_Block]:
-    """Return equal and differing blocks of parts of two sequences, as `difflib` finds them.
+    """Return `difflib`'s equal and differing blocks of the ranges `a` and `b` of two sequences.
 
     Equal beginnings and ends are taken off first: matching takes quadratic time.
     """

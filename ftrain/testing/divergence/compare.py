@@ -88,7 +88,7 @@ def compare_traces(a: Trace, b: Trace, *, relative: float = 0.0) -> Divergence |
 def compare_recorded(
     a: StepRecord, b: StepRecord, relative: float = 0.0
 ) -> tuple[Divergence, FirstOperator | None] | None:
-    """Return the first difference of one step, and the operator if it is the result of one.
+    """Return the first difference in one step, and the operator that caused it, if one did.
 
     `None` if batch, new state and metrics agree.
     """
@@ -123,12 +123,12 @@ def compare_recorded(
 
 
 def _before(trace: Trace, steps: Mapping[int, StepRecord], number: int) -> Leaves:
-    """Return the leaves of the state before a step, which may not be the first of its trace."""
+    """Return the leaves of the state before a step: of the previous step, or of the initial state."""
     return steps[number - 1].state if number - 1 in steps else trace.initial
 
 
 class _Part(NamedTuple):
-    """Leaves of one part of a step that differ.
+    """Leaves that differ in one part of a step (batch, state or metrics).
 
     Attributes:
         kind: the part.
@@ -157,7 +157,7 @@ def _parts(a: StepRecord, b: StepRecord) -> tuple[tuple[Kind, Leaves, Leaves], .
 
 
 def _leaf(step: int, part: _Part) -> Divergence:
-    """Return a difference at the first leaf of a part."""
+    """Return the difference at the first differing leaf of a part."""
     path, *others = part.paths
     one, two = (str(leaves.get(path, "no such leaf")) for leaves in (part.a, part.b))
     follows = (f"also {listed(others)}",) if others else ()
@@ -197,14 +197,14 @@ def _described(operator: OperatorRecord | None) -> str:
 
 
 def repetition_notes(name: str, form: str, step: StepRecord) -> tuple[str, ...]:
-    """Return a line if an eager step computed other bits when its operators were recorded."""
+    """Return a note if an eager step, repeated to record its operators, computed different bits."""
     if form == "eager" and not step.is_repeated:
         return (_UNREPEATED.format(name, step.step),)
     return ()
 
 
 def environment_notes(a: Mapping[str, Any], b: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return a line for each library version or setting that differs."""
+    """Return one line per library version or setting that differs."""
     return tuple(
         f"{name}: {a.get(name, 'not recorded')} in A, {b.get(name, 'not recorded')} in B"
         for name in dict.fromkeys((*a, *b))

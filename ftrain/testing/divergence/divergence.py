@@ -1,4 +1,4 @@
-"""First difference between two runs.
+"""Value that describes the first difference between two runs.
 
 Read next: `compare.py`, which finds it in two traces; `lockstep.py`, which finds it in two steps.
 """

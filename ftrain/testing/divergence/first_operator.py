@@ -1,4 +1,4 @@
-"""Search for the first operator whose results differ in two calls, and for the reason."""
+"""Search for the first operator whose results differ between two calls, and for its cause."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _BETWEEN = (
 
 
 class FirstOperator(NamedTuple):
-    """First operator whose results differ.
+    """First operator whose results differ between two calls, A and B.
 
     Attributes:
         a: its position in A; `None` if it has no counterpart there, or if there is no such operator.
@@ -50,7 +50,7 @@ def first_operator(
     relative: float,
     results: tuple[Collection[str], Collection[str]] = ((), ()),
 ) -> FirstOperator:
-    """Return the first operator whose results differ.
+    """Return the first operator whose results differ between two calls, with its cause.
 
     If the differing inputs of an operator come from one without a counterpart, that one is returned.
 
@@ -95,13 +95,13 @@ def _cause(
 def _producer(
     operators: Operators, positions: Sequence[int], wanted: Collection[str]
 ) -> int | None:
-    """Return the last of these operators that computed one of the wanted tensors."""
+    """Return the position of the last operator that computed a tensor with one of these digests."""
     made = (k for k in reversed(positions) if any(x.digest in wanted for x in operators[k].outputs))
     return next(made, None)
 
 
 def gap_notes(a: Operators, b: Operators, alignment: Alignment) -> tuple[str, ...]:
-    """Return a line on the operators without a counterpart, if there are any."""
+    """Return a note on the operators that only one of the calls ran, if there are any."""
     if not alignment.gaps:
         return ()
     n_a, n_b = (sum(len(gap[side]) for gap in alignment.gaps) for side in (0, 1))

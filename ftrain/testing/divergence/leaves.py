@@ -1,4 +1,4 @@
-"""Comparison of recorded leaves."""
+"""Comparison of recorded leaves (digests and norms) of two runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LISTED = 3
 
 
 def is_far(a: TensorRecord, b: TensorRecord, relative: float) -> bool:
-    """Return True if two tensors differ: in bytes, or for floats by more than `relative`."""
+    """Return True if two recorded tensors differ in bytes or, for floats, by more than `relative`."""
     if a.digest == b.digest:
         return False
     floats = "float" in a.dtype and "float" in b.dtype
@@ -22,7 +22,7 @@ def is_far(a: TensorRecord, b: TensorRecord, relative: float) -> bool:
 def differing(
     a: Mapping[str, TensorRecord], b: Mapping[str, TensorRecord], relative: float
 ) -> list[str]:
-    """Return the paths of the leaves that differ or that one side lacks, in order."""
+    """Return the paths of the leaves that differ, or that only one run has."""
     return [
         path
         for path in dict.fromkeys((*a, *b))
@@ -31,7 +31,7 @@ def differing(
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return the first names, and the number of the others.
+    """Join names for a message: the first few, and the number of the others.
 
     >>> listed(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'

@@ -1,4 +1,4 @@
-"""Two variants of a step, run in lockstep until they differ."""
+"""Comparison of two variants of a step, run side by side until they differ."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _located(
     results: tuple[Any, Any],
     relative: float,
 ) -> Divergence:
-    """Run the step that differs again, operator by operator, and return the first difference."""
+    """Repeat the step that differs, operator by operator, and return its first difference."""
     records = [
         record_step(number, batch, result, variant.record(before, batch))
         for variant, before, result in zip(variants, befores, results, strict=True)
@@ -111,7 +111,7 @@ def _located(
 def _in_machine_code(
     divergence: Divergence, variants: tuple[Variant, Variant], befores: tuple[Any, Any], batch: Any
 ) -> Divergence:
-    """Add the first operator whose machine code gives other bits than its eager kernel."""
+    """Add a note on the first operator whose compiled code gives other bits than its eager kernel."""
     notes = []
     for name, variant, before in zip("AB", variants, befores, strict=True):
         if not isinstance(variant.step, Compiled):
@@ -126,7 +126,7 @@ def _in_machine_code(
 
 
 def _leaf(result: Any, divergence: Divergence) -> Any:
-    """Return the leaf in which the results of a step differ first; `None` if it lacks it."""
+    """Return the leaf of a result at the path of a difference; `None` if there is no such leaf."""
     value = result[0] if divergence.kind == "state" else result[1]
     pairs = zip(tree.paths(value), tree.leaves(value), strict=True)
     return dict(pairs).get(divergence.where)
@@ -135,7 +135,7 @@ def _leaf(result: Any, divergence: Divergence) -> Any:
 def _results_of(
     operator: FirstOperator, variants: tuple[Variant, Variant], befores: tuple[Any, Any], batch: Any
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
-    """Return the results of an operator in B and in A; `None` if it has no counterpart."""
+    """Return an operator's results in B and in A; `None` if only one variant ran it."""
     if operator.a is None or operator.b is None:
         return None
     kept = [
@@ -148,7 +148,7 @@ def _results_of(
 
 
 def _with_values(divergence: Divergence, difference: Difference | None) -> Divergence:
-    """Add the first differing element, unless the structures differ or a repetition lost it."""
+    """Add the first differing element to a divergence, if there is one."""
     if difference is None or difference.kind != "values":
         return divergence
     at = f" at {difference.index}" if difference.index is not None else ""

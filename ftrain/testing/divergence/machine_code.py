@@ -1,4 +1,4 @@
-"""Search for the first operator whose machine code gives other bits than its eager kernel."""
+"""Search for the first operator whose compiled code gives other bits than its eager kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["MachineDifference", "first_machine_operator"]
 
 
 class MachineDifference(NamedTuple):
-    """First operator of a graph whose machine code gives other bits than its eager kernel.
+    """First operator of a graph whose compiled code gives other bits than its eager kernel.
 
     Attributes:
         name: the operator.
@@ -36,7 +36,7 @@ class MachineDifference(NamedTuple):
 def first_machine_operator(
     compiled: Compiled[Any, Any], args: Sequence[Any]
 ) -> MachineDifference | None:
-    """Return the first operator whose machine code differs from its eager kernel, or `None`.
+    """Return the first operator whose compiled result differs from the eager one; `None` if none does.
 
     The graph is compiled once more with the results of all operators as outputs. The compiler may fuse
     operators differently then, and a difference may vanish: then this returns `None`.
@@ -61,7 +61,7 @@ def first_machine_operator(
 def _all_results(
     fn: Callable[..., Any], args: Sequence[Any], backend: Backend, mode: str | None
 ) -> list[tuple[str, Place, torch.Tensor]]:
-    """Run the graph of `fn(*args)` and return the result of every operator that computes something."""
+    """Trace and run `fn(*args)`; return the result of each operator that computes new values."""
     traced, inputs = traced_with_places(fn, args)
     nodes = [node for node in traced.graph.graph.nodes if _is_result(node)]
     found = [(str(_operator(node).target), _operator(node).meta[PLACE]) for node in nodes]
@@ -75,7 +75,7 @@ def _all_results(
 
 
 def _is_result(node: fx.Node) -> bool:
-    """Return True for a tensor that an operator computed, by itself or as one of several."""
+    """Return True for a graph node whose tensor is a result, or one of the results, of an operator."""
     if node.op != "call_function" or not isinstance(node.meta.get("val"), torch.Tensor):
         return False
     source = _operator(node)
@@ -83,7 +83,7 @@ def _is_result(node: fx.Node) -> bool:
 
 
 def _operator(node: fx.Node) -> fx.Node:
-    """Return the node of the operator that computed this tensor."""
+    """Return the graph node of the operator that computed the tensor of `node`."""
     source = node.args[0] if node.target is operator.getitem else node
     assert isinstance(source, fx.Node)
     return source

@@ -1,4 +1,4 @@
-"""Records of the operators of one call of a step, run eagerly or through its graph.
+"""Recording of the operators that one call of a step runs, eagerly or by its graph.
 
 An eager call runs under a dispatch mode. A compiled step is traced, and its graph runs operator by
 operator, with the kernels of the eager backend; each node has the place where its operator was traced.
@@ -41,7 +41,7 @@ PLACE = "ftrain place"  # key in a node's metadata
 
 
 class Recorder:
-    """Collector of the operators of one call.
+    """Recorder of the operators of one call, in the order of execution.
 
     Args:
         keep: the positions of the operators whose results are kept.
@@ -93,7 +93,7 @@ def record_eager(
 def record_graph(
     fn: Callable[..., Any], args: Sequence[Any], keep: Collection[int] = ()
 ) -> tuple[Recorder, Any]:
-    """Trace `fn(*args)` as `ftrain.compile` does, run its graph, and return as `record_eager`."""
+    """Trace `fn(*args)` as `ftrain.compile` does; return the records of its graph, and the result."""
 
     traced, inputs = traced_with_places(fn, args)
     graph = traced.graph
@@ -111,7 +111,7 @@ def record_graph(
 def traced_with_places(
     fn: Callable[..., Any], args: Sequence[Any]
 ) -> tuple[Traced, list[torch.Tensor]]:
-    """Return the trace of `fn(*args)`, with a place in the metadata of each node, and its inputs."""
+    """Trace `fn(*args)` with module and source line in each node's metadata; also return the inputs."""
 
     @functools.wraps(fn)
     def marked(*arguments: Any) -> Any:
@@ -137,7 +137,7 @@ class _Eager(DispatchMode):
 
 
 class _Marks(DispatchMode):
-    """Dispatch mode that marks each node of a trace with the place of its operator."""
+    """Dispatch mode that stores module and source line of each operator in its graph node."""
 
     def __init__(self, places: Places) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class _Interpreter(fx.Interpreter):
 
 @functools.cache
 def computes(func: Any) -> bool:
-    """Return False for views, copies, allocations, and functions that are not operators."""
+    """Return True for an operator that computes new values: no view, copy or allocation."""
     if isinstance(func, HigherOrderOperator):
         return True
     if not isinstance(func, OpOverload):
@@ -182,7 +182,7 @@ def computes(func: Any) -> bool:
 
 
 def _tensors(value: Any) -> Iterator[torch.Tensor]:
-    """Yield the ordinary tensors in an operator's arguments or results."""
+    """Yield the dense tensors with real values in an operator's arguments or results."""
     if isinstance(value, (tuple, list)):
         for each in value:
             yield from _tensors(each)
@@ -193,13 +193,13 @@ def _tensors(value: Any) -> Iterator[torch.Tensor]:
 
 
 def _is_ordinary(tensor: torch.Tensor) -> bool:
-    """Return True for a tensor with values in memory of its own or of another tensor."""
+    """Return True for a dense tensor with values in memory, not a meta, nested or wrapped tensor."""
     strided = tensor.layout is torch.strided and not tensor.is_nested
     return strided and not tensor.is_meta and not _torch.is_wrapped(tensor)
 
 
 def _text(value: Any) -> str:
-    """Return arguments as text, with `_` for each tensor."""
+    """Return an operator's arguments as text, with `_` for each tensor."""
     if isinstance(value, torch.Tensor):
         return "_"
     if isinstance(value, (tuple, list)):

@@ -1,4 +1,4 @@
-"""Sections of a comparison, as text and as one self-contained HTML page.
+"""Output of a comparison of two runs, as text or as one self-contained HTML page.
 
 The page opens from a disk or an email, and loads nothing (its content security policy forbids it).
 """
@@ -55,7 +55,7 @@ _PAGE = """<!doctype html>
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Table of a comparison.
+    """One table of a comparison, with a title and its outcome.
 
     Attributes:
         title: what is compared.
@@ -89,7 +89,7 @@ def text(summary: str, sections: Iterable[Section]) -> str:
 
 
 def page(title: str, summary: str, sections: Iterable[Section]) -> str:
-    """Return a comparison as an HTML page; equal comparisons give equal bytes."""
+    """Return a comparison as an HTML page, with equal bytes for equal comparisons."""
     return _PAGE.format(
         title=html.escape(title),
         css=_CSS,
@@ -99,7 +99,7 @@ def page(title: str, summary: str, sections: Iterable[Section]) -> str:
 
 
 def trace_sections(a: Trace, b: Trace, found: Divergence | None, relative: float) -> list[Section]:
-    """Return the tables of two traces: settings, steps, and the operators of the step that differs."""
+    """Return tables that compare two traces: settings, steps, operators of the step that differs."""
     settings = [
         (name, str(a.environment.get(name)), str(b.environment.get(name)))
         for name in dict.fromkeys((*a.environment, *b.environment))

@@ -1,4 +1,4 @@
-"""Places in a program where operators run: the module's path and the source line.
+"""Location of an operator's call in a program: the module's path and the source line.
 
 Both are read off the Python stack when an operator runs. An operator of a backward pass belongs to the
 forward operator whose autograd node runs.
@@ -33,7 +33,7 @@ _CHECKPOINT = str(torch.utils.checkpoint.__file__)
 
 @dataclasses.dataclass(frozen=True)
 class Place:
-    """Place where an operator ran.
+    """Location of an operator's call: module path and source line.
 
     Attributes:
         module: class of the outermost running module, and the path from there to the innermost:
@@ -55,7 +55,7 @@ class Place:
 
 
 class _Around(NamedTuple):
-    """Module and source line of an operator, read from the stack around its call.
+    """Modules and source line around an operator's call, read from the Python stack.
 
     Attributes:
         modules: the running modules, innermost first.
@@ -71,7 +71,7 @@ class _Around(NamedTuple):
 
 
 class Places:
-    """Reader of places in one call of a step.
+    """Reader of the locations of operators during one call of a step.
 
     Args:
         boundary: the frame that called the step: lines and modules outside of it do not count.
@@ -86,7 +86,7 @@ class Places:
         self._paths: dict[int, tuple[nn.Module, str]] = {}
 
     def here(self) -> Place:
-        """Return the place of the operator that is being dispatched in this thread."""
+        """Return the location of the operator that this thread is running."""
         node, around = current_node(), self._walk(sys._getframe(1))
         place = Place(self._path(around.modules), around.line)
         if node is not None and not around.is_recomputed:
@@ -99,7 +99,7 @@ class Places:
         return place
 
     def _walk(self, frame: FrameType | None) -> _Around:
-        """Read the stack from the innermost frame to the boundary, or to the backward pass that runs."""
+        """Read the Python stack from the innermost frame outwards, up to the call of the step."""
         modules: list[nn.Module] = []
         line, is_recomputed, is_backward = "", False, False
         while frame is not None and frame is not self._boundary:
@@ -116,7 +116,7 @@ class Places:
         return _Around(modules, line, is_backward, is_recomputed and is_backward)
 
     def _has_lines(self, code: CodeType) -> bool:
-        """Return True for code of the user, and of ftrain's rooms that compute something."""
+        """Return True for user code, and for ftrain's code that itself computes values."""
         found = self._known.get(code)
         if found is None:
             name = code.co_filename

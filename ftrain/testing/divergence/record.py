@@ -38,7 +38,7 @@ def record(
     steps: Collection[int] | None = None,
     first_step: int = 1,
 ) -> Trace:
-    """Run a step over batches and return a trace of it.
+    """Run a step over batches and return a `Trace`: digests of batches, states, metrics and operators.
 
     Of each step the trace has the digests, norms and extremes of the batch, of the new state and of the
     metrics; of chosen steps also those of every operator, with its module and source line. Traces of
@@ -88,7 +88,7 @@ def record_step(
     result: tuple[Any, Any],
     recorded: tuple[Recorder, tuple[Any, Any]] | None = None,
 ) -> StepRecord:
-    """Return the record of one step from its batch, its result, and a recorded repetition."""
+    """Return the record of one step, from its batch, its result and the records of its operators."""
     rows = {
         path: tuple(row_digests(leaf))
         for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True)
@@ -105,7 +105,7 @@ def record_step(
 
 
 def record_leaves(value: Any) -> Mapping[str, TensorRecord]:
-    """Return the records of a tree's leaves by path."""
+    """Return `{path: record}` for the leaves of a tree."""
     pairs = zip(tree.paths(value), tree.leaves(value), strict=True)
     return {path: record_leaf(leaf, path) for path, leaf in pairs}
 

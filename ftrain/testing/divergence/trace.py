@@ -1,4 +1,4 @@
-"""Trace of a run: what each chosen step read, computed and returned, as digests and figures.
+"""Trace of a run: digests and norms of the inputs, operators and results of chosen steps.
 
 Read next: `record.py`, which makes one; `compare.py`, which compares two.
 """
@@ -28,7 +28,7 @@ _BLOCK = 4096
 
 
 class TensorRecord(NamedTuple):
-    """Record of one tensor.
+    """Record of one tensor: dtype, shape, digest and norms.
 
     Attributes:
         dtype: `"float32"`; the class of a value that is not a tensor.
@@ -74,7 +74,7 @@ class TensorRecord(NamedTuple):
 
 
 class OperatorRecord(NamedTuple):
-    """Record of one call of an operator that computes something; views and copies have none.
+    """Record of one call of an operator that computes new values (not a view or a copy).
 
     Attributes:
         name: `"aten.addmm.default"`.
@@ -100,7 +100,7 @@ class OperatorRecord(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class StepRecord:
-    """Record of one training step.
+    """Record of one training step: leaves of batch, state and metrics, and its operators.
 
     Attributes:
         step: its number, counted from 1.
@@ -124,7 +124,7 @@ class StepRecord:
 
     @property
     def is_repeated(self) -> bool:
-        """Return True if the recorded operators computed the bits of the step's own results."""
+        """Return True if the repetition that recorded the operators gave the same bits as the step."""
         own = [*self.state.values(), *self.metrics.values()]
         again = [leaf.digest for leaf in self.recomputed.values()]
         return self.operators is None or [leaf.digest for leaf in own] == again
@@ -161,7 +161,7 @@ class Trace:
     steps: tuple[StepRecord, ...]
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the trace as gzipped JSON; equal traces give equal bytes."""
+        """Write the trace as gzipped JSON, with equal bytes for equal traces."""
         content = _adapter().dump_json((FORMAT, self))
         target = pathlib.Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -193,7 +193,7 @@ class Trace:
 
 
 def _adapter() -> Any:
-    """Return the reader and writer of a file's content, `[format, trace]`."""
+    """Return the pydantic adapter for a trace file, a JSON list `[format, trace]`."""
     import pydantic  # noqa: PLC0415  # 0.1 s that only reading and writing need
 
     config = pydantic.ConfigDict(ser_json_inf_nan="strings")
@@ -235,7 +235,7 @@ def _sketch(wide: torch.Tensor) -> tuple[float, ...]:
 
 @functools.cache
 def _signs(n: int) -> torch.Tensor:
-    """Return `n` rows of fixed random signs."""
+    """Return `n` rows of random signs, the same at each call."""
     generator = torch.Generator().manual_seed(n)
     draw = torch.randint(0, 2, (n, _PROJECTIONS), generator=generator, device="cpu")
     return 2.0 * draw.double() - 1.0

@@ -1,4 +1,4 @@
-"""Variants of a training step: an eager function, a function compiled by ftrain, or one by torch."""
+"""Variant of a training step under comparison: eager, or compiled by ftrain or torch."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Variant", "copied"]
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """Step of which states and operators can be recorded.
+    """Training step under comparison, whose results and operators can be recorded.
 
     Attributes:
         step: the step as it was given.
@@ -50,13 +50,13 @@ class Variant:
         return Variant(step, dynamo_original(step) or step, "eager")
 
     def run(self, state: Any, batch: Any) -> tuple[Any, Any]:
-        """Return the result of the step on copies, which it may donate."""
+        """Run the step on copies of state and batch, because it may donate them."""
         return _checked(self.step(copied(state), copied(batch)))
 
     def record(
         self, state: Any, batch: Any, keep: Collection[int] = ()
     ) -> tuple[Recorder, tuple[Any, Any]]:
-        """Return the operators of one call on copies, and its result."""
+        """Run the step on copies of state and batch; return its operators and its result."""
         recorded = record_graph if self.form == "graph" else record_eager
         return recorded(self.fn, (copied(state), copied(batch)), keep)
 

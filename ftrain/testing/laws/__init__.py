@@ -1,4 +1,4 @@
-"""Checks of the laws that a training step obeys, one file a law.
+"""Checks of the laws of a training step, with one file per law.
 
     report = check_pure(steps, [batch])             # Steps, or (init_state, train_step, eval_step)
     report = check_pure(step, [batch], state=state) # a step (state, batch) -> (state, metrics)

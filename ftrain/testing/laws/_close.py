@@ -1,4 +1,4 @@
-"""Comparison of results whose floats were summed in another order.
+"""Comparison of results that may differ by rounding, such as eager and compiled ones.
 
 Read next: `compiled.py`, `vmap.py`.
 """
@@ -37,7 +37,7 @@ _RELATIVE = {
 
 
 class Apart(NamedTuple):
-    """Leaf that is too far apart.
+    """Leaf whose two values differ by more than allowed.
 
     Attributes:
         difference: its first element that differs.
@@ -57,7 +57,7 @@ class Apart(NamedTuple):
 
 
 def tolerance(fn: Callable[..., Any], args: tuple[Any, ...]) -> float:
-    """Return the relative norm that the least exact dtype allows, of all that a call computes in."""
+    """Return the relative tolerance of the least precise float dtype that a call computes in."""
     copies, mode = copied(args), _Dtypes()
     with mode:
         fn(*copies)
@@ -65,7 +65,7 @@ def tolerance(fn: Callable[..., Any], args: tuple[Any, ...]) -> float:
 
 
 def smooth(metrics: Any, relative: float) -> Any:
-    """Return the metrics that rounding changes little: an accuracy jumps where logits are nearly equal.
+    """Return the metrics that are smooth in the inputs; an accuracy may jump because of rounding.
 
     Args:
         metrics: a mapping; loss and norm are kept, all if it has neither.
@@ -81,7 +81,7 @@ def smooth(metrics: Any, relative: float) -> Any:
 
 
 class _Dtypes(DispatchMode):
-    """Mode that notes the dtypes of all floats that operators return; autocast computes in others."""
+    """Dispatch mode that records the floating dtypes of all operator results, under autocast too."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class _Dtypes(DispatchMode):
 
 
 def apart_by_leaf(got: Any, expected: Any, relative: float) -> Apart | None:
-    r"""Return the first leaf that is too far apart, or `None`.
+    r"""Return the first leaf whose values differ by more than allowed for one leaf; `None` if none does.
 
     Floats may differ by `relative` times the norm of the leaf, or times the norm that a leaf of its size
     has on average in this tree, if that is more. Other leaves must have the same bytes, and infinities
@@ -118,7 +118,7 @@ def apart_by_leaf(got: Any, expected: Any, relative: float) -> Apart | None:
 
 
 def apart_by_tree(got: Any, expected: Any, relative: float) -> Apart | None:
-    """Return the leaf furthest apart if all floats together are too far apart, or `None`."""
+    """Return the leaf with the largest distance if the trees as a whole differ too much, else `None`."""
     exact = _apart_exactly(got, expected, is_exact=relative == 0.0)
     if exact is not None or relative == 0.0:
         return exact
@@ -132,7 +132,7 @@ def apart_by_tree(got: Any, expected: Any, relative: float) -> Apart | None:
 
 
 def _apart_exactly(got: Any, expected: Any, *, is_exact: bool) -> Apart | None:
-    """Return a difference in structure, kind or finiteness, or of leaves that are not floats.
+    """Return a difference that no tolerance allows: in structure, dtype, NaNs, or non-float leaves.
 
     Args:
         is_exact: compare the bytes of floats as well.

@@ -1,4 +1,4 @@
-"""Counts in floating point, which stop at the largest integer that the dtype can add 1 to.
+"""Check of step counts in floating point: at a large count, adding 1 no longer changes the value.
 
 Read next: `fixpoint.py`.
 """
@@ -24,7 +24,7 @@ _EXACT = (torch.float64, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def require_counting(whole: Subject, states: Sequence[Any]) -> int:
-    """Raise if a count of steps stops at the largest integer of its dtype; return the number of counts.
+    """Raise if a step count in the state stops growing at a large value; return the number of counts.
 
     A leaf counts if each step adds exactly 1 to it. It is then set to the largest count of its dtype,
     and must still count, unless the step does not depend on a count as large as that (Adam's
@@ -58,7 +58,7 @@ def require_counting(whole: Subject, states: Sequence[Any]) -> int:
 
 
 def _stepped(whole: Subject, state: Any, place: int, count: int) -> list[Any]:
-    """Return the leaves of the new state after one leaf of a state was set to a count."""
+    """Set one leaf of a state to `count`, run a step, and return the leaves of the new state."""
     leaves, treedef = tree.flatten(state)
     leaves[place] = torch.full_like(leaves[place], count)
     return tree.leaves(whole.stepped(tree.unflatten(treedef, leaves), whole.batches[0])[0])

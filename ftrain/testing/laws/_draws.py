@@ -1,4 +1,4 @@
-"""Draws of random numbers from generators, found operator by operator.
+"""Detection of draws from random generators (not from keys), operator by operator.
 
 Read next: `keyed.py`, the law that forbids them.
 """
@@ -33,7 +33,7 @@ _KINDS = (np.random.Generator, np.random.RandomState, random.Random)
 
 
 class Drawn(NamedTuple):
-    """Draws of one call.
+    """Random draws of one call: the generator that advanced, and the operator and line that drew.
 
     Attributes:
         generator: the generator that the call has advanced; `None` if all draws come from keys.
@@ -51,7 +51,7 @@ class Drawn(NamedTuple):
 
 
 def drawn_in(call: Call) -> Drawn:
-    """Run a call, and return its draws; the generators are restored."""
+    """Run a call and return its random draws; restore the generators afterwards."""
     held = Held(*roots_of(call.fn), follow_globals=True)
     torchs = [(name, g) for name, g in held.generators if isinstance(g, torch.Generator)]
     others = [(name, g) for name, g in held.generators if isinstance(g, _KINDS)]
@@ -103,7 +103,7 @@ def _line(call: Call, marks: _generators.Marks) -> str | None:
 
 
 class _Draws(DispatchMode):
-    """Mode that counts operators that draw, and notes the first one that moves a generator."""
+    """Dispatch mode that counts random operators, and records the first that advances a generator."""
 
     def __init__(self, own: Sequence[torch.Generator]) -> None:
         super().__init__()
@@ -132,7 +132,7 @@ class _Draws(DispatchMode):
 
 
 def _may_draw(func: Any) -> bool:
-    """Return True for operators that draw, and for those whose draws torch does not tag."""
+    """Return True for operators that draw random numbers, or that may do so without torch's tag."""
     if not isinstance(func, OpOverload) or func.namespace not in ("aten", "prims"):
         return True
     return is_seeded(func)

@@ -1,4 +1,4 @@
-"""Gradients in float64 and with constant draws, so that rounding and chance do not hide a fault.
+"""Tools to compare gradients in float64 with constant random numbers, without rounding or chance.
 
 Read next: `accumulation.py`, `gradients.py`.
 """
@@ -28,23 +28,23 @@ def is_float(x: Any) -> bool:
 
 
 def finite(x: torch.Tensor) -> torch.Tensor:
-    """Return the mask of the finite elements; torch has no `isfinite` of floats of 8 bits."""
+    """Return the mask of the finite elements; unlike `torch.isfinite`, for 8-bit floats too."""
     return (x.float() if x.is_floating_point() and x.element_size() == 1 else x).isfinite()
 
 
 def is_inexact(x: Any) -> bool:
-    """Return True for a tensor of a floating-point or complex dtype, whose sums are rounded."""
+    """Return True for a tensor of a floating-point or complex dtype."""
     return isinstance(x, torch.Tensor) and (x.is_floating_point() or x.is_complex())
 
 
 def doubled(values: Any) -> Any:
-    """Return a copy of a tree, its floats in float64."""
+    """Return a copy of a tree with its floating tensors in float64."""
     return tree.map(lambda x: x.double() if is_float(x) else x, copied(values))
 
 
 @contextlib.contextmanager
 def in_float64() -> Iterator[None]:
-    """Make float64 the default dtype inside the context, for tensors that the function makes."""
+    """Set the default dtype to float64 during a `with` block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -54,7 +54,7 @@ def in_float64() -> Iterator[None]:
 
 
 class ConstantDraws(DispatchMode):
-    """Mode in which each draw gives the same number for each element, whatever the key and the rows are.
+    """Dispatch mode that replaces random draws by constants, independent of key and number of rows.
 
     Uniform numbers are 0.5, normal ones too; nothing is dropped.
     """

@@ -1,4 +1,4 @@
-"""Objects that a function holds: its model, its closure, the global variables that it reads.
+"""Objects that a function can reach: its model, closure and global variables, before a call.
 
 Read next: `_kept.py`, which restores them after a check; `pure.py`, which compares them.
 """
@@ -35,7 +35,7 @@ class _Tensor(NamedTuple):
 
 
 class Held:
-    """Python objects and tensors that roots reach, as they were when this was made.
+    """Snapshot of the Python objects and tensors that can be reached from some root objects.
 
     Args:
         *roots: functions, modules and other objects.
@@ -62,7 +62,7 @@ class Held:
 
     @property
     def generators(self) -> list[tuple[str, Any]]:
-        """Return name and object of each random generator among the objects, global ones excluded."""
+        """Return `(name, generator)` for each non-global random generator among the objects."""
         own = [g for g in self._owned.found.generators if not any(g is one for one in _GLOBAL)]
         return [(self._owned.path(g) or "the generator", g) for g in own]
 
@@ -70,13 +70,13 @@ class Held:
         return len(self._owned.found.paths)
 
     def restore(self) -> list[str]:
-        """Restore the Python objects; return a name of each that had changed, or `!` and a sentence."""
+        """Restore the Python objects; return the names of changed ones, and `!` with each failure."""
         changed, refusals = self._owned.restore()
         paths = dict.fromkeys(self._named(change) for change in changed)
         return [*paths, *(f"!{refusal}" for refusal in refusals)]
 
     def _named(self, change: Change) -> str:
-        """Return the path of an object that was restored, with the first name that had changed in it."""
+        """Return the path of a restored object, with the name of its first changed attribute."""
         path = self._owned.path(change.node)
         if isinstance(change.node, Globals):
             now = zip(change.node.names, change.values, strict=True)
@@ -100,7 +100,7 @@ class Held:
         return f"{names[0]!r} of {path}".removesuffix(" of ") if names else path
 
     def changed_tensor(self) -> tuple[str, Difference] | None:
-        """Return name and difference of the first tensor whose bytes have changed, if any."""
+        """Return the name and difference of the first tensor whose bytes changed; `None` if none did."""
         for name, was in self._before.items():
             difference = first_difference(was.tensor.detach(), was.value)
             if difference is not None:
@@ -108,7 +108,7 @@ class Held:
         return None
 
     def changed_grad(self) -> str | None:
-        """Return the name of the first tensor with another `.grad` or `requires_grad`, if any."""
+        """Return the name of the first tensor whose `.grad` or `requires_grad` changed, if any."""
         for name, was in self._before.items():
             now = was.tensor.grad
             same = was.tensor.requires_grad == was.requires_grad
@@ -119,7 +119,7 @@ class Held:
         return None
 
     def restore_tensors(self) -> None:
-        """Write the bytes and gradients back that the tensors had."""
+        """Restore the bytes and gradients of the tensors from the snapshot."""
         with torch.no_grad():
             for was in self._before.values():
                 if first_difference(was.tensor.detach(), was.value) is not None:
@@ -130,7 +130,7 @@ class Held:
 
 
 def roots_of(fn: Any) -> tuple[Any, ...]:
-    """Return the user's objects that a function calls: of ftrain's steps, loss, model and optimizer."""
+    """Return the user's objects inside a function: for ftrain's steps, the loss, model and optimizer."""
     if isinstance(fn, TrainStep):
         return fn._watch._roots
     if isinstance(fn, Compiled):
@@ -144,7 +144,7 @@ def roots_of(fn: Any) -> tuple[Any, ...]:
 
 
 def memory_of(values: Any) -> dict[int, str]:
-    """Return the path of each tensor of a tree that has memory, by its storage's address."""
+    """Return `{address of the storage: path}` for the tensors of a tree that have memory."""
     return {
         leaf.untyped_storage().data_ptr(): path
         for path, leaf in zip(tree.paths(values), tree.leaves(values), strict=True)

@@ -1,5 +1,4 @@
-"""Checks that leave their subject as it was: its closure, modules, global variables, generators,
-and torch's settings.
+"""Restoration of all state that a check may change: closures, modules, generators, settings.
 
 Read next: `pure.py`, the first law.
 """
@@ -24,7 +23,7 @@ R = TypeVar("R")
 
 @contextlib.contextmanager
 def kept(*functions: Any) -> Iterator[None]:
-    """Restore what functions hold, global generators and torch's settings, after the context."""
+    """Restore functions' state, global generators and torch's settings after a `with` block."""
     held = Held(*(root for fn in functions for root in roots_of(fn)), follow_globals=True)
     around, marks = world(), _generators.read(_generators.accelerator())
     try:
@@ -37,7 +36,7 @@ def kept(*functions: Any) -> Iterator[None]:
 
 
 def unchanging(check: Callable[P, R]) -> Callable[P, R]:
-    """Make a check restore what its subject holds, and the global generators, when it is over."""
+    """Decorate a check so that it restores its subject's state and the global generators at its end."""
 
     @functools.wraps(check)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -48,7 +47,7 @@ def unchanging(check: Callable[P, R]) -> Callable[P, R]:
 
 
 def changed_by(fn: Any, run: Callable[[], Any]) -> str | None:
-    """Return the name of the first object that a function holds and that a call changes, if any.
+    """Return the name of the first object held by a function that a call changes; `None` if none.
 
     Args:
         fn: the function.
@@ -63,7 +62,7 @@ def changed_by(fn: Any, run: Callable[[], Any]) -> str | None:
 
 
 def functions_of(subject: Any, args: tuple[Any, ...] | None) -> list[Any]:
-    """Return the functions of a subject, which is a function itself if `args` is given."""
+    """Return the functions of a subject: its steps or, if `args` is given, the subject itself."""
     if isinstance(subject, str):
         subject = imported(subject)
     parts = [subject] if args is not None else parts_of(subject)
@@ -71,7 +70,7 @@ def functions_of(subject: Any, args: tuple[Any, ...] | None) -> list[Any]:
 
 
 def _functions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Return the functions among the arguments of a check."""
+    """Return the functions under check, from the arguments of the check."""
     subject = args[0] if args else kwargs.get("subject")
     extra = [kwargs.get(name) for name in ("evaluate", "accumulated")]
     return [*functions_of(subject, kwargs.get("args")), *filter(callable, extra)]

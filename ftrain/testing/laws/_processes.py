@@ -1,4 +1,4 @@
-"""Calls in a new process, which finds the subject by its name or unpickles it.
+"""Calls of a subject in a new process, which imports the subject by name or unpickles it.
 
 Read next: `_worker.py`, the program of that process.
 """
@@ -32,7 +32,7 @@ _DEADLINE = 600  # seconds
 
 
 class Job(NamedTuple):
-    """Work of a new process: `task(subject, payload)`.
+    """Description of a new process's work, which is `task(subject, payload)`.
 
     Attributes:
         task: a function at the top of a module of this package.
@@ -52,7 +52,7 @@ class Job(NamedTuple):
 
 
 def outputs_in_new_process(subject: Any, calls: Sequence[Call], *, hash_seed: int) -> list[Any]:
-    """Return the outputs of calls of a subject, all made in one new process.
+    """Make calls of a subject in one new process, and return their outputs.
 
     Raises:
         TypeError: a new process cannot find the subject.
@@ -63,7 +63,7 @@ def outputs_in_new_process(subject: Any, calls: Sequence[Call], *, hash_seed: in
 
 
 def recorded_in_new_process(subject: Any, call: Call, *, hash_seed: int) -> tuple[Any, list[Event]]:
-    """Return the outputs of a call of a subject, and its operators, in a new process."""
+    """Make one call of a subject in a new process; return its outputs and its operators."""
     payload = (_part(subject, call), call.args)
     found: tuple[Any, list[Event]] = in_new_process(_record, subject, payload, hash_seed=hash_seed)
     return found
@@ -107,7 +107,7 @@ def in_new_process(
 
 
 def reference_to(subject: Any) -> str | bytes:
-    """Return the name by which a new process finds a subject, or the pickled subject.
+    """Return the name from which a new process can import a subject, or the pickled subject.
 
     Raises:
         TypeError: there is no such name, and the subject cannot be pickled.
@@ -134,20 +134,20 @@ def reference_to(subject: Any) -> str | bytes:
 
 
 def _python_path() -> str:
-    """Return the search path that finds this ftrain first."""
+    """Return a `PYTHONPATH` on which this copy of ftrain comes first."""
     root = str(pathlib.Path(__file__).resolve().parents[3])
     return os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def _part(subject: Any, call: Call) -> str:
-    """Return the field of `Steps` that a call calls; an empty string for a subject without fields."""
+    """Return the field of `Steps` that a call uses; `""` if the subject itself is called."""
     if call.fn is subject or call.names[:1] != ("state",):
         return ""
     return "train_step" if call.outputs else "eval_step"
 
 
 def _called(subject: Any, part: str, args: tuple[Any, ...]) -> Call:
-    """Return a call of a subject, in the new process."""
+    """Return the call to make in the new process, of a subject or of one of its steps."""
     fn = subject
     if part:
         step, evaluate, _ = parts_of(subject)

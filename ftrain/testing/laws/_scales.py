@@ -1,4 +1,4 @@
-"""The step after a skipped step: the loss scale, which the skipped step has lowered, changes nothing.
+"""Check that a loss scale lowered by a skipped step does not change the next update.
 
 Read next: `skip.py`.
 """
@@ -29,7 +29,7 @@ _LIMIT = 0.1
 def require_same_update(
     whole: Subject, before: Any, after: Any, is_free: Callable[[str], bool]
 ) -> list[Row]:
-    """Raise if the loss scales that a skipped step has changed have an influence on the next update.
+    """Raise if the next update depends on the loss scale that a skipped step changed.
 
     Args:
         whole: the step; its last batch has finite gradients.
@@ -62,7 +62,8 @@ def require_same_update(
     difference = dataclasses.replace(apart.difference, path=[*kept][_index(apart.difference.path)])
     raise LawViolation(
         "skip",
-        f"the step after a skipped step makes another update: {apart._replace(difference=difference)}",
+        "the step after a skipped step computes a different update: "
+        f"{apart._replace(difference=difference)}",
         difference=difference,
         cause=f"the update depends on {', '.join(scales)}, which the skipped step has changed: "
         "gradients are clipped, or something is added to them, while the loss scale is still in them.",
@@ -71,18 +72,18 @@ def require_same_update(
 
 
 def _changes(before: dict[str, torch.Tensor], after: Any) -> list[torch.Tensor]:
-    """Return the change of each leaf."""
+    """Return the change of each leaf from `before` to `after`, in float64."""
     new = dict(zip(tree.paths(after), tree.leaves(after), strict=True))
     return [new[path].double() - old.double() for path, old in before.items()]
 
 
 def _index(path: str) -> int:
-    """Return the index of a leaf of a list from its path, `[3]`."""
+    """Return the index in the path of a list's leaf: 3 for `[3]`."""
     return int(path.strip("[]"))
 
 
 def skipped_in(metrics: Any) -> Any:
-    """Return the metric `skipped`; `None` if there is none."""
+    """Return the metric `skipped`; `None` if the metrics do not have it."""
     if isinstance(metrics, torch.Tensor):
         return None
     try:

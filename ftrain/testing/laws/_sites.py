@@ -1,4 +1,4 @@
-"""Operators and source lines that produced a value, found by running a call again.
+"""Search for the operator and source line that produced a value, by repeating a call.
 
 A check compares values first, which is fast; only after a violation is the call repeated under a mode
 that looks at every operator.
@@ -41,7 +41,7 @@ _TESTING = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
 class Site(NamedTuple):
-    """Operator with the place in the user's code that ran it.
+    """Operator, with the source line and module that called it.
 
     Attributes:
         operator: its name, such as "aten.add_.Tensor".
@@ -60,28 +60,28 @@ class Site(NamedTuple):
 
     @property
     def where(self) -> str | None:
-        """Return line and module as text for a message."""
+        """Return source line and module as text for a message."""
         if self.module is None:
             return self.line
         return f"{self.line or '(no line in user code)'}\n    in module {self.module}"
 
 
 class Located(TypedDict):
-    """Arguments of a `LawViolation` that say where it arises."""
+    """Arguments `operator` and `line` of a `LawViolation`."""
 
     operator: str | None
     line: str | None
 
 
 def located(site: Site | None) -> Located:
-    """Return operator and line of a site as arguments of a `LawViolation`; `None` each without one."""
+    """Return a site as the arguments `operator` and `line` of a `LawViolation`; both may be `None`."""
     if site is None:
         return {"operator": None, "line": None}
     return {"operator": site.operator, "line": site.where}
 
 
 class Event(NamedTuple):
-    """Operator that ran, with digests of its tensors."""
+    """Call of an operator, with digests of its input and output tensors."""
 
     site: Site
     inputs: tuple[str, ...]
@@ -89,12 +89,12 @@ class Event(NamedTuple):
 
 
 def events_of(call: Call) -> list[Event]:
-    """Return the operators of a call in order, with digests of their tensors."""
+    """Run a call; return its operators in order, with digests of their tensors."""
     return recorded(call)[1]
 
 
 def recorded(call: Call) -> tuple[Any, list[Event]]:
-    """Return the outputs of a call and its operators."""
+    """Run a call; return its outputs, and its operators with digests of their tensors."""
     args, mode = copied(call.args), _Recorder()
     with mode:
         output = call.run(args)
@@ -102,7 +102,7 @@ def recorded(call: Call) -> tuple[Any, list[Event]]:
 
 
 def first_new(events: Sequence[Event], others: Sequence[Event]) -> Site | None:
-    """Return the first operator of one run with an output that the other run never produced."""
+    """Return the first operator of one run with an output that does not occur in the other run."""
     known = {digest for event in others for digest in event.outputs}
     for event in events:
         if any(digest not in known for digest in event.outputs):
@@ -113,7 +113,7 @@ def first_new(events: Sequence[Event], others: Sequence[Event]) -> Site | None:
 def origin_of(
     path: str, output: Any, events: Sequence[Event], others: Sequence[Event]
 ) -> Site | None:
-    """Return the operator at which a leaf of a run's outputs became different from another run.
+    """Return the operator that made an output leaf of one run differ from that of another run.
 
     The search follows the leaf back to an operator whose inputs all occur in the other run, too.
 
@@ -143,7 +143,7 @@ def origin_of(
 def find_write(
     call: Call, watched: Callable[[tuple[Any, ...]], torch.Tensor | None]
 ) -> Site | None:
-    """Repeat a call; return the operator that changes a tensor, or `None` if no operator does.
+    """Repeat a call; return the operator that changes a given tensor; `None` if no operator does.
 
     Args:
         call: the call.
@@ -163,7 +163,7 @@ def find_write(
 
 
 def running_site(operator: Any) -> Site:
-    """Return the site of an operator that is running under a mode of this package."""
+    """Return the site of the operator that is now running under a dispatch mode of this package."""
     frame, module, root = _user_frame(sys._getframe(1)), None, None
     walk: FrameType | None = sys._getframe(1)
     while walk is not None and walk.f_code is not _CALL:
@@ -186,7 +186,7 @@ def _path(module: nn.Module | None, root: nn.Module | None) -> str | None:
 
 
 def _user_frame(frame: FrameType | None) -> FrameType | None:
-    """Return the innermost frame of user code below the checked call; else one that is not torch's."""
+    """Return the innermost frame of user code in the checked call; if none, one outside torch."""
     other = None
     while frame is not None and frame.f_code is not _CALL:
         name = frame.f_code.co_filename
@@ -199,7 +199,7 @@ def _user_frame(frame: FrameType | None) -> FrameType | None:
 
 
 class _Recorder(DispatchMode):
-    """Mode that records each operator with digests of its outputs."""
+    """Dispatch mode that records each operator with digests of its tensors."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ class _Recorder(DispatchMode):
 
 
 class _Writes(DispatchMode):
-    """Mode that compares one tensor before and after each operator."""
+    """Dispatch mode that compares one tensor before and after each operator."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Subjects of checks: training steps with their batches, or a function with its arguments.
+"""Subjects of the checks: training steps with batches, or a function with arguments.
 
 Every check reduces its subject to calls, each of which it may repeat with copies of the arguments.
 
@@ -40,11 +40,11 @@ Batches = Sequence[Any]
 
 
 class InapplicableError(ValueError):
-    """Error for a law that a subject cannot be checked for; `check_all` reports it and goes on."""
+    """Error for a law that does not apply to a subject; `check_all` reports it and continues."""
 
 
 class Call(NamedTuple):
-    """Call of a pure function, which a check may repeat.
+    """Call of a pure function with fixed arguments, which a check may repeat.
 
     Attributes:
         label: the call in messages, such as "train_step(state, batches[1])".
@@ -61,34 +61,34 @@ class Call(NamedTuple):
     outputs: tuple[str, ...] = ()
 
     def __call__(self) -> Any:
-        """Return the outputs for copies of the arguments."""
+        """Call the function with copies of the arguments; return its outputs."""
         return self.run(copied(self.args))
 
     def run(self, args: tuple[Any, ...]) -> Any:
-        """Return the outputs for these arguments; raise unless those of a step are a pair."""
+        """Call the function with other arguments; raise if it is a step that does not return a pair."""
         output = self.fn(*args)
         return outputs_of(output) if self.outputs else output
 
     def input_named(self, difference: Difference) -> Difference:
-        """Return a difference of the arguments whose path has the argument's name."""
+        """Return a difference between arguments, with a path that begins with the argument's name."""
         return dataclasses.replace(difference, path=self.path(difference.path))
 
     def output_named(self, difference: Difference) -> Difference:
-        """Return a difference of the outputs whose path has the output's name."""
+        """Return a difference between outputs, with a path that begins with the output's name."""
         return dataclasses.replace(difference, path=self.output_path(difference.path))
 
     def path(self, path: str) -> str:
-        """Return the path of a leaf of the arguments with the argument's name: `state['w']`."""
+        """Return a leaf's path in the arguments, beginning with the argument's name: `state['w']`."""
         return _renamed(path, self.names)
 
     def output_path(self, path: str) -> str:
-        """Return the path of a leaf of the outputs with the output's name: `metrics['loss']`."""
+        """Return a leaf's path in the outputs, beginning with the output's name: `metrics['loss']`."""
         return _renamed(path, self.outputs) if self.outputs else f"the output{path}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """Training steps under check.
+    """Training steps under check, with their initial state and batches.
 
     Attributes:
         step: `(state, batch) -> (state, metrics)`.
@@ -105,19 +105,19 @@ class Subject:
     batches: tuple[Any, ...]
 
     def states(self) -> list[Any]:
-        """Return the states before each batch, and after the last."""
+        """Return the states of a run: before each batch, and after the last."""
         found = [copied(self.state)]
         for batch in self.batches:
             found.append(self.stepped(found[-1], batch)[0])
         return found
 
     def stepped(self, state: Any, batch: Any) -> tuple[Any, Any]:
-        """Return state and metrics after one step from copies of a state and a batch."""
+        """Run one step on copies of a state and a batch; return the new state and metrics."""
         return outputs_of(self.step(copied(state), copied(batch)))
 
 
 def subject_of(subject: Any, batches: Batches, state: Any = None, seed: int = 0) -> Subject:
-    """Return the subject of a check from the arguments that every check takes.
+    """Return the `Subject` for the arguments of a check, which are the same for all checks.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -152,7 +152,7 @@ def calls_of(
     *,
     evaluate: bool = True,
 ) -> list[Call]:
-    """Return the calls of a subject: each step of a run, and the evaluation of its first state.
+    """Return the calls to check: each step of a run, and one evaluation of its first state.
 
     Args:
         subject: as for every check.
@@ -174,7 +174,7 @@ def each_call(
     *,
     evaluate: bool = True,
 ) -> Iterator[Call]:
-    """Yield the calls of `calls_of`, each before the step that leads to the next one.
+    """Yield the calls of `calls_of` one by one, each step before the next call is computed.
 
     What only the first call of a process changes (a cache, a seed, a setting) is found in this way.
     """
@@ -203,7 +203,7 @@ def each_call(
 
 
 def outputs_of(output: Any) -> tuple[Any, Any]:
-    """Return state and metrics from the output of a step.
+    """Return state and metrics from the output of a step; raise if it is not such a pair.
 
     Raises:
         TypeError: it is not a pair.
@@ -219,7 +219,7 @@ def outputs_of(output: Any) -> tuple[Any, Any]:
 
 
 def copied(values: Any) -> Any:
-    """Return a tree with copies of its leaves, which share memory if the leaves are one object."""
+    """Copy the leaves of a tree; a tensor that occurs several times is copied once."""
     memo: dict[int, Any] = {}
     leaves, treedef = tree.flatten(values)
     return tree.unflatten(treedef, [_copied(leaf, memo) for leaf in leaves])
@@ -240,12 +240,12 @@ def _copied(leaf: Any, memo: dict[int, Any]) -> Any:
 
 
 def name_of(fn: Any) -> str:
-    """Return the name of a function in messages."""
+    """Return the name of a function for messages."""
     return getattr(fn, "__name__", None) or type(fn).__name__
 
 
 def imported(path: str) -> Any:
-    """Return the object that `module:name` or `path/file.py:name` names.
+    """Import the object that `module:name` or `path/file.py:name` names.
 
     Raises:
         ValueError: the text has no colon.
@@ -263,7 +263,7 @@ def imported(path: str) -> Any:
     )
     if not hasattr(module, name):
         raise AttributeError(
-            f"subject: {module_name} has no name {name!r}. Name a global variable."
+            f"subject: {module_name} has no global variable {name!r}. Write the name of one."
         )
     return getattr(module, name)
 
@@ -280,7 +280,7 @@ def _module_at(path: str) -> Any:
 
 
 def parts_of(subject: Any) -> tuple[Any, Any, Any]:
-    """Return step, evaluation and initial state of a subject; `None` for what it lacks."""
+    """Return `train_step`, `eval_step` and `init_state` of a subject; `None` for those it lacks."""
     if hasattr(subject, "train_step"):
         evaluate, init = (getattr(subject, name, None) for name in ("eval_step", "init_state"))
         return subject.train_step, evaluate, init
@@ -296,7 +296,7 @@ def parts_of(subject: Any) -> tuple[Any, Any, Any]:
 
 
 def _renamed(path: str, names: tuple[str, ...]) -> str:
-    """Replace the leading index of a path by a name: `[0]['w']` becomes `state['w']`."""
+    """Replace the first index of a path by a name: `[0]['w']` becomes `state['w']`."""
     head, _, tail = path.partition("]")
     place = head.removeprefix("[")
     if place.isdigit() and int(place) < len(names):

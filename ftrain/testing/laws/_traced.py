@@ -1,4 +1,4 @@
-"""Steps in compiled form, with the errors of `ftrain.compile` as violations of a law.
+"""Compilation of steps in checks: errors of `ftrain.compile` become violations of a law.
 
 Read next: `compiled.py`.
 """
@@ -48,13 +48,13 @@ _CAUSES: dict[type[Exception], tuple[str, str]] = {
 
 
 def plain(step: Any) -> Any:
-    """Return the function that a compiled step was made from; another function itself."""
+    """Return the function from which a step was compiled; return any other function unchanged."""
     return step.fn if isinstance(step, Compiled) else step
 
 
 @contextlib.contextmanager
 def untraceable(law: str, name: str) -> Iterator[None]:
-    """Turn the errors by which `ftrain.compile` refuses a function into violations of a law."""
+    """Convert errors of `ftrain.compile` for functions it cannot compile to violations of a law."""
     try:
         yield
     except tuple(_CAUSES) as error:
@@ -73,7 +73,7 @@ def _first_line(error: BaseException) -> str:
 
 
 def _remedy(error: BaseException) -> str | None:
-    """Return the last paragraph of a message that shows a line, which says what to write instead."""
+    """Return the remedy in an error message of `ftrain.compile`: its last paragraph."""
     paragraphs = str(error).strip().split("\n\n")
     if len(paragraphs) < 3 or _LINE.search(paragraphs[-1]):
         return None
@@ -81,7 +81,7 @@ def _remedy(error: BaseException) -> str | None:
 
 
 def line_of(error: BaseException) -> str | None:
-    """Return the line of user code that an error names, or that raised it."""
+    """Return the line of user code that an error message names, or that raised the error."""
     named = _LINE.search(str(error))
     if named is not None:
         return named.group(1)

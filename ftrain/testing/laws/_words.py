@@ -1,4 +1,4 @@
-"""Amounts in the rows of reports."""
+"""Texts of amounts in reports, such as `1 leaf, 12 bytes`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["amount", "plural"]
 
 
 def amount(values: Any) -> str:
-    """Return the number of leaves of a tree, and of their bytes.
+    """Return the number of leaves and of bytes of a tree, as text.
 
     >>> amount({"w": torch.zeros(3)})
     '1 leaf, 12 bytes'
@@ -23,7 +23,7 @@ def amount(values: Any) -> str:
 
 
 def plural(count: int, one: str, many: str | None = None) -> str:
-    """Return a count with its noun.
+    """Return a count with its noun in the singular or plural.
 
     >>> plural(1, "call"), plural(2, "call")
     ('1 call', '2 calls')

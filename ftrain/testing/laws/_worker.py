@@ -15,7 +15,7 @@ from ftrain.testing.laws._subject import imported
 
 
 def run(source: str, target: str) -> None:
-    """Read a pickled `Job`, do it, and write its pickled result."""
+    """Read a pickled `Job`, run it, and write its pickled result."""
     job: Any = pickle.loads(pathlib.Path(source).read_bytes())
     sys.path[:] = [*dict.fromkeys([*job.path, *sys.path])]
     torch.set_num_threads(job.threads)
@@ -29,7 +29,7 @@ def run(source: str, target: str) -> None:
 
 
 def _load_main(path: str | None) -> None:
-    """Run the program's file under another name, so that its functions are found in `__main__`."""
+    """Run the main program's file as a module, so that pickled functions of `__main__` are found."""
     if path is None or not path.endswith(".py"):
         return
     module = types.ModuleType("__mp_main__")  # the name that multiprocessing gives it

@@ -1,4 +1,4 @@
-"""Law 5: gradients accumulated over micro-batches are those of the whole batch.
+"""Law 5: gradients accumulated over micro-batches equal those of the whole batch.
 
 Read next: `skip.py`.
 """
@@ -56,7 +56,7 @@ def check_accumulation(
     accumulated: Accumulated | None = None,
     relative: float | None = None,
 ) -> Report:
-    """Check law 5: the gradients of a batch cut into micro-batches are those of the whole batch.
+    """Check law 5: the gradients of a batch cut into micro-batches equal those of the whole batch.
 
     Parameters, buffers and batch are cast to float64 if the model runs in it, and every draw gives the
     same number, so that neither rounding nor dropout hides a wrong weight.
@@ -143,7 +143,7 @@ def _gradients(
 
 
 def _whole(step: TrainStep, state: TrainState, batch: Any) -> tuple[bool, Any, TrainState, Any]:
-    """Return True for float64, the gradients of the whole batch, and the arguments in that dtype."""
+    """Compute the gradients of the whole batch, in float64 if the step can run in it."""
     exact = state.replace(params=doubled(state.params), buffers=doubled(state.buffers))
     for is_exact, each, rows in (
         (True, exact, doubled(batch)),
@@ -189,14 +189,14 @@ def _updates(
 
 
 def _change(new: Any, old: Any) -> Any:
-    """Return the change of each float of the state."""
+    """Return the change of each floating tensor of the state; 0 for other leaves."""
     return tree.map(
         lambda a, b: a.double() - b.double() if is_float(b) else torch.zeros(()), new, old
     )
 
 
 def _cuts(batch: Any, parts: Sequence[int], ragged: bool) -> dict[str, list[slice]]:
-    """Return the rows of each micro-batch, by the name of the cut.
+    """Return `{name of a division into micro-batches: slices of rows}`.
 
     Raises:
         InapplicableError: no number divides the rows.
@@ -252,7 +252,7 @@ def _compare(cut: str, what: str, got: Any, expected: Any, limit: float) -> None
 
 
 def _worst(got: Any, expected: Any) -> Difference | None:
-    """Return the difference of the leaf that is furthest apart."""
+    """Return the difference at the leaf with the largest distance."""
     rows = list(zip(tree.paths(got), tree.leaves(got), tree.leaves(expected), strict=True))
     path, a, b = max(rows, key=lambda row: float((row[1].double() - row[2].double()).norm()))
     difference = first_difference(a, b)

@@ -1,4 +1,4 @@
-"""Assertions with one step and one batch: short names of the checks.
+"""Short assertions of the laws, for one step and one batch.
 
 Each takes a step `(state, batch) -> (state, metrics)`, compiled or not, ftrain's or your own, and raises
 an `AssertionError` with one line. The checks say more: operator, line, cause and remedy.
@@ -37,7 +37,7 @@ Step = Callable[[Any, Any], tuple[Any, Any]]
 
 @contextlib.contextmanager
 def _brief() -> Iterator[None]:
-    """Raise an `AssertionError` with the summary of a violation."""
+    """Convert a `LawViolation` in a `with` block to an `AssertionError` with its summary."""
     try:
         yield
     except LawViolation as violation:

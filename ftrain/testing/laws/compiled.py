@@ -1,4 +1,4 @@
-"""Compiled steps compute what eager steps compute.
+"""Check that a compiled step gives the results of the eager step.
 
 Read next: `donation.py`.
 """
@@ -32,7 +32,7 @@ def check_compiled(
     backend: Literal["eager", "inductor"] = "eager",
     relative: float | None = None,
 ) -> Report:
-    """Check that a compiled step gives the results of the step itself, at each step of a run.
+    """Check that a compiled step gives the results of the eager step, at each step of a run.
 
     Args:
         subject: `Steps`, another `(init_state, train_step, eval_step)`, a step
@@ -98,7 +98,7 @@ def _compare(call: Call, compiled: Any, backend: str, relative: float | None) ->
 
 
 def _apart(call: Call, got: Any, expected: Any, relative: float | None) -> tuple[Apart | None, str]:
-    """Return the leaf that is too far apart, with its path in the outputs, and the comparison."""
+    """Return the leaf that differs by too much, if any, and the tolerance as text."""
     if relative == 0.0:
         return apart_by_leaf(got, expected, 0.0), "same bytes"
     if relative is not None or not call.outputs:

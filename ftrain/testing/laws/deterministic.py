@@ -1,4 +1,4 @@
-"""Law 2: equal inputs give equal bytes, again in this process and in a new one.
+"""Law 2: equal inputs give equal bytes, in repeated calls and in a new process.
 
 Read next: `fixpoint.py`.
 """
@@ -99,7 +99,7 @@ def check_deterministic(
 
 
 def _again(call: Call, times: int) -> Any:
-    """Return the outputs of a call; raise if a further call returns others."""
+    """Repeat a call and return its outputs; raise if the outputs differ between repetitions."""
     first = call()
     for _ in range(times - 1):
         difference = first_difference(call(), first)
@@ -133,7 +133,7 @@ def _cause(site: Site | None, changed: str | None) -> str:
 
 
 def _find_operator(call: Call) -> Site | None:
-    """Return the first operator whose result differs between repeated calls, if one differs again."""
+    """Repeat a call to find the first operator whose result differs; `None` if none does."""
     first = events_of(call)
     for _ in range(_SEARCHES):
         again = events_of(call)

@@ -26,7 +26,7 @@ __all__ = ["check_donation"]
 
 @tree.register_dataclass
 class Donated:
-    """State of another class than `TrainState`, in a node that can be donated."""
+    """Wrapper that makes a state of another class than `TrainState` donatable."""
 
     state: Any
 
@@ -87,7 +87,8 @@ def check_donation(
                     f"donation changed the {what} after step {i + 1}: {difference}",
                     difference=difference,
                     cause="a leaf is read after its memory was overwritten.",
-                    remedy="Copy what outlives the step with .clone(), and report a fault of ftrain.",
+                    remedy="Copy values that outlive the step with .clone(), and report this as a "
+                    "bug of ftrain.",
                 )
     reused = sum(a == b for a, b in zip(places, _places(donated), strict=True))
     rows = (

@@ -36,7 +36,7 @@ def check_evaluation(
     seed: int = 0,
     evaluate: Callable[[Any, Any], Any] | None = None,
 ) -> Report:
-    """Check law 10: an evaluation is pure and deterministic, and training goes on as without it.
+    """Check law 10: evaluations are pure and deterministic, and do not change later training steps.
 
     Args:
         subject: `Steps`, another `(init_state, train_step, eval_step)`, or a step

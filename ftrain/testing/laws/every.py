@@ -98,7 +98,7 @@ def check_all(
         deterministic  passed       ... s  ...
         fixpoint       passed       ... s  ...
         keyed          passed       ... s  ...
-        skip           not checked  ... s  left out by skip=
+        skip           not checked  ... s  excluded by the argument skip
         resume         passed       ... s  ...
         evaluation     not checked  ... s  evaluate: expected a function ...
         all            passed       ... s
@@ -162,7 +162,7 @@ def _run(checks: dict[str, Check], skip: Sequence[str]) -> Reports:
         began = time.perf_counter()
         try:
             if law in skip:
-                raise InapplicableError("left out by skip=")
+                raise InapplicableError("excluded by the argument skip")
             reports.append(check())
         except InapplicableError as error:
             seconds = time.perf_counter() - began

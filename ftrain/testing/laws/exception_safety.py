@@ -1,4 +1,4 @@
-"""An exception at any operator of a call leaves inputs, module and random states as they were.
+"""Check that an exception at any operator of a call changes no input, module or random state.
 
 A step that is interrupted (out of memory, a raised error, Ctrl-C) can be repeated only if this holds.
 
@@ -28,7 +28,7 @@ __all__ = ["InjectedError", "check_exception_safety"]
 
 
 class InjectedError(RuntimeError):
-    """Error that `check_exception_safety` raises in the place of an operator."""
+    """Error that `check_exception_safety` raises instead of running an operator."""
 
 
 @unchanging
@@ -42,7 +42,7 @@ def check_exception_safety(
     most: int = 200,
     model: Any = None,
 ) -> Report:
-    """Check that a call which raises at any of its operators changes nothing.
+    """Check that a call changes nothing if an exception is raised at any of its operators.
 
     The call is repeated with an exception in the place of its first, second, ... operator, those of the
     backward pass included. After each, inputs, modules, other objects that the function holds, random
@@ -152,7 +152,7 @@ def _violation(mode: _Inject, summary: str, difference: Any = None) -> LawViolat
 
 
 def _comes_from(error: BaseException | None) -> bool:
-    """Return True if an error was raised because of the injected one."""
+    """Return True if an error is, or was caused by, an `InjectedError`."""
     seen = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -170,7 +170,7 @@ def _count(call: Call) -> int:
 
 
 def _places(total: int, most: int, seed: int) -> list[int]:
-    """Return the operators at which to raise: all, or a sample."""
+    """Return the positions of the operators at which to raise: all, or a sample."""
     if total <= most:
         return list(range(total))
     generator = torch.Generator().manual_seed(seed)
@@ -178,7 +178,7 @@ def _places(total: int, most: int, seed: int) -> list[int]:
 
 
 class _Inject(DispatchMode):
-    """Mode that raises in the place of one operator, and counts the operators before it."""
+    """Dispatch mode that counts operators, and raises instead of running a chosen one."""
 
     def __init__(self, place: int | None) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Law 3: the new state has the layout of the old one, so that one program serves a whole run.
+"""Law 3: the new state has the layout of the old one, so that a run compiles one program.
 
 Read next: `keyed.py`.
 """
@@ -86,7 +86,7 @@ def check_fixpoint(
 
 
 def layout_of(state: Any) -> Layout:
-    """Return the kind of each leaf of a state by its path: class, shape, dtype, device, strides."""
+    """Return `{path: class, shape, dtype, device and strides}` for the leaves of a state."""
     return {
         path: _kind(leaf) for path, leaf in zip(tree.paths(state), tree.leaves(state), strict=True)
     }
@@ -153,7 +153,7 @@ def _compare(now: Layout, was: Layout, step: int) -> None:
 
 
 def _compare_sharing(before: Any, after: Any) -> None:
-    """Raise if two leaves of the first state are one memory, and two memories after a step."""
+    """Raise if two leaves that share memory in the first state no longer share it after a step."""
     places: dict[tuple[Any, ...], int] = {}
     leaves, now, paths = tree.leaves(before), tree.leaves(after), tree.paths(before)
     for i, leaf in enumerate(leaves):
@@ -176,7 +176,7 @@ def _listed(what: str, paths: list[str]) -> str:
 
 
 def _one_program(whole: Subject) -> Row:
-    """Run all batches in compiled form; raise unless there is one program for each kind of batch."""
+    """Run all batches compiled; raise unless one program is compiled per layout of the batch."""
     step = whole.step
     compiled: Any = step if isinstance(step, Compiled) else compile_(step, backend="eager")
     kinds = {str((tree.structure(batch), layout_of(batch))) for batch in whole.batches}

@@ -32,7 +32,7 @@ _FEW = 64  # elements of a leaf that are tried one by one
 
 
 class _Function(NamedTuple):
-    """Scalar function with its gradients at a point.
+    """Scalar function with the gradients to check at a point.
 
     Attributes:
         value: `(point) -> 0-d tensor`.
@@ -198,7 +198,7 @@ def _check(
 
 
 def _made(make: Callable[[bool], _Function]) -> tuple[_Function, bool]:
-    """Return the function in float64, or in its own dtype if it does not run in float64."""
+    """Return the function in float64 if it runs in float64, else in its own dtype."""
     try:
         with in_float64():
             return make(True), True
@@ -209,7 +209,7 @@ def _made(make: Callable[[bool], _Function]) -> tuple[_Function, bool]:
 
 
 def _signs(point: Point, generator: torch.Generator) -> Point:
-    """Return random signs of norm 1 over all leaves."""
+    """Return a random direction for all leaves: equal magnitudes, random signs, norm 1."""
     n = sum(x.numel() for x in point.values())
     return {
         path: (torch.randint(0, 2, x.shape, generator=generator).to(x) * 2 - 1) / n**0.5
@@ -220,7 +220,7 @@ def _signs(point: Point, generator: torch.Generator) -> Point:
 def _derivatives(
     function: _Function, direction: Point, relative: float
 ) -> tuple[float, float] | None:
-    """Return the derivatives by finite differences and by the gradients, or `None` if they agree."""
+    """Return the derivative by finite differences and by the gradients; `None` if they agree."""
     n = sum(x.numel() for x in function.point.values())
     got = sum(float((function.grads[p].double() * d.double()).sum()) for p, d in direction.items())
     norm = sum(float(g.double().square().sum()) for g in function.grads.values()) ** 0.5
@@ -245,7 +245,7 @@ def _moved(point: Point, direction: Point, step: float) -> Point:
 
 
 def _violation(function: _Function, relative: float, generator: torch.Generator) -> LawViolation:
-    """Return the violation with the first leaf, and element, whose derivative differs by itself."""
+    """Return the violation, with the first leaf and element whose own derivative is wrong."""
     path, index, pair = "the tree", None, None
     for name, x in function.point.items():
         n = max(x.numel(), 1)

@@ -43,7 +43,7 @@ def check_keyed(
     args: tuple[Any, ...] | None = None,
     key: str | None = None,
 ) -> Report:
-    """Check law 4: no call advances a generator, and a key that is used changes from step to step.
+    """Check law 4: no call advances a random generator, and each key in use changes at each step.
 
     Compared are torch's global generators, NumPy's and Python's, and those that the function holds in
     its closure, in global variables and in modules. A call may make a generator itself, from a key.
@@ -107,7 +107,7 @@ def _unkeyed(call: Call, drawn: Drawn) -> LawViolation:
 
 
 def _moving(call: Call, output: Any, key: str | None) -> list[Row]:
-    """Raise if a key that the step uses is the same in the new state."""
+    """Raise if a key that the step uses is unchanged in the new state."""
     state = call.args[0]
     rows = []
     for path in _paths(state, key):
@@ -143,7 +143,7 @@ def _paths(state: Any, key: str | None) -> list[str]:
 
 
 def _is_used(call: Call, output: Any, place: int) -> bool:
-    """Return True if another key gives other outputs, apart from the new key itself."""
+    """Return True if the outputs depend on a key, apart from the new key itself."""
     leaves, treedef = tree.flatten(copied(call.args[0]))
     leaves[place] = _other(leaves[place])
     other = call.run((tree.unflatten(treedef, leaves), copied(call.args[1])))
@@ -160,5 +160,5 @@ def _is_used(call: Call, output: Any, place: int) -> bool:
 
 
 def _other(key: torch.Tensor) -> torch.Tensor:
-    """Return a key with other bits: the low bits of each word, so that a count stays in range."""
+    """Return a different key: flip low bits of each word, so that a count stays in range."""
     return key.logical_not() if key.dtype == torch.bool else key ^ 0x2A5

@@ -1,4 +1,4 @@
-"""Law 1: a call changes neither its inputs nor anything outside, and its outputs are new memory.
+"""Law 1: a call changes no input and no outside state, and its outputs share no memory with inputs.
 
 Read next: `deterministic.py`.
 """
@@ -100,7 +100,7 @@ def check_pure(
 
 
 def _check(call: Call, model: Any) -> int:
-    """Raise unless the law holds for one call; return the number of objects that were compared."""
+    """Raise unless law 1 holds for one call; return the number of objects that were compared."""
     args, before = copied(call.args), copied(call.args)
     models = Held(model)
     others = Held(*roots_of(call.fn), *_objects(args), follow_globals=True)

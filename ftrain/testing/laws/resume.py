@@ -1,4 +1,4 @@
-"""Law 7: a run that is saved, loaded and continued has the bits of one that never stopped.
+"""Law 7: a run that is saved, loaded and continued has the bits of an uninterrupted run.
 
 Read next: `vmap.py`.
 """
@@ -87,7 +87,7 @@ def check_resume(
 
 
 def _run(whole: Subject) -> list[tuple[Any, Any]]:
-    """Return the state before each step, with the metrics of the step before, and those at the end."""
+    """Run all batches; return `(state, metrics)` before the first step and after each step."""
     run: list[tuple[Any, Any]] = [(copied(whole.state), None)]
     for batch in whole.batches:
         run.append(whole.stepped(run[-1][0], batch))
@@ -158,7 +158,7 @@ def _differs(summary: str, difference: Difference, changed: str | None) -> LawVi
 
 
 def _continue(subject: Any, payload: tuple[str, Any, Sequence[Any]]) -> tuple[Any, Any]:
-    """Load a checkpoint and run the remaining batches, in the new process."""
+    """Load a checkpoint in the new process, run the remaining batches, return state and metrics."""
     path, like, batches = payload
     like = tree.map(lambda x: torch.empty_like(x) if isinstance(x, torch.Tensor) else x, like)
     state, metrics = checkpoint.load(path, like, on_change="ignore")[0], None

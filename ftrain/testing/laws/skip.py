@@ -38,7 +38,7 @@ def check_skip(
     poison: Poison | None = None,
     free: Sequence[str] = ("rng", "key", "scaler", "skipped"),
 ) -> Report:
-    """Check law 6: a step with non-finite gradients keeps the state, apart from a few fields.
+    """Check law 6: a step with non-finite gradients changes only key, loss scaler and counters.
 
     The next step then makes the update that it would have made before: the loss scale, which the skipped
     step has lowered, has no influence.
@@ -89,7 +89,7 @@ def check_skip(
 
 
 def poisoned(state: Any, batch: Any, poison: Poison | None = None) -> tuple[Any, Any]:
-    """Return copies of state and batch with which the gradients are not finite.
+    """Return copies of a state and a batch, modified so that the gradients are non-finite.
 
     Raises:
         ValueError: the batch has no floats, and the state is not a `TrainState`.
@@ -115,7 +115,7 @@ def _nan(leaf: Any) -> Any:
 
 
 def require_kept(before: Any, after: Any, metrics: Any, *, free: Sequence[str]) -> Row:
-    """Raise unless a skipped step has kept all but the free fields; return the metric's row."""
+    """Raise if a skipped step changed a field that is not `free`; return a row about the metric."""
     skipped = skipped_in(metrics)
     if skipped is not None and int(skipped) != 1:
         raise LawViolation(
@@ -141,7 +141,7 @@ def require_kept(before: Any, after: Any, metrics: Any, *, free: Sequence[str]) 
 
 
 def _require_poison(whole: Subject, after: Any, metrics: Any) -> None:
-    """Raise if all results are finite, and no metric says that the step was skipped."""
+    """Raise if a poisoned batch gave finite results and no metric `skipped`: it tests nothing."""
     if skipped_in(metrics) is None and all(map(_is_finite, tree.leaves((after, metrics)))):
         raise InapplicableError(
             "poison: expected a batch with non-finite gradients, but the state and all metrics of "
@@ -157,7 +157,7 @@ def _is_finite(leaf: Any) -> bool:
 
 
 def _is_free(path: str, free: Sequence[str]) -> bool:
-    """Return True for the leaves of a free field, named by its own name or by its path."""
+    """Return True if a leaf is in a field that `free` names, by its field name or by a path."""
     top = path.lstrip(".['").split("'")[0].split("[")[0].split(".")[0]
     return top in free or any(name[:1] in (".", "[") and path.startswith(name) for name in free)
 
@@ -176,7 +176,7 @@ def _changed(path: str, difference: Difference, free: Sequence[str]) -> LawViola
 
 
 def _index(difference: Difference) -> str:
-    """Return the index of an element, for a leaf with axes."""
+    """Return the index of an element as text; `""` for a 0-d leaf."""
     return f"first at {difference.index}: " if difference.index else ""
 
 

@@ -1,4 +1,4 @@
-"""Law 8: a row of a vmapped step is a single step.
+"""Law 8: each row of a vmapped step equals the step of that row alone.
 
 Read next: `accumulation.py`.
 """
@@ -116,7 +116,7 @@ def _compare(
     name: str | None = None,
     is_loose: bool = False,
 ) -> None:
-    """Raise unless `vmap(fn)` over rows, with shared arguments behind them, gives `fn` of each row."""
+    """Raise unless `vmap(fn)` over rows equals `fn` of each row; `shared` arguments have no row axis."""
     name, rest = name or name_of(fn), shared or ()
     alone = [fn(*copied(row), *copied(rest)) for row in rows]
     stacked = tree.map(_stacked, *map(copied, rows))
@@ -151,7 +151,7 @@ def _stacked(*leaves: Any) -> Any:
 
 
 def _dims(values: Any) -> Any:
-    """Return 0, or a tree with `None` for leaves that are not tensors: text, numbers and `None`."""
+    """Return `in_dims` for `torch.vmap`: 0 for tensors, `None` for other leaves."""
     if all(isinstance(leaf, torch.Tensor) for leaf in tree_leaves(values)):
         return 0
     return tree.map(lambda leaf: 0 if isinstance(leaf, torch.Tensor) else None, values)
@@ -169,7 +169,7 @@ _AUTOGRAD = (
 
 
 def _smooth(output: Any, limit: float) -> Any:
-    """Return an output with those metrics only that rounding changes little."""
+    """Return a step's output with only those metrics that are smooth in its inputs."""
     if isinstance(output, GradientResult):
         return output._replace(metrics=smooth(output.metrics, limit))
     if isinstance(output, tuple) and len(output) == 2:

@@ -1,4 +1,4 @@
-"""Stateful test of a training run: steps, saves, crashes and rollbacks in a drawn order.
+"""Stateful Hypothesis test of a training run: random sequences of steps, saves and crashes.
 
     TestTraining = training_machine(make, batches).TestCase     # pytest collects it
 

@@ -1,4 +1,4 @@
-"""Batches of a `TrainingMachine`: the one at a position, and a live iterator with a cursor."""
+"""Sources of batches for a `TrainingMachine`, by position and as a resumable iterator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["Feed", "ListFeed", "LoaderFeed", "feed_of"]
 
 
 class ListFeed:
-    """Batches of a sequence, over and over. The cursor is the position."""
+    """Batches of a sequence, repeated endlessly; the cursor is the position."""
 
     has_workers = False
 
@@ -32,7 +32,7 @@ class ListFeed:
 
 
 class LoaderFeed:
-    """Batches of a `ftrain.data.Loader`. The cursor is the loader's, as JSON."""
+    """Batches of a `ftrain.data.Loader`; the cursor is the loader's, as JSON."""
 
     has_workers = True
 
@@ -60,7 +60,7 @@ Feed = ListFeed | LoaderFeed
 
 
 def feed_of(batches: Any) -> Feed:
-    """Return the feed of a sequence of batches or a loader.
+    """Return the source of batches for a sequence of batches or a loader.
 
     Raises:
         TypeError: it is neither.

@@ -1,4 +1,4 @@
-"""Parts that users plug into a `TrainingMachine`: a builder of steps, and a batch with NaN in it."""
+"""Default parts of a `TrainingMachine`: a function that builds steps, and a batch with NaN."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["builder", "poisoned"]
 
 
 def builder(steps: Any, *, needs_accumulate: bool) -> Callable[[int], Any]:
-    """Return a function from the number of micro-batches to new steps.
+    """Return a function that builds steps for a given number of micro-batches.
 
     Raises:
         TypeError: `steps` is neither steps nor a function that builds them as needed.

@@ -1,4 +1,4 @@
-"""Reference of a `TrainingMachine`: the same batches in one uninterrupted, undonated run."""
+"""Reference run of a `TrainingMachine`: the same batches, uninterrupted and without donation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Event", "History", "Uninterrupted", "copied", "digest"]
 
 
 class Event(NamedTuple):
-    """One training step.
+    """Training step in the history of a run.
 
     Attributes:
         is_nan: True if the batch contained NaN.
@@ -37,7 +37,7 @@ class Outcome(NamedTuple):
 
 @dataclasses.dataclass
 class Uninterrupted:
-    """States of the run without interruptions, computed when they are first needed.
+    """States of an uninterrupted reference run, computed when first needed.
 
     Attributes:
         init: returns the first state.
@@ -52,7 +52,7 @@ class Uninterrupted:
     _evaluated: dict[History, str] = dataclasses.field(default_factory=dict)
 
     def after(self, history: History) -> Outcome:
-        """Return state and metrics after these events."""
+        """Return state and metrics of the reference run after these events (training steps)."""
         if history not in self._known:
             if history:
                 before = copied(self.after(history[:-1]).state)
@@ -64,7 +64,7 @@ class Uninterrupted:
         return self._known[history]
 
     def evaluated(self, history: History) -> str:
-        """Return the digest of the metrics of an evaluation after these events, of the next batch."""
+        """Return a digest of the evaluation metrics on the next batch, after these events."""
         if history not in self._evaluated:
             _, _, eval_step = self.steps_of(1)
             batch = self.batch(len(history), Event(False, 1))
@@ -79,5 +79,5 @@ def copied(state: Any) -> Any:
 
 
 def digest(metrics: Any) -> str:
-    """Return the sha256 of metrics, of which some may be Python numbers."""
+    """Return the sha256 of metrics, tensors or Python numbers."""
     return tree.digest(tree.map(torch.as_tensor, metrics))

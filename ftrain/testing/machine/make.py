@@ -1,4 +1,4 @@
-"""State machine for given steps and data.
+"""Construction of a `TrainingMachine` for given steps and data.
 
 Read next: `training_machine.py`, its rules.
 """
@@ -28,7 +28,7 @@ def training_machine(
     workers: Sequence[int] = (0, 1, 2),
     tolerance: float = 1e-6,
 ) -> type[TrainingMachine]:
-    """Return a `TrainingMachine` for your steps and data; its attribute `TestCase` is a unittest.
+    """Return a `TrainingMachine` class for your steps and data, whose `TestCase` runs as a unittest.
 
     Args:
         steps: a function that builds `Steps` as a new process would, called again after each crash, so

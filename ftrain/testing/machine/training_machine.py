@@ -1,4 +1,4 @@
-"""State machine of Hypothesis that trains, saves, crashes and restores in a drawn order.
+"""Hypothesis state machine that trains, saves, crashes and restores in random order.
 
 Read next: `_uninterrupted.py`, where the expected bytes come from.
 """
@@ -35,7 +35,7 @@ _MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
 class _Save(NamedTuple):
-    """Checkpoint: the events before it, and its directory."""
+    """Saved checkpoint, with the training steps before it."""
 
     history: History
     directory: Path
@@ -113,7 +113,7 @@ class TrainingMachine(RuleBasedStateMachine):
         checkpoint.save(directory, state, metadata={"cursor": cursor})
 
     def read(self, directory: Path, like: Any) -> tuple[Any, Any]:
-        """Load what `write` saved, `(state, cursor)`; `like` is an initial state of another seed."""
+        """Load `(state, cursor)` as saved by `write`; `like` is an initial state of another seed."""
         state, metadata = checkpoint.load(directory, like)
         return state, metadata["cursor"]
 
@@ -125,14 +125,14 @@ class TrainingMachine(RuleBasedStateMachine):
 
     @rule(batches=st.integers(1, 3))
     def step(self, batches: int) -> None:
-        """Train on the next batches."""
+        """Train on the next few batches."""
         self._resume()
         self._step(batches)
 
     @precondition(lambda self: self.has_nan_batches)
     @rule()
     def nan_batch(self) -> None:
-        """Train on the next batch with NaN in it; a skipped step must change nothing but the key."""
+        """Train on the next batch with NaN in it; if skipped, it may change only key and loss scaler."""
         self._resume()
         before = copied(self.state)
         metrics = self._train(Event(True, self._accumulate))
@@ -160,13 +160,13 @@ class TrainingMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """Lose all that is not on disk: state, steps, iterators. The next rule restores first."""
+        """Discard all that is not on disk (state, steps, iterators); the next rule restores it first."""
         self.state = None
         self._start_process()
 
     @rule()
     def restore(self) -> None:
-        """Resume from the newest checkpoint, or start anew without one; no crash is needed."""
+        """Resume from the newest checkpoint; without a checkpoint, start from the beginning."""
         if self._saves:
             self._load(self._saves[-1])
         else:
@@ -174,7 +174,7 @@ class TrainingMachine(RuleBasedStateMachine):
 
     @rule(save=st.integers(0, 3))
     def rollback(self, save: int) -> None:
-        """Go back to a checkpoint, 0 for the newest, without a crash, and drop those after it."""
+        """Return to an earlier checkpoint, counted back from the newest (0), and drop the later ones."""
         if self._saves:
             self._saves = self._saves[: max(1, len(self._saves) - save)]
         self.restore()
@@ -182,7 +182,7 @@ class TrainingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._steps()[2] is not None)
     @rule()
     def evaluate(self) -> None:
-        """Evaluate on the next batch."""
+        """Evaluate on the next batch; the metrics must equal those of the reference run."""
         self._resume()
         batch = self._batch_of(len(self._history), Event(False, 1))
         metrics = self._steps()[2](self.state, batch)
@@ -197,7 +197,7 @@ class TrainingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.donates)
     @rule()
     def donate(self) -> None:
-        """Train with the compiled step that takes over the state's memory, or again without it."""
+        """Switch between the compiled step with donation and the plain step, and train one step."""
         self._resume()
         self._donating = not self._donating
         self._step()
@@ -205,7 +205,7 @@ class TrainingMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.accumulates) > 0)
     @rule(micro_batches=st.runner().flatmap(lambda self: st.sampled_from(self.accumulates)))
     def accumulate(self, micro_batches: int) -> None:
-        """Train with another number of micro-batches, until the next change."""
+        """Change the number of micro-batches, and train one step."""
         self._resume()
         self._accumulate = micro_batches
         self._step()
@@ -213,7 +213,7 @@ class TrainingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self._feed.has_workers)
     @rule(workers=st.runner().flatmap(lambda self: st.sampled_from(self.workers)))
     def change_workers(self, workers: int) -> None:
-        """Train with another number of processes that fetch batches, until the next change."""
+        """Change the number of worker processes that load batches, and train one step."""
         self._resume()
         self._workers = workers
         self._open(self._cursor)
@@ -227,7 +227,7 @@ class TrainingMachine(RuleBasedStateMachine):
     # What the rules are made of.
 
     def _resume(self) -> None:
-        """Restore after a crash.
+        """Restore the run if it has crashed.
 
         Each rule does so, instead of being excluded until `restore`: Hypothesis drops the rules of a
         sequence one by one, and what it chooses next must not depend on those before.
@@ -274,7 +274,7 @@ class TrainingMachine(RuleBasedStateMachine):
         self._check()
 
     def _goto(self, history: History) -> None:
-        """Make the model that of a history."""
+        """Set the history, and the expected digests of its states, from the reference run."""
         self._history = history
         self.model = [
             tree.digest(self._reference.after(history[:n]).state) for n in range(len(history) + 1)
@@ -309,7 +309,7 @@ class TrainingMachine(RuleBasedStateMachine):
         return metrics
 
     def _check_accumulation(self, event: Event) -> None:
-        """Compare the gradients with micro-batches and without."""
+        """Compare the gradients with and without micro-batches."""
         batch = self._batch_of(len(self._history), event)
         found = []
         for k in (event.accumulate, 1):

@@ -1,4 +1,4 @@
-"""Strategy of batches like an example, ragged ones with weights included."""
+"""Hypothesis strategy of batches like an example batch, optionally with ragged weights."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def _like(leaf: Any, rows: int | None, options: dict[str, Any]) -> SearchStrateg
 
 @st.composite
 def _ragged(draw: Any, shape: tuple[int, ...], dtype: torch.dtype, allow_zero: bool) -> Any:
-    """Return weights: along the last axis ones, then zeros; of one axis, ones anywhere."""
+    """Draw weights of 0 and 1: ones, then zeros along the last axis; in any order for one axis."""
     if len(shape) < 2:
         counts = draw(st.lists(st.booleans(), min_size=shape[0], max_size=shape[0]))
         if not allow_zero and counts and not any(counts):

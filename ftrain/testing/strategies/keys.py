@@ -1,4 +1,4 @@
-"""Strategy of keys."""
+"""Hypothesis strategy of random keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strategy of small networks of stock layers."""
+"""Hypothesis strategy of small networks of `torch.nn` layers."""
 
 from __future__ import annotations
 

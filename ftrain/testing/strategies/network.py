@@ -1,4 +1,4 @@
-"""Small network of stock layers, described by a few words.
+"""Small network of `torch.nn` layers, described by a tuple of layer names.
 
 Read next: `modules.py`, which draws them.
 """
@@ -18,7 +18,7 @@ __all__ = ["LAYERS", "Network"]
 
 
 class _First(nn.Module):
-    """Layer that returns the first output of another one; attention gets its input three times."""
+    """Layer that returns the first output of another; attention gets its input as query, key, value."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ LAYERS: dict[str, Callable[[int, int], nn.Module]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """Function that builds a small network: `make_steps(network, network.loss_fn, optimizer)`.
+    """Small network as a model function: `make_steps(network, network.loss_fn, optimizer)`.
 
     The module maps `(rows, length, width)` to the same shape: the layers in order, then a linear layer.
 
@@ -105,7 +105,7 @@ class Network:
         return error.square().mean()
 
     def steps(self, optimizer: Any, **options: Any) -> Steps:
-        """Return `make_steps` of this network and its loss function."""
+        """Return the steps that `make_steps` builds from this network and its loss function."""
         return make_steps(self, self.loss_fn, optimizer, **options)
 
     def _layer(self, text: str, built: list[nn.Module]) -> nn.Module:

@@ -1,4 +1,4 @@
-"""Strategy of optimizers."""
+"""Hypothesis strategy of optimizers."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def optimizers(
     learning_rates: SearchStrategy[Any] | None = None,
     wrappers: bool = True,
 ) -> SearchStrategy[optim.GradientTransformation]:
-    """Return a strategy of optimizers, which shrink to the first name at rate 0.001, without wrappers.
+    """Return a strategy of optimizers, which shrink to the first one in `names`, without wrappers.
 
     Hypothesis prints them as the call that made them: `chain(clip_by_global_norm(1.0), sgd(0.001))`.
 

@@ -1,4 +1,4 @@
-"""Strategy of learning-rate schedules."""
+"""Hypothesis strategy of learning-rate schedules."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def rates() -> SearchStrategy[float]:
 
 
 def schedules(*, max_steps: int = 20) -> SearchStrategy[optim.Schedule]:
-    """Return a strategy of schedules of `ftrain.optim`, joined ones too, which shrink to `constant`.
+    """Return a strategy of schedules of `ftrain.optim`, which shrink to `constant`.
 
     Hypothesis prints them as the call that made them, `join((constant(0.001), ...), (1,))`.
 
@@ -58,7 +58,7 @@ def _factors() -> SearchStrategy[float]:
 
 
 def _with_warmup(rate: SearchStrategy[float], steps: SearchStrategy[int]) -> SearchStrategy[Any]:
-    """Return a strategy of `warmup_cosine`, whose total includes the steps of the warm-up."""
+    """Return a strategy of `warmup_cosine` schedules with valid numbers of steps."""
     return st.tuples(steps, steps).flatmap(
         lambda n: st.builds(optim.warmup_cosine, rate, st.just(n[0]), st.just(n[0] + n[1]))
     )

@@ -1,4 +1,4 @@
-"""Strategy of training states that a run can reach."""
+"""Hypothesis strategy of training states that a run can reach."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def states(
     max_steps: int = 3,
     seeds: SearchStrategy[int] | None = None,
 ) -> SearchStrategy[Any]:
-    """Return a strategy of the states that a run reaches, which shrink to `init_state(0)`.
+    """Return a strategy of states after some training steps, which shrink to `init_state(0)`.
 
     Args:
         steps: the `Steps` of the run, or another tuple of `init_state`, `train_step` and `eval_step`.
@@ -47,7 +47,7 @@ def states(
     if init_state is None or train_step is None:
         raise TypeError(
             f"steps: expected init_state, train_step and eval_step, got {type(steps).__name__}. Pass "
-            "what make_steps returned."
+            "the result of make_steps."
         )
     if not isinstance(batches, SearchStrategy):
         batches = st.sampled_from(batches) if len(batches) else st.nothing()

@@ -1,4 +1,4 @@
-"""Strategy of tensors: any shape, dtype and memory layout, special values on request."""
+"""Hypothesis strategy of tensors: any shape, dtype and memory layout, with special values."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def _shapes() -> SearchStrategy[tuple[int, ...]]:
 def _bounds(
     dtype: torch.dtype, min_value: float | None, max_value: float | None
 ) -> tuple[float, float]:
-    """Return the smallest and largest value that are representable and within the bounds."""
+    """Return the smallest and the largest value within the bounds that the dtype represents."""
     if dtype not in _NUMPY:
         known = ", ".join(str(each).removeprefix("torch.") for each in _NUMPY)
         raise ValueError(f"dtype: expected one of {known}, got {dtype}. Pass one of them.")
@@ -124,7 +124,7 @@ def _bounds(
 
 
 def _representable(bound: float, dtype: torch.dtype, *, up: bool) -> float:
-    """Return the nearest number of the dtype at or above (or below) a bound."""
+    """Return the number of the dtype nearest to a bound, at or above it (or at or below it)."""
     rounded = torch.tensor(bound, dtype=torch.float64).to(dtype)
     if (rounded.double() < bound) if up else (rounded.double() > bound):
         toward = torch.tensor(math.inf if up else -math.inf, dtype=dtype)

@@ -1,4 +1,4 @@
-"""Strategy of trees: nested tuples, lists, dicts, NamedTuples and dataclasses."""
+"""Hypothesis strategy of pytrees: nested tuples, lists, dicts, NamedTuples and dataclasses."""
 
 from __future__ import annotations
 
