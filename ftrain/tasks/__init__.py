@@ -1,4 +1,4 @@
-"""Tasks: losses, metrics, models, adapters of batches, and predictions as columns of a table.
+"""Losses, metrics, models, task recipes, batch adapters, and predictions as table columns.
 
     cross_entropy  mse  causal_lm  dice  ...    losses of a model and a batch, for configurations
     language_modeling()  segmentation()  ...    loss, evaluation and metrics of a kind of problem

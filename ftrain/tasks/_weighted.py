@@ -1,4 +1,4 @@
-"""Weighted means of values of rows, and the message for labels out of range."""
+"""Weighted means, one-hot labels, and the error message for labels out of range."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["classes_in_range", "one_hot", "over", "places_in", "weighted"]
 
 
 def weighted(values: Tensor, *factors: Tensor | None) -> Mean:
-    """Return the mean of values, weighted by the product of factors.
+    """Return the weighted mean of values as a `Mean`; the weights are a product of factors.
 
     Args:
         values: any shape.
@@ -36,17 +36,17 @@ def weighted(values: Tensor, *factors: Tensor | None) -> Mean:
 
 
 def over(factor: Tensor, values: Tensor) -> Tensor:
-    """Return a factor of the first axes of `values` with axes of length one for the others."""
+    """Add trailing axes of length one to a factor, so that it broadcasts with `values`."""
     if factor.shape != values.shape[: factor.ndim]:
         raise ValueError(
-            f"row_weights: expected the first axes of {tuple(values.shape)}, got "
+            f"row_weights: expected a shape equal to the first axes of {tuple(values.shape)}, got "
             f"{tuple(factor.shape)}. Give one weight per row, or one per value"
         )
     return factor.reshape(factor.shape + (1,) * (values.ndim - factor.ndim))
 
 
 def one_hot(labels: Tensor, classes: int, ignore_index: int = -100) -> Tensor:
-    """Return True at the class of each label along a new last axis, and False for ignored labels.
+    """Return boolean one-hot labels, along a new last axis; ignored labels are all False.
 
     `F.one_hot` reads the largest label on the host, which neither `vmap` nor a compiled step can.
 
@@ -63,7 +63,7 @@ def one_hot(labels: Tensor, classes: int, ignore_index: int = -100) -> Tensor:
 
 @contextlib.contextmanager
 def classes_in_range(labels: Tensor, classes: int, ignore_index: int) -> Iterator[None]:
-    """Raise with the first label that is out of range, if torch raises in the context.
+    """Replace torch's error for labels out of range, in a `with` block, by one that names the label.
 
     The labels are read after torch has raised, and so cost nothing while they are in range. Operators
     of torch on CUDA abort with an assertion instead.

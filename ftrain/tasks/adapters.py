@@ -1,4 +1,4 @@
-"""Adapters: call a model with any batch, and find the output and the labels of a loss by name or place.
+"""Adapters that call a model with any kind of batch, and find the output and the labels for a loss.
 
 A batch may be a tensor, a tuple `(x,)` or `(x, ..., labels)`, or have named entries: a dict, any other
 mapping (`UserDict`, Hugging Face's `BatchEncoding`), a dataclass or a NamedTuple. A model may return a
@@ -53,7 +53,7 @@ def output_and_labels(
     target: str | None = None,
     output: str | int | None = None,
 ) -> Prediction:
-    """Call a model with a batch, and return its output and the labels of the batch.
+    """Call a model with a batch; return its output and the labels of the batch.
 
     Args:
         model: a module or a function.
@@ -85,7 +85,7 @@ def call_model(
     target: str | None = None,
     has_labels: bool = True,
 ) -> Any:
-    """Call a model with the inputs of a batch, and return what it returns.
+    """Call a model with the inputs in a batch, and return its outputs.
 
     - A tensor is the only argument. Of a tuple or list of two or more entries, the last holds the
       labels, and the others are the arguments; of one entry, that is the argument.
@@ -162,7 +162,7 @@ def find_labels(batch: Any, target: str | None = None) -> Tensor:
 
 
 def find_output(outputs: Any, output: str | int | None = None) -> Tensor:
-    """Return the output of a model that a loss reads.
+    """Return the output that a loss reads, among the outputs of a model.
 
     Args:
         outputs: a tensor; a tuple or list, whose first tensor with axes is taken, so that a loss before
@@ -199,7 +199,7 @@ def find_output(outputs: Any, output: str | int | None = None) -> Tensor:
     }.get(type(output), "a tensor, a tuple with a tensor that has axes, or an entry 'logits'")
     raise TypeError(
         f"outputs of the model: expected {wanted}, got {_shape_of(outputs)}. Name the output: "
-        "output='logits', or a place in the tuple"
+        "output='logits', or output=0 for a position in a tuple"
     )
 
 
@@ -217,7 +217,7 @@ def named_entries(value: Any) -> Mapping[str, Any] | None:
 def _call_with_names(
     model: Callable[..., Any], named: Mapping[str, Any], target: str | None
 ) -> Any:
-    """Call a model with the entries whose names its signature has, or with the one usual input."""
+    """Call a model with the batch entries that its signature names, else with the only input."""
     takes = _parameters(model)
     labels = target if target is not None else next((x for x in LABELS if x in named), None)
     own = {name: x for name, x in named.items() if name != labels}
@@ -257,7 +257,7 @@ def _one(
     option: str,
     whole: Mapping[str, Any] | None = None,
 ) -> Any:
-    """Return the entry called `name`, or the only one with one of the usual names.
+    """Return the entry called `name` or, if `name` is `None`, the only one with a usual name.
 
     Args:
         whole: the entries that a message lists, if they are more than those that are searched.
@@ -280,7 +280,7 @@ def _one(
 
 
 def named_entry(named: Mapping[str, Any], name: str, what: str, option: str | None) -> Any:
-    """Return an entry; raise with the names that there are, and the argument that names another."""
+    """Return the entry called `name`; if it is missing, raise an error that lists the names."""
     if name in named:
         return named[name]
     if option is None:

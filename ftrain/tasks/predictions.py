@@ -14,7 +14,7 @@ __all__ = ["predictions"]
 def predictions(
     outputs: Tensor, target: Mapping[str, Any], *, binary: bool = False
 ) -> dict[str, list[Any]]:
-    """Return the predicted columns of a table.
+    """Return columns of predictions, `{name: values}`, for the rows of a table.
 
     Args:
         outputs: logits `(n, classes)`, or numbers `(n,)` or `(n, 1)`.

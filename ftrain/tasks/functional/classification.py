@@ -1,4 +1,4 @@
-"""Losses of classes, one or several for each row, and the mixing of rows.
+"""Classification losses, with one or several labels per row; mixup and CutMix.
 
 Read next: `language.py`, which applies `cross_entropy` to tokens.
 """
@@ -184,9 +184,9 @@ def cutmix(
 
 
 def _mixing(key: Tensor, count: int, alpha: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return a permutation, a share drawn from Beta(alpha, alpha), and two uniform numbers."""
+    """Draw a permutation of rows, a mixing weight from Beta(alpha, alpha), and two uniform numbers."""
     if alpha <= 0:
-        raise ValueError(f"alpha: expected a positive number, got {alpha}. Do not mix for alpha 0")
+        raise ValueError(f"alpha: expected a positive number, got {alpha}. Write alpha=0.2")
     of_order, of_share, of_place = random.split(key, 3)
     with random.keyed(of_share):
         both = torch.full((), alpha, dtype=like.dtype, device=like.device)
@@ -196,7 +196,7 @@ def _mixing(key: Tensor, count: int, alpha: float, like: Tensor) -> tuple[Tensor
 
 
 def _interval(size: int, side: Tensor, at: Tensor, like: Tensor) -> Tensor:
-    """Return True for the places of an interval of `side * size` around `at`, cut off at the ends."""
+    """Return a mask of length `size`: True in an interval of length `side * size` around `at * size`."""
     places = torch.arange(size, dtype=like.dtype, device=like.device)
     half = (side * size).floor() / 2
     centre = (at * size).floor()
@@ -208,7 +208,7 @@ def _soft(labels: Tensor, classes: int | None, dtype: torch.dtype) -> Tensor:
         return labels.to(dtype)
     if classes is None:
         raise ValueError(
-            f"classes: expected their number for labels of {labels.dtype}, got None. Give `classes`, or "
-            "soft labels (n, classes)"
+            f"classes: expected the number of classes, because labels are {labels.dtype}, got "
+            "None. Give it, or soft labels (n, classes)"
         )
     return one_hot(labels, classes).to(dtype)

@@ -1,4 +1,4 @@
-"""Losses of embeddings: rows are compared with the other rows of their batch, or with given rows.
+"""Contrastive losses, which compare each embedding with the others of its batch.
 
 A row's negatives are the other rows of the batch. The mean over micro-batches is therefore that of
 smaller sets of negatives, not that of the batch; `triplet` alone is exact over any batch split.
@@ -31,7 +31,7 @@ def info_nce(
     mask: Tensor | None = None,
     chunk_size: int = 0,
 ) -> Mean:
-    r"""Return the mean cross-entropy of each row's partner among all rows of the other side, in nats.
+    r"""Return the InfoNCE loss: the mean cross-entropy of each query's document among all, in nats.
 
     $$-\log \frac{e^{q_i \cdot d_i / \tau}}{\sum_j e^{q_i \cdot d_j / \tau}}$$
 
@@ -119,7 +119,7 @@ def supervised_contrastive(
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise ValueError(
             f"labels: expected (n,) for embeddings (n, width), got {tuple(labels.shape)} for "
-            f"{tuple(embeddings.shape)}. Flatten the views of a row into rows of their own"
+            f"{tuple(embeddings.shape)}. Give each view of a sample a row of its own"
         )
     if normalize:
         embeddings = F.normalize(embeddings, dim=-1)
@@ -145,7 +145,7 @@ def triplet(
     swap: bool = False,
     row_weights: Tensor | None = None,
 ) -> Mean:
-    r"""Return the mean of $\max(0, |a - p| - |a - n| + m)$, as `F.triplet_margin_loss` has it.
+    r"""Return the mean of $\max(0, |a - p| - |a - n| + m)$, as `F.triplet_margin_loss` does.
 
     Args:
         anchors: `(n, width)`.
@@ -167,7 +167,7 @@ def triplet(
 
 
 def _among(scores: Tensor, columns: Tensor, rows: Tensor, partners: Tensor) -> Tensor:
-    """Return the cross-entropy of each row's partner among the columns that count."""
+    """Return each row's cross-entropy over the columns in a mask, with its partner as the label."""
     seen = scores.masked_fill(~columns & rows[:, None], -torch.inf)
     return F.cross_entropy(seen, partners, reduction="none")
 

@@ -1,4 +1,4 @@
-"""Losses of preferences between two texts.
+"""Preference loss (DPO), for pairs of a chosen and a rejected text.
 
 Read next: `language.py`, for the loss of one text.
 """
@@ -55,7 +55,7 @@ def dpo(
     label_smoothing: float = 0.0,
     row_weights: Tensor | None = None,
 ) -> Mean:
-    r"""Return the mean loss of direct preference optimization (arXiv 2305.18290).
+    r"""Return the mean DPO (direct preference optimization) loss of pairs (arXiv 2305.18290).
 
     $$-(1 - \epsilon) \log \sigma(\beta h) - \epsilon \log \sigma(-\beta h), \quad h = \log
     \frac{\pi(y_w)}{\pi_0(y_w)} - \log \frac{\pi(y_l)}{\pi_0(y_l)}$$

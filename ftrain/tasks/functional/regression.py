@@ -1,4 +1,4 @@
-"""Losses of numbers.
+"""Regression losses.
 
 Read next: `classification.py`.
 """
@@ -115,7 +115,7 @@ def gaussian_nll(
 
 
 def _check(predictions: Tensor, targets: Tensor) -> None:
-    """Raise for shapes that differ: broadcasting (n, 1) with (n,) gives n² errors."""
+    """Raise if two shapes differ: (n, 1) and (n,) would broadcast to n² errors."""
     if predictions.shape != targets.shape:
         raise ValueError(
             f"predictions: expected the shape of the targets, {tuple(targets.shape)}, got "

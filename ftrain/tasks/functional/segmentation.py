@@ -1,4 +1,4 @@
-"""Losses of images with a class for each pixel; `cross_entropy(class_axis=1)` is another.
+"""Segmentation losses, for one class per pixel; see also `cross_entropy(class_axis=1)`.
 
 Dice, Tversky and Lovász losses are ratios of sums over the pixels of one image, averaged over the
 pairs of an image and a class that occurs in its labels, so that the mean over any batches is exact.
@@ -64,7 +64,7 @@ def dice(
     ignore_index: int = -100,
     row_weights: Tensor | None = None,
 ) -> Mean:
-    r"""Return the mean Dice loss, one for each image and class in its labels (arXiv 1606.04797).
+    r"""Return the Dice loss, averaged over images and the classes in their labels (arXiv 1606.04797).
 
     $$1 - \frac{2 \sum p t + s}{\sum p + \sum t + s}$$
 
@@ -103,7 +103,7 @@ def tversky(
     ignore_index: int = -100,
     row_weights: Tensor | None = None,
 ) -> Mean:
-    r"""Return the mean Tversky loss, one for each image and class in its labels (arXiv 1706.05721).
+    r"""Return the Tversky loss, averaged over images and the classes in their labels (arXiv 1706.05721).
 
     $$1 - \frac{TP + s}{TP + \alpha FP + \beta FN + s}, \quad TP = \sum p t, \ FP = \sum p (1 - t),
     \ FN = \sum (1 - p) t$$
@@ -146,7 +146,7 @@ def lovasz(
     ignore_index: int = -100,
     row_weights: Tensor | None = None,
 ) -> Mean:
-    """Return the mean Lovász-softmax loss, one for each image and class in its labels.
+    """Return the Lovász-softmax loss, averaged over images and the classes in their labels.
 
     The loss is the convex extension of one minus the intersection over union (arXiv 1705.08790).
 
@@ -177,7 +177,7 @@ def lovasz(
 
 
 def _pixels(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return probabilities and truth, each `(n, classes, pixels)`, and the pixels that count."""
+    """Return probabilities and one-hot labels, `(n, classes, pixels)`, and a mask of valid pixels."""
     _check(logits, labels)
     truth = one_hot(labels, logits.shape[1], ignore_index).flatten(1, -2).transpose(1, 2)
     counts = (labels != ignore_index).flatten(1).unsqueeze(1)
@@ -185,7 +185,7 @@ def _pixels(logits: Tensor, labels: Tensor, ignore_index: int) -> tuple[Tensor, 
 
 
 def _over_classes(values: Tensor, truth: Tensor, row_weights: Tensor | None) -> Mean:
-    """Return the mean of values `(n, classes)` over the classes in the labels of each image."""
+    """Return the mean of values `(n, classes)` over images and the classes in their labels."""
     if row_weights is not None and row_weights.ndim != 1:
         raise ValueError(
             f"row_weights: expected one weight for each image, ({len(values)},), got "

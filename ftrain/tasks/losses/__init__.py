@@ -1,4 +1,4 @@
-"""Losses that configurations name: `loss_fn(model, batch, **arguments)`, for `make_steps` as they are.
+"""Losses `loss_fn(model, batch, **arguments)`, for `make_steps` and, by name, for configurations.
 
 Each calls the model and returns a `Mean`, most of them with metrics, so that means over any batches
 merge exactly. A batch has named entries, `x` and `y` by default, or is a tuple `(x, y)`. The entry

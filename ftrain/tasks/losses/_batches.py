@@ -1,4 +1,4 @@
-"""Entries of a batch for the losses that call the model: by key, or by place in a tuple."""
+"""Access of the losses to the entries of a batch, by key or by position in a tuple."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ Loss = tuple[Mean, dict[str, Any]]
 def prediction(
     model: Callable[..., Any], batch: Any, input: str | None, target: str | None
 ) -> Prediction:
-    """Return output and labels; `input` and `target` are read if the entries of the batch have names."""
+    """Call the model; return output and labels. Only named entries need `input` and `target`."""
     if named_entries(batch) is None:
         input = target = None
     return output_and_labels(model, batch, input=input, target=target)
 
 
 def inputs_and_labels(batch: Any, input: str | None, target: str | None) -> tuple[Tensor, Tensor]:
-    """Return the one input of a batch, and its labels; raise if it has several inputs."""
+    """Return the input and the labels of a batch; raise if it has several inputs."""
     named = named_entries(batch)
     if named is None:
         inputs: Tensor = call_model(_only, batch)
@@ -62,7 +62,7 @@ def inputs_and_labels(batch: Any, input: str | None, target: str | None) -> tupl
 
 
 def entry(batch: Any, name: str, option: str | None = None) -> Tensor:
-    """Return a named entry of a batch; `option` is the argument of the loss that names it, if any."""
+    """Return the batch entry `name`; errors suggest the loss argument `option` to give another name."""
     named = named_entries(batch)
     if named is None:
         raise TypeError(
@@ -87,7 +87,7 @@ def without_padding(labels: Tensor, weights: Tensor | None, ignore_index: int = 
 
 
 def as_weights(values: Sequence[float] | None, like: Tensor) -> Tensor | None:
-    """Return numbers of a configuration as a tensor with the dtype and device of another."""
+    """Convert a list of numbers to a tensor with the dtype and device of `like`."""
     return None if values is None else torch.tensor(values, dtype=like.dtype, device=like.device)
 
 

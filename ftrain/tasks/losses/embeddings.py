@@ -1,4 +1,4 @@
-"""Losses of embeddings, whose rows are compared with each other.
+"""Contrastive losses, which compare the embeddings of a batch with each other.
 
 Read next: `_batches.py`.
 """
@@ -33,7 +33,7 @@ def info_nce(
     logit_scale: str | None = None,
     symmetric: bool = True,
 ) -> Loss:
-    """Return the contrastive loss of pairs among the rows of a batch, and the recall of the first.
+    """Return the InfoNCE loss of pairs of inputs, and the recall at 1 of the second of each pair.
 
     Micro-batches have other negatives than the batch: `accumulate` changes this loss, and warns.
     `grad_cache` keeps all negatives of a batch that does not fit in memory.
@@ -126,7 +126,7 @@ def cached_info_nce(
 def supervised_contrastive(
     model: nn.Module, batch: Any, *, input: str = "x", target: str = "y", temperature: float = 0.1
 ) -> Mean:
-    """Return the contrastive loss of rows with those of the same class as positives.
+    """Return the supervised contrastive loss: rows of the same class are positives.
 
     Micro-batches have other negatives than the batch: `accumulate` changes this loss, and warns.
     `grad_cache` keeps all negatives of a batch that does not fit in memory.
@@ -154,7 +154,7 @@ def triplet(
     negative: str = "negative",
     margin: float = 1.0,
 ) -> Loss:
-    """Return the triplet loss, and the share of anchors that are nearer to their positive.
+    """Return the triplet loss, and the share of anchors nearer to the positive than to the negative.
 
     Args:
         model: gives embeddings `(n, width)` of each of the three entries.
@@ -200,7 +200,7 @@ def _recall(scores: Tensor, weights: Tensor | None) -> dict[str, Mean]:
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:
-    """Return a parameter by its path; `get_parameter` refuses tensors in the place of parameters."""
+    """Return a parameter by its path, even if a plain tensor is in its place."""
     try:
         found: Tensor = operator.attrgetter(name)(model)
     except AttributeError:

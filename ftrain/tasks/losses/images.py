@@ -1,4 +1,4 @@
-"""Losses of images with a class for each pixel; `cross_entropy` takes them, too.
+"""Segmentation losses, for images with one class per pixel; see also `cross_entropy`.
 
 Read next: `embeddings.py`.
 """
@@ -26,7 +26,7 @@ def focal(
     gamma: float = 2.0,
     ignore_index: int = -100,
 ) -> Loss:
-    """Return the focal loss of pixels, and the mean intersection over union.
+    """Return the focal loss over pixels, and the mean intersection over union.
 
     Args:
         model: gives logits `(n, classes, height, width)`.
@@ -48,7 +48,7 @@ def dice(
     smooth: float = 0.0,
     ignore_index: int = -100,
 ) -> Loss:
-    """Return the Dice loss of the classes of each image, and the mean intersection over union.
+    """Return the Dice loss over images and classes, and the mean intersection over union.
 
     Args:
         model: gives logits `(n, classes, height, width)`.
@@ -71,7 +71,7 @@ def tversky(
     false_negatives: float = 0.7,
     ignore_index: int = -100,
 ) -> Loss:
-    """Return the Tversky loss of the classes of each image, and the mean intersection over union.
+    """Return the Tversky loss over images and classes, and the mean intersection over union.
 
     Args:
         model: gives logits `(n, classes, height, width)`.
@@ -102,7 +102,7 @@ def lovasz(
     target: str = "y",
     ignore_index: int = -100,
 ) -> Loss:
-    """Return the Lovász loss of the classes of each image, and the mean intersection over union.
+    """Return the Lovász-softmax loss over images and classes, and the mean intersection over union.
 
     Args:
         model: gives logits `(n, classes, height, width)`.

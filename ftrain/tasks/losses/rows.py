@@ -1,4 +1,4 @@
-"""Losses of rows with a class, several labels or numbers, or of images with a class for each pixel.
+"""Classification and regression losses, with one or several labels or numbers per row.
 
 Read next: `text.py`.
 """
@@ -186,7 +186,7 @@ def mae(
     target: str = "y",
     target_scale: float | None = None,
 ) -> Loss:
-    """Return the mean absolute error, and the same in the units of the data.
+    """Return the mean absolute error, and the same error in the units of the data.
 
     Args:
         model: gives `(n,)`, `(n, 1)`, or the shape of the targets.
@@ -232,7 +232,7 @@ def gaussian_nll(
     target: str = "y",
     target_scale: float | None = None,
 ) -> Loss:
-    """Return the negative log-likelihood of normal distributions, and the error of their means.
+    """Return the negative log-likelihood of normal distributions, and the absolute error of their means.
 
     Args:
         model: gives `(n, 2 * numbers)`: the means, then the logarithms of the variances.
@@ -298,7 +298,7 @@ def _as_targets(found: Tensor, wanted: Tensor, target: str) -> Tensor:
 def _mixed(
     batch: Any, input: str | None, target: str | None, alphas: dict[str, float], classes: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Return inputs and soft labels of a batch, mixed by one of the methods whose alpha is not 0."""
+    """Return inputs and soft labels, mixed by mixup or CutMix: one of those with nonzero alpha."""
     if row_weights(batch) is not None:
         raise ValueError(
             "batch: expected no entry 'weight' with mixup or cutmix, because rows of different weights "

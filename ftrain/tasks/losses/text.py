@@ -1,4 +1,4 @@
-"""Losses of tokens and of pairs of texts, and of sequences without alignment.
+"""Losses for language models, for preferences between texts, and for unaligned sequences (CTC).
 
 Read next: `images.py`.
 """
@@ -115,7 +115,7 @@ def dpo(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
 ) -> Loss:
-    """Return the loss of direct preference optimization, and the share of preferences that hold.
+    """Return the DPO loss of pairs of texts, and the share in which the chosen text is preferred.
 
     Args:
         model: `(n, length) -> logits (n, length, vocabulary)`, causal: padding on the right changes
@@ -192,7 +192,7 @@ def ctc(
 def _tokens(
     model: nn.Module, batch: Any, input: str | None, target: str | None
 ) -> tuple[Tensor, Tensor]:
-    """Return logits and labels; a tensor of tokens is its own labels."""
+    """Return logits and labels; if the batch is one tensor of tokens, it is also the labels."""
     if isinstance(batch, Tensor):
         return find_output(call_model(model, batch)), batch
     found: Prediction = prediction(model, batch, input, target)

@@ -1,4 +1,4 @@
-"""Calibration: the difference between the confidence and the accuracy of a model.
+"""Calibration error: the difference between a model's confidence and its accuracy.
 
 Read next: `counts.py`.
 """
@@ -34,7 +34,7 @@ class CalibrationError(NamedTuple):
         return (self.confidence - self.hits).abs().sum(-1) / self.weight.sum(-1)
 
     def merge(self, other: CalibrationError) -> CalibrationError:
-        """Return the sums over the data of `self` and `other`."""
+        """Return the metric over the data of both `self` and `other`."""
         return type(self)(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
 

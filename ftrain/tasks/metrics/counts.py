@@ -1,4 +1,4 @@
-"""Scores computed from counts of a whole data set: confusion matrix, F1, intersection over union.
+"""Metrics computed from counts over a data set: confusion matrix, F1, intersection over union.
 
 Read next: `calibration.py`.
 """
@@ -28,7 +28,7 @@ _C = TypeVar("_C", bound="_ClassCounts")
 
 
 class ConfusionMatrix(NamedTuple):
-    """Counts of labels by their class and the predicted one.
+    """Counts of samples by the class of their label and the predicted class.
 
     Attributes:
         counts: int64 `(classes, classes)`: rows are classes of labels, columns predicted classes.
@@ -75,7 +75,7 @@ class ClassF1(_ClassCounts):
 
 
 class MacroF1(ClassF1):
-    """Mean of the F1 scores of the classes in the labels or predicted; fields as in `ClassF1`."""
+    """Mean F1 score of the classes that occur in labels or predictions; fields as in `ClassF1`."""
 
     __slots__ = ()
 
@@ -86,7 +86,7 @@ class MacroF1(ClassF1):
 
 
 class MicroF1(ClassF1):
-    """F1 score of all classes as one; fields as in `ClassF1`."""
+    """F1 score from counts summed over all classes; fields as in `ClassF1`."""
 
     __slots__ = ()
 
@@ -97,7 +97,7 @@ class MicroF1(ClassF1):
 
 
 class WeightedF1(ClassF1):
-    """Mean of the F1 scores of classes, weighted by their labels; fields as in `ClassF1`."""
+    """Mean F1 score of the classes, weighted by their number of labels; fields as in `ClassF1`."""
 
     __slots__ = ()
 
@@ -133,7 +133,7 @@ _AVERAGES: dict[str, type[ClassF1]] = {
 def confusion_matrix(
     logits: Tensor, labels: Tensor, *, class_axis: int = -1, ignore_index: int = -100
 ) -> ConfusionMatrix:
-    """Count labels by their class and the class with the largest logit.
+    """Count samples by the class of their label and the class with the largest logit.
 
     Args:
         logits: floating point, with an axis of classes, the last by default.
@@ -201,7 +201,7 @@ def f1(
 def mean_iou(
     logits: Tensor, labels: Tensor, *, class_axis: int = 1, ignore_index: int = -100
 ) -> MeanIoU:
-    """Return the mean intersection over union of classes, of the pixels of all images.
+    """Return the mean intersection over union of the classes, counted over the pixels of all images.
 
     Args:
         logits: `(n, classes, ...)`.
@@ -222,7 +222,7 @@ def mean_iou(
 def _class_counts(
     logits: Tensor, labels: Tensor, class_axis: int, ignore_index: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return hits, predictions and labels of each class."""
+    """Return the numbers of hits, of predictions and of labels of each class."""
     if labels.shape == logits.shape:
         counts = labels != ignore_index
         found, wanted = ((x > 0) & counts for x in (logits, labels))

@@ -1,4 +1,4 @@
-"""Scores of language models that are functions of their mean loss.
+"""Metrics of language models that are functions of their mean loss.
 
 Read next: `rates.py`.
 """
@@ -15,7 +15,7 @@ __all__ = ["Perplexity", "bits_per_byte", "perplexity"]
 
 
 class Perplexity(Mean):
-    """Exponential of a mean loss in nats; fields as in `Mean`, the total of the losses and their weight.
+    """Exponential of a mean loss in nats; fields as in `Mean`: total loss and total weight.
 
     >>> import torch
     >>> Perplexity(torch.tensor(2.0), torch.tensor(2)).value

@@ -1,4 +1,4 @@
-"""Shares of rows that a model gets right, and ranks of what it should have found.
+"""Accuracies of classifiers, and ranking metrics of retrieval.
 
 Read next: `counts.py`, for scores that are not means over rows.
 """
@@ -80,7 +80,7 @@ def top_k_accuracy(
 def recall_at_k(
     scores: Tensor, relevant: Tensor, *, k: int, row_weights: Tensor | None = None
 ) -> Mean:
-    """Return the mean share of the relevant documents of a query among the `k` with the largest scores.
+    """Return recall at `k`: the mean share of a query's relevant documents among its `k` best-scored.
 
     Args:
         scores: `(queries, documents)`. Of equal scores, the first come first.
@@ -104,7 +104,7 @@ def recall_at_k(
 def mean_reciprocal_rank(
     scores: Tensor, relevant: Tensor, *, row_weights: Tensor | None = None
 ) -> Mean:
-    """Return the mean of one over the rank of the first relevant document of each query.
+    """Return the mean over queries of one over the rank of the first relevant document.
 
     Args:
         scores: `(queries, documents)`. Of equal scores, the first come first.
@@ -126,7 +126,7 @@ def mean_reciprocal_rank(
 
 
 def _ranked(scores: Tensor, relevant: Tensor) -> Tensor:
-    """Return `relevant` in the order of falling scores; an entry whose score is NaN is not found."""
+    """Return `relevant` sorted by descending score; entries with score NaN count as not relevant."""
     order = torch.sort(scores, dim=-1, descending=True, stable=True).indices  # NaN comes first
     return (relevant & ~scores.isnan()).gather(-1, order)
 

@@ -1,4 +1,4 @@
-"""Multilayer perceptron, for a first try of data and settings.
+"""Multilayer perceptron, to try out data and settings.
 
 Read next: `lenet.py`.
 """
