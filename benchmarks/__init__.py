@@ -1,4 +1,4 @@
-"""Benchmarks of ftrain against hand-written training loops.
+"""Benchmarks that compare ftrain with hand-written training loops.
 
     python -m benchmarks              # all of them, in under ten minutes; or: make bench
     python -m benchmarks.speed        # one of them

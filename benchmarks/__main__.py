@@ -35,7 +35,9 @@ def main() -> int:
     ]
     unknown = sorted(set(options.names) - {*NAMES, *LONG})
     if unknown:
-        parser.error(f"no benchmark is named {', '.join(unknown)}")
+        parser.error(
+            f"unknown benchmark {', '.join(unknown)}; choose from {', '.join((*NAMES, *LONG))}"
+        )
     start, failed = time.monotonic(), []
     for name in options.names or NAMES:
         command = [sys.executable, "-m", f"benchmarks.{name}", *flags]

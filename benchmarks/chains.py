@@ -1,4 +1,4 @@
-"""Cost of an optimizer chain: AdamW with clipping, schedule and weight average, against AdamW.
+"""Cost of an optimizer chain (AdamW, clipping, schedule, weight average), compared with plain AdamW.
 
     python -m benchmarks.chains
 
@@ -36,7 +36,7 @@ CHILD_LIMIT = 1800  # seconds
 
 
 class Size(NamedTuple):
-    """Stack of linear layers with biases, which has `2 * layers` parameter tensors."""
+    """Sizes of the benchmarked model, a stack of linear layers with `2 * layers` parameter tensors."""
 
     layers: int = 150
     width: int = 64
@@ -64,7 +64,7 @@ def optimizer_of(kind: Kind) -> optim.GradientTransformation:
 
 
 def whole_step(kind: Kind, size: Size, backend: Backend) -> Callable[[], torch.Tensor]:
-    """Return a function that runs a training step, always on the same batch."""
+    """Return a function that runs one training step per call, always on the same batch."""
     init_state, train_step, _ = ftrain.make_steps(
         lambda: Residual(size),
         lambda model, batch: (model(batch) - 1).square().mean(),
@@ -84,14 +84,14 @@ def whole_step(kind: Kind, size: Size, backend: Backend) -> Callable[[], torch.T
 
 @ftrain.tree.register_dataclass
 class Moving:
-    """State that an update replaces."""
+    """State that an optimizer update replaces: parameters and optimizer state."""
 
     params: dict[str, torch.Tensor]
     opt_state: Any
 
 
 def update_alone(kind: Kind, size: Size, backend: Backend) -> Callable[[], object]:
-    """Return a function that runs an update, always with the same gradients, and reports their norm."""
+    """Return a function that runs one optimizer update per call, always with the same gradients."""
     optimizer = optimizer_of(kind)
     params = {name: p.detach().clone() for name, p in Residual(size).named_parameters()}
     grads = {name: p / 100 for name, p in params.items()}
@@ -144,7 +144,7 @@ def run(quick: bool = False, *, size: Size | None = None, backend: Backend = "in
 
 
 def _latency(report: Report, rounds: int, size: Size, backend: Backend) -> None:
-    """Measure the time of the first step, in fresh processes with empty caches."""
+    """Report the time of the first step, including compilation, in new processes with empty caches."""
     found: dict[Kind, list[tuple[float, float]]] = {kind: [] for kind in TITLES}
     for turn in range(rounds):
         for kind in list(TITLES)[:: -1 if turn % 2 else 1]:
@@ -178,7 +178,7 @@ def _in_fresh_process(kind: Kind, size: Size, backend: Backend) -> tuple[float, 
 
 
 def child(kind: Kind, size: Size, backend: Backend) -> tuple[float, float]:
-    """Return the wall-clock and processor seconds of the first step, including compilers."""
+    """Run the first step in this process; return its wall-clock and processor seconds."""
     step = whole_step(kind, size, backend)
     start, before = time.perf_counter(), _work()
     step().item()

@@ -51,7 +51,7 @@ class Setting:
 
 
 class Curve(NamedTuple):
-    """Losses that a run has measured.
+    """Training and held-out losses of a run.
 
     Attributes:
         losses: the training loss of each step.
@@ -77,7 +77,7 @@ def by_ftrain(run: Setting, compiled: bool = True) -> Curve:
 
 
 def by_hand(run: Setting) -> Curve:
-    """Run the loop of nanoGPT's train.py, for one process on a CPU."""
+    """Train by the loop of nanoGPT's train.py, in one process on the CPU."""
     model = initial_model(run)
     decayed = [p for p in model.parameters() if p.ndim >= 2]
     others = [p for p in model.parameters() if p.ndim < 2]
@@ -106,12 +106,12 @@ def by_hand(run: Setting) -> Curve:
 
 
 def initial_model(run: Setting) -> nn.Module:
-    """Return a module with the initial weights of ftrain's run."""
+    """Return the model with the initial weights of ftrain's run."""
     init_state = ftrain.make_steps(run.model, char_gpt.loss_fn, optim.sgd(0.1)).init_state
     model = run.model()
     start = init_state(run.seed).params
     parameters = dict(model.named_parameters())
-    die_unless(parameters.keys() == start.keys(), "the two models have other parameters")
+    die_unless(parameters.keys() == start.keys(), "the two models have different parameter names")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(start[name])

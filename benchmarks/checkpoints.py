@@ -1,4 +1,4 @@
-"""Time to save and load a state of 1 GB, against safetensors and one SHA-256 pass.
+"""Time to save and load a state of 1 GB, compared with safetensors and one SHA-256 pass.
 
     python -m benchmarks.checkpoints
 
@@ -71,14 +71,17 @@ def run(
             return checkpoint.load(ours, like=blank)[0]
 
         def load_rival(copies: bool) -> dict[str, torch.Tensor]:
-            die_unless(sha256(theirs) == expected, "the file changed")
+            die_unless(
+                sha256(theirs) == expected,
+                "the safetensors file has another checksum than expected",
+            )
             found = safetensors.torch.load_file(theirs)
             return {name: w.clone() for name, w in found.items()} if copies else found
 
         expected = save_rival(False)
         save()
         same = ftrain.tree.digest(load()) == ftrain.tree.digest(load_rival(False))
-        die_unless(same, "the two loaded other bits")
+        die_unless(same, "the two readers returned different bytes")
         plain, synced = "safetensors + sha256", "safetensors + fsync + sha256"
         turns = take_turns(
             {"ftrain": save, plain: lambda: save_rival(False), synced: lambda: save_rival(True)},
@@ -119,7 +122,7 @@ def _report(report: Report, what: str, turns: Turns, rivals: list[str], megabyte
 
 
 def _asynchronous(report: Report, base: Path, state: dict[str, torch.Tensor], rounds: int) -> None:
-    """Measure how long a background `save` blocks the loop, against a copy of the same tensors.
+    """Measure how long a background `save` blocks the loop, compared with a copy of the tensors.
 
     Each call begins with an allocator that holds no memory in reserve, so that all copies go to fresh
     pages; how many they touched is counted. Who comes first changes from round to round.
@@ -147,7 +150,7 @@ _DONATED, _IMMUTABLE, _COPY = "save, donated states", "save, immutable states", 
 def _waits(
     base: Path, state: dict[str, torch.Tensor], rounds: int
 ) -> tuple[Turns, dict[str, float]]:
-    """Return the seconds of each call, and the median number of memory pages that it touched first."""
+    """Return the seconds of each call, and the median number of page faults per call."""
     with (
         checkpoint.Store(base / "copied", keep_last=1, asynchronous=True) as copying,
         checkpoint.Store(base / "held", keep_last=1, asynchronous=True, copy=False) as holding,
@@ -180,7 +183,7 @@ def _waits(
 
 
 def _give_memory_back() -> None:
-    """Return free memory to the system, so that copies touch new pages (glibc only)."""
+    """Return free memory to the operating system, so that copies use new pages (glibc only)."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt"):
         libc.mallopt(_MMAP_THRESHOLD, 1 << 20)  # else it grows with what is freed, to 32 MB
@@ -193,7 +196,7 @@ _MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of <malloc.h>
 def _compile_cache(
     report: Report, base: Path, sizes: Sizes | None, backend: Literal["inductor", "eager"]
 ) -> None:
-    """Measure a process's first step without a compile cache, and with a copy of the run's."""
+    """Measure the first step of a new process, without a compile cache and with one from a run."""
     cold = in_fresh_process("ours", base / "run", sizes, backend)
     shutil.copytree(base / "run", base / "another" / "machine")
     shutil.rmtree(base / "run")

@@ -1,4 +1,4 @@
-"""Compared programs: two models, hand-written loops for them, and ftrain's step.
+"""Programs that the benchmarks compare: two models, hand-written loops for them, ftrain's step.
 
 Every contender is a function without arguments that runs one training step on the next batch and keeps
 its own model or state. The hand-written loops have the best settings that are known to us, and those
@@ -88,7 +88,7 @@ class GPT(nn.Module):
 
 
 class MLP(nn.Module):
-    """Square layers with ReLU between."""
+    """Stack of square linear layers with ReLU between them."""
 
     def __init__(self, width: int, layers: int = 3) -> None:
         super().__init__()

@@ -89,7 +89,7 @@ def run(
 
 
 def _turns(contenders: Mapping[str, Callable[[], object]], rounds: int) -> Turns:
-    """Return the processor time of each contender in each round, after one call that is not counted."""
+    """Return the processor time of each contender in each round, after one untimed call."""
     found: dict[str, list[float]] = {name: [] for name in contenders}
     for call in contenders.values():
         call()

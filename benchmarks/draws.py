@@ -1,4 +1,4 @@
-"""Time to draw a dropout mask of a million elements from a key, against torch's own generator.
+"""Time to draw a dropout mask of a million elements from a key, compared with torch's generator.
 
     python -m benchmarks.draws
 

@@ -20,7 +20,7 @@ available = jax is not None
 
 
 def mlp_step(task: Task, layers: int = 3) -> Callable[[], Any]:
-    """Return the same training step under `jax.jit` with a donated state; each call waits."""
+    """Return the training step in JAX, jitted with a donated state; each call waits for its result."""
     params = {
         name: jnp.asarray(value.numpy()) for name, value in steps(task).init_state(0).params.items()
     }
@@ -55,7 +55,7 @@ def mlp_step(task: Task, layers: int = 3) -> Callable[[], Any]:
 
 
 def add_one(leaves: int, width: int) -> Callable[[], Any]:
-    """Return a jitted function of this many donated leaves that does almost no work."""
+    """Return a jitted function that adds one to each of many donated tensors."""
     state = {f"leaf{i}": jnp.ones(width) for i in range(leaves)}
     step = jax.jit(lambda state, x: ({k: v + x for k, v in state.items()}, x), donate_argnums=0)
     x = jnp.asarray(1e-3)

@@ -39,7 +39,7 @@ CHILD_LIMIT = 300  # seconds
 
 
 class First(NamedTuple):
-    """Times of a process that runs one step, in seconds.
+    """Times of a new process that runs one training step, in seconds.
 
     Attributes:
         call: from the call of the step to its result.
@@ -53,7 +53,7 @@ class First(NamedTuple):
 
 
 def first_step(kind: Kind, sizes: Sizes, backend: Literal["inductor", "eager"]) -> float:
-    """Return the seconds from the call of the first step to its result, in this process."""
+    """Run the first training step in this process; return the seconds from its call to its result."""
     step = _step(kind, sizes, backend)
     start = time.perf_counter()
     step().item()
@@ -76,7 +76,7 @@ def in_fresh_process(
     sizes: Sizes | None = None,
     backend: Literal["inductor", "eager"] = "inductor",
 ) -> First:
-    """Run `first_step` in a new process with this cache folder for Inductor and ftrain's kernels."""
+    """Run `first_step` in a new process with a given cache directory for compiled code."""
     wanted = {"kind": kind, "sizes": dataclasses.asdict(sizes or Sizes()), "backend": backend}
     environment = {
         **os.environ,
@@ -101,7 +101,7 @@ def in_fresh_process(
 
 
 def _work() -> float:
-    """Return the processor seconds of all ended child processes."""
+    """Return the processor seconds of all finished child processes."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 

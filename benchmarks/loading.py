@@ -74,7 +74,9 @@ def run(quick: bool = False) -> Report:
         return next(data.Loader(Numbers(), BATCH).batches(cursor))
 
     found = far_inside()
-    die_unless(len(np.unique(found)) == 256 and found.max() < MANY, "no permutation")
+    die_unless(
+        len(np.unique(found)) == 256 and found.max() < MANY, "the order is not a permutation"
+    )
     turns = take_turns(
         {"256 places of the order": far_inside, "first batch of a loader resumed at 10^6": resumed},
         rounds=rounds,
@@ -88,7 +90,7 @@ def run(quick: bool = False) -> Report:
 
 
 class Numbers:
-    """Dataset of a billion samples that takes no memory."""
+    """Dataset of a billion computed samples, which takes no memory."""
 
     def __len__(self) -> int:
         return MANY

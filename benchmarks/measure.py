@@ -1,4 +1,4 @@
-"""Measurement and reports of the benchmarks: turns, medians, ratios, machine and versions."""
+"""Timing and reports of the benchmarks: interleaved rounds, medians, ratios, machine, versions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RESULTS = pathlib.Path(__file__).parent / "results"
 
 @dataclasses.dataclass(frozen=True)
 class Turns:
-    """Seconds per call of each contender in each round; all contenders take a turn in a round."""
+    """Seconds per call of each contender in each round; in a round, each contender is timed once."""
 
     seconds: Mapping[str, Sequence[float]]
 
@@ -37,12 +37,12 @@ class Turns:
         return min(names, key=self.median)
 
     def ratio(self, numerator: str, denominator: str) -> float:
-        """Return the median over the rounds of the ratio within a round."""
+        """Return the median over the rounds of the ratio of two contenders' times in a round."""
         pairs = zip(self.seconds[numerator], self.seconds[denominator], strict=True)
         return statistics.median(a / b for a, b in pairs)
 
     def spread(self, numerator: str, denominator: str) -> tuple[float, float]:
-        """Return the quartiles over the rounds of the ratio within a round."""
+        """Return the quartiles over the rounds of the ratio of two contenders' times in a round."""
         pairs = zip(self.seconds[numerator], self.seconds[denominator], strict=True)
         low, _, high = statistics.quantiles([a / b for a, b in pairs], n=4)
         return low, high
@@ -55,7 +55,7 @@ def take_turns(
     seconds: float,
     warmup: int = 3,
 ) -> Turns:
-    """Time the contenders one after the other, round after round.
+    """Time the contenders in turn, round after round, so that other load affects all of them.
 
     A turn is about `seconds` long, of at least one call, and of the same number of calls in each round.
     Each round starts with another contender, so that none always follows the same one's caches.
@@ -86,7 +86,7 @@ def _time(call: Callable[[], object], calls: int) -> float:
 
 
 class Report:
-    """Printer of the results of a benchmark, which also keeps them to save as JSON."""
+    """Report of a benchmark, which prints results and stores them for a JSON file."""
 
     def __init__(self, name: str, title: str) -> None:
         self.name = name
@@ -108,12 +108,12 @@ class Report:
         print(f"\n{title}", flush=True)
 
     def figure(self, key: str, value: float, unit: str, what: str) -> None:
-        """Report one measured number."""
+        """Print and store one measured number."""
         self.content["figures"][key] = {"value": value, "unit": unit, "what": what}
         print(f"  {_number(value):>9} {unit:<6} {what}", flush=True)
 
     def turns(self, key: str, turns: Turns, unit: Literal["ms", "us"] = "ms") -> None:
-        """Report the median of each contender, the fastest first."""
+        """Print and store the median time of each contender, the fastest first."""
         factor = {"ms": 1e3, "us": 1e6}[unit]
         for name in sorted(turns.seconds, key=turns.median):
             self.figure(f"{key}: {name}", turns.median(name) * factor, unit, name)
@@ -121,7 +121,7 @@ class Report:
     def target(
         self, what: str, value: float, kind: Literal["at least", "at most"], bound: float
     ) -> None:
-        """Report a measured number, and whether it meets its bound."""
+        """Print and store a measured number, and whether it meets a required bound."""
         met = value >= bound if kind == "at least" else value <= bound
         entry = {"what": what, "value": value, "kind": kind, "bound": bound, "met": met}
         self.content["targets"].append(entry)
@@ -133,7 +133,7 @@ class Report:
         print(f"  note: {text}", flush=True)
 
     def save(self) -> pathlib.Path:
-        """Write `results/<name>-<machine>.json`."""
+        """Write the report to `results/<name>-<machine>.json`."""
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{self.name}-{_slug(self.content['machine'])}.json"
         path.write_text(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n")
@@ -142,7 +142,7 @@ class Report:
 
 
 def machine() -> dict[str, Any]:
-    """Return the processor, its cores, and the number that this process uses."""
+    """Return a description of the machine: processor, cores, and threads of this process."""
     return {
         "cpu": _cpu(),
         "cores": len(os.sched_getaffinity(0))
@@ -165,7 +165,7 @@ def versions() -> dict[str, str]:
 
 
 def arguments(doc: str | None) -> argparse.Namespace:
-    """Parse the options that every benchmark has."""
+    """Parse the command-line options that all benchmarks share."""
     parser = argparse.ArgumentParser(
         description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -197,6 +197,6 @@ def _number(value: float) -> str:
 
 
 def die_unless(condition: bool, message: str) -> None:
-    """Exit with the message if the condition is false, as when contenders do different work."""
+    """Exit with a message unless a condition holds, for example that contenders do the same work."""
     if not condition:
         sys.exit(f"benchmark refused: {message}")

@@ -1,4 +1,4 @@
-"""Memory that a training step allocates beyond its state, against a loop that works in place.
+"""Memory that a training step allocates beyond its state, compared with an in-place loop.
 
     python -m benchmarks.memory
 
@@ -29,7 +29,7 @@ MIB = 2**20
 
 
 class Allocated(NamedTuple):
-    """Allocated bytes, relative to the memory in use at the start.
+    """Bytes that a call allocates, relative to the memory in use before it.
 
     Attributes:
         peak: the most that was held at one time.
@@ -41,7 +41,7 @@ class Allocated(NamedTuple):
 
 
 def allocated(call: Callable[[], Any]) -> Allocated:
-    """Return the bytes that a call allocates; release its result at the end of the measurement."""
+    """Measure the bytes that a call allocates; its result is released afterwards."""
     gc.collect()
     with _silenced(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = call()
@@ -81,7 +81,7 @@ def run(
 
 
 def check_method(report: Report) -> None:
-    """Check the measurement on a call with a known peak."""
+    """Check the memory measurement with a call of known peak memory."""
 
     def known() -> torch.Tensor:
         a = torch.empty(MIB, dtype=torch.uint8)
@@ -151,7 +151,7 @@ def step(
 
 
 def gradient(report: Report, numbers: int) -> None:
-    """Measure ten layers of sin(cos(x)) on 16 MiB (width 2048), whose memory is saved activations."""
+    """Measure the peak memory of the gradient of ten layers of sin(cos(x)), on an input of 16 MiB."""
 
     def loss(x: torch.Tensor) -> torch.Tensor:
         for _ in range(10):

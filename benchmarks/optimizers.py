@@ -1,4 +1,4 @@
-"""Number of updates to a held-out loss of a small GPT: Muon, SOAP, Schedule-Free against AdamW.
+"""Number of updates that Muon, SOAP, Schedule-Free and AdamW need to reach a loss of a small GPT.
 
     python -m benchmarks.optimizers            # 600 updates, five seeds: about a quarter of an hour
     python -m benchmarks.optimizers --quick    # checks the plumbing only
@@ -39,7 +39,7 @@ TUNING_SEED = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """Length of training, and frequency of evaluations."""
+    """Length of training and frequency of evaluations of each run."""
 
     steps: int = 600
     seeds: int = 5
@@ -53,7 +53,7 @@ class Budget:
 
 
 class Contender(NamedTuple):
-    """Optimizer as a function of its schedule, and the initial learning rates of the search."""
+    """Optimizer to compare: its builder from a schedule, and the learning rates to try first."""
 
     build: Callable[[Schedule], optim.GradientTransformation]
     rates: tuple[float, ...]
@@ -88,7 +88,7 @@ CONTENDERS = {
 
 
 class Curve(NamedTuple):
-    """Held-out losses of one run, as `(updates, loss)`, and the seconds per update."""
+    """Held-out losses `(updates, loss)` of one run, and its seconds per update."""
 
     held_out: list[tuple[int, float]]
     seconds: float
@@ -103,7 +103,7 @@ class Curve(NamedTuple):
 
 
 class Trainer:
-    """Trainer of one contender, compiled once, because seed and rate are in the state."""
+    """Training of one contender, compiled once for all seeds and learning rates."""
 
     def __init__(self, contender: Contender, budget: Budget, text: data.Text, backend: Any) -> None:
         sizes = {"context": budget.context, "layers": budget.layers, "width": budget.width}
@@ -171,7 +171,7 @@ class Trainer:
 def tuned(
     end_at: Callable[[float], float], rates: Sequence[float], widen: int
 ) -> dict[float, float]:
-    """Return the last loss at each rate; extend the grid by factors of 2 while its edge is best."""
+    """Return the final loss at each rate; add rates by factors of 2 while the best is at the edge."""
     ends = {rate: end_at(rate) for rate in rates}
     for _ in range(widen):
         best = min(ends, key=lambda rate: ends[rate])

@@ -1,4 +1,4 @@
-"""Steps per second of ftrain's compiled and donated step, against hand-written loops.
+"""Speed of ftrain's compiled and donated step, compared with hand-written loops.
 
     python -m benchmarks.speed
 
@@ -125,7 +125,7 @@ def mlp(
 def calls(
     report: Report, rounds: int, seconds: float, leaves: int, backend: Literal["inductor", "eager"]
 ) -> None:
-    """Measure the overhead of a call that does almost no work."""
+    """Measure the overhead of calling a compiled function that does almost no work."""
     contenders = {
         OURS: call_ours(leaves, 16, backend),
         "torch.compile, in place": call_dynamo(leaves, 16, backend),
@@ -189,7 +189,7 @@ def _against(report: Report, turns: Turns, what: str, rival: str, bound: float) 
 
 
 def _check_same_work(contenders: dict[str, Callable[[], torch.Tensor]], tolerance: float) -> None:
-    """Exit unless the first losses agree, since all use the same initial weights and batches.
+    """Exit unless all contenders return the same first losses, as a check that they do the same work.
 
     Rounding differs, and Adam's first steps have the size of the rate whatever the gradient's: hence
     the relative tolerance, after three steps.
@@ -199,7 +199,9 @@ def _check_same_work(contenders: dict[str, Callable[[], torch.Tensor]], toleranc
         seen = list(itertools.islice(losses(step, 3), 3))
         first = first or seen
         close = all(abs(a - b) <= tolerance * abs(a) for a, b in zip(first, seen, strict=True))
-        die_unless(close, f"{name} does other work than {next(iter(contenders))}: {seen}, {first}")
+        die_unless(
+            close, f"{name} computes other losses than {next(iter(contenders))}: {seen}, {first}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Overhead of a trainer per step: `fit` with its usual callbacks, over the bare compiled step.
+"""Overhead per step of `Trainer.fit` with its usual callbacks, beyond the bare compiled step.
 
     python -m benchmarks.trainers
 
@@ -108,7 +108,7 @@ def ours(folder: pathlib.Path, steps: int, backend: Any) -> Mapping[str, Run]:
 
 
 def theirs(folder: pathlib.Path, steps: int) -> Mapping[str, Run]:
-    """Return other trainers, configured for the least overhead."""
+    """Return runs of other trainer libraries, configured for the least overhead."""
     batches = [mlp_task().batches[0]] * steps
     found: dict[str, Run] = {}
 
@@ -195,7 +195,7 @@ def _transformers(batches: Any, folder: pathlib.Path) -> float:
 
 
 def turns(contenders: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
-    """Return the seconds of each contender in each round; each round starts with another contender."""
+    """Time each contender once per round, with a different first contender in each round."""
     names = list(contenders)
     for name in names:
         _quietly(contenders[name])
@@ -232,7 +232,7 @@ def _report(report: Report, found: Mapping[str, list[float]], steps: int, base: 
 
 
 def _over(found: Mapping[str, list[float]], name: str, base: str, steps: int) -> float:
-    """Return the median over the rounds of the difference within a round, in µs per step."""
+    """Return the median over the rounds of the difference of two contenders, in µs per step."""
     pairs = zip(found[name], found[base], strict=True)
     return statistics.median(a - b for a, b in pairs) / steps * 1e6
 

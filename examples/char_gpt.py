@@ -46,7 +46,7 @@ def train(
     context: int = 64,
     compiled: bool = True,
 ) -> tuple[ftrain.TrainState, list[dict[str, Any]]]:
-    """Return the final state, and a row for each step and each evaluation."""
+    """Train; return the final state, and one row of metrics per step and per evaluation."""
     training, held_out = text.split(0.1)
     loader = data.Loader(training.windows(context + 1), batch_size, seed=seed)
     # 142 windows divide the default text's 1,562: one shape, one compiled program.
@@ -76,7 +76,7 @@ def train(
 
 
 def loss_fn(model: nn.Module, windows: torch.Tensor) -> ftrain.Mean:
-    """Return the next-character cross-entropy of a window, in nats."""
+    """Return the mean cross-entropy of the next characters in a batch of windows, in nats."""
     logits, targets = model(windows[:, :-1]), windows[:, 1:]
     total = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
     return ftrain.Mean(total, torch.tensor(targets.numel()))
@@ -91,7 +91,7 @@ def write(
     seed: int = 0,
     temperature: float = 0.8,
 ) -> torch.Tensor:
-    """Return the model's continuation of a beginning, int64 `(length,)`.
+    """Sample the model's continuation of a text, and return it as tokens, int64 `(length,)`.
 
     The next character is drawn as argmax(logits / temperature + Gumbel noise), one key for each. A
     character takes 5 ms in eager mode: not worth a compile.
@@ -109,7 +109,7 @@ def write(
 
 
 def samples(folder: str, alphabet: str, heads: int = 4, length: int = 300) -> TextSamples:
-    """Build a callback, for configurations, that writes a sample to a file at each evaluation."""
+    """Return a callback, for use in configurations, that writes a text sample at each evaluation."""
     text = data.Text(torch.zeros(0), alphabet)
 
     def written(state: ftrain.TrainState) -> str:

@@ -1,4 +1,4 @@
-"""Two custom callbacks: one with a state that stops the run, and a plain class with methods.
+"""Two custom callbacks: one that keeps a state and stops the run, and a plain class with methods.
 
     python examples/custom_callback.py
 
@@ -21,7 +21,7 @@ from ftrain.loop import Action, EpochEnd, EvaluateEnd, Event, FitResult, Log, St
 
 
 class StopWhenGood:
-    """Stop the run after `times` evaluations in a row with a loss below `loss`."""
+    """Stop the run when `times` consecutive evaluations have a loss below `loss`."""
 
     listens = (EvaluateEnd,)
 
@@ -29,7 +29,7 @@ class StopWhenGood:
         self.loss, self.times = loss, times
 
     def init(self) -> int:
-        """Return the number of good evaluations in a row, 0 before the first."""
+        """Return the initial state: the number of consecutive good evaluations, 0."""
         return 0
 
     def __call__(self, state: int, event: Event) -> tuple[int, Iterable[Action]]:
@@ -40,15 +40,15 @@ class StopWhenGood:
 
 
 class WeightNorm:
-    """Log the norm of all weights at the end of each epoch, as a plain class."""
+    """Log the norm of all weights at the end of each epoch; a plain class, not a `Callback`."""
 
     def on_epoch_end(self, event: EpochEnd) -> Log:
-        """Return a row for the loggers; the tensor is read when the row is written."""
+        """Return an action that logs the norm; its tensor is read only when the row is written."""
         return Log({"weight_norm": optim.global_norm(event.state.params)})
 
 
 def run() -> FitResult:
-    """Fit a line until two evaluations in a row are good."""
+    """Fit a line until two consecutive evaluations are good."""
     x = torch.linspace(-1, 1, 64)[:, None]
     points = {"x": x, "y": 2 * x + 1}
 

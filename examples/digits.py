@@ -40,7 +40,7 @@ Batch = dict[str, torch.Tensor]  # image: float32 (n, 1, 32, 32); label: int64 (
 def train(
     epochs: int = 60, seed: int = 0, compiled: bool = True
 ) -> tuple[ftrain.TrainState, list[dict[str, Any]]]:
-    """Return the final state, and two rows per epoch: training and held-out metrics."""
+    """Train; return the final state, and two rows per epoch: training and held-out metrics."""
     training, held_out = digits()
     loader = data.Loader(training, batch_size=64, seed=seed)
     held_out_loader = data.Loader(
@@ -69,7 +69,7 @@ def train(
 
 
 def loss_fn(model: nn.Module, batch: Batch) -> tuple[ftrain.Mean, dict[str, ftrain.Mean]]:
-    """Return losses as sums with counts, so that means over any number of batches merge exactly."""
+    """Return loss and accuracy as sums and counts, so that their means merge exactly over batches."""
     logits, label = model(batch["image"]), batch["label"]
     n = torch.tensor(len(label))
     loss = ftrain.Mean(F.cross_entropy(logits, label, reduction="sum"), n)
@@ -77,7 +77,7 @@ def loss_fn(model: nn.Module, batch: Batch) -> tuple[ftrain.Mean, dict[str, ftra
 
 
 def merged(parts: Iterable[ftrain.Metrics]) -> dict[str, float]:
-    """Merge the metrics of several batches, and return them as numbers."""
+    """Merge the metrics of several batches, and return them as Python numbers."""
     return functools.reduce(ftrain.Metrics.merge, parts).compute()
 
 

@@ -35,7 +35,7 @@ STEPS = ftrain.make_steps(model, loss_fn, optim.adam(0.01))
 
 
 def without_a_trainer(epochs: int) -> ftrain.TrainState:
-    """Train with steps only, so that any line can stop, branch or change the run."""
+    """Train with the step functions alone, in a loop that you control line by line."""
     state = STEPS.init_state(0)
     for batch, cursor in LOADER.batches(epochs=epochs):
         state, metrics = STEPS.train_step(state, batch)
@@ -45,7 +45,7 @@ def without_a_trainer(epochs: int) -> ftrain.TrainState:
 
 
 def with_its_events(epochs: int) -> ftrain.TrainState:
-    """Train in a loop over events, while the trainer does the steps, the logs and the checkpoints."""
+    """Train in a loop over the events of a `Trainer`, which does the steps, logs and checkpoints."""
     events = Trainer(STEPS, compile=False).events(
         STEPS.init_state(0), LOADER, epochs=1000, kinds=(EpochEnd, TrainEnd)
     )

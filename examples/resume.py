@@ -28,12 +28,12 @@ def loss_fn(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
 
 
 def model() -> nn.Module:
-    """Return a network with dropout, whose masks must not depend on a resume."""
+    """Return a network with dropout, whose masks must be the same in a resumed run."""
     return nn.Sequential(nn.Linear(1, 16), nn.Tanh(), nn.Dropout(0.1), nn.Linear(16, 1))
 
 
 def digest(folder: pathlib.Path, stops: tuple[int, ...]) -> str:
-    """Train for 20 steps with stops, in a new trainer each time; return the final digest."""
+    """Train for 20 steps, stopping and resuming in new trainers; return a digest of the final state."""
     steps = ftrain.make_steps(model, loss_fn, optim.adam(0.01))
     for stop in (*stops, 20):
         trainer = Trainer(steps, compile=False, store=folder)

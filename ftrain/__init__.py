@@ -28,7 +28,7 @@ else:
     _PACKAGES = ("checkpoint", "config", "data", "loop", "optim", "tasks", "testing")
 
     def __getattr__(name: str) -> Any:
-        """Import a public name or package on first access, so `ftrain --help` does not import torch."""
+        """Import a public name on first access, so that `ftrain --help` does not import torch."""
         if name in _PACKAGES:
             return _imported(f"{__name__}.{name}")
         if name == "__version__":
@@ -45,7 +45,7 @@ else:
         return globals()[name]
 
     def _imported(name: str) -> Any:
-        """Import a module, in a separate thread if a torch.func transform is active.
+        """Import a module; inside a torch.func transform, import it in another thread, outside of it.
 
         Modules make tensors while they are imported, which a transform would wrap.
         """

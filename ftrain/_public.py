@@ -1,4 +1,4 @@
-"""All public names; `ftrain` imports this module when one of them is first accessed."""
+"""Public names of `ftrain`, which imports this module at the first access to one of them."""
 
 from ftrain.core import debug, errors, random, tree
 from ftrain.core.accumulate import MicroBatches
