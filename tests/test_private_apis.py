@@ -32,6 +32,11 @@ ALLOWED = {
     ("core/random/_own_generators.py", "_inst"): "Python's `random`",
     ("core/random/_own_generators.py", "_rand"): "NumPy's",
     ("core/tree.py", "_Hash"): "the type of `hashlib`'s objects",
+    (
+        "tasks/metrics/from_torchmetrics.py",
+        "_defaults",
+    ): "torchmetrics', whose states have no other list",
+    ("tasks/metrics/from_torchmetrics.py", "_reductions"): "torchmetrics', likewise",
 }
 
 _PYTHON = {"_asdict", "_current_frames", "_exit", "_fields", "_getframe", "_make", "_replace"}

@@ -113,8 +113,7 @@ def _norm(leaves: list[torch.Tensor], dtype: torch.dtype, rows: bool) -> torch.T
     device = leaves[0].device
     if not rows:
         if all(type(x) is torch.Tensor and x.is_cpu for x in leaves) and _is_readable(leaves[0]):
-            # The same operation for each leaf, called from C++: 7 µs for six leaves instead of 12.
-            norms = list(torch._foreach_norm(leaves, 2, dtype=dtype))
+            norms = _torch.norms(leaves, dtype)
         else:
             norms = [torch.linalg.vector_norm(x, dtype=dtype).to(device) for x in leaves]
         total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
