@@ -1,4 +1,4 @@
-"""Find the pixels of handwritten digits in clutter with a small U-Net, in a minute or two on two cores.
+"""Segment handwritten digits in cluttered images with a small U-Net, in two minutes on two cores.
 
     python examples/segmentation.py                        # this file
     ftrain train examples/configs/segmentation.yaml        # the same run, to the bit
@@ -36,7 +36,7 @@ unet = functools.partial(UNet, width=8)
 
 
 def train(out: pathlib.Path, epochs: int = 10, seed: int = 0, compiled: bool = True) -> FitResult:
-    """Train, and return the result; the log is written to `out`."""
+    """Train; return the result of the run, and write its log to `out`."""
     training, held_out = cluttered()
     loader = data.Loader(training, batch_size=32, seed=seed)
     held_out_loader = data.Loader(held_out, batch_size=100, shuffle=False)
@@ -53,7 +53,7 @@ def train(out: pathlib.Path, epochs: int = 10, seed: int = 0, compiled: bool = T
 
 
 def cluttered(images: int = 1000, held_out: int = 200) -> tuple[Images, Images]:
-    """Return images for training, and others, made of other digits, for evaluation."""
+    """Return images for training, and images of other digits for evaluation."""
     scans = data.digits()
     scans["image"] = F.interpolate(scans["image"], size=(DIGIT, DIGIT), mode="bilinear")
     training, others = data.split(scans, 360, seed=1998)
@@ -61,7 +61,7 @@ def cluttered(images: int = 1000, held_out: int = 200) -> tuple[Images, Images]:
 
 
 def made(digits: Images, n: int, seed: int) -> Images:
-    """Return `n` images of two digits each, with clutter and noise, and the class of each pixel."""
+    """Compose `n` images of two digits each, with clutter and noise; also return each pixel's class."""
     draws = torch.Generator().manual_seed(seed)
     scans = digits["image"][:, 0]
     image, label = torch.zeros(n, SIZE, SIZE), torch.zeros(n, SIZE, SIZE, dtype=torch.int64)
@@ -90,7 +90,7 @@ def made(digits: Images, n: int, seed: int) -> Images:
 
 
 def picture(state: ftrain.TrainState, shown: Images, out: pathlib.Path) -> None:
-    """Draw images, their true classes and the predicted ones, each in a column."""
+    """Draw images beside their true and predicted classes of the pixels."""
     found = prediction(unet)(state, shown["image"]).argmax(1)
     grey = shown["image"][:, 0].clamp(0, 1)
     columns = torch.stack([grey, shown["label"].float(), found.float()], 1)

@@ -1,4 +1,4 @@
-"""Tell from a snippet of Python source which package of the standard library it is from.
+"""Classify snippets of Python source by the package of the standard library that they are from.
 
     python examples/text_classification.py                        # this file
     ftrain train examples/configs/text_classification.yaml        # the same run, to the bit
@@ -47,7 +47,7 @@ def model() -> TextCNN:
 
 
 def train(out: pathlib.Path, epochs: int = 8, seed: int = 0, compiled: bool = True) -> FitResult:
-    """Train, and return the result; the log is written to `out`."""
+    """Train; return the result of the run, and write its log to `out`."""
     training, held_out, *_ = snippets()
     loader = data.Loader(training, batch_size=64, seed=seed)
     held_out_loader = data.Loader(held_out, batch_size=64, shuffle=False)
@@ -64,7 +64,7 @@ def train(out: pathlib.Path, epochs: int = 8, seed: int = 0, compiled: bool = Tr
 
 
 def snippets(packages: tuple[str, ...] = PACKAGES) -> Data:
-    """Return snippets of the packages' files, and the end of each file in snippets to evaluate on."""
+    """Return training snippets of the packages' files, and held-out ones from the ends of the files."""
     library = pathlib.Path(sysconfig.get_path("stdlib"))
     parts: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
     labels: tuple[list[int], list[int]] = ([], [])
@@ -86,7 +86,7 @@ def snippets(packages: tuple[str, ...] = PACKAGES) -> Data:
 
 
 def picture(state: ftrain.TrainState, held_out: Snippets, out: pathlib.Path) -> None:
-    """Draw the shares of each package's snippets that were taken for each package."""
+    """Draw the confusion matrix of the packages, as shares of the snippets of each package."""
     from matplotlib.figure import Figure  # noqa: PLC0415  # only the picture needs it
 
     logits = prediction(model)(state, held_out["tokens"])

@@ -170,7 +170,7 @@ def build(
 def _objective(
     resolved: Resolved, model: Any, facts: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], Callable[..., Any] | None, Callable[[Steps], Steps]]:
-    """Return the loss function, the one for evaluation if it is another, and `Parts.taught`."""
+    """Return the loss function, the evaluation function if it differs, and `Parts.taught`."""
     config, target = resolved.config, resolved.objective
     function, arguments = target.function, _filled(target, facts, resolved)
     if resolved.task is not None:

@@ -1,4 +1,4 @@
-"""Files of outputs: safetensors that are written and read in place, row by row.
+"""Files of the outputs of a function per sample: safetensors, written and read row by row.
 
 Read next: `outputs.py`.
 """

@@ -1,4 +1,4 @@
-"""Outputs of a function for each sample, computed once and kept in a file: a teacher's logits, say.
+"""Outputs of a function (a teacher's logits, say) per sample, computed once and stored in a file.
 
 The file is a safetensors file with digests of the data, of the function's tensors and of its own
 content; outputs of another teacher or of other data are refused.

@@ -49,11 +49,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
-            raise ValueError(f"rank: expected a whole number of at least 1, got {self.rank!r}")
+            raise ValueError(
+                f"rank: expected a whole number of at least 1, got {self.rank!r}. Write rank=8"
+            )
         if not math.isfinite(self.alpha):
-            raise ValueError(f"alpha: expected a finite number, got {self.alpha!r}")
+            raise ValueError(f"alpha: expected a finite number, got {self.alpha!r}. Write alpha=16")
         if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout: expected a rate in [0, 1), got {self.dropout!r}")
+            raise ValueError(
+                f"dropout: expected a rate in [0, 1), got {self.dropout!r}. Write dropout=0.1"
+            )
 
     @property
     def scale(self) -> float:
@@ -77,7 +81,7 @@ class Owner(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """Place and shape of one adapter.
+    """Low-rank adapter of one weight: the weight's name, its kind of layer and its shape.
 
     Attributes:
         name: the name of the weight.
@@ -117,7 +121,7 @@ class Adapter:
 
 
 def initial(adapter: Adapter, settings: Settings, base: Tensor, key: Tensor) -> dict[str, Tensor]:
-    """Return an adapter's start values, with which the model computes what its base computes.
+    """Return an adapter's initial values, with which the model's outputs equal those of its base.
 
     One matrix is zero. The other is uniform within one over the root of its number of inputs, as the
     weights of `nn.Linear` are; for an embedding it is standard normal, as those of `nn.Embedding`.
@@ -171,7 +175,7 @@ def adapted(
 def removed(
     adapter: Adapter, settings: Settings, merged: Tensor, tensors: Mapping[str, Tensor]
 ) -> Tensor:
-    """Return a weight without the adapter that `adapted` added to it; arguments as there."""
+    """Return a weight without the adapter that `adapted` added to it, given the same arguments."""
     dtype = _wide(adapter, merged)
     return (merged.to(dtype) - _change(adapter, settings, tensors, dtype)).to(merged.dtype)
 
@@ -187,7 +191,7 @@ def _change(
     dtype: torch.dtype,
     mask: Tensor | None = None,
 ) -> Tensor:
-    """Return what an adapter adds to its weight; with a mask, without the inputs that it drops."""
+    """Return the matrix that an adapter adds to its weight, zero for inputs that a mask drops."""
     a, b = (tensors[f"{adapter.name}.lora_{part}"].to(dtype) for part in "AB")
     if mask is not None:
         a = torch.where(mask, a / (1 - settings.dropout), torch.zeros_like(a))
@@ -241,7 +245,7 @@ def matched(
     known: Iterable[str],
     others: Mapping[str, Tensor] | None = None,
 ) -> list[str]:
-    """Return the names in which a regular expression occurs.
+    """Return the names that contain a match of a regular expression.
 
     Args:
         argument: the argument that holds the pattern, for messages.
@@ -289,7 +293,7 @@ def _owners(root: nn.Module) -> dict[str, tuple[Owner, ...]]:
 
 
 def _adapter(name: str, tensor: Tensor, owners: tuple[Owner, ...]) -> Adapter | None:
-    """Return the adapter that a tensor can have; `None` if it can have none."""
+    """Return the adapter for a parameter; `None` if its kind of layer supports no adapter."""
     if not owners or tensor.ndim < 2 or not tensor.is_floating_point():
         return None
     module = owners[0].module
@@ -307,7 +311,7 @@ def _is_convolution(module: nn.Module) -> bool:
 
 
 def _is_transposed(module: nn.Module) -> bool:
-    """Return True for the linear layer of GPT-2, whose weight has inputs first."""
+    """Return True for `transformers.Conv1D`, a linear layer with a weight of shape (inputs, outputs)."""
     layers: Any = sys.modules.get("transformers.pytorch_utils")
     return layers is not None and isinstance(module, layers.Conv1D)
 

@@ -1,4 +1,4 @@
-"""Search for the module where a non-finite value begins, in the graph of a step.
+"""Search for the first module with a non-finite value, computed in the graph of a step.
 
 Forward: a module begins it if its inputs are finite and its output is not; of several, the first that
 returns. If there is none and the loss is not finite, the loss function begins it. Backward, if the
@@ -55,7 +55,7 @@ def watching_outputs(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _outputs_of(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collect a flag for each module that is called in the context: finite inputs, another output."""
+    """Collect a flag per module called in a `with` block: finite inputs, but a non-finite output."""
     flags: dict[str, Tensor] = {}
     here = place()
 
@@ -88,7 +88,7 @@ def _finite(values: Any) -> Tensor | None:
 def nonfinite_modules(
     entries: Mapping[str, Any], grads: Mapping[str, Tensor], finite: Tensor
 ) -> dict[str, Any]:
-    """Return the metrics of a step with at most one module marked as the first non-finite one.
+    """Return metrics that mark the module where non-finite values began, if there is one.
 
     Args:
         entries: the metrics of a step whose loss is that of `watching_outputs`.
@@ -124,7 +124,7 @@ def _all_finite(tensors: list[Tensor]) -> Tensor:
 
 
 def _first(flags: list[Tensor]) -> list[Tensor]:
-    """Return the flags with all but the first that is True set to False."""
+    """Return the flags with only the first True kept."""
     if not flags:
         return []
     stacked = torch.stack(flags)

@@ -82,7 +82,7 @@ def classes_in_range(labels: Tensor, classes: int, ignore_index: int) -> Iterato
 
 @contextlib.contextmanager
 def places_in(labels: Tensor, ignore_index: int) -> Iterator[None]:
-    """Name places in `labels` in the errors of `classes_in_range` inside the context.
+    """Make the errors of `classes_in_range` in a `with` block give positions in `labels`.
 
     For losses that compare only `labels[:, 1:]`, or parts of it.
     """

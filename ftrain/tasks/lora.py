@@ -51,7 +51,7 @@ def lora(
     dropout: float = 0.0,
     unfrozen: str | re.Pattern[str] | None = None,
 ) -> LoraModel:
-    r"""Return a model with low-rank adapters on some of its weights, as a model of `make_steps`.
+    r"""Return a model for `make_steps` that adds trained low-rank adapters to some frozen weights.
 
     $$W' = W + s B A, \qquad s = \frac{\alpha}{r}$$
 
@@ -116,7 +116,7 @@ def lora(
 
 
 class LoraModel(Bound):
-    """Model with low-rank adapters, as a pure function of adapters and base; see `lora`.
+    """Model with low-rank adapters, as a pure function of the adapters and the base model; see `lora`.
 
     Attributes:
         base: the model without adapters.
@@ -204,13 +204,13 @@ class LoraModel(Bound):
         training: bool,
         until: contextlib.ExitStack | None = None,
     ) -> tuple[Any, Tensors]:
-        """Call `fn` on the base module with the changed weights installed; see `Bound.call`."""
+        """Call `fn` on the base module with the adapted weights installed; see `Bound.call`."""
         installed = self._installed(params, buffers, training and self.settings.dropout > 0)
         out, after = self.base.call(self._watched(fn), *installed, training, until)
         return out, {n: b if n in self.constants else after[n] for n, b in buffers.items()}
 
     def _watched(self, fn: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
-        """Return `fn`, which raises if it writes to a weight that would be discarded."""
+        """Return a wrapper of `fn` that raises if `fn` writes to an adapted weight."""
 
         def watched(module: nn.Module) -> Any:
             before = self.skeleton.read(self._frozen)
@@ -284,7 +284,7 @@ class LoraModel(Bound):
         return found[0], found[1]
 
     def _installed(self, params: Tensors, buffers: Tensors, drops: bool) -> tuple[Tensors, Tensors]:
-        """Return `(params, buffers)` of the base model, with the weights that adapters change."""
+        """Return `(params, buffers)` of the base model, with the adapters added to the weights."""
         self._check("params", params, self.shapes)
         self._check("buffers", buffers, dict.fromkeys(self._kept))
         tensors = {**buffers, **{name: params[name] for name in self.unfrozen}}
@@ -297,7 +297,7 @@ class LoraModel(Bound):
         )
 
     def _check(self, what: str, given: Any, shapes: Mapping[str, tuple[int, ...] | None]) -> None:
-        """Raise unless the tensors have the names and shapes of this model's."""
+        """Raise unless the given tensors have the names and shapes of this model's tensors."""
         if not isinstance(given, dict) or given.keys() != shapes.keys():
             have = set(given) if isinstance(given, dict) else set()
             missing, extra = sorted(shapes.keys() - have), sorted(have - shapes.keys())

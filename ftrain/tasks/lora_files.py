@@ -1,4 +1,4 @@
-"""Adapters in the file format of the peft library: `adapter_model.safetensors`, `adapter_config.json`.
+"""Reading and writing of low-rank adapters in the file format of the peft library.
 
     tasks.write_lora("adapters", state, model)      # peft.PeftModel.from_pretrained(module, "adapters")
     model = tasks.read_lora("adapters", module)     # a model of make_steps that starts from them
@@ -133,7 +133,7 @@ def read_lora(
     path: str | os.PathLike[str],
     model: nn.Module | Callable[[], nn.Module] | Bound,
 ) -> LoraModel:
-    """Return a model with the adapters of a directory in the format of the peft library.
+    """Read adapters from a directory in the format of the peft library; return a model with them.
 
     Its `init_state` starts from these adapters; rank, scale and targets are those of the files. A
     dropout of peft draws a mask for each token; here it draws one for each micro-batch, as `lora`
@@ -207,7 +207,7 @@ def read_lora(
 def _base_values(
     folder: pathlib.Path, base: Bound, others: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the tensors of whole modules in a file, by their names in the base model."""
+    """Return the tensors of fully trained modules in a file, by their names in the base model."""
     known = {name: t.shape for name, t in named_tensors(base.skeleton.module).items()}
     found = {}
     for key, tensor in others.items():
@@ -257,7 +257,7 @@ def _entries(adapter: Adapter, settings: Settings) -> dict[str, _Entry]:
 
 
 def _refusal(adapter: Adapter) -> str | None:
-    """Return what keeps peft from computing what an adapter computes here; `None` for nothing."""
+    """Return the reason why peft would compute another result for an adapter; `None` if it would not."""
     owner = adapter.owners[0]
     module: Any = owner.module
     name = type(module).__name__
@@ -279,7 +279,7 @@ def _refusal(adapter: Adapter) -> str | None:
 
 
 def _whole_modules(root: nn.Module, unfrozen: Iterable[str]) -> list[str]:
-    """Return the modules that make up the unfrozen parameters."""
+    """Return the modules whose parameters are together the unfrozen parameters."""
     names = set(unfrozen)
     paths = {name.rpartition(".")[0] for name in names}
     everywhere = [path for path, _ in root.named_modules(remove_duplicate=False)]
@@ -297,12 +297,12 @@ def _whole_modules(root: nn.Module, unfrozen: Iterable[str]) -> list[str]:
 
 
 def _contents(root: nn.Module, modules: Iterable[str]) -> list[str]:
-    """Return the names of the tensors in the state dicts of some modules."""
+    """Return the names of all tensors in the state dicts of the given modules."""
     return [f"{path}.{name}" for path in modules for name in root.get_submodule(path).state_dict()]
 
 
 def _targets(root: nn.Module, paths: list[str]) -> list[str] | str:
-    """Return the paths of the adapted modules, as a list or, where peft would match more, a pattern."""
+    """Return the paths of the adapted modules as a list, or a pattern if peft would match others too."""
     others = {path for path, _ in root.named_modules()}.difference(paths)
     if not any(other.endswith(f".{path}") for path in paths for other in others):
         return paths
@@ -362,7 +362,7 @@ def _number(config: Mapping[str, Any], name: str, folder: pathlib.Path) -> Any:
 
 
 def _replace(path: pathlib.Path, content: bytes) -> None:
-    """Write a file so that it has its old content or the new one at every moment."""
+    """Replace a file atomically: readers see the old content or the new one."""
     new = path.with_name(f"{path.name}.{os.getpid()}.new")
     new.write_bytes(content)
     os.replace(new, path)

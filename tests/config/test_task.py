@@ -42,7 +42,7 @@ def test_default_loss_is_cross_entropy_only_without_a_task(tmp_path: pathlib.Pat
         assert dump(parse(dump(config), tmp_path / "run.yaml")) == dump(config)
 
 
-def test_task_receives_the_fact_of_the_data_that_it_declares() -> None:
+def test_task_receives_the_value_about_the_data_that_it_declares() -> None:
     task = {"name": "image_classification", "mixup": 1.0}
     parts = built(task=task, data="digits", model={"name": "mlp", "inputs": 64, "outputs": 10})
     _, metrics = parts.steps.train_step(parts.init_state(), next(iter(parts.train)))
@@ -61,7 +61,7 @@ def test_unknown_task_suggests_the_nearest_name() -> None:
         built(task={"name": "segmentation", "dise": 0.5})
 
 
-def test_function_of_a_task_that_returns_something_else_is_refused(tmp_path: pathlib.Path) -> None:
+def test_task_function_that_does_not_return_a_task_is_refused(tmp_path: pathlib.Path) -> None:
     name = user_file(tmp_path, "def own(weight=1.0): return weight")
     with pytest.raises(ConfigError, match=r"expected a function that returns a Task, got a float"):
         built(

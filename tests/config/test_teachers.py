@@ -120,7 +120,9 @@ def test_registered_loss_of_a_file_gets_a_teacher(folder: pathlib.Path) -> None:
     assert result.state.extras.keys() == {"teacher"}
 
 
-def test_byol_learns_from_the_average_of_the_run(folder: pathlib.Path) -> None:
+def test_configured_byol_run_learns_from_its_own_average_of_the_weights(
+    folder: pathlib.Path,
+) -> None:
     result = trained("ema=0.9", "loss=byol")
     assert result.state.extras == {}
     assert result.status == "completed"
@@ -149,7 +151,9 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_refusal_names_the_key_and_the_remedy(name: str, folder: pathlib.Path) -> None:
+def test_error_of_a_teacher_configuration_names_the_key_and_the_remedy(
+    name: str, folder: pathlib.Path
+) -> None:
     overrides, says = REFUSALS[name]
     with pytest.raises(ConfigError, match=says):
         trained(*overrides)

@@ -61,7 +61,7 @@ KINDS: dict[str, Any] = {"arrays": rows, "samples": Samples, "gathered": Gathere
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_each_sample_gets_its_own_outputs_in_any_order(kind: str, tmp_path: Path) -> None:
+def test_with_outputs_adds_each_samples_own_outputs_in_any_order(kind: str, tmp_path: Path) -> None:
     calls = []
 
     def fn(batch: Any) -> Tensor:
@@ -109,7 +109,7 @@ def test_named_outputs_of_any_dtype_and_shape_keep_their_bytes(
         assert_same_bits(safetensors.torch.load_file(path), whole)  # the library reads it too
 
 
-def test_arrays_of_numpy_and_outputs_under_another_name(tmp_path: Path) -> None:
+def test_with_outputs_accepts_numpy_arrays_and_another_name(tmp_path: Path) -> None:
     arrays = {"x": np.ones((4, 3), np.float32)}
     path = tmp_path / "file"
     found = data.with_outputs(arrays, teacher, path, source={"w": WEIGHT, "layer": 3}, name="soft")
@@ -135,7 +135,7 @@ def test_outputs_of_another_teacher_or_of_other_data_are_refused(kind: str, tmp_
     data.with_outputs(KINDS[kind](), teacher, path, source=WEIGHT, batch_size=3)
 
 
-def test_version_stands_for_the_content_of_the_data(tmp_path: Path) -> None:
+def test_with_outputs_compares_the_version_instead_of_the_data_if_given(tmp_path: Path) -> None:
     path, other = tmp_path / "file", Samples()
     other.rows["x"] += 1
     data.with_outputs(Samples(), teacher, path, source=WEIGHT, version="2024-05")
@@ -162,7 +162,7 @@ def test_every_flipped_bit_and_every_truncation_is_refused(tmp_path: Path) -> No
             data.with_outputs(rows(3), teacher, path, source=WEIGHT)
 
 
-def test_exception_in_the_function_leaves_no_file(tmp_path: Path) -> None:
+def test_with_outputs_leaves_no_file_if_the_function_raises(tmp_path: Path) -> None:
     def fails(batch: Any) -> Tensor:
         if 5 in batch["y"]:
             raise RuntimeError("no memory")
@@ -185,7 +185,7 @@ REFUSALS: dict[str, tuple[Any, Any, str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_refusal_names_what_was_given(name: str, tmp_path: Path) -> None:
+def test_with_outputs_error_names_the_invalid_argument(name: str, tmp_path: Path) -> None:
     dataset, fn, says = REFUSALS[name]
     with pytest.raises((TypeError, ValueError), match=says):
         data.with_outputs(dataset, fn, tmp_path / "file", source=0)[0]

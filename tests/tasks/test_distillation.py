@@ -164,7 +164,9 @@ def test_steps_with_a_teacher_obey_the_laws(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*OF_TEACHER, "byol", "dino"])
-def test_ragged_micro_batches_give_the_gradients_of_the_whole(name: str) -> None:
+def test_distillation_over_ragged_micro_batches_gives_the_gradients_of_the_whole_batch(
+    name: str,
+) -> None:
     steps = subjects()[name]
     plain = tree.map(lambda x: x.double() if x.is_floating_point() else x, steps.init_state(0))
     state = plain.replace(params=tree.map(lambda p: p + 0.1, plain.params))
@@ -186,7 +188,7 @@ def without_dropout(gradients: Any, state: Any, batch: Any) -> Any:
         return gradients(state, batch)
 
 
-def test_training_leaves_the_bytes_of_the_teacher_and_its_statistics() -> None:
+def test_training_does_not_change_the_teachers_weights_and_statistics() -> None:
     steps = subjects()["distillation"]
     state = steps.init_state(0)
     before = tree.map(torch.clone, state.extras)
@@ -196,7 +198,7 @@ def test_training_leaves_the_bytes_of_the_teacher_and_its_statistics() -> None:
     assert_same_bits(steps.init_state(5).extras, before)
 
 
-def test_teacher_is_called_in_eval_mode_unless_it_is_told_to_train() -> None:
+def test_teacher_is_called_in_eval_mode_unless_set_to_train() -> None:
     module = large()
     x = batches(1)[0]["x"]
     wanted = copy.deepcopy(module).eval()(x)
@@ -209,7 +211,7 @@ def test_teacher_is_called_in_eval_mode_unless_it_is_told_to_train() -> None:
     assert_same_bits(extras["teacher"], teacher.start())
 
 
-def test_teacher_draws_nothing_and_changes_no_draw_of_the_student() -> None:
+def test_teacher_neither_draws_random_numbers_nor_changes_those_of_the_student() -> None:
     def losses(loss_fn: Any, extras: Any) -> Any:
         steps = ftrain.make_steps(functools.partial(Net, dropout=0.5), loss_fn, optim.sgd(0.1))
         state = steps.init_state(0).replace(extras=extras)
@@ -240,7 +242,7 @@ def test_teacher_computes_in_the_precision_of_the_policy(precision: str) -> None
     assert {x.dtype for x in tree.leaves(new.extras)} == {torch.float32}
 
 
-def test_average_of_a_bf16_student_is_read_in_bf16() -> None:
+def test_self_taught_steps_work_with_a_float32_average_of_a_bf16_student() -> None:
     teacher = tasks.Teacher(functools.partial(Net, norm=nn.LayerNorm))
     loss_fn = functools.partial(tasks.byol, teacher=teacher)
     optimizer = optim.ema(optim.sgd(0.1), 0.9)
@@ -252,7 +254,7 @@ def test_average_of_a_bf16_student_is_read_in_bf16() -> None:
     assert bool(steps.eval_step(state, batches(1)[0])["loss"].isfinite())
 
 
-def test_skipped_step_leaves_the_average_and_the_center() -> None:
+def test_skipped_step_does_not_change_the_average_and_the_center() -> None:
     steps = subjects()["dino"]
     state, _ = steps.train_step(steps.init_state(0), batches(1)[0])
     broken = {**batches(1)[0], "first": torch.full((8, 4), float("nan"))}
@@ -274,7 +276,7 @@ def test_rows_of_weight_zero_do_not_move_the_center() -> None:
     torch.testing.assert_close(new.extras["center"], expected.extras["center"])
 
 
-def test_row_of_an_ensemble_has_the_teacher_of_its_own_average() -> None:
+def test_each_row_of_a_vmapped_byol_step_learns_from_its_own_average() -> None:
     steps, batch = subjects()["byol"], batches(1)[0]
     states = [steps.train_step(steps.init_state(seed), batch)[0] for seed in (0, 1)]
     rows = tree.map(lambda *x: torch.stack(x), *states)
@@ -296,7 +298,7 @@ class Tokens(nn.Module):
         return {"logits": self.out(self.embed(input_ids))}
 
 
-def test_causal_distillation_compares_with_the_next_token() -> None:
+def test_causal_distillation_uses_the_next_token_as_label() -> None:
     student, module = Tokens(3), Tokens(5)
     ids = torch.randint(0, 7, (2, 6))
     labels = ids.clone()

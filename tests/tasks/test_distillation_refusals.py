@@ -154,7 +154,7 @@ REFUSALS: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_refusal_names_what_was_given_and_the_remedy(name: str) -> None:
+def test_distillation_error_names_the_invalid_value_and_the_remedy(name: str) -> None:
     call, error, says = REFUSALS[name]
     with pytest.raises(error, match=says):
         call()

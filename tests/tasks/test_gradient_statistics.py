@@ -51,7 +51,7 @@ ORACLES = {
 
 
 @given(gradients(), st.sampled_from([None, 0, 1, 2, 9]))
-def test_statistics_by_module_equal_those_of_numpy(
+def test_gradient_statistics_by_module_equal_those_of_numpy(
     grads: dict[str, Tensor], depth: int | None
 ) -> None:
     found = gradient_statistics(
@@ -83,7 +83,7 @@ def test_statistics_by_module_equal_those_of_numpy(
 
 @given(gradients(rows=(3,)))
 @settings(max_examples=10)
-def test_mapped_statistics_are_those_of_each_row(grads: dict[str, Tensor]) -> None:
+def test_vmapped_gradient_statistics_equal_those_of_each_row(grads: dict[str, Tensor]) -> None:
     options: Any = {
         "statistics": tuple(ORACLES),
         "vanishing_below": 1e-3,
@@ -121,7 +121,7 @@ def test_histogram_counts_values_on_an_edge_below_it_and_nan_above_all() -> None
         ({"histogram_edges": (1.0, 1.0)}, r"edges: expected strictly increasing .*\(1.0, 1.0\)"),
     ],
 )
-def test_statistics_refuse(options: Any, message: str) -> None:
+def test_gradient_statistics_refuse_invalid_arguments(options: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gradient_statistics({}, **options)
     with pytest.raises(ValueError, match=message):
@@ -155,7 +155,7 @@ def nodes(steps: ftrain.Steps, batch: Any) -> list[Any]:
     ]
 
 
-def test_steps_without_statistics_have_the_graph_of_plain_steps() -> None:
+def test_monitored_steps_without_statistics_have_the_graph_of_plain_steps() -> None:
     case = ZOO["mlp"]
     batch = case.batch(0, 4)
     plain = nodes(ftrain.make_steps(case.model, case.loss_fn, optim.sgd(0.1)), batch)
@@ -168,7 +168,7 @@ def test_steps_without_statistics_have_the_graph_of_plain_steps() -> None:
 @pytest.mark.parametrize(
     ("mode", "accumulate"), [("eager", 2), ("compiled", 2), ("vmapped", 1), ("compiled vmapped", 1)]
 )
-def test_statistics_change_no_bit_of_training(mode: str, accumulate: int) -> None:
+def test_gradient_statistics_do_not_change_the_trained_bits(mode: str, accumulate: int) -> None:
     case = ZOO["mlp"]
 
     def trained(make: Any, **options: Any) -> tuple[Any, Any]:
@@ -193,7 +193,7 @@ def test_statistics_change_no_bit_of_training(mode: str, accumulate: int) -> Non
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
-def test_statistics_of_every_precision_are_finite(precision: Any) -> None:
+def test_gradient_statistics_are_finite_in_every_precision(precision: Any) -> None:
     case = ZOO["mlp"]
     steps = monitored_steps(case.model, case.loss_fn, optim.sgd(0.1), precision=precision, **ALL)
     _, metrics = steps.train_step(steps.init_state(0), case.batch(0, 4))

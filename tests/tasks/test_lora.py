@@ -287,7 +287,7 @@ def test_base_keeps_its_bytes_in_every_step(accumulate: int, mode: str) -> None:
 
 
 @pytest.mark.parametrize("model", ["plain", "tied"])
-def test_lora_keeps_every_law(model: str) -> None:
+def test_steps_of_a_lora_model_obey_every_law(model: str) -> None:
     if model == "plain":
         adapted = tasks.lora(mlp(), rank=2, dropout=0.1, unfrozen="3.bias")
         testing.check_all(ftrain.make_steps(adapted, loss_fn, optim.adam(1e-2)), batches())
@@ -491,7 +491,9 @@ def test_write_to_a_frozen_parameter_is_kept_or_refused() -> None:
         ({"targets": "mix", "unfrozen": "mix"}, r"got 'mix\.weight', which is a target too"),
     ],
 )
-def test_wrong_argument_of_lora_is_named(arguments: dict[str, Any], message: str) -> None:
+def test_error_for_an_invalid_argument_of_lora_names_it(
+    arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises((ValueError, TypeError), match=message):
         tasks.lora(Parts(), **{"targets": nn.Linear, **arguments})
 

@@ -109,7 +109,7 @@ def name_in_peft(name: str) -> str:
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_adapters_return_from_peft_with_the_same_bytes(
+def test_adapters_saved_and_loaded_by_peft_keep_their_bytes(
     peft: Any, tmp_path: pathlib.Path, dora: bool
 ) -> None:
     module = parts()

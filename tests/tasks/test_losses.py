@@ -89,7 +89,9 @@ def test_next_token_loss_is_weighted_by_tokens(n: int, length: int, seed: int) -
         ({"x": torch.ones(2, 4)}, "expected windows of tokens, .* got a dict.*loss: causal_lm"),
     ],
 )
-def test_next_token_loss_refuses_other_batches(windows: Any, says: str) -> None:
+def test_next_token_loss_refuses_batches_that_are_not_token_windows(
+    windows: Any, says: str
+) -> None:
     def model(x: torch.Tensor) -> torch.Tensor:
         return torch.zeros(*x.shape, 5)
 
@@ -136,7 +138,7 @@ def test_losses_refuse_batches_of_wrong_structure_shape_or_dtype(
 
 
 @pytest.mark.parametrize("donate", [False, True])
-def test_compiled_step_says_how_to_find_a_label_out_of_range(donate: bool) -> None:
+def test_error_of_a_compiled_step_explains_how_to_find_a_label_out_of_range(donate: bool) -> None:
     steps = ftrain.make_steps(nn.Linear(4, 3), losses.cross_entropy, optim.sgd(0.1))
     step = ftrain.compile(steps.train_step, backend="eager", donate=donate)
     batch = {"x": torch.ones(2, 4), "y": torch.tensor([0, 3])}

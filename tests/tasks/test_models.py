@@ -95,7 +95,7 @@ def test_steps_of_models_compile_to_one_graph_with_the_bits_of_eager_ones(name: 
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_models_learn_a_batch_by_heart(name: str) -> None:
+def test_models_overfit_one_batch(name: str) -> None:
     made, batch = steps(name), MODELS[name][1](0)
     state = made.init_state(0)
     start = float(made.eval_step(state, batch)["loss"])
@@ -129,7 +129,7 @@ def test_outputs_of_a_gpt_depend_on_earlier_tokens_only() -> None:
     assert not torch.allclose(one[:, 3:], two[:, 3:])
 
 
-def test_outputs_of_a_unet_move_with_the_image() -> None:
+def test_unet_is_equivariant_to_shifts_away_from_the_edges() -> None:
     model, image = models.UNet(width=4).eval(), images(0, 1, 64)
     moved = model(image.roll(8, 3)).roll(-8, 3)
     inner = slice(24, 40)  # far from the edges, whose zeros move as well

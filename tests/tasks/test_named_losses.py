@@ -321,7 +321,7 @@ def test_each_missing_entry_of_a_batch_raises_with_the_entries_that_there_are(na
 @pytest.mark.parametrize(
     "name", ["cross_entropy", "cross_entropy of images", "causal_lm", "masked_lm", "dice", "focal"]
 )
-def test_step_on_a_batch_without_labels_that_count_is_skipped_or_raises(
+def test_step_on_a_batch_whose_labels_are_all_ignored_is_skipped_or_raises(
     name: str, nonfinite: Any
 ) -> None:
     model, batch, options = LOSSES[name]()

@@ -124,7 +124,7 @@ def test_steps_of_tasks_keep_the_fast_laws_and_compile_once(name: str) -> None:
 @pytest.mark.parametrize("name", SPLITTING)
 @settings(max_examples=10)
 @given(cut=st.integers(1, N - 1), seed=seeds)
-def test_losses_and_metrics_of_parts_merge_to_the_whole(
+def test_merged_losses_and_metrics_of_tasks_over_parts_equal_those_of_the_whole(
     name: str, fn: str, cut: int, seed: int
 ) -> None:
     make, model, batch = TASKS[name]
@@ -185,7 +185,7 @@ def test_segmentation_loss_is_the_mean_over_images_of_cross_entropy_and_dice(see
         assert float(found.total) == 0
 
 
-def test_evaluations_leave_out_what_regularizes() -> None:
+def test_evaluation_of_a_task_omits_label_smoothing_and_z_loss() -> None:
     task, model, batch = (part for part in TASKS["text_classification"])
     module, given = model(), batch(0)
     plain = F.cross_entropy(module(given["tokens"]), given["label"])
@@ -248,7 +248,7 @@ def test_mixing_refuses_a_batch_with_two_inputs() -> None:
         )
 
 
-def test_tuples_are_batches_of_tasks_too() -> None:
+def test_tasks_accept_batches_that_are_tuples() -> None:
     for name in ("text_classification", "image_classification", "segmentation"):
         make, model, batch = TASKS[name]
         module, given = model(), batch(0)

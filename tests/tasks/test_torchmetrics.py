@@ -94,7 +94,7 @@ def split(args: tuple[Tensor, ...], cuts: set[int]) -> list[tuple[Tensor, ...]]:
 @pytest.mark.parametrize("name", METRICS)
 @settings(max_examples=4)
 @given(cuts=st.sets(st.integers(1, N - 1), max_size=3), seed=seeds)
-def test_merged_batches_have_the_value_of_the_metric_of_all_rows(
+def test_merged_torchmetrics_values_equal_the_metric_of_all_rows(
     name: str, cuts: set[int], seed: int
 ) -> None:
     made, args = METRICS[name]().set_dtype(torch.float64), tuple(rows(name, seed))
@@ -312,7 +312,7 @@ def test_trainer_evaluates_and_logs_metrics_of_torchmetrics(tmp_path: pathlib.Pa
         assert found == pytest.approx(float(call(logits, whole["y"]).value), rel=1e-6), name
 
 
-def test_metric_that_was_passed_stays_unchanged_and_independent() -> None:
+def test_from_torchmetrics_does_not_change_or_share_the_given_metric() -> None:
     metric = torchmetrics.classification.MulticlassAccuracy(CLASSES)
     metric.update(*rows("Multiclass", 0))
     before = metric.compute()
@@ -394,7 +394,9 @@ X, Y = torch.zeros(2, CLASSES), torch.tensor([0, 1])
         ),
     ],
 )
-def test_what_cannot_be_exact_is_refused_with_the_remedy(call: Any, says: str) -> None:
+def test_from_torchmetrics_refuses_metrics_that_cannot_be_exact_with_the_remedy(
+    call: Any, says: str
+) -> None:
     with pytest.raises((TypeError, ValueError, KeyError), match=says):
         call()
 

@@ -69,7 +69,7 @@ class GradientHistograms:
         """Return no state, because the files contain the steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Write histograms if they are due at this step."""
+        """Write the histograms of this step if they are due."""
         if not is_main():
             return None, ()
         step = event.progress.step
@@ -87,7 +87,7 @@ class GradientHistograms:
         return None, ()
 
     def _read(self, metrics: Any) -> Iterator[tuple[str, list[int]]]:
-        """Yield the tag and counts of each histogram that has any."""
+        """Yield the TensorBoard tag and the counts of each histogram that is not empty."""
         entries = metrics.entries if isinstance(metrics, Metrics) else metrics
         found = {name: x.counts for name, x in entries.items() if isinstance(x, Histogram)}
         if not found:

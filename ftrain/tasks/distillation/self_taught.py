@@ -1,4 +1,4 @@
-"""Steps of self-distillation: the teacher is the optimizer's average of the student's weights.
+"""Training steps of self-distillation: the teacher is a running average of the student's weights.
 
     optimizer = optim.ema(optim.adamw(1e-3), 0.996)
     steps = self_taught(ftrain.make_steps(model, loss_fn, optimizer), teacher)

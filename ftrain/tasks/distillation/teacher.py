@@ -1,4 +1,4 @@
-"""Teacher of a distillation: a model whose tensors lie in `state.extras`, and are never trained.
+"""Teacher model of a distillation, whose tensors are in `state.extras` and are not trained.
 
     teacher = Teacher(Large)
     loss_fn = functools.partial(tasks.distillation, teacher=teacher, temperature=4.0)
@@ -54,7 +54,7 @@ class Teacher:
         self.model, self.name, self.training = bind(model), name, training
 
     def __call__(self, extras: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the model's outputs: `model(*args, **kwargs)`."""
+        """Call the teacher with the arguments of its model, and return its outputs."""
         return self.call(extras, lambda module: module(*args, **kwargs))
 
     def call(self, extras: Any, fn: Callable[[nn.Module], Any]) -> Any:
@@ -76,7 +76,7 @@ class Teacher:
         return tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, out)
 
     def start(self, seed: int = 0) -> dict[str, Any]:
-        """Return initial tensors: copies of a module's, or those that a function's layers draw."""
+        """Return the teacher's initial tensors: copies of its module's, or newly initialized ones."""
         params, buffers = self.model.init(random.key(seed))
         return {"params": params, "buffers": buffers}
 

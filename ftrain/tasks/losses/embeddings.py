@@ -64,7 +64,7 @@ def pairs(
     logit_scale: str | None,
     symmetric: bool,
 ) -> tuple[Mean, Tensor, Tensor | None]:
-    """Return the loss of `info_nce`, the cosines of all pairs, and 0 or 1 for each row.
+    """Return the loss of `info_nce`, all cosine similarities, and the rows' weights of 0 and 1.
 
     A row of weight 0 is nobody's negative: its column of cosines is minus infinity.
     """

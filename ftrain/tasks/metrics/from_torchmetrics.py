@@ -1,4 +1,4 @@
-"""Metrics of the torchmetrics library as metrics of a step, exact over any batches.
+"""Adapter of torchmetrics metrics to metrics of a step, which merge exactly over any batches.
 
 Read next: `rates.py`, for metrics of ftrain.
 """
@@ -39,7 +39,7 @@ def from_torchmetrics(
     keep: Literal["inputs", "states"] = "inputs",
     output: str | int | None = None,
 ) -> Callable[..., Metric]:
-    """Return a function of tensors whose results merge to the metric of all rows.
+    """Return a function that computes a torchmetrics metric of a batch, mergeable over batches.
 
     Its arguments are those of the metric's `update`, or of a function of `torchmetrics.functional`. What
     it returns goes into the metrics of a loss or evaluation function, and keeps one of:
@@ -117,7 +117,7 @@ def from_torchmetrics(
 
 
 def _obstacle(template: Any) -> str | None:
-    """Return why the states of a metric do not merge; `None` if they do."""
+    """Return the reason why a metric's states cannot be merged; `None` if they can."""
     if type(template).__name__ in _NOT_SUMS:
         return _NOT_SUMS[type(template).__name__]
     if any(hasattr(each, "_reductions") for each in template.modules() if each is not template):
@@ -138,7 +138,7 @@ def _obstacle(template: Any) -> str | None:
 
 
 def _of_states(template: Any, output: str | int | None) -> Callable[..., Metric]:
-    """Return the function that keeps the states of one update."""
+    """Return a function from a batch to the torchmetrics states after one update."""
     how = {name: _MERGED[by.__name__] for name, by in template._reductions.items()}
     starts = {name: _start(x) for name, x in template._defaults.items()}
     update, compute = type(template).update, type(template).compute
@@ -153,7 +153,7 @@ def _of_states(template: Any, output: str | int | None) -> Callable[..., Metric]
 
         @property
         def value(self) -> Tensor:
-            """Return the metric of these states; of each member, for those of an ensemble."""
+            """Return the value of the metric; for an ensemble, one value per member."""
             if self.updates.ndim:
                 return _stacked(self, len(self.updates))
             fresh = copy.copy(template)
@@ -163,7 +163,7 @@ def _of_states(template: Any, output: str | int | None) -> Callable[..., Metric]
                 return _picked(compute(fresh), output, template)
 
         def merge(self, other: States) -> States:
-            """Return the states of the rows of `self` and `other`."""
+            """Return the merged states, which cover the rows of `self` and `other`."""
             return States(
                 {
                     name: _merged(how[name], starts[name], x, other.states[name], self.updates.ndim)
@@ -201,7 +201,7 @@ def _of_states(template: Any, output: str | int | None) -> Callable[..., Metric]
 def _of_inputs(
     metric: Any, whole: Callable[..., Any], output: str | int | None
 ) -> Callable[..., Metric]:
-    """Return the function that keeps the inputs, of which `whole` computes the metric."""
+    """Return a function from a batch to its inputs, from which `whole` computes the metric later."""
 
     @tree.register_dataclass
     class Inputs:
@@ -214,14 +214,14 @@ def _of_inputs(
 
         @property
         def value(self) -> Tensor:
-            """Return the metric of all rows; of each member, for those of an ensemble."""
+            """Return the value of the metric over all rows; for an ensemble, one value per member."""
             if self.updates.ndim:
                 return _stacked(self, len(self.updates))
             with torch.no_grad():
                 return _picked(whole(*self.args, **self.kwargs), output, metric)
 
         def merge(self, other: Inputs) -> Inputs:
-            """Return the rows of `self`, then those of `other`."""
+            """Return the concatenated rows of `self` and `other`."""
             axis = self.updates.ndim
             pairs = zip(self.args, other.args, strict=True)
             return Inputs(
@@ -246,7 +246,7 @@ def _of_inputs(
 
 
 def _checked(metric: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Tensor:
-    """Return the first argument; raise unless all are tensors."""
+    """Return the first argument of an update; raise unless all arguments are tensors."""
     named = {**{f"argument {i}": x for i, x in enumerate(args)}, **kwargs}
     for name, x in named.items():
         if not isinstance(x, Tensor):
@@ -264,7 +264,7 @@ def _checked(metric: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T
 
 
 def _start(default: Any) -> Callable[[Tensor], Tensor] | None:
-    """Return the function that makes a state before the first update, `None` for a list.
+    """Return a function that makes a state's initial value; `None` for a state that is a list.
 
     `new_full` gives a state the device of the inputs without a copy from the host, and under `vmap` the
     axis of the members, so that an update may add to it in place.
@@ -292,7 +292,7 @@ def _stacked(metric: Any, members: int) -> Tensor:
 
 
 def _picked(value: Any, output: str | int | None, metric: Any) -> Tensor:
-    """Return the entry `output` of a value, or the value, as a tensor."""
+    """Return the entry `output` of a metric's value, or the value itself, as a tensor."""
     if output is not None:
         try:
             value = value[output]

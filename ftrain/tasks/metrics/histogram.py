@@ -29,12 +29,12 @@ class Histogram(NamedTuple):
         return self.counts
 
     def merge(self, other: Histogram) -> Histogram:
-        """Return the counts of the values of `self` and `other`."""
+        """Return the sum of the counts of `self` and `other`."""
         return Histogram(self.counts + other.counts)
 
 
 def histogram(values: Tensor, edges: Sequence[float]) -> Histogram:
-    """Count values between edges, without a wait for the device.
+    """Count the values between given edges, without waiting for the device.
 
     Args:
         values: floating point, any shape. bfloat16 and float16 are compared as float32.
@@ -57,7 +57,7 @@ def histogram(values: Tensor, edges: Sequence[float]) -> Histogram:
 
 
 def log_edges(low: float = 1e-10, high: float = 100.0, per_decade: int = 1) -> tuple[float, ...]:
-    """Return edges that are equally spaced in the logarithm, for both signs.
+    """Return histogram edges for both signs that are equally spaced on a logarithmic scale.
 
     Args:
         low: the smallest positive edge; values between `-low` and `low` share one interval.

@@ -1,4 +1,4 @@
-"""Models of the examples, which configurations name: plain modules, to train as they are or to copy.
+"""Models that configurations and examples use: plain modules, to train unchanged or to copy.
 
     mlp(inputs, outputs)            a multilayer perceptron
     LeNet5(channels, classes)       a convolutional network for images of 32 x 32 pixels

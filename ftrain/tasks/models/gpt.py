@@ -57,7 +57,7 @@ class GPT(nn.Module):
                 nn.init.normal_(parameter, std=0.02 / shrink)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the logits of the token after each one."""
+        """Return the logits of the next token at each position."""
         length, context = tokens.shape[1], len(self.positions.weight)
         if length > context:
             raise ValueError(

@@ -1,4 +1,4 @@
-"""Convolutional network over tokens, which gives a text a class.
+"""Convolutional network over tokens, for text classification.
 
 Read next: `mlp.py`.
 """

@@ -1,4 +1,4 @@
-"""Small U-Net, which gives each pixel a class.
+"""Small U-Net, for segmentation: one class per pixel.
 
 Read next: `gpt.py`.
 """

@@ -1,4 +1,4 @@
-"""Tasks: the loss, the evaluation and the metrics of a kind of problem, for `make_steps` as they are.
+"""Tasks: loss, evaluation and metrics of a kind of problem, ready for `make_steps`.
 
     task = tasks.image_classification(label_smoothing=0.1, mixup=0.2, classes=10)
     steps = ftrain.make_steps(model, task.loss_fn, optimizer, eval_fn=task.eval_fn)

@@ -1,4 +1,4 @@
-"""Evaluation of logits with one class for each row."""
+"""Evaluation of classification with one class per row."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Classified(NamedTuple):
 def classified(
     model: nn.Module, batch: Any, input: str | None, target: str | None, ignore_index: int
 ) -> Classified:
-    """Call a model with a batch of rows with one class each."""
+    """Call a model with a batch with one class per row; return logits, classes and their metrics."""
     logits, labels, _ = prediction(model, batch, input, target)
     options: Any = {"ignore_index": ignore_index, "row_weights": row_weights(batch)}
     loss = functional.cross_entropy(logits, labels, **options)

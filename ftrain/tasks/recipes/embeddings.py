@@ -1,4 +1,4 @@
-"""Tasks of embeddings: finding the partner of each row.
+"""Task of retrieval with embeddings: to find the partner of each row.
 
 Read next: `ftrain/tasks/losses/embeddings.py`.
 """
@@ -27,7 +27,7 @@ def retrieval(
     symmetric: bool = True,
     k: int = 5,
 ) -> Task:
-    """Return the task of finding the second of each pair among the seconds of a batch.
+    """Return the task of retrieval: to find the partner of each row among all partners of a batch.
 
     The loss is `losses.info_nce`. Its negatives are the other rows of the batch, and evaluation looks
     for the partner among them, too: loss and metrics depend on the batch size. Merged over batches they

@@ -1,4 +1,4 @@
-"""Tasks of images: one class for each, or one for each pixel.
+"""Tasks of images: classification (one class per image) and segmentation (one per pixel).
 
 Read next: `text.py`.
 """
@@ -32,7 +32,7 @@ def image_classification(
     top_k: int | None = None,
     ignore_index: int = -100,
 ) -> Task:
-    """Return the task of images with one class each.
+    """Return the task of image classification, with one class per image.
 
     The loss is `losses.cross_entropy`. Evaluation leaves out class weights, smoothing and mixing.
 
@@ -95,7 +95,7 @@ def segmentation(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
 ) -> Task:
-    """Return the task of images with one class for each pixel.
+    """Return the task of segmentation: images with one class per pixel.
 
     The loss of an image is a sum of two means, each with a factor: the cross-entropy of its pixels, and
     the Dice loss of the classes in its labels. The loss of a batch is the mean over its images, so that

@@ -1,4 +1,4 @@
-"""Task: what `make_steps` and a log need to know of a kind of problem.
+"""Task: the loss, the evaluation and the metrics of a kind of problem.
 
 Read next: `images.py`.
 """

@@ -1,4 +1,4 @@
-"""Tasks of texts: their tokens, or one class for each.
+"""Tasks of texts: language modeling, and classification with one class per text.
 
 Read next: `embeddings.py`.
 """
@@ -29,7 +29,7 @@ def language_modeling(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Task:
-    """Return the task of predicting tokens.
+    """Return the task of language modeling: to predict the next tokens, or masked ones.
 
     The loss is `functional.causal_lm` or `functional.masked_lm`. Evaluation leaves out smoothing and the
     z-loss.
@@ -64,7 +64,7 @@ def language_modeling(
         )
 
     def predicted(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Return logits, the labels at the same places, and weights of rows or labels."""
+        """Return logits, the labels at the same positions, and the weights of rows or labels."""
         if isinstance(batch, Tensor) and objective == "causal":
             return find_output(call_model(model, batch[:, :-1])), batch[:, 1:], None
         logits, labels, _ = prediction(model, batch, input, target)
@@ -106,7 +106,7 @@ def text_classification(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
 ) -> Task:
-    """Return the task of texts with one class each.
+    """Return the task of text classification, with one class per text.
 
     The loss is `losses.cross_entropy`. Evaluation leaves out class weights and smoothing.
 

@@ -106,7 +106,7 @@ def test_layer_that_is_not_finite_is_reported_again_only_after_it_recovered() ->
     assert [each.partition(":")[0] for each in said] == ["step 1", "step 30"]
 
 
-def test_monitor_refuses_statistics_without_norms() -> None:
+def test_gradient_monitor_refuses_statistics_without_norms() -> None:
     with pytest.raises(ValueError, match="expected 'norm' among them.*got \\('max',\\)"):
         callbacks.GradientMonitor(statistics=("max",))
 
@@ -163,7 +163,7 @@ def test_ensembles_have_a_histogram_for_each_member(
 @pytest.mark.parametrize(
     ("edges", "message"), [(None, "got none. Make the steps"), ((0.0,), "with 8 edges, got 1")]
 )
-def test_histograms_of_other_steps_are_refused(
+def test_gradient_histograms_refuses_steps_with_other_histograms(
     edges: Any,
     message: str,
     told: Told,  # noqa: F811
