@@ -48,18 +48,34 @@ def loss_fn(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return F.cross_entropy(model(batch["x"]), batch["y"], weight=WEIGHTS)
 
 
-def reversed_sum(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the same loss, with its terms added in another order."""
-    logits = model(batch["x"])
-    terms = F.cross_entropy(logits, batch["y"], weight=WEIGHTS, reduction="none")
-    return terms.flip(0).sum() / WEIGHTS[batch["y"]].sum()
+# Beside these the terms vanish, unless they are added after the two have cancelled. Without them, it
+# depends on the processor whether another order gives another sum. (`cumsum` adds one by one.)
+HUGE = torch.tensor([2.0**60, -(2.0**60)])
 
 
-def plain_sum(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Return the loss of `reversed_sum`, with its terms added in the order of the batch."""
-    logits = model(batch["x"])
-    terms = F.cross_entropy(logits, batch["y"], weight=WEIGHTS, reduction="none")
-    return terms.sum() / WEIGHTS[batch["y"]].sum()
+def mean_of(total: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Return the loss `loss_fn`, with the terms of the rows added by `total`."""
+
+    def mean(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        terms = F.cross_entropy(model(batch["x"]), batch["y"], weight=WEIGHTS, reduction="none")
+        return total(terms) / WEIGHTS[batch["y"]].sum()
+
+    return mean
+
+
+def vanishing_sum(terms: torch.Tensor) -> torch.Tensor:
+    """Add numbers in their order to the terms, which are lost."""
+    return torch.cat([terms, HUGE]).cumsum(0)[-1]
+
+
+def reversed_sum(terms: torch.Tensor) -> torch.Tensor:
+    """Add the numbers of `vanishing_sum` in the other order, in which no term is lost."""
+    return torch.cat([terms, HUGE]).flip(0).cumsum(0)[-1]
+
+
+def rounded_sum(terms: torch.Tensor) -> torch.Tensor:
+    """Add the terms in another order, which changes the sum by rounding at most."""
+    return terms.flip(0).sum()
 
 
 OTHER_WEIGHTS = torch.tensor([1.0, 2.0, 1.5])
@@ -167,13 +183,15 @@ def _other_version() -> Trace:
 VARIANTS: dict[str, Callable[[], Trace]] = {
     "base": lambda: _traced(steps(), at=(1, 6, 7)),
     "again": lambda: _traced(steps(), at=(1, 6, 7)),
-    "plain_sum": lambda: _traced(steps(plain_sum), at=(5,)),
+    "plain_sum": lambda: _traced(steps(mean_of(torch.sum)), at=(5,)),
+    "rounded_sum": lambda: _traced(steps(mean_of(rounded_sum)), at=(5,)),
+    "vanishing_sum": lambda: _traced(steps(mean_of(vanishing_sum)), at=(1,)),
     "compiled": lambda: _compiled(steps()),
     "ulp": _ulp_at_step_7,
     "swapped": _swapped_samples,
     "sample": _changed_sample,
     "site": lambda: _traced(steps(site="norm")),
-    "order": lambda: _traced(steps(reversed_sum), at=(5,)),
+    "order": lambda: _traced(steps(mean_of(reversed_sum)), at=(1,)),
     "version": _other_version,
     "eps": lambda: _traced(steps(eps=1e-6)),
     "captured": lambda: _traced(steps(other_weights)),
