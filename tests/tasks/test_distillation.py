@@ -360,3 +360,13 @@ def test_outputs_of_the_teacher_may_be_entries_of_the_batch() -> None:
     )
     assert float(soft.weight) == 8
     assert metrics.keys() == {"agreement"}
+
+
+def test_soft_labels_of_one_class_are_like_classes() -> None:
+    batch = {"x": torch.randn(6, 4), "y": torch.arange(6) % 3, "teacher": torch.randn(6, 3)}
+    soft = {**batch, "y": F.one_hot(batch["y"], 3).float()}
+    model = Net().eval()
+    found, expected = (tasks.distillation(model, one) for one in (soft, batch))
+    torch.testing.assert_close(found[0].value, expected[0].value)
+    for name, metric in expected[1].items():
+        torch.testing.assert_close(found[1][name].value, metric.value)

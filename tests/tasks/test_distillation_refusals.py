@@ -143,6 +143,13 @@ REFUSALS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         r"metric 'center': expected ftrain\.Mean\(total, weight\) .* got none\. Return it",
     ),
+    "running mean of a taken name": (
+        lambda: tasks.with_running_mean(
+            taught(tasks.distillation, module=Net()), "teacher", (3,)
+        ).init_state(0),
+        ValueError,
+        r"state\.extras: expected no entry 'teacher', where the running mean is kept, got one",
+    ),
     "decay 1": (
         lambda: tasks.with_running_mean(
             taught(tasks.byol, module=Net()), "center", (3,), decay=1.0

@@ -42,7 +42,8 @@ def distillation(
     Args:
         model: gives logits `(n, classes)`, `(n, classes, height, width)`, or `(n, length, vocabulary)`
             with `causal`.
-        batch: the targets are integer classes; a `weight` `(n,)` of rows is taken into account.
+        batch: the targets are integer classes, or soft labels like the logits; a `weight` `(n,)` of rows
+            is taken into account.
         extras: those of the state, with the teacher's tensors.
         teacher: called with the same inputs; null: its logits are an entry of the batch.
         cached: the name of that entry, as of `data.with_outputs`.
@@ -77,7 +78,10 @@ def distillation(
         row_weights=weights,
     )
     best = taught.argmax(axis)
-    best = best if labels is None else best.where(labels != ignore_index, ignore_index)
+    if labels is not None and labels.is_floating_point():
+        labels = labels.argmax(axis)
+    elif labels is not None:
+        best = best.where(labels != ignore_index, ignore_index)
     named = {"agreement": best} if labels is None else {"accuracy": labels, "agreement": best}
     return loss, {
         name: metrics.accuracy(

@@ -98,7 +98,8 @@ def with_running_mean(
         decay: $d$, in [0, 1).
 
     Raises:
-        ValueError: the decay is out of range; in a step, the loss does not return such a metric.
+        ValueError: the decay is out of range; the extras have such an entry; in a step, the loss does
+            not return such a metric.
 
     Example:
         >>> import ftrain
@@ -119,6 +120,11 @@ def with_running_mean(
 
     def init_state(seed: int) -> TrainState:
         state = steps.init_state(seed)
+        if name in state.extras:
+            raise ValueError(
+                f"state.extras: expected no entry {name!r}, where the running mean is kept, got one. "
+                "Choose another name"
+            )
         start = torch.zeros(shape, device=state.step.device)
         return state.replace(extras={**state.extras, name: start})
 
