@@ -58,7 +58,7 @@ class Parts:
         model: the bound model.
         loss_fn: `loss_fn(model, batch)`.
         eval_fn: the same for evaluation; `None`: `loss_fn`.
-        taught: what a teacher of the loss makes of steps; the steps themselves without one.
+        taught: the function that adds the teacher of the loss to steps; without a teacher, the identity.
         schedule: count to learning rate; `None`: constant.
         steps: the three functions.
         callbacks: the callbacks of the configuration.
@@ -259,7 +259,7 @@ def _steps(resolved: Resolved, model: Any, loss_fn: Any, eval_fn: Any, optimizer
 def _teacher(
     resolved: Resolved, loss: Target, model: Any, arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Teacher], Callable[[Steps], Steps]]:
-    """Return the teacher as an argument of the loss, and what it makes of the steps."""
+    """Return the teacher as an argument of the loss, and the function that adds it to steps."""
     config, needs = resolved.config, loss.needs
     if needs.self_teacher is not None:
         if config.ema is None:

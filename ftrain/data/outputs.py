@@ -46,7 +46,7 @@ def with_outputs(
     If the file does not exist, `fn` is called on all samples, in their stored order, and the file
     appears when it is complete. If it exists, `fn` is not called: the outputs are read from the disk
     when they are indexed. They belong to the samples' indices, whatever the order of the loader is. They
-    are those of the stored samples, not of what a loader's `augment` makes of these.
+    are computed from the stored samples, before a loader's `augment`.
 
     Args:
         dataset: a mapping of tensors, or a dataset whose samples (or gathered batches) are mappings.
