@@ -359,9 +359,8 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _is_metric(value: Any) -> bool:
     """Return True for a metric, without computing its value, as `isinstance` does in Python 3.11."""
-    if isinstance(value, torch.Tensor) or not callable(getattr(value, "merge", None)):
-        return False
-    return inspect.getattr_static(value, "value", None) is not None
+    merges = callable(getattr(value, "merge", None)) and not isinstance(value, torch.Tensor)
+    return merges and inspect.getattr_static(value, "value", None) is not None
 
 
 def on_device(value: torch.Tensor | float, device: torch.device | None) -> torch.Tensor:

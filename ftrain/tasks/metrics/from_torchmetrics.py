@@ -50,11 +50,11 @@ def from_torchmetrics(
       runs inside of the step, and must be a pure function of tensors; states merge by sum, maximum,
       minimum or concatenation.
 
-    States are exact if `update` adds sums over rows, as those of torchmetrics do, with two exceptions:
-    `MultilabelRankingLoss`, which is refused, and metrics that may get logits. They decide for each
-    update whether its predictions are logits, by their range: give them probabilities. In a compiled
-    step, `update` must not read values (pass `validate_args=False` to the metric) or call
-    `torch.bincount`, as counts of each class do: keep their inputs.
+    States are exact if `update` adds sums over rows. Those of `torchmetrics.classification` and
+    `regression` do, with two exceptions: `MultilabelRankingLoss`, which is refused, and metrics that get
+    logits. They decide for each update whether its predictions are logits, by their range: give them
+    probabilities. In a compiled step, `update` must not read values (pass `validate_args=False` to the
+    metric) or call `torch.bincount`, as counts of each class do: keep their inputs.
 
     Args:
         metric: a `torchmetrics.Metric`, which is copied, or a function.
@@ -66,8 +66,8 @@ def from_torchmetrics(
 
     Raises:
         TypeError: not a metric or function; in a call, an argument is not a tensor.
-        ValueError: `keep="states"` for a function or for states that do not merge; in a call, `update`
-            sets more than states, or inputs differ in their number of rows.
+        ValueError: unknown `keep`, or "states" for a function or for states that do not merge; in a
+            call, `update` sets more than states, or inputs differ in their number of rows.
 
     Example:
         >>> def error(preds, target):                 # or torchmetrics.functional.mean_squared_error
@@ -80,6 +80,8 @@ def from_torchmetrics(
     References:
         https://lightning.ai/docs/torchmetrics
     """
+    if keep not in ("inputs", "states"):
+        raise ValueError(f"keep: expected 'inputs' or 'states', got {keep!r}. Write 'inputs'")
     if not isinstance(metric, nn.Module) or not hasattr(metric, "_reductions"):
         if isinstance(metric, (nn.Module, type)) or not callable(metric):
             got = (
