@@ -265,6 +265,12 @@ def test_soft_labels_are_evaluated_by_their_likeliest_class() -> None:
     assert torch.allclose(loss.value, F.cross_entropy(model(x), soft))
 
 
+def test_retrieval_warns_that_micro_batches_change_its_loss() -> None:
+    make, model, _ = TASKS["retrieval"]
+    with pytest.warns(UserWarning, match="2 micro-batches change .*info_nce"):
+        ftrain.make_steps(model, make().loss_fn, optim.sgd(0.1), accumulate=2)
+
+
 def test_retrieval_finds_the_partners_of_equal_embeddings() -> None:
     def model(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         return image, text

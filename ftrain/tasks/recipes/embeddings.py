@@ -5,6 +5,7 @@ Read next: `ftrain/tasks/losses/embeddings.py`.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -31,7 +32,8 @@ def retrieval(
 
     The loss is `losses.info_nce`. Its negatives are the other rows of the batch, and evaluation looks
     for the partner among them, too: loss and metrics depend on the batch size. Merged over batches they
-    are means over queries, each among the documents of its own batch.
+    are means over queries, each among the documents of its own batch. `accumulate` changes the loss, and
+    warns; `grad_cache` takes batches that do not fit in memory.
 
     Args:
         first: the place or name of the first embedding in the outputs of the model, the query.
@@ -64,9 +66,6 @@ def retrieval(
         "symmetric": symmetric,
     }
 
-    def loss_fn(model: nn.Module, batch: Any) -> Loss:
-        return losses.info_nce(model, batch, **options)
-
     def eval_fn(model: nn.Module, batch: Any) -> Loss:
         loss, scores, weights = pairs(model, batch, **options)
         partners = torch.arange(len(scores), device=scores.device)
@@ -82,4 +81,5 @@ def retrieval(
             },
         }
 
+    loss_fn = functools.partial(losses.info_nce, **options)
     return Task(loss_fn, eval_fn, ("mean_reciprocal_rank", "recall_at_1", f"recall_at_{k}"))
