@@ -3,8 +3,8 @@
     python examples/text_classification.py                        # this file
     ftrain train examples/configs/text_classification.yaml        # the same run, to the bit
 
-One sees the progress, then a line with the accuracy and the F1 score on snippets that were never trained
-on, and the path of a picture: how often each package was taken for each other one.
+One sees the progress, then a line with the accuracy (about 85 %) and the F1 score on snippets that were
+never trained on, and the path of a picture: how often each package was taken for each other one.
 
 A snippet is 256 bytes of a file; the last fifth of each file is held out. Loss, evaluation and metrics
 are those of `tasks.text_classification`, the model is `TextCNN` on bytes.
