@@ -60,8 +60,10 @@ def _outputs_of(model: nn.Module) -> Iterator[dict[str, Tensor]]:
     here = place()
 
     def hook(path: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if place() != here:  # a flag must not leave the body of a loop
+            return
         outputs = _finite(output)
-        if outputs is None or place() != here:  # a flag must not leave the body of a loop
+        if outputs is None:
             return
         inputs = _finite((args, kwargs))
         begins = ~outputs if inputs is None else inputs & ~outputs
@@ -81,8 +83,7 @@ def _outputs_of(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def _finite(values: Any) -> Tensor | None:
     """Return True if all elements of the floating-point tensors are finite; `None` without any."""
     tensors = [x.detach() for x in tree.leaves(values) if isinstance(x, Tensor)]
-    flags = [torch.isfinite(x).all() for x in tensors if x.is_floating_point() or x.is_complex()]
-    return functools.reduce(torch.logical_and, flags) if flags else None
+    return _all_finite([x for x in tensors if x.is_floating_point() or x.is_complex()])
 
 
 def nonfinite_modules(
@@ -111,7 +112,8 @@ def nonfinite_modules(
     # Modules whose forward is not called, only their parameters read, come last in the backward pass.
     backward = sorted(by_module, key=lambda path: -places.get(path, -1))
     is_forward = functools.reduce(torch.logical_or, begins, torch.zeros_like(finite))
-    wrong = [~_all_finite(by_module[path]) & ~is_forward & ~finite for path in backward]
+    flags = [_all_finite(by_module[path]) for path in backward]
+    wrong = [~(finite if flag is None else flag) & ~is_forward & ~finite for flag in flags]
     kept |= {
         f"{BACKWARD}{path}": Sum(flag.to(torch.int64))
         for path, flag in zip(backward, _first(wrong), strict=True)
@@ -119,8 +121,16 @@ def nonfinite_modules(
     return kept
 
 
-def _all_finite(tensors: list[Tensor]) -> Tensor:
-    return functools.reduce(torch.logical_and, [torch.isfinite(x).all() for x in tensors])
+def _all_finite(tensors: list[Tensor]) -> Tensor | None:
+    """Return True if all elements are finite; `None` without any element."""
+    flags: list[Tensor] = []
+    real = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in tensors]
+    for x in real:
+        if x.numel():
+            # An eighth of the time of `torch.isfinite(x).all()` on a CPU; a NaN makes both NaN.
+            low, high = torch.aminmax(x)
+            flags.append(torch.isfinite(low) & torch.isfinite(high))
+    return functools.reduce(torch.logical_and, flags) if flags else None
 
 
 def _first(flags: list[Tensor]) -> list[Tensor]:
