@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ftrain.core import tree
+from ftrain.core._compares_rows import compares_rows
 from ftrain.core._loss import is_pair
+from ftrain.core._model_calls import own_gradients
 from ftrain.core._torch_levels import place
 from ftrain.core.functional import describe
 from ftrain.core.metrics import Mean, Metrics, Sum, as_metrics
@@ -36,11 +38,19 @@ def watching_outputs(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
     The metric is the number of calls of the loss in which the module had finite inputs and an output
     that was not. The metrics stand in the order in which the modules returned; the last is that of the
     loss function.
-    """
 
-    def watched(model: nn.Module, batch: Any, **key: Any) -> Any:
+    Raises:
+        ValueError: the loss takes its gradients itself, as `grad_cache` does.
+    """
+    if own_gradients(loss_fn) is not None:
+        raise ValueError(
+            f"first_nonfinite: expected a loss in one graph, got {describe(loss_fn)}, which takes its "
+            "gradients itself, in chunks. Leave first_nonfinite out."
+        )
+
+    def watched(model: nn.Module, batch: Any, **more: Any) -> Any:
         with _outputs_of(model) as flags:
-            out = loss_fn(model, batch, **key)
+            out = loss_fn(model, batch, **more)
         loss, extra = out if is_pair(out) else (out, {})
         metrics = as_metrics(extra, describe(loss_fn))
         total = loss.total if isinstance(loss, Mean) else loss
@@ -49,8 +59,14 @@ def watching_outputs(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
         counts = {f"{FORWARD}{path}": Sum(flag.to(torch.int64)) for path, flag in flags.items()}
         return loss, Metrics({**metrics.entries, **counts})
 
-    # With the signature of the loss, which may have a parameter `key`; not what a callable object holds.
-    return functools.update_wrapper(watched, loss_fn, updated=())
+    # With the signature of the loss, which may have parameters `key` and `extras`; not with what a
+    # callable object holds.
+    functools.update_wrapper(watched, loss_fn, updated=())
+    inner = loss_fn
+    while isinstance(inner, functools.partial):
+        inner = inner.func
+    watched.__qualname__ = getattr(inner, "__qualname__", type(inner).__name__)  # for messages
+    return compares_rows(watched) if getattr(inner, "compares_rows", False) else watched
 
 
 @contextlib.contextmanager

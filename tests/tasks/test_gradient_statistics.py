@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import hypothesis.strategies as st
@@ -12,7 +13,8 @@ from hypothesis import given, settings
 from torch import Tensor, fx, nn
 
 import ftrain
-from ftrain import optim, random, testing, tree
+from ftrain import optim, random, tasks, testing, tree
+from ftrain.core._compares_rows import compares_rows
 from ftrain.core.compile._trace import trace
 from ftrain.loop.callbacks import monitored_steps
 from ftrain.tasks import gradient_statistics
@@ -270,6 +272,30 @@ def test_loss_function_is_the_first_nonfinite_place_if_the_model_is_finite() -> 
 
     steps = monitored_steps(nn.Linear(3, 3), loss_fn, optim.sgd(0.1), first_nonfinite=True)
     assert marked(steps, steps.init_state(0)) == ["nonfinite_output/(loss)"]
+
+
+def test_watched_loss_gets_extras_and_compares_rows_as_the_loss_does() -> None:
+    def loss_fn(model: nn.Module, batch: Tensor, extras: Any, *, scale: float) -> Tensor:
+        return square_loss(model, batch) * extras["factor"] * scale
+
+    marked_loss = functools.partial(compares_rows(loss_fn), scale=2.0)
+    with pytest.warns(UserWarning, match="2 micro-batches change .*loss_fn"):
+        steps = monitored_steps(
+            nn.Linear(3, 3), marked_loss, optim.sgd(0.1), first_nonfinite=True, accumulate=2
+        )
+    state = steps.init_state(0).replace(extras={"factor": torch.zeros(())})
+    _, metrics = steps.train_step(state, torch.ones(4, 3))
+    assert metrics["loss"] == 0
+
+
+def test_loss_that_takes_its_gradients_itself_is_refused_with_first_nonfinite() -> None:
+    loss_fn = tasks.grad_cache("0", lambda model, z, batch: z.square().mean(), chunk_size=2)
+    model = nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(ValueError, match="first_nonfinite: expected a loss .* got .*grad_cache"):
+        monitored_steps(model, loss_fn, optim.sgd(0.1), first_nonfinite=True)
+    steps = monitored_steps(model, loss_fn, optim.sgd(0.1))
+    _, metrics = steps.train_step(steps.init_state(0), torch.ones(4, 3))
+    assert metrics["grad_norm/0"] > 0
 
 
 def test_modules_in_the_body_of_a_scan_or_vmap_are_not_watched() -> None:

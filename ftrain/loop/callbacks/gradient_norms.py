@@ -69,7 +69,8 @@ def monitored_steps(
         **options: as for `make_steps`.
 
     Raises:
-        ValueError: a statistic is unknown, or a number out of range.
+        ValueError: a statistic is unknown, or a number out of range; `first_nonfinite` with a loss that
+            takes its gradients itself (`tasks.grad_cache`).
 
     Example:
         >>> import torch
