@@ -145,6 +145,12 @@ class LoraModel(Bound):
         self.settings, self._given = settings, {} if start is None else start
         root = self.skeleton.module
         self.adapters: tuple[Adapter, ...] = tuple(selected(root, targets))
+        for each in self.adapters:
+            if any(getattr(owner.module, "sparse", False) for owner in each.owners):
+                raise ValueError(
+                    f"targets: expected weights with dense gradients, got {each.name!r} of an embedding "
+                    "with sparse=True. Create it with sparse=False, or exclude it"
+                )
         names = {each.name for each in self.adapters}
         parameters = dict(root.named_parameters())
         self.unfrozen: tuple[str, ...] = ()

@@ -498,6 +498,13 @@ def test_error_for_an_invalid_argument_of_lora_names_it(
         tasks.lora(Parts(), **{"targets": nn.Linear, **arguments})
 
 
+def test_embedding_with_sparse_gradients_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"dense gradients, got '0\.weight' of an embedding with sparse"
+    ):
+        tasks.lora(nn.Sequential(nn.Embedding(4, 3, sparse=True)), nn.Embedding)
+
+
 def test_adapters_on_adapters_are_refused() -> None:
     with pytest.raises(TypeError, match="expected a model without adapters"):
         tasks.lora(tasks.lora(mlp()))
