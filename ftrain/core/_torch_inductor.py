@@ -56,6 +56,7 @@ def inductor_compile(
         # Configurations that change bits are then not chosen by timing them (2.9 and later).
         patches |= {"deterministic": True} if hasattr(inductor.config, "deterministic") else {}
     keep_layouts()
+    keep_carries()
     if mode is not None:
         patches.update(inductor.list_mode_options(mode))
         if any(x.is_cuda for x in inputs) and "triton.cudagraphs" in patches:
@@ -110,6 +111,40 @@ def keep_layouts() -> None:
 
     for operator in FACTORIZED:
         lowering.add_layout_constraint(operator, lowering.constrain_to_fx_strides)
+
+
+@functools.cache
+def keep_carries() -> None:
+    """Keep inductor from writing other values into the memory that a loop carries (2.13).
+
+    A loop whose body returns a carry as it is, or plus zero, returns the memory that it was given.
+    Inductor takes them for two buffers, and reused the first after the loop, while the second was
+    still to be read: a total became another number. (`ir.WhileLoop`, 2.5 and later;
+    `never_reuse_buffers`, 2.0 and later. Without them there is nothing to mend.)
+    """
+    from torch._inductor import ir  # noqa: PLC0415  costs two seconds
+    from torch._inductor.virtualized import V  # noqa: PLC0415
+
+    loop: Any = getattr(ir, "WhileLoop", None)
+    if loop is None:
+        return
+    init, create = loop.__init__, loop.create.__func__
+
+    def keep(nodes: Any) -> None:
+        kept = getattr(V.graph, "never_reuse_buffers", None)
+        if kept is not None:
+            kept.update(node.get_name() for node in nodes if isinstance(node, ir.IRNode))
+
+    def init_and_keep(self: Any, carried_inputs: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, carried_inputs, *args, **kwargs)
+        keep(carried_inputs)
+
+    def create_and_keep(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        outputs = create(cls, *args, **kwargs)
+        keep(outputs if isinstance(outputs, (list, tuple)) else [outputs])
+        return outputs
+
+    loop.__init__, loop.create = init_and_keep, classmethod(create_and_keep)
 
 
 def cpp_compilers() -> tuple[str, ...] | None:
