@@ -12,6 +12,7 @@ from benchmarks import (
     checkpoints,
     digests,
     draws,
+    grad_cache,
     latency,
     loading,
     measure,
@@ -121,3 +122,9 @@ def test_digests_benchmark_runs():
         "one digest in 50 steps, % of a compiled step",
         "one digest in 50 steps, % of an eager step",
     ]
+
+
+def test_grad_cache_benchmark_runs():
+    report = grad_cache.run(True, width=8, compiled=False)
+    whats = [target["what"] for target in report.content["targets"]]
+    assert whats == ["GradCache: 128 rows over 64", "eager: GradCache over one graph"]
