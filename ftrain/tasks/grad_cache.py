@@ -91,8 +91,8 @@ def grad_cache(
         ValueError: a chunk size is not positive, or there is no encoder; in a step: two entries of an
             encoder's inputs differ in their rows, an embedding has another number of rows than its
             inputs, no encoder depends on parameters.
-        TypeError: an encoder is neither a function nor a name; in a step: inputs that cannot be cut, or
-            an embedding that is not a real tensor.
+        TypeError: an encoder is neither a function nor a name, or a function has a parameter `extras`;
+            in a step: inputs that cannot be cut, or an embedding that is not a real tensor.
 
     Example:
         >>> import ftrain
@@ -128,6 +128,12 @@ def grad_cache(
                 f"{at}: expected a function (model, inputs) -> embeddings or the name of a submodule, "
                 f"got {a_or_an(type(each_one).__name__)}. Write {{name: encoder}} for several encoders"
             )
+    for each_one in (*encoders.values(), loss):
+        if callable(each_one) and takes(each_one, "extras"):
+            raise TypeError(
+                f"{describe(each_one)}: expected no parameter extras, which grad_cache does not "
+                "pass on, got one. Carry such tensors as buffers of the model or in the batch"
+            )
     sizes = chunk_size if isinstance(chunk_size, Mapping) else dict.fromkeys(encoders, chunk_size)
     if set(sizes) != set(encoders):
         raise ValueError(
@@ -143,6 +149,7 @@ def grad_cache(
         {name: _encoder(one) for name, one in encoders.items()},
         _Function(WatchedLoss(_on_embeddings(loss)), describe(loss)),
         {name: sizes[name] for name in encoders},
+        f"grad_cache({getattr(loss, '__name__', type(loss).__name__)})",
     )
 
 
@@ -152,39 +159,35 @@ class GradCache(OwnGradients):
     compares_rows = True  # and `accumulate` changes it
 
     def __init__(
-        self, encoders: dict[Any, _Function], loss: _Function, sizes: dict[Any, int]
+        self, encoders: dict[Any, _Function], loss: _Function, sizes: dict[Any, int], name: str
     ) -> None:
         self._encoders, self._loss, self._sizes = encoders, loss, sizes
-        self.__name__ = "grad_cache"
-        self.__qualname__ = f"grad_cache({getattr(loss.call, '__qualname__', 'loss')})"
+        self.__name__ = self.__qualname__ = name
 
     def __call__(self, model: nn.Module, batch: Any) -> Any:
         """Return `loss(model, embeddings, batch)` with all chunks encoded in one graph."""
         embeddings: dict[Name, Any] = {}
-        stream = innermost_stream()
+        stream = innermost_stream()  # none where a user calls it with a module
+
+        def encoded(
+            name: Name, carry: Any, key: Tensor | None, chunk: Any, more: Any
+        ) -> tuple[Any, Any]:
+            with contextlib.nullcontext() if key is None else random.keyed(key, model):
+                out = self._encoders[name].call(model, chunk)
+            return carry, self._encoded(name, out, chunk)
+
         for name, chunks in self._cut(batch).items():
-            encode = self._encoders[name]
-            if stream is None:
-                parts = [self._encoded(name, encode.call(model, x), x) for x in each(chunks)]
-                embeddings[name] = tree.map(lambda *x: torch.cat(x), *parts)
-                continue
-            keys = random.split(stream.key_of(_site(name)), chunks.number)
-
-            def encoded(
-                carry: Any, key: Tensor, chunk: Any, more: Any, name: Name = name
-            ) -> tuple[Any, Any]:
-                with random.keyed(key, model):
-                    out = self._encoders[name].call(model, chunk)
-                return carry, self._encoded(name, out, chunk)
-
-            if model.training:  # modules write to their buffers, which a scan refuses
-                parts = [
-                    encoded((), key, x, [])[1]
-                    for key, x in zip(keys.unbind(), each(chunks), strict=True)
-                ]
+            body = functools.partial(encoded, name)
+            own = None if stream is None else stream.key_of(_site(name))
+            keys = None if own is None else random.split(own, chunks.number)
+            # In training, modules write to their buffers, which a scan refuses.
+            if keys is None or model.training:
+                each_key = [None] * chunks.number if keys is None else keys.unbind()
+                pairs = zip(each_key, each(chunks), strict=True)
+                parts = [body((), key, x, [])[1] for key, x in pairs]
                 embeddings[name] = tree.map(lambda *x: torch.cat(x), *parts)
             else:
-                _, embeddings[name] = over(encoded, (), chunks, keys)
+                _, embeddings[name] = over(body, (), chunks, keys)
         return self._loss.call(model, _loss_input(embeddings, batch))
 
     def forward_backward(
@@ -211,7 +214,7 @@ class GradCache(OwnGradients):
         aux, (grads, cotangents) = self._of_loss(
             calls, params, buffers, embeddings, key, batch, seed
         )
-        totals = tree.map(lambda g: g.to(sum_dtype(g.dtype)), grads)
+        totals = tree.map(_wide, grads)
         depends: set[Name] = set()
         for name, chunks in cuts.items():
             if cotangents[name]:
@@ -243,7 +246,7 @@ class GradCache(OwnGradients):
         # Grad mode is on for derivatives inside of an encoder; nothing requires a gradient.
         with calls.keyed(key), torch.enable_grad():
             out, after = calls(encode.call, params, buffers, key, chunk, where=encode.where)
-        return after, self._encoded(name, out, chunk)
+        return after, tree.map(torch.Tensor.detach, self._encoded(name, out, chunk))
 
     def _of_loss(
         self,

@@ -306,6 +306,32 @@ def test_encoder_with_activation_checkpointing_and_dropout() -> None:
     assert_same_bits(found.buffers, expected.buffers)
 
 
+def test_encoder_that_differentiates_by_its_inputs() -> None:
+    def encode(model: Any, x: Tensor) -> Any:
+        x = x.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(model.query(x).square().sum(), x, create_graph=True)
+        return slope[:, :4]
+
+    def plain(model: Any, batch: Any) -> Any:
+        both = {
+            "query": encode(model, batch["query"]),
+            "document": model.document(batch["document"]),
+        }
+        return of_embeddings(model, both, batch)
+
+    encoders = {"query": encode, "document": "document"}
+    found, expected = results(Towers, towers.batch(7), cached(3, encoders=encoders), plain)
+    assert_equal(found, expected, 1e-12)
+
+
+def test_call_with_a_module_has_the_loss_of_the_whole_batch() -> None:
+    model, batch = Towers(), towers.batch(7)
+    assert cached(3)(model, batch).value.item() == pytest.approx(
+        towers.whole(model, batch).value.item(), rel=1e-12
+    )
+    assert cached(3)(model.eval(), batch).value.requires_grad
+
+
 def test_nan_in_one_row_skips_the_step() -> None:
     steps = with_dropout()
     state, batch = steps.init_state(0), towers.batch(8)
@@ -443,6 +469,7 @@ def test_bad_input_has_one_clear_error(name: str) -> None:
         ({}, 3, ValueError, "got an empty mapping"),
         ({"a": 3}, 3, TypeError, r"encode\['a'\]: expected a function"),
         (3, 3, TypeError, "encode: expected a function"),
+        (lambda model, x, extras: x, 3, TypeError, "expected no parameter extras"),
         (ENCODERS, 0, ValueError, "whole number of at least 1, got 0"),
         (ENCODERS, 2.5, ValueError, "whole number of at least 1, got 2.5"),
         (ENCODERS, {"query": 3}, ValueError, r"each of the encoders \['query', 'document'\]"),
