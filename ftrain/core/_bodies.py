@@ -40,7 +40,7 @@ def check_carry(function: str, old: Any, new: Any) -> None:
         TypeError: a leaf is not a tensor.
         ValueError: structure, a shape or a dtype differs; the message names the path.
     """
-    difference = tree.first_difference(old, new)
+    difference = tree.first_difference(new, old)
     if difference is not None:
         raise ValueError(
             f"{function}: the carry that body returns differs in structure from the carry that it gets, "

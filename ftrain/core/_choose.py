@@ -123,7 +123,7 @@ class _Sides:
             [self.first, (i, output)], key=lambda side: side[0], reverse=self.function == "cond"
         )
         names = f"{self._name(one)} and {self._name(two)}"
-        difference = tree.first_difference(expected, output)
+        difference = tree.first_difference(output, expected)
         if difference is not None:
             raise ValueError(
                 f"{self.function}: the outputs of {names} differ in structure, {difference}. "

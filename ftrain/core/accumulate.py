@@ -342,7 +342,7 @@ def split_batch(batch: Any, k: int) -> Stacked | Separate:
             f"{len(parts)}. Pass a multiple of {k} batches."
         )
     for i, part in enumerate(parts[1:], 1):
-        difference = tree.first_difference(parts[0], part)
+        difference = tree.first_difference(part, parts[0])
         if difference is not None:
             raise ValueError(
                 f"MicroBatches: batch {i} differs in structure from batch 0, {difference}. Give all "

@@ -68,7 +68,7 @@ def committed(
     olds, treedef = tree.flatten(kept)
     news, new_def = tree.flatten(proposed)
     if new_def != treedef:
-        difference = tree.first_difference(kept, proposed)
+        difference = tree.first_difference(proposed, kept)
         raise ValueError(
             f"a step changed the structure of its state, {difference}. Return the structure that the "
             "step got, because a change would compile the step again."

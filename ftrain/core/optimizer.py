@@ -49,7 +49,7 @@ def apply_updates(params: Any, updates: Any) -> Any:
     olds, treedef = tree.flatten(params)
     deltas, delta_def = tree.flatten(updates)
     if delta_def != treedef:
-        difference = tree.first_difference(params, updates)
+        difference = tree.first_difference(updates, params)
         raise ValueError(
             f"`updates` and `params` differ in structure, {difference}. Return one update for each "
             "parameter."

@@ -100,7 +100,7 @@ def map(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
         other_leaves, other_def = flatten(other)
         if other_def != treedef:
             raise ValueError(
-                f"trees differ in structure, {first_difference(tree, other)}. Pass trees with the same "
+                f"trees differ in structure, {first_difference(other, tree)}. Pass trees with the same "
                 "structure."
             )
         columns.append(other_leaves)
@@ -135,18 +135,18 @@ def one_level(tree: PyTree) -> dict[str, Any]:
     return {a.codify(""): child for a, child in zip(accessors, children, strict=True)}
 
 
-def first_difference(expected: PyTree, found: PyTree, path: str = "") -> str | None:
+def first_difference(got: PyTree, expected: PyTree, path: str = "") -> str | None:
     """Describe the first difference in structure of two trees; `None` if they agree.
 
-    >>> first_difference({"a": 1, "b": (2,)}, {"a": 1, "b": (2, 3)})
+    >>> first_difference({"a": 1, "b": (2, 3)}, {"a": 1, "b": (2,)})
     "at ['b']: expected a tuple of 1 entries, got 2"
     """
-    if structure(expected) == structure(found):
+    if structure(expected) == structure(got):
         return None
     where = f"at {path}" if path else "at the root"
-    if is_leaf(expected) or is_leaf(found) or type(expected) is not type(found):
-        return f"{where}: expected {_kind(expected)}, got {_kind(found)}"
-    ours, theirs = one_level(expected), one_level(found)
+    if is_leaf(expected) or is_leaf(got) or type(expected) is not type(got):
+        return f"{where}: expected {_kind(expected)}, got {_kind(got)}"
+    ours, theirs = one_level(expected), one_level(got)
     for key, child in ours.items():
         if key not in theirs:
             if isinstance(expected, dict):
@@ -155,7 +155,7 @@ def first_difference(expected: PyTree, found: PyTree, path: str = "") -> str | N
                 f"{where}: expected {a_or_an(type(expected).__name__)} of {len(ours)} entries, "
                 f"got {len(theirs)}"
             )
-        deeper = first_difference(child, theirs[key], path + key)
+        deeper = first_difference(theirs[key], child, path + key)
         if deeper is not None:
             return deeper
     extra = [key for key in theirs if key not in ours]
@@ -166,10 +166,10 @@ def first_difference(expected: PyTree, found: PyTree, path: str = "") -> str | N
             f"{where}: expected {a_or_an(type(expected).__name__)} of {len(ours)} entries, "
             f"got {len(theirs)}"
         )
-    was, now = _constants(expected), _constants(found)
+    was, now = _constants(expected), _constants(got)
     if was != now:
         return f"{where}: expected a {type(expected).__name__} with {was}, got one with {now}"
-    return f"{where}: expected {_kind(expected)}, got {_kind(found)}"
+    return f"{where}: expected {_kind(expected)}, got {_kind(got)}"
 
 
 def find(tree: PyTree, name: str) -> dict[str, Any]:
@@ -269,6 +269,11 @@ def register_dataclass_node(cls: type, names: tuple[str, ...], *, is_record: boo
 def register_dataclass(cls: _C) -> _C:
     """Make a class a frozen dataclass whose fields are the children of a tree node.
 
+    A class that is a frozen dataclass already keeps its options.
+
+    Raises:
+        TypeError: the class is, or inherits from, a dataclass that is not frozen.
+
     >>> @register_dataclass
     ... class Pair:
     ...     left: torch.Tensor
@@ -276,10 +281,19 @@ def register_dataclass(cls: _C) -> _C:
     >>> map(lambda x: x + 1, Pair(1, 2))
     Pair(left=2, right=3)
     """
+    for base in cls.__mro__:
+        if "__dataclass_fields__" in vars(base) and not vars(base)["__dataclass_params__"].frozen:
+            heir = "" if base is cls else f"{cls.__name__}, which inherits from "
+            raise TypeError(
+                f"register_dataclass: expected a class or a frozen dataclass, got {heir}the dataclass "
+                f"{base.__name__}, which is not frozen. Write @dataclass(frozen=True) above "
+                f"{base.__name__}."
+            )
     of: Any = cls
     is_plain = of.__init__ is object.__init__ and of.__new__ is object.__new__
     is_plain = is_plain and not hasattr(cls, "__post_init__")
-    dataclasses.dataclass(frozen=True)(cls)  # in place: there are no slots
+    if "__dataclass_fields__" not in vars(cls):
+        dataclasses.dataclass(frozen=True)(cls)  # in place: there are no slots
     fields = dataclasses.fields(cls)
     names = tuple(field.name for field in fields if field.init)
     are_slots = any(hasattr(getattr(cls, name, None), "__set__") for name in names)

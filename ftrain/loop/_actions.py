@@ -70,7 +70,7 @@ def applied(state: LoopState, action: Action) -> LoopState:
         ValueError: the training state of a `Replace` has another structure.
     """
     if isinstance(action, Replace):
-        difference = tree.first_difference(state.train, action.state)
+        difference = tree.first_difference(action.state, state.train)
         if difference is not None:
             raise ValueError(
                 f"Replace: expected a state of the same structure, got another: {difference}. Write "

@@ -73,7 +73,7 @@ def matching_leaves(
                     )
             raise ValueError(
                 f"`{name}` and `{first_name}` differ in structure "
-                f"{tree.first_difference(first_tree, other)}. Pass gradients of exactly the tree "
+                f"{tree.first_difference(other, first_tree)}. Pass gradients of exactly the tree "
                 "that `init` was given (frozen parameters belong in neither)."
             )
         for index, (ours, theirs) in enumerate(zip(expected, found, strict=True)):

@@ -217,7 +217,7 @@ def _by_leaf(entries: dict[str, PyTree], params: PyTree, treedef: tree.TreeDef) 
         except ValueError as error:
             raise ValueError(
                 f"`state.entries[{name!r}]` and `params` differ in structure "
-                f"{tree.first_difference(params, values)}. It is the state of other parameters: start "
+                f"{tree.first_difference(values, params)}. It is the state of other parameters: start "
                 "from this optimizer's own `init(params)`."
             ) from error
     return [

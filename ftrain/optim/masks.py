@@ -100,7 +100,7 @@ def mask_leaves(mask: Mask, params: PyTree) -> list[bool]:
     if treedef != tree.structure(params):
         raise ValueError(
             f"mask: expected a tree with the structure of the parameters, got one that differs "
-            f"{tree.first_difference(params, bools)}. Give one bool for each parameter, or a "
+            f"{tree.first_difference(bools, params)}. Give one bool for each parameter, or a "
             "function of the parameters such as `optim.matrices` or `optim.everything`."
         )
     for index, entry in enumerate(flat):

@@ -45,7 +45,7 @@ def assert_close_norm(
     Raises:
         AssertionError: with the relative distance.
     """
-    structural = tree.first_difference(expected, got)
+    structural = tree.first_difference(got, expected)
     if structural is not None:
         raise AssertionError(f"{message}: {structural}")
     apart = relative_distance(got, expected)

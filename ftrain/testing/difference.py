@@ -144,7 +144,8 @@ def _are_equal(a: torch.Tensor, b: torch.Tensor) -> bool:
     if (a.dtype, a.shape) != (b.dtype, b.shape) or not (_is_plain(a) and _is_plain(b)):
         return False
     integer = _INTEGERS.get(a.element_size(), torch.int64)  # half of a complex128
-    one, two = (x.detach().reshape(-1).view(integer) for x in (a, b))
+    # Not reshape(-1): it keeps a stride of 0 of an axis of length 0 or 1, which `view` refuses.
+    one, two = (x.detach().as_strided((x.numel(),), (1,)).view(integer) for x in (a, b))
     return torch.equal(one, two)
 
 
@@ -211,7 +212,7 @@ def _pickled(value: Any) -> bytes:
 
 
 def _structural(got: Any, expected: Any) -> Difference:
-    text = tree.first_difference(expected, got) or "at the root: expected another structure"
+    text = tree.first_difference(got, expected) or "at the root: expected another structure"
     where, _, said = text.partition(": ")
     path = where.removeprefix("at ")
     wanted, _, received = said.removeprefix("expected ").rpartition(", got ")

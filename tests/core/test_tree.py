@@ -11,6 +11,7 @@ import torch.utils._pytree as torch_pytree
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ftrain import testing
 from ftrain.core import tree
 from ftrain.core.state import TrainState
 
@@ -115,7 +116,7 @@ def test_digest_refuses_leaves_that_are_not_tensors() -> None:
 
 @given(trees)
 def test_first_difference_names_the_missing_key(value: Any) -> None:
-    message = tree.first_difference({"k": value, "z": 1}, {"k": value})
+    message = tree.first_difference({"k": value}, {"k": value, "z": 1})
     assert message is not None
     assert "['z'] is missing" in message
 
@@ -208,9 +209,14 @@ def declared() -> dict[str, type]:
     class Heir(Checked):  # type: ignore[valid-type, misc]
         third: Any = 3
 
-    return {
-        cls.__name__: cls for cls in (Plain, Checked, OwnInit, Derived, Keywords, OnSlots, Heir)
-    }
+    @tree.register_dataclass
+    @dataclasses.dataclass(frozen=True, order=True)
+    class Frozen:
+        left: Any
+        right: Any
+
+    classes = (Plain, Checked, OwnInit, Derived, Keywords, OnSlots, Heir, Frozen)
+    return {cls.__name__: cls for cls in classes}
 
 
 DECLARED = declared()
@@ -231,3 +237,33 @@ def test_rebuilt_dataclasses_equal_those_made_by_the_constructor(name: str) -> N
         assert vars(again) == vars(node)
         with pytest.raises(dataclasses.FrozenInstanceError):
             again.left = 3
+
+
+def test_register_dataclass_keeps_the_options_of_a_frozen_dataclass() -> None:
+    frozen = DECLARED["Frozen"]
+    assert frozen(1, 2) < frozen(1, 3)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        frozen(1, 2).left = 3
+
+
+def test_register_dataclass_refuses_a_dataclass_that_is_not_frozen() -> None:
+    @dataclasses.dataclass
+    class Open:
+        left: Any
+
+    with pytest.raises(TypeError, match=r"got the dataclass Open, .* @dataclass\(frozen=True\)"):
+        tree.register_dataclass(Open)
+
+    class Heir(Open):
+        right: Any
+
+    with pytest.raises(TypeError, match="got Heir, which inherits from the dataclass Open"):
+        tree.register_dataclass(Heir)
+
+
+def test_first_difference_takes_the_tree_it_was_given_first() -> None:
+    """In the order of `ftrain.testing.first_difference`."""
+    message = tree.first_difference({"a": (1, 2, 3)}, {"a": (1, 2)})
+    assert message == "at ['a']: expected a tuple of 2 entries, got 3"
+    found = testing.first_difference({"a": (1, 2, 3)}, {"a": (1, 2)})
+    assert f"{found}" == message

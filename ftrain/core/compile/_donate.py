@@ -133,7 +133,7 @@ def check_fits(function: str, state: Any, output: Any) -> bool:
     what = "its first output" if first is not output else "its output"
     raise DonationError(
         f"`{function}` is compiled with donate=True, but {what} differs in structure from the state, "
-        f"{tree.first_difference(state, first)}. Return the new state first, with the structure of the "
+        f"{tree.first_difference(first, state)}. Return the new state first, with the structure of the "
         "old one (`return state.replace(...), metrics`), or compile with donate=False."
     )
 

@@ -15,11 +15,12 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core.state import TrainState
+from ftrain.testing._copies import copied
 from ftrain.testing.difference import Difference, dense, first_difference
 from ftrain.testing.laws._exact import finite, is_float
 from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._scales import require_same_update, skipped_in
-from ftrain.testing.laws._subject import InapplicableError, Subject, copied, name_of, subject_of
+from ftrain.testing.laws._subject import InapplicableError, Subject, name_of, subject_of
 from ftrain.testing.laws._words import amount
 from ftrain.testing.report import LawViolation, Report, Row
 
@@ -124,7 +125,7 @@ def require_kept(before: Any, after: Any, metrics: Any, *, free: Sequence[str]) 
             cause="the step does not test its gradients, or tests the loss alone.",
             remedy="Test every gradient after unscaling, before clipping: torch.isfinite(g).all().",
         )
-    structural = tree.first_difference(before, after)
+    structural = tree.first_difference(after, before)
     if structural is not None:
         raise LawViolation("skip", f"a skipped step changed the state: {structural}")
     for path, was, now in zip(
