@@ -130,7 +130,11 @@ class Skeleton:
         """Record where the module holds tensors of the state, and which other tensors it holds."""
         found = self._owned.found
         names = {id(t): name for name, t in self._hollow.items()}
-        self._slots = slots_of(found, names)
+        # Registered tensors first, which `read` returns: a list keeps the old one of a buffer that the
+        # model assigns.
+        self._slots = sorted(
+            slots_of(found, names), key=lambda slot: id(slot.holder) not in self._registries
+        )
         self._stray = {
             spell(path): t for path, t in found.tensors if id(t) not in names and not t.is_meta
         }
@@ -263,7 +267,20 @@ class Skeleton:
                         f"{found[slot.name]!r}, which the model assigned. Assign a tensor of the "
                         "buffer's shape, such as torch.zeros_like(...)."
                     )
+            elif slot.name in wanted and slot.holder[slot.key] is not found[slot.name]:
+                self._refuse_parting(slot)
         return {name: found[name] for name in names}
+
+    def _refuse_parting(self, slot: Slot) -> None:
+        """Raise if a module has another tensor registered than the first one that shares the buffer."""
+        prefix = self._registries.get(id(slot.holder))
+        if prefix is not None:
+            other = f"{prefix}.{slot.key}".lstrip(".")
+            raise ImpureFunctionError(
+                f"the buffers {slot.name!r} and {other!r}: expected one tensor after a forward pass, as "
+                "before it, got two: the model assigned one of them. Write into it in place, or give "
+                "each module a buffer of its own."
+            )
 
     def stray_path(self, tensor: torch.Tensor) -> str | None:
         """Return the path at which the module holds an unregistered tensor; `None` if it does not."""

@@ -251,6 +251,44 @@ def test_forward_pass_that_fills_a_none_buffer_raises() -> None:
         apply_to(Grows(), torch.ones(1, 2))
 
 
+class Counter(nn.Module):
+    def __init__(self, count: torch.Tensor) -> None:
+        super().__init__()
+        self.register_buffer("count", count)
+
+
+class SharesCounter(nn.Module):
+    """Model whose parts count in one buffer, by assignment or in place."""
+
+    def __init__(self, assigns: str) -> None:
+        super().__init__()
+        count = torch.zeros(())
+        self.one, self.two, self.assigns = Counter(count), Counter(count), assigns
+        self.seen = [count]  # not registered: the reference of a list may become old
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for part in (self.one, self.two):
+            if self.assigns == "neither":
+                part.count += 1
+        if self.assigns in ("one", "both"):
+            self.one.count = self.one.count + 2
+        if self.assigns in ("two", "both"):
+            self.two.count = self.one.count if self.assigns == "both" else self.two.count + 2
+        return x
+
+
+@pytest.mark.parametrize("assigns", ["one", "two"])
+def test_shared_buffer_that_one_of_its_modules_assigns_raises(assigns: str) -> None:
+    with pytest.raises(ImpureFunctionError, match="'one.count' and 'two.count': expected one"):
+        apply_to(SharesCounter(assigns), torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("assigns", ["neither", "both"])
+def test_shared_buffer_that_all_of_its_modules_hold_is_returned(assigns: str) -> None:
+    _, buffers = apply_to(SharesCounter(assigns), torch.ones(1, 2))
+    assert {name: float(x) for name, x in buffers.items()} == {"one.count": 2.0}
+
+
 def test_bound_module_called_without_some_parameters_raises_with_their_names() -> None:
     apply = ftrain.bind(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"params do not fit Linear: missing \['bias'\]"):
