@@ -99,6 +99,26 @@ def test_hidden_state_of_a_model_is_restored_after_the_model_raises() -> None:
     testing.assert_same_bits(steps.eval_step(state, BATCH), scored)
 
 
+CALLS: list[int] = []
+
+
+class Logging(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        CALLS.append(len(x))
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("given", [False, True], ids=["factory", "module"])
+def test_global_variables_are_not_the_models_and_keep_what_a_forward_writes(given: bool) -> None:
+    CALLS.clear()
+    model = Logging(2, 2) if given else lambda: Logging(2, 2)
+    steps = ftrain.make_steps(model, lambda model, batch: model(batch).mean(), optim.sgd(0.1))
+    state = steps.init_state(0)
+    for rows in (1, 2, 3):
+        state, _ = steps.train_step(state, torch.ones(rows, 2))
+    assert CALLS == [1, 2, 3]
+
+
 def test_user_changes_to_model_attributes_between_calls_take_effect() -> None:
     config = SimpleNamespace(scale=1.0, offsets=[0.0], calls=0)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 import ftrain
 from ftrain import optim, random
 from ftrain.core import tree
+from ftrain.core._loss import takes_key
 from ftrain.core.random.keyed import key_of
 from tests.compile.cases import same_bytes
 
@@ -138,3 +140,9 @@ def test_eval_step_passes_a_key_to_the_loss() -> None:
 def test_loss_key_argument_bound_by_functools_partial_is_not_replaced() -> None:
     bound = functools.partial(noisy, key=random.key(3))
     assert train(bound)[1].eq(random.normal(random.key(3), X.shape).sum()).all()
+
+
+def test_a_builtin_without_a_signature_takes_no_key() -> None:
+    with pytest.raises(ValueError, match="no signature"):
+        inspect.signature(max)
+    assert not takes_key(max)

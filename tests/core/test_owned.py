@@ -210,3 +210,19 @@ def test_owned_restore_undoes_writes_to_cyclic_containers() -> None:
     assert len(changes) == 2
     assert ring["self"] == [ring]
     assert ring["tensors"][0].shape == (2,)
+
+
+@given(st.sampled_from([SimpleNamespace, dict, collections.OrderedDict]), st.booleans())
+def test_restore_undoes_a_renamed_entry_whose_value_stays(kind: type, is_last: bool) -> None:
+    held = kind(first=object(), second=object())
+    root = SimpleNamespace(held=held)
+    entries = vars(held) if kind is SimpleNamespace else held
+    before = dict(entries)
+    owned = Owned([("", root)])
+    name = "second" if is_last else "first"
+    renamed = {f"new {key}" if key == name else key: value for key, value in before.items()}
+    entries.clear()
+    entries.update(renamed)
+    changes, refusals = owned.restore()
+    assert (len(changes), refusals) == (1, [])
+    assert list(entries.items()) == list(before.items())

@@ -135,3 +135,17 @@ def test_eval_step_casts_float32_ema_params_to_the_precision_of_the_steps(precis
         found = evaluate(averaged, batch)
         assert_same_bits(found, evaluate(cast, batch))
         assert_same_bits(ftrain.compile(evaluate, backend="eager")(averaged, batch), found)
+
+
+def test_lstm_trains_in_float16_where_onednn_has_no_kernel_for_it() -> None:
+    """oneDNN refuses it on most processors; torch's own kernel runs instead, for this call alone."""
+    steps = ftrain.make_steps(
+        lambda: nn.LSTM(3, 4),
+        lambda model, batch: model(batch)[0].square().mean(),
+        optim.sgd(0.1),
+        precision="16-mixed",
+    )
+    state = steps.init_state(0)
+    state, metrics = steps.train_step(state, torch.ones(5, 2, 3))
+    assert bool(metrics["loss"].isfinite())
+    assert torch.backends.mkldnn.enabled

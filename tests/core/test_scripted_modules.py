@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import ftrain
 from ftrain import optim, testing
+from ftrain.core._owned import Owned
 from ftrain.core.errors import ImpureFunctionError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
@@ -99,6 +100,19 @@ def test_attributes_that_a_scripted_module_changes_are_restored(kind: type[nn.Mo
         compiled = ftrain.compile(steps.train_step, backend="eager")
         testing.assert_same_bits(compiled(state, x), expected)
         testing.assert_same_bits(steps.train_step(state, x), expected)
+
+
+def test_attribute_of_a_scripted_module_is_restored_if_an_equal_tensor_replaces_it() -> None:
+    """Numbers are read from C++ as new objects each time; tensors are compared by identity."""
+    model = torch.jit.script(Counting())
+    zeros = torch.zeros(2)
+    model.last = zeros
+    owned = Owned([("model", model)])
+    assert owned.restore() == ([], [])
+    model.last = torch.zeros(2)
+    (change,), refusals = owned.restore()
+    assert (change.node, refusals) == (model, [])
+    assert model.last is zeros
 
 
 def test_assert_pure_names_a_scripted_module_that_changed() -> None:

@@ -368,3 +368,29 @@ def test_adamw_init_refuses_integer_parameters_by_name() -> None:
     optimizer = optim.adamw(1e-3)
     with pytest.raises((TypeError, ValueError), match=r"\['table'\]"):
         optimizer.init({"table": torch.zeros(3, dtype=torch.int64)})
+
+
+KINDS = {
+    "batch": (lambda: nn.BatchNorm1d(2), True),
+    "tracked": (lambda: nn.InstanceNorm1d(2, track_running_stats=True), True),
+    "instance": (lambda: nn.InstanceNorm1d(2), False),
+    "linear": (lambda: nn.Linear(2, 2), False),
+}
+
+
+@given(st.booleans(), st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.booleans())))
+def test_batch_statistics_names_modules_that_normalize_over_rows_in_training(
+    is_training: bool, layers: list[tuple[str, bool]]
+) -> None:
+    """A module in evaluation mode stays in it, unless the whole model was given in that mode."""
+    layers = [*layers, ("linear", True)]  # something to train
+    model = nn.Sequential(*(KINDS[kind][0]() for kind, _ in layers))
+    for layer, (_, flag) in zip(model, layers, strict=True):
+        layer.train(flag)
+    model.training = is_training
+    steps = ftrain.make_steps(model, lambda model, batch: model(batch).mean(), optim.sgd(0.1))
+    assert steps.train_step.batch_statistics == tuple(
+        str(i)
+        for i, (kind, flag) in enumerate(layers)
+        if KINDS[kind][1] and (flag or not is_training)
+    )
