@@ -1,9 +1,11 @@
 """Mutation testing: change one token of `ftrain/core` at a time, and see a test fail.
 
-    python -m tests.mutants                         every subject of `subjects.py`
-    python -m tests.mutants commit metrics          some
-    python -m tests.mutants --minutes 20 --seed 1   as many mutants as fit, drawn at random
+    python -m tests.mutants --sample 200 --seed 1   200 mutants drawn at random from all modules
+    python -m tests.mutants commit random.keys      every mutant of two modules
+    python -m tests.mutants --survivors             once more those that the last call did not kill
 
-`mutations.py` makes the mutants, `coverage.py` finds the tests that run a line, `trial.py` runs them on
-one mutant in a forked process.
+It prints every mutant that survives, and the share that is killed with its confidence interval.
+`mutations.py` makes the mutants, `lines.py` finds the tests that run a line (cached under `build`),
+`trial.py` runs them on one mutant in a forked process, `swap.py` spares the fork most imports,
+`harmless.py` explains mutants that no test need kill, and `survey.py` counts.
 """

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import ast
-import copy
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 __all__ = ["Mutant", "mutants"]
 
@@ -30,18 +30,40 @@ class Mutant:
         path: the file.
         line: the line of the change, from 1.
         last: the last line of the changed statement or expression.
-        change: the change in words, such as "< becomes <=".
-        source: the whole module with the change.
+        change: the change in words, such as "Lt becomes LtE".
+        original: the module without the change.
+        index: the number of the changed node among the nodes that run.
     """
 
     path: str
     line: int
     last: int
     change: str
-    source: str
+    original: str = field(repr=False)
+    index: int
+
+    @cached_property
+    def tree(self) -> ast.Module:
+        """The whole module with the change, and with the lines of the original."""
+        module = ast.parse(self.original)
+        _apply(next(node for i, node in enumerate(_code(module)) if i == self.index))
+        return ast.fix_missing_locations(module)
+
+    @cached_property
+    def source(self) -> str:
+        """The whole module with the change, as text."""
+        return ast.unparse(self.tree)
+
+    @cached_property
+    def lines(self) -> tuple[str, str]:
+        """The line that differs, without and with the change, as `ast.unparse` writes it."""
+        before = ast.unparse(ast.parse(self.original)).splitlines()
+        pairs = zip(before, self.source.splitlines(), strict=True)
+        return next((a.strip(), b.strip()) for a, b in pairs if a != b)
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.line}: {self.change}"
+        before, after = self.lines
+        return f"{self.path}:{self.line}: {self.change}\n    {before}\n    {after}"
 
 
 def mutants(path: str, source: str) -> list[Mutant]:
@@ -49,16 +71,12 @@ def mutants(path: str, source: str) -> list[Mutant]:
 
     Text is not changed: docstrings, messages, annotations, `__all__`, and types.
     """
-    module = ast.parse(source)
     found = []
-    for index, node in enumerate(_code(module)):
-        for number, change in enumerate(_changes(node)):
-            changed = copy.deepcopy(module)
-            other = next(each for i, each in enumerate(_code(changed)) if i == index)
-            _apply(other, number)
+    for index, node in enumerate(_code(ast.parse(source))):
+        change = _change(node)
+        if change is not None:
             last = getattr(node, "end_lineno", None) or node.lineno
-            text = ast.unparse(ast.fix_missing_locations(changed))
-            found.append(Mutant(path, node.lineno, last, change, text))
+            found.append(Mutant(path, node.lineno, last, change, source, index))
     return sorted(found, key=lambda mutant: mutant.line)
 
 
@@ -94,39 +112,35 @@ def _is_type(node: ast.AST) -> bool:
     return isinstance(node, ast.Subscript)
 
 
-def _changes(node: ast.AST) -> list[str]:
-    """Return the changes that can be made at a node, in words; `_apply` makes them by their index."""
+def _change(node: ast.AST) -> str | None:
+    """Return the change that `_apply` makes at a node, in words; None if it makes none."""
     match node:
         case ast.Compare(ops=[op]) if type(op) in COMPARISONS:
-            return [f"{_name(op)} becomes {COMPARISONS[type(op)].__name__}"]
+            return f"{_name(op)} becomes {COMPARISONS[type(op)].__name__}"
         case ast.BinOp(op=op) | ast.AugAssign(op=op) if type(op) in OPERATORS:
-            return [f"{_name(op)} becomes {OPERATORS[type(op)].__name__}"]
+            return f"{_name(op)} becomes {OPERATORS[type(op)].__name__}"
         case ast.BoolOp(op=op):
-            return [f"{_name(op)} becomes {'Or' if isinstance(op, ast.And) else 'And'}"]
+            return f"{_name(op)} becomes {'Or' if isinstance(op, ast.And) else 'And'}"
         case ast.UnaryOp(op=ast.Not()):
-            return ["Not is dropped"]
+            return "Not is dropped"
         case ast.UnaryOp(op=ast.USub()):
-            return ["the sign is dropped"]
+            return "the sign is dropped"
         case ast.Constant(value=bool(value)):
-            return [f"{value} becomes {not value}"]
+            return f"{value} becomes {not value}"
         case ast.Constant(value=int(value) | float(value)):
-            return [f"{value} becomes {value + 1}"]
-        case ast.IfExp():
-            return ["the condition is negated"]
-        case ast.If() | ast.While():
-            return ["the condition is negated"]
-        case ast.Return(value=ast.expr()):
-            return [] if isinstance(node.value, ast.Constant) else ["None is returned"]
-        case ast.Assign() | ast.AugAssign():
-            return []
+            return f"{value} becomes {value + 1}"
+        case ast.IfExp() | ast.If() | ast.While():
+            return "the condition is negated"
+        case ast.Return(value=ast.expr()) if not isinstance(node.value, ast.Constant):
+            return "None is returned"
         case ast.Expr(value=ast.Call()):
-            return ["the call is dropped"]
+            return "the call is dropped"
         case ast.Continue():
-            return ["Continue becomes Break"]
-    return []
+            return "Continue becomes Break"
+    return None
 
 
-def _apply(node: ast.AST, number: int) -> None:
+def _apply(node: ast.AST) -> None:
     match node:
         case ast.Compare():
             node.ops = [COMPARISONS[type(node.ops[0])]()]

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-SUBJECTS: dict[str, tuple[str, ...]] = {
-    "commit": ("tests/core/test_commit.py", "tests/core/test_step.py"),
-    "metrics": (
-        "tests/core/test_metrics.py",
-        "tests/core/test_nesting.py",
-        "tests/loop/test_metrics.py",
-    ),
-    "norm": ("tests/core/test_norm.py", "tests/core/test_commit.py"),
-    "precision": ("tests/core/test_precision.py", "tests/core/test_step.py"),
-    "state": ("tests/core/test_step.py", "tests/core/test_python_side.py"),
-    "step": ("tests/core/test_step.py", "tests/core/test_loss_key.py"),
-    "evaluate": ("tests/core/test_step.py", "tests/core/test_outputs.py"),
-    "gradients": (
-        "tests/core/test_step.py",
-        "tests/core/test_precision.py",
-        "tests/core/test_differentiating_losses.py",
-    ),
-    "accumulate": (
-        "tests/core/test_step.py",
-        "tests/core/test_batches.py",
-        "tests/core/test_foreign_batches.py",
-    ),
-    "optimizer": ("tests/core/test_step.py", "tests/core/test_python_side.py"),
-    "functional": (
-        "tests/core/test_functional.py",
-        "tests/core/test_hidden_state.py",
-        "tests/core/test_python_side.py",
-    ),
-    "tree": ("tests/core/test_tree.py", "tests/core/test_digests.py"),
-    "scan": ("tests/core/test_scan.py", "tests/core/test_scan_gradients.py"),
-    "cond": ("tests/core/test_cond.py",),
-    "while_loop": ("tests/core/test_while_loop.py",),
-    "random.keys": ("tests/random/test_threefry.py", "tests/random/test_sample.py"),
-}
-# Tests that judge every module: the laws on small models.
-LAWS = ("tests/laws/test_laws.py",)
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+CORE = ROOT / "ftrain" / "core"
+
+# Modules that run on a CUDA device only, where these tests do not.
+NEED_CUDA = ("_torch_cuda", "compile._cuda_graph", "random._cuda_kernel")
+# Tests, and docstrings with examples. Those that compile machine code take an hour under a tracer.
+MARKS = "not inductor"
+JUDGES = (
+    "tests/laws",
+    "tests/core",
+    "tests/random",
+    "tests/compile",
+    "tests/loop/test_metrics.py",
+    "ftrain/core",
+)
+
+
+def subjects() -> dict[str, Path]:
+    """Return the modules of `ftrain/core` that run on the CPU, by name, such as `random.keys`."""
+    paths = {_name(path): path for path in sorted(CORE.rglob("*.py"))}
+    return {name: path for name, path in paths.items() if name not in NEED_CUDA}
+
+
+def imported(name: str) -> str:
+    """Return the name under which a module is imported, such as `ftrain.core.random.keys`."""
+    return f"ftrain.core.{name}".removesuffix(".__init__")
+
+
+def judges() -> list[str]:
+    """Return the files of tests that judge a mutant, and the folder whose docstrings do."""
+    found = []
+    for judge in JUDGES:
+        files = sorted((ROOT / judge).rglob("test_*.py"))  # none in a file, and among docstrings
+        found += [str(file.relative_to(ROOT)) for file in files] or [judge]
+    return found
+
+
+def _name(path: Path) -> str:
+    return ".".join(path.relative_to(CORE).with_suffix("").parts)

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import random
 import subprocess
 import sys
 from pathlib import Path
 
-from tests.mutants.coverage import AT_IMPORT, Coverage
+from tests.mutants.harmless import HARMLESS
+from tests.mutants.lines import AT_IMPORT, Lines
 from tests.mutants.mutations import mutants
+from tests.mutants.subjects import subjects
+from tests.mutants.survey import NOT_RUN, Result, interval, report
+from tests.mutants.swap import changed_functions, functions_of, swap
+from tests.mutants.trial import KILLED, SURVIVED
 
 SOURCE = '''"""Text is not changed."""
 
@@ -48,23 +54,77 @@ def test_source_of_a_mutant_is_the_whole_module_with_its_change() -> None:
 
 
 def test_line_that_runs_at_import_is_covered_by_all_tests_that_run_its_file() -> None:
-    found = Coverage({"a.py": {1: [AT_IMPORT], 2: ["slow", "fast"]}}, {"slow": 2.0, "fast": 1.0})
+    found = Lines({"a.py": {1: [AT_IMPORT], 2: ["slow", "fast"]}}, {"slow": 2.0, "fast": 1.0})
     assert found.tests_of("a.py", 1, 1) == ["fast", "slow"]
+    found.lines["b.py"] = {1: ["fast"]}
+    again = Lines(found.lines, found.seconds)
+    assert again.tests_of("a.py", 1, 1) == ["slow", "fast"]  # which runs lines of another file, too
     assert found.tests_of("a.py", 3, 3) == []
 
 
-TRIAL = """
-from tests.mutants.mutations import mutants
-from tests.mutants.trial import KILLED, SURVIVED, trial
+def test_every_harmless_mutant_is_one_of_the_source() -> None:
+    modules = subjects()
+    for module in {module for module, _, _ in HARMLESS}:
+        found = mutants(str(modules[module]), modules[module].read_text())
+        listed = {key[1:] for key in HARMLESS if key[0] == module}
+        assert listed <= {mutant.lines for mutant in found}
 
-path = "ftrain/core/_words.py"
+
+def test_interval_holds_the_share_in_95_of_100_samples() -> None:
+    """Wilson's interval covers the true share about as often as it says, averaged over shares."""
+    held, drawn = 0, random.Random(0)
+    for _ in range(2000):
+        share = drawn.uniform(0.5, 1.0)
+        killed = sum(drawn.random() < share for _ in range(60))
+        low, high = interval(killed, 60)
+        held += low <= share <= high
+    assert 0.93 < held / 2000 < 0.97
+
+
+def test_report_tells_harmless_mutants_from_unexplained_ones(monkeypatch) -> None:
+    monkeypatch.setitem(HARMLESS, ("norm", "x = 1", "x = 2"), "no one reads it")
+    killed = [Result("norm", 1, "a < b", "a <= b", KILLED, "test")] * 8
+    alive = [Result("norm", 2, "x = 1", "x = 2", SURVIVED), Result("step", 3, "y", "z", NOT_RUN)]
+    text = report(killed + alive, 500)
+    assert "10 of 500 mutants were tried" in text
+    assert "killed of all: 8 of 10, 80.0%" in text
+    assert "killed of all but 1 harmless ones: 8 of 9, 88.9%" in text
+    assert "1 are not killed and not explained" in text
+
+
+def test_a_function_is_swapped_and_a_change_at_import_is_not(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "clip_of_mutants.py"
+    path.write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import clip_of_mutants
+
+    changed = {str(each.change): changed_functions(each) for each in mutants(str(path), SOURCE)}
+    assert changed["3 becomes 4"] == []  # a constant of the module
+    assert (
+        changed["1 becomes 2"] == []
+    )  # the default of an argument, of which the module makes a tuple
+    swap(functions_of(changed["Add becomes Sub"]))
+    assert clip_of_mutants.clipped(5) == 2
+    swap(functions_of([(b, a) for a, b in changed["Add becomes Sub"]]))
+    swap(functions_of(changed["None is returned"]))
+    assert clip_of_mutants.clipped(5) is None
+
+
+TRIAL = """
+from tests.mutants.trial import KILLED, SURVIVED, failures, importing, trial
+
+module, path = "ftrain.core._words", "ftrain/core/_words.py"
 source = open(path).read()
-test = ["ftrain/core/_words.py"]
-same = mutants(path, source)[0]
-broken = same.__class__(path, 1, 1, "raises", "raise RuntimeError")
-whole = same.__class__(path, 1, 1, "nothing", source)
-assert trial(broken, "ftrain.core._words", test, 120) == KILLED
-assert trial(whole, "ftrain.core._words", test, 120) == SURVIVED
+tests = [path]
+
+def outcome(changed):
+    return trial(importing(module, path, changed), tests, 600)
+
+assert outcome("raise RuntimeError") == (KILLED, path)
+assert outcome(source) == (SURVIVED, None)
+broken = outcome(source.replace("return", "return 3 or"))
+assert broken.result == KILLED and broken.test.startswith(path + "::")
+assert failures(tests, 600) == []
 """
 
 

@@ -13,30 +13,91 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
-import torch  # noqa: F401  # imported before the fork, for its two seconds
 from hypothesis import Phase, settings
 
-from tests.mutants.mutations import Mutant
+from tests.mutants.subjects import MARKS, ROOT
 
-__all__ = ["KILLED", "SURVIVED", "TIMED_OUT", "forked", "run_pytest", "trial"]
+__all__ = [
+    "KILLED",
+    "SURVIVED",
+    "TIMED_OUT",
+    "Outcome",
+    "WithoutShrinking",
+    "failures",
+    "forked",
+    "importing",
+    "prepare",
+    "run_pytest",
+    "trial",
+]  # fmt: skip
 
 KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"
 
 
-def trial(mutant: Mutant, module: str, tests: Sequence[str], timeout: float) -> str:
-    """Return what became of a mutant: `KILLED`, `SURVIVED` or `TIMED_OUT`."""
+class Outcome(NamedTuple):
+    """What became of a mutant.
+
+    Attributes:
+        result: `KILLED`, `SURVIVED` or `TIMED_OUT`.
+        test: the test that failed, or the file that could not be imported; None after a crash.
+    """
+
+    result: str
+    test: str | None = None
+
+
+def prepare() -> None:
+    """Import what most tests import, before the forks; share the compiled machine code among them."""
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "build" / "mutants" / "inductor"))
+    # Without a pool of processes, which would not survive the fork.
+    os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
+    import torch._inductor.compile_fx  # noqa: F401
+
+
+def trial(
+    install: Callable[[], None], tests: Sequence[str], timeout: float, examples: int | None = None
+) -> Outcome:
+    """Run tests, until one fails, in a forked process.
+
+    Args:
+        install: puts the mutant into the process, such as `importing` and `swap.swap` do.
+        tests: the tests, as pytest names them.
+        timeout: in seconds.
+        examples: the number of examples of each property; default: the suite's.
+    """
 
     def run() -> dict[str, Any]:
-        sys.meta_path.insert(0, _Finder(module, mutant))
-        return {"code": run_pytest(["-x", *tests], [_WithoutShrinking()])}
+        install()
+        failed = _Failures()
+        code = run_pytest(["-x", "-m", MARKS, *tests], [WithoutShrinking(examples), failed])
+        return {"code": code, "test": next(iter(failed.tests), None)}
 
     found = forked(run, timeout)
     if found.get("timeout"):
-        return TIMED_OUT
-    return SURVIVED if found.get("code") == 0 else KILLED
+        return Outcome(TIMED_OUT)
+    if found.get("code") in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+        return Outcome(SURVIVED)
+    return Outcome(KILLED, found.get("test"))
+
+
+def importing(module: str, path: str, source: str) -> Callable[[], None]:
+    """Return a function after whose call a module, not imported yet, is imported with this source."""
+    return lambda: sys.meta_path.insert(0, _Finder(module, path, source))
+
+
+def failures(tests: Sequence[str], timeout: float) -> list[str]:
+    """Return the tests that fail without a mutant."""
+
+    def run() -> dict[str, Any]:
+        failed = _Failures()
+        run_pytest(tests, [WithoutShrinking(), failed])
+        return {"tests": failed.tests}
+
+    found: list[str] = forked(run, timeout).get("tests", list(tests)) if tests else []
+    return found
 
 
 def run_pytest(arguments: Sequence[str], plugins: Sequence[object] = ()) -> int:
@@ -90,36 +151,56 @@ def _read(pipe: int, until: float) -> dict[str, Any]:
         parts.append(part)
 
 
-class _WithoutShrinking:
+class WithoutShrinking:
     """Plugin of pytest: a failure is all that is asked for, and shrinking one takes minutes."""
+
+    def __init__(self, examples: int | None = None) -> None:
+        self._options = {} if examples is None else {"max_examples": examples}
+
+    def load(self) -> None:
+        current = settings.get_profile(settings.get_current_profile_name())
+        phases = (Phase.explicit, Phase.generate)
+        settings.register_profile("mutants", current, phases=phases, **self._options)
+        settings.load_profile("mutants")
 
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_collection(self) -> Iterator[Any]:
-        current = settings.get_profile(settings.get_current_profile_name())
-        phases = (Phase.explicit, Phase.generate)
-        settings.register_profile("mutants", current, phases=phases)
-        settings.load_profile("mutants")
+        self.load()
         return (yield)
 
 
-class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Importer that gives one module the mutant's source."""
+class _Failures:
+    """Plugin of pytest that notes the tests that fail, and the files that cannot be imported."""
 
-    def __init__(self, module: str, mutant: Mutant) -> None:
-        self._module, self._mutant = module, mutant
+    def __init__(self) -> None:
+        self.tests: list[str] = []
+
+    def pytest_collectreport(self, report: Any) -> None:
+        if report.failed:
+            self.tests.append(report.nodeid)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if report.failed and report.nodeid not in self.tests:
+            self.tests.append(report.nodeid)
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Importer that gives one module another source."""
+
+    def __init__(self, module: str, path: str, source: str) -> None:
+        self._module, self._path, self._source = module, path, source
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != self._module:
             return None
-        where = self._mutant.path
+        where = self._path
         folder = [os.path.dirname(where)] if where.endswith("__init__.py") else None
-        spec = importlib.util.spec_from_file_location(
+        return importlib.util.spec_from_file_location(
             name, where, loader=self, submodule_search_locations=folder
         )
-        return spec
 
     def create_module(self, spec: importlib.machinery.ModuleSpec) -> None:
         return None
 
     def exec_module(self, module: Any) -> None:
-        exec(compile(self._mutant.source, self._mutant.path, "exec"), module.__dict__)
+        exec(compile(self._source, self._path, "exec"), module.__dict__)

@@ -1,0 +1,38 @@
+"""Mutants that no test need kill, each with its reason.
+
+A mutant is named by its module and by the statement without and with the change, as `ast.unparse` writes
+it. A test compares each with the source.
+"""
+
+from __future__ import annotations
+
+__all__ = ["HARMLESS"]
+
+PERFORMANCE = "slower only: the same bits take another way"
+
+HARMLESS: dict[tuple[str, str, str], str] = {
+    (
+        "norm",
+        "return type(value) is torch.Tensor and (not is_tracing()) and (_torch.inside_functorch() is "
+        "None) and (not torch.compiler.is_dynamo_compiling())",
+        "return type(value) is torch.Tensor and (not not is_tracing()) and (_torch.inside_functorch() "
+        "is None) and (not torch.compiler.is_dynamo_compiling())",
+    ): f"{PERFORMANCE}, since no traced value is a plain tensor",
+    (
+        "_torch_dynamo",
+        "changes = sorted(((event.start_ns(), event.nbytes()) for event in events if event.name() == "
+        "'[memory]' and event.device_index() in (-1, 0)))",
+        "changes = sorted(((event.start_ns(), event.nbytes()) for event in events if event.name() == "
+        "'[memory]' and event.device_index() in (-1, 1)))",
+    ): "unreachable on this version: torch 2.13 numbers the CPU -1, and only others number it 0",
+    (
+        "_traced_branch",
+        "pairs = zip(*(side(*inputs) for side in sides), strict=True)",
+        "pairs = zip(*(side(*inputs) for side in sides), strict=False)",
+    ): "a check that never fails: both sides have one gradient for each input",
+    (
+        "_torch_operators",
+        "if node.op == 'call_function' and isinstance(node.target, torch._ops.OpOverload):",
+        "if node.op != 'call_function' and isinstance(node.target, torch._ops.OpOverload):",
+    ): "unreachable here: it is read for CUDA graphs, which need a device",
+}

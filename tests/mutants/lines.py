@@ -1,0 +1,207 @@
+"""The tests that run each line of `ftrain/core`, found by tracing them once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+from tests.mutants.subjects import CORE, MARKS, ROOT
+from tests.mutants.trial import forked, run_pytest
+
+__all__ = ["AT_IMPORT", "Lines", "of_files", "record"]
+
+AT_IMPORT = ""
+# Cases that are traced of a parametrized test, and examples of a property: most run the same lines, and
+# all of them took 40 minutes.
+CASES, EXAMPLES = 2, 5
+LIMIT = 3600  # seconds to trace one file
+
+
+@dataclass(frozen=True)
+class Lines:
+    """Lines and the tests that run them.
+
+    Attributes:
+        lines: the tests of each line of each file; `AT_IMPORT` for one that runs at import.
+        seconds: the seconds of a processor that each test takes which passed.
+        cases: the number of cases of each parametrized test, of which few were traced.
+    """
+
+    lines: dict[str, dict[int, list[str]]]
+    seconds: dict[str, float]
+    cases: dict[str, int] = field(default_factory=dict)
+
+    def whole(self, tests: Sequence[str]) -> dict[str, float]:
+        """Return the functions of these tests, with the seconds that all of their cases take."""
+        functions: dict[str, list[float]] = defaultdict(list)
+        for test in tests:
+            functions[test.partition("[")[0]].append(self.seconds[test])
+        return {
+            function: sum(traced) / len(traced) * self.cases.get(function, len(traced))
+            for function, traced in functions.items()
+        }
+
+    def tests_of(self, path: str, first: int, last: int) -> list[str]:
+        """Return the tests that run a range of lines, the most focused first.
+
+        The focus of a test is the share of its lines that are in this file. A step's test runs most of
+        `ftrain/core`, and compares little of what any one module computes.
+        """
+        of_file = self.lines.get(path, {})
+        found = {test for line in range(first, last + 1) for test in of_file.get(line, ())}
+        if AT_IMPORT in found:
+            found |= {test for tests in of_file.values() for test in tests}
+        here = Counter(test for tests in of_file.values() for test in tests)
+        return sorted(
+            found & self.seconds.keys(),
+            key=lambda test: (-here[test] / self._sizes[test], self.seconds[test]),
+        )
+
+    @cached_property
+    def _sizes(self) -> Counter[str]:
+        """The number of lines that each test runs."""
+        return Counter(t for of in self.lines.values() for tests in of.values() for t in tests)
+
+
+def of_files(files: Sequence[str], saved: Path, again: bool = False) -> Lines:
+    """Return the lines that files of tests run, traced or read from the folder `saved`.
+
+    A file is traced if it has not been, or if it or a module of `ftrain/core` that it runs has changed
+    since; all are if `again`.
+    """
+    parts = []
+    for file in files:
+        path = saved / f"{file.replace('/', '.')}.json"
+        part = None if again else _read(path)
+        if part is None:
+            start = time.monotonic()
+            part = record([file])
+            _write(part, file, path)
+            print(f"traced {file} in {time.monotonic() - start:.0f} s", flush=True)
+        parts.append(part)
+    return _merged(parts)
+
+
+def record(tests: Sequence[str]) -> Lines:
+    """Run tests in a forked process; return the lines that they run."""
+    found = forked(lambda: _record(tests), LIMIT)
+    expected = pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED
+    if found.get("code") not in expected:
+        raise RuntimeError(f"expected the tests to run, got {str(found)[:200]}: {' '.join(tests)}")
+    return _from_json(found)
+
+
+def _merged(parts: Sequence[Lines]) -> Lines:
+    lines: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for part in parts:
+        for path, of_file in part.lines.items():
+            for line, tests in of_file.items():
+                lines[path][line] += tests
+    seconds = {test: s for part in parts for test, s in part.seconds.items()}
+    return Lines(lines, seconds, {f: n for part in parts for f, n in part.cases.items()})
+
+
+def _read(path: Path) -> Lines | None:
+    """Return what was saved; None if there is nothing, or if a file has changed since."""
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    if any(_digest(Path(name)) != digest for name, digest in found["digests"].items()):
+        return None
+    return _from_json(found)
+
+
+def _write(found: Lines, file: str, path: Path) -> None:
+    names = [str(ROOT / file), *found.lines]
+    content = {
+        "digests": {name: _digest(Path(name)) for name in names},
+        "lines": found.lines,
+        "seconds": found.seconds,
+        "cases": found.cases,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
+def _from_json(found: dict[str, Any]) -> Lines:
+    lines = {p: {int(n): t for n, t in of.items()} for p, of in found["lines"].items()}
+    return Lines(lines, found["seconds"], found["cases"])
+
+
+def _record(tests: Sequence[str]) -> dict[str, Any]:
+    import coverage
+
+    tracer = coverage.Coverage(
+        data_file=None, config_file=False, source=[str(CORE)], messages=False
+    )
+    contexts = _Contexts(tracer)
+    tracer.start()
+    try:
+        code = run_pytest(["-m", MARKS, *tests], [contexts])
+    finally:
+        tracer.stop()
+    data = tracer.get_data()
+    lines = {path: data.contexts_by_lineno(path) for path in data.measured_files()}
+    return {
+        "code": code, "lines": lines, "seconds": contexts.seconds, "cases": contexts.cases,
+    }  # fmt: skip
+
+
+def _processor_time() -> float:
+    """Return the seconds that this process and its children have computed, on a busy machine too."""
+    return sum(os.times()[:4])
+
+
+class _Contexts:
+    """Plugin of pytest that names the test in which lines run, and measures its duration."""
+
+    def __init__(self, tracer: Any) -> None:
+        self.seconds: dict[str, float] = {}
+        self.cases: dict[str, int] = {}
+        self._tracer = tracer
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_collection(self) -> Iterator[Any]:
+        current = settings.get_profile(settings.get_current_profile_name())
+        settings.register_profile("traced", current, max_examples=EXAMPLES)
+        settings.load_profile("traced")
+        return (yield)
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Keep some cases of each function, spread over all of them."""
+        of_function: dict[str, list[Any]] = defaultdict(list)
+        for item in items:
+            of_function[item.nodeid.partition("[")[0]].append(item)
+        self.cases = {function: len(cases) for function, cases in of_function.items()}
+        items[:] = [
+            item for cases in of_function.values() for item in cases[:: -(-len(cases) // CASES)]
+        ]
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item: Any) -> Iterator[Any]:
+        self._tracer.switch_context(item.nodeid)
+        start = _processor_time()
+        try:
+            return (yield)
+        finally:
+            self.seconds[item.nodeid] = _processor_time() - start
+            self._tracer.switch_context(AT_IMPORT)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        if not report.passed:
+            self.seconds.pop(report.nodeid, None)
