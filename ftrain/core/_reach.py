@@ -118,6 +118,7 @@ class Found:
         generators: random number generators.
         iterators: iterators and open files.
         caches: functions under `functools.lru_cache`.
+        classes: classes that functions name, as global variables or in closures.
         tensors: tensors, each with its path.
         modules: the modules among the instances.
         scripted: the modules of TorchScript among these, which hold their attributes outside of Python.
@@ -133,6 +134,7 @@ class Found:
     generators: list[Any] = dataclasses.field(default_factory=list)
     iterators: list[Any] = dataclasses.field(default_factory=list)
     caches: list[Any] = dataclasses.field(default_factory=list)
+    classes: list[type] = dataclasses.field(default_factory=list)
     tensors: list[tuple[Path, torch.Tensor]] = dataclasses.field(default_factory=list)
     modules: list[nn.Module] = dataclasses.field(default_factory=list)
     scripted: list[nn.Module] = dataclasses.field(default_factory=list)
@@ -320,6 +322,8 @@ class _Walk:
             # A name that this function never binds may be rebound from outside: then the new content
             # must be found, unless it is of a type that holds no objects.
             empty = type(held) in ATOMS or isinstance(held, (type, *CODE))
+            if isinstance(held, type):
+                self.found.classes.append(held)
             if name in names_bound(code) or not empty:
                 self.found.cells.append(cell)
             else:
@@ -340,6 +344,7 @@ class _Walk:
                 self._view_globals(vars(module), [x for x in read if x in vars(module)])
 
     def _view_globals(self, scope: dict[str, Any], names: list[str]) -> None:
+        self.found.classes += [scope[name] for name in names if isinstance(scope[name], type)]
         watched = tuple(
             name for name in names if not isinstance(scope[name], (type, types.ModuleType))
         )

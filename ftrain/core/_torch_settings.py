@@ -13,7 +13,7 @@ import torch
 
 from ftrain.core._torch_distributions import without_validation
 
-__all__ = ["blas", "inductor_settings"]
+__all__ = ["blas", "inductor_settings", "print_options"]
 
 _INDUCTOR = (
     "fallback_random",
@@ -47,6 +47,13 @@ def inductor_settings() -> dict[str, Any]:
         except AttributeError:
             continue
     return found
+
+
+def print_options() -> dict[str, Any]:
+    """Return the options of `torch.set_printoptions` (`torch._tensor_str`, 2.1 and later; else none)."""
+    read = getattr(torch._tensor_str, "get_printoptions", dict)
+    options: dict[str, Any] = read()
+    return options
 
 
 def blas() -> dict[str, str]:

@@ -1,7 +1,10 @@
-"""Snapshots of the global state that a pure function must not change: random states, modes, settings."""
+"""Snapshots of the global state that a pure function must not change: random states, modes, settings,
+environment variables.
+"""
 
 from __future__ import annotations
 
+import os
 import pickle
 import random
 import sys
@@ -20,10 +23,14 @@ from ftrain.core._torch_precision import (
     fp32_precision,
     set_fp32_precision,
 )
+from ftrain.core._torch_settings import print_options
 
 __all__ = ["changes", "restore", "world"]
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
+# Variables that torch, its compiler, pytest and CUDA set when they are first used.
+_OF_LIBRARIES = ("TORCH", "TRITON", "PYTEST", "CUDA", "KMP_")
+_VARIABLES = "environment variables"
 _ATTENTION = ("flash", "mem_efficient", "math")  # the switches of CUDA, which the CPU obeys too
 
 
@@ -63,20 +70,46 @@ def world() -> dict[str, Any]:
         "dispatch modes": dispatch_depth(),
         "transforms": _torch.inside_functorch() is not None,
         "recursion limit": sys.getrecursionlimit(),
+        # Float arithmetic of this thread; torch has no function that tells.
+        "flushing of subnormal floats to zero": sys.float_info.min / 2 == 0.0,
+        "print options of torch": print_options(),
+        "print options of numpy": np.get_printoptions(),
+        _VARIABLES: {
+            name: value for name, value in os.environ.items() if not name.startswith(_OF_LIBRARIES)
+        },
     }
 
 
 def changes(before: dict[str, Any]) -> list[str]:
     """Return the names of the global values that have changed since the snapshot `before`."""
     now = world()
-    return [name for name, value in before.items() if now[name] != value]
+    return [
+        f"{name} {_keys(before[name], now[name])}" if name == _VARIABLES else name
+        for name in _changed(before, now)
+    ]
 
 
 def restore(before: dict[str, Any]) -> None:
     """Restore the changed global values from the snapshot `before`, if torch can set them."""
-    for name in changes(before):
+    for name in _changed(before, world()):
         if name in _RESTORE:
             _RESTORE[name](before[name])
+
+
+def _changed(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    return [name for name, value in before.items() if now[name] != value]
+
+
+def _keys(before: dict[str, str], now: dict[str, str]) -> str:
+    names = sorted({*before, *now})
+    return ", ".join(name for name in names if before.get(name) != now.get(name))
+
+
+def _set_variables(before: dict[str, str]) -> None:
+    for name in [name for name in os.environ if not name.startswith(_OF_LIBRARIES)]:
+        if name not in before:
+            del os.environ[name]
+    os.environ.update(before)
 
 
 def _set_random_state(state: bytes) -> None:
@@ -122,4 +155,8 @@ _RESTORE: dict[str, Callable[[Any], Any]] = {
     ),
     "number of threads": torch.set_num_threads,
     "recursion limit": sys.setrecursionlimit,
+    "flushing of subnormal floats to zero": torch.set_flush_denormal,
+    "print options of torch": lambda options: torch.set_printoptions(**options),  # type: ignore[no-untyped-call]  # torch's
+    "print options of numpy": lambda options: np.set_printoptions(**options),
+    _VARIABLES: _set_variables,
 }

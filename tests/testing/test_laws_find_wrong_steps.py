@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -223,30 +222,16 @@ def test_check_evaluation_finds_swapped_weights_that_are_not_restored() -> None:
     assert line_with(__file__, "not swapped back") in str(found.line)
 
 
-def test_check_evaluation_finds_state_that_check_pure_misses() -> None:
-    flags = _Slots()
+def test_check_evaluation_finds_state_that_check_pure_misses(tmp_path: Path) -> None:
+    flag = tmp_path / "flag"  # on the disk, where no walk finds it
+    flag.write_text("1")
 
     def step(state: Any, batch: Any) -> Any:
-        return {**state, "w": state["w"] + flags.read()}, {}
+        return {**state, "w": state["w"] + float(flag.read_text())}, {}
 
     def evaluate(state: Any, batch: Any) -> Any:
-        flags.write(2.0)
+        flag.write_text("2")
         return {"loss": batch.sum()}
 
     found = violation(testing.check_evaluation, step, BATCHES, state=STATE, evaluate=evaluate)
     assert "evaluation changed training: state['w'] at (0,)" in found.summary
-
-
-class _Slots:
-    """Object that keeps a number in the environment of the process, where no walk finds it."""
-
-    def read(self) -> float:
-        return float(os.environ.get("FTRAIN_TEST_FLAG", "1"))
-
-    def write(self, value: float) -> None:
-        os.environ["FTRAIN_TEST_FLAG"] = str(value)
-
-
-@pytest.fixture(autouse=True)
-def _without_flag(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FTRAIN_TEST_FLAG", "1")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -186,3 +188,64 @@ def test_check_function_reports_that_integers_have_no_gradient() -> None:
     reports = testing.check_function(torch.argmax, torch.ones(3))
     assert reports["gradients"].outcome == "not checked"
     assert "floating-point dtype" in str(reports["gradients"].reason)
+
+
+def test_laws_of_compiled_steps_do_not_apply_to_batches_of_numpy() -> None:
+    def step(state: Any, batch: Any) -> Any:
+        return state - torch.as_tensor(batch["x"]).mean(0), {}
+
+    batches = [{"x": np.ones((4, 3), np.float32)}] * 2
+    found = testing.check_all(step, batches, state=torch.zeros(3))
+    assert {each.law for each in found.reports if each.applies and each.passed} >= {
+        "pure",
+        "resume",
+    }
+    reasons = {each.law: each.reason for each in found.reports if not each.applies}
+    for law in ("compiled", "donation"):
+        assert "batch['x']: expected a tensor" in reasons[law]
+        assert "got an ndarray. Pass torch.as_tensor" in reasons[law]
+    (fixpoint,) = [each for each in found.reports if each.law == "fixpoint"]
+    assert [row.amount for row in fixpoint.rows if row.what == "compiled step"] == ["not compiled"]
+
+
+@pytest.mark.parametrize("second", [slice(3, 6), slice(1, 4)], ids=["apart", "overlapping"])
+def test_donation_finds_leaves_that_are_views_of_one_storage(second: slice) -> None:
+    flat = torch.zeros(6)
+
+    def step(state: Any, batch: Any) -> Any:
+        return tree.map(lambda x: x - batch, state), {}
+
+    with pytest.raises(testing.LawViolation) as caught:
+        testing.check_donation(step, [torch.ones(3)], state={"a": flat[:3], "b": flat[second]})
+    assert "share memory" in caught.value.summary
+    assert "its own memory" in str(caught.value.remedy)
+
+
+@pytest.mark.parametrize(
+    ("generator", "name"),
+    [
+        (torch.Generator(), "a torch.Generator"),
+        (np.random.default_rng(0), "a numpy.Generator"),
+        (random.Random(0), "a random.Random"),
+    ],
+    ids=["torch", "numpy", "python"],
+)
+def test_laws_name_a_generator_in_the_state_and_propose_a_key(generator: Any, name: str) -> None:
+    def step(state: Any, batch: Any) -> Any:
+        own = state["random"]
+        draw = torch.rand((), generator=own) if name == "a torch.Generator" else own.random()
+        return {**state, "w": state["w"] + draw}, {}
+
+    state = {"w": torch.zeros(3), "random": generator}
+    with pytest.raises(testing.LawViolation) as caught:
+        testing.check_pure(step, [torch.ones(3)], state=state)
+    assert caught.value.summary == f"an input changed: state['random'], {name}, was advanced"
+    assert "ftrain.random.key(seed)" in str(caught.value.remedy)
+    with pytest.raises(testing.LawViolation, match=r"ftrain\.random\.key"):
+        testing.check_fixpoint(step, [torch.ones(3)], state=state)
+
+
+def test_pure_accepts_a_generator_in_the_state_that_is_not_advanced() -> None:
+    state = {"w": torch.zeros(3), "random": torch.Generator()}
+    step = lambda state, batch: ({**state, "w": state["w"] + batch}, {})  # noqa: E731
+    assert testing.check_pure(step, [torch.ones(3)], state=state).passed

@@ -10,6 +10,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core.compile import Compiled
+from ftrain.testing._copies import copied
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.divergence.compare import compare_recorded, repetition_notes
 from ftrain.testing.divergence.divergence import Divergence
@@ -17,7 +18,7 @@ from ftrain.testing.divergence.first_operator import FirstOperator
 from ftrain.testing.divergence.leaves import differing
 from ftrain.testing.divergence.machine_code import first_machine_operator
 from ftrain.testing.divergence.record import record_step
-from ftrain.testing.divergence.variant import Variant, copied
+from ftrain.testing.divergence.variant import Variant
 
 __all__ = ["first_divergence"]
 

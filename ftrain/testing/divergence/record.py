@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Collection, Iterable, Mapping
+import pathlib
+from collections.abc import Collection, Iterable, Mapping, Sized
 from typing import Any
 
 import torch
@@ -52,12 +53,15 @@ def record(
             or not. It runs on copies; a step whose operators are recorded runs twice.
         state: the state before the first batch. Not changed, nor donated.
         batches: one batch for each step.
-        path: a file to write the trace to; `None`: none.
-        steps: the numbers of the steps whose operators are recorded; `None`: all.
+        path: a file to write the trace to, whose folder is made if it is missing; `None`: none.
+        steps: the numbers of the steps whose operators are recorded; `None`: all. Each must be reached.
         first_step: the number of the first step, for a state that comes from a checkpoint.
 
     Raises:
         TypeError: `step` is not a step; a leaf is not a tensor, a number or a string.
+        ValueError: a number in `steps` is not that of a step; nothing is written then.
+        NotADirectoryError: `path` leads through a file; no step is run then.
+        IsADirectoryError: `path` is a folder; likewise.
 
     Example:
         >>> def step(state, batch):
@@ -69,6 +73,10 @@ def record(
         float32[2] ..., norm 0.424264086, from -0.3 to -0.3
     """
     variant = Variant.of(step)
+    if path is not None:
+        _check_path(pathlib.Path(path))
+    if isinstance(batches, Sized):
+        _check_steps(steps, first_step, len(batches))
     initial = record_leaves(state)
     found = []
     for number, batch in enumerate(batches, first_step):
@@ -76,10 +84,34 @@ def record(
         before, (state, metrics) = state, variant.run(state, batch)
         recorded = variant.record(before, batch) if is_chosen else None
         found.append(record_step(number, batch, (state, metrics), recorded))
+    _check_steps(steps, first_step, len(found))
     trace = Trace(variant.form, environment_of(), initial, tuple(found))
     if path is not None:
         trace.save(path)
     return trace
+
+
+def _check_path(path: pathlib.Path) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(
+            f"path: expected the name of a file, got the folder {path}. Add a name: "
+            f"{path / 'run.trace'}."
+        )
+    files = [parent for parent in path.parents if parent.is_file()]
+    if files:
+        raise NotADirectoryError(
+            f"path: expected a file in a folder, got {path}, and {files[0]} is a file. Write another "
+            "path."
+        )
+
+
+def _check_steps(steps: Collection[int] | None, first: int, count: int) -> None:
+    outside = [number for number in steps or () if not first <= number < first + count]
+    if outside:
+        raise ValueError(
+            f"steps: expected numbers from {first} to {first + count - 1}, those of the steps that run, "
+            f"got {outside}. Pass more batches, or other numbers."
+        )
 
 
 def record_step(

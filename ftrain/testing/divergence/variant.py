@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-from ftrain.core import tree
 from ftrain.core._torch_dispatch import dynamo_original
 from ftrain.core.compile import Compiled
 from ftrain.core.step import Steps
+from ftrain.testing._copies import copied
 from ftrain.testing.divergence.operators import Recorder, record_eager, record_graph
 
-__all__ = ["Variant", "copied"]
+__all__ = ["Variant"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,12 +59,6 @@ class Variant:
         """Run the step on copies of state and batch; return its operators and its result."""
         recorded = record_graph if self.form == "graph" else record_eager
         return recorded(self.fn, (copied(state), copied(batch)), keep)
-
-
-def copied(value: Any) -> Any:
-    """Return a tree with its tensors copied."""
-    with torch.no_grad():
-        return tree.map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, value)
 
 
 def _checked(result: Any) -> tuple[Any, Any]:

@@ -13,9 +13,9 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core._torch_dispatch import DispatchMode
+from ftrain.testing._copies import copied
 from ftrain.testing.difference import Difference, dense, first_difference
 from ftrain.testing.laws._exact import finite, is_inexact
-from ftrain.testing.laws._subject import copied
 
 __all__ = ["LOOSE", "Apart", "apart_by_leaf", "apart_by_tree", "smooth", "tolerance"]
 

@@ -14,7 +14,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core._torch_dispatch import DispatchMode, OpOverload, names_of
 from ftrain.core.random._keyed_reach import is_seeded
-from ftrain.testing.laws._subject import copied
+from ftrain.testing._copies import copied
 
 __all__ = ["ConstantDraws", "doubled", "finite", "in_float64", "is_float", "is_inexact"]
 

@@ -5,6 +5,8 @@ Read next: `_kept.py`, which restores them after a check; `pure.py`, which compa
 
 from __future__ import annotations
 
+import gc
+import types
 from typing import Any, NamedTuple
 
 import torch
@@ -12,12 +14,13 @@ import torch
 from ftrain.core import _torch, tree
 from ftrain.core._contents import Change
 from ftrain.core._owned import Owned
-from ftrain.core._reach import Globals, spell
+from ftrain.core._reach import Found, Globals, Path, reach, spell
 from ftrain.core.compile import Compiled
 from ftrain.core.random._own_generators import GLOBAL
 from ftrain.core.random._watch import Watch
 from ftrain.core.step import TrainStep
 from ftrain.testing.difference import Difference, first_difference
+from ftrain.testing.laws._named_classes import of_users
 
 __all__ = ["Held", "memory_of", "roots_of"]
 
@@ -47,7 +50,18 @@ class Held:
         self._owned = Owned(
             [("", root) for root in roots], follow_globals=follow_globals, limit=_MOST
         )
-        found = {spell(path): t for path, t in self._owned.found.tensors if not t.is_meta}
+        self._classes = of_users(self._owned.found.classes if follow_globals else ())
+        data = [(f"{c.name}.{n}", x) for c in self._classes for n, x in c.values.items()]
+        self._of_classes = Owned(data, limit=_MOST)
+        found = {
+            spell(path): t
+            for path, t in (
+                *self._owned.found.tensors,
+                *self._of_classes.found.tensors,
+                *_cached(self._owned.found),
+            )
+            if not t.is_meta
+        }
         self.tensors = {
             name: t
             for name, t in found.items()
@@ -71,13 +85,19 @@ class Held:
 
     def restore(self) -> list[str]:
         """Restore the Python objects; return the names of changed ones, and `!` with each failure."""
-        changed, refusals = self._owned.restore()
-        paths = dict.fromkeys(self._named(change) for change in changed)
-        return [*paths, *(f"!{refusal}" for refusal in refusals)]
+        paths: dict[str, None] = {}
+        refused = []
+        for owned in (self._owned, self._of_classes):
+            changed, refusals = owned.restore()
+            paths |= dict.fromkeys(
+                self._named(change, owned.path(change.node)) for change in changed
+            )
+            refused += refusals
+        paths |= dict.fromkeys(name for each in self._classes for name in each.restore())
+        return [*paths, *(f"!{refusal}" for refusal in refused)]
 
-    def _named(self, change: Change) -> str:
+    def _named(self, change: Change, path: str) -> str:
         """Return the path of a restored object, with the name of its first changed attribute."""
-        path = self._owned.path(change.node)
         if isinstance(change.node, Globals):
             now = zip(change.node.names, change.values, strict=True)
             scope = change.node.scope  # restored
@@ -127,6 +147,20 @@ class Held:
                 was.tensor.grad = was.grad
                 if was.tensor.is_leaf:
                     was.tensor.requires_grad_(was.requires_grad)
+
+
+def _cached(found: Found) -> list[tuple[Path, torch.Tensor]]:
+    """Return the tensors among the results that functions under `functools.lru_cache` have stored."""
+    tensors = []
+    for cache in found.caches:
+        name = spell(found.paths.get(id(cache)))
+        # Garbage collection is the one way into the cache, which is an object of C.
+        results = [
+            x for x in gc.get_referents(cache) if not isinstance(x, (type, types.FunctionType))
+        ]
+        held = reach([("", results)]).tensors
+        tensors += [((None, f"{name}, cached result {i}"), t) for i, (_, t) in enumerate(held, 1)]
+    return tensors
 
 
 def roots_of(fn: Any) -> tuple[Any, ...]:

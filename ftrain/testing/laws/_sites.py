@@ -21,7 +21,8 @@ from ftrain.core import tree
 from ftrain.core._leaf_digest import leaf_digest
 from ftrain.core._torch_dispatch import TRACED_TENSORS, DispatchMode, backward_pass
 from ftrain.core._user_line import is_foreign, show_line
-from ftrain.testing.laws._subject import Call, copied
+from ftrain.testing._copies import copied
+from ftrain.testing.laws._subject import Call
 
 __all__ = [
     "Event",

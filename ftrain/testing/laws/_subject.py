@@ -7,7 +7,6 @@ Read next: `_held.py`, what functions hold; `pure.py`, the first law.
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import importlib
 import importlib.util
@@ -16,10 +15,8 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
-
-from ftrain.core import tree
 from ftrain.core._words import a_or_an
+from ftrain.testing._copies import copied
 from ftrain.testing.difference import Difference
 
 __all__ = [
@@ -27,7 +24,6 @@ __all__ = [
     "InapplicableError",
     "Subject",
     "calls_of",
-    "copied",
     "each_call",
     "imported",
     "name_of",
@@ -216,27 +212,6 @@ def outputs_of(output: Any) -> tuple[Any, Any]:
             f"{a_or_an(type(output).__name__)}{size}. Return a pair."
         )
     return output[0], output[1]
-
-
-def copied(values: Any) -> Any:
-    """Copy the leaves of a tree; a tensor that occurs several times is copied once."""
-    memo: dict[int, Any] = {}
-    leaves, treedef = tree.flatten(values)
-    return tree.unflatten(treedef, [_copied(leaf, memo) for leaf in leaves])
-
-
-def _copied(leaf: Any, memo: dict[int, Any]) -> Any:
-    if isinstance(leaf, torch.Tensor):
-        if id(leaf) not in memo:
-            new = leaf.detach().clone()
-            memo[id(leaf)] = new.requires_grad_() if leaf.requires_grad else new
-        return memo[id(leaf)]
-    try:
-        return copy.deepcopy(leaf, memo)
-    except (
-        Exception
-    ):  # an open file, a tensor with a graph inside of an object: it is passed itself
-        return leaf
 
 
 def name_of(fn: Any) -> str:

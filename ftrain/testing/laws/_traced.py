@@ -8,10 +8,14 @@ from __future__ import annotations
 import contextlib
 import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from typing import Any
 
+import torch
+
+from ftrain.core import tree
 from ftrain.core._user_line import user_line
+from ftrain.core._words import a_or_an
 from ftrain.core.compile import Compiled
 from ftrain.core.errors import (
     DonationError,
@@ -19,9 +23,10 @@ from ftrain.core.errors import (
     TraceError,
     UnkeyedRandomError,
 )
+from ftrain.testing.laws._subject import Call, InapplicableError
 from ftrain.testing.report import LawViolation
 
-__all__ = ["line_of", "plain", "untraceable"]
+__all__ = ["line_of", "plain", "require_tensors", "untraceable"]
 
 #: A line of user code in a message, as `core/_user_line.py` formats it.
 _LINE = re.compile(r"^  (\S[^\n]*:\d+ in [^\n]*\n    [^\n]*)$", re.MULTILINE)
@@ -52,6 +57,16 @@ def plain(step: Any) -> Any:
     return step.fn if isinstance(step, Compiled) else step
 
 
+def require_tensors(call: Call) -> None:
+    """Raise `InapplicableError` for an argument that `ftrain.compile` refuses, such as a NumPy array."""
+    for path, leaf in zip(tree.paths(call.args), tree.leaves(call.args), strict=True):
+        if not isinstance(leaf, torch.Tensor) and not isinstance(leaf, Hashable):
+            raise InapplicableError(
+                f"{call.path(path)}: expected a tensor, since a compiled step takes no other arrays, "
+                f"got {a_or_an(type(leaf).__name__)}. Pass torch.as_tensor(...) of it."
+            )
+
+
 @contextlib.contextmanager
 def untraceable(law: str, name: str) -> Iterator[None]:
     """Convert errors of `ftrain.compile` for functions it cannot compile to violations of a law."""
@@ -61,11 +76,15 @@ def untraceable(law: str, name: str) -> Iterator[None]:
         cause, remedy = next(value for kind, value in _CAUSES.items() if isinstance(error, kind))
         raise LawViolation(
             law,
-            f"{name} cannot be compiled: {_first_line(error)}",
+            f"{name} cannot be {_verb(error)}: {_first_line(error)}",
             line=line_of(error),
             cause=cause,
             remedy=_remedy(error) or remedy,
         ) from error
+
+
+def _verb(error: BaseException) -> str:
+    return "donated a state" if isinstance(error, DonationError) else "compiled"
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""Texts of amounts in reports, such as `1 leaf, 12 bytes`."""
+"""Texts of amounts and remedies in reports, such as `1 leaf, 12 bytes`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,14 @@ import torch
 
 from ftrain.core import tree
 
-__all__ = ["amount", "plural"]
+__all__ = ["KEYS", "amount", "plural"]
+
+
+#: Remedy for a random generator in the state.
+KEYS = (
+    "Keep a key in the state instead, ftrain.random.key(seed): in the step, write `key, use = "
+    "ftrain.random.split(state['key'])` and draw inside `with ftrain.random.keyed(use):`."
+)
 
 
 def amount(values: Any) -> str:

@@ -17,18 +17,12 @@ from ftrain.core import tree
 from ftrain.core.accumulate import MicroBatches
 from ftrain.core.state import TrainState
 from ftrain.core.step import TrainStep
+from ftrain.testing._copies import copied
 from ftrain.testing.compare import relative_distance
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws._exact import ConstantDraws, doubled, in_float64, is_float
 from ftrain.testing.laws._kept import unchanging
-from ftrain.testing.laws._subject import (
-    InapplicableError,
-    Subject,
-    copied,
-    name_of,
-    outputs_of,
-    subject_of,
-)
+from ftrain.testing.laws._subject import InapplicableError, Subject, name_of, outputs_of, subject_of
 from ftrain.testing.laws._traced import plain
 from ftrain.testing.laws._words import amount, plural
 from ftrain.testing.report import LawViolation, Report, Row

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from ftrain.core import tree
+from ftrain.testing._copies import copied
 from ftrain.testing.difference import first_difference
-from ftrain.testing.laws._subject import copied
 from ftrain.testing.laws.deterministic import check_deterministic
 from ftrain.testing.laws.evaluation import check_evaluation
 from ftrain.testing.laws.fixpoint import check_fixpoint

@@ -14,7 +14,7 @@ from ftrain.testing.laws._close import LOOSE, Apart, apart_by_leaf, apart_by_tre
 from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._sites import Site, events_of, located, origin_of, recorded
 from ftrain.testing.laws._subject import Call, calls_of, name_of
-from ftrain.testing.laws._traced import plain, untraceable
+from ftrain.testing.laws._traced import plain, require_tensors, untraceable
 from ftrain.testing.laws._words import amount, plural
 from ftrain.testing.report import LawViolation, Report, Row
 
@@ -74,6 +74,7 @@ def check_compiled(
     programs: dict[int, Any] = {}
     rows: dict[Row, None] = {}
     for call in calls:
+        require_tensors(call)
         fn = plain(call.fn)
         if id(fn) not in programs:
             programs[id(fn)] = compile_(fn, backend=backend)

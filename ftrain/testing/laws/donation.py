@@ -14,10 +14,11 @@ import torch
 from ftrain.core import tree
 from ftrain.core.compile import compile as compile_
 from ftrain.core.state import TrainState
+from ftrain.testing._copies import copied
 from ftrain.testing.difference import first_difference
 from ftrain.testing.laws._kept import unchanging
-from ftrain.testing.laws._subject import copied, name_of, outputs_of, subject_of
-from ftrain.testing.laws._traced import plain, untraceable
+from ftrain.testing.laws._subject import Call, name_of, outputs_of, subject_of
+from ftrain.testing.laws._traced import plain, require_tensors, untraceable
 from ftrain.testing.laws._words import amount, plural
 from ftrain.testing.report import LawViolation, Report, Row
 
@@ -68,6 +69,8 @@ def check_donation(
     start = time.perf_counter()
     whole = subject_of(subject, batches, state, seed)
     fn = plain(whole.step)
+    for batch in whole.batches:
+        require_tensors(Call(name_of(fn), fn, (whole.state, batch), ("state", "batch")))
     name = name_of(fn)
     ordinary, donating = compile_(fn, backend=backend), _donating(fn, backend)
     kept, donated = copied(whole.state), _boxed(copied(whole.state))

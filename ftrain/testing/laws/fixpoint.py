@@ -12,14 +12,23 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
+from ftrain.core._python_objects import GENERATORS
 from ftrain.core.compile import Compiled
 from ftrain.core.compile import compile as compile_
+from ftrain.testing._copies import copied
 from ftrain.testing.difference import Difference
 from ftrain.testing.laws._counts import require_counting
 from ftrain.testing.laws._kept import unchanging
-from ftrain.testing.laws._subject import Subject, copied, name_of, outputs_of, subject_of
-from ftrain.testing.laws._traced import untraceable
-from ftrain.testing.laws._words import amount, plural
+from ftrain.testing.laws._subject import (
+    Call,
+    InapplicableError,
+    Subject,
+    name_of,
+    outputs_of,
+    subject_of,
+)
+from ftrain.testing.laws._traced import require_tensors, untraceable
+from ftrain.testing.laws._words import KEYS, amount, plural
 from ftrain.testing.report import LawViolation, Report, Row
 
 __all__ = ["check_fixpoint", "layout_of"]
@@ -123,6 +132,10 @@ _CAUSES = {
 }  # fmt: skip
 
 
+_GENERATORS = frozenset(kind.__name__ for kind in GENERATORS)
+_OF_GENERATORS = "a random generator is an object, which a compiled step cannot draw from."
+
+
 def _compare(now: Layout, was: Layout, step: int) -> None:
     if now.keys() != was.keys():
         missing, new = sorted(was.keys() - now.keys()), sorted(now.keys() - was.keys())
@@ -142,6 +155,8 @@ def _compare(now: Layout, was: Layout, step: int) -> None:
                 expected = False
             if value != expected:
                 cause, remedy = _CAUSES[name]
+                if name == "class" and value in _GENERATORS:
+                    cause, remedy = _OF_GENERATORS, KEYS
                 raise LawViolation(
                     "fixpoint",
                     f"state{path} after step {step} has another {name}: "
@@ -178,6 +193,11 @@ def _listed(what: str, paths: list[str]) -> str:
 def _one_program(whole: Subject) -> Row:
     """Run all batches compiled; raise unless one program is compiled per layout of the batch."""
     step = whole.step
+    try:
+        for batch in whole.batches:
+            require_tensors(Call(name_of(step), step, (whole.state, batch), ("state", "batch")))
+    except InapplicableError as error:
+        return Row("compiled step", "not compiled", str(error))
     compiled: Any = step if isinstance(step, Compiled) else compile_(step, backend="eager")
     kinds = {str((tree.structure(batch), layout_of(batch))) for batch in whole.batches}
     before, current = compiled.n_compiles, copied(whole.state)

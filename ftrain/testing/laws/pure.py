@@ -12,14 +12,17 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
+from ftrain.core._python_objects import GENERATORS
+from ftrain.core._words import a_or_an
+from ftrain.testing._copies import copied
 from ftrain.testing._world import changes, restore, world
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws._draws import drawn_in
 from ftrain.testing.laws._held import Held, memory_of, roots_of
 from ftrain.testing.laws._kept import unchanging
 from ftrain.testing.laws._sites import find_write, located
-from ftrain.testing.laws._subject import Call, copied, each_call
-from ftrain.testing.laws._words import amount, plural
+from ftrain.testing.laws._subject import Call, each_call
+from ftrain.testing.laws._words import KEYS, amount, plural
 from ftrain.testing.report import LawViolation, Report, Row
 
 __all__ = ["check_pure"]
@@ -53,9 +56,11 @@ def check_pure(
 ) -> Report:
     """Check law 1: no input and no global state changes, and no output shares memory with an input.
 
-    The global state is the random states of torch, NumPy and Python, and torch's modes and settings. All
-    objects that the function holds are compared too: its closure, the global variables that it reads,
-    modules with their tensors, gradients, attributes and hooks. They are restored after each call.
+    The global state is the random states of torch, NumPy and Python, torch's modes and settings, print
+    options and the environment variables. All objects that the function holds are compared too: its
+    closure, the global variables that it reads, the attributes of classes that it names, tensors in the
+    caches of functions, modules with their tensors, gradients, attributes and hooks. They are restored
+    after each call.
 
     Args:
         subject: `Steps`, another `(init_state, train_step, eval_step)`, a step
@@ -128,6 +133,16 @@ def _objects(args: Any) -> list[Any]:
 
 
 def _input_changed(call: Call, difference: Difference) -> LawViolation:
+    if isinstance(difference.got, GENERATORS):
+        kind = (
+            f"{type(difference.got).__module__.partition('.')[0]}.{type(difference.got).__name__}"
+        )
+        return LawViolation(
+            "pure",
+            f"an input changed: {call.path(difference.path)}, {a_or_an(kind)}, was advanced",
+            cause=f"{call.label} draws from the generator, whose state is not a tensor of the state.",
+            remedy=KEYS,
+        )
     site = None
     if difference.index is not None:
         place = tree.paths(call.args).index(difference.path)

@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
+from ftrain.testing._copies import copied
 
-__all__ = ["Event", "History", "Uninterrupted", "copied", "digest"]
+__all__ = ["Event", "History", "Uninterrupted", "digest"]
 
 
 class Event(NamedTuple):
@@ -71,11 +72,6 @@ class Uninterrupted:
             metrics = eval_step(copied(self.after(history).state), batch)
             self._evaluated[history] = digest(metrics)
         return self._evaluated[history]
-
-
-def copied(state: Any) -> Any:
-    """Return a copy of a tree in fresh memory."""
-    return tree.map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, state)
 
 
 def digest(metrics: Any) -> str:

@@ -123,3 +123,33 @@ def test_record_records_operators_of_the_given_steps_and_counts_from_first_step(
         (52, False),
         (53, True),
     ]
+
+
+@pytest.mark.parametrize("steps", [[9], [0], [1, 4]])
+@pytest.mark.parametrize("form", [list, iter])
+def test_record_raises_for_a_step_that_is_never_reached(
+    tmp_path: pathlib.Path, steps: list[int], form: Any
+) -> None:
+    path = tmp_path / "run.trace"
+    batches = form([torch.ones(2)] * 3)
+    with pytest.raises(ValueError, match=r"steps: expected numbers from 1 to 3, .* got \[\d\]"):
+        record(step, torch.zeros(2), batches, steps=steps, path=path)
+    assert not path.exists()
+
+
+def test_record_counts_steps_from_the_first_one() -> None:
+    trace = record(step, torch.zeros(2), [torch.ones(2)] * 3, steps=[12], first_step=10)
+    assert [each.operators is not None for each in trace.steps] == [False, False, True]
+
+
+def test_record_refuses_a_path_that_cannot_be_written_before_it_runs(
+    tmp_path: pathlib.Path,
+) -> None:
+    def never(state: Any, batch: Any) -> Any:
+        raise AssertionError("ran")
+
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError, match="file is a file. Write another path"):
+        record(never, torch.zeros(2), [torch.ones(2)], path=tmp_path / "file" / "run.trace")
+    with pytest.raises(IsADirectoryError, match="Add a name"):
+        record(never, torch.zeros(2), [torch.ones(2)], path=tmp_path)

@@ -27,6 +27,7 @@ MODULES = (
     "exceptions",
     "fixpoint",
     "gradients",
+    "process",
     "purity",
     "randomness",
     "resume",
