@@ -33,7 +33,7 @@ def blocks(language: str, *, first: str = "") -> list[str]:
 
 
 @pytest.mark.inductor
-def test_readme_and_runs_page_snippets_run(
+def test_python_snippets_of_the_readme_and_of_docs_runs_md_execute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     snippets = blocks("python")

@@ -13,6 +13,7 @@ __all__ = ["decode_floats", "encode_user", "parse", "render"]
 
 _MOST_BITS = 4096
 _DEEPEST = 100  # deeper JSON may not be read where the stack is deep already
+_REMEDY = "Restore the file from a copy, or use another checkpoint."
 _FLOAT = "__float__"  # {"__float__": "inf"}: JSON has no infinity and no NaN
 
 
@@ -33,16 +34,16 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
         content = json.loads(data)
         if not isinstance(content, dict):
             raise CheckpointCorruptError(
-                f"{path}: expected a JSON object, got {type(content).__name__}"
+                f"{path}: expected a JSON object, got {type(content).__name__}. {_REMEDY}"
             )
         same = render(content) == data
     except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are ValueErrors
         raise CheckpointCorruptError(
-            f"{path}: expected JSON, got an error: {_brief(error)}"
+            f"{path}: expected JSON, got an error: {_brief(error)}. {_REMEDY}"
         ) from None
     if not same:
         raise CheckpointCorruptError(
-            f"{path}: expected the exact text that ftrain writes, got an edited file"
+            f"{path}: expected the exact text that ftrain writes, got an edited file. {_REMEDY}"
         )
     return content
 

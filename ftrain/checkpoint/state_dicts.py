@@ -159,7 +159,8 @@ def _import_parts(directory: str) -> dict[str, torch.Tensor]:
         safe = all(os.path.basename(name) == name for name in files)
     except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
         raise CheckpointCorruptError(
-            f"{index}: expected a `weight_map` from names to files, got none"
+            f"{index}: expected a JSON object whose `weight_map` gives the file of each tensor, "
+            "got none. Download or export the file again."
         ) from None
     if not safe:
         elsewhere = next(name for name in files if os.path.basename(name) != name)

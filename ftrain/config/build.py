@@ -204,7 +204,7 @@ def _device(config: Config) -> torch.device:
     try:
         found = torch.device(config.device)
         if found.type == "meta":
-            raise RuntimeError("meta tensors have no values")
+            raise RuntimeError("meta tensors have a shape but no data")
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]

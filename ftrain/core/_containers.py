@@ -215,8 +215,8 @@ def _mapping_kind(value: Mapping[Any, Any]) -> Any:
         return _KEEP
     raise ContainerError(
         value,
-        f"is {a_or_an(cls.__name__)}, a mapping that cannot be rebuilt with other tensors: no "
-        f"attribute holds its items, and {cls.__name__}(dict(...)) does not give an equal one. Pass "
+        f"is {a_or_an(cls.__name__)}, a mapping that cannot be rebuilt with other tensors: its "
+        f"items are in no attribute, and {cls.__name__}(dict(x)) is not equal to x. Pass "
         "dict(x) instead, or register the class with torch.utils._pytree.register_pytree_node.",
     )
 

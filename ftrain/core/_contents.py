@@ -23,7 +23,7 @@ _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
 
 
 class Change(NamedTuple):
-    """Contents of a changed object, read before it was restored.
+    """Changed contents of an object, read before its former contents were restored.
 
     Attributes:
         node: the object.

@@ -118,7 +118,7 @@ class ModelCalls:
     def _refuse_outside_leaves(
         self, first: list[torch.Tensor], second: list[torch.Tensor], where: str
     ) -> None:
-        """Raise if two runs of a loss share an autograd leaf, which thus comes from outside of it."""
+        """Raise if two runs of a loss share an autograd leaf, which then existed before the loss."""
         made = {id(leaf) for leaf in first}
         for leaf in second:
             if id(leaf) in made:

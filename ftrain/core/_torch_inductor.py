@@ -102,10 +102,11 @@ def decompositions() -> Mapping[Any, Callable[..., Any]]:
 
 @functools.cache
 def keep_layouts() -> None:
-    """Make inductor keep traced layouts of matrix factors (`add_layout_constraint`, torch 2.0, later).
+    """Make inductor keep the traced memory layouts of the operators in `FACTORIZED`.
 
-    The derivative that was traced solves with the factors of the matrix or of its transpose, as the
-    layout in the trace says. Inductor chooses layouts of its own: the gradient was another one (2.13).
+    Their derivative solves with the factors of the matrix or of its transpose, depending on the layout
+    in the trace. Inductor chose another layout, and the gradient was wrong (2.13).
+    (`add_layout_constraint`, 2.0 and later.)
     """
     from torch._inductor import lowering  # noqa: PLC0415  costs a second
 

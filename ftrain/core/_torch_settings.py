@@ -57,7 +57,10 @@ def print_options() -> dict[str, Any]:
 
 
 def blas() -> dict[str, str]:
-    """Return the libraries of matrix products, from `torch.__config__.show()` (1.0 and later)."""
+    """Return the BLAS library, and the versions of MKL, oneDNN and the compiler that built torch.
+
+    They are read from `torch.__config__.show()` (1.0 and later).
+    """
     text = torch.__config__.show()
     found = {}
     for name, pattern in (

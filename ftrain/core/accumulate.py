@@ -83,7 +83,7 @@ class Stacked:
     weights: tuple[float, ...] = ()
 
     def build(self, tensors: list[torch.Tensor]) -> Any:
-        """Return one micro-batch, made of `tensors` and the constants."""
+        """Return the micro-batch that has `tensors` in place of the batch's tensors."""
         rows = iter(tensors)
         count = len(tensors) + len(self.constants)
         leaves = [self.constants[i] if i in self.constants else next(rows) for i in range(count)]

@@ -218,7 +218,7 @@ class Metrics(Mapping[str, torch.Tensor]):
     dicts of a loss function have one flat name an entry, `metrics["head/accuracy"]`.
 
     Attributes:
-        entries: `{name: Metric}`; a tensor in the place of a metric counts as a loss function's would.
+        entries: `{name: Metric}`; a tensor instead of a metric counts as a loss function's would.
 
     >>> first = Metrics({"loss": Mean(torch.tensor(6.0), torch.tensor(3))})
     >>> second = Metrics({"loss": Mean(torch.tensor(2.0), torch.tensor(1))})

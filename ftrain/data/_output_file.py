@@ -46,7 +46,7 @@ def is_storable(dtype: torch.dtype) -> bool:
 
 
 class OutputFile(NamedTuple):
-    """Header of a complete file of outputs.
+    """Complete file of stored outputs, of which only the header has been read.
 
     Attributes:
         path: the file.
@@ -62,7 +62,7 @@ class OutputFile(NamedTuple):
 
     @property
     def rows(self) -> int:
-        """The number of samples."""
+        """Number of samples."""
         rows: int = next(iter(self.entries.values()))["shape"][0]
         return rows
 

@@ -152,8 +152,8 @@ def _refuse_taken(entries: Mapping[str, Any], outputs: Mapping[str, Any]) -> Non
     taken = sorted(entries.keys() & outputs.keys())
     if taken:
         raise ValueError(
-            f"name: expected names that the samples do not have, got {', '.join(map(repr, taken))}. "
-            "Choose another name"
+            "name: expected names that are not yet keys of the samples, got "
+            f"{', '.join(map(repr, taken))}. Choose another name"
         )
 
 
@@ -237,8 +237,8 @@ def _check(
         )
     if rows[0] != rows[1]:
         raise DataError(
-            f"{path}: expected outputs for {rows[1]} samples, got {rows[0]} rows: they are of other "
-            f"data. {_REMEDY}"
+            f"{path}: expected outputs for {rows[1]} samples, got outputs for {rows[0]}, which were "
+            f"computed from other data. {_REMEDY}"
         )
     if stored["data"] != expected["data"]:
         raise DataError(

@@ -284,7 +284,8 @@ def standard_library(characters: int = 1_000_000) -> Text:
         raise ValueError(
             f"characters: expected an integer >= 1, got {characters!r}. Write characters=1_000_000"
         )
-    modules = sorted(Path(sysconfig.get_path("stdlib")).glob("*.py"))
+    folder = Path(sysconfig.get_path("stdlib"))
+    modules = sorted(folder.glob("*.py"))
     content = ""
     for module in modules:
         if len(content) >= characters:
@@ -292,6 +293,7 @@ def standard_library(characters: int = 1_000_000) -> Text:
         content += module.read_text(encoding="utf-8")
     if not content:
         raise FileNotFoundError(
-            "expected Python's source files, got none. Read a file of your own with data.text(path)"
+            f"{folder}: expected the source files (*.py) of Python's standard library, got none. "
+            "Read a file of your own with data.text(path)"
         )
     return Text.of(content[:characters])

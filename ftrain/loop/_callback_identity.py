@@ -165,10 +165,10 @@ def _matched_group(
     elif ours and theirs:
         listed = ", ".join(f"callback.name = {key!r}" for key in theirs)
         raise ValueError(
-            f"callbacks: expected saved states that can be matched to the {len(ours)} callbacks "
-            f"named {name!r}, got {len(theirs)} states in the checkpoint without a match. Set the "
-            f"names of the callbacks that were saved, in their original order ({listed}), and give "
-            "each new callback another name."
+            "callbacks: expected options that show which saved state belongs to which of the "
+            f"{len(ours)} callbacks named {name!r}, got {len(theirs)} states in the checkpoint without "
+            "a match. Name the callbacks that the saved run had, in their original order "
+            f"({listed}), and give each new callback another name."
         )
     return found
 

@@ -52,7 +52,7 @@ def _rows(batch: Any) -> int | None:
 
 
 def _entries(batch: Any) -> Mapping[str, Any]:
-    """Return the named entries of a container, in their original order."""
+    """Return the values of a mapping, NamedTuple or dataclass by name, in order; `{}` for others."""
     if isinstance(batch, Mapping):
         return batch
     if isinstance(batch, tuple):

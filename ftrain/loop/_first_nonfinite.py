@@ -66,7 +66,7 @@ class _Watch(DispatchMode):
 
 
 def _kinds(values: Any) -> set[str]:
-    """Return the words, of "NaN" and "infinite", that describe values in a pytree.
+    """Return the kinds of non-finite values in a pytree: "NaN", "infinite", both or neither.
 
     A Python float NaN does not count: an operator that turns it into a NaN tensor is reported. A Python
     float infinity counts, so that a mask of -inf is not reported.

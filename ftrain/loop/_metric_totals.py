@@ -192,7 +192,10 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def _fold(kind: str, before: tuple[Any, ...], fields: tuple[list[Any], ...]) -> tuple[Any, ...]:
-    """Add steps to totals from left to right; `sum` may compensate rounding, which gives other bits."""
+    """Combine the metrics of steps with their totals, from left to right.
+
+    Python's `sum` is not used: since 3.12 it compensates rounding errors, which changes the bits.
+    """
     if not fields[0]:
         return before
     if not kind:

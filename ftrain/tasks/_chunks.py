@@ -47,19 +47,19 @@ class Chunks(NamedTuple):
         return -(-self.rows // self.size)
 
     def build(self, tensors: list[Tensor]) -> Any:
-        """Return the tree with rows of its tensors."""
+        """Return the tree with `tensors`, the rows of a chunk, in place of its own tensors."""
         rows = iter(tensors)
         count = len(tensors) + len(self.constants)
         leaves = [self.constants[i] if i in self.constants else next(rows) for i in range(count)]
         return tree.unflatten(self.structure, leaves)
 
     def stacked(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return the rows of the chunks of `size` rows, `(whole, size, ...)`."""
+        """Return the rows of all chunks that have `size` rows, in the shape `(whole, size, ...)`."""
         end = self.whole * self.size
         return [x[:end].reshape(self.whole, self.size, *x.shape[1:]) for x in tensors]
 
     def last(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return the remaining rows."""
+        """Return the rows after the last chunk of `size` rows."""
         return [x[self.whole * self.size :] for x in tensors]
 
 

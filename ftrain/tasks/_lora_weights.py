@@ -271,8 +271,8 @@ def matched(
         first = refused[0]
         raise ValueError(
             f"{argument}: expected weights of linear, convolution or embedding modules, or other "
-            f"floating-point matrices, got {text!r}, which occurs only in others, such as {first!r} "
-            f"({dtype_and_shape(others[first].dtype, others[first].shape)}). {_listed(names)}"
+            f"floating-point matrices, got {text!r}, which matches only tensors of other kinds, such as "
+            f"{first!r} ({dtype_and_shape(others[first].dtype, others[first].shape)}). {_listed(names)}"
         )
     parts = {part for name in names for part in name.split(".")}
     raise ValueError(

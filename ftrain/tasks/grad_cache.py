@@ -143,7 +143,7 @@ def grad_cache(
     for size in sizes.values():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(
-                f"chunk_size: expected a whole number of at least 1, got {size!r}. Write 64"
+                f"chunk_size: expected a whole number of at least 1, got {size!r}. Write chunk_size=64"
             )
     return GradCache(
         {name: _encoder(one) for name, one in encoders.items()},
@@ -294,7 +294,7 @@ class GradCache(OwnGradients):
         chunk: Any,
         cotangents: list[Tensor],
     ) -> tuple[Any, Any]:
-        """Add the gradients of a chunk, for the cotangents of its embeddings, to their totals."""
+        """Backpropagate the cotangents of a chunk's embeddings, and add the gradients to the totals."""
         totals, buffers = carry
         encode = self._encoders[name]
 

@@ -316,10 +316,15 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise _missing(folder, _CONFIG) from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: expected JSON, got {error}") from error
+        raise ValueError(
+            f"{file}: expected JSON, got {error}. Give the directory that peft's save_pretrained wrote"
+        ) from error
     if not isinstance(config, dict) or str(config.get("peft_type")).upper() != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise ValueError(f"{file}: expected an object with peft_type 'LORA', got {kind!r}")
+        raise ValueError(
+            f"{file}: expected an object with peft_type 'LORA', got {kind!r}. Give the directory of a "
+            "LoRA adapter; other adapters are not supported"
+        )
     wrong = {name: config[name] for name in _UNSUPPORTED if config.get(name)}
     if config.get("bias", "none") != "none":
         wrong["bias"] = config["bias"]

@@ -130,7 +130,7 @@ def _differences(checkpoint: str | os.PathLike[str], here: dict[str, Any]) -> tu
 
 
 def _function(step: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the Python function from which a step was compiled; any other function unchanged."""
+    """Return the Python function from which a step was compiled; return any other function unchanged."""
     return inspect.unwrap(step) if hasattr(step, "graph") else step
 
 

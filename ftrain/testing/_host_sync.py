@@ -39,7 +39,7 @@ def no_host_sync() -> Iterator[None]:
 
 
 class _Watch:
-    """State of one `with` block, which rejects reads unless a program is being compiled."""
+    """State of one `with` block that rejects host reads of tensor values, except in compilation."""
 
     def __init__(self) -> None:
         self.compiling = 0

@@ -171,7 +171,7 @@ def _adds_into(func: Any) -> bool:
 
 
 def _outcomes(record: _Record, shifts: Sequence[int]) -> list[list[Any]]:
-    """Call an operator once per shift of its arguments in memory; return the bytes of each result.
+    """Call an operator once for each memory offset of its arguments; return the bytes of each result.
 
     The calls follow each other without a pause, because threads that wake up late do not run at the same
     time, and then nothing races. Large arguments are copied call by call instead.
@@ -202,7 +202,7 @@ def _bytes(leaf: Any) -> Any:
 
 
 def _copied(arguments: Any, shift: int = 0) -> Any:
-    """Copy tensors with their strides, `shift` elements after the start of their memory."""
+    """Copy tensors with their strides, at an offset of `shift` elements in new memory."""
 
     def copy(leaf: Any) -> Any:
         if not _plain(leaf):

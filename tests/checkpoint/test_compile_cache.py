@@ -38,7 +38,9 @@ def test_a_moved_compile_cache_is_reused(tmp_path):
     assert compiled(tmp_path / "b" / "cache") == "1 0\n"
 
 
-def test_compile_cache_creates_its_directory_and_sets_the_environment(tmp_path, monkeypatch):
+def test_compile_cache_creates_its_directory_and_sets_its_environment_variables(
+    tmp_path, monkeypatch
+):
     for variable in ("TORCHINDUCTOR_CACHE_DIR", "FTRAIN_CACHE_DIR"):
         monkeypatch.setenv(variable, "before")
     cache = checkpoint.compile_cache(tmp_path / "run" / "compiled")

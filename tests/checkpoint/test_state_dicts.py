@@ -108,8 +108,8 @@ def test_read_state_dict_refuses_damaged_hugging_face_directories(tmp_path):
     for content, says in [
         ({"weight_map": weight_map | {"more": weight_map["0"]}}, "a difference at 'more'"),
         ({"weight_map": weight_map | {"0": "../../secret"}}, "got '../../secret'"),
-        ({"weight_map": [1]}, "expected a `weight_map`"),
-        ([], "expected a `weight_map`"),
+        ({"weight_map": [1]}, "whose `weight_map` gives the file"),
+        ([], "whose `weight_map` gives the file"),
     ]:
         index.write_text(json.dumps(content))
         with pytest.raises(checkpoint.CheckpointCorruptError, match=says):

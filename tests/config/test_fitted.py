@@ -159,7 +159,7 @@ def test_stored_preprocessing_that_encodes_words_as_numbers_is_refused(
         "target": {"name": "y", "mean": 1.5, "scale": 0.5},
     }
     with pytest.raises(
-        ValueError, match="each word of 'a', got that of an earlier version .* Begin a new run"
+        ValueError, match="each word in column 'a', got .* an earlier version .* Begin a new run"
     ):
         sources.csv(table, target="y", held_out=table, fitted=former)
 

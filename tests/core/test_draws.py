@@ -328,7 +328,7 @@ def test_step_is_not_delayed_by_a_busy_thread(
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("names", [["custom operator"], ["jit", "torch.Generator"], ["numpy"]])
-def test_refused_draw_restores_the_global_generators_also_beside_an_idle_thread(
+def test_refused_draw_restores_the_global_generators_while_another_thread_is_idle(
     names: list[str], compiled: bool
 ) -> None:
     init_state, train_step, _ = steps_of(lambda: Drawn(called=tuple(ALL[name] for name in names)))

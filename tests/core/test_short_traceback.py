@@ -52,7 +52,7 @@ def lines_of(error: Exception) -> str:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("mode", MODES)
-def test_traceback_of_a_shape_error_is_short_and_shows_user_frames_and_the_layer(
+def test_traceback_of_a_shape_error_has_few_lines_and_shows_user_frames_and_the_layer(
     mode: str, accumulate: int
 ) -> None:
     shown = lines_of(fail(mode, accumulate=accumulate))

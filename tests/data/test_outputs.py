@@ -126,7 +126,7 @@ def test_outputs_of_another_teacher_or_of_other_data_are_refused(kind: str, tmp_
     data.with_outputs(KINDS[kind](), teacher, path, source=WEIGHT)
     with pytest.raises(DataError, match=r"outputs of the source .*Delete it to compute them again"):
         data.with_outputs(KINDS[kind](), teacher, path, source=WEIGHT + 1e-7)
-    with pytest.raises(DataError, match=r"expected outputs for 11 samples, got 10 rows"):
+    with pytest.raises(DataError, match=r"expected outputs for 11 samples, got outputs for 10"):
         data.with_outputs(KINDS[kind](11), teacher, path, source=WEIGHT)
     other = KINDS[kind]()
     (other if kind == "arrays" else other.rows)["x"][7, 1] += 1

@@ -135,7 +135,7 @@ def test_environment_counts_random_operators_with_a_seeded_generator_as_determin
     assert found.nondeterministic == ()
 
 
-def test_environment_repeats_in_place_operators_from_the_same_values() -> None:
+def test_environment_gives_each_repeat_of_an_in_place_operator_the_same_inputs() -> None:
     found = environment(lambda x: x.clone().add_(1).mul_(2), torch.ones(4), repeats=3)
     assert "aten.add_.Tensor" in [op.name for op in found.operators]
     assert found.nondeterministic == ()

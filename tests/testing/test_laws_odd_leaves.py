@@ -161,7 +161,7 @@ def test_check_pure_passes_on_steps_compiled_by_torch() -> None:
     torch._dynamo.reset()
 
 
-def test_check_pure_names_an_object_with_slots() -> None:
+def test_check_pure_names_a_changed_step_object_with_slots() -> None:
     class Step:
         __slots__ = ("n",)
 

@@ -111,7 +111,7 @@ def test_each_subject_is_one_test_item_whose_failure_shows_the_violation(pyteste
     assert "Traceback" not in result.stdout.str()
 
 
-def test_module_level_steps_are_checked_on_the_batches_beside_them(pytester) -> None:
+def test_plugin_checks_steps_of_a_test_module_on_the_batches_of_that_module(pytester) -> None:
     steps = "make_steps(lambda: torch.nn.Linear(2, 1), loss_fn, optim.sgd(0.1))\n"
     pytester.makepyfile(
         test_three=f"{MODEL}first = {steps}second = {steps}"

@@ -183,7 +183,7 @@ def test_batches_take_meta_tensors_and_strategies_as_specs() -> None:
 
 
 def test_batches_refuse_a_weight_that_is_missing_and_rows_of_a_scalar() -> None:
-    with pytest.raises(ValueError, match=r"weight: expected a path .*\['x'\].* got 'mask'"):
+    with pytest.raises(ValueError, match=r"weight: expected the path .*\['x'\].* got 'mask'"):
         strategies.batches(EXAMPLE, weight="mask")
     with pytest.raises(ValueError, match=r"rows: .* at spec\['a'\], got a 0-d tensor"):
         strategies.batches({"a": torch.tensor(1.0)}, rows=3)

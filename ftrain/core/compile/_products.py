@@ -126,7 +126,7 @@ def _is_real(a: fx.Node, b: fx.Node) -> bool:
 
 
 def _count(a: fx.Node, b: fx.Node) -> int:
-    """Return the number of multiplications of a product."""
+    """Return the number of scalar multiplications in the matrix product `a @ b`."""
     rows, inner = a.meta["val"].shape
     return int(rows * inner * b.meta["val"].shape[1])
 

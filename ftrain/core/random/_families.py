@@ -159,7 +159,7 @@ class _Slope(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> Any:
         raise NotImplementedError(
             "the second derivative of a gamma or Dirichlet sample with respect to its parameters is not "
-            "implemented, as in torch. Detach the sample for the outer derivative."
+            "implemented, as in torch. Call detach() on the sample, or on the first derivative."
         )
 
     @staticmethod

@@ -136,7 +136,7 @@ def _watched(run: Callable[[], T], plan: InitializerPlan) -> T:
 
 @contextlib.contextmanager
 def _seeded(stream: KeyStream, plan: InitializerPlan) -> Iterator[None]:
-    """Seed the plan's generators from the stream's key inside the context; restore them at its end."""
+    """Seed the global generators in `plan.seeded` from the stream's key; restore them at the end."""
     if not plan.seeded:
         yield
         return

@@ -110,7 +110,7 @@ class KeyStream:
 
     @property
     def key(self) -> Tensor:
-        """Key of the context."""
+        """Key from which the draws inside the context are derived."""
         return self._key
 
     def folds(self) -> tuple[int, int, int]:
@@ -204,7 +204,13 @@ class KeyStream:
         return lambda: self.enter(self._like(key, around, counts.copy()))
 
     def _like(self, key: Tensor, around: list[Running], counts: _Counts) -> KeyStream:
-        """Return a stream for use in a backward pass, with draws attributed to the modules `around`."""
+        """Return a stream that runs part of a forward pass again, with its key, modules and counts.
+
+        Args:
+            key: the key from which its draws are derived.
+            around: the modules that called the part, innermost first; draws are attributed to them.
+            counts: how often each site had drawn before the part.
+        """
         stream = KeyStream(key, self._root)
         stream._around, stream._counts = around, counts
         stream._names, stream._hashes = self._names, self._hashes

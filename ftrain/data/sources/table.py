@@ -191,8 +191,8 @@ def _check_same(
     former = next((name for name, one in features.items() if "words" in one), None)
     if former is not None:
         raise ValueError(
-            f"expected fitted preprocessing with one feature for each word of {former!r}, got that of "
-            "an earlier version of ftrain, with one number for all words. Begin a new run"
+            f"saved preprocessing: expected a feature for each word in column {former!r}, got one "
+            "feature for the whole column, as in an earlier version of ftrain. Begin a new run"
         )
     names = list(features)
     asked = names if columns is None else [name for name in columns if name != target]
@@ -208,8 +208,8 @@ def _check_same(
     ):
         if now != was:
             raise ValueError(
-                f"{name}: expected {was!r}, as in the run that was trained, got {now!r}. Restore the "
-                "value, or begin a new run"
+                f"{name}: expected {was!r}, as in the run that fitted the preprocessing, got {now!r}. "
+                f"Set {name} to {was!r}, or begin a new run"
             )
 
 

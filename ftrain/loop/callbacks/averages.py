@@ -73,7 +73,7 @@ class WindowedAverage:
     def __call__(
         self, state: WindowedState, event: Event
     ) -> tuple[WindowedState, tuple[Action, ...]]:
-        """Log the mean of the metric over the last rows, including the row of this event."""
+        """Log the mean of the metric over the last rows, up to and including its value at this event."""
         value, weight = self._metric.of(event)
         if value is None:
             return state, ()
@@ -124,7 +124,7 @@ class RunningAverage:
     def __call__(
         self, state: RunningState, event: Event
     ) -> tuple[RunningState, tuple[Action, ...]]:
-        """Log the exponential average of the metric, including the row of this event."""
+        """Log the exponential average of the metric, up to and including its value at this event."""
         value, n = self._metric.of(event)
         if value is None or not math.isfinite(value):
             return state, ()

@@ -1,4 +1,6 @@
-"""Distillation: a student learns from the outputs of a teacher, another model or its own average.
+"""Training of a student model on the outputs of a teacher.
+
+The teacher is either another model or the optimizer's average of the student.
 
     Teacher              a model whose tensors lie in `state.extras`
     with_teacher         steps that start with a teacher in the extras

@@ -149,7 +149,9 @@ class Teacher:
 
 
 def with_teacher(steps: Steps, teacher: Teacher, params: Any = None, buffers: Any = None) -> Steps:
-    """Return steps whose `init_state` puts a teacher's tensors into the extras; the others unchanged.
+    """Return the steps with an `init_state` that also stores a teacher's tensors in `state.extras`.
+
+    The other steps are returned unchanged.
 
     Args:
         steps: of `ftrain.make_steps`, whose loss evaluates the teacher.

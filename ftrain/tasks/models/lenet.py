@@ -11,7 +11,7 @@ __all__ = ["LeNet5"]
 
 
 class LeNet5(nn.Module):
-    """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling in the place of tanh and averages.
+    """LeNet-5 (LeCun et al. 1998) with ReLU and max pooling instead of tanh and average pooling.
 
     `forward` takes images `(n, channels, 32, 32)`, floating point, and returns logits `(n, classes)`.
 

@@ -1,4 +1,4 @@
-"""Objects that a function can reach: its model, closure and global variables, before a call.
+"""Objects that a function reaches (its model, closure, global variables), collected before a call.
 
 Read next: `_kept.py`, which restores them after a check; `pure.py`, which compares them.
 """

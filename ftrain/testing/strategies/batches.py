@@ -73,9 +73,10 @@ def _weight_path(weight: str | None, paths: list[str]) -> str | None:
     for path in (weight, f"[{weight!r}]", f".{weight}"):
         if path in paths:
             return path
+    listed = f" ({', '.join(paths)})" if paths else ", which has none"
     raise ValueError(
-        f"weight: expected a path of the spec, one of {', '.join(paths) or '(none)'}, got "
-        f"{weight!r}. Write one of them."
+        f"weight: expected the path of a leaf of the spec{listed}, got {weight!r}. Write the path of "
+        "the leaf that holds the weights of the rows."
     )
 
 

@@ -198,7 +198,7 @@ def test_histograms_have_no_columns_in_the_log() -> None:
     assert not any("histogram" in name for name in result.train.values())
 
 
-def test_configuration_passes_the_options_of_its_callbacks_to_the_steps(
+def test_steps_of_a_configuration_compute_the_statistics_of_its_gradient_callbacks(
     told: Told,  # noqa: F811
     tmp_path: pathlib.Path,
 ) -> None:
