@@ -199,6 +199,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     add("--out", type=pathlib.Path, default=pathlib.Path("runs/retrieval-by-hand"))
     options = parser.parse_args(argv)
 
+    # Two minutes of one core; a second thread waits long for its turn on a busy machine.
+    torch.set_num_threads(1)
     training, held_out = pairs()
     print(f"{len(training['query']):,} functions to train on, {HELD_OUT} held out")
     state, rows = train(
