@@ -50,6 +50,11 @@ def after_a_draw(model: Any, batch: Tensor) -> Tensor:
     return model(batch).sum()
 
 
+def by_out(model: Any, batch: Tensor) -> Tensor:
+    torch.sin(batch, out=batch)
+    return model(batch).sum()
+
+
 LOSSES: dict[Callable[..., Tensor], str] = {
     counted: r"batch\.add_\(1\)",
     in_a_view: r"flat\[0\] = 3",
@@ -57,6 +62,7 @@ LOSSES: dict[Callable[..., Tensor], str] = {
     captured: r"CAPTURED\.mul_\(2\)",
     parameter: r"model\.weight\.mul_\(2\)",
     after_a_draw: r"batch\.add_\(noise\)",
+    by_out: r"torch\.sin\(batch, out=batch\)",
 }
 
 
