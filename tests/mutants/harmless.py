@@ -35,4 +35,19 @@ HARMLESS: dict[tuple[str, str, str], str] = {
         "if node.op == 'call_function' and isinstance(node.target, torch._ops.OpOverload):",
         "if node.op != 'call_function' and isinstance(node.target, torch._ops.OpOverload):",
     ): "unreachable here: it is read for CUDA graphs, which need a device",
+    (
+        "_torch_operators",
+        "warnings.filterwarnings('ignore', 'Accessing the data pointer of FakeTensor')",
+        "None",
+    ): "one warning of torch more while a loop is traced",
+    (
+        "_torch",
+        "weights = [zeros(4, 1), zeros(4, 1), zeros(4), zeros(4)]",
+        "weights = [zeros(4, 1), zeros(4, 2), zeros(4), zeros(4)]",
+    ): "slower only: the trial of oneDNN fails, and torch's own kernels run",
+    (
+        "_torch_inductor",
+        "return any(('AuthenticAMD' in line for line in cpuinfo if line.startswith('vendor_id')))",
+        "return any(('AuthenticAMD' not in line for line in cpuinfo if line.startswith('vendor_id')))",
+    ): "the processor's name: tests/compile/test_products.py sets the answer instead",
 }
