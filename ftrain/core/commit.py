@@ -60,7 +60,8 @@ def committed(
         proposed: the state after it.
         result: the gradients of a batch.
         is_temporary: True if the caller uses neither `proposed` nor `result` afterwards: then their
-            tensors to which nothing else refers become part of the next state without a copy.
+            tensors to which nothing else refers become part of the next state without a copy, if they
+            are ordinary tensors: without a graph, attributes, or memory that other processes share.
     """
     check_state(state)
     proposed = proposed.replace(buffers=result.buffers, scaler=(), rng=result.rng)
@@ -78,7 +79,7 @@ def committed(
     is_copied = [True] * len(news)
     if known and is_temporary:
         for place in unshared(news, containers=1):
-            is_copied[place] = False
+            is_copied[place] = not _is_ordinary(news[place])
 
     def choose(old: torch.Tensor, new: torch.Tensor, copy: bool) -> torch.Tensor:
         if known is False:
@@ -99,6 +100,16 @@ def committed(
             rng = torch.where(result.finite, rng, rng)
         metrics = Metrics({**result.metrics.entries, **_learning_rates(chosen.opt_state)})
     return chosen.replace(scaler=result.scaler, rng=rng), metrics
+
+
+def _is_ordinary(tensor: torch.Tensor) -> bool:
+    """Return True if a copy of a tensor would differ in its memory only."""
+    return not (
+        tensor.requires_grad
+        or tensor.is_inference()
+        or tensor.__dict__
+        or tensor.untyped_storage().is_shared()
+    )
 
 
 def _learning_rates(opt_state: Any) -> dict[str, Last]:

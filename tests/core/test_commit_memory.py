@@ -96,6 +96,41 @@ def test_eager_step_copies_a_tensor_that_its_optimizer_state_contains_twice():
     assert len(set(storages(new.opt_state))) == 2
 
 
+def with_graph(grads):
+    with torch.enable_grad():
+        return {name: g.clone().requires_grad_() * 2 for name, g in grads.items()}
+
+
+def in_inference_mode(grads):
+    with torch.inference_mode():
+        return {name: g * 2 for name, g in grads.items()}
+
+
+def with_attribute(grads):
+    made = {name: g * 2 for name, g in grads.items()}
+    for tensor in made.values():
+        tensor.source = "optimizer"
+    return made
+
+
+def shared_between_processes(grads):
+    return {name: (g * 2).share_memory_() for name, g in grads.items()}
+
+
+@pytest.mark.parametrize(
+    "maker", [with_graph, in_inference_mode, with_attribute, shared_between_processes]
+)
+def test_eager_step_returns_ordinary_tensors_whatever_tensors_the_optimizer_makes(maker):
+    init_state, train_step, _ = steps_with(lambda grads, *rest: maker(grads))
+    state, _ = train_step(init_state(0), BATCH)
+    for leaf in ftrain.tree.leaves(state):
+        assert not leaf.requires_grad
+        assert not leaf.is_inference()
+        assert not leaf.is_shared()
+        assert not vars(leaf)
+    train_step(state, BATCH)
+
+
 def test_eager_step_does_not_copy_new_parameters(monkeypatch):
     init_state, train_step, _ = ftrain.make_steps(
         lambda: nn.Linear(3, 2), loss_fn, optim.adamw(1e-3)
