@@ -86,9 +86,10 @@ class _Recompute:
 
     def __call__(self, *inputs: Any) -> Any:
         if any(isinstance(x, FakeTensor) for x in inputs):
-            inputs = tuple(
-                start_recomputation(x, []) if isinstance(x, torch.Tensor) else x for x in inputs
-            )
+            # Once for each tensor: `nn.MultiheadAttention` asks whether query and key are the same.
+            tensors = {id(x): x for x in inputs if isinstance(x, torch.Tensor)}
+            started = {place: start_recomputation(x, []) for place, x in tensors.items()}
+            inputs = tuple(started.get(id(x), x) for x in inputs)
         with _entered(self._contexts):
             return self._function(*inputs)
 

@@ -17,8 +17,10 @@ import torch
 from torch import nn
 from torch.utils import checkpoint
 
+from ftrain.core import tree
 from ftrain.core._structure import copied, named_tensors
 from ftrain.core._torch_checkpoint import around_regions
+from ftrain.core._torch_tensors import version
 from ftrain.core._words import a_or_an, did_you_mean
 from ftrain.core.random.keyed import innermost_stream
 
@@ -60,6 +62,7 @@ def remat(target: T, where: Where | None = None) -> T:
 
     Raises:
         TypeError: the target is not callable, or a class or pattern is expected.
+        RuntimeError: in the backward pass, if an input of a region was written to in place.
         ValueError: a pattern or class selects no module of the model, or a module without `forward`.
 
     Example:
@@ -121,15 +124,53 @@ def _call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """Call a function as a region that the backward pass computes again."""
     if not torch.is_grad_enabled():
         return fn(*args, **kwargs)
+    # Torch saves positional tensors as it does any others, and detects that one was written to since.
+    # It keeps all other arguments as they are: the region would be computed again from new values.
+    # Each tensor is passed once: `nn.MultiheadAttention` asks whether query and key are the same.
+    given = [*args, *kwargs.values()]
+    tensors: list[torch.Tensor] = []
+    places = []
+    for value in given:
+        if isinstance(value, torch.Tensor) and not any(value is x for x in tensors):
+            tensors.append(value)
+        places.append(next((i for i, x in enumerate(tensors) if x is value), None))
+    others = [None if isinstance(x, torch.Tensor) else x for x in given]
+    names, n = list(kwargs), len(args)
+
+    def by_position(*saved: torch.Tensor) -> Any:
+        values = [x if i is None else saved[i] for x, i in zip(others, places, strict=True)]
+        return fn(*values[:n], **dict(zip(names, values[n:], strict=True)))
+
     with _regions():
         return checkpoint.checkpoint(
-            fn,
-            *args,
+            _checking(by_position, others),
+            *tensors,
             use_reentrant=False,
             # Inside of `keyed` nothing draws from a global generator, whose state takes 5 KiB.
             preserve_rng_state=innermost_stream() is None,
-            **kwargs,
         )
+
+
+def _checking(fn: Callable[..., Any], others: list[Any]) -> Callable[..., Any]:
+    """Return `fn`, which raises from its second call on if a tensor in a container was written to."""
+    containers = [x for x in others if isinstance(x, (tuple, list, dict))]
+    if not containers or torch.compiler.is_dynamo_compiling():
+        return fn
+    inside = [x for x in tree.leaves(containers) if isinstance(x, torch.Tensor)]
+    before: list[int] = []
+
+    def checking(*values: Any) -> Any:
+        now = [-1 if x.is_inference() else version(x) for x in inside]
+        before.extend(now if not before else [])
+        if now != before:
+            raise RuntimeError(
+                "remat: expected inputs of a region that keep their values until the backward pass, "
+                "got a tensor in a list, tuple or dict that was written to in place. Write to a copy, "
+                "x.clone()"
+            )
+        return fn(*values)
+
+    return checking
 
 
 def _regions() -> contextlib.AbstractContextManager[None]:
