@@ -111,6 +111,7 @@ def test_histogram_counts_values_on_an_edge_below_it_and_nan_above_all() -> None
     assert histogram(values, (-1.0, 0.0, 1.0)).value.tolist() == [2, 1, 1, 2]
     merged = histogram(values[:2], (0.0,)).merge(histogram(values[2:], (0.0,)))
     assert merged.value.tolist() == histogram(values, (0.0,)).value.tolist() == [3, 3]
+    assert histogram(values[:0], (-1.0, 0.0, 1.0)).value.tolist() == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def histogram(values: Tensor, edges: Sequence[float]) -> Histogram:
     check_edges(edges)
     values = values.to(torch.promote_types(values.dtype, torch.float32)).flatten()
     # Not torch.tensor(edges, device=...), which copies from the host and waits.
-    limits = torch.stack([torch.full_like(values[:1], edge) for edge in edges]).squeeze(1)
+    limits = torch.stack([values.new_full((), edge) for edge in edges])
     places = torch.bucketize(values, limits)
     empty = torch.zeros(len(edges) + 1, dtype=torch.int64, device=values.device)
     return Histogram(empty.scatter_add(0, places, torch.ones_like(places)))
