@@ -76,7 +76,8 @@ def write_lora(path: str | os.PathLike[str], state: TrainState, model: LoraModel
     Raises:
         ValueError: the state is of another model; a weight is tied, or is not one that peft adapts (a
             grouped or dilated convolution, a parameter of `nn.MultiheadAttention`); `unfrozen` has a
-            part of a module.
+            part of a module; training has moved a buffer of the base outside of whole modules, such as
+            the statistics of a BatchNorm.
 
     Example:
         >>> import tempfile
@@ -102,7 +103,9 @@ def write_lora(path: str | os.PathLike[str], state: TrainState, model: LoraModel
             tensors[key] = state.params[entry.name].reshape(entry.shape)
     modules = _whole_modules(root, model.unfrozen)
     have = {**state.params, **state.buffers}
-    for name in _contents(root, modules):
+    whole = _contents(root, modules)
+    _require_base(model, state, whole)
+    for name in whole:
         tensors[_PREFIX + name] = have[name]
     settings = model.settings
     paths = [adapter.owners[0].path for adapter in model.adapters]
@@ -294,6 +297,22 @@ def _whole_modules(root: nn.Module, unfrozen: Iterable[str]) -> list[str]:
                 "store the whole state with ftrain.checkpoint"
             )
     return sorted(p for p in paths if not any(p.startswith(f"{other}.") for other in paths))
+
+
+def _require_base(model: LoraModel, state: TrainState, whole: list[str]) -> None:
+    """Raise if training has moved a tensor of the base that the files do not contain."""
+    saved = model.skeleton.module.state_dict().keys()
+    left = (state.buffers.keys() & saved) - {*whole, *model.constants}
+    if not left:
+        return
+    _, start = model.base.init(random.key(0))
+    for name in sorted(left):
+        if not torch.equal(state.buffers[name].cpu(), start[name].cpu()):
+            raise ValueError(
+                f"{name!r}: expected the value of the base model, since the files contain only the "
+                "adapters and whole modules of `unfrozen`, got one that training has changed. Select "
+                "its module with `unfrozen`, or store the whole state with ftrain.checkpoint"
+            )
 
 
 def _contents(root: nn.Module, modules: Iterable[str]) -> list[str]:

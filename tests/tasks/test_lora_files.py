@@ -243,6 +243,24 @@ def test_adapters_that_peft_cannot_express_are_refused(
     assert not list(tmp_path.iterdir())
 
 
+def test_statistics_that_training_moved_are_written_with_their_module_or_refused(
+    tmp_path: pathlib.Path,
+) -> None:
+    model = tasks.lora(parts(), "mix", rank=2)
+    with pytest.raises(
+        ValueError, match=r"'head\.1\.num_batches_tracked': expected the value of the b"
+    ):
+        tasks.write_lora(tmp_path, trained(model), model)
+    assert not list(tmp_path.iterdir())
+    tasks.write_lora(tmp_path, steps_of(model).init_state(0), model)
+    module = parts()
+    model = tasks.lora(module, "mix", rank=2, unfrozen="head")
+    state = trained(model)
+    tasks.write_lora(tmp_path, state, model)
+    read = tasks.read_lora(tmp_path, module)
+    testing.assert_same_bits(read.init(KEY), (state.params, state.buffers))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
