@@ -52,17 +52,23 @@ class Settings:
             raise ValueError(
                 f"rank: expected a whole number of at least 1, got {self.rank!r}. Write rank=8"
             )
-        if not math.isfinite(self.alpha):
+        if not _is_number(self.alpha) or not math.isfinite(self.alpha):
             raise ValueError(f"alpha: expected a finite number, got {self.alpha!r}. Write alpha=16")
-        if not 0 <= self.dropout < 1:
+        if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(
                 f"dropout: expected a rate in [0, 1), got {self.dropout!r}. Write dropout=0.1"
             )
+
+        object.__setattr__(self, "alpha", float(self.alpha))
 
     @property
     def scale(self) -> float:
         """Factor of the product of an adapter's matrices."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 class Owner(NamedTuple):
@@ -255,7 +261,13 @@ def matched(
 
     Raises:
         ValueError: it is not a regular expression, or no name contains it.
+        TypeError: it is not a string or compiled pattern.
     """
+    if not isinstance(pattern, (str, re.Pattern)):
+        raise TypeError(
+            f"{argument}: expected a regular expression of names, got {pattern!r}. Write several as "
+            'one: "first|second"'
+        )
     names = list(known)
     try:
         found = [name for name in names if re.search(pattern, name)]

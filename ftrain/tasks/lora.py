@@ -111,7 +111,7 @@ def lora(
         scale: https://arxiv.org/abs/2312.03732. Dropout of an adapter's inputs:
         https://arxiv.org/abs/2404.09610.
     """
-    settings = Settings(rank, float(alpha), rank_stabilized, dora, float(dropout))
+    settings = Settings(rank, alpha, rank_stabilized, dora, dropout)
     return LoraModel(model, targets, settings, unfrozen)
 
 

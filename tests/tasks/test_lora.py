@@ -477,7 +477,7 @@ def test_write_to_a_frozen_parameter_is_kept_or_refused() -> None:
         ({"targets": ["mix", "wrods"]}, r"got 'wrods'\. Did you mean 'words'\?"),
         (
             {"targets": "norm"},
-            r"only in others, such as 'norm\.weight' \(float32\[5\]\)\. The 5 names",
+            r"only tensors of other kinds, such as 'norm\.weight' \(float32\[5\]\)\. The 5 names",
         ),
         ({"targets": "("}, r"targets: expected a regular expression, got '\('"),
         ({"targets": nn.Conv3d}, r"got Conv3d, of which it has none\. Did you mean 'Conv2d'\?"),
@@ -486,6 +486,12 @@ def test_write_to_a_frozen_parameter_is_kept_or_refused() -> None:
         ({"targets": 3}, "targets: expected a pattern of names or a module class, got 3"),
         ({"rank": 0}, "rank: expected a whole number of at least 1, got 0"),
         ({"alpha": math.inf}, "alpha: expected a finite number, got inf"),
+        ({"alpha": "8"}, "alpha: expected a finite number, got '8'"),
+        ({"dropout": None}, r"dropout: expected a rate in \[0, 1\), got None"),
+        (
+            {"unfrozen": ["head"]},
+            r"unfrozen: expected a regular expression of names, got \['head'\]",
+        ),
         ({"dropout": 1.0}, r"dropout: expected a rate in \[0, 1\), got 1\.0"),
         ({"unfrozen": "hed"}, "unfrozen: expected a pattern that occurs in the name of a weight"),
         ({"targets": "mix", "unfrozen": "mix"}, r"got 'mix\.weight', which is a target too"),
