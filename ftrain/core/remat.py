@@ -231,6 +231,9 @@ def _nothing(modules: dict[str, nn.Module], selector: Any) -> str:
 class _Region:
     """Mixin of modules whose forward is a checkpointed region."""
 
+    def __init_subclass__(cls) -> None:
+        """Do nothing: the model's class may register its subclasses, or require arguments of them."""
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class of a region is made at run time, and pickle finds no name for it.
         return _empty_region, (type(self).__mro__[2],), self.__dict__
@@ -258,10 +261,12 @@ def _region_class(cls: Any) -> type[nn.Module]:
     """Return a subclass of a module class, by the same name, whose `forward` is a region."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-        return _call(functools.partial(cls.forward, self), *args, **kwargs)
+        return _call(cls.forward.__get__(self) if is_method else cls.forward, *args, **kwargs)
 
+    is_method = not isinstance(inspect.getattr_static(cls, "forward"), staticmethod)
     # Functions of the model's library read the signature, to choose arguments.
-    forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+    if is_method:
+        forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
     forward.__doc__ = cls.forward.__doc__
     names = {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
     return type(cls.__name__, (_Region, cls), names)
