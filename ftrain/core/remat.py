@@ -17,11 +17,11 @@ import torch
 from torch import nn
 from torch.utils import checkpoint
 
-from ftrain.core import tree
+from ftrain.core import _torch, tree
 from ftrain.core._structure import copied, named_tensors
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_tensors import version
-from ftrain.core._words import a_or_an, did_you_mean
+from ftrain.core._words import a_or_an, did_you_mean, kind
 from ftrain.core.random.keyed import innermost_stream
 
 __all__ = ["Where", "remat"]
@@ -62,7 +62,8 @@ def remat(target: T, where: Where | None = None) -> T:
 
     Raises:
         TypeError: the target is not callable, or a class or pattern is expected.
-        RuntimeError: in the backward pass, if an input of a region was written to in place.
+        RuntimeError: a region writes to its inputs in place; or, in the backward pass, another function
+            has written to them since.
         ValueError: a pattern or class selects no module of the model, or a module without `forward`.
 
     Example:
@@ -120,7 +121,7 @@ def _region(fn: T) -> T:
     return region  # type: ignore[return-value]
 
 
-def _call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+def _call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call a function as a region that the backward pass computes again."""
     if not torch.is_grad_enabled():
         return fn(*args, **kwargs)
@@ -152,25 +153,44 @@ def _call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
 
 
 def _checking(fn: Callable[..., Any], others: list[Any]) -> Callable[..., Any]:
-    """Return `fn`, which raises from its second call on if a tensor in a container was written to."""
-    containers = [x for x in others if isinstance(x, (tuple, list, dict))]
-    if not containers or torch.compiler.is_dynamo_compiling():
+    """Return `fn`, which raises if its inputs are written to, by itself or before it is called again.
+
+    Args:
+        fn: a function of tensors, which torch checks itself before it calls `fn` again.
+        others: its other inputs; tensors in containers among them are checked here.
+    """
+    if torch.compiler.is_dynamo_compiling():
         return fn
+    containers = [x for x in others if isinstance(x, (tuple, list, dict))]
     inside = [x for x in tree.leaves(containers) if isinstance(x, torch.Tensor)]
     before: list[int] = []
 
-    def checking(*values: Any) -> Any:
-        now = [-1 if x.is_inference() else version(x) for x in inside]
-        before.extend(now if not before else [])
-        if now != before:
+    def checking(*saved: torch.Tensor) -> Any:
+        if before and _versions(inside) != before[len(saved) :]:
             raise RuntimeError(
                 "remat: expected inputs of a region that keep their values until the backward pass, "
                 "got a tensor in a list, tuple or dict that was written to in place. Write to a copy, "
                 "x.clone()"
             )
-        return fn(*values)
+        if before or _torch.inside_functorch():
+            return fn(*saved)
+        tensors = [*saved, *inside]
+        before.extend(_versions(tensors))
+        out = fn(*saved)
+        for tensor, was, now in zip(tensors, before, _versions(tensors), strict=True):
+            if was != now:
+                raise RuntimeError(
+                    "remat: expected a region that does not write to its inputs, since it is computed "
+                    f"again from them, got one that writes to {kind(tensor)} in place. Write "
+                    "nn.ReLU(inplace=False) and the like, or select the module that contains this one"
+                )
+        return out
 
     return checking
+
+
+def _versions(tensors: list[torch.Tensor]) -> list[int]:
+    return [-1 if x.is_inference() else version(x) for x in tensors]
 
 
 def _regions() -> contextlib.AbstractContextManager[None]:

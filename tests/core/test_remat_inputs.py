@@ -72,6 +72,27 @@ def test_region_whose_input_was_written_to_raises_in_the_backward_pass(given: st
         torch.autograd.grad(value, x)
 
 
+def test_region_that_writes_to_its_input_raises_in_the_forward_pass() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Linear(3, 1))
+    with pytest.raises(RuntimeError, match=r"got one that writes to float32\[2, 3\] in place"):
+        ftrain.remat(model, "*")(torch.ones(2, 3))
+
+    def doubled(x: list[Tensor]) -> Tensor:
+        return x[0].mul_(2).sin()
+
+    with pytest.raises(RuntimeError, match=r"got one that writes to float32\[2\] in place"):
+        ftrain.remat(doubled)([torch.ones(2)])
+
+
+def test_region_is_given_every_keyword_whatever_its_name() -> None:
+    def scaled(x: Tensor, *, fn: float, debug: float = 1.0, use_reentrant: float = 1.0) -> Tensor:
+        return x.sin() * fn * debug * use_reentrant
+
+    x = torch.ones(2, requires_grad=True)
+    found = ftrain.remat(scaled)(x, fn=2.0, debug=3.0, use_reentrant=5.0)
+    assert torch.equal(found, x.sin() * 30)
+
+
 class Registered(nn.Module):
     """Module whose class registers its subclasses under a name, and whose forward needs no module."""
 
