@@ -49,7 +49,8 @@ def export(
         the model.
 
     Raises:
-        TypeError: `state` is not a `TrainState`.
+        TypeError: `state` is not a `TrainState`, a value of `params` is not a tensor, or `forward` is
+            not callable.
         ValueError: the state belongs to another model; the message names the first tensor that differs.
 
     Example:
@@ -67,7 +68,18 @@ def export(
     values = state.params
     if params is not None:
         _require_names("params", params, expected, bound)
+        for name, value in params.items():
+            if not isinstance(value, torch.Tensor):
+                raise TypeError(
+                    f"params[{name!r}]: expected a tensor, got {a_or_an(type(value).__name__)}. Convert "
+                    "it: torch.as_tensor(...)"
+                )
         values = {name: params[name].to(old.dtype) for name, old in state.params.items()}
+    if forward is not None and not callable(forward):
+        raise TypeError(
+            f"forward: expected a function (module, *args) -> outputs, got {forward!r}. Write "
+            "forward=lambda model, x: model(x).softmax(-1)"
+        )
     module = bound.module(values, state.buffers)
     return module if forward is None else _Evaluation(module, forward).eval()
 
@@ -91,8 +103,9 @@ def load_weights(
 
     Raises:
         TypeError: `weights` is neither a module nor a mapping of tensors; the model has adapters.
-        ValueError: a tensor is missing, has another shape, belongs to no name of the model, or has two
-            values under the two names of a tied weight; the message names the first one.
+        ValueError: a tensor is missing, has another shape, is sparse or has no values (device `"meta"`),
+            belongs to no name of the model, or has two values under the two names of a tied weight; the
+            message names the first one.
 
     Example:
         >>> import ftrain
@@ -130,6 +143,12 @@ def load_weights(
             raise ValueError(
                 f"weights: expected {kind(old)} for {alias!r}, as in the state, got {kind(value)}. Pass "
                 "the weights of a model of the same sizes"
+            )
+        if value.layout != torch.strided or value.is_meta:
+            got = "one without values" if value.is_meta else f"layout {value.layout}"
+            raise ValueError(
+                f"weights: expected a dense tensor with values for {alias!r}, got {got}. Load the "
+                "weights into the module first, or call to_dense()"
             )
         new = value.detach().to(device=old.device, dtype=old.dtype)
         if own in found and not _are_equal(found[own], new):

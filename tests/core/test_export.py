@@ -170,6 +170,11 @@ def test_export_refuses_the_state_of_another_model_and_names_the_first_differenc
         ftrain.export(state, Net, params={})
     with pytest.raises(TypeError, match=r"expected an ftrain\.TrainState, got dict"):
         ftrain.export(state.params, Net)  # type: ignore[arg-type]
+    arrays: Any = {name: p.numpy() for name, p in state.params.items()}
+    with pytest.raises(TypeError, match=r"params\['.*'\]: expected a tensor, got an ndarray"):
+        ftrain.export(state, Net, params=arrays)
+    with pytest.raises(TypeError, match="forward: expected a function .* got 3"):
+        ftrain.export(state, Net, forward=3)  # type: ignore[arg-type]
     adapted = tasks.lora(Net(), "words", rank=2)
     lora_state = steps_of(adapted).init_state(0)
     with pytest.raises(ValueError, match=r"state\.params\['norm\.bias'\]: .* got no such tensor"):
@@ -188,6 +193,14 @@ def test_load_weights_refuses_wrong_weights_and_names_the_first() -> None:
         (
             {**whole, "gain": torch.ones(5)},
             r"expected float32\[4\] for 'gain', .* got float32\[5\]",
+        ),
+        (
+            {**whole, "gain": torch.ones(4, device="meta")},
+            "dense tensor with values for 'gain', got one without values",
+        ),
+        (
+            {**whole, "gain": torch.ones(4).to_sparse()},
+            r"dense tensor with values for 'gain', got layout torch\.sparse_coo",
         ),
         ({**whole, "gain": 1.0}, r"expected float32\[4\] for 'gain', .* got float"),
         (
