@@ -1,4 +1,4 @@
-"""Copies of outputs of loop and branch bodies whose memory something else refers to as well."""
+"""Copies of outputs of users' functions whose memory something else refers to as well."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def copied(make: Callable[[], Any]) -> Any:
     leaves, treedef = tree.flatten(make())
     kept = set(unshared(leaves))
     for place in range(len(leaves)):
-        if place not in kept:
+        if place not in kept and isinstance(leaves[place], torch.Tensor):
             leaves[place] = leaves[place].clone()
     return tree.unflatten(treedef, leaves)
 

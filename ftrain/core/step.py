@@ -22,6 +22,7 @@ from ftrain.core import random
 from ftrain.core._checks import checked, isolated
 from ftrain.core._loss import LossFn
 from ftrain.core._mean_loss import GradReduce
+from ftrain.core._new_memory import copied
 from ftrain.core._torch_tensors import BatchNorm, InstanceNorm
 from ftrain.core._words import a_or_an
 from ftrain.core.commit import check_order, committed
@@ -207,7 +208,8 @@ def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy)
             step=torch.zeros((), dtype=torch.int64, device=device),
             params=params,
             buffers=buffers,
-            opt_state=Watch()(lambda: optimizer.init(params), device),
+            # An average may start as `params` themselves; no two leaves of a state share memory.
+            opt_state=copied(lambda: Watch()(lambda: optimizer.init(params), device)),
             scaler=policy.loss_scale.init_state(device) if policy.loss_scale else (),
             rng=run_key.clone().to(device),
             extras={},

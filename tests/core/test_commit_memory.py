@@ -96,6 +96,37 @@ def test_eager_step_copies_a_tensor_that_its_optimizer_state_contains_twice():
     assert len(set(storages(new.opt_state))) == 2
 
 
+def test_initial_state_shares_no_memory_whatever_the_optimizer_returns():
+    constant = torch.ones(2)
+
+    def init(params):
+        return {"slow": params, "view": params["weight"][0], "wide": constant.expand(3, 2)}
+
+    def update(grads, state, params, **extra):
+        return {name: -g for name, g in grads.items()}, ftrain.tree.map(torch.clone, state)
+
+    optimizer = optim.GradientTransformation(init, update)
+    steps = ftrain.make_steps(lambda: nn.Linear(3, 2), loss_fn, optimizer)
+    state = steps.init_state(0)
+    addresses = storages((state, constant))
+    assert len(set(addresses)) == len(addresses)
+    new, _ = steps.train_step(state, BATCH)
+    assert ftrain.tree.digest(new.opt_state) == ftrain.tree.digest(state.opt_state)
+
+
+def test_initial_state_keeps_the_tensors_that_the_optimizer_made():
+    made = []
+
+    def init(params):
+        state = ftrain.tree.map(torch.zeros_like, params)
+        made.extend(storages(state))
+        return state
+
+    optimizer = optim.GradientTransformation(init, lambda *args, **extra: args[:2])
+    state = ftrain.make_steps(lambda: nn.Linear(3, 2), loss_fn, optimizer).init_state(0)
+    assert storages(state.opt_state) == made
+
+
 def with_graph(grads):
     with torch.enable_grad():
         return {name: g.clone().requires_grad_() * 2 for name, g in grads.items()}
