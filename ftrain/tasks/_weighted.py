@@ -8,13 +8,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ftrain.core.accumulate import sum_dtype
 from ftrain.core.metrics import Mean
 
-__all__ = ["classes_in_range", "one_hot", "over", "places_in", "weighted"]
+__all__ = ["classes_in_range", "one_hot", "over", "places_in", "weighted", "widened"]
 
 
 def weighted(values: Tensor, *factors: Tensor | None) -> Mean:
     """Return the weighted mean of values as a `Mean`; the weights are a product of factors.
+
+    Its total is summed in float32 or wider: in float16 a sum of 700 values of 100 is infinite.
 
     Args:
         values: any shape.
@@ -23,6 +26,7 @@ def weighted(values: Tensor, *factors: Tensor | None) -> Mean:
     >>> weighted(torch.ones(2, 3), torch.tensor([1.0, 0.0]), torch.ones(2, 3).bool())
     Mean(total=tensor(3.), weight=tensor(3.))
     """
+    values = widened(values) if values.is_floating_point() else values
     weights = None
     for factor in factors:
         if factor is not None:
@@ -33,6 +37,11 @@ def weighted(values: Tensor, *factors: Tensor | None) -> Mean:
         count = torch.full((), values.numel(), dtype=torch.int64, device=values.device)
         return Mean(values.sum(), count)
     return Mean((values * weights).sum(), weights.expand_as(values).sum())
+
+
+def widened(x: Tensor) -> Tensor:
+    """Return a tensor in float32, or in its own dtype if that is wider."""
+    return x.to(sum_dtype(x.dtype))
 
 
 def over(factor: Tensor, values: Tensor) -> Tensor:

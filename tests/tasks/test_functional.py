@@ -13,6 +13,8 @@ from torch import Tensor
 
 import ftrain
 from ftrain.core.metrics import Mean
+from ftrain.tasks import functional
+from ftrain.tasks._weighted import weighted
 from tests.tasks.cases import CASES as OTHERS
 from tests.tasks.cases import Case, Tensors
 from tests.tasks.distillation_cases import DISTILLATION
@@ -184,3 +186,27 @@ def test_loss_and_gradients_are_finite_in_float32_for_large_values(name: str) ->
     found = case.loss(**large, **data).value
     assert math.isfinite(found.item())
     assert all(gradient.isfinite().all() for gradient in gradients(found, large))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", DISTILLATION)
+def test_distillation_loss_of_narrow_outputs_is_computed_in_float32_or_wider(
+    name: str, dtype: torch.dtype
+) -> None:
+    case, params, data = made(name, 16, 0)
+    tensors = {k: x.detach() for k, x in {**params, **data}.items()}
+    narrow = {k: x.to(dtype) if x.is_floating_point() else x for k, x in tensors.items()}
+    exact = {k: x.double() if x.is_floating_point() else x for k, x in narrow.items()}
+    found, expected = case.loss(**narrow), case.loss(**exact)
+    assert found.total.dtype.itemsize >= 4  # the center of a case is float64
+    # Some operations of float32, whose rounding is 6e-8; that of bfloat16 is 4e-3.
+    torch.testing.assert_close(found.value.double(), expected.value, rtol=1e-5, atol=1e-6)
+
+
+def test_mean_of_float16_values_is_finite_where_their_sum_overflows_float16() -> None:
+    # autocast computes differences of float16 tensors, such as features, in float16
+    features = torch.full((700, 2), 400.0, dtype=torch.float16)
+    found = functional.feature_matching(features, torch.zeros_like(features))
+    assert found.value == 160_000
+    mean = weighted(features)
+    assert mean.value == 400

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ftrain.core._nearest import nearest
 from ftrain.core.metrics import Mean
 from ftrain.tasks import functional, metrics
-from ftrain.tasks._weighted import over
+from ftrain.tasks._weighted import over, widened
 from ftrain.tasks.adapters import call_model, find_labels, find_output, named_entries
 from ftrain.tasks.distillation.teacher import Teacher
 from ftrain.tasks.losses._batches import Loss, entry, row_weights
@@ -242,7 +242,7 @@ def dino(
         )
         for view, wanted in zip(views, reversed(targets), strict=True)
     )
-    rows = targets[0] + targets[1]
+    rows = widened(targets[0]) + widened(targets[1])
     rows = rows if weights is None else rows * over(weights, rows)
     loss = Mean((there.total + back.total) / 2, there.weight)
     return loss, {center: Mean(rows.sum(0), 2 * there.weight)}

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftrain.core.metrics import Mean
-from ftrain.tasks._weighted import over, weighted
+from ftrain.tasks._weighted import over, weighted, widened
 from ftrain.tasks.functional.classification import cross_entropy
 
 __all__ = ["byol", "dino", "distillation", "feature_matching", "soft_targets"]
@@ -56,8 +56,8 @@ def soft_targets(
         "Give both models the same classes, or match features through a projection: feature_matching",
     )
     _check_positive("temperature", temperature)
-    log_p = (teacher_logits.detach() / temperature).log_softmax(class_axis)
-    log_q = (logits / temperature).log_softmax(class_axis)
+    log_p = (widened(teacher_logits.detach()) / temperature).log_softmax(class_axis)
+    log_q = (widened(logits) / temperature).log_softmax(class_axis)
     p = log_p.exp()
     each = torch.where(p > 0, p * (log_p - log_q), 0.0).sum(class_axis)
     return weighted(temperature**2 * each, row_weights)
@@ -120,8 +120,8 @@ def distillation(
             row_weights=row_weights,
         )
     hard = cross_entropy(
-        logits,
-        labels,
+        widened(logits),
+        widened(labels) if labels.is_floating_point() else labels,
         class_axis=class_axis,
         label_smoothing=label_smoothing,
         ignore_index=ignore_index,
@@ -178,7 +178,8 @@ def feature_matching(
         "Project the student's features with a layer of its own parameters: nn.Linear(width, "
         "teacher_width), or nn.Conv2d(channels, teacher_channels, 1)",
     )
-    wanted = teacher_features.detach()
+    # In bfloat16, 1 - cos has steps of 0.004; in float16, squares of 256 are infinite.
+    features, wanted = widened(features), widened(teacher_features.detach())
     if distance == "mse":
         each = (features - wanted).square().mean(feature_axis)
     elif distance == "cosine":
@@ -251,8 +252,8 @@ def dino(
         )
     _check_positive("temperature", temperature)
     _check_positive("teacher_temperature", teacher_temperature)
-    targets = ((teacher_logits - center).detach() / teacher_temperature).softmax(-1)
-    each = -(targets * (logits / temperature).log_softmax(-1)).sum(-1)
+    targets = ((widened(teacher_logits) - center).detach() / teacher_temperature).softmax(-1)
+    each = -(targets * (widened(logits) / temperature).log_softmax(-1)).sum(-1)
     return weighted(each, row_weights)
 
 
