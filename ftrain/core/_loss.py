@@ -16,6 +16,7 @@ from ftrain.core._captured import Captured
 from ftrain.core._leftovers import guard
 from ftrain.core._words import kind
 from ftrain.core._writes import FirstCalls, unchanged
+from ftrain.core.errors import ImpureFunctionError
 from ftrain.core.metrics import BatchMean, Mean, Metrics, as_metrics, on_device
 from ftrain.core.precision import Policy
 from ftrain.core.random.keyed import key_of
@@ -69,6 +70,8 @@ def call_loss(
 ) -> Any:
     """Return `loss_fn(module, batch)` under the policy's autocast; raise if it wrote to an input.
 
+    An entry that it assigned in the extras raises too.
+
     Args:
         extras: of the state; read if the loss has a parameter of this name.
         device_type: the state's: a batch may begin with a 0-d tensor on the host.
@@ -90,7 +93,7 @@ def call_loss(
         (until or call).enter_context(_unchanged(watched, places, name))
         with policy.inside_loss(device_type):
             try:
-                return watched(module, own["batch"], own["state.extras"])
+                out = watched(module, own["batch"], own["state.extras"])
             except Exception as error:
                 shapes = ", ".join(
                     f"{name(place)}: {kind(t)}"
@@ -99,6 +102,23 @@ def call_loss(
                 )
                 error.add_note(f"while computing {where} on {shapes}")
                 raise
+    _refuse_assigned(own["state.extras"], given["state.extras"], where)
+    return out
+
+
+def _refuse_assigned(after: Any, before: Any, where: str) -> None:
+    """Raise if a loss assigned an entry of the extras, which the new state would not have.
+
+    It may remove entries: the containers are its own, as those of a batch are.
+    """
+    known = dict(zip(tree.paths(before), tree.leaves(before), strict=True))
+    for path, leaf in zip(tree.paths(after), tree.leaves(after), strict=True):
+        if known.get(path) is not leaf:
+            raise ImpureFunctionError(
+                f"{where} assigned state.extras{path}, which a loss can only read: the new state would "
+                "not have the value. Register a buffer, model.register_buffer, and assign that, or "
+                "return the value in the metrics and change the extras in a step of your own"
+            )
 
 
 @contextlib.contextmanager

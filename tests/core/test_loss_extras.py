@@ -137,6 +137,20 @@ def test_loss_that_writes_to_the_extras_raises(how: str) -> None:
         steps.train_step(state, X)
 
 
+@pytest.mark.parametrize("entry", ["count", "queue"])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_loss_that_assigns_an_entry_of_the_extras_raises(entry: str, compiled: bool) -> None:
+    def loss_fn(model: Any, batch: Tensor, extras: Any) -> Any:
+        extras[entry] = extras["count"] + 1
+        return towards(model, batch, extras)
+
+    steps, state = steps_of(loss_fn)
+    step = ftrain.compile(steps.train_step, backend="eager") if compiled else steps.train_step
+    for call in (step, steps.eval_step):
+        with pytest.raises(ImpureFunctionError, match=rf"assigned state\.extras\['{entry}'\]"):
+            call(state, X)
+
+
 def test_loss_that_changes_the_containers_of_the_extras_leaves_the_state_alone() -> None:
     def loss_fn(model: Any, batch: Tensor, extras: Any) -> Any:
         found = towards(model, batch, extras)
