@@ -40,7 +40,7 @@ class ModelCalls:
 
     def __init__(self, bound: Bound, policy: Policy) -> None:
         self._bound, self._policy = bound, policy
-        self._searched: set[str] = set()  # functions, for parameters outside of the state
+        self._searched: set[str] = set()  # sites, for parameters outside of the state
 
     def keyed(self, key: torch.Tensor) -> contextlib.AbstractContextManager[None]:
         """Return a context in which calls of the model draw random numbers from `key`."""
@@ -80,7 +80,14 @@ class ModelCalls:
         )
 
     def gradients(
-        self, run: Run, x: Any, key: torch.Tensor, where: str, seed: Seed | None = None
+        self,
+        run: Run,
+        x: Any,
+        key: torch.Tensor,
+        where: str,
+        seed: Seed | None = None,
+        *,
+        site: str | None = None,
     ) -> tuple[Any, Any]:
         """Return `aux`, and the gradients with respect to `x`, of `run(until, x) -> (value, aux)`.
 
@@ -90,11 +97,14 @@ class ModelCalls:
             key: the key of the calls.
             where: the name of the function in messages.
             seed: the cotangent of the value; `None`: 1.
+            site: a name that no other function of these calls has, unlike `where`, which two functions
+                of one line or one factory share; `None`: `where`.
 
         Raises:
             ValueError: the value depends on a tensor that requires a gradient and is not in `x`.
         """
-        outside_leaves: list[torch.Tensor] | None = None if where in self._searched else []
+        site = where if site is None else site
+        outside_leaves: list[torch.Tensor] | None = None if site in self._searched else []
         until = contextlib.ExitStack()
         try:
             # Both around the backward pass too: a forward that runs again there finds weights and key.
@@ -112,7 +122,7 @@ class ModelCalls:
                 with unrecorded(), self.keyed(key), until:
                     again = outside_leaves_of(functools.partial(run, until), x)
                 self._refuse_outside_leaves(outside_leaves, again, where)
-        self._searched.add(where)
+        self._searched.add(site)
         return aux, grads
 
     def _refuse_outside_leaves(

@@ -314,7 +314,9 @@ class GradCache(OwnGradients):
 
         # A value that depends on something in any case: one of the encoders may be frozen.
         nothing = torch.zeros((), dtype=_wide(cotangents[0]).dtype, device=key.device)
-        after, (grads, _) = calls.gradients(run, (params, nothing), key, encode.where)
+        after, (grads, _) = calls.gradients(
+            run, (params, nothing), key, encode.where, site=_site(name)
+        )
         return (tree.map(torch.add, totals, grads), after), ()
 
     def _cut(self, batch: Any) -> dict[Name, Chunks]:

@@ -488,6 +488,24 @@ def test_captured_parameter_is_refused() -> None:
         steps.train_step(steps.init_state(0), towers.batch(8))
 
 
+def test_captured_parameter_of_the_second_of_two_functions_with_one_name_is_refused() -> None:
+    other = nn.Linear(5, 3)
+
+    def encoder(weight: Any) -> Any:
+        return lambda model, inputs: inputs @ (model.project.weight if weight is None else weight).T
+
+    batch = {"query": torch.ones(4, 5), "document": torch.ones(4, 5)}
+    encoders = {"query": encoder(None), "document": encoder(other.weight)}
+    model = nn.Sequential()
+    model.add_module("project", nn.Linear(5, 3))
+    loss_fn = grad_cache(
+        encoders, lambda model, z, batch: z["query"].mean() + z["document"].mean(), chunk_size=2
+    )
+    _, step, _ = steps = ftrain.make_steps(model, loss_fn, optim.sgd(0.1))
+    with pytest.raises(ValueError, match="requires a gradient and is not in the state"):
+        step(steps.init_state(0), batch)
+
+
 MICRO = "micro-batches change .*ftrain.tasks.grad_cache"
 
 
