@@ -302,9 +302,12 @@ def value_and_grad(
 
 def describe(fn: Callable[..., Any]) -> str:
     """Return a function's name and source location, for messages."""
-    name = getattr(fn, "__qualname__", None) or type(fn).__name__
+    inner = inspect.unwrap(fn)
+    while isinstance(inner, functools.partial):
+        inner = inspect.unwrap(inner.func)
+    name = getattr(fn, "__qualname__", None) or getattr(inner, "__qualname__", type(inner).__name__)
     try:
-        code = inspect.unwrap(fn).__code__
+        code = inner.__code__
     except AttributeError:
         return f"`{name}`"
     return f"`{name}` ({code.co_filename}:{code.co_firstlineno})"

@@ -265,6 +265,12 @@ def test_skipped_step_does_not_change_the_average_and_the_center() -> None:
     assert_same_bits(steps.train_step(state, weightless)[0].extras, state.extras)
 
 
+def test_running_mean_of_one_axis_takes_its_length_as_shape() -> None:
+    steps = taught(tasks.distillation, module=large())
+    starts = (tasks.with_running_mean(steps, "m", shape).init_state(0) for shape in (3, (3,), [3]))
+    assert [state.extras["m"].shape for state in starts] == [(3,)] * 3
+
+
 def test_rows_of_weight_zero_do_not_move_the_center() -> None:
     steps = subjects()["dino"]
     state, whole = steps.init_state(0), batches(1)[0]

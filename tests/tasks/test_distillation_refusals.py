@@ -18,6 +18,13 @@ PAIR = {"x": X, "y": Y}
 VIEWS = {"first": X, "second": X}
 WIDE = tasks.Teacher(nn.Linear(4, 5))
 SAME = tasks.Teacher(Net())
+
+
+def compiled() -> ftrain.Steps:
+    steps = ftrain.make_steps(Net, tasks.byol, optim.ema(optim.sgd(0.1), 0.9))
+    return steps._replace(train_step=ftrain.compile(steps.train_step, backend="eager"))
+
+
 REFUSALS: dict[str, tuple[Any, type[Exception], str]] = {
     "other classes": (
         lambda: tasks.distillation(Net(), PAIR, {"teacher": WIDE.start()}, teacher=WIDE),
@@ -157,6 +164,16 @@ REFUSALS: dict[str, tuple[Any, type[Exception], str]] = {
         ValueError,
         r"decay: expected a number in \[0, 1\), got 1\.0",
     ),
+    "compiled train step, averaged": (
+        lambda: tasks.with_running_mean(compiled(), "center", 3),
+        TypeError,
+        r"got a train_step that is .*\. Compile the result .*compile\(with_running_mean\(",
+    ),
+    "compiled train step, self-taught": (
+        lambda: tasks.self_taught(compiled(), SAME),
+        TypeError,
+        r"got a train_step that is .*\. Compile the result .*compile\(self_taught\(",
+    ),
 }
 
 
@@ -165,3 +182,10 @@ def test_distillation_error_names_the_invalid_value_and_the_remedy(name: str) ->
     call, error, says = REFUSALS[name]
     with pytest.raises(error, match=says):
         call()
+
+
+def test_note_on_an_error_in_a_partial_loss_names_its_function() -> None:
+    steps = taught(tasks.distillation, module=Net())
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
+        steps.train_step(steps.init_state(0), {"x": torch.zeros(2, 7), "y": Y})
+    assert any("while computing `distillation`" in note for note in caught.value.__notes__)

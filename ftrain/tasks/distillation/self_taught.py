@@ -20,6 +20,7 @@ import torch
 from ftrain import optim
 from ftrain.core import tree
 from ftrain.core._checks import isolated
+from ftrain.core._words import a_or_an
 from ftrain.core.metrics import Mean, Metrics
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps, TrainStep
@@ -43,6 +44,7 @@ def self_taught(steps: Steps, teacher: Teacher, average: str = "ema") -> Steps:
 
     Raises:
         LookupError: in a step, the optimizer keeps no such average.
+        TypeError: the train step is not one of `make_steps`, such as a compiled one.
 
     Example:
         >>> import functools, ftrain
@@ -80,7 +82,7 @@ def self_taught(steps: Steps, teacher: Teacher, average: str = "ema") -> Steps:
 
 
 def with_running_mean(
-    steps: Steps, name: str, shape: tuple[int, ...], *, decay: float = 0.9
+    steps: Steps, name: str, shape: int | tuple[int, ...], *, decay: float = 0.9
 ) -> Steps:
     r"""Return steps that average a metric of the loss over batches, in the extras (DINO's center).
 
@@ -94,12 +96,13 @@ def with_running_mean(
         steps: of `ftrain.make_steps`; the loss returns the metric as `Mean(total, weight)`, and reads
             `extras[name]`.
         name: of the metric, and of the entry of the extras.
-        shape: of the metric's total.
+        shape: of the metric's total; of one axis, its length.
         decay: $d$, in [0, 1).
 
     Raises:
         ValueError: the decay is out of range; the extras have such an entry; in a step, the loss does
             not return such a metric.
+        TypeError: the train step is not one of `make_steps`, such as a compiled one.
 
     Example:
         >>> import ftrain
@@ -115,8 +118,8 @@ def with_running_mean(
     """
     if not 0 <= decay < 1:
         raise ValueError(f"decay: expected a number in [0, 1), got {decay}. Write decay=0.9")
-    step = steps.train_step
-    assert isinstance(step, TrainStep)
+    step = _train_step(steps, "with_running_mean")
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
 
     def init_state(seed: int) -> TrainState:
         state = steps.init_state(seed)
@@ -146,8 +149,7 @@ def with_running_mean(
 
 def _lent(steps: Steps, name: str, value: Callable[[TrainState], Any]) -> Steps:
     """Return steps whose loss reads one more entry of the extras, computed from the state."""
-    step = steps.train_step
-    assert isinstance(step, TrainStep)
+    step = _train_step(steps, "self_taught")
 
     def view(state: TrainState) -> TrainState:
         if name in state.extras:
@@ -168,6 +170,16 @@ def _lent(steps: Steps, name: str, value: Callable[[TrainState], Any]) -> Steps:
         dataclasses.replace(step, fn=fn, gradients=step.gradients.viewing(view)),
         lambda state, batch: steps.eval_step(view(state), batch),
     )
+
+
+def _train_step(steps: Steps, name: str) -> TrainStep:
+    if not isinstance(steps.train_step, TrainStep):
+        raise TypeError(
+            f"steps: expected those of ftrain.make_steps, got a train_step that is "
+            f"{a_or_an(type(steps.train_step).__name__)}. Compile the result instead: "
+            f"ftrain.compile({name}(...).train_step)"
+        )
+    return steps.train_step
 
 
 def _taken(metrics: Metrics, name: str, shape: tuple[int, ...]) -> tuple[Mean, Metrics]:
