@@ -304,6 +304,28 @@ class Tokens(nn.Module):
         return {"logits": self.out(self.embed(input_ids))}
 
 
+class Activated(nn.Module):
+    """Layer and ReLU, in place or not."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.body, self.relu = nn.Linear(4, 3), nn.ReLU(inplace)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu(self.body(x))  # type: ignore[no-any-return]
+
+
+def test_features_are_those_before_an_activation_in_place() -> None:
+    def trained(inplace: bool) -> Any:
+        teacher = tasks.Teacher(functools.partial(Activated, inplace))
+        loss_fn = functools.partial(tasks.feature_distillation, layer="body", teacher=teacher)
+        steps = ftrain.make_steps(teacher.model, loss_fn, optim.sgd(0.1))
+        steps = tasks.with_teacher(steps, teacher)
+        return steps.train_step(steps.init_state(1), batches(1)[0])
+
+    assert_same_bits(trained(inplace=True), trained(inplace=False))
+
+
 def test_causal_distillation_uses_the_next_token_as_label() -> None:
     student, module = Tokens(3), Tokens(5)
     ids = torch.randint(0, 7, (2, 6))

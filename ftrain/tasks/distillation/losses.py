@@ -289,8 +289,11 @@ def _features(
 
 @contextlib.contextmanager
 def _output_of(model: nn.Module, path: str, option: str) -> Iterator[Any]:
-    """Yield a function that returns the output of a module that was called once in the context."""
-    seen: list[Any] = []
+    """Yield a function that returns the output of a module that was called once in the context.
+
+    It is a copy, because a module after it may write to it: `nn.ReLU(inplace=True)`.
+    """
+    seen: list[Tensor] = []
 
     def read() -> Tensor:
         if len(seen) != 1:
@@ -298,10 +301,10 @@ def _output_of(model: nn.Module, path: str, option: str) -> Iterator[Any]:
                 f"{option}: expected a module that the model calls once, got {len(seen)} calls of "
                 f"{path!r}. Name a module with one output"
             )
-        return find_output(seen[0])
+        return seen[0]
 
     hook = _module(model, path, option).register_forward_hook(
-        lambda module, args, output: seen.append(output)
+        lambda module, args, output: seen.append(find_output(output).clone())
     )
     try:
         yield read
