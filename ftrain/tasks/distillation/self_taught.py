@@ -1,6 +1,6 @@
 """Training steps of self-distillation: the teacher is a running average of the student's weights.
 
-    optimizer = optim.ema(optim.adamw(1e-3), 0.996)
+    optimizer = optim.ema(optim.adamw(1e-3), 0.996, warmup=False)
     steps = self_taught(ftrain.make_steps(model, loss_fn, optimizer), teacher)
 
 Nothing is stored twice: the average stays in the optimizer's state, and the loss reads it as an entry
@@ -34,7 +34,8 @@ def self_taught(steps: Steps, teacher: Teacher, average: str = "ema") -> Steps:
 
     The teacher's parameters are the average, in the dtypes of the parameters; its buffers are the
     student's. A skipped step leaves the average as it was, and with it the teacher. State and
-    checkpoints are those of `steps`.
+    checkpoints are those of `steps`. By default `optim.ema` grows its decay from 0.1, as mean teachers
+    do; the teachers of BYOL and DINO move slowly from the start: `warmup=False`.
 
     Args:
         steps: of `ftrain.make_steps`, with an optimizer that keeps an average.
@@ -55,7 +56,7 @@ def self_taught(steps: Steps, teacher: Teacher, average: str = "ema") -> Steps:
         ...     return net
         >>> teacher = Teacher(model)
         >>> loss_fn = functools.partial(tasks.byol, teacher=teacher)
-        >>> optimizer = optim.ema(optim.sgd(0.1), 0.99)
+        >>> optimizer = optim.ema(optim.sgd(0.1), 0.99, warmup=False)
         >>> steps = self_taught(ftrain.make_steps(model, loss_fn, optimizer), teacher)
         >>> views = {"first": torch.ones(2, 4), "second": torch.zeros(2, 4)}
         >>> state, metrics = steps.train_step(steps.init_state(0), views)
@@ -73,7 +74,7 @@ def self_taught(steps: Steps, teacher: Teacher, average: str = "ema") -> Steps:
         except LookupError as error:
             raise LookupError(
                 f"average: expected an average of the weights in the optimizer's state, got "
-                f"{average!r}: {error}. Wrap the optimizer: optim.ema(optimizer, 0.996)"
+                f"{average!r}: {error}. Wrap the optimizer: optim.ema(optimizer, 0.996, warmup=False)"
             ) from None
         params = tree.map(lambda a, p: a.to(p.dtype), found, state.params)
         return {"params": params, "buffers": state.buffers}
