@@ -29,7 +29,17 @@ class OfMeans(Extremes):
         self.add_state("mean", torch.tensor(0.0), dist_reduce_fx="mean")
 
 
+class FillsNothing(Extremes):
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("rest", [], dist_reduce_fx="cat")
+
+
 X, Y = torch.zeros(2, CLASSES), torch.tensor([0, 1])
+
+
+def accuracy_of(preds: Tensor, target: Tensor) -> Tensor:
+    return (preds.argmax(1) == target).float().mean()
 
 
 @pytest.mark.parametrize(
@@ -47,6 +57,16 @@ X, Y = torch.zeros(2, CLASSES), torch.tensor([0, 1])
         (
             lambda: metrics.from_torchmetrics(OfMeans(), keep="states"),
             "state 'mean' that is reduced by dim_zero_mean, not by sum, max, min or cat. Write keep=",
+        ),
+        (
+            lambda: metrics.from_torchmetrics(FillsNothing(), keep="states")(X),
+            "adds nothing to rest. Write from_torchmetrics.*keep='inputs'",
+        ),
+        (
+            lambda: metrics.from_torchmetrics(accuracy_of)(X, Y).merge(
+                metrics.from_torchmetrics(accuracy_of)(X, target=Y)
+            ),
+            r"accuracy_of: expected the same arguments .*, got 2 and \[\] merged with 1 and \['target'",
         ),
         (
             lambda: metrics.from_torchmetrics(torchmetrics.PearsonCorrCoef(), keep="states"),

@@ -189,6 +189,12 @@ def _of_states(template: Any, output: str | int | None) -> Callable[..., Metric]
                 f"{_named(template)}: expected an update that sets states only, got one that also sets "
                 f"{', '.join(changed)}. Write from_torchmetrics(..., keep='inputs')"
             )
+        empty = [name for name, by in how.items() if by == "cat" and not getattr(fresh, name)]
+        if empty:
+            raise ValueError(
+                f"{_named(template)}: expected an update that adds to its lists, got one that adds "
+                f"nothing to {', '.join(empty)}. Write from_torchmetrics(..., keep='inputs')"
+            )
         states = {
             name: torch.cat([x if x.ndim else x[None] for x in getattr(fresh, name)])
             if by == "cat"
@@ -224,6 +230,12 @@ def _of_inputs(
 
         def merge(self, other: Inputs) -> Inputs:
             """Return the concatenated rows of `self` and `other`."""
+            if len(self.args) != len(other.args) or self.kwargs.keys() != other.kwargs.keys():
+                raise ValueError(
+                    f"{_named(metric)}: expected the same arguments for each batch, got "
+                    f"{len(self.args)} and {sorted(self.kwargs)} merged with {len(other.args)} and "
+                    f"{sorted(other.kwargs)}. Pass them alike, by position or by name"
+                )
             axis = self.updates.ndim
             pairs = zip(self.args, other.args, strict=True)
             return Inputs(
