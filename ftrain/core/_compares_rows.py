@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from ftrain.core.functional import describe
 
-__all__ = ["AccumulationWarning", "compares_rows"]
+__all__ = ["AccumulationWarning", "compares_rows", "is_declared"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -37,6 +37,15 @@ def compares_rows(loss_fn: F) -> F:
     return loss_fn
 
 
+def is_declared(loss_fn: Callable[..., Any]) -> bool:
+    """Return True if a loss, or the function that it is a partial of, is declared by `compares_rows`."""
+    while getattr(loss_fn, "compares_rows", False) is not True:
+        if not isinstance(loss_fn, functools.partial):
+            return False
+        loss_fn = loss_fn.func
+    return True
+
+
 class AccumulationWarning:
     """Warning, given once, that micro-batches change a loss that compares the rows of a batch.
 
@@ -45,10 +54,7 @@ class AccumulationWarning:
     """
 
     def __init__(self, loss_fn: Callable[..., Any]) -> None:
-        while isinstance(loss_fn, functools.partial):
-            loss_fn = loss_fn.func
-        self._is_due = getattr(loss_fn, "compares_rows", False) is True
-        self._name = describe(loss_fn)
+        self._is_due, self._name = is_declared(loss_fn), describe(loss_fn)
 
     def __call__(self, k: int) -> None:
         """Warn, once, if splitting a batch into `k` micro-batches changes the loss."""

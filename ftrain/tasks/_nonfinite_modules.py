@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ftrain.core import tree
-from ftrain.core._compares_rows import compares_rows
+from ftrain.core._compares_rows import compares_rows, is_declared
 from ftrain.core._loss import is_pair
 from ftrain.core._model_calls import own_gradients
 from ftrain.core._torch_levels import place
@@ -66,7 +66,7 @@ def watching_outputs(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
     while isinstance(inner, functools.partial):
         inner = inner.func
     watched.__qualname__ = getattr(inner, "__qualname__", type(inner).__name__)  # for messages
-    return compares_rows(watched) if getattr(inner, "compares_rows", False) else watched
+    return compares_rows(watched) if is_declared(loss_fn) else watched
 
 
 @contextlib.contextmanager

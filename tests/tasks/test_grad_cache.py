@@ -16,6 +16,7 @@ import ftrain
 from ftrain import optim, tasks, testing
 from ftrain.loop.callbacks import monitored_steps
 from ftrain.tasks import functional, grad_cache
+from ftrain.tasks._nonfinite_modules import watching_outputs
 from ftrain.testing import assert_close_norm, assert_same_bits
 from ftrain.testing.compare import relative_distance
 from ftrain.testing.laws.every import LAWS
@@ -517,6 +518,8 @@ MICRO = "micro-batches change .*ftrain.tasks.grad_cache"
         tasks.supervised_contrastive,
         cached(3),
         tasks.compares_rows(lambda model, batch: towers.whole(model, batch)),
+        tasks.compares_rows(functools.partial(lambda *args, k: towers.whole(*args), k=1)),
+        watching_outputs(tasks.compares_rows(functools.partial(towers.whole))),
     ],
 )
 def test_accumulation_of_a_loss_that_compares_rows_warns_once(loss_fn: Any) -> None:
