@@ -210,3 +210,10 @@ def test_mean_of_float16_values_is_finite_where_their_sum_overflows_float16() ->
     assert found.value == 160_000
     mean = weighted(features)
     assert mean.value == 400
+
+
+def test_total_of_a_cross_entropy_in_float16_is_summed_in_float32() -> None:
+    logits, labels = torch.zeros(20_000, 100, dtype=torch.float16), torch.arange(20_000) % 100
+    found = functional.cross_entropy(logits, labels)
+    torch.testing.assert_close(found.value.item(), math.log(100), rtol=1e-3, atol=0)
+    assert functional.causal_lm(logits[None], labels[None]).value.isfinite()

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ftrain.core import random
 from ftrain.core.metrics import Mean
-from ftrain.tasks._weighted import classes_in_range, one_hot, over, weighted
+from ftrain.tasks._weighted import classes_in_range, one_hot, over, weighted, widened
 
 __all__ = ["cross_entropy", "cutmix", "mixup", "multi_label"]
 
@@ -75,7 +75,7 @@ def cross_entropy(
             label_smoothing=label_smoothing,
             ignore_index=ignore_index,
         ).reshape(shape[:-1])
-    counts = labels != ignore_index
+    counts, values = labels != ignore_index, widened(values)  # a sum of bfloat16 has two digits
     total = values if row_weights is None else values * over(row_weights, values)
     weights = counts if class_weights is None else class_weights[labels.where(counts, 0)] * counts
     if row_weights is not None:
