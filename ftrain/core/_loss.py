@@ -141,6 +141,8 @@ def takes(loss_fn: Callable[..., Any], name: str) -> bool:
 
     >>> takes(lambda model, batch, key: 0, "key"), takes(lambda model, batch: 0, "extras")
     (True, False)
+    >>> takes(lambda model, batch, extras={}: 0, "extras")
+    True
     """
     try:
         parameter = inspect.signature(loss_fn).parameters.get(name)
@@ -149,7 +151,10 @@ def takes(loss_fn: Callable[..., Any], name: str) -> bool:
     return (
         parameter is not None
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
-        and parameter.default in (parameter.empty, None)  # a partial may have bound it
+        and (
+            parameter.default in (parameter.empty, None)  # a partial may have bound it
+            or (isinstance(parameter.default, (dict, list, tuple)) and not parameter.default)
+        )
     )
 
 

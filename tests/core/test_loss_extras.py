@@ -29,6 +29,10 @@ def keyword_only(model: Any, batch: Tensor, *, extras: Any = None) -> Any:
     return towards(model, batch, extras)
 
 
+def with_empty_default(model: Any, batch: Tensor, extras: Any = ()) -> Any:
+    return towards(model, batch, extras)
+
+
 def with_key(model: Any, batch: Tensor, key: Tensor, extras: Any) -> Any:
     assert key.shape == (2,)
     return towards(model, batch, extras)
@@ -50,8 +54,14 @@ def steps_of(loss_fn: Any, **options: Any) -> tuple[ftrain.Steps, ftrain.TrainSt
 
 @pytest.mark.parametrize(
     "loss_fn",
-    [towards, keyword_only, with_key, functools.partial(scaled, scale=2.0)],
-    ids=["positional", "keyword only", "with a key", "partial"],
+    [
+        towards,
+        keyword_only,
+        with_empty_default,
+        with_key,
+        functools.partial(scaled, scale=2.0),
+    ],
+    ids=["positional", "keyword only", "empty default", "with a key", "partial"],
 )
 def test_every_kind_of_callable_loss_can_read_the_extras(loss_fn: Any) -> None:
     expected, found = (
