@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import ftrain
 from ftrain import optim, random
 from ftrain.core import tree
-from ftrain.core._loss import takes_key
+from ftrain.core._loss import takes
 from ftrain.core.random.keyed import key_of
 from tests.compile.cases import same_bytes
 
@@ -145,4 +145,4 @@ def test_loss_key_argument_bound_by_functools_partial_is_not_replaced() -> None:
 def test_a_builtin_without_a_signature_takes_no_key() -> None:
     with pytest.raises(ValueError, match="no signature"):
         inspect.signature(max)
-    assert not takes_key(max)
+    assert not takes(max, "key")

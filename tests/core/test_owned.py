@@ -121,10 +121,13 @@ def write(thing: Any, value: Any, how: int) -> None:
     elif callable(thing) and not isinstance(thing, nn.Module):
         thing(0 if value is None else value)
     elif hasattr(thing, "__dict__"):
-        if how == 0 or not vars(thing):
+        names = [
+            name for name in vars(thing) if not name.startswith("_")
+        ]  # no registry of a module
+        if how == 0 or not names:
             thing.fresh = value
         else:
-            setattr(thing, [*vars(thing)][-1], value)
+            setattr(thing, names[-1], value)
 
 
 WRITES = st.lists(st.tuples(st.integers(0, 50), OBJECTS, st.integers(0, 2)), max_size=5)

@@ -353,7 +353,7 @@ class OnlyIterable:
             "make no batch of 100",
         ),
         (lambda: Loader(DATA, 2, seed=0.5), TypeError, "seed: expected an integer"),
-        (lambda: Loader(DATA, 2, seed=2**64), ValueError, "64 bits"),
+        (lambda: Loader(DATA, 2, seed=2**64), ValueError, "64-bit"),
         (lambda: Loader(DATA, 9, ranks=2), ValueError, "expected a multiple of ranks = 2"),
         (lambda: Loader(DATA, 8, ranks=2, rank=2), ValueError, "rank: expected a number from 0"),
         (lambda: Loader(DATA, 8, ranks=2, shuffle=False), ValueError, 'last_batch="pad"'),

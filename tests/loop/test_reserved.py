@@ -155,7 +155,7 @@ def test_every_logged_value_is_in_every_log(
     first = json.loads((folder / "m.jsonl").read_text().splitlines()[0])
     with (folder / "m.csv").open(newline="", encoding="utf-8") as file:
         table = next(csv.DictReader(file))
-    expected = {"loss": 1.0, **logged, **metrics}
+    expected = {**logged, "loss": 1.0, **metrics}
     for name, value in expected.items():
         assert first[name] == value
         assert float(table[" ".join(name.splitlines())]) == value
