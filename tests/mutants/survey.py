@@ -21,7 +21,7 @@ Key = tuple[str, int, str, str]
 
 @dataclass(frozen=True)
 class Result:
-    """What became of one mutant.
+    """Outcome of one mutant.
 
     Attributes:
         module: the changed module, such as `random.keys`.

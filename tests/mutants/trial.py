@@ -38,7 +38,7 @@ KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"
 
 
 class Outcome(NamedTuple):
-    """What became of a mutant.
+    """Outcome of the trial of a mutant.
 
     Attributes:
         result: `KILLED`, `SURVIVED` or `TIMED_OUT`.

@@ -13,46 +13,28 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import ftrain
-from ftrain import optim, tasks, testing
+from ftrain import optim, testing
 from ftrain.loop.callbacks import monitored_steps
 from ftrain.tasks import functional, grad_cache
-from ftrain.tasks._nonfinite_modules import watching_outputs
 from ftrain.testing import assert_close_norm, assert_same_bits
 from ftrain.testing.compare import relative_distance
 from ftrain.testing.laws.every import LAWS
-from tests.config.test_build import built
 from tests.tasks import towers
-from tests.tasks.towers import Towers, of_embeddings
+from tests.tasks.towers import (
+    ENCODERS,
+    LIMIT,
+    Towers,
+    assert_equal,
+    cached,
+    of_embeddings,
+    one_graph,
+    results,
+)
 
-LIMIT = {torch.float64: 1e-12, torch.float32: 4e-6}
-ENCODERS = {"query": "query", "document": "document"}
 CAMPAIGN = os.environ.get("FTRAIN_CAMPAIGN") == "1"
 #: 10 s and more; that `accumulate` keeps the loss does not hold, and is tested as a warning.
 SLOW = ("accumulation", "donation", "exception_safety", "resume")
 dtypes = st.sampled_from(sorted(LIMIT, key=str))
-
-
-def cached(size: Any, loss: Any = of_embeddings, encoders: Any = None) -> Any:
-    return grad_cache(encoders or ENCODERS, loss, chunk_size=size)
-
-
-def one_graph(loss_fn: Any) -> Any:
-    """Return the loss as a plain function, which a step differentiates in one graph."""
-    return lambda model, batch: loss_fn(model, batch)
-
-
-def results(model: Any, batch: Any, *losses: Any, **options: Any) -> list[Any]:
-    """Return the gradients and by-products of each loss at the same state."""
-    made = [ftrain.make_steps(model, fn, optim.sgd(0.1), **options) for fn in losses]
-    state = made[0].init_state(3)
-    return [steps.train_step.gradients(state, batch) for steps in made]
-
-
-def assert_equal(found: Any, expected: Any, limit: float) -> None:
-    assert_close_norm(found.grads, expected.grads, limit)
-    assert found.grads.keys() == expected.grads.keys()
-    loss = expected.metrics["loss"].item()
-    assert found.metrics["loss"].item() == pytest.approx(loss, rel=limit)
 
 
 @given(
@@ -394,210 +376,3 @@ def test_peak_memory_is_nearly_constant_in_the_batch() -> None:
 
     assert grew(64, cached(64, loss), (64, 1024)) < 1.1  # 1.0X
     assert grew(64, towers.whole, (64, 1024)) > 4
-
-
-REFUSED: dict[str, Any] = {
-    "rows differ": (
-        lambda: (
-            cached(3),
-            {**towers.batch(8), "query": {"a": torch.ones(3, 1), "b": torch.ones(4)}},
-        ),
-        ValueError,
-        r"batch\['query'\]\['b'\]: expected 3 rows as in batch\['query'\]\['a'\], got",
-    ),
-    "no rows": (
-        lambda: (cached(3), {**towers.batch(8), "query": torch.ones(0, 5)}),
-        ValueError,
-        r"batch\['query'\]: expected rows, got",
-    ),
-    "nothing to cut": (
-        lambda: (cached(3), {**towers.batch(8), "query": torch.tensor(1.0)}),
-        ValueError,
-        r"batch\['query'\]: expected a tensor with a first axis",
-    ),
-    "a list of strings": (
-        lambda: (cached(3), {**towers.batch(8), "query": {"x": torch.ones(2), "y": ["a", "b"]}}),
-        TypeError,
-        r"only tensors can be cut",
-    ),
-    "no entry": (
-        lambda: (cached(3), {"query": torch.ones(8, 5)}),
-        KeyError,
-        r"expected an entry 'document' for the encoder of that name, got \['query'\]",
-    ),
-    "no submodule": (
-        lambda: (cached(3, encoders={"query": "queries"}), towers.batch(8)),
-        ValueError,
-        r"got 'queries'; its submodules are query, document",
-    ),
-    "embeddings without rows": (
-        lambda: (cached(3, encoders={"query": lambda m, x: m.query(x).mean(0)}), towers.batch(8)),
-        ValueError,
-        r"expected one entry for each of 3 rows, got",
-    ),
-    "an embedding that is no tensor": (
-        lambda: (cached(3, encoders={"query": lambda m, x: {"a": 1.0}}), towers.batch(8)),
-        TypeError,
-        r"expected a real tensor, got",
-    ),
-    "nothing to train": (
-        lambda: (
-            cached(3, encoders={name: detached(name) for name in ENCODERS}),
-            towers.batch(8),
-        ),
-        ValueError,
-        r"expected an encoder that depends on trainable parameters, got none",
-    ),
-}
-
-
-def detached(name: str) -> Any:
-    return lambda model, x: getattr(model, name)(x).detach()
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_bad_input_has_one_clear_error(name: str) -> None:
-    make, error, message = REFUSED[name]
-    loss_fn, batch = make()
-    steps = ftrain.make_steps(Towers, loss_fn, optim.sgd(0.1))
-    with pytest.raises(error, match=message):
-        steps.train_step(steps.init_state(0), batch)
-
-
-@pytest.mark.parametrize(
-    ("encode", "size", "error", "message"),
-    [
-        ({}, 3, ValueError, "got an empty mapping"),
-        ({"a": 3}, 3, TypeError, r"encode\['a'\]: expected a function"),
-        (3, 3, TypeError, "encode: expected a function"),
-        (lambda model, x, extras: x, 3, TypeError, "expected no parameter extras"),
-        (ENCODERS, 0, ValueError, "whole number of at least 1, got 0"),
-        (ENCODERS, 2.5, ValueError, "whole number of at least 1, got 2.5"),
-        (ENCODERS, {"query": 3}, ValueError, r"each of the encoders \['query', 'document'\]"),
-    ],
-)
-def test_bad_arguments_are_refused(encode: Any, size: Any, error: Any, message: str) -> None:
-    with pytest.raises(error, match=message):
-        grad_cache(encode, of_embeddings, chunk_size=size)
-
-
-def test_captured_parameter_is_refused() -> None:
-    other = nn.Linear(4, 4).double()
-    encoders = {"query": lambda m, x: other(m.query(x)), "document": "document"}
-    steps = ftrain.make_steps(Towers, cached(3, encoders=encoders), optim.sgd(0.1))
-    with pytest.raises(ValueError, match="requires a gradient and is not in the state"):
-        steps.train_step(steps.init_state(0), towers.batch(8))
-
-
-def test_captured_parameter_of_the_second_of_two_functions_with_one_name_is_refused() -> None:
-    other = nn.Linear(5, 3)
-
-    def encoder(weight: Any) -> Any:
-        return lambda model, inputs: inputs @ (model.project.weight if weight is None else weight).T
-
-    batch = {"query": torch.ones(4, 5), "document": torch.ones(4, 5)}
-    encoders = {"query": encoder(None), "document": encoder(other.weight)}
-    model = nn.Sequential()
-    model.add_module("project", nn.Linear(5, 3))
-    loss_fn = grad_cache(
-        encoders, lambda model, z, batch: z["query"].mean() + z["document"].mean(), chunk_size=2
-    )
-    _, step, _ = steps = ftrain.make_steps(model, loss_fn, optim.sgd(0.1))
-    with pytest.raises(ValueError, match="requires a gradient and is not in the state"):
-        step(steps.init_state(0), batch)
-
-
-MICRO = "micro-batches change .*ftrain.tasks.grad_cache"
-
-
-@pytest.mark.parametrize(
-    "loss_fn",
-    [
-        tasks.info_nce,
-        functools.partial(tasks.info_nce, temperature=0.1),
-        tasks.supervised_contrastive,
-        cached(3),
-        tasks.compares_rows(lambda model, batch: towers.whole(model, batch)),
-        tasks.compares_rows(functools.partial(lambda *args, k: towers.whole(*args), k=1)),
-        watching_outputs(tasks.compares_rows(functools.partial(towers.whole))),
-    ],
-)
-def test_accumulation_of_a_loss_that_compares_rows_warns_once(loss_fn: Any) -> None:
-    with pytest.warns(UserWarning, match=MICRO) as warned:
-        ftrain.make_steps(Towers, loss_fn, optim.sgd(0.1), accumulate=2)
-    assert len(warned) == 1
-
-
-def test_micro_batches_of_a_loss_that_compares_rows_warn_once() -> None:
-    loss_fn = tasks.compares_rows(lambda model, batch: towers.whole(model, batch))
-    steps = ftrain.make_steps(Towers, loss_fn, optim.sgd(0.1))
-    state = steps.init_state(0)
-    parts = ftrain.MicroBatches((towers.batch(4), towers.batch(4, seed=1)))
-    with pytest.warns(UserWarning, match=MICRO) as warned:
-        state, _ = ftrain.scan(lambda s, _: steps.train_step(s, parts), state, length=2)
-    assert len(warned) == 1
-
-
-def test_accumulation_of_other_losses_does_not_warn(recwarn: pytest.WarningsRecorder) -> None:
-    ftrain.make_steps(Towers, tasks.triplet, optim.sgd(0.1), accumulate=2)
-    ftrain.make_steps(Towers, cached(3), optim.sgd(0.1))
-    assert not recwarn.list
-
-
-@given(
-    rows=st.integers(1, 9),
-    negatives=st.integers(0, 3),
-    size=st.integers(1, 12),
-    symmetric=st.booleans(),
-    normalize=st.booleans(),
-    seed=st.integers(0, 5),
-)
-def test_info_nce_in_chunks_has_the_values_and_gradients_of_all_scores(
-    rows: int, negatives: int, size: int, symmetric: bool, normalize: bool, seed: int
-) -> None:
-    data = towers.batch(rows, negatives, seed=seed)
-    mask = torch.rand(rows, generator=torch.Generator().manual_seed(seed)) < 0.8
-    mask[0] = True
-
-    def loss(x: Any, chunk_size: int) -> Tensor:
-        found = functional.info_nce(
-            x["query"], x["document"], temperature=x["heat"], symmetric=symmetric,
-            normalize=normalize, mask=mask, chunk_size=chunk_size,
-        )  # fmt: skip
-        return found.value
-
-    x = {**data, "heat": torch.tensor(0.5, dtype=torch.float64)}
-    value, grads = ftrain.value_and_grad(loss)(x, size)
-    expected, others = ftrain.value_and_grad(loss)(x, 0)
-    assert value.item() == pytest.approx(expected.item(), rel=1e-12)
-    for name, grad in grads.items():
-        assert torch.allclose(grad, others[name], rtol=1e-10, atol=1e-12)
-
-
-@pytest.mark.parametrize("symmetric", [True, False])
-def test_cached_info_nce_has_the_gradients_and_the_recall_of_info_nce(symmetric: bool) -> None:
-    options: dict[str, Any] = {"logit_scale": "log_temperature", "symmetric": symmetric}
-    plain = functools.partial(tasks.info_nce, **options)
-    batch, loss_fn = towers.batch(8), tasks.cached_info_nce(chunk_size=3, **options)
-    found, expected = results(Towers, batch, loss_fn, plain)
-    assert_equal(found, expected, 1e-12)
-    made = [ftrain.make_steps(Towers, fn, optim.sgd(0.1)) for fn in (loss_fn, plain)]
-    evaluated = [steps.eval_step(made[0].init_state(0), batch).compute() for steps in made]
-    assert evaluated[0] == pytest.approx(evaluated[1], rel=1e-12)
-
-
-def test_two_towers_train_by_cached_info_nce_from_a_configuration() -> None:
-    tokens = torch.randint(1, 20, (24, 6), generator=torch.Generator().manual_seed(0))
-    rows = {"query": tokens[:, :3].contiguous(), "document": tokens}
-    parts = built(
-        model={"name": "ftrain.tasks:TwoTower", "vocabulary": 20, "width": 16, "dropout": 0.0},
-        loss={"name": "cached_info_nce", "chunk_size": 5, "logit_scale": "logit_scale"},
-    )
-    state = parts.init_state()
-    plain = functools.partial(tasks.info_nce, first=0, second=1, logit_scale="logit_scale")
-    expected = ftrain.make_steps(parts.model, plain, optim.sgd(0.1)).train_step
-    assert_close_norm(
-        parts.steps.train_step.gradients(state, rows).grads,
-        expected.gradients(state, rows).grads,
-        4e-6,
-    )

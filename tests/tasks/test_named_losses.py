@@ -158,7 +158,7 @@ def rows(batch: dict[str, Tensor], part: slice) -> dict[str, Tensor]:
 
 
 def test_every_registered_loss_of_ftrain_is_tested_here() -> None:
-    own = {"next_token", "cached_info_nce"}  # in test_losses.py and test_grad_cache.py
+    own = {"next_token", "cached_info_nce"}  # in test_losses.py and test_grad_cache_refusals.py
     registered = {
         name
         for name, one in registry._REGISTERED["loss"].items()

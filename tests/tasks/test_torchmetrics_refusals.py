@@ -1,4 +1,4 @@
-"""What of torchmetrics is refused in a step, and the remedy that the message gives."""
+"""Refusals of metrics of torchmetrics in a step, with the remedy in each message."""
 
 from __future__ import annotations
 

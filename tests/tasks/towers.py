@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from ftrain.tasks import functional
+import ftrain
+from ftrain import optim
+from ftrain.tasks import functional, grad_cache
+from ftrain.testing import assert_close_norm
 
 
 class Towers(nn.Module):
@@ -71,3 +75,30 @@ def in_chunks(size: int) -> Any:
         return of_embeddings(model, {"query": query, "document": document}, batch)
 
     return loss_fn
+
+
+LIMIT = {torch.float64: 1e-12, torch.float32: 4e-6}
+ENCODERS = {"query": "query", "document": "document"}
+
+
+def cached(size: Any, loss: Any = of_embeddings, encoders: Any = None) -> Any:
+    return grad_cache(encoders or ENCODERS, loss, chunk_size=size)
+
+
+def one_graph(loss_fn: Any) -> Any:
+    """Return the loss as a plain function, which a step differentiates in one graph."""
+    return lambda model, batch: loss_fn(model, batch)
+
+
+def results(model: Any, batch: Any, *losses: Any, **options: Any) -> list[Any]:
+    """Return the gradients and by-products of each loss at the same state."""
+    made = [ftrain.make_steps(model, fn, optim.sgd(0.1), **options) for fn in losses]
+    state = made[0].init_state(3)
+    return [steps.train_step.gradients(state, batch) for steps in made]
+
+
+def assert_equal(found: Any, expected: Any, limit: float) -> None:
+    assert_close_norm(found.grads, expected.grads, limit)
+    assert found.grads.keys() == expected.grads.keys()
+    loss = expected.metrics["loss"].item()
+    assert found.metrics["loss"].item() == pytest.approx(loss, rel=limit)
