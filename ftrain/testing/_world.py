@@ -29,7 +29,7 @@ __all__ = ["changes", "restore", "world"]
 
 _DEVICES = ("cpu", "cuda", "mps", "xpu")
 # Variables that torch, its compiler, pytest and CUDA set when they are first used.
-_OF_LIBRARIES = ("TORCH", "TRITON", "PYTEST", "CUDA", "KMP_")
+_OF_LIBRARIES = ("TORCH", "_TORCH", "TRITON", "PYTEST", "CUDA", "KMP_")
 _VARIABLES = "environment variables"
 _ATTENTION = ("flash", "mem_efficient", "math")  # the switches of CUDA, which the CPU obeys too
 
