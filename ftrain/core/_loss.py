@@ -102,7 +102,8 @@ def call_loss(
                 )
                 error.add_note(f"while computing {where} on {shapes}")
                 raise
-    _refuse_assigned(own["state.extras"], given["state.extras"], where)
+    if watched.takes_extras:
+        _refuse_assigned(own["state.extras"], given["state.extras"], where)
     return out
 
 

@@ -74,7 +74,7 @@ def cut(batch: Any, size: int, what: str) -> Chunks:
         what: the tree's name in messages.
 
     Raises:
-        ValueError: there is no tensor with axes, or no row, or two tensors differ in their rows.
+        ValueError: tensors with axes or rows are missing, or two tensors differ in their rows.
         TypeError: the tree holds an object, or a list of numbers or strings, which cannot be cut.
     """
     leaves, structure = tree.flatten(batch)

@@ -70,7 +70,7 @@ REFUSED: dict[str, Any] = {
         ValueError,
         r"expected one entry for each of 3 rows, got",
     ),
-    "an embedding that is no tensor": (
+    "an embedding that is not a tensor": (
         lambda: (cached(3, encoders={"query": lambda m, x: {"a": 1.0}}), towers.batch(8)),
         TypeError,
         r"expected a real tensor, got",
