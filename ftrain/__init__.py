@@ -7,7 +7,8 @@ Training is three pure functions over one immutable state:
     eval_step(state, batch) -> metrics
 
 Start at `make_steps`; the pieces under it are in `ftrain.core`, the optimizers in `ftrain.optim`. The
-packages (`checkpoint`, `config`, `data`, `loop`, `optim`, `tasks`, `testing`) are imported at first use.
+packages (`checkpoint`, `config`, `data`, `loop`, `optim`, `tasks`, `testing`, `transforms`) are imported
+at first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -22,10 +23,20 @@ if TYPE_CHECKING:
     from ftrain import optim as optim
     from ftrain import tasks as tasks
     from ftrain import testing as testing
+    from ftrain import transforms as transforms
     from ftrain._public import *  # noqa: F403
     from ftrain._public import __all__ as __all__
 else:
-    _PACKAGES = ("checkpoint", "config", "data", "loop", "optim", "tasks", "testing")
+    _PACKAGES = (
+        "checkpoint",
+        "config",
+        "data",
+        "loop",
+        "optim",
+        "tasks",
+        "testing",
+        "transforms",
+    )
 
     def __getattr__(name: str) -> Any:
         """Import a public name on first access, so that `ftrain --help` does not import torch."""

@@ -36,6 +36,7 @@ ROOMS = [
     "ftrain.tasks.functional",
     "ftrain.tasks.metrics",
     "ftrain.tasks.models",
+    "ftrain.transforms",
     "ftrain.testing",
     "ftrain.testing.strategies",
     "ftrain.testing.machine",

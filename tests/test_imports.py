@@ -17,14 +17,18 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"core"},
     {"optim", "data", "checkpoint"},
-    {"tasks", "testing"},
+    {"tasks", "testing", "transforms"},
     {"loop"},
     {"config"},
     {"cli"},
 ]
 # Rooms that may import fewer rooms than their floor allows.
 # `testing` resumes runs from real checkpoints, draws optimizers and switches the workers of loaders.
-ONLY = {"tasks": {"core", "optim"}, "testing": {"core", "optim", "data", "checkpoint"}}
+ONLY = {
+    "tasks": {"core", "optim"},
+    "transforms": {"core", "optim"},
+    "testing": {"core", "optim", "data", "checkpoint"},
+}
 FLOOR = {room: i for i, rooms in enumerate(FLOORS) for room in rooms}
 PUBLIC = ("ftrain", "ftrain._public")  # they hand on the names of `core`, so stand just above it
 
@@ -124,10 +128,11 @@ def test_import_from_a_higher_layer_is_reported(tmp_path: Path, statement: str) 
 
 
 @pytest.mark.parametrize(("statement", "count"), [("ftrain.optim", 0), ("ftrain.data", 1)])
-def test_tasks_package_may_import_core_and_optim_only(
-    tmp_path: Path, statement: str, count: int
+@pytest.mark.parametrize("package", ["tasks", "transforms"])
+def test_tasks_and_transforms_may_import_core_and_optim_only(
+    tmp_path: Path, package: str, statement: str, count: int
 ) -> None:
-    write(tmp_path, "tasks/losses.py", f"import {statement}")
+    write(tmp_path, f"{package}/losses.py", f"import {statement}")
     assert len(violations(tmp_path)) == count
 
 
@@ -143,7 +148,7 @@ def test_import_cycle_through_a_function_and_type_checking_is_reported(tmp_path:
 
 def write(root: Path, path: str, text: str) -> None:
     """Write a module of a package with just enough subpackages for these tests."""
-    for each in ("loop", "config", "tasks", "data", "optim", "core"):
+    for each in ("loop", "config", "tasks", "transforms", "data", "optim", "core"):
         package = root / "ftrain" / each
         package.mkdir(parents=True, exist_ok=True)
         (package / "__init__.py").write_text("")
