@@ -16,28 +16,27 @@ from ftrain.core._words import a_or_an, kind
 from ftrain.core.state import TrainState
 
 
+def isolated(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """Return a context, to be entered at once, in which autocast, grad and inference mode are off."""
+    if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device_type):
+        return _isolated(device_type)
+    return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
+
+
 @contextlib.contextmanager
-def isolated(device_type: str) -> Iterator[None]:
-    """Turn off autocast, grad mode and inference mode inside the context."""
-    if not (
-        torch.is_grad_enabled()
-        or torch.is_inference_mode_enabled()
-        or torch.is_autocast_enabled(device_type)
-    ):  # as in the pieces of a step: 1 µs instead of 6
-        yield
-        return
+def _isolated(device_type: str) -> Iterator[None]:
     with torch.inference_mode(False), torch.no_grad(), without_autocast(device_type):
         yield
 
 
-@contextlib.contextmanager
-def without_autocast(device_type: str) -> Iterator[None]:
-    """Turn off autocast inside the context."""
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
+    """Return a context, to be entered at once, in which autocast is off."""
     if not torch.is_autocast_enabled(device_type):
-        yield
-        return
-    with torch.autocast(device_type, enabled=False):
-        yield
+        return _NOTHING
+    return torch.autocast(device_type, enabled=False)
+
+
+_NOTHING = contextlib.nullcontext()  # 0.2 µs to enter and leave; a generator of one's own 1.3 µs
 
 
 class _Checked(threading.local):

@@ -14,6 +14,7 @@ from torch import nn
 from ftrain.core import tree
 from ftrain.core._captured import Captured
 from ftrain.core._leftovers import guard
+from ftrain.core._torch import unwatched
 from ftrain.core._words import kind
 from ftrain.core._writes import FirstCalls, unchanged
 from ftrain.core.errors import ImpureFunctionError
@@ -185,16 +186,20 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
                 f"{where}: expected a scalar (0-d) loss, `Mean(total, weight)`, or a pair "
                 f"`(loss, metrics)`, got {kind(total)}. {_scalar_remedy(total)}"
             )
-        metric, weight = BatchMean, torch.ones_like(total)
+        metric, weight = BatchMean, None
     metrics = as_metrics(extra, where, total.device)
     taken = sorted(set(metrics) & set(_RESERVED))
     if taken:
         raise ValueError(
             f"{where} returned metrics named {taken}, which the step itself reports. Rename them."
         )
-    weight = on_device(weight.detach(), total.device)
-    weight = weight.to(torch.promote_types(total.dtype, torch.float32), copy=True)
-    counted = metric(total.detach().clone(), weight)
+    with unwatched():
+        dtype = torch.promote_types(total.dtype, torch.float32)
+        if weight is None:
+            weight = torch.ones_like(total, dtype=dtype)
+        else:
+            weight = on_device(weight.detach(), total.device).to(dtype, copy=True)
+        counted = metric(total.detach().clone(), weight)
     return total, Metrics({"loss": counted, **metrics.entries})
 
 

@@ -16,6 +16,7 @@ from ftrain.core import random, tree
 from ftrain.core._compares_rows import AccumulationWarning
 from ftrain.core._loss import WatchedLoss, split_loss
 from ftrain.core._model_calls import ModelCalls, own_gradients
+from ftrain.core._torch import unwatched
 from ftrain.core.accumulate import (
     MicroBatches,
     PartFn,
@@ -178,10 +179,11 @@ class MeanLoss:
 
         def seed(aux: Any) -> torch.Tensor:
             loss = aux[1].entries["loss"]
-            cotangent = safe_weight(loss.weight).reciprocal()
-            if scale is not None:
-                cotangent = cotangent * scale
-            return cotangent.to(loss.total.dtype)
+            with unwatched():
+                cotangent = safe_weight(loss.weight).reciprocal()
+                if scale is not None:
+                    cotangent = cotangent * scale
+                return cotangent.to(loss.total.dtype)
 
         if self._own is not None:
             return self._own.forward_backward(self._calls, params, buffers, key, part, seed)

@@ -83,13 +83,15 @@ def _finite_norm(leaves: list[torch.Tensor], rows: bool = False) -> GlobalNorm:
     wide = any(leaf.dtype == torch.float64 for leaf in leaves)
     dtype = torch.float64 if wide else torch.float32
     up, least = _RANGE[dtype]
+    if not rows and not torch.is_grad_enabled() and _are_readable(leaves):
+        total = _norm_of_norms(_torch.norms(leaves, dtype))
+        if least <= total.item() < math.inf:  # as in nearly every eager step: 17 µs instead of 26
+            return GlobalNorm(total, torch.ones((), dtype=torch.bool))
     differentiated = _is_differentiated(leaves)
     with torch.no_grad():  # what is taken from it cancels out in a derivative
         total = _norm(leaves, dtype, rows)
-        readable = not differentiated and total.is_cpu and _is_readable(total)
-        if readable and not rows and least <= total.item() < math.inf:  # 0.3 µs
-            return GlobalNorm(total, torch.ones((), dtype=torch.bool))
         usual = (total >= least) & torch.isfinite(total)
+        readable = not differentiated and total.is_cpu and _is_readable(total)
         if readable and bool(usual.all()):
             return GlobalNorm(total, usual)
         one = torch.ones_like(total)
@@ -110,14 +112,12 @@ def _finite_norm(leaves: list[torch.Tensor], rows: bool = False) -> GlobalNorm:
 
 
 def _norm(leaves: list[torch.Tensor], dtype: torch.dtype, rows: bool) -> torch.Tensor:
+    if not rows and _are_readable(leaves):
+        return _norm_of_norms(_torch.norms(leaves, dtype))
     device = leaves[0].device
     if not rows:
-        if all(type(x) is torch.Tensor and x.is_cpu for x in leaves) and _is_readable(leaves[0]):
-            norms = _torch.norms(leaves, dtype)
-        else:
-            norms = [torch.linalg.vector_norm(x, dtype=dtype).to(device) for x in leaves]
-        total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
-        return total
+        norms = [torch.linalg.vector_norm(x, dtype=dtype).to(device) for x in leaves]
+        return _norm_of_norms(norms)
     norms = [
         torch.linalg.vector_norm(x, dim=tuple(range(1, x.ndim)), dtype=dtype).to(device)
         if x.ndim > 1
@@ -126,6 +126,11 @@ def _norm(leaves: list[torch.Tensor], dtype: torch.dtype, rows: bool) -> torch.T
     ]
     by_row: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms), dim=0)
     return by_row
+
+
+def _norm_of_norms(norms: list[torch.Tensor]) -> torch.Tensor:
+    total: torch.Tensor = torch.linalg.vector_norm(torch.stack(norms))
+    return total
 
 
 def _as_rows(factor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -190,6 +195,11 @@ class _Latest(threading.local):
 
 
 _latest = _Latest()
+
+
+def _are_readable(leaves: list[torch.Tensor]) -> bool:
+    """Return True if all are ordinary CPU tensors whose values can be read."""
+    return _is_readable(leaves[0]) and all(type(x) is torch.Tensor and x.is_cpu for x in leaves)
 
 
 def _is_readable(value: torch.Tensor) -> bool:
