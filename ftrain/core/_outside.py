@@ -115,7 +115,7 @@ def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
 
 
 def _named(node: Any) -> str:
-    """Return the name of an operator without a derivative, in parentheses, from its node's warning."""
+    """Return ` (name)` for an operator without a derivative, read from its node's warning; else ""."""
     with warnings.catch_warnings(record=True) as caught, contextlib.suppress(Exception):
         warnings.simplefilter("always")
         node(torch.zeros(()))

@@ -272,7 +272,7 @@ _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
 
 def norms(tensors: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
-    """Return the norm of each CPU tensor, to the bit that of `torch.linalg.vector_norm`.
+    """Return the norm of each CPU tensor, with the same bits as `torch.linalg.vector_norm`.
 
     Called from C++ for all of them: 7 µs for six tensors instead of 12. (`_foreach_norm` with a dtype,
     torch 2.3 and later.)

@@ -76,7 +76,9 @@ class GradientFn:
         return self._watch(lambda: self._result(state, batch), state.step.device)
 
     def viewing(self, view: Callable[[TrainState], TrainState]) -> GradientFn:
-        """Return the gradients at `view(state)`, for a loss that reads extras computed from the state.
+        """Return a function of state and batch that takes the gradients at `view(state)`.
+
+        For a loss that reads extras computed from the state.
 
         Args:
             view: a pure function that returns a state with the same parameters.

@@ -278,7 +278,7 @@ def _make_region(module: nn.Module, path: str) -> None:
 
 @functools.cache
 def _region_class(cls: Any) -> type[nn.Module]:
-    """Return a subclass of a module class, by the same name, whose `forward` is a region."""
+    """Return a subclass with the same name whose `forward` is recomputed in the backward pass."""
 
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return _call(cls.forward.__get__(self) if is_method else cls.forward, *args, **kwargs)

@@ -169,7 +169,7 @@ class Draft:
         os.replace(self._partial, self._path)
 
     def _write_header(self, metadata: dict[str, str]) -> int:
-        """Write the header, of one length whatever the digests are; return that length."""
+        """Write the header, padded to the same length for all digests; return that length."""
         blank = dict.fromkeys(("format", "data", "source", "batch_size", "content"), "")
         padded = {name: x.ljust(_DIGITS) for name, x in {**blank, **metadata}.items()}
         header = {"__metadata__": padded, **self._entries}

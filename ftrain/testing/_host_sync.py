@@ -96,7 +96,7 @@ class _Watch:
 
     @contextlib.contextmanager
     def cuda_errors(self) -> Iterator[None]:
-        """Make torch raise at synchronizing CUDA calls; convert its errors to those of CPU reads."""
+        """Raise at CUDA calls that wait for the device, as at reads of CPU tensors."""
         if not torch.cuda.is_available():
             yield
             return

@@ -261,7 +261,7 @@ def test_register_dataclass_refuses_a_dataclass_that_is_not_frozen() -> None:
         tree.register_dataclass(Heir)
 
 
-def test_first_difference_takes_the_tree_it_was_given_first() -> None:
+def test_first_difference_calls_the_second_argument_expected() -> None:
     """In the order of `ftrain.testing.first_difference`."""
     message = tree.first_difference({"a": (1, 2, 3)}, {"a": (1, 2)})
     assert message == "at ['a']: expected a tuple of 2 entries, got 3"

@@ -87,7 +87,7 @@ def test_loader_refuses_sampler_results_that_are_not_int64_arrays(change):
 
 
 @pytest.mark.parametrize("scale", [1e-323, 1e-300, 1.0, 1e300, 4e307])
-def test_weighted_draws_in_proportion_at_any_scale_of_weights(scale):
+def test_weighted_sampler_draws_in_proportion_to_weights_of_any_scale(scale):
     places = np.arange(2000)
     drawn = Weighted([1.0 * scale, 0.0, 3.0 * scale], samples=2000).at(places, seed=0, epoch=0)
     assert 400 < int((drawn == 0).sum()) < 600

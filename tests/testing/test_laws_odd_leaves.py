@@ -176,7 +176,7 @@ def test_check_pure_names_a_changed_step_object_with_slots() -> None:
         testing.check_pure(Step(), BATCHES, state={"w": torch.ones(4)})
 
 
-def test_a_loader_and_a_triple_are_refused_with_the_remedy() -> None:
+def test_check_pure_refuses_an_iterator_of_batches_and_a_result_of_three_entries() -> None:
     state = {"w": torch.ones(4)}
     with pytest.raises(TypeError, match=r"list\(loader\) for a loader"):
         testing.check_pure(of_dict, iter(BATCHES), state=state)  # type: ignore[arg-type]

@@ -45,7 +45,7 @@ def _mixes_dtypes(node: fx.Node) -> bool:
 
 
 def _differing(node: fx.Node, decomposed: Any) -> Iterator[tuple[fx.Node, torch.dtype]]:
-    """Yield the results of a node whose dtypes differ after decomposition, with the traced dtypes."""
+    """Yield each result that gets another dtype when its node is decomposed, and its traced dtype."""
     if decomposed is None:
         return
     args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda each: each.meta["val"])

@@ -39,7 +39,7 @@ _MUTATED = re.compile(r"'mutated_arg_names': \[([^\]]*)\]")
 
 
 class ProgramModule:
-    """Parsed module of one program.
+    """Syntax trees of the Python file that inductor wrote for one compiled graph.
 
     Args:
         filename: the file, read through `linecache`.

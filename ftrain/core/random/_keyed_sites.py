@@ -217,7 +217,7 @@ class KeyStream:
         return stream
 
     def _chain(self, frame: FrameType | None) -> list[Running]:
-        """Return the modules called inside the context that run at a stack frame, innermost first."""
+        """Return the modules called inside the context whose calls enclose a frame, innermost first."""
         return _running(frame)[: -self._outside or None] + self._around
 
     def _path(self, chain: list[Running]) -> str:

@@ -112,7 +112,7 @@ def csv_inputs(
     delimiter: str = ",",
     fitted: Fitted = None,
 ) -> Tensor:
-    """Return the features `x` of a CSV table as `csv` computes them; it needs no target column.
+    """Return the features `x` of a CSV table, as the source `csv` does, without its target column.
 
     The arguments are those of `csv`; `fitted` must hold what a run has fitted, and `held_out` is unused.
     """

@@ -299,7 +299,7 @@ def _output_of(model: nn.Module, path: str, option: str) -> Iterator[Any]:
         if len(seen) != 1:
             raise ValueError(
                 f"{option}: expected a module that the model calls once, got {len(seen)} calls of "
-                f"{path!r}. Name a module with one output"
+                f"{path!r}. Name a module that is called once."
             )
         return seen[0]
 

@@ -29,7 +29,7 @@ _LIMIT = 0.1
 def require_same_update(
     whole: Subject, before: Any, after: Any, is_free: Callable[[str], bool]
 ) -> list[Row]:
-    """Raise if the next update depends on the loss scale that a skipped step changed.
+    """Raise unless the update after a skipped step is independent of the new loss scale.
 
     Args:
         whole: the step; its last batch has finite gradients.

@@ -135,7 +135,10 @@ def _paths(state: Any, key: str | None) -> list[str]:
     if key is not None and not found:
         found = tree.find(state, key.strip(".[]'"))
         if not found:
-            raise ValueError(f"key: expected a field of the state, got {key!r}. Name its field.")
+            raise ValueError(
+                f"key: expected the name of a field of the state, got {key!r}. Name the field that "
+                "holds the key."
+            )
     return [
         path
         for path, leaf in found.items()
