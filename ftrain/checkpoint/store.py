@@ -45,8 +45,8 @@ class Store:
     """Directory of checkpoints named `step-000000000100`, for one writer and any number of readers.
 
     A new checkpoint is durable before an old one is deleted, and a deleted one disappears at once;
-    a reader never sees half of one. The first `save` locks the directory until the store is closed
-    or its process ends; reading takes no lock. Threads may share a store: they write in turn.
+    a reader never sees half of one. `lock`, or the first `save`, locks the directory until the store is
+    closed or its process ends; reading takes no lock. Threads may share a store: they write in turn.
 
     Args:
         directory: the directory; created by the first save.
@@ -111,6 +111,21 @@ class Store:
         self._numbered = Numbered(self.directory)
         self._entries: dict[int, tuple[Identity | None, StoredStep]] = {}
         self._has_ranked = False  # or the user was warned
+
+    def lock(self) -> bool:
+        """Lock the directory for this writer now, instead of at the first `save`; create it if missing.
+
+        Returns:
+            True if the lock was acquired by this call, False if the store held it before.
+
+        Raises:
+            CheckpointWriteError: the directory cannot be created, or its file system has no locks.
+            CheckpointLockedError: another writer is at work here, or may be, as for `save`.
+        """
+        with self._turns.taken():
+            held = self._lock is not None and self._lock.held
+            self._acquire()
+            return not held
 
     def save(
         self,

@@ -76,7 +76,7 @@ class Dispatcher:
                 f"the checkpoint holds the states of callbacks that this trainer does not have: "
                 f"{unmatched}. These states are dropped.",
                 CallbackWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
         return states
 

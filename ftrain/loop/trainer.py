@@ -27,7 +27,7 @@ from ftrain.core.compile import Compiled
 from ftrain.core.compile import compile as compile_step
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
-from ftrain.loop._batches import as_batches, check_padding, length
+from ftrain.loop._batches import Batches, as_batches, check_padding, length
 from ftrain.loop._callback_identity import Named, named
 from ftrain.loop._checkpoint_writer import CheckpointWriter
 from ftrain.loop._count_samples import count_samples
@@ -169,6 +169,7 @@ class Trainer:
         Raises:
             ValueError: neither `epochs` nor `max_steps` is given; the data has no batch; there is no
                 checkpoint to resume from; the store holds a run already and `resume` is not given.
+            CheckpointLockedError: another process writes to the store; no file was changed.
             CompilerMissingError: steps are to be compiled, and there is no C++ compiler.
             Exception: any exception that a step, the data or a callback raised.
         """
@@ -264,10 +265,31 @@ class Trainer:
             )
         train = as_batches(train_data, "train_data")
         check_padding(train, self._step)
+        held_out = None if eval_data is None else as_batches(eval_data, "eval_data")
+        store = self.store if isinstance(self.store, (Store, type(None))) else Store(self.store)
+        # Before any file is read or written: loggers truncate their files at the first event.
+        acquired = store is not None and store.lock()
+        try:
+            return self._prepared(state, train, held_out, epochs, max_steps, resume, store)
+        except BaseException:
+            if store is not None and acquired:
+                store.close()
+            raise
+
+    def _prepared(
+        self,
+        state: Any,
+        train: Batches,
+        held_out: Batches | None,
+        epochs: int | None,
+        max_steps: int | None,
+        resume: Resume,
+        store: Store | None,
+    ) -> Run:
+        """Return the run in its initial or resumed state; the store is locked."""
         per_epoch = length(train)
         if per_epoch is not None:
             per_epoch = -(-per_epoch // self.accumulate)
-        store = self.store if isinstance(self.store, (Store, type(None))) else Store(self.store)
         loop = _loop_state(state, store, resume)
         resumed = loop is not None
         if loop is None:
@@ -279,21 +301,20 @@ class Trainer:
             callbacks=callbacks.initial_states(loop.callbacks, loop.callback_options),
             callback_options=callbacks.options,
         )
-        evaluates = eval_data is not None
         step = self._step
         runtime = Runtime(
             step=step,
             plain_step=getattr(step, "__wrapped__", step),
             eval_step=self._eval_step,
             train_data=train,
-            eval_data=as_batches(eval_data, "eval_data") if evaluates else None,
+            eval_data=held_out,
             plan=Plan(
                 epochs,
                 max_steps,
                 per_epoch,
                 self.log_every,
                 self.eval_every,
-                evaluates,
+                held_out is not None,
                 self.save_every,
                 tuple(sorted({str(x.device) for x in tree.leaves(loop.train)})),
             ),
