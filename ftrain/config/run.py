@@ -31,10 +31,10 @@ from ftrain.config.build import Parts, build
 from ftrain.config.dump import dump, relocated
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
+from ftrain.core import _file_output
 from ftrain.core.compile import check_compiler
 from ftrain.data.fitted import FILE
 from ftrain.loop import FitResult, Trainer
-from ftrain.loop.callbacks import _lines
 from ftrain.loop.callbacks._monitor import UnknownMetricError
 from ftrain.loop.events import TrainEnd
 
@@ -108,7 +108,7 @@ class Run:
             raise
         finally:
             if result is not None:
-                _lines.replace(outcome, json.dumps(result.to_json(), indent=1) + "\n")
+                _file_output.replace(outcome, json.dumps(result.to_json(), indent=1) + "\n")
         assert result is not None
         _watchers.check_monitored(self.parts, result)
         return result
@@ -285,7 +285,7 @@ def _stored_fitted(config: Config, folder: pathlib.Path) -> Mapping[str, Any] | 
 def _write(folder: pathlib.Path, files: Mapping[str, str]) -> None:
     """Write each file atomically, so that readers see the old file or the new one."""
     for name, text in files.items():
-        _lines.replace(folder / name, text)
+        _file_output.replace(folder / name, text)
 
 
 def _clear(folder: pathlib.Path) -> None:

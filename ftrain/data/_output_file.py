@@ -5,6 +5,7 @@ Read next: `outputs.py`.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ftrain.core import _file_output
 from ftrain.core.errors import DataError
 
 __all__ = ["Draft", "OutputFile", "is_storable", "opened"]
@@ -118,12 +120,12 @@ class Draft:
 
     def __init__(self, path: Path, rows: int) -> None:
         self._path, self._rows = path, rows
-        self._partial = path.with_name(f".{path.name}.{os.getpid()}")
         self._entries: dict[str, Any] = {}
         self._regions: dict[str, Any] = {}
 
     def __enter__(self) -> Draft:
         self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._partial = _file_output.new_draft(self._path)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,7 +141,7 @@ class Draft:
         if not self._entries:
             self._entries = _layout(outputs, self._rows)
             end = self._write_header({}) + _size(self._entries)
-            os.truncate(self._partial, end)
+            _reserve(self._partial, end)
             start = end - _size(self._entries)
             self._regions = _regions(self._partial, self._entries, start, "r+")
         got, expected = ({n: _kind(n, x) for n, x in each.items()} for each in (
@@ -164,9 +166,7 @@ class Draft:
         digests = {"format": _FORMAT, **digests}
         content = _digest(self._partial, start, digests, self._entries)
         self._write_header({**digests, "content": content})
-        with self._partial.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(self._partial, self._path)
+        _file_output.publish(self._partial, self._path)
 
     def _write_header(self, metadata: dict[str, str]) -> int:
         """Write the header, padded to the same length for all digests; return that length."""
@@ -175,11 +175,26 @@ class Draft:
         header = {"__metadata__": padded, **self._entries}
         text = json.dumps(header, sort_keys=True).encode()
         text += b" " * (-len(text) % 8)
-        with self._partial.open(
-            "r+b" if self._entries and self._partial.exists() else "wb"
-        ) as file:
+        with self._partial.open("r+b") as file:
             file.write(len(text).to_bytes(8, "little") + text)
         return 8 + len(text)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Extend a file, with space on the disk: writing to mapped memory without it kills the process.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    os.truncate(path, size)
+    with path.open("r+b") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise OSError(error.errno, error.strerror, str(path)) from None
+        except AttributeError:  # not on every system
+            pass
 
 
 def _kind(name: str, entry: tuple[str, Any]) -> str:

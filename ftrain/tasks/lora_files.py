@@ -20,7 +20,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from ftrain.core import random
+from ftrain.core import _file_output, random
 from ftrain.core._structure import named_tensors
 from ftrain.core._words import a_or_an, did_you_mean
 from ftrain.core.functional import Bound, bind
@@ -128,8 +128,8 @@ def write_lora(path: str | os.PathLike[str], state: TrainState, model: LoraModel
     folder = pathlib.Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     own = {key: t.detach().cpu().contiguous() for key, t in tensors.items()}
-    _replace(folder / _TENSORS, safetensors.torch.save(own, {"format": "pt"}))
-    _replace(folder / _CONFIG, (json.dumps(config, indent=2) + "\n").encode())
+    _file_output.replace(folder / _TENSORS, safetensors.torch.save(own, {"format": "pt"}))
+    _file_output.replace(folder / _CONFIG, (json.dumps(config, indent=2) + "\n").encode())
 
 
 def read_lora(
@@ -383,10 +383,3 @@ def _number(config: Mapping[str, Any], name: str, folder: pathlib.Path) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{folder / _CONFIG}: expected a number for {name!r}, got {value!r}")
     return value
-
-
-def _replace(path: pathlib.Path, content: bytes) -> None:
-    """Replace a file atomically: readers see the old content or the new one."""
-    new = path.with_name(f"{path.name}.{os.getpid()}.new")
-    new.write_bytes(content)
-    os.replace(new, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.resources
+import os
 import pathlib
 import sys
 
@@ -20,7 +21,7 @@ def run(options: argparse.Namespace) -> int:
     folder = pathlib.Path(options.folder)
     skeleton = importlib.resources.files("ftrain.cli") / "skeleton"
     files = {"config.yaml": folder / "config.yaml", "model.py.txt": folder / "model.py"}
-    there = [str(path) for path in files.values() if path.exists()]
+    there = [str(path) for path in files.values() if os.path.lexists(path)]
     if there:
         print(
             f"ftrain init: {' and '.join(there)} exist already. Name another folder: ftrain "
@@ -30,7 +31,8 @@ def run(options: argparse.Namespace) -> int:
         return 1
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in files.items():
-        path.write_text(skeleton.joinpath(name).read_text(encoding="utf-8"), encoding="utf-8")
+        with path.open("x", encoding="utf-8") as file:
+            file.write(skeleton.joinpath(name).read_text(encoding="utf-8"))
         print(f"wrote {path}")
     print(f"now: ftrain train {files['config.yaml']}")
     return 0

@@ -42,6 +42,7 @@ class RowLogger(abc.ABC):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
         self._before = 0.0  # seconds of the previous processes of this run
+        self._begun = False  # the file has been truncated to the rows of the state
 
     def init(self) -> Rows:
         """Return the initial state: no row is written yet."""
@@ -50,14 +51,24 @@ class RowLogger(abc.ABC):
     def __call__(self, state: Rows, event: Event) -> tuple[Rows, tuple[Action, ...]]:
         """Write a row for each `Logged` event on rank 0; count the rows on all ranks."""
         if isinstance(event, TrainBegin):
-            rows = state["rows"] if event.resumed else 0
-            if is_main():
-                rows, self._before = self._begin(rows)
-            return {"rows": rows}, ()
+            self._begun = False
+            state = state if event.resumed else {"rows": 0}
+            return (self._opened(state) if is_main() else state), ()
         assert isinstance(event, Logged)
+        return self._add(state, event, event.split, event.values), ()
+
+    def _add(self, state: Rows, event: Event, split: str, values: Mapping[str, Any]) -> Rows:
+        """Write a row on rank 0; return the state with one row more."""
         if is_main():
-            self._write({**self._head(event, event.split), **event.values})
-        return {"rows": state["rows"] + 1}, ()
+            # After an error at the start of the run, on a full disk for example, try again.
+            state = state if self._begun else self._opened(state)
+            self._write({**self._head(event, split), **values})
+        return {"rows": state["rows"] + 1}
+
+    def _opened(self, state: Rows) -> Rows:
+        rows, self._before = self._begin(state["rows"])
+        self._begun = True
+        return {"rows": rows}
 
     def _head(self, event: Event, split: str) -> dict[str, Any]:
         """Return the columns that identify a row."""

@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ftrain.loop.callbacks import _lines
+from ftrain.core import _file_output
 from ftrain.loop.callbacks._rows import RowLogger
 
 __all__ = ["CSVLogger"]
@@ -37,12 +37,12 @@ class CSVLogger(RowLogger):
     _columns: list[str]
 
     def _begin(self, rows: int) -> tuple[int, float]:
-        previous = list(csv.DictReader(_lines.keep(self.path, rows + 1)))
+        previous = list(csv.DictReader(_file_output.keep(self.path, rows + 1)))
         # In order of first appearance; columns that only removed rows used are dropped.
         self._columns = list(
             dict.fromkeys(name for row in previous for name, x in row.items() if name and x)
         )
-        _lines.replace(self.path, _table(self._columns, previous) if previous else "")
+        _file_output.replace(self.path, _table(self._columns, previous) if previous else "")
         return len(previous), float(previous[-1].get("time") or 0.0) if previous else 0.0
 
     def _write(self, row: Mapping[str, Any]) -> None:
@@ -55,10 +55,10 @@ class CSVLogger(RowLogger):
                 with self.path.open(encoding="utf-8", newline="") as file:
                     there = list(csv.DictReader(file))
             columns = [*self._columns, *new]
-            _lines.replace(self.path, _table(columns, [*there, row]))
+            _file_output.replace(self.path, _table(columns, [*there, row]))
             self._columns = columns
         else:
-            _lines.append(self.path, _line(row.get(name, "") for name in self._columns))
+            _file_output.append(self.path, _line(row.get(name, "") for name in self._columns))
 
 
 def _table(columns: list[str], rows: Iterable[Mapping[str, Any]]) -> str:

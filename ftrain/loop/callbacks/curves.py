@@ -71,10 +71,7 @@ class Curves:
         there = self.log.exists() and self.log.stat().st_size
         if (ends or event.seconds >= self._due) and there and is_main():
             began = time.perf_counter()
-            # Written under another name first, so that readers never see a partial image.
-            draft = self.path.with_name(f".{self.path.name}.new{self.path.suffix}")
-            plots.curves(self.log, draft)
-            os.replace(draft, self.path)
+            plots.curves(self.log, self.path)
             took = time.perf_counter() - began
             self._due = event.seconds + max(self.every, took / _SHARE)
         if ends:

@@ -8,8 +8,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from ftrain.core import _file_output
 from ftrain.loop.callback import Action
-from ftrain.loop.callbacks import _lines
 from ftrain.loop.callbacks._digest_row import SPLIT, digest_row
 from ftrain.loop.callbacks._rank import is_main
 from ftrain.loop.callbacks._rows import RowLogger, Rows
@@ -76,16 +76,16 @@ class JSONLLogger(RowLogger):
         return state, actions
 
     def _digest(self, state: Rows, event: Event, batch: Any) -> Rows:
-        if is_main():
-            self._write({**self._head(event, SPLIT), **digest_row(event.state, batch)})
-        return {"rows": state["rows"] + 1}
+        return self._add(state, event, SPLIT, digest_row(event.state, batch) if is_main() else {})
 
     def _begin(self, rows: int) -> tuple[int, float]:
-        previous = _lines.keep(self.path, rows)
+        previous = _file_output.keep(self.path, rows)
         return len(previous), _time(previous[-1]) if previous else 0.0
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        _lines.append(self.path, json.dumps({name: _finite(value) for name, value in row.items()}))
+        _file_output.append(
+            self.path, json.dumps({name: _finite(value) for name, value in row.items()})
+        )
 
 
 def _finite(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch.profiler
 
+from ftrain.core import _file_output
 from ftrain.loop.callback import Action
 from ftrain.loop.callbacks._rank import is_main
 from ftrain.loop.events import BatchBegin, BatchEnd, Event, TrainEnd
@@ -88,9 +89,10 @@ class Profiler:
         found.stop()  # waits for the device
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"trace-step-{self.start + 1}"
-        found.export_chrome_trace(str(self.folder / f"{name}.json"))
+        with _file_output.draft(self.folder / f"{name}.json") as draft:
+            found.export_chrome_trace(str(draft))
         operators = found.key_averages()
         on_device = any(each.self_device_time_total for each in operators)
         by = "self_device_time_total" if on_device else "self_cpu_time_total"
         table = operators.table(sort_by=by, row_limit=50)
-        (self.folder / f"{name}.txt").write_text(table, encoding="utf-8")
+        _file_output.replace(self.folder / f"{name}.txt", table)

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from ftrain.core import _file_output
 from ftrain.loop.callback import Action
-from ftrain.loop.callbacks import _lines
 from ftrain.loop.callbacks._rank import is_main
 from ftrain.loop.callbacks._when import When
 from ftrain.loop.events import Event
@@ -67,5 +67,5 @@ class TextSamples:
             texts = [found] if isinstance(found, str) else found
             self.folder.mkdir(parents=True, exist_ok=True)
             path = self.folder / f"step-{event.progress.step:08d}.txt"
-            _lines.replace(path, "\n\n".join(texts) + "\n")
+            _file_output.replace(path, "\n\n".join(texts) + "\n")
         return None, ()

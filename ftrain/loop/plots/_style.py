@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ftrain.core import _file_output
 from ftrain.loop._ensemble_members import extremes
 
 if TYPE_CHECKING:
@@ -216,6 +219,15 @@ def dress(ax: Axes, dark: bool, title: str) -> None:
 
 
 def write(figure: Figure, out: Any) -> None:
-    """Write the figure to a file, unless `out` is `None`."""
-    if out is not None:
-        figure.savefig(out, facecolor=figure.get_facecolor())
+    """Write the figure to a file, unless `out` is `None`; readers never see a part of it."""
+    if out is None:
+        return
+    colour = figure.get_facecolor()
+    if not isinstance(out, (str, os.PathLike)):
+        figure.savefig(out, facecolor=colour)
+        return
+    path = pathlib.Path(out)
+    if not path.suffix:
+        path = path.with_name(path.name + ".png")  # as matplotlib does
+    with _file_output.draft(path) as draft:
+        figure.savefig(draft, facecolor=colour)

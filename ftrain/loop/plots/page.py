@@ -15,6 +15,7 @@ import pathlib
 from collections.abc import Collection, Sequence
 from typing import Any
 
+from ftrain.core import _file_output
 from ftrain.loop._ensemble_members import extremes
 from ftrain.loop.plots._style import DARK, HIDDEN, LIGHT, Theme, label, ordered
 from ftrain.loop.plots.run_log import Curve, Path, RunLog, Runs, read_runs, splits_of
@@ -65,7 +66,7 @@ def page(runs: Runs, out: Path | None = None, *, title: str | None = None) -> st
     pieces = text.split("%%")  # inserted text is not searched for placeholders
     made = "".join(parts[piece] if index % 2 else piece for index, piece in enumerate(pieces))
     if out is not None:
-        pathlib.Path(out).write_text(made, encoding="utf-8")
+        _file_output.replace(pathlib.Path(out), made)
     return made
 
 

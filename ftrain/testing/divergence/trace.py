@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ftrain.core import _file_output
 from ftrain.core._leaf_digest import leaf_digest
 from ftrain.core.errors import DataError
 from ftrain.testing.divergence.places import Place
@@ -165,7 +166,7 @@ class Trace:
         content = _adapter().dump_json((FORMAT, self))
         target = pathlib.Path(path)
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes(gzip.compress(content, compresslevel=6, mtime=0))
+        _file_output.replace(target, gzip.compress(content, compresslevel=6, mtime=0))
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Trace:

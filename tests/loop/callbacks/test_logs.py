@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -12,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ftrain.checkpoint import Store
+from ftrain.core import _file_output
 from ftrain.loop import BatchEnd, CallbackWarning, Log, Logged, Progress
-from ftrain.loop.callbacks import CSVLogger, FileLogger, JSONLLogger, Throughput, _lines
+from ftrain.loop.callbacks import CSVLogger, FileLogger, JSONLLogger, Throughput
 from tests.loop.runs import STEPS, Interrupts, eval_data, fit, train_data, trainer
 
 CLOCKS = ("time", "duration", "steps_per_second", "samples_per_second", "tokens_per_second")
@@ -162,33 +164,21 @@ def test_file_based_loggers_write_only_on_rank_0(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_full_disk_leaves_no_partial_line_in_a_log(tmp_path: pathlib.Path) -> None:
+def test_a_full_disk_leaves_no_partial_line_in_a_log(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "log"
-    _lines.append(path, "first")
+    _file_output.append(path, "first")
+    write = os.write
 
-    class Full(pathlib.PosixPath):
-        def open(self, *args: Any, **options: Any) -> Any:
-            file = super().open(*args, **options)
-            write = file.write
+    def full(descriptor: int, data: Any) -> int:
+        if len(data) < len("second\n"):
+            raise OSError(28, "No space left on device")
+        return write(descriptor, data[:3])
 
-            class Half:
-                def __getattr__(self, name: str) -> Any:
-                    return getattr(file, name)
-
-                def __enter__(self) -> Any:
-                    return self
-
-                def __exit__(self, *_: Any) -> None:
-                    file.close()
-
-                def write(self, data: Any) -> int:
-                    write(data[:3])
-                    raise OSError(28, "No space left on device")
-
-            return Half()
-
+    monkeypatch.setattr(os, "write", full)
     with pytest.raises(OSError, match="No space"):
-        _lines.append(Full(path), "second")
+        _file_output.append(path, "second")
     assert path.read_text() == "first\n"
 
 
@@ -211,7 +201,7 @@ def test_truncating_a_log_keeps_its_first_n_lines(
 ) -> None:
     path = tmp_path_factory.mktemp("lines") / "log"
     path.write_text("".join(line + "\n" for line in lines) + tail)
-    assert _lines.keep(path, n) == lines[:n]
+    assert _file_output.keep(path, n) == lines[:n]
     assert path.read_text() == "".join(line + "\n" for line in lines[:n])
 
 

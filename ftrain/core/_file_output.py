@@ -1,0 +1,186 @@
+"""Writing of a run's files without following links or changing a file under another name.
+
+A link, or a second name of one inode (`cp -al runs/a runs/b`), in a run directory would make an output
+overwrite a file elsewhere. So a new content is written to a draft under a random name, created
+exclusively, synced, and renamed, which replaces a link itself; a log is appended to only if it is a
+regular file, and copied first if its inode has another name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pathlib
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+
+__all__ = ["append", "draft", "keep", "new_draft", "publish", "remove_drafts", "replace"]
+
+_EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+# O_NONBLOCK: opening a pipe would wait for its other end.
+_SHARED = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_DRAFT = re.compile(r"\.draft-[0-9a-f]{16}(\.[^.]*)?", re.ASCII | re.DOTALL)
+_ABANDONED = 3600.0  # seconds after which a draft is assumed to be that of a dead process
+_LONGEST = 64 << 20  # bytes of a line; a file of zeros has no end of line
+_UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+
+
+def new_draft(path: pathlib.Path) -> pathlib.Path:
+    """Create an empty file beside `path`, with a random hidden name and the same suffix; return it.
+
+    Raises:
+        OSError: it cannot be created; `path` is a device, a pipe or a directory.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        mode = os.lstat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISLNK(mode):
+            raise _irregular(path)
+    found = path.with_name(f".draft-{secrets.token_hex(8)}{path.suffix}")
+    with _named(found, path):
+        os.close(os.open(found, _EXCLUSIVE, 0o666))
+    return found
+
+
+def publish(written: pathlib.Path, path: pathlib.Path) -> None:
+    """Sync a draft and give it the name `path`; an existing file or link of this name is replaced."""
+    descriptor = os.open(written, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.replace(written, path)
+
+
+@contextlib.contextmanager
+def draft(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yield a new file to write to, which replaces `path` at the end, or is deleted by an exception."""
+    written = new_draft(path)
+    try:
+        with _named(written, path):
+            yield written
+            publish(written, path)
+    finally:
+        written.unlink(missing_ok=True)
+
+
+def replace(path: pathlib.Path, content: str | bytes) -> None:
+    """Replace the content of a file atomically: readers see the old content or the new one."""
+    with draft(path) as written:
+        written.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def remove_drafts(folder: pathlib.Path) -> None:
+    """Delete the drafts that killed processes left in a directory more than an hour ago."""
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(folder):
+            if _DRAFT.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
+                if age > _ABANDONED:
+                    os.unlink(entry.path)
+
+
+def append(path: pathlib.Path, line: str) -> None:
+    """Append a line; if that fails, for example on a full disk, remove the part that was written.
+
+    Raises:
+        OSError: the path is a link or a device, for example.
+    """
+    # Opened for each line (30 µs), so that moving or deleting the file during a run does no harm.
+    with _opened(path, os.O_WRONLY | os.O_APPEND) as descriptor:
+        if os.fstat(descriptor).st_nlink <= 1:
+            _append(descriptor, line)
+            return
+    _replace_inode(path)
+    with _opened(path, os.O_WRONLY | os.O_APPEND) as descriptor:
+        _append(descriptor, line)
+
+
+def keep(path: pathlib.Path, n: int) -> list[str]:
+    """Truncate a file to its first n complete lines, and return them.
+
+    A line that a crash cut short is not complete. The file is created if it does not exist.
+
+    Raises:
+        OSError: the path is a link or a device, for example.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines: list[str] = []
+    size = 0
+    with _opened(path, os.O_RDWR) as descriptor:
+        shared = os.fstat(descriptor).st_nlink > 1
+        with open(descriptor, "rb", closefd=False) as file:
+            while len(lines) < n and (line := file.readline(_LONGEST)).endswith(b"\n"):
+                lines.append(line.decode(errors="replace").rstrip("\n"))
+                size += len(line)
+            if shared:
+                file.seek(0)
+                replace(path, file.read(size))
+        if not shared:
+            os.ftruncate(descriptor, size)
+    return lines
+
+
+def sync(descriptor: int) -> None:
+    """Sync an open file or directory to disk, unless its file system does not support that."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+@contextlib.contextmanager
+def _named(written: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
+    """Name `path` in errors about its draft, so that repeated warnings are equal."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, os.fspath(written)):
+            error.filename, error.filename2 = os.fspath(path), None
+        raise
+
+
+@contextlib.contextmanager
+def _opened(path: pathlib.Path, flags: int) -> Iterator[int]:
+    """Open a regular file, which is created if it does not exist."""
+    try:
+        descriptor = os.open(path, flags | _SHARED, 0o666)
+    except OSError as error:
+        # A link; a pipe without a reader.
+        raise (_irregular(path) if error.errno in (errno.ELOOP, errno.ENXIO) else error) from None
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise _irregular(path)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _append(descriptor: int, line: str) -> None:
+    data, before = memoryview((line + "\n").encode()), os.fstat(descriptor).st_size
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, before)
+        raise
+
+
+def _replace_inode(path: pathlib.Path) -> None:
+    """Give a file an inode of its own, because its inode has another name, in a copied run."""
+    with _opened(path, os.O_RDONLY) as source, draft(path) as written:
+        with open(source, "rb", closefd=False) as file, written.open("wb") as copy:
+            while chunk := file.read(1 << 20):
+                copy.write(chunk)
+
+
+def _irregular(path: pathlib.Path) -> OSError:
+    kind = "symbolic link" if path.is_symlink() else "device, pipe or directory"
+    return OSError(
+        f"{path}: expected a regular file, got a {kind}. Delete it, or write to another path."
+    )

@@ -1,0 +1,94 @@
+"""Test that a run changes nothing outside of its directory, whatever links the directory holds."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pathlib
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ftrain.cli import main
+from ftrain.config import load
+from ftrain.config.run import FILES, train
+from ftrain.loop import CallbackWarning
+from tests.config.formats import write
+
+HERE = pathlib.Path(__file__).parent
+
+
+@pytest.fixture
+def folder(tmp_path: pathlib.Path) -> pathlib.Path:
+    """Return the directory of a run of 12 steps."""
+    source = (HERE / "project.py").read_text().replace('@register("model", "test-net")\n', "")
+    (tmp_path / "project.py").write_text(source)
+    config = {
+        "model": "project.py:Net",
+        "data": {"name": "project.py:data", "held_out": 0.25},
+        "epochs": 3,
+        "batch_size": 4,
+        "compile": False,
+        "log_every": 2,
+        "progress": False,
+    }
+    (tmp_path / "tiny.yaml").write_text(write(config, "yaml"))
+    found = tmp_path / "runs" / "run"
+    train(load(tmp_path / "tiny.yaml", [f"output_dir={found}"]))
+    return found
+
+
+def content(folder: pathlib.Path) -> dict[str, bytes]:
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
+
+
+def again(folder: pathlib.Path, *overrides: str, **options: Any) -> Any:
+    return train(load(folder / "config.yaml", [f"output_dir={folder}", *overrides]), **options)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_run_keeps_the_files_that_links_in_its_directory_point_to(
+    folder: pathlib.Path, link: Callable[[Any, Any], None], how: str
+) -> None:
+    outside = folder.parent / "outside"
+    outside.mkdir()
+    earlier = ["result.json.new", ".curves.png.new.png", "config.yaml.new"]  # drafts' former names
+    for name in earlier:
+        (folder / name).write_text("mine")
+    for name in (*earlier, *(each for each in FILES if each != "data.json")):
+        (folder / name).rename(outside / name)
+        link(outside / name, folder / name)
+    before = content(outside)
+    logs = how == "resume" and link is os.symlink
+    match = "expected a regular file, got a symbolic link"
+    with pytest.warns(CallbackWarning, match=match) if logs else contextlib.nullcontext():
+        result = again(folder, "epochs=5", **{how: True})
+    assert result.status == "completed"
+    assert content(outside) == before
+
+
+def test_resuming_a_run_keeps_its_hard_linked_copy(folder: pathlib.Path) -> None:
+    copy = folder.parent / "copy"
+    subprocess.run(["cp", "-al", folder, copy], check=True)
+    before = content(copy)
+    again(folder, "epochs=6", resume=True)
+    assert content(copy) == before
+    assert b'"step": 24' in (folder / "metrics.jsonl").read_bytes()
+    again(copy, "epochs=6", resume=True)
+    assert (folder / "metrics.csv").read_text().count("\n") == (
+        (copy / "metrics.csv").read_text().count("\n")
+    )
+
+
+def test_plot_command_replaces_a_link_instead_of_its_target(folder: pathlib.Path) -> None:
+    victim = folder.parent / "victim.png"
+    victim.write_text("mine")
+    (folder / "curves.png").unlink(missing_ok=True)
+    (folder / "curves.png").symlink_to(victim)
+    assert main(["plot", str(folder)]) == 0
+    assert victim.read_text() == "mine"
+    assert not (folder / "curves.png").is_symlink()

@@ -1,0 +1,109 @@
+"""Test that the files of a run are written under their own name only."""
+
+from __future__ import annotations
+
+import os
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ftrain.core import _file_output
+
+WRITERS: dict[str, Callable[[Path], object]] = {
+    "replace": lambda path: _file_output.replace(path, "new\n"),
+    "append": lambda path: _file_output.append(path, "new"),
+    "keep": lambda path: _file_output.keep(path, 1),
+}
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_writer_keeps_the_file_that_a_link_points_to(
+    tmp_path: Path, writer: str, link: Callable[[Path, Path], None]
+) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "output"
+    victim.write_text("one\ntwo\n")
+    link(victim, path)
+    try:
+        WRITERS[writer](path)
+    except OSError as error:
+        assert link is os.symlink
+        assert f"{path}: expected a regular file, got a symbolic link" in str(error)  # noqa: PT017
+    else:
+        expected = {"replace": "new\n", "append": "one\ntwo\nnew\n", "keep": "one\n"}
+        assert path.read_text() == expected[writer]
+        assert path.stat().st_nlink == 1
+    assert victim.read_text() == "one\ntwo\n"
+    assert sorted(os.listdir(tmp_path)) == ["output", "victim"]
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_writer_creates_nothing_where_a_dangling_link_points(tmp_path: Path, writer: str) -> None:
+    path = tmp_path / "output"
+    path.symlink_to(tmp_path / "elsewhere")
+    try:
+        WRITERS[writer](path)
+    except OSError:
+        assert writer != "replace"
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_writer_refuses_a_pipe_without_waiting(tmp_path: Path, writer: str) -> None:
+    path = tmp_path / "output"
+    os.mkfifo(path)
+    began = time.monotonic()
+    with pytest.raises(OSError, match="expected a regular file, got a device"):
+        WRITERS[writer](path)
+    assert time.monotonic() - began < 5
+    assert stat.S_ISFIFO(path.stat().st_mode)
+
+
+def test_draft_is_deleted_if_its_writer_raises(tmp_path: Path) -> None:
+    path = tmp_path / "curves.png"
+    path.write_text("old")
+
+    def broken() -> None:
+        with _file_output.draft(path) as draft:
+            assert draft.suffix == ".png"
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        broken()
+    assert os.listdir(tmp_path) == ["curves.png"]
+    assert path.read_text() == "old"
+
+
+def test_concurrent_replacements_leave_one_of_the_contents(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    texts = [str(i) * 10_000 for i in range(4)]
+    threads = [threading.Thread(target=_file_output.replace, args=(path, x)) for x in texts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert path.read_text() in texts
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_only_abandoned_drafts_are_removed(tmp_path: Path) -> None:
+    fresh, old = (_file_output.new_draft(tmp_path / "a.json") for _ in range(2))
+    others = [tmp_path / ".draft-notes", tmp_path / "draft-0123456789abcdef"]
+    for path in others:
+        path.write_text("mine")
+    for path in (old, *others):
+        os.utime(path, (0, 0))
+    _file_output.remove_drafts(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([fresh, *others])
+
+
+def test_line_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("one\n")
+    os.truncate(path, 1 << 40)
+    assert _file_output.keep(path, 2) == ["one"]
+    assert path.read_text() == "one\n"
