@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from ftrain.checkpoint import Lock, Store
+from ftrain.checkpoint import CheckpointError, CheckpointLockedError, Lock, Store
 from ftrain.config import _data_json, _watchers
 from ftrain.config._checkpoints import store
 from ftrain.config.build import Parts, build
@@ -149,6 +149,7 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             folder = config.folder
             with _usable(config, folder):
                 _check_free(config, folder, resume or overwrite)
+                _check_replaceable(config, folder)
         with environment(config):
             stored_fitted = _stored_fitted(config, folder) if resume else None
             parts = build(config, folder, fitted=stored_fitted)
@@ -167,12 +168,15 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             stack.enter_context(_alone(config, folder))
             # Checked again under the lock: another process may have completed a run there meanwhile.
             _check_free(config, folder, resume or overwrite or config.fast_dev_run)
+            _check_replaceable(config, folder)
+            trainer = _trainer(parts, folder, callbacks)
+            assert isinstance(trainer.store, Store)
+            stack.enter_context(_closed(trainer.store))
+            trainer.store.lock()
+            _file_output.remove_drafts(folder)
             if not resume:
                 _clear(folder)
                 _write(folder, written)
-        trainer = _trainer(parts, folder, callbacks)
-        if isinstance(trainer.store, Store):
-            stack.enter_context(_closed(trainer.store))
         yield Run(parts, folder, trainer, written)
 
 
@@ -243,6 +247,25 @@ def _check_free(config: Config, folder: pathlib.Path, may_hold_a_run: bool) -> N
         )
 
 
+def _check_replaceable(config: Config, folder: pathlib.Path) -> None:
+    """Raise if something in the directory cannot have been written by a run, before it is changed."""
+    there = folder / "checkpoints"
+    if there.is_symlink():
+        raise _refusal(
+            config,
+            f"expected a directory, got a symbolic link, {there} to {os.readlink(there)}, where nothing "
+            f"is written or deleted. To keep runs elsewhere, make {folder} itself the link, or write "
+            "output_dir=...; or delete the link",
+        )
+    for name in FILES:
+        if (folder / name).is_dir() and not (folder / name).is_symlink():
+            raise _refusal(
+                config,
+                f"expected a file, got the directory {folder / name}, which no run has written. Move it "
+                "away, or write output_dir=...",
+            )
+
+
 def _came_to_nothing(folder: pathlib.Path) -> bool:
     """Return True if the run in the directory failed before its first step."""
     try:
@@ -259,7 +282,9 @@ def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
         yield
     except ConfigError:
         raise
-    except (OSError, ValueError) as error:  # the latter: a name with a null byte
+    except CheckpointLockedError as error:
+        raise _refusal(config, str(error)) from None
+    except (OSError, ValueError, CheckpointError) as error:  # ValueError: a name with a null byte
         what = "written to" if os.path.isdir(folder) else "created"
         says = getattr(error, "strerror", None) or error
         raise _refusal(config, f"{str(folder)!r:.200} cannot be {what}: {says}") from None
@@ -289,10 +314,18 @@ def _write(folder: pathlib.Path, files: Mapping[str, str]) -> None:
 
 
 def _clear(folder: pathlib.Path) -> None:
-    """Delete the files and checkpoints that a run has written; keep all other files."""
+    """Delete the files and checkpoints that a run has written; keep all other files.
+
+    The checkpoints are deleted first: if that fails, the logs of the run are still there. The directory
+    of checkpoints stays, because it is locked.
+    """
+    for entry in os.scandir(folder / "checkpoints"):
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path)
+        elif entry.name != ".lock":
+            os.unlink(entry.path)
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
 
 
 def _refusal(config: Config, message: str) -> ConfigError:

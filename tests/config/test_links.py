@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import pathlib
+import shutil
 import subprocess
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from ftrain.checkpoint import Store
 from ftrain.cli import main
-from ftrain.config import load
+from ftrain.config import ConfigError, load
 from ftrain.config.run import FILES, train
 from ftrain.loop import CallbackWarning
 from tests.config.formats import write
@@ -82,6 +84,53 @@ def test_resuming_a_run_keeps_its_hard_linked_copy(folder: pathlib.Path) -> None
     assert (folder / "metrics.csv").read_text().count("\n") == (
         (copy / "metrics.csv").read_text().count("\n")
     )
+
+
+@pytest.mark.parametrize("how", ["resume", "overwrite"])
+def test_linked_checkpoints_are_refused_before_anything_is_deleted(
+    folder: pathlib.Path, how: str
+) -> None:
+    elsewhere = folder.parent / "elsewhere"
+    (folder / "checkpoints").rename(elsewhere)
+    (folder / "checkpoints").symlink_to(elsewhere)
+    before = content(folder), content(elsewhere)
+    with pytest.raises(ConfigError, match="expected a directory, got a symbolic link") as error:
+        again(folder, "epochs=5", **{how: True})
+    assert error.value.key == "output_dir"
+    assert (content(folder), content(elsewhere)) == before
+
+
+def test_overwrite_refuses_a_directory_among_the_files_of_a_run(folder: pathlib.Path) -> None:
+    (folder / "metrics.csv").unlink()
+    (folder / "metrics.csv").mkdir()
+    before = content(folder)
+    with pytest.raises(ConfigError, match=r"got the directory .*metrics\.csv"):
+        again(folder, overwrite=True)
+    assert content(folder) == before
+
+
+def test_overwrite_reports_a_checkpoint_that_cannot_be_deleted(
+    folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {name: (folder / name).read_bytes() for name in FILES if (folder / name).exists()}
+
+    def refused(path: str) -> None:
+        raise PermissionError(13, "Permission denied", path)
+
+    monkeypatch.setattr(shutil, "rmtree", refused)
+    with pytest.raises(ConfigError, match="cannot be written to: Permission denied"):
+        again(folder, overwrite=True)
+    assert before.items() <= content(folder).items()
+
+
+def test_overwrite_refuses_checkpoints_that_another_process_writes(folder: pathlib.Path) -> None:
+    before = content(folder)
+    with Store(folder / "checkpoints") as store:
+        store.lock()
+        with pytest.raises(ConfigError, match="is locked by another process") as error:
+            again(folder, overwrite=True)
+        assert error.value.key == "output_dir"
+    assert content(folder) == before
 
 
 def test_plot_command_replaces_a_link_instead_of_its_target(folder: pathlib.Path) -> None:
