@@ -36,17 +36,19 @@ class _FileError(CheckpointError):
     Attributes:
         path: the file or directory.
         errno: the system's number for what went wrong.
+        remedy: what to do about it.
     """
 
     path: str
     errno: int | None
+    remedy: str
 
-    def __init__(self, action: str, error: OSError, remedy: str) -> None:
+    def __init__(self, action: str, error: OSError, remedy: str, more: str = "") -> None:
         self.path = os.fsdecode(error.filename) if error.filename is not None else "?"
-        self.errno = error.errno
+        self.errno, self.remedy = error.errno, remedy
         reason = error.strerror or str(error)
         super().__init__(
-            f"could not {action}: {reason} (errno {error.errno}), {self.path}. {remedy}"
+            f"could not {action}: {reason} (errno {error.errno}), {self.path}. {remedy} {more}".rstrip()
         )
 
 

@@ -38,6 +38,9 @@ from ftrain.checkpoint.manifest import MANIFEST, MOST_MANIFEST, SUMS, FileRecord
 __all__ = ["save"]
 
 _AHEAD = 16  # chunks that may be hashed while writing stalls
+_MOST_BLOCKS = (
+    8  # of a checkpoint beside its bytes: its directory and the partly filled ends of files
+)
 
 
 def save(
@@ -89,8 +92,8 @@ def publish(content: Draft, path: str) -> Manifest:
     """Write a checkpoint to a temporary directory, then rename that to `path`."""
     path = os.path.abspath(path)
     parent = os.path.dirname(path)
-    headers = _headers(content)
-    with refusals(f"save the checkpoint {path}"):
+    headers, size = _headers(content)
+    with refusals(f"save the checkpoint {path}", size):
         make_directories(parent)
         with workplace(parent) as temporary:
             manifest = _write(content, headers, temporary)
@@ -99,8 +102,8 @@ def publish(content: Draft, path: str) -> Manifest:
     return manifest
 
 
-def _headers(content: Draft) -> dict[str, bytes]:
-    """Return the safetensors header of each file of tensors, by file name.
+def _headers(content: Draft) -> tuple[dict[str, bytes], int]:
+    """Return the safetensors header of each file of tensors, and the bytes of the checkpoint.
 
     Raises:
         ValueError: the content exceeds the readers' limits; raised before anything is written.
@@ -120,7 +123,7 @@ def _headers(content: Draft) -> dict[str, bytes]:
             f"metadata: expected a manifest of at most {MOST_MANIFEST} bytes, got {length}. Put large "
             "data in the state, as tensors."
         )
-    return headers
+    return headers, sum(sizes.values()) + length
 
 
 def _write(content: Draft, headers: Mapping[str, bytes], directory: str) -> Manifest:
@@ -201,21 +204,61 @@ def _check_same(path: str, manifest: Manifest) -> None:
 
 
 @contextlib.contextmanager
-def refusals(action: str) -> Iterator[None]:
+def refusals(action: str, size: int | None = None) -> Iterator[None]:
+    """Convert errors of the system in a `with` block to `CheckpointWriteError`.
+
+    Args:
+        action: what the block does.
+        size: bytes that it writes, for the remedy of a full disk.
+    """
     try:
         yield
     except OSError as error:
-        raise CheckpointWriteError(action, error, _remedy(error)) from error
+        unchanged = "The state in memory and older checkpoints are unchanged."
+        raise CheckpointWriteError(action, error, _remedy(error, size), unchanged) from error
 
 
-def _remedy(error: OSError) -> str:
-    what = {
-        errno.ENOSPC: "The disk is full: free some space.",
-        errno.EDQUOT: "The quota is used up: free some space.",
+def _remedy(error: OSError, size: int | None) -> str:
+    return {
+        errno.ENOSPC: f"The disk is full: {_space(error, size)}.",
+        errno.EDQUOT: f"The quota is used up: {_space(error, size)}.",
+        errno.EFBIG: "The limit of a file's size is reached: raise it (ulimit -f).",
         errno.EACCES: "Choose a directory that may be written to.",
         errno.EROFS: "The file system is read-only: choose another.",
         errno.ENOTDIR: "A part of the path is a file: choose another name.",
         errno.EEXIST: "A part of the path is a file, or a link to nothing: choose another name.",
         errno.ENAMETOOLONG: "Choose a shorter name.",
     }.get(error.errno or 0, "")
-    return f"{what} The state in memory and older checkpoints are unchanged.".strip()
+
+
+def _space(error: OSError, size: int | None) -> str:
+    """Say how much space to free for a checkpoint of `size` bytes."""
+    if size is None or error.filename is None:
+        return "free some space"
+    path = os.fsdecode(error.filename)
+    while not os.path.isdir(path) and path != os.path.dirname(path):
+        path = os.path.dirname(path)
+    try:
+        system = os.statvfs(path)
+    except OSError:
+        return "free some space"
+    free, needed = system.f_bavail * system.f_frsize, size + _MOST_BLOCKS * system.f_frsize
+    if needed <= free:  # a quota, or space freed meanwhile
+        return f"free some space (a checkpoint needs {_bytes(needed)})"
+    return (
+        f"free {_bytes(needed - free)} (a checkpoint needs {_bytes(needed)}, and {_bytes(free)} are "
+        "free)"
+    )
+
+
+def _bytes(count: int) -> str:
+    """Format a number of bytes, rounded up.
+
+    Example:
+        >>> _bytes(4096), _bytes(1_234_567)
+        ('5 kB', '1.3 MB')
+    """
+    if count < 1_000_000:
+        return f"{-(-count // 1000)} kB"
+    unit, name = (1_000_000, "MB") if count < 1_000_000_000 else (1_000_000_000, "GB")
+    return f"{-(-10 * count // unit) / 10:.1f} {name}"

@@ -15,21 +15,21 @@ from typing import Any, TypeVar
 
 from ftrain.checkpoint import _files
 from ftrain.checkpoint._background import Background
-from ftrain.checkpoint._directories import discard, make_directories
+from ftrain.checkpoint._directories import discard
 from ftrain.checkpoint._draft import Collected, Draft, collect, draft, step_number
 from ftrain.checkpoint._host_copies import PinnedMemory, computed
 from ftrain.checkpoint._numbered import Identity, Numbered, identity, warn_corrupt
 from ftrain.checkpoint._read import open_checkpoint
 from ftrain.checkpoint._retention import Mode, RetentionPolicy, StoredStep
+from ftrain.checkpoint._writer_lock import WriterLock
 from ftrain.checkpoint.errors import (
     CheckpointCorruptError,
     CheckpointError,
     CheckpointExistsError,
-    CheckpointLockedError,
     CheckpointNotFoundError,
 )
 from ftrain.checkpoint.load import OnChange, load, verify
-from ftrain.checkpoint.locks import Lock, Turns
+from ftrain.checkpoint.locks import Turns
 from ftrain.checkpoint.manifest import MANIFEST, SUMS
 from ftrain.checkpoint.save import publish, refusals
 from ftrain.core._words import did_you_mean
@@ -37,8 +37,6 @@ from ftrain.core._words import did_you_mean
 __all__ = ["Store"]
 
 T = TypeVar("T")
-
-_LOCK = ".lock"
 
 
 class Store:
@@ -106,7 +104,7 @@ class Store:
         self._fingerprint = dict(fingerprint or {})
         self._background = Background()
         self._pinned = PinnedMemory()
-        self._lock: Lock | None = None
+        self._lock = WriterLock(self.directory)
         self._turns = Turns()
         self._numbered = Numbered(self.directory)
         self._entries: dict[int, tuple[Identity | None, StoredStep]] = {}
@@ -123,9 +121,7 @@ class Store:
             CheckpointLockedError: another writer is at work here, or may be, as for `save`.
         """
         with self._turns.taken():
-            held = self._lock is not None and self._lock.held
-            self._acquire()
-            return not held
+            return self._lock.acquire()
 
     def save(
         self,
@@ -161,7 +157,7 @@ class Store:
             step = step_number(step)
             content = collect(state, metadata, step, metrics, self._fingerprint)
             self._check_metric(metrics or {})
-            self._acquire()
+            self._lock.acquire()
             if not self._asynchronous:
                 self._publish(content.on_host(self._pinned), step, replace)
             elif self._copy:
@@ -247,7 +243,7 @@ class Store:
         """
         with self._turns.taken():
             self._background.wait()
-            self._acquire()
+            self._lock.acquire()
             self._settle()
             if step not in self.steps():
                 raise CheckpointNotFoundError(
@@ -267,9 +263,7 @@ class Store:
                 self._background.close()
             finally:
                 self._pinned = PinnedMemory()
-                if self._lock is not None:
-                    self._lock.close()
-                    self._lock = None
+                self._lock.close()
 
     def __enter__(self) -> Store:
         return self
@@ -362,28 +356,6 @@ class Store:
                 found[step] = known
         self._entries = found  # may replace another thread's entries: outdated ones are read again
         return [entry for _, entry in found.values()]
-
-    def _acquire(self) -> None:
-        if self._lock is not None and self._lock.held:
-            with refusals(f"inspect the lock of {self.directory}"):
-                if not self._lock.lost():
-                    return
-            raise CheckpointLockedError(
-                f"{self.directory} is no longer the directory that this store has locked: it was "
-                "deleted, moved or replaced, and another process may be writing to it. Check its "
-                "content, then call store.close(), and save again."
-            )
-        path = str(self.directory / _LOCK)
-        with refusals(f"lock {self.directory}"):
-            make_directories(str(self.directory))
-            lock = Lock.file(path)
-        if not lock.held:
-            lock.close()
-            raise CheckpointLockedError(
-                f"{self.directory} is locked by another process, or by another Store in this process. "
-                "Close that store first (store.close()), or save to another directory."
-            )
-        self._lock = lock
 
 
 def _check_directory(directory: pathlib.Path) -> None:

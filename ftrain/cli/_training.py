@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ftrain.checkpoint import CheckpointWriteError
 from ftrain.cli._pipes import leave_stdout
 from ftrain.cli._runs import outcome
 from ftrain.config.errors import ConfigError
@@ -25,7 +26,11 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
     before = outcome(folder) if resume else {}
     _check_end(config, before)
     _check_changes(config, before)
-    result = train(config, resume=resume, overwrite=overwrite)
+    try:
+        result = train(config, resume=resume, overwrite=overwrite)
+    except CheckpointWriteError as error:  # of a run that reached its end, for example
+        _print_metrics(getattr(error, "fit_result", None))
+        raise
     if config.fast_dev_run:
         result = dataclasses.replace(result, checkpoint=None)
     try:
@@ -36,6 +41,13 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
         with contextlib.suppress(BrokenPipeError):
             print(f"resume with: ftrain resume {folder}", file=sys.stderr)
     return result.exit_code
+
+
+def _print_metrics(result: FitResult | None) -> None:
+    """Print the last metrics of a run whose checkpoint or result could not be written."""
+    if result is not None and result.history:
+        with contextlib.suppress(BrokenPipeError):
+            print(*str(result).splitlines()[1:], sep="\n", flush=True)
 
 
 def _check_end(config: Config, before: Mapping[str, Any]) -> None:

@@ -24,7 +24,14 @@ from typing import Any
 
 import torch
 
-from ftrain.checkpoint import CheckpointError, CheckpointLockedError, Lock, Store
+from ftrain.checkpoint import (
+    CheckpointError,
+    CheckpointLockedError,
+    CheckpointWriteError,
+    Lock,
+    Store,
+)
+from ftrain.checkpoint.save import refusals
 from ftrain.config import _data_json, _watchers
 from ftrain.config._checkpoints import store
 from ftrain.config.build import Parts, build
@@ -95,23 +102,35 @@ class Run:
                 outcome.unlink(missing_ok=True)
                 # Written immediately: a signal that arrives before its handler is installed then leaves
                 # either the old configuration or the new one.
-                _write(self.folder, self.written)
+                with refusals("begin the run"):
+                    _write(self.folder, self.written)
                 for event in events:
                     assert isinstance(event, TrainEnd)
                     result = event.result
+            assert result is not None
+            with refusals(f"write the result of the run, {result.status} at step {result.step}"):
+                _write_result(outcome, result)
         except Exception as error:
-            result = getattr(error, "fit_result", None)
+            self._complete(error, outcome, result)
             if isinstance(error, UnknownMetricError):
                 refusal = _watchers.unknown_metric(self.parts, error)
                 if refusal is not None:
                     raise refusal from None
             raise
-        finally:
-            if result is not None:
-                _file_output.replace(outcome, json.dumps(result.to_json(), indent=1) + "\n")
-        assert result is not None
         _watchers.check_monitored(self.parts, result)
         return result
+
+    def _complete(self, error: Exception, outcome: pathlib.Path, result: FitResult | None) -> None:
+        """Write the result of a failed run; add to the error how the run is resumed."""
+        try:
+            if result is not None:  # only its file is missing
+                error.fit_result = result  # type: ignore[attr-defined]
+            elif (failed := getattr(error, "fit_result", None)) is not None:
+                _write_result(outcome, failed)
+        except OSError as another:
+            error.add_note(f"{outcome} was not written either: {another.strerror or another}.")
+        if isinstance(error, CheckpointWriteError) and not self.parts.config.fast_dev_run:
+            error.add_note(f"Then resume: ftrain resume {self.folder}")
 
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> FitResult:
@@ -311,6 +330,10 @@ def _write(folder: pathlib.Path, files: Mapping[str, str]) -> None:
     """Write each file atomically, so that readers see the old file or the new one."""
     for name, text in files.items():
         _file_output.replace(folder / name, text)
+
+
+def _write_result(path: pathlib.Path, result: FitResult) -> None:
+    _file_output.replace(path, json.dumps(result.to_json(), indent=1) + "\n")
 
 
 def _clear(folder: pathlib.Path) -> None:

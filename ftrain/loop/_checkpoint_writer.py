@@ -2,19 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from typing import NamedTuple
 
-from ftrain.checkpoint import CheckpointError, Store
+from ftrain.checkpoint import CheckpointError, CheckpointWriteError, Store
 from ftrain.loop.state import LoopState
 
 __all__ = ["CheckpointWriter"]
+
+
+class _Written(NamedTuple):
+    """Steps of the checkpoints written so far.
+
+    Attributes:
+        path: path of the last checkpoint of this process.
+        last: step of the newest checkpoint of the run; `None`: there is none.
+        complete: step of a checkpoint that needs no further save.
+        replaces: step of a checkpoint with unfinished work, replaced once that work is complete.
+    """
+
+    path: str | None
+    last: int | None
+    complete: int | None
+    replaces: int | None
 
 
 class CheckpointWriter:
     """Writer of the checkpoints of a run.
 
     Attributes:
-        path: path of the last checkpoint.
         error: the exception of the last attempt; `None` if it succeeded.
     """
 
@@ -28,20 +45,34 @@ class CheckpointWriter:
             owns: True if the store was created for this run, and is closed at its end.
         """
         self._store, self._owns = store, owns
+        step = state.progress.step if resumed else None
         unfinished = bool(state.pending) or state.boundary_unfinished
-        self._saved = state.progress.step if resumed and not unfinished else None
-        # A checkpoint with unfinished work of its step is replaced once that work is complete.
-        self._replaces = state.progress.step if resumed and unfinished else None
-        self.path: str | None = None
+        self._written = _Written(
+            None, step, None if unfinished else step, step if unfinished else None
+        )
+        self._before = self._written  # until an asynchronous save is durable
+        self._notices: list[str] = []
+        self._said: object = None  # the kind of error of the last notice
         self.error: Exception | None = None
+
+    @property
+    def path(self) -> str | None:
+        """Path of the last checkpoint of this process."""
+        return self._written.path
+
+    @property
+    def last(self) -> int | None:
+        """Step of the newest checkpoint of the run; `None`: there is none."""
+        return self._written.last
 
     def is_due(self, step: int) -> bool:
         """Return True if the run has a checkpoint store and this step is not saved yet."""
-        return self._store is not None and self._saved != step
+        return self._store is not None and self._written.complete != step
 
     def save(self, state: LoopState, metrics: Mapping[str, float]) -> bool:
         """Write a checkpoint; if that fails, keep the existing checkpoints and return False."""
         assert self._store is not None
+        self._settle()
         step = state.progress.step
         try:
             path = self._store.save(
@@ -49,18 +80,23 @@ class CheckpointWriter:
                 step=step,
                 metadata=state.metadata(),
                 metrics=metrics,
-                replace=step == self._replaces,
+                replace=step == self._written.replaces,
             )
         except (CheckpointError, OSError) as error:
-            self.error = error
+            self._fail(step, error)
             return False
-        self.path, self.error, self._saved, self._replaces = str(path), None, step, None
+        self.error, self._before = None, self._written
+        self._written = _Written(str(path), step, step, None)
         return True
+
+    def notices(self) -> list[str]:
+        """Return the messages about failed saves since the last call, once for each kind of error."""
+        found, self._notices = self._notices, []
+        return found
 
     def finish(self) -> None:
         """Wait for a background save; raise the error of the last attempt to save, if it failed."""
-        if self._store is not None:
-            self._store.wait()
+        self._settle()
         if self.error is not None:
             raise self.error
 
@@ -68,3 +104,31 @@ class CheckpointWriter:
         """Close the checkpoint store if it was created for this run."""
         if self._store is not None and self._owns:
             self._store.close()
+
+    def _settle(self) -> None:
+        """Wait until the last save is durable; if it failed, return to the checkpoints before it."""
+        if self._store is None or self._before is self._written:
+            return
+        step = self._written.last
+        try:
+            self._store.wait()
+        except (CheckpointError, OSError) as error:
+            self._written = self._before
+            assert step is not None
+            self._fail(step, error)
+        else:
+            self._before, self._said = self._written, None
+
+    def _fail(self, step: int, error: Exception) -> None:
+        self.error = error
+        kind = type(error), getattr(error, "errno", None)
+        if kind == self._said:
+            return
+        self._said, reason = kind, str(error)
+        if isinstance(error, CheckpointWriteError) and error.errno is not None:
+            reason = f"{os.strerror(error.errno)}. {error.remedy}"
+        saved = "there is none yet" if self.last is None else f"the last one is of step {self.last}"
+        self._notices.append(
+            f"the checkpoint of step {step} was not written, {saved}: {reason} The run continues, and "
+            "reports this error again only at its end"
+        )

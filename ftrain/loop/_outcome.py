@@ -90,12 +90,22 @@ def is_intact(train: Any) -> bool:
     return True
 
 
-def attach_result(error: Exception, result: FitResult, phase: str) -> None:
-    """Attach the run's result to the exception, with a note that says where to find its state."""
+def attach_result(error: Exception, result: FitResult, phase: str, last: int | None) -> None:
+    """Attach the run's result to the exception, with a note that says where to find its state.
+
+    Args:
+        error: the exception.
+        result: the result.
+        phase: what the run was doing.
+        last: step of the newest checkpoint; `None`: there is none.
+    """
     error.fit_result = result  # type: ignore[attr-defined]
     note = f"Training failed ({phase}) after step {result.step}, epoch {result.epoch}. "
     if result.checkpoint is not None:
         note += f"The last checkpoint is {result.checkpoint}. "
+    if phase == "save":
+        note = f"The run reached step {result.step}, epoch {result.epoch}, and nothing is saved "
+        note += "of it. " if last is None else f"since step {last}. "
     if result.state is not None:
         note += "The state after that step: `except Exception as error: error.fit_result.state`."
     elif result.checkpoint is None:

@@ -341,7 +341,7 @@ class Run(Emitter):
             yield from self.emit(Logged(*self.header(), split, row))
 
     def _save(self, tag: str, metrics: Any, failed: bool = False) -> Events:
-        """Write a checkpoint, at most one per step; if that fails, emit a `Notice` and continue."""
+        """Write a checkpoint, at most one per step; if that fails, emit one `Notice` and continue."""
         runtime, step = self.runtime, self.state.progress.step
         if not runtime.checkpoints.is_due(step):
             return
@@ -353,12 +353,10 @@ class Run(Emitter):
                 self.state = read_metrics(self.state)
                 state = _actions.as_saved(self.state)
             saved = runtime.checkpoints.save(state, metrics)
+        for message in runtime.checkpoints.notices():
+            yield from self.notice(message)
         if saved:
             yield from self.emit(Saved(*self.header(), tag, runtime.checkpoints.path))
-        else:
-            yield from self.notice(
-                f"the checkpoint of step {step} was not written: {runtime.checkpoints.error}"
-            )
 
     def _end(self) -> Events:
         """End the run: evaluate if the last evaluation is missing, write the last checkpoint and row."""
@@ -396,7 +394,7 @@ class Run(Emitter):
                     f"The checkpoint of the failed run could not be written either: {another}"
                 )
         result = fit_result(self.state, runtime, "failed", error)
-        attach_result(error, result, phase)
+        attach_result(error, result, phase, runtime.checkpoints.last)
         yield from self.emit(TrainEnd(*self.header(), result), strict=False)
 
     def _status(self) -> Status | None:

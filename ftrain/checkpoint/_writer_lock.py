@@ -1,0 +1,61 @@
+"""Lock of a directory of checkpoints for its one writer.
+
+Read next: `store.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+from ftrain.checkpoint._directories import make_directories
+from ftrain.checkpoint.errors import CheckpointLockedError
+from ftrain.checkpoint.locks import Lock
+from ftrain.checkpoint.save import refusals
+
+__all__ = ["WriterLock"]
+
+_LOCK = ".lock"
+
+
+class WriterLock:
+    """Lock of a directory, taken at the first write and held until `close`."""
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        self._directory = directory
+        self._lock: Lock | None = None
+
+    def acquire(self) -> bool:
+        """Lock the directory, created if missing; return False if it is locked by this object already.
+
+        Raises:
+            CheckpointWriteError: the directory cannot be created, or its file system has no locks.
+            CheckpointLockedError: another writer holds the lock; or the locked directory was replaced.
+        """
+        directory = self._directory
+        if self._lock is not None and self._lock.held:
+            with refusals(f"inspect the lock of {directory}"):
+                if not self._lock.lost():
+                    return False
+            raise CheckpointLockedError(
+                f"{directory} is no longer the directory that this store has locked: it was "
+                "deleted, moved or replaced, and another process may be writing to it. Check its "
+                "content, then call store.close(), and save again."
+            )
+        with refusals(f"lock {directory}"):
+            make_directories(str(directory))
+            lock = Lock.file(os.path.join(directory, _LOCK))
+        if not lock.held:
+            lock.close()
+            raise CheckpointLockedError(
+                f"{directory} is locked by another process, or by another Store in this process. "
+                "Close that store first (store.close()), or save to another directory."
+            )
+        self._lock = lock
+        return True
+
+    def close(self) -> None:
+        """Release the lock."""
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.close()

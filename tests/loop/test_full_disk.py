@@ -1,0 +1,96 @@
+"""Test that a run on a full disk reports it once, and at its end how to continue."""
+
+from __future__ import annotations
+
+import errno
+import os
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftrain.checkpoint import CheckpointWriteError, Store, _files
+from ftrain.checkpoint._files import Files
+from tests.loop.runs import digest, fit, trainer
+
+
+class FullDisk(Files):
+    """A file system on which no byte can be written from the `first` write on, until the `last`."""
+
+    def __init__(self, first: int = 0, last: int = 1 << 30, code: int = errno.ENOSPC) -> None:
+        self.first, self.last, self.code, self.writes = first, last, code, -1
+
+    def call(self, operation: str, path: str, function: Any, *args: Any) -> Any:
+        if operation == "write":
+            self.writes += 1
+            if self.first <= self.writes < self.last:
+                raise OSError(self.code, os.strerror(self.code), path)
+        return super().call(operation, path, function, *args)
+
+
+def failed(store: Any, disk: Files, **options: Any) -> tuple[CheckpointWriteError, list[str]]:
+    """Return the error of a run of six steps, and its warnings."""
+    with warnings.catch_warnings(record=True) as said, _files.replaced(disk):
+        warnings.simplefilter("always")
+        with pytest.raises(CheckpointWriteError) as found:
+            fit(trainer(store=store, save_every=1), max_steps=6, **options)
+    return found.value, [str(each.message) for each in said]
+
+
+def test_failed_saves_are_reported_once_and_at_the_end(tmp_path: Path) -> None:
+    error, said = failed(tmp_path, FullDisk())
+    assert len(said) == 1
+    assert said[0].startswith(
+        "the checkpoint of step 1 was not written, there is none yet: No space left on device. The "
+        "disk is full: free some space (a checkpoint needs "
+    )
+    assert "The state in memory and older checkpoints are unchanged" in str(error)
+    assert error.__notes__[0].startswith(
+        "The run reached step 6, epoch 1, and nothing is saved of it."
+    )
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_error_at_the_end_names_the_last_saved_step(tmp_path: Path, asynchronous: bool) -> None:
+    whole = fit(trainer(), max_steps=6)
+    disk = FullDisk()
+    with _files.replaced(disk), Store(tmp_path / "counted") as store:
+        disk.first = 1 << 30
+        fit(trainer(store=store, save_every=1), max_steps=2)
+    with Store(tmp_path / "run", asynchronous=asynchronous) as store:
+        error, said = failed(store, FullDisk(disk.writes + 1))
+    assert len(said) == 1
+    assert "the checkpoint of step 3 was not written, the last one is of step 2" in said[0]
+    assert error.__notes__[0].startswith(
+        "The run reached step 6, epoch 1, and nothing is saved since step 2."
+    )
+    assert error.fit_result.checkpoint.endswith("step-000000000002")  # type: ignore[attr-defined]
+    resumed = fit(trainer(store=tmp_path / "run"), max_steps=6, resume=True)
+    assert digest(resumed) == digest(whole)
+
+
+def test_run_completes_if_a_later_asynchronous_save_succeeds(tmp_path: Path) -> None:
+    with Store(tmp_path, asynchronous=True) as store, _files.replaced(FullDisk(0, 1)):
+        with pytest.warns(UserWarning, match="the checkpoint of step 3 was not written"):
+            result = fit(trainer(store=store, save_every=3), max_steps=6)
+    assert result.status == "completed"
+    assert result.checkpoint.endswith("step-000000000006")
+
+
+def test_other_errors_of_the_system_are_reported_too(tmp_path: Path) -> None:
+    disk = FullDisk(code=errno.EFBIG)
+    error, said = failed(tmp_path, disk)
+    assert len(said) == 1
+    assert "File too large. The limit of a file's size is reached: raise it (ulimit -f)." in said[0]
+    assert error.errno == errno.EFBIG
+
+
+def test_full_disk_error_says_how_much_to_free(tmp_path: Path, monkeypatch: Any) -> None:
+    class Usage:
+        f_bavail, f_frsize = 2, 1000
+
+    monkeypatch.setattr(os, "statvfs", lambda path: Usage)
+    error, _ = failed(tmp_path, FullDisk())
+    assert "(a checkpoint needs " in error.remedy
+    assert error.remedy.endswith("and 2 kB are free).")
