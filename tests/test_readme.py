@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from ftrain.cli import main
+from tests.examples.test_photos import take_photos
 
 README = Path(__file__).parent.parent / "README.md"
 RUNS = README.parent / "docs" / "runs.md"
@@ -97,18 +98,25 @@ def test_documented_configurations_train_and_evaluate(
 ) -> None:
     """Run a few uncompiled steps, with the data files that the configurations name."""
     monkeypatch.chdir(tmp_path)
+    take_photos(tmp_path / "photos", count=24)
     (tmp_path / "book.txt").write_text("To be, or not to be, that is the question. " * 40)
     rows = "".join(f"{i % 7},{i % 5},{'setosa' if i % 2 else 'virginica'}\n" for i in range(100))
     (tmp_path / "irises.csv").write_text("length,width,species\n" + rows)
+    numbers = "".join(f"{i % 7},{i % 5},{i % 3 + 4}\n" for i in range(100))
+    (tmp_path / "wines.csv").write_text("length,width,grade\n" + numbers)
+    (tmp_path / "houses.csv").write_text("length,width,price\n" + numbers)
     named = [(content.split(":")[0].removeprefix("# "), content) for content in blocks("yaml")]
-    assert [name for name, _ in named] == ["irises.yaml", "irises.yaml", "book.yaml"]
+    of_readme = ["irises.yaml", "wines.yaml", "houses.yaml", "photos.yaml"]
+    assert [name for name, _ in named] == [*of_readme, "irises.yaml", "photos.yaml", "book.yaml"]
     for name, content in named:
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
         (tmp_path / name).write_text(content)
-        assert main(["train", name, "compile=false", "max_steps=3"]) == 0
-        assert main(["eval", f"runs/{Path(name).stem}"]) == 0
-        if name == "irises.yaml":
-            assert main(["predict", "runs/irises", "data.path=irises.csv"]) == 0
+        other = ["data.context=96"] if name == "book.yaml" else []  # the model's follows
+        assert main(["train", name, "compile=false", "max_steps=3", *other]) == 0
+        stem = Path(name).stem
+        assert main(["eval", f"runs/{stem}"]) == 0
+        if (tmp_path / f"{stem}.csv").exists():
+            assert main(["predict", f"runs/{stem}", f"data.path={stem}.csv"]) == 0
 
 
 def test_documented_commands_and_files_exist() -> None:

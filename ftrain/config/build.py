@@ -359,7 +359,8 @@ def _filled(target: Target, facts: Mapping[str, Any], resolved: Resolved) -> dic
                 f"Did you mean {near}?" if near else "Write one of these names, or a number or text"
             )
             if resolved.data.takes(fact):
-                remedy = f"Set data.{fact}"
+                switch = ": true, or write a number" if resolved.data.takes_switch(fact) else ""
+                remedy = f"Set data.{fact}{switch}"
             known = ", ".join(sorted(facts)) or "none"
             says = (
                 f"expected the name of a value that data source {config.data.name} reports ({known}), "

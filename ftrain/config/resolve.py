@@ -64,8 +64,15 @@ class Target:
 
     def takes_file(self, name: str) -> bool:
         """Return True if the parameter called `name` is annotated as a path."""
+        return self._takes_a(pathlib.Path, name)
+
+    def takes_switch(self, name: str) -> bool:
+        """Return True if the parameter called `name` is annotated as true or false."""
+        return self._takes_a(bool, name)
+
+    def _takes_a(self, kind: type, name: str) -> bool:
         hint = _hints(self.function).get(name)
-        return pathlib.Path in (hint, *typing.get_args(hint))
+        return kind in (hint, *typing.get_args(hint))
 
 
 @dataclasses.dataclass(frozen=True)

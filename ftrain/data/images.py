@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +15,30 @@ import torch
 
 from ftrain.core.errors import DataError
 from ftrain.data._files import PathLike, existing_folder
+from ftrain.data.cursor import is_count
 
 __all__ = ["images"]
 
-_SUFFIXES = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
+#: Files with other suffixes are not images; of these, the ones that Pillow cannot read are refused.
+_SUFFIXES = {
+    *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg"),
+    *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
+}
+
+#: Formats to try, whatever the suffix. Pillow reads others too, EPS by running another program.
+_FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+
+#: The EXIF tag of the rotation with which a camera stored a photo, and how to undo each of its values.
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
 
 
 class Images:
@@ -33,21 +54,21 @@ class Images:
     def __init__(
         self,
         folder: PathLike,
-        size: tuple[int, int] | None,
+        size: int | tuple[int, int] | None,
         mode: str,
         classes: Sequence[str] | None,
     ) -> None:
-        self._pillow = _pillow()
+        _check_mode(_pillow(), mode)
         self.mode, self._resize = mode, size is not None
         place = existing_folder(folder)
-        found = sorted(entry for entry in place.iterdir() if entry.is_dir())
+        found = sorted(entry for entry in place.iterdir() if entry.is_dir() and _is_shown(entry))
         self.classes = [entry.name for entry in found] if classes is None else list(classes)
         labels = {name: label for label, name in enumerate(self.classes)}
         self.files = [
             (path, labels.get(entry.name, -1))
             for entry in found
             for path in sorted(entry.rglob("*"))
-            if path.suffix.lower() in _SUFFIXES and path.is_file()
+            if path.suffix.lower() in _SUFFIXES and _is_shown(path) and path.is_file()
         ]
         strange = next((path for path, label in self.files if label < 0), None)
         if strange is not None:
@@ -62,8 +83,10 @@ class Images:
                 f"folder with the name of its class, such as {place / 'cat' / '1.png'}"
             )
         if size is None:
-            size = tuple(reversed(self._opened(0).size))
-        self.size = size
+            image = self._read(0)
+            self.size = image.height, image.width
+        else:
+            self.size = _height_and_width(size)
 
     def __len__(self) -> int:
         return len(self.files)
@@ -71,46 +94,56 @@ class Images:
     def __getitem__(self, index: int) -> dict[str, Any]:
         """Return `{"image": float32 (channels, height, width) from 0 to 1, "label": int}`."""
         path, label = self.files[index]
-        image = self._opened(index)
         height, width = self.size
-        try:
-            image = image.convert(self.mode)
-        except (OSError, ValueError, SyntaxError) as error:  # where Pillow decodes
-            raise DataError(f"{path} is damaged: {error}. Create or copy the file again") from None
+        image = self._read(index)
         if self._resize:
-            image = image.resize((width, height), self._pillow.Resampling.BILINEAR)
+            image = image.resize((width, height), _pillow().Resampling.BILINEAR)
         if image.size != (width, height):
             raise DataError(
                 f"{path}: expected {height} x {width} pixels, as in {self.files[0][0]}, got "
-                f"{image.height} x {image.width}. Pass size=({height}, {width}) to scale all images"
+                f"{image.height} x {image.width}. Pass size=({height}, {width}) to scale all images; in "
+                f"a configuration, data.size: [{height}, {width}]"
             )
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
         return {"image": pixels, "label": label}
 
-    def _opened(self, index: int) -> Any:
-        path = self.files[index][0]
+    def _read(self, index: int) -> Any:
+        """Return an image of the mode `self.mode`, upright, in its own size."""
+        path, pillow = self.files[index][0], _pillow()  # no attribute: worker processes pickle this
+        formats = [name for name in _FORMATS if name in pillow.OPEN]
         try:
-            return self._pillow.open(path)
-        except (OSError, self._pillow.DecompressionBombError) as error:
+            opened = pillow.open(path, formats=formats)
+        except Exception as error:  # a decoder raises errors of any kind
             raise DataError(
                 f"{path}: expected an image that Pillow can read, got an error: {error}. Convert it, or "
                 "remove it"
             ) from None
+        with opened:
+            try:
+                return _converted(pillow, _upright(pillow, opened), self.mode)
+            except Exception as error:  # where Pillow decodes; as above
+                raise DataError(
+                    f"{path} is damaged: {error}. Create or copy the file again"
+                ) from None
 
 
 def images(
     folder: PathLike,
     *,
-    size: tuple[int, int] | None = None,
+    size: int | tuple[int, int] | None = None,
     mode: str = "RGB",
     classes: Sequence[str] | None = None,
 ) -> Images:
     """Return a dataset of the images in `folder/<class>/<name>.png` (.jpg, .webp, ...).
 
+    A photo that the camera stored rotated is turned upright, as its EXIF orientation says. Images with
+    16 bits a channel are reduced to 8. Hidden files and folders are left out.
+
     Args:
         folder: holds a folder for each class.
-        size: `(height, width)` to scale every image to; default: they have one size already.
+        size: `(height, width)` to scale every image to, or one number for both; default: they have one
+            size already.
         mode: `"RGB"` for three channels, `"L"` for one.
         classes: the classes in the order of their labels, such as those that a model was trained on;
             default: the folders' names.
@@ -124,6 +157,7 @@ def images(
         DataError: it holds no images, or a class that is not among `classes`; and, when a sample is
             read, the file that is damaged.
         ImportError: Pillow is not installed.
+        ValueError: the size or mode is invalid.
 
     Example:
         >>> import pathlib, tempfile
@@ -138,10 +172,56 @@ def images(
     return Images(folder, size, mode, classes)
 
 
+def _is_shown(path: Path) -> bool:
+    """Return False for hidden files, such as `.ipynb_checkpoints`, and those that macOS calls `._*`."""
+    return not path.name.startswith(".")
+
+
+def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
+    found = (size, size) if isinstance(size, int) else tuple(size)
+    if len(found) != 2 or not all(is_count(each, 1) for each in found):
+        raise ValueError(
+            f"size: expected (height, width) in pixels, or one number for both, got {size!r}. Write "
+            "size=64"
+        )
+    return found
+
+
+def _check_mode(pillow: Any, mode: str) -> None:
+    try:
+        pillow.new("RGB", (1, 1)).convert(mode)
+    except (KeyError, TypeError, ValueError):
+        raise ValueError(
+            f"mode: expected a mode of Pillow, got {mode!r}. Write 'RGB', or 'L' for grey images"
+        ) from None
+
+
+def _upright(pillow: Any, image: Any) -> Any:
+    """Return the image as its EXIF orientation says; damaged EXIF data are ignored, as by viewers."""
+    image.load()  # formats that turn the image themselves do it here, and remove the tag
+    try:
+        turn = _TURNS.get(image.getexif().get(_ORIENTATION))
+    except Exception:  # a decoder raises errors of any kind
+        turn = None
+    return image if turn is None else image.transpose(pillow.Transpose[turn])
+
+
+def _converted(pillow: Any, image: Any, mode: str) -> Any:
+    """Return the image in another mode; Pillow itself clips numbers of more than 8 bits at 255."""
+    if image.mode.startswith("I;16"):
+        image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    elif image.mode in ("I", "F") and mode != image.mode:
+        raise ValueError(f"expected 8 or 16 bits a channel, got the mode {image.mode!r} of 32 bits")
+    return image.convert(mode)
+
+
 def _pillow() -> Any:
     try:
-        return importlib.import_module("PIL.Image")
+        found = importlib.import_module("PIL.Image")
     except ImportError:
         raise ImportError(
-            "data.images reads files with Pillow, which is not installed. Run `pip install pillow`."
+            "data.images reads files with Pillow, which is not installed. Run "
+            "`pip install 'ftrain[images]'`, or `pip install pillow`."
         ) from None
+    found.init()  # all formats
+    return found

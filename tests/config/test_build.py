@@ -280,7 +280,9 @@ def test_csv_with_classes_true_reads_numbers_as_classes(tmp_path: pathlib.Path) 
     assert parts.facts["names"] == ["0", "1", "2"]
     model = {"name": "mlp", "inputs": 4, "outputs": "${data.classes}"}
     message = said(tmp_path, model=model, data={**data, "classes": None})
-    expected = "(columns, features, target_mean, target_scale), got 'classes'. Set data.classes"
+    expected = (
+        "(columns, features, target_mean, target_scale), got 'classes'. Set data.classes: true"
+    )
     assert expected in message
     model["outputs"] = 1
     message = said(tmp_path, model=model, data=data, loss="binary_cross_entropy")

@@ -280,7 +280,7 @@ READERS = {
     [
         ("sklearn.datasets", r"`pip install 'ftrain\[examples\]'`, or `pip install scikit-learn`"),
         ("pyarrow", r"`pip install 'ftrain\[tables\]'`, or `pip install pyarrow`"),
-        ("PIL.Image", "`pip install pillow`"),
+        ("PIL.Image", r"`pip install 'ftrain\[images\]'`, or `pip install pillow`"),
     ],
 )
 def test_readers_name_the_install_command_of_a_missing_package(

@@ -6,6 +6,7 @@ Read next: `ftrain/data/arrays.py` and `images.py`, which read them.
 from __future__ import annotations
 
 import pathlib
+from typing import Any, Literal
 
 import torch
 
@@ -43,20 +44,33 @@ def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
     return Data(train, rest, fitted={"samples": samples, "sha256": contents, "arrays": refitted})
 
 
-def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None) -> Data:
-    """Read images from a folder with one subfolder per class; report the number of classes.
+def images(
+    path: pathlib.Path,
+    held_out: Share | pathlib.Path = 0.2,
+    size: int | tuple[int, int] | None = None,
+    mode: Literal["RGB", "L"] = "RGB",
+    fitted: Fitted = None,
+) -> Data:
+    """Read images from a folder with one subfolder per class: `x` float32 from 0 to 1, `y` int64.
 
     Args:
         path: the folder.
         held_out: the number of images to evaluate on, a share of them, or another such folder; 0: none.
+        size: height and width in pixels to scale every image to, `64` or `[48, 64]`; null: all images
+            have one size already.
+        mode: `RGB` for three channels, `L` for grey, one channel.
         fitted: names of the classes that a run fitted, and the size of its images.
+
+    Returns:
+        The data with the facts `classes` (their number), `names`, `channels`, `height`, `width` and
+        `features` (numbers in an image).
     """
-    whole = data.images(path, classes=fitted["classes"] if fitted else None)
-    size = list(fitted["size"]) if fitted else list(whole.size)
-    _check_size(path, whole.size, size)
+    whole = _Images(data.images(path, size=size, mode=mode, classes=fitted and fitted["classes"]))
+    kind = list(fitted["size"]) if fitted else list(whole.size)
+    _check_size(path, whole.size, kind)
     if isinstance(held_out, pathlib.Path):
-        rest = data.images(held_out, classes=whole.classes)
-        _check_size(held_out, rest.size, size)
+        rest = _Images(data.images(held_out, size=size, mode=mode, classes=whole.classes))
+        _check_size(held_out, rest.size, kind)
         parts = whole, rest
     else:
         parts = parted(whole, held_out)
@@ -68,8 +82,31 @@ def images(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
         "classes": whole.classes,
         "size": list(whole.size),
     }
-    facts = {"classes": len(whole.classes), "names": whole.classes}
+    (height, width), channels = whole.size, len(whole[0]["x"])
+    facts = {
+        "classes": len(whole.classes),
+        "names": whole.classes,
+        "channels": channels,
+        "height": height,
+        "width": width,
+        "features": channels * height * width,
+    }
     return Data(*parts, facts, fitted=refitted)
+
+
+class _Images:
+    """Dataset of `data.images` with the names of entries that losses take by default."""
+
+    def __init__(self, found: Any) -> None:
+        self._found, self.files = found, found.files
+        self.classes, self.size = found.classes, found.size
+
+    def __len__(self) -> int:
+        return len(self._found)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        sample = self._found[index]
+        return {"x": sample["image"], "y": sample["label"]}
 
 
 def _arrays(path: pathlib.Path, kinds: dict[str, str] | None) -> dict[str, torch.Tensor]:
@@ -106,5 +143,5 @@ def _check_size(path: pathlib.Path, found: tuple[int, int], wanted: list[int]) -
         there, run = (f"{height} x {width}" for height, width in (found, wanted))
         raise DataError(
             f"{path}: expected images of {run} pixels, as in training, got {there}. Scale the "
-            f"images to {run} pixels"
+            f"images to {run} pixels, or set data.size to {wanted}"
         )
