@@ -31,6 +31,7 @@ from ftrain.core import tree
 from ftrain.core.evaluate import prediction
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
+from ftrain.tasks._numpy_dtypes import as_parameters
 
 __all__ = ["Trained", "checkpoint_of", "load_run"]
 
@@ -71,7 +72,8 @@ class Trained:
 
         Args:
             inputs: the input of the model's `forward`, in the form that the run's data function returns
-                (numbers of a table are standardized); or a batch, whose entry `loss.input` is used.
+                (numbers of a table are standardized; float64 is converted to the dtype of the
+                parameters); or a batch, whose entry `loss.input` is used.
 
         Returns:
             The model's outputs: without gradient, in memory of their own, on the run's device.
@@ -83,6 +85,7 @@ class Trained:
             inputs = inputs[name]
         device = self.parts.device
         here = tree.map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, inputs)
+        (here,) = as_parameters(self.state.params.values(), here)
         return prediction(self.parts.model, precision=self.config.precision)(self.state, here)
 
     def module(self) -> nn.Module:

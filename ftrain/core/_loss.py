@@ -31,6 +31,7 @@ _CAPTURED_REMEDY = (
     "as a buffer, or carry it in state.extras"
 )
 _INPUT_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
+_OF_NUMPY = (torch.float64, torch.int32)
 
 
 class WatchedLoss:
@@ -102,6 +103,12 @@ def call_loss(
                     if name(place).startswith("batch")
                 )
                 error.add_note(f"while computing {where} on {shapes}")
+                if "dtype" in str(error) and any(t.dtype in _OF_NUMPY for t in places.values()):
+                    error.add_note(
+                        "float64 and int32 are NumPy's default dtypes; models and losses of torch "
+                        "expect float32 numbers and int64 classes. Convert the data, "
+                        "array.astype('float32'), or the batch in the loss, x.float()"
+                    )
                 raise
     if watched.takes_extras:
         _refuse_assigned(own["state.extras"], given["state.extras"], where)

@@ -3,7 +3,8 @@
 A batch may be a tensor, a tuple `(x,)` or `(x, ..., labels)`, or have named entries: a dict, any other
 mapping (`UserDict`, Hugging Face's `BatchEncoding`), a dataclass or a NamedTuple. A model may return a
 tensor, a tuple, a mapping, a dataclass or a Hugging Face `ModelOutput`. Where more than one entry could
-be meant, a function raises instead of choosing.
+be meant, a function raises instead of choosing. float64 inputs, NumPy's default, are converted to the
+dtype of the model's parameters.
 
 Read next: `losses/rows.py`, whose losses take their batches through these functions.
 """
@@ -12,12 +13,13 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from ftrain.core._words import a_or_an
+from ftrain.tasks._numpy_dtypes import as_parameters
 
 __all__ = ["Prediction", "call_model", "find_labels", "find_output", "output_and_labels"]
 
@@ -49,8 +51,8 @@ def output_and_labels(
     model: Callable[..., Any],
     batch: Any,
     *,
-    input: str | None = None,
-    target: str | None = None,
+    input: str | int | None = None,
+    target: str | int | None = None,
     output: str | int | None = None,
 ) -> Prediction:
     """Call a model with a batch; return its output and the labels of the batch.
@@ -58,8 +60,9 @@ def output_and_labels(
     Args:
         model: a module or a function.
         batch: a tuple `(x, ..., labels)`, a mapping, a dataclass or a NamedTuple.
-        input: the entry that the model takes as its only argument; `None`: as `call_model` decides.
-        target: the entry that holds the labels; `None`: as `find_labels` decides.
+        input: the name, or in a tuple the place, of the entry that the model takes as its only
+            argument; `None`: as `call_model` decides.
+        target: the name or place of the labels; `None`: as `find_labels` decides.
         output: the name or place of the output; `None`: as `find_output` decides.
 
     Raises:
@@ -81,14 +84,15 @@ def call_model(
     model: Callable[..., Any],
     batch: Any,
     *,
-    input: str | None = None,
-    target: str | None = None,
+    input: str | int | None = None,
+    target: str | int | None = None,
     has_labels: bool = True,
 ) -> Any:
     """Call a model with the inputs in a batch, and return its outputs.
 
-    - A tensor is the only argument. Of a tuple or list of two or more entries, the last holds the
-      labels, and the others are the arguments; of one entry, that is the argument.
+    - A tensor is the only argument. Of a tuple or list of two or more entries, the last (or the one at
+      the place `target`) holds the labels, and the others are the arguments; of one entry, that is the
+      argument.
     - Entries with names are passed as keywords to the arguments of those names; entries that the model
       does not take, and the labels, are not passed. If no name fits, the one entry called `x`, `input`,
       `inputs`, `input_ids`, `input_values`, `pixel_values`, `image` or `tokens` is passed by position.
@@ -97,8 +101,8 @@ def call_model(
     Args:
         model: a module or a function.
         batch: see above.
-        input: the entry that is the only argument.
-        target: the entry that holds the labels, which is not passed on.
+        input: the name, or in a tuple the place, of the entry that is the only argument.
+        target: the name or place of the labels, which are not passed on.
         has_labels: False: every entry of a tuple is an argument, as for pairs of images and texts.
 
     Raises:
@@ -112,30 +116,38 @@ def call_model(
     named = named_entries(batch)
     if named is not None:
         if input is not None:
-            return model(named_entry(named, input, "batch", "input"))
+            return _called(model, named_entry(named, input, "batch", "input"))
         return _call_with_names(model, named, target)
+    if isinstance(input, int):
+        return _called(model, entry_at(batch, input, "input"))
     if input is not None:
         raise TypeError(
             f"batch: expected named entries with {input!r}, got {a_or_an(type(batch).__name__)}. "
-            "Return dicts from the data function, or leave out `input`"
+            "Return dicts from the data function, leave out `input`, or give a place in the tuple: "
+            "input=0"
         )
     if isinstance(batch, Sequence) and not isinstance(batch, str):
-        inputs = batch[:-1] if has_labels and len(batch) > 1 else batch
+        labels = (target if isinstance(target, int) else -1) % max(len(batch), 1)
+        inputs = batch
+        if has_labels and len(batch) > 1:
+            inputs = [x for place, x in enumerate(batch) if place != labels]
         inner = named_entries(inputs[0]) if len(inputs) == 1 else None
-        return model(*inputs) if inner is None else _call_with_names(model, inner, target)
-    return model(batch)
+        if inner is None:
+            return _called(model, *inputs)
+        return _call_with_names(model, inner, None if isinstance(target, int) else target)
+    return _called(model, batch)
 
 
-def find_labels(batch: Any, target: str | None = None) -> Tensor:
+def find_labels(batch: Any, target: str | int | None = None) -> Tensor:
     """Return the labels of a batch.
 
     Args:
         batch: a tuple or list of two or more entries, whose last is the labels; or named entries, of
             which one is called `labels`, `label`, `targets`, `target` or `y`.
-        target: the name of the entry, if it has another.
+        target: the name of the entry, if it has another; or its place in a tuple, if it is not the last.
 
     Raises:
-        KeyError: no entry has such a name, or more than one has.
+        KeyError: no entry has such a name or place, or more than one has such a name.
         TypeError: the batch is a tensor, or a tuple of one entry.
 
     Example:
@@ -147,6 +159,9 @@ def find_labels(batch: Any, target: str | None = None) -> Tensor:
     if named is not None:
         found: Tensor = _one(named, target, LABELS, "batch", "target")
         return found
+    if isinstance(target, int) and isinstance(batch, Sequence) and not isinstance(batch, str):
+        there: Tensor = entry_at(batch, target, "target")
+        return there
     if isinstance(batch, Sequence) and not isinstance(batch, str) and target is None:
         if len(batch) > 1:
             last: Tensor = batch[-1]
@@ -214,8 +229,27 @@ def named_entries(value: Any) -> Mapping[str, Any] | None:
     return None
 
 
+def entry_at(batch: Any, place: int, option: str) -> Any:
+    """Return the entry at a place of a tuple or list; if there is none, raise an error that says so."""
+    is_tuple = isinstance(batch, Sequence) and not isinstance(batch, str)
+    if is_tuple and -len(batch) <= place < len(batch):
+        return batch[place]
+    raise KeyError(
+        f"batch: expected a tuple with an entry at {place}, got {_shape_of(batch)}. Give another place "
+        f"with `{option}`; in a configuration, loss: {{name: ..., {option}: 0}}"
+    )
+
+
+def _called(model: Callable[..., Any], *inputs: Any) -> Any:
+    return model(*as_parameters(_weights(model), *inputs))
+
+
+def _weights(model: Callable[..., Any]) -> Iterable[Tensor]:
+    return model.parameters() if isinstance(model, nn.Module) else ()
+
+
 def _call_with_names(
-    model: Callable[..., Any], named: Mapping[str, Any], target: str | None
+    model: Callable[..., Any], named: Mapping[str, Any], target: str | int | None
 ) -> Any:
     """Call a model with the batch entries that its signature names, else with the only input."""
     takes = _parameters(model)
@@ -225,7 +259,7 @@ def _call_with_names(
     if not fitting and any(p.kind is p.VAR_KEYWORD for p in takes.values()):
         fitting = {name: x for name, x in own.items() if name not in OF_THE_LOSS}
     if not fitting:
-        return model(_one(own, None, INPUTS, "batch", "input", named))
+        return _called(model, _one(own, None, INPUTS, "batch", "input", named))
     needed = [
         name
         for name, p in takes.items()
@@ -237,7 +271,8 @@ def _call_with_names(
             f"batch: expected entries for the arguments {', '.join(map(repr, missing))} of the model, "
             f"got {_listed(named)}. Add them to the batch, or write your own loss: file.py:loss_fn"
         )
-    return model(**fitting)
+    converted = as_parameters(_weights(model), *fitting.values())
+    return model(**dict(zip(fitting, converted, strict=True)))
 
 
 def _parameters(model: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -251,7 +286,7 @@ def _parameters(model: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
 
 def _one(
     named: Mapping[str, Any],
-    name: str | None,
+    name: str | int | None,
     usual: Sequence[str],
     what: str,
     option: str,
@@ -279,10 +314,10 @@ def _one(
     )
 
 
-def named_entry(named: Mapping[str, Any], name: str, what: str, option: str | None) -> Any:
+def named_entry(named: Mapping[str, Any], name: str | int, what: str, option: str | None) -> Any:
     """Return the entry called `name`; if it is missing, raise an error that lists the names."""
     if name in named:
-        return named[name]
+        return named[name]  # type: ignore[index]  # a mapping may have any keys
     if option is None:
         raise KeyError(
             f"{what}: expected a key {name!r}, got {_listed(named)}. Add it to the {what}"

@@ -65,7 +65,8 @@ def images(
         The data with the facts `classes` (their number), `names`, `channels`, `height`, `width` and
         `features` (numbers in an image).
     """
-    whole = _Images(data.images(path, size=size, mode=mode, classes=fitted and fitted["classes"]))
+    known = fitted["classes"] if fitted else None
+    whole = _Images(data.images(path, size=size, mode=mode, classes=known))
     kind = list(fitted["size"]) if fitted else list(whole.size)
     _check_size(path, whole.size, kind)
     if isinstance(held_out, pathlib.Path):

@@ -14,10 +14,11 @@ from torch import Tensor, nn
 from ftrain.core._nearest import nearest
 from ftrain.core.metrics import Mean
 from ftrain.tasks import functional, metrics
+from ftrain.tasks._numpy_dtypes import as_classes
 from ftrain.tasks._weighted import over, widened
-from ftrain.tasks.adapters import call_model, find_labels, find_output, named_entries
+from ftrain.tasks.adapters import call_model, find_labels, find_output
 from ftrain.tasks.distillation.teacher import Teacher
-from ftrain.tasks.losses._batches import Loss, entry, row_weights
+from ftrain.tasks.losses._batches import Loss, entry, of_batch, row_weights
 
 __all__ = ["byol", "dino", "distillation", "feature_distillation"]
 
@@ -28,9 +29,9 @@ def distillation(
     extras: Any = None,
     *,
     teacher: Teacher | None = None,
-    cached: str = "teacher",
-    input: str | None = "x",
-    target: str | None = "y",
+    cached: str | int = "teacher",
+    input: str | int | None = "x",
+    target: str | int | None = "y",
     temperature: float = 4.0,
     soft_weight: float = 0.9,
     label_smoothing: float = 0.0,
@@ -56,7 +57,7 @@ def distillation(
         causal: compare the logits of each place with the next label, as a language model's.
     """
     has_labels = target is not None
-    labels = find_labels(batch, _named(batch, target)) if has_labels else None
+    labels = as_classes(find_labels(batch, of_batch(batch, target))) if has_labels else None
     logits = find_output(_called(model, batch, input, target))
     if teacher is None:
         taught = entry(batch, cached, "cached")
@@ -99,13 +100,13 @@ def feature_distillation(
     layer: str,
     teacher: Teacher | None = None,
     teacher_layer: str | None = None,
-    cached: str = "teacher",
+    cached: str | int = "teacher",
     projection: str | None = None,
     distance: Literal["mse", "cosine"] = "mse",
     feature_axis: int = -1,
     feature_weight: float = 1.0,
-    input: str | None = "x",
-    target: str | None = "y",
+    input: str | int | None = "x",
+    target: str | int | None = "y",
     ignore_index: int = -100,
 ) -> Loss:
     """Return the cross-entropy plus the distance of a layer's outputs from the teacher's, and accuracy.
@@ -141,7 +142,10 @@ def feature_distillation(
         )
     hard, found = None, {}
     if target is not None:
-        logits, labels = find_output(outputs), find_labels(batch, _named(batch, target))
+        logits, labels = (
+            find_output(outputs),
+            as_classes(find_labels(batch, of_batch(batch, target))),
+        )
         hard = functional.cross_entropy(
             logits, labels, ignore_index=ignore_index, row_weights=weights
         )
@@ -165,8 +169,8 @@ def byol(
     extras: Any = None,
     *,
     teacher: Teacher | None = None,
-    first: str = "first",
-    second: str = "second",
+    first: str | int = "first",
+    second: str | int = "second",
     predictor: str | None = "predictor",
 ) -> Mean:
     """Return the distance of predictions of one view from the teacher's output for the other, both ways.
@@ -202,8 +206,8 @@ def dino(
     *,
     teacher: Teacher | None = None,
     center: str = "center",
-    first: str = "first",
-    second: str = "second",
+    first: str | int = "first",
+    second: str | int = "second",
     temperature: float = 0.1,
     teacher_temperature: float = 0.04,
 ) -> Loss:
@@ -248,24 +252,19 @@ def dino(
     return loss, {center: Mean(rows.sum(0), 2 * there.weight)}
 
 
-def _called(model: nn.Module, batch: Any, input: str | None, target: str | None) -> Any:
+def _called(model: nn.Module, batch: Any, input: str | int | None, target: str | int | None) -> Any:
     """Return the model's outputs; the labels, if there are any, are not passed to it."""
     has_labels = target is not None
     return call_model(
         model,
         batch,
-        input=_named(batch, input),
-        target=_named(batch, target),
+        input=of_batch(batch, input),
+        target=of_batch(batch, target),
         has_labels=has_labels,
     )
 
 
-def _named(batch: Any, name: str | None) -> str | None:
-    """Return the name of an entry; `None` for a batch whose entries have no names."""
-    return None if named_entries(batch) is None else name
-
-
-def _views(batch: Any, first: str, second: str) -> list[Tensor]:
+def _views(batch: Any, first: str | int, second: str | int) -> list[Tensor]:
     return [entry(batch, name, at) for name, at in ((first, "first"), (second, "second"))]
 
 
@@ -279,7 +278,7 @@ def _of_teacher(teacher: Teacher | None, extras: Any, views: list[Tensor]) -> li
 
 
 def _features(
-    model: nn.Module, layer: str, batch: Any, input: str | None, target: str | None
+    model: nn.Module, layer: str, batch: Any, input: str | int | None, target: str | int | None
 ) -> Tensor:
     with _output_of(model, layer, "teacher_layer") as seen:
         _called(model, batch, input, target)

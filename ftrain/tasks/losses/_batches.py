@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from ftrain.core.metrics import Mean
+from ftrain.tasks._numpy_dtypes import as_classes
 from ftrain.tasks._weighted import over
 from ftrain.tasks.adapters import (
     OF_THE_LOSS,
     Prediction,
     call_model,
+    entry_at,
     find_labels,
     named_entries,
     named_entry,
@@ -25,7 +27,9 @@ __all__ = [
     "as_weights",
     "entry",
     "inputs_and_labels",
+    "of_batch",
     "prediction",
+    "prediction_of_classes",
     "row_weights",
     "without_padding",
 ]
@@ -34,20 +38,39 @@ Loss = tuple[Mean, dict[str, Any]]
 
 
 def prediction(
-    model: Callable[..., Any], batch: Any, input: str | None, target: str | None
+    model: Callable[..., Any], batch: Any, input: str | int | None, target: str | int | None
 ) -> Prediction:
-    """Call the model; return output and labels. Only named entries need `input` and `target`."""
-    if named_entries(batch) is None:
-        input = target = None
-    return output_and_labels(model, batch, input=input, target=target)
+    """Call the model; return output and labels.
+
+    Names of entries (a loss has default ones) are not used for a tuple; places in it are.
+    """
+    return output_and_labels(
+        model, batch, input=of_batch(batch, input), target=of_batch(batch, target)
+    )
 
 
-def inputs_and_labels(batch: Any, input: str | None, target: str | None) -> tuple[Tensor, Tensor]:
+def prediction_of_classes(
+    model: Callable[..., Any], batch: Any, input: str | int | None, target: str | int | None
+) -> Prediction:
+    """Call the model; return output and labels, which are int64 unless they are soft labels."""
+    found = prediction(model, batch, input, target)
+    return found._replace(labels=as_classes(found.labels))
+
+
+def of_batch(batch: Any, name: str | int | None) -> str | int | None:
+    """Return the name or place of an entry; `None` for a name if the entries of the batch have none."""
+    return None if isinstance(name, str) and named_entries(batch) is None else name
+
+
+def inputs_and_labels(
+    batch: Any, input: str | int | None, target: str | int | None
+) -> tuple[Tensor, Tensor]:
     """Return the input and the labels of a batch; raise if it has several inputs."""
     named = named_entries(batch)
     if named is None:
-        inputs: Tensor = call_model(_only, batch)
-        return inputs, find_labels(batch)
+        input, target = of_batch(batch, input), of_batch(batch, target)
+        inputs: Tensor = call_model(_only, batch, input=input, target=target)
+        return inputs, as_classes(find_labels(batch, target))
     labels = find_labels(batch, target)
     if input is None:
         others = [name for name, x in named.items() if x is not labels and name not in OF_THE_LOSS]
@@ -58,12 +81,15 @@ def inputs_and_labels(batch: Any, input: str | None, target: str | None) -> tupl
                 "from the data function"
             )
         (input,) = others
-    return entry(batch, input, "input"), labels
+    return entry(batch, input, "input"), as_classes(labels)
 
 
-def entry(batch: Any, name: str, option: str | None = None) -> Tensor:
-    """Return the batch entry `name`; errors suggest the loss argument `option` to give another name."""
+def entry(batch: Any, name: str | int, option: str | None = None) -> Tensor:
+    """Return a batch entry by name or place; errors suggest the loss argument `option` for another."""
     named = named_entries(batch)
+    if named is None and isinstance(name, int):
+        there: Tensor = entry_at(batch, name, option or "input")
+        return there
     if named is None:
         raise TypeError(
             f"batch: expected named entries with {name!r}, got {type(batch).__name__}. Return "

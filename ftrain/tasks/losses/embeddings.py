@@ -124,7 +124,12 @@ def cached_info_nce(
 
 @compares_rows
 def supervised_contrastive(
-    model: nn.Module, batch: Any, *, input: str = "x", target: str = "y", temperature: float = 0.1
+    model: nn.Module,
+    batch: Any,
+    *,
+    input: str | int = "x",
+    target: str | int = "y",
+    temperature: float = 0.1,
 ) -> Mean:
     """Return the supervised contrastive loss: rows of the same class are positives.
 
@@ -149,9 +154,9 @@ def triplet(
     model: nn.Module,
     batch: Any,
     *,
-    anchor: str = "anchor",
-    positive: str = "positive",
-    negative: str = "negative",
+    anchor: str | int = "anchor",
+    positive: str | int = "positive",
+    negative: str | int = "negative",
     margin: float = 1.0,
 ) -> Loss:
     """Return the triplet loss, and the share of anchors nearer to the positive than to the negative.

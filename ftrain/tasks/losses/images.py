@@ -12,7 +12,7 @@ from torch import nn
 
 from ftrain.core.metrics import Mean
 from ftrain.tasks import functional, metrics
-from ftrain.tasks.losses._batches import Loss, prediction, row_weights, without_padding
+from ftrain.tasks.losses._batches import Loss, prediction_of_classes, row_weights, without_padding
 
 __all__ = ["dice", "focal", "lovasz", "tversky"]
 
@@ -21,8 +21,8 @@ def focal(
     model: nn.Module,
     batch: Any,
     *,
-    input: str = "x",
-    target: str = "y",
+    input: str | int = "x",
+    target: str | int = "y",
     gamma: float = 2.0,
     ignore_index: int = -100,
 ) -> Loss:
@@ -43,8 +43,8 @@ def dice(
     model: nn.Module,
     batch: Any,
     *,
-    input: str = "x",
-    target: str = "y",
+    input: str | int = "x",
+    target: str | int = "y",
     smooth: float = 0.0,
     ignore_index: int = -100,
 ) -> Loss:
@@ -65,8 +65,8 @@ def tversky(
     model: nn.Module,
     batch: Any,
     *,
-    input: str = "x",
-    target: str = "y",
+    input: str | int = "x",
+    target: str | int = "y",
     false_positives: float = 0.3,
     false_negatives: float = 0.7,
     ignore_index: int = -100,
@@ -98,8 +98,8 @@ def lovasz(
     model: nn.Module,
     batch: Any,
     *,
-    input: str = "x",
-    target: str = "y",
+    input: str | int = "x",
+    target: str | int = "y",
     ignore_index: int = -100,
 ) -> Loss:
     """Return the Lovász-softmax loss over images and classes, and the mean intersection over union.
@@ -118,12 +118,12 @@ def _images(
     function: Callable[..., Mean],
     model: nn.Module,
     batch: Any,
-    input: str,
-    target: str,
+    input: str | int,
+    target: str | int,
     ignore_index: int,
     **options: float,
 ) -> Loss:
-    logits, labels, _ = prediction(model, batch, input, target)
+    logits, labels, _ = prediction_of_classes(model, batch, input, target)
     weights = row_weights(batch)
     loss = function(logits, labels, ignore_index=ignore_index, row_weights=weights, **options)
     counted = without_padding(labels, weights, ignore_index)

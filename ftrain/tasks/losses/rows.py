@@ -21,6 +21,7 @@ from ftrain.tasks.losses._batches import (
     as_weights,
     inputs_and_labels,
     prediction,
+    prediction_of_classes,
     row_weights,
     without_padding,
 )
@@ -40,8 +41,8 @@ def cross_entropy(
     model: nn.Module,
     batch: Any,
     *,
-    input: str | None = "x",
-    target: str | None = "y",
+    input: str | int | None = "x",
+    target: str | int | None = "y",
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
@@ -64,10 +65,11 @@ def cross_entropy(
         cutmix: alpha of `functional.cutmix`, in training; 0: none. With both, each batch draws one.
         classes: their number, to mix integer targets; null: the data's fact of this name.
     """
-    given = batch
     if (mixup or cutmix) and model.training:
-        given = _mixed(batch, input, target, {"mixup": mixup, "cutmix": cutmix}, classes)
-    logits, labels, _ = prediction(model, given, input, target)
+        pair = _mixed(batch, input, target, {"mixup": mixup, "cutmix": cutmix}, classes)
+        logits, labels, _ = prediction_of_classes(model, pair, None, None)
+    else:
+        logits, labels, _ = prediction_of_classes(model, batch, input, target)
     named = "the labels" if target is None else f"batch[{target!r}]"
     soft = labels.is_floating_point()
     if soft and labels.ndim < 2:
@@ -105,7 +107,7 @@ def cross_entropy(
 
 
 def binary_cross_entropy(
-    model: nn.Module, batch: Any, *, input: str = "x", target: str = "y"
+    model: nn.Module, batch: Any, *, input: str | int = "x", target: str | int = "y"
 ) -> Loss:
     """Return the binary cross-entropy, in nats, and the accuracy.
 
@@ -127,8 +129,8 @@ def multi_label(
     model: nn.Module,
     batch: Any,
     *,
-    input: str = "x",
-    target: str = "y",
+    input: str | int = "x",
+    target: str | int = "y",
     class_weights: Sequence[float] | None = None,
     positive_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
@@ -161,8 +163,8 @@ def mse(
     model: nn.Module,
     batch: Any,
     *,
-    input: str = "x",
-    target: str = "y",
+    input: str | int = "x",
+    target: str | int = "y",
     target_scale: float | None = None,
 ) -> Loss:
     """Return the mean squared error, and the mean absolute error in the units of the data.
@@ -182,8 +184,8 @@ def mae(
     model: nn.Module,
     batch: Any,
     *,
-    input: str = "x",
-    target: str = "y",
+    input: str | int = "x",
+    target: str | int = "y",
     target_scale: float | None = None,
 ) -> Loss:
     """Return the mean absolute error, and the same error in the units of the data.
@@ -202,8 +204,8 @@ def huber(
     model: nn.Module,
     batch: Any,
     *,
-    input: str = "x",
-    target: str = "y",
+    input: str | int = "x",
+    target: str | int = "y",
     delta: float = 1.0,
     target_scale: float | None = None,
 ) -> Loss:
@@ -228,8 +230,8 @@ def gaussian_nll(
     model: nn.Module,
     batch: Any,
     *,
-    input: str = "x",
-    target: str = "y",
+    input: str | int = "x",
+    target: str | int = "y",
     target_scale: float | None = None,
 ) -> Loss:
     """Return the negative log-likelihood of normal distributions, and the absolute error of their means.
@@ -259,8 +261,8 @@ def _regression(
     each: Callable[[Tensor], Tensor],
     model: nn.Module,
     batch: Any,
-    input: str,
-    target: str,
+    input: str | int,
+    target: str | int,
     target_scale: float | None,
 ) -> Loss:
     output, wanted, _ = prediction(model, batch, input, target)
@@ -276,7 +278,7 @@ def _away(error: Tensor, target_scale: float | None, weights: Tensor | None) -> 
     return weighted(away * (1.0 if target_scale is None else target_scale), weights)
 
 
-def _floating(name: str, wanted: Tensor, target: str) -> None:
+def _floating(name: str, wanted: Tensor, target: str | int) -> None:
     if not wanted.is_floating_point():
         raise TypeError(
             f"{name}: expected float32 numbers as batch[{target!r}] (integers must be converted; words "
@@ -285,7 +287,7 @@ def _floating(name: str, wanted: Tensor, target: str) -> None:
         )
 
 
-def _as_targets(found: Tensor, wanted: Tensor, target: str) -> Tensor:
+def _as_targets(found: Tensor, wanted: Tensor, target: str | int) -> Tensor:
     """Return the model's output in the shape of the targets: `(n, 1)` becomes `(n,)`."""
     if found.numel() != wanted.numel():
         raise ValueError(
@@ -296,7 +298,11 @@ def _as_targets(found: Tensor, wanted: Tensor, target: str) -> Tensor:
 
 
 def _mixed(
-    batch: Any, input: str | None, target: str | None, alphas: dict[str, float], classes: int | None
+    batch: Any,
+    input: str | int | None,
+    target: str | int | None,
+    alphas: dict[str, float],
+    classes: int | None,
 ) -> tuple[Tensor, Tensor]:
     """Return inputs and soft labels, mixed by mixup or CutMix: one of those with nonzero alpha."""
     if row_weights(batch) is not None:

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ftrain.core._words import a_or_an
 from ftrain.core.metrics import Mean
 from ftrain.tasks import functional, metrics
+from ftrain.tasks._numpy_dtypes import as_classes
 from ftrain.tasks._weighted import classes_in_range, places_in, weighted
 from ftrain.tasks.adapters import Prediction, call_model, find_output
-from ftrain.tasks.losses._batches import Loss, entry, prediction, row_weights
+from ftrain.tasks.losses._batches import Loss, entry, prediction, prediction_of_classes, row_weights
 
 __all__ = ["causal_lm", "ctc", "dpo", "masked_lm", "next_token"]
 
@@ -34,7 +35,7 @@ def next_token(model: nn.Module, batch: Any, *, ignore: int = -100) -> Mean:
             f"next_token: expected windows of tokens, int64 (n, length + 1), as the batch, got {got}. "
             "Return tensors from the data function, or write `loss: causal_lm` for named entries"
         )
-    logits, targets = find_output(model(batch[:, :-1])), batch[:, 1:]
+    logits, targets = find_output(model(batch[:, :-1])), as_classes(batch)[:, 1:]
     with places_in(batch, ignore), classes_in_range(targets, logits.shape[-1], ignore):
         total = F.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=ignore, reduction="sum"
@@ -46,8 +47,8 @@ def causal_lm(
     model: nn.Module,
     batch: Any,
     *,
-    input: str | None = None,
-    target: str | None = None,
+    input: str | int | None = None,
+    target: str | int | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -86,8 +87,8 @@ def masked_lm(
     model: nn.Module,
     batch: Any,
     *,
-    input: str | None = None,
-    target: str | None = None,
+    input: str | int | None = None,
+    target: str | int | None = None,
     ignore_index: int = -100,
 ) -> Loss:
     """Return the cross-entropy of the tokens that were masked, in nats, and their accuracy.
@@ -100,7 +101,7 @@ def masked_lm(
         target: the name of the labels; null: as `find_labels` decides.
         ignore_index: labels that do not count.
     """
-    logits, labels, _ = prediction(model, batch, input, target)
+    logits, labels, _ = prediction_of_classes(model, batch, input, target)
     weights = row_weights(batch)
     loss = functional.masked_lm(logits, labels, ignore_index=ignore_index, row_weights=weights)
     accuracy = metrics.accuracy(logits, labels, ignore_index=ignore_index, row_weights=weights)
@@ -131,7 +132,7 @@ def dpo(
 
     def log_probs(name: str) -> Tensor:
         logits = find_output(model(entry(batch, name)))
-        labels = entry(batch, f"{name}_labels")
+        labels = as_classes(entry(batch, f"{name}_labels"))
         return functional.sequence_log_probs(logits, labels, ignore_index=ignore_index)
 
     chosen, rejected = log_probs("chosen"), log_probs("rejected")
@@ -157,10 +158,10 @@ def ctc(
     model: nn.Module,
     batch: Any,
     *,
-    input: str = "x",
-    target: str = "y",
-    input_lengths: str = "input_lengths",
-    label_lengths: str = "label_lengths",
+    input: str | int = "x",
+    target: str | int = "y",
+    input_lengths: str | int = "input_lengths",
+    label_lengths: str | int = "label_lengths",
     blank: int = 0,
     zero_infinity: bool = False,
 ) -> Mean:
@@ -190,10 +191,10 @@ def ctc(
 
 
 def _tokens(
-    model: nn.Module, batch: Any, input: str | None, target: str | None
+    model: nn.Module, batch: Any, input: str | int | None, target: str | int | None
 ) -> tuple[Tensor, Tensor]:
     """Return logits and labels; if the batch is one tensor of tokens, it is also the labels."""
     if isinstance(batch, Tensor):
-        return find_output(call_model(model, batch)), batch
-    found: Prediction = prediction(model, batch, input, target)
+        return find_output(call_model(model, batch)), as_classes(batch)
+    found: Prediction = prediction_of_classes(model, batch, input, target)
     return found.output, found.labels

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ftrain.core.metrics import Mean
 from ftrain.tasks import functional, metrics
-from ftrain.tasks.losses._batches import prediction, row_weights
+from ftrain.tasks.losses._batches import prediction_of_classes, row_weights
 
 __all__ = ["Classified", "classified"]
 
@@ -30,10 +30,14 @@ class Classified(NamedTuple):
 
 
 def classified(
-    model: nn.Module, batch: Any, input: str | None, target: str | None, ignore_index: int
+    model: nn.Module,
+    batch: Any,
+    input: str | int | None,
+    target: str | int | None,
+    ignore_index: int,
 ) -> Classified:
     """Call a model with a batch with one class per row; return logits, classes and their metrics."""
-    logits, labels, _ = prediction(model, batch, input, target)
+    logits, labels, _ = prediction_of_classes(model, batch, input, target)
     options: Any = {"ignore_index": ignore_index, "row_weights": row_weights(batch)}
     loss = functional.cross_entropy(logits, labels, **options)
     if labels.is_floating_point():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ftrain.core.metrics import Mean
 from ftrain.tasks import functional, losses, metrics
 from ftrain.tasks._weighted import one_hot, over
-from ftrain.tasks.losses._batches import Loss, prediction, row_weights, without_padding
+from ftrain.tasks.losses._batches import Loss, prediction_of_classes, row_weights, without_padding
 from ftrain.tasks.recipes._classes import classified
 from ftrain.tasks.recipes.task import Task
 
@@ -22,8 +22,8 @@ __all__ = ["image_classification", "segmentation"]
 
 def image_classification(
     *,
-    input: str | None = None,
-    target: str | None = None,
+    input: str | int | None = None,
+    target: str | int | None = None,
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
     mixup: float = 0.0,
@@ -87,8 +87,8 @@ def image_classification(
 
 def segmentation(
     *,
-    input: str | None = None,
-    target: str | None = None,
+    input: str | int | None = None,
+    target: str | int | None = None,
     dice: float = 1.0,
     cross_entropy: float = 1.0,
     smooth: float = 0.0,
@@ -156,13 +156,13 @@ def segmentation(
         return metrics.mean_iou(logits, counted, ignore_index=ignore_index)
 
     def loss_fn(model: nn.Module, batch: Any) -> Loss:
-        logits, labels, _ = prediction(model, batch, input, target)
+        logits, labels, _ = prediction_of_classes(model, batch, input, target)
         weights = row_weights(batch)
         loss = loss_of(logits, labels, weights, label_smoothing)
         return loss, {"mean_iou": mean_iou(logits, labels, weights)}
 
     def eval_fn(model: nn.Module, batch: Any) -> Loss:
-        logits, labels, _ = prediction(model, batch, input, target)
+        logits, labels, _ = prediction_of_classes(model, batch, input, target)
         weights = row_weights(batch)
         accuracy = metrics.accuracy(
             logits, labels, class_axis=1, ignore_index=ignore_index, row_weights=weights

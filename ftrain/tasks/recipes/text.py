@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ftrain.core.metrics import Mean
 from ftrain.tasks import functional, losses, metrics
+from ftrain.tasks._numpy_dtypes import as_classes
 from ftrain.tasks.adapters import call_model, find_output
-from ftrain.tasks.losses._batches import Loss, prediction, row_weights, without_padding
+from ftrain.tasks.losses._batches import Loss, prediction_of_classes, row_weights, without_padding
 from ftrain.tasks.recipes._classes import classified
 from ftrain.tasks.recipes.task import Task
 
@@ -23,8 +24,8 @@ __all__ = ["language_modeling", "text_classification"]
 def language_modeling(
     *,
     objective: Literal["causal", "masked"] = "causal",
-    input: str | None = None,
-    target: str | None = None,
+    input: str | int | None = None,
+    target: str | int | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
@@ -66,8 +67,8 @@ def language_modeling(
     def predicted(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits, the labels at the same positions, and the weights of rows or labels."""
         if isinstance(batch, Tensor) and objective == "causal":
-            return find_output(call_model(model, batch[:, :-1])), batch[:, 1:], None
-        logits, labels, _ = prediction(model, batch, input, target)
+            return find_output(call_model(model, batch[:, :-1])), as_classes(batch)[:, 1:], None
+        logits, labels, _ = prediction_of_classes(model, batch, input, target)
         weights = row_weights(batch)
         if objective == "masked":
             return logits, labels, weights
@@ -100,8 +101,8 @@ def language_modeling(
 
 def text_classification(
     *,
-    input: str | None = None,
-    target: str | None = None,
+    input: str | int | None = None,
+    target: str | int | None = None,
     class_weights: Sequence[float] | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,

@@ -1,0 +1,60 @@
+"""Conversion of NumPy's default dtypes, float64 and int32, to those that models and losses take.
+
+Read next: `adapters.py`, which calls a model with the converted inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["as_classes", "as_parameters"]
+
+
+def as_parameters(parameters: Iterable[Tensor], *inputs: Any) -> tuple[Any, ...]:
+    """Return the inputs of a model, float64 tensors in the dtype of its parameters; warn once.
+
+    If there are no parameters, or some are float64, the inputs stay as they are.
+    """
+    if not any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in inputs):
+        return inputs
+    dtypes = {p.dtype for p in parameters if p.is_floating_point()}
+    if not dtypes or torch.float64 in dtypes:
+        return inputs
+    dtype = torch.float32 if torch.float32 in dtypes else next(iter(dtypes))
+    _warn_once(
+        f"batch: expected inputs of {dtype}, the dtype of the model's parameters, got torch.float64, "
+        "which is NumPy's default. Each batch is converted; to save memory and time, convert the data "
+        "once: x.astype('float32')"
+    )
+    return tuple(
+        x.to(dtype) if isinstance(x, Tensor) and x.dtype == torch.float64 else x for x in inputs
+    )
+
+
+def as_classes(labels: Tensor) -> Tensor:
+    """Return integer labels as int64, the dtype that torch's losses take; warn once.
+
+    Labels of other dtypes, such as soft labels, stay as they are.
+    """
+    if labels.dtype not in _INTEGERS:
+        return labels
+    _warn_once(
+        f"batch: expected classes of torch.int64, got {labels.dtype}. Each batch is converted; to do so "
+        "once, convert the data: y.astype('int64')"
+    )
+    return labels.to(torch.int64)
+
+
+#: Not uint8, which torch's losses take.
+_INTEGERS = (torch.bool, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, UserWarning, stacklevel=4)
