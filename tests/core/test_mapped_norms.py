@@ -16,6 +16,11 @@ NORMS = {
     "layer": lambda: nn.LayerNorm(4),
     "group": lambda: nn.GroupNorm(2, 4),
     "instance": lambda: nn.Sequential(nn.Unflatten(1, (2, 2)), nn.InstanceNorm1d(2), nn.Flatten()),
+    "instance with statistics": lambda: nn.Sequential(
+        nn.Unflatten(1, (2, 2)),
+        nn.InstanceNorm1d(2, affine=True, track_running_stats=True),
+        nn.Flatten(),
+    ),
 }
 # Rounding to bfloat16 and float16 at each layer.
 RELATIVE = {"bf16-mixed": 2e-2, "16-mixed": 2e-3, "32-true": 1e-6}

@@ -107,9 +107,11 @@ _NORMS = (
     torch.nn.functional.batch_norm,
     torch.nn.functional.layer_norm,
     torch.nn.functional.group_norm,
+    torch.nn.functional.instance_norm,
     torch.batch_norm,
     torch.layer_norm,
     torch.group_norm,
+    torch.instance_norm,
 )
 
 UNDER_TRANSFORMS: dict[Any, Callable[..., Any]] = {
