@@ -31,6 +31,7 @@ from ftrain.loop._batches import Batches, as_batches, check_padding, length
 from ftrain.loop._callback_identity import Named, named
 from ftrain.loop._checkpoint_writer import CheckpointWriter
 from ftrain.loop._count_samples import count_samples
+from ftrain.loop._default_progress import default_progress
 from ftrain.loop._dispatcher import Dispatcher
 from ftrain.loop._evaluate import evaluate
 from ftrain.loop._runtime import Runtime
@@ -87,6 +88,8 @@ class Trainer:
             as failed; for an ensemble, steps skipped by every member. Checked when metrics are read.
             `None`: never.
         count_samples: `batch -> (samples, tokens)`, for logs and speeds.
+        progress: True if `fit` shows a progress bar in a terminal or a notebook; with a
+            `callbacks.ProgressBar`, that one alone is shown.
 
     Raises:
         TypeError: `steps` is not a supported kind of step, or a callback is not a callback.
@@ -119,6 +122,7 @@ class Trainer:
     accumulate: int = 1
     max_skipped: int | None = 100
     count_samples: Callable[[Any], tuple[int, int]] = count_samples
+    progress: bool = True
     _step: Step = dataclasses.field(init=False, repr=False, compare=False)
     _eval_step: Callable[[Any, Any], Any] | None = dataclasses.field(
         init=False, repr=False, compare=False
@@ -134,6 +138,11 @@ class Trainer:
                 raise ValueError(
                     f"{name}: expected an integer of at least 1, got {value!r}. Write {name}=10."
                 )
+        if not isinstance(self.progress, bool):
+            raise TypeError(
+                f"progress: expected True or False, got {self.progress!r}. Write progress=False, or "
+                "pass callbacks.ProgressBar(...) in callbacks."
+            )
         step, eval_step = _steps_of(self.steps)
         # Computed once, so that all fits of one trainer share their compiled programs.
         object.__setattr__(self, "_step", self._compiled(step, self.donate))
@@ -176,10 +185,15 @@ class Trainer:
         # This frame must not hold a reference to the state, which the steps may donate.
         run = self._run(state, train_data, eval_data, epochs, max_steps, resume)
         del state
+        display = default_progress(self.callbacks) if self.progress else None
+        kinds = (TrainEnd,) if display is None else (*display.kinds, TrainEnd)
         result = None
-        for event in run.events(lambda kind: kind is TrainEnd):
-            assert isinstance(event, TrainEnd)
-            result = event.result
+        for event in run.events(lambda kind: kind in kinds):
+            if display is not None:
+                display.show(event)
+            if isinstance(event, TrainEnd):
+                result = event.result
+            del event  # it holds the state, which the next step may donate
         assert result is not None
         return result
 

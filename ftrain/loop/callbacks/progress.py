@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ftrain.loop._format_number import format_number
 from ftrain.loop.callback import Action
 from ftrain.loop.callbacks._format import clock
+from ftrain.loop.callbacks._notebook import in_notebook
 from ftrain.loop.callbacks._rank import is_main
 from ftrain.loop.events import (
     BatchEnd,
@@ -39,8 +40,12 @@ class ProgressBar:
     evaluation.
 
     It is refreshed by the clock, not by the step, and shows only numbers that the log has read: it
-    never waits for the device, and costs one comparison per step. If the stream is not a terminal,
-    it prints a plain line every few seconds instead. Ranks other than 0 are silent.
+    never waits for the device, and costs one comparison per step. In a notebook it is tqdm's widget.
+    If the stream is not a terminal, it prints a plain line every few seconds instead. Ranks other than
+    0 are silent.
+
+    `Trainer.fit` shows one by default in terminals and notebooks; list it among the callbacks to
+    choose its options, or to print lines elsewhere.
 
     Args:
         refresh: seconds between two updates of the bar.
@@ -95,9 +100,12 @@ class ProgressBar:
         self._display, self._due = None, float("inf")
         if not is_main():
             return
+        notebook = self._wanted is None and in_notebook()
         stream = sys.stderr if self._wanted is None else self._wanted
-        kind = _Bar if stream.isatty() else _Lines
-        self._display = kind(event, stream)
+        if notebook or stream.isatty():
+            self._display = _Bar(event, stream, notebook)
+        else:
+            self._display = _Lines(event, stream)
         self._due = event.seconds + self._interval()
 
     def _tell(self, display: _Bar | _Lines, event: Event) -> None:
@@ -131,18 +139,19 @@ class ProgressBar:
 
 
 class _Bar:
-    """Progress bar in a terminal."""
+    """Progress bar in a terminal or a notebook."""
 
-    def __init__(self, event: TrainBegin, stream: TextIO) -> None:
+    def __init__(self, event: TrainBegin, stream: TextIO, notebook: bool) -> None:
         self.values: dict[str, float] = {}
         self.doing = ""
         self._plan = event.plan
-        self._bar = _Tqdm(
+        shape = {} if notebook else _shape(stream, event.plan.total_steps)
+        self._bar = (_in_notebook() if notebook else _Tqdm)(
             total=event.plan.total_steps,
             initial=event.progress.step,
             unit=" steps",
             file=stream,
-            **_shape(stream, event.plan.total_steps),
+            **shape,
             mininterval=0,
             miniters=1,
         )
@@ -170,6 +179,13 @@ class _Bar:
 
 class _Tqdm(tqdm):  # type: ignore[type-arg]  # generic in its stubs only
     monitor_interval = 0  # no thread: `_Bar` refreshes it
+
+
+def _in_notebook() -> type[tqdm]:  # type: ignore[type-arg]  # as above
+    """Return tqdm's class for notebooks: a widget, or a line of text if ipywidgets is missing."""
+    from tqdm.auto import tqdm as auto  # noqa: PLC0415  # chooses when it is imported; warns without ipywidgets
+
+    return type("_NotebookTqdm", (auto,), {"monitor_interval": 0})
 
 
 class _Lines:

@@ -1,0 +1,56 @@
+"""Default progress bar of `Trainer.fit`, in a terminal or a notebook.
+
+It consumes the events of the run and is not one of its callbacks, so checkpoints do not depend on where
+a run was started.
+
+Read next: `callbacks/progress.py`, the bar.
+"""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ftrain.loop.callback import CallbackWarning
+from ftrain.loop.callbacks._notebook import in_notebook
+from ftrain.loop.callbacks.progress import ProgressBar
+from ftrain.loop.events import Event
+
+__all__ = ["DefaultProgress", "default_progress"]
+
+
+def default_progress(callbacks: Sequence[Any]) -> DefaultProgress | None:
+    """Return the bar of a run; `None` if its callbacks have one, or the output is a file or a pipe."""
+    if any(isinstance(each, ProgressBar) for each in callbacks):
+        return None
+    shown = in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
+    return DefaultProgress(ProgressBar()) if shown else None
+
+
+class DefaultProgress:
+    """Display of a run's events outside of its callbacks.
+
+    Attributes:
+        kinds: the kinds of event that it shows.
+    """
+
+    def __init__(self, bar: ProgressBar) -> None:
+        self.kinds: tuple[type[Event], ...] = bar.listens
+        self._show: Callable[[None, Event], object] | None = bar
+
+    def show(self, event: Event) -> None:
+        """Update the bar; if that fails, warn once and show nothing more."""
+        if self._show is None:
+            return
+        try:
+            self._show(None, event)
+        except Exception as error:
+            self._show = None
+            warnings.warn(
+                f"the progress bar raised {type(error).__name__}: {error}; the run continues without "
+                "it. Write Trainer(..., progress=False) to switch it off.",
+                CallbackWarning,
+                stacklevel=3,
+            )
