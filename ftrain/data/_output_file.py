@@ -170,7 +170,7 @@ class Draft:
 
     def _write_header(self, metadata: dict[str, str]) -> int:
         """Write the header, padded to the same length for all digests; return that length."""
-        blank = dict.fromkeys(("format", "data", "source", "batch_size", "content"), "")
+        blank = dict.fromkeys(("format", "data", "source", "batch_size", "single", "content"), "")
         padded = {name: x.ljust(_DIGITS) for name, x in {**blank, **metadata}.items()}
         header = {"__metadata__": padded, **self._entries}
         text = json.dumps(header, sort_keys=True).encode()

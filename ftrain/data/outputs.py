@@ -8,6 +8,8 @@ Read next: `loader.py`, which reads the result like any dataset.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +21,8 @@ from torch import Tensor
 
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
-from ftrain.core.errors import DataError
+from ftrain.core.errors import DataError, UnkeyedRandomError
+from ftrain.core.random._watch import Watch
 from ftrain.data._fetch import Arrays, Gather, as_dataset
 from ftrain.data._files import PathLike
 from ftrain.data._output_file import Draft, is_storable, opened
@@ -65,7 +68,8 @@ def with_outputs(
     Raises:
         DataError: the file holds outputs of another teacher or of other data, or is damaged.
         TypeError: samples are not mappings; `fn` returns neither a tensor nor a mapping of tensors.
-        ValueError: an output has another number of rows than the batch, or the name of an entry.
+        ValueError: `source` holds nothing; `fn` draws random numbers (a teacher in training mode); an
+            output has another number of rows than the batch, or the name of an entry.
 
     Example:
         >>> import tempfile
@@ -79,6 +83,11 @@ def with_outputs(
         {'x': (4, 2), 'teacher': (4, 3)}
     """
     path = Path(path)
+    if not tree.leaves(source):
+        raise ValueError(
+            f"source: expected the tensors that decide the outputs, got {source!r}, which is the same "
+            "for every teacher. Write source=dict(teacher.state_dict())"
+        )
     found = as_dataset(dataset)
     if isinstance(found, Arrays) and not isinstance(dataset, Mapping):
         raise TypeError(
@@ -101,6 +110,8 @@ def with_outputs(
         expected["data"] = _digest_of_batches(dataset, int(file.metadata["batch_size"]))
     _check(path, file.metadata, expected, (file.rows, len(found)))
     outputs = file.tensors()
+    if file.metadata.get("single"):
+        outputs = dict(zip((name,), outputs.values(), strict=True))
     if isinstance(found, Arrays):
         _refuse_taken(dataset, outputs)
         return {**dataset, **outputs}
@@ -187,19 +198,33 @@ def _compute(
     batch_size: int,
 ) -> None:
     """Write the outputs for all samples; the file appears when it is complete."""
-    seen = hashlib.sha256()
+    seen, watch, single = hashlib.sha256(), Watch(fn), False
     with Draft(path, rows) as draft:
         for i, batch in enumerate(_batches(dataset, batch_size)):
             if "data" not in digests:
                 seen.update(_digest(batch).encode())
-            with torch.no_grad():
-                outputs = _named(fn(batch), name)
+            with torch.no_grad(), _refusing_draws():
+                found = watch(functools.partial(fn, batch))
+            outputs, single = _named(found, name), isinstance(found, Tensor)
             if isinstance(batch, Mapping):
                 _refuse_taken(batch, outputs)
             _check_rows(outputs, min(batch_size, rows - i * batch_size))
             draft.put(outputs, i * batch_size)
         data = digests.get("data", seen.hexdigest()[:16])
-        draft.publish({**digests, "data": data, "batch_size": str(batch_size)})
+        more = {"batch_size": str(batch_size), "single": "yes" if single else ""}
+        draft.publish({**digests, "data": data, **more})
+
+
+@contextlib.contextmanager
+def _refusing_draws() -> Iterator[None]:
+    """Raise at a draw, since outputs that are stored once must not depend on it."""
+    try:
+        yield
+    except UnkeyedRandomError as error:
+        raise ValueError(
+            "fn: expected outputs that depend on the batch and on `source` alone, got random draws, "
+            "such as those of a dropout in training mode. Call teacher.eval()"
+        ) from error
 
 
 def _check_rows(outputs: dict[str, Tensor], count: int) -> None:

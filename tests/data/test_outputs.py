@@ -198,3 +198,27 @@ def test_outputs_that_differ_between_batches_are_refused(tmp_path: Path) -> None
     says = r"expected 'teacher' of F32 \(1,\) a sample, .* got 'teacher' of F32 \(5,\) a sample"
     with pytest.raises(ValueError, match=says):
         data.with_outputs(rows(), growing, tmp_path / "file", source=0, batch_size=4)
+
+
+def test_with_outputs_reads_the_tensor_of_a_file_under_the_name_of_this_call(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "file"
+    data.with_outputs(rows(), teacher, path, source=WEIGHT, name="soft")
+    assert data.with_outputs(rows(), teacher, path, source=WEIGHT).keys() == {"x", "y", "teacher"}
+
+
+@pytest.mark.parametrize("source", [{}, (), {"teacher": []}])
+def test_with_outputs_refuses_a_source_without_tensors(source: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="source: expected the tensors that decide the outputs"):
+        data.with_outputs(rows(), teacher, tmp_path / "file", source=source)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_with_outputs_refuses_a_teacher_that_draws(kind: str, tmp_path: Path) -> None:
+    layer = torch.nn.Dropout()
+    with pytest.raises(ValueError, match=r"fn: .* got random draws.*Call teacher\.eval\(\)"):
+        data.with_outputs(
+            KINDS[kind](), lambda b: layer(teacher(b)), tmp_path / "file", source=WEIGHT
+        )
+    assert not list(tmp_path.iterdir())
