@@ -15,6 +15,7 @@ import ftrain
 from ftrain.core.metrics import Mean
 from ftrain.tasks import functional
 from ftrain.tasks._weighted import weighted
+from ftrain.testing import assert_same_bits
 from tests.tasks.cases import CASES as OTHERS
 from tests.tasks.cases import Case, Tensors
 from tests.tasks.distillation_cases import DISTILLATION
@@ -217,3 +218,31 @@ def test_total_of_a_cross_entropy_in_float16_is_summed_in_float32() -> None:
     found = functional.cross_entropy(logits, labels)
     torch.testing.assert_close(found.value.item(), math.log(100), rtol=1e-3, atol=0)
     assert functional.causal_lm(logits[None], labels[None]).value.isfinite()
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf, 1e30])
+@pytest.mark.parametrize("chunk_size", [0, 2])
+def test_masked_pairs_of_info_nce_may_hold_any_values(chunk_size: int, value: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.tensor([True, False, True, True])
+    rows = [torch.randn(4, 3, generator=generator) for _ in range(2)]
+
+    def of(value: float) -> tuple[Tensor, ...]:
+        pair = [x.masked_fill(~mask[:, None], value).requires_grad_() for x in rows]
+        loss = functional.info_nce(*pair, mask=mask, chunk_size=chunk_size).value
+        return (loss, *torch.autograd.grad(loss, pair))
+
+    assert_same_bits(of(value), of(1.0))
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf, 1e30])
+def test_masked_rows_of_supervised_contrastive_may_hold_any_values(value: float) -> None:
+    labels, mask = torch.tensor([0, 1, 1, 0, 1]), torch.tensor([True, False, True, True, True])
+    rows = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+
+    def of(value: float) -> tuple[Tensor, ...]:
+        x = rows.masked_fill(~mask[:, None], value).requires_grad_()
+        loss = functional.supervised_contrastive(x, labels, mask=mask).value
+        return loss, *torch.autograd.grad(loss, x)
+
+    assert_same_bits(of(value), of(1.0))

@@ -43,7 +43,7 @@ def info_nce(
         symmetric: average the loss of queries among documents and of documents `0 ... n - 1` among
             queries, as CLIP does (arXiv 2103.00020). False: of queries alone (arXiv 1807.03748).
         normalize: divide each row by its norm.
-        mask: bool `(n,)`: pairs that count; others are nobody's negatives.
+        mask: bool `(n,)`: pairs that count; others are nobody's negatives, and may hold any values.
         chunk_size: the number of rows whose scores are in memory at a time; the backward pass computes
             them again. 0: the scores of all rows. A `torch.func` transform or `vmap` outside of
             ftrain's own functions needs 0, because it allows no checkpointing.
@@ -66,14 +66,16 @@ def info_nce(
             f"documents: expected (m, width), m >= n, for queries (n, width), got "
             f"{tuple(documents.shape)} for {tuple(queries.shape)}. Give every query a document"
         )
-    if normalize:
-        queries, documents = F.normalize(queries, dim=-1), F.normalize(documents, dim=-1)
     if chunk_size < 0:
         raise ValueError(f"chunk_size: expected a number of rows or 0, got {chunk_size}. Write 256")
     device = queries.device
     partners = torch.arange(n, device=device)
     there = torch.ones(n, dtype=torch.bool, device=device) if mask is None else mask
     columns = F.pad(there, (0, len(documents) - n), value=True)
+    if mask is not None:
+        queries, documents = _only(queries, there), _only(documents, columns)
+    if normalize:
+        queries, documents = F.normalize(queries, dim=-1), F.normalize(documents, dim=-1)
     if chunk_size:
         values = _in_chunks(queries, documents, columns, there, temperature, chunk_size)
         if symmetric:
@@ -107,7 +109,7 @@ def supervised_contrastive(
         labels: classes `(n,)`.
         temperature: a number, or a 0-d tensor.
         normalize: divide each row by its norm.
-        mask: bool `(n,)`: rows that count; others are not compared with.
+        mask: bool `(n,)`: rows that count; others are not compared with, and may hold any values.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -121,6 +123,8 @@ def supervised_contrastive(
             f"labels: expected (n,) for embeddings (n, width), got {tuple(labels.shape)} for "
             f"{tuple(embeddings.shape)}. Give each view of a sample a row of its own"
         )
+    if mask is not None:
+        embeddings = _only(embeddings, mask)
     if normalize:
         embeddings = F.normalize(embeddings, dim=-1)
     scores = embeddings @ embeddings.T / temperature
@@ -133,6 +137,11 @@ def supervised_contrastive(
     seen = scores.masked_fill(~others & others.any(1, keepdim=True), -torch.inf)
     log_p = (seen - seen.logsumexp(1, keepdim=True)).masked_fill(~positives, 0.0)
     return weighted(-log_p.sum(1) / counts.clamp(min=1), counts > 0)
+
+
+def _only(rows: Tensor, mask: Tensor) -> Tensor:
+    """Set the rows that the mask leaves out to zero, because the product of 0 and NaN is NaN."""
+    return rows.masked_fill(~mask[:, None], 0.0)
 
 
 def triplet(
