@@ -52,13 +52,15 @@ def brief(value: torch.Tensor) -> str:
     return kind(value)
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
+def did_you_mean(name: object, known: Iterable[str]) -> str:
     """Return a question that suggests the most similar known name; empty if no name is similar.
+
+    It is empty too if `name` is not a string.
 
     >>> did_you_mean("parms", ["step", "params"])
     " Did you mean 'params'?"
     >>> did_you_mean("loss", ["step", "params"])
     ''
     """
-    near = nearest(name, known)
+    near = nearest(name, known) if isinstance(name, str) else None
     return f" Did you mean {near!r}?" if near else ""

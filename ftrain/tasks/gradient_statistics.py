@@ -7,7 +7,8 @@ Read next: `ftrain/loop/callbacks/gradient_norms.py`, which adds them to a step,
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+import numbers
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -110,20 +111,31 @@ def module_of(name: str, depth: int | None = None) -> str:
 
 
 def check_statistics(
-    statistics: Sequence[str],
-    depth: int | None,
-    vanishing_below: float | None,
-    exploding_above: float | None,
-    histogram_edges: Sequence[float] | None,
+    statistics: Any,
+    depth: Any,
+    vanishing_below: Any,
+    exploding_above: Any,
+    histogram_edges: Any,
 ) -> None:
     """Raise for arguments of `gradient_statistics` that are out of range."""
     known = ("norm", *_STATISTICS)
+    if isinstance(statistics, str) or not isinstance(statistics, Iterable):
+        raise TypeError(
+            f"statistics: expected a tuple of names, some of {', '.join(map(repr, known))}, got "
+            f"{statistics!r}. Write statistics=('norm', 'max')."
+        )
     for statistic in statistics:
         if statistic not in known:
             raise ValueError(
                 f"statistics: expected some of {', '.join(map(repr, known))}, got {statistic!r}."
                 f"{did_you_mean(statistic, known)} Write statistics=('norm', 'max')."
             )
+    for name, value in (
+        ("vanishing_below", vanishing_below),
+        ("exploding_above", exploding_above),
+    ):
+        if value is not None and not isinstance(value, numbers.Real):
+            raise TypeError(f"{name}: expected a number or None, got {value!r}. Write {name}=1e-6.")
     if depth is not None and (not isinstance(depth, int) or depth < 0):
         raise ValueError(
             f"depth: expected a number of names of a path, or None, got {depth!r}. Write depth=2."

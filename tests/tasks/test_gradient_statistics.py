@@ -131,6 +131,29 @@ def test_gradient_statistics_refuse_invalid_arguments(options: Any, message: str
         monitored_steps(nn.Linear(1, 1), lambda m, x: m(x).sum(), optim.sgd(0.1), **options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"statistics": None}, "statistics: expected a tuple of names, some of 'norm'.* got None"),
+        ({"statistics": "norm"}, "statistics: expected a tuple of names.* got 'norm'"),
+        ({"vanishing_below": "x"}, "vanishing_below: expected a number or None, got 'x'"),
+        ({"exploding_above": [1]}, r"exploding_above: expected a number or None, got \[1\]"),
+        ({"histogram_edges": 3}, "edges: expected a tuple of numbers, got 3"),
+        ({"histogram_edges": "abc"}, "edges: expected a tuple of numbers, got 'abc'"),
+    ],
+)
+def test_gradient_statistics_refuse_arguments_of_other_types(options: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        gradient_statistics({}, **options)
+    with pytest.raises(TypeError, match=message):
+        monitored_steps(nn.Linear(1, 1), lambda m, x: m(x).sum(), optim.sgd(0.1), **options)
+
+
+def test_gradient_statistics_name_a_statistic_that_is_not_a_string() -> None:
+    with pytest.raises(ValueError, match="expected some of 'norm', .*got 1"):
+        gradient_statistics({}, statistics=(1,))  # type: ignore[arg-type]
+
+
 def test_log_edges_refuse_a_range_without_a_logarithm() -> None:
     with pytest.raises(ValueError, match=r"log_edges: expected 0 < low < high .*got 0.0"):
         log_edges(0.0)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+import numbers
+from collections.abc import Collection, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -81,8 +82,16 @@ def log_edges(low: float = 1e-10, high: float = 100.0, per_decade: int = 1) -> t
     return (*(-edge for edge in reversed(positive)), *positive)
 
 
-def check_edges(edges: Sequence[float]) -> None:
-    """Raise unless there is an edge, and the edges increase."""
+def check_edges(edges: Any) -> None:
+    """Raise unless the edges are numbers, at least one, and increase."""
+    if (
+        isinstance(edges, str)
+        or not isinstance(edges, Collection)
+        or not all(isinstance(x, numbers.Real) for x in edges)
+    ):
+        raise TypeError(
+            f"edges: expected a tuple of numbers, got {edges!r}. Write ftrain.tasks.metrics.log_edges()."
+        )
     if not len(edges) or any(not a < b for a, b in itertools.pairwise(edges)):
         raise ValueError(
             f"edges: expected strictly increasing numbers, got {tuple(edges)}. Write "
