@@ -8,13 +8,12 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from ftrain import checkpoint
 from ftrain.config import _data_json
+from ftrain.config._checkpoints import checkpoint_of, loaded
 from ftrain.config.build import Parts, build
 from ftrain.config.errors import ConfigError
 from ftrain.config.run import environment
 from ftrain.config.schema import Config
-from ftrain.config.trained import checkpoint_of
 from ftrain.loop import EpochResult
 from ftrain.loop.callbacks.ema import averaged
 from ftrain.loop.state import LoopState
@@ -54,7 +53,7 @@ def evaluate(
                 f"expected held-out data, got none from {config.data.name}. Write data.held_out=0.2"
             )
             raise ConfigError.at("data", config.places.of(("data",)), message)
-        state, metadata = checkpoint.load(path, like=parts.init_state())
+        path, state, metadata = loaded(config, folder, which, path, parts.init_state())
         # Compiling takes longer than one eager pass.
         trainer = parts.trainer(compile=False)
         found = [trainer.evaluate(state, parts.held_out)]

@@ -12,12 +12,27 @@ from typing import Any, NamedTuple
 
 from ftrain import checkpoint as checkpoints
 from ftrain.checkpoint import Store
+from ftrain.checkpoint._numbered import identity
 from ftrain.config.errors import ConfigError
 from ftrain.config.folders import run_config, run_folder
 from ftrain.config.schema import Config
 from ftrain.data import fitted
 
-__all__ = ["TrainedModel", "checkpoint_of", "store", "trained_model"]
+__all__ = ["Loaded", "TrainedModel", "checkpoint_of", "loaded", "store", "trained_model"]
+
+
+class Loaded(NamedTuple):
+    """Content of a checkpoint.
+
+    Attributes:
+        path: the checkpoint that was read.
+        state: its state.
+        metadata: its metadata.
+    """
+
+    path: pathlib.Path
+    state: Any
+    metadata: Any
 
 
 class TrainedModel(NamedTuple):
@@ -57,7 +72,7 @@ def trained_model(folder: pathlib.Path, build: Callable[..., Any]) -> TrainedMod
     with warnings.catch_warnings():  # without further training, other bits do not matter
         warnings.simplefilter("ignore", checkpoints.DeterminismWarning)
         path = checkpoint_of(config, folder, "best")
-        state, _ = checkpoints.load(path, like=parts.init_state())
+        state = loaded(config, folder, "best", path, parts.init_state()).state
     return TrainedModel(parts.model, state.params, state.buffers)
 
 
@@ -97,3 +112,29 @@ def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.P
         message = f"{folder} has no checkpoint. Train it: ftrain resume {folder}"
         raise ConfigError.at("", str(folder / "checkpoints"), message)
     return found
+
+
+def loaded(
+    config: Config, folder: pathlib.Path, which: str, path: pathlib.Path, like: Any
+) -> Loaded:
+    """Load a checkpoint of a run that may be training; if it was deleted meanwhile, its successor.
+
+    Args:
+        config: of the run.
+        folder: its directory.
+        which: `"best"`, `"latest"`, a name, or a path.
+        path: the result of `checkpoint_of` for these.
+        like: a state of the same structure.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged, or of another model.
+    """
+    while True:
+        before = identity(path)
+        try:
+            return Loaded(path, *checkpoints.load(path, like=like))
+        except (checkpoints.CheckpointNotFoundError, checkpoints.CheckpointCorruptError):
+            gone = before is None or identity(path) != before
+            if which not in ("best", "latest") or not gone:
+                raise
+        path = checkpoint_of(config, folder, which)

@@ -22,7 +22,7 @@ from torch import nn
 
 from ftrain import checkpoint as checkpoints
 from ftrain.config import _data_json
-from ftrain.config._checkpoints import checkpoint_of
+from ftrain.config._checkpoints import checkpoint_of, loaded
 from ftrain.config.build import Parts, build
 from ftrain.config.folders import run_config, run_folder
 from ftrain.config.run import environment
@@ -129,7 +129,8 @@ def load_run(
     """
     folder = run_folder(folder)
     config = run_config(folder, overrides)
-    path = checkpoint_of(config, folder, os.fspath(checkpoint))
+    which = os.fspath(checkpoint)
+    path = checkpoint_of(config, folder, which)
     with environment(config):
         _, fitted, facts = _data_json.stored(config, folder)
         parts = build(config, fitted=fitted, evaluation=True, facts=facts)
@@ -140,6 +141,6 @@ def load_run(
             print(says, file=sys.stderr)
         with warnings.catch_warnings():  # without further training, other bits do not matter
             warnings.simplefilter("ignore", checkpoints.DeterminismWarning)
-            state, _ = checkpoints.load(path, like=parts.init_state())
+            path, state, _ = loaded(config, folder, which, path, parts.init_state())
     parts = dataclasses.replace(parts, train=None, held_out=None)
     return Trained(folder, path, state, parts, fitted)

@@ -17,29 +17,13 @@ from ftrain.cli import main
 from ftrain.config import ConfigError, load
 from ftrain.config.run import FILES, train
 from ftrain.loop import CallbackWarning
-from tests.config.formats import write
-
-HERE = pathlib.Path(__file__).parent
+from tests.config.tiny import trained
 
 
 @pytest.fixture
 def folder(tmp_path: pathlib.Path) -> pathlib.Path:
     """Return the directory of a run of 12 steps."""
-    source = (HERE / "project.py").read_text().replace('@register("model", "test-net")\n', "")
-    (tmp_path / "project.py").write_text(source)
-    config = {
-        "model": "project.py:Net",
-        "data": {"name": "project.py:data", "held_out": 0.25},
-        "epochs": 3,
-        "batch_size": 4,
-        "compile": False,
-        "log_every": 2,
-        "progress": False,
-    }
-    (tmp_path / "tiny.yaml").write_text(write(config, "yaml"))
-    found = tmp_path / "runs" / "run"
-    train(load(tmp_path / "tiny.yaml", [f"output_dir={found}"]))
-    return found
+    return trained(tmp_path)
 
 
 def content(folder: pathlib.Path) -> dict[str, bytes]:
