@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Iterator
 
 from ftrain.checkpoint import _files
-from ftrain.checkpoint.locks import Lock
+from ftrain.checkpoint.locks import NO_LOCKS, Lock
 
 __all__ = ["discard", "make_directories", "remove_tree", "workplace"]
 
@@ -48,7 +48,7 @@ def workplace(parent: str) -> Iterator[str]:
         temporary = os.path.join(parent, _leftover("tmp"))
         _files.system.make_directory(temporary)
         try:
-            with _locked(temporary) as ours:
+            with _locked(temporary, without_locks=True) as ours:
                 if not ours:  # a sweeper found it before it was locked
                     continue
                 sweep(parent)
@@ -112,12 +112,17 @@ def sweep(directory: str) -> None:
 
 
 @contextlib.contextmanager
-def _locked(directory: str) -> Iterator[bool]:
-    """Lock a directory in the `with` block; yield True if locked and the directory still exists."""
+def _locked(directory: str, *, without_locks: bool = False) -> Iterator[bool]:
+    """Lock a directory in the `with` block; yield True if locked and the directory still exists.
+
+    On a file system without locks, yield `without_locks`: nobody sweeps there.
+    """
     try:
         lock = Lock.directory(directory)
-    except FileNotFoundError:
-        yield False
+    except OSError as error:
+        if error.errno not in (errno.ENOENT, *NO_LOCKS):
+            raise
+        yield error.errno != errno.ENOENT and without_locks
         return
     with lock:
         yield lock.held and not lock.lost()

@@ -50,9 +50,13 @@ class Files:
         self.call("fsync", path, os.fsync, descriptor)
 
     def sync_directory(self, path: str) -> None:
+        """Sync a directory, unless its file system refuses that, as some network file systems do."""
         descriptor = self.open_directory(path)
         try:
             self.call("fsync directory", path, os.fsync, descriptor)
+        except OSError as error:
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS):
+                raise
         finally:
             self.close(descriptor, path)
 

@@ -9,24 +9,33 @@ import os
 import pathlib
 
 from ftrain.checkpoint._directories import make_directories
-from ftrain.checkpoint.errors import CheckpointLockedError
-from ftrain.checkpoint.locks import Lock
+from ftrain.checkpoint.errors import CheckpointLockedError, CheckpointWriteError
+from ftrain.checkpoint.locks import NO_LOCKS, Lock
 from ftrain.checkpoint.save import refusals
 
 __all__ = ["WriterLock"]
 
 _LOCK = ".lock"
+_WITHOUT_LOCKS = (
+    "There are no locks on this file system. If no other process writes to this directory, write "
+    "Store(..., lock=False)."
+)
 
 
 class WriterLock:
-    """Lock of a directory, taken at the first write and held until `close`."""
+    """Lock of a directory, taken at the first write and held until `close`.
 
-    def __init__(self, directory: pathlib.Path) -> None:
-        self._directory = directory
+    Args:
+        directory: the directory.
+        enabled: False: create the directory only, for file systems without locks.
+    """
+
+    def __init__(self, directory: pathlib.Path, enabled: bool = True) -> None:
+        self._directory, self._enabled = directory, enabled
         self._lock: Lock | None = None
 
     def acquire(self) -> bool:
-        """Lock the directory, created if missing; return False if it is locked by this object already.
+        """Lock the directory, created if missing; return True if this call has acquired the lock.
 
         Raises:
             CheckpointWriteError: the directory cannot be created, or its file system has no locks.
@@ -44,7 +53,14 @@ class WriterLock:
             )
         with refusals(f"lock {directory}"):
             make_directories(str(directory))
-            lock = Lock.file(os.path.join(directory, _LOCK))
+            if not self._enabled:
+                return False
+            try:
+                lock = Lock.file(os.path.join(directory, _LOCK))
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                raise CheckpointWriteError(f"lock {directory}", error, _WITHOUT_LOCKS) from error
         if not lock.held:
             lock.close()
             raise CheckpointLockedError(

@@ -6,6 +6,7 @@ Read next: `store.py`, whose writers hold one.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import threading
 import weakref
@@ -14,7 +15,10 @@ from types import TracebackType
 
 from ftrain.checkpoint import _files
 
-__all__ = ["Lock", "Turns"]
+__all__ = ["NO_LOCKS", "Lock", "Turns"]
+
+#: Error numbers of a file system without locks.
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
 class Lock:

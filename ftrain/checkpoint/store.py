@@ -60,6 +60,8 @@ class Store:
         copy: True if an asynchronous save copies the state first, because the loop donates its states
             (`ftrain.compile(..., donate=True)`) or writes to them. False: states are immutable.
         fingerprint: as for `checkpoint.save`; compared at loading.
+        lock: False for a file system without locks; the caller then ensures that no other process
+            writes to the directory.
 
     Raises:
         ValueError: a policy that keeps nothing; the directory is a file, or itself a checkpoint.
@@ -90,6 +92,7 @@ class Store:
         asynchronous: bool = False,
         copy: bool = True,
         fingerprint: Mapping[str, Any] | None = None,
+        lock: bool = True,
     ) -> None:
         if not os.fspath(directory):
             raise ValueError(
@@ -104,7 +107,7 @@ class Store:
         self._fingerprint = dict(fingerprint or {})
         self._background = Background()
         self._pinned = PinnedMemory()
-        self._lock = WriterLock(self.directory)
+        self._lock = WriterLock(self.directory, lock)
         self._turns = Turns()
         self._numbered = Numbered(self.directory)
         self._entries: dict[int, tuple[Identity | None, StoredStep]] = {}
@@ -114,7 +117,7 @@ class Store:
         """Lock the directory for this writer now, instead of at the first `save`; create it if missing.
 
         Returns:
-            True if the lock was acquired by this call, False if the store held it before.
+            True if this call acquired the lock; False if the store held it, or has `lock=False`.
 
         Raises:
             CheckpointWriteError: the directory cannot be created, or its file system has no locks.

@@ -87,6 +87,7 @@ def store(config: Config, folder: pathlib.Path) -> Store:
         mode=options.mode,
         asynchronous=options.asynchronous,
         copy=config.compile,
+        lock=options.lock,
     )
 
 

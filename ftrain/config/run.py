@@ -31,6 +31,7 @@ from ftrain.checkpoint import (
     Lock,
     Store,
 )
+from ftrain.checkpoint.locks import NO_LOCKS
 from ftrain.checkpoint.save import refusals
 from ftrain.config import _data_json, _watchers
 from ftrain.config._checkpoints import store
@@ -312,7 +313,17 @@ def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
     """Lock the directory against other processes during a `with` block; a crash releases the lock."""
-    with Lock.file(folder / ".lock") as lock:
+    if not config.checkpoint.lock:
+        yield
+        return
+    try:
+        found = Lock.file(folder / ".lock")
+    except OSError as error:
+        if error.errno not in NO_LOCKS:
+            raise
+        says = f"there are no locks on the file system of {folder} ({error.strerror}). If no other "
+        raise _refusal(config, f"{says}process trains in it, write checkpoint.lock=false") from None
+    with found as lock:
         if not lock.held:
             raise _refusal(
                 config, f"another process is training in {folder}. Wait for it, or end it"

@@ -123,6 +123,8 @@ class Checkpoint(_Section):
     """Direction in which the metric improves: `min` if lower is better, `max` if higher is."""
     asynchronous: bool = False
     """Write in the background while the next steps run."""
+    lock: bool = True
+    """Lock the run's directory against other processes; false: for a file system without locks."""
 
 
 class EarlyStopping(_Section):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import pathlib
 from typing import Any
 
@@ -9,10 +10,11 @@ import pytest
 import torch
 
 from ftrain import checkpoint
-from ftrain.checkpoint import CheckpointCorruptError, CheckpointNotFoundError, Store
+from ftrain.checkpoint import CheckpointCorruptError, CheckpointNotFoundError, Store, _files
 from ftrain.cli.evaluate import evaluate
-from ftrain.config import _checkpoints, load_run
+from ftrain.config import ConfigError, _checkpoints, load_run
 from ftrain.config.folders import run_config
+from tests.checkpoint.test_file_systems import Without
 from tests.config.tiny import trained
 
 LOAD = checkpoint.load
@@ -83,3 +85,12 @@ def test_load_run_raises_for_a_damaged_checkpoint(
     monkeypatch.setattr(_checkpoints.checkpoints, "load", damaged)
     with pytest.raises(CheckpointCorruptError):
         load_run(folder)
+
+
+def test_run_on_a_file_system_without_locks_names_the_key(tmp_path: pathlib.Path) -> None:
+    with _files.replaced(Without("lock", errno.ENOLCK)):
+        with pytest.raises(ConfigError, match="write checkpoint.lock=false") as error:
+            trained(tmp_path)
+        assert error.value.key == "output_dir"
+        folder = trained(tmp_path, checkpoint={"lock": False})
+    assert load_run(folder).state.step == 12
