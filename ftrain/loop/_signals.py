@@ -20,7 +20,8 @@ _HANDLED = (signal.SIGINT, signal.SIGTERM)
 class Signals:
     """Context that records the first signal instead of raising an exception.
 
-    Outside of the main thread, where Python allows no signal handlers, it does nothing.
+    Outside of the main thread, where Python allows no signal handlers, it does nothing. A signal that
+    is ignored when it is entered stays ignored. In a run inside of another run, the signal ends both.
 
     Attributes:
         received: number of the first signal; `None` before it.
@@ -37,7 +38,9 @@ class Signals:
         if threading.current_thread() is threading.main_thread():
             for number in _HANDLED:
                 before = signal.getsignal(number)
-                if before is not None:  # None: set from C, cannot be restored
+                # None: set from C, cannot be restored. SIG_IGN: ignored on purpose, as by nohup, or by
+                # a shell for the background jobs of a script.
+                if before is not None and before is not signal.SIG_IGN:
                     self._before[number] = before
                     signal.signal(number, self._handle)
         return self
@@ -58,10 +61,17 @@ class Signals:
             if number == signal.SIGINT:
                 raise KeyboardInterrupt
             raise SystemExit(128 + number)
-        self.received = number
+        self._receive(number)
         again = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
         said = f"finishing this step, then saving; {again} again stops at once"
         # os.write, because the handler may interrupt a print. It may fail: in
         # `ftrain train ... 2>&1 | tee log` the same Ctrl-C ends tee.
         with contextlib.suppress(OSError):
             os.write(2, f"\n{signal.Signals(number).name}: {said}\n".encode())
+
+    def _receive(self, number: int) -> None:
+        """Record the signal, here and in the run in which this one is nested."""
+        self.received = number
+        outer = getattr(self._before.get(number), "__self__", None)
+        if isinstance(outer, Signals) and outer.received is None:
+            outer._receive(number)
