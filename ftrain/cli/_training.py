@@ -88,10 +88,21 @@ def _check_changes(config: Config, before: Mapping[str, Any]) -> None:
             )
 
 
+def _best(result: FitResult, config: Config) -> Iterator[str]:
+    """Yield the line that names the best epoch by the monitored metric, and its checkpoint."""
+    monitor = config.checkpoint.monitor
+    best = result.best(monitor, config.checkpoint.mode)
+    if best is not None and not config.fast_dev_run:
+        path = config.folder / "checkpoints" / f"step-{best.step:012d}"
+        saved = f"  checkpoint {path}" if path.is_dir() else ""
+        yield f"  best: epoch {best.epoch}  step {best.step}  {monitor} {best.value(monitor):.4g}{saved}"
+
+
 def _said(result: FitResult, before: Mapping[str, Any], config: Config) -> Iterator[str]:
     """Yield the lines to print after a run: its outcome, the next command to use, the written files."""
     folder = config.folder
     yield str(result)
+    yield from _best(result, config)
     finished = (before.get("status"), before.get("step")) == ("completed", result.step)
     if result.status == "completed" and finished:
         longer = (

@@ -16,6 +16,8 @@ from ftrain.loop._format_number import format_number
 
 __all__ = ["EpochResult", "FitResult", "Status"]
 
+_TOLD = 0.1  # share of skipped steps from which on a printed result mentions them
+
 Status = Literal["completed", "stopped", "interrupted", "failed"]
 
 
@@ -82,6 +84,17 @@ class EpochResult:
     def tokens_per_second(self) -> float | None:
         """Tokens per second; `None` if there are no tokens, or the duration is unknown or zero."""
         return self.tokens / self.duration if self.duration and self.tokens else None
+
+    def value(self, monitor: str) -> float:
+        """Return the value of a metric given as for `FitResult.best`; NaN if this is not its result.
+
+        Example:
+            >>> EpochResult("eval/ema", 1, 9, {"loss": 0.5}, 8, 0).value("eval/ema/loss")
+            0.5
+        """
+        if not monitor.startswith(f"{self.split}/"):
+            return math.nan
+        return self.values().get(monitor.removeprefix(f"{self.split}/"), math.nan)
 
     def values(self) -> dict[str, float]:
         """Return the metrics, and the values computed from them, as one flat dict.
@@ -191,6 +204,37 @@ class FitResult:
             return 128 + self.signal
         return 1 if self.status == "failed" else 0
 
+    @property
+    def skipped(self) -> float:
+        """Number of steps skipped because of non-finite gradients; for an ensemble, the mean."""
+        return sum(
+            each.metrics.get("skipped", 0.0) for each in self.history if each.split == "train"
+        )
+
+    def best(
+        self, monitor: str = "eval/loss", mode: Literal["min", "max"] = "min"
+    ) -> EpochResult | None:
+        """Return the epoch or evaluation with the best value of a metric; `None` if none has a value.
+
+        Args:
+            monitor: `eval/` or `train/` and the name of the metric; `eval/NAME/...` for an evaluation
+                called NAME.
+            mode: "min" if smaller values are better, "max" if larger ones are. NaN is never the best.
+
+        Example:
+            >>> losses = (0.5, 0.3, 0.4)
+            >>> results = [EpochResult("eval", i, i, {"loss": x}, 8, 0) for i, x in enumerate(losses)]
+            >>> FitResult(None, tuple(results), "completed").best().loss
+            0.3
+        """
+        sign = 1.0 if mode == "min" else -1.0
+        found = [
+            (sign * value, index)
+            for index, each in enumerate(self.history)
+            if each.whole and not math.isnan(value := each.value(monitor))
+        ]
+        return self.history[min(found)[1]] if found else None
+
     def to_json(self) -> dict[str, Any]:
         """Return everything except the state, as a dict that `json.dumps` accepts."""
         return {
@@ -210,11 +254,21 @@ class FitResult:
         first = ("train", "eval")
         splits = [*(each for each in first if each in last), *sorted(last.keys() - {*first})]
         lines += [f"  {last[split]}" for split in splits]
+        if self.skipped >= _TOLD * max(self.step, 1):
+            lines.append(f"  {self.skipped_message}")
         if self.checkpoint is not None:
             lines.append(f"  checkpoint {self.checkpoint}")
         return "\n".join(lines)
 
     __repr__ = __str__
+
+    @property
+    def skipped_message(self) -> str:
+        """Statement of how many steps were skipped."""
+        return (
+            f"{self.skipped:.4g} of {self.step} steps were skipped because of non-finite gradients, and "
+            "changed no parameter"
+        )
 
     def _last(self, split: str) -> EpochResult | None:
         return next((result for result in reversed(self.history) if result.split == split), None)

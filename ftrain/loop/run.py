@@ -372,6 +372,8 @@ class Run(Emitter):
         runtime.checkpoints.finish()
         self.state = read_metrics(self.state)
         result = fit_result(self.state, runtime, status)
+        if status == "completed" and 2 * result.skipped > result.step:
+            yield from self.notice(f"{result.skipped_message}. Check the loss and its inputs")
         if status != "interrupted" and self.state.window.steps:
             # A row for the last, partial window; a resumed run includes its steps in a full one.
             yield from self._end_window(None)
