@@ -1,0 +1,100 @@
+"""Text for the terminal: control characters escaped, and what to do if it cannot be written.
+
+Names of files, keys of a configuration and metrics of a run directory may come from somebody else; on a
+terminal, the control characters in them move the cursor, rename the window or answer for the user.
+Commands print through `say`; callbacks that print pass their text through `printable`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import sys
+from typing import TextIO
+
+__all__ = ["OutputClosedError", "discard_output", "printable", "reserve_streams", "say"]
+
+# C0, DEL and C1; surrogates, which stand for the bytes of a name that is not UTF-8; separators of
+# lines; and the marks that let a text be shown in another order than it is written (CVE-2021-42574).
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069\ufeff]")
+_CONTROL_OR_LINE = re.compile(f"{_CONTROL.pattern}|[\n\t]")
+
+
+class OutputClosedError(OSError):
+    """Error for a standard output that nobody reads any more, or that is full."""
+
+
+def printable(text: object, *, one_line: bool = False) -> str:
+    r"""Return a text with its control characters as escapes; line ends and tabs stay.
+
+    Args:
+        text: the text, or a value whose `str` is printed.
+        one_line: escape line ends and tabs as well, as in a cell of a table.
+
+    Example:
+        >>> print(printable("\x1b[31mred\x1b[0m \u202eabc"), printable("a\nb", one_line=True))
+        \x1b[31mred\x1b[0m \u202eabc a\nb
+    """
+    pattern = _CONTROL_OR_LINE if one_line else _CONTROL
+    return pattern.sub(lambda found: found[0].encode("unicode_escape").decode(), str(text))
+
+
+def say(*lines: object, error: bool = False, end: str = "\n", raw: bool = False) -> None:
+    """Print lines with their control characters escaped, and flush.
+
+    Args:
+        lines: texts, or values whose `str` is printed; each may have several lines.
+        error: write to standard error. If that fails, nothing happens.
+        end: the end of the last line.
+        raw: data for another program: escape nothing unless the output is a terminal.
+
+    Raises:
+        OutputClosedError: standard output cannot be written. What is printed later is discarded.
+    """
+    stream: TextIO | None = sys.stderr if error else sys.stdout
+    if stream is None:  # the process was started without it, `ftrain ... >&-`
+        return
+    text = "\n".join(map(str, lines)) + end
+    if not raw or stream.isatty():
+        text = printable(text)
+    try:
+        stream.write(_encodable(text, stream))
+        stream.flush()
+    except (OSError, ValueError) as failed:  # ValueError: the stream was closed in Python
+        if error:
+            return
+        discard_output()
+        code = getattr(failed, "errno", None) or errno.EBADF
+        raise OutputClosedError(code, getattr(failed, "strerror", None) or str(failed)) from None
+
+
+def discard_output() -> None:
+    """Redirect standard output to the null device, so that Python reports no failure at exit."""
+    try:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (OSError, ValueError, AttributeError):  # another object than a file, in a test
+        return
+
+
+def reserve_streams() -> None:
+    """Open the null device as each standard stream that the process was started without.
+
+    Otherwise the next file that is opened, such as a checkpoint, gets the number 1, and what a library
+    prints is written into it.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+
+
+def _encodable(text: str, stream: TextIO) -> str:
+    """Return a text with an escape for each character that the stream's encoding does not have."""
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    return text.encode(encoding, "backslashreplace").decode(encoding)
