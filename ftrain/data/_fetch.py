@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import collections
 import pickle
-import random as python_random
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -23,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, default_collate, get_worker_info
 
 from ftrain.core import random, tree
+from ftrain.data._generators import one_thread, preserved_generators, seed_generators
 from ftrain.data._hash import words
 
 Augment = Callable[[Any, Tensor], Any]
@@ -261,43 +261,6 @@ def sample_keys(seed: int, epoch: int, positions: Tensor | NDArray[np.int64]) ->
     """
     epoch_key = torch.from_numpy(words("augment", seed, epoch)[:2].view(np.int32))
     return random.fold_in(epoch_key, torch.as_tensor(positions, device="cpu"))
-
-
-def seed_generators(key: Tensor) -> None:
-    """Seed the global generators of torch (CPU), numpy and Python from one key.
-
-    A dataset that draws from them, as torchvision's transforms do, then gives a sample the same
-    draws in every worker.
-    """
-    high, low = key.tolist()
-    seed = (high & 0xFFFFFFFF) << 32 | (low & 0xFFFFFFFF)
-    torch.default_generator.manual_seed(seed & (2**63 - 1))
-    python_random.seed(seed)
-    np.random.seed(seed & 0xFFFFFFFF)
-
-
-@contextmanager
-def preserved_generators() -> Iterator[None]:
-    """Restore the global generators of torch (CPU), numpy and Python when the `with` block ends."""
-    torch_state = torch.default_generator.get_state()
-    numpy_state, python_state = np.random.get_state(), python_random.getstate()
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(torch_state)
-        np.random.set_state(numpy_state)
-        python_random.setstate(python_state)
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Limit torch to one thread in a `with` block, as in worker processes, so that bits are equal."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def weighted(batch: Any, weight: Tensor) -> Any:

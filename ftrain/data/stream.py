@@ -17,7 +17,8 @@ import torch
 from torch.utils.data import DataLoader, default_collate
 
 from ftrain.data._device import transferred
-from ftrain.data._fetch import Collate, preserved_generators, sample_keys, seed_generators
+from ftrain.data._fetch import Collate, sample_keys
+from ftrain.data._generators import preserved_generators, seed_generators
 from ftrain.data.cursor import Cursor, check_seed, checked, is_count
 
 __all__ = ["Stream"]

@@ -1,0 +1,91 @@
+"""Global random generators and the number of threads while samples are read.
+
+Both belong to the whole process, so one thread at a time may change them.
+"""
+
+from __future__ import annotations
+
+import os
+import random as python_random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["one_thread", "preserved_generators", "seed_generators"]
+
+#: Seconds after which a thread gives up: the thread that reads may be waiting for this one.
+LONGEST_WAIT = 120.0
+
+
+def seed_generators(key: Tensor) -> None:
+    """Seed the global generators of torch (CPU), numpy and Python from one key.
+
+    A dataset that draws from them, as torchvision's transforms do, then gives a sample the same
+    draws in every worker.
+    """
+    high, low = key.tolist()
+    seed = (high & 0xFFFFFFFF) << 32 | (low & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed & (2**63 - 1))
+    python_random.seed(seed)
+    np.random.seed(seed & 0xFFFFFFFF)
+
+
+@contextmanager
+def preserved_generators() -> Iterator[None]:
+    """Restore the global generators of torch (CPU), numpy and Python when the `with` block ends.
+
+    One thread at a time is in such a block, so that the draws of each come from its own seed.
+    """
+    with _alone():
+        torch_state = torch.default_generator.get_state()
+        numpy_state, python_state = np.random.get_state(), python_random.getstate()
+        try:
+            yield
+        finally:
+            torch.default_generator.set_state(torch_state)
+            np.random.set_state(numpy_state)
+            python_random.setstate(python_state)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Limit torch to one thread in a `with` block, as in worker processes, so that bits are equal."""
+    with _alone():
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+
+class _Turn:
+    """Lock of this process; a block may be entered again inside of itself."""
+
+    lock = threading.RLock()
+
+
+def _renew() -> None:
+    _Turn.lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew)  # the thread that held it is not in the child
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    lock = _Turn.lock
+    if not lock.acquire(timeout=LONGEST_WAIT):
+        raise RuntimeError(
+            "dataset: expected to read samples at once, got another thread that has been reading for "
+            f"{LONGEST_WAIT:g} s; both use the global random generators. Read the data in one thread, "
+            "or with workers=1, which has generators of its own"
+        )
+    try:
+        yield
+    finally:
+        lock.release()
