@@ -151,6 +151,20 @@ def test_uniform_is_differentiable_with_respect_to_its_bounds() -> None:
     torch.testing.assert_close(slopes, ((1 - unit).sum(), unit.sum()))
 
 
+def test_uniform_is_differentiable_in_forward_mode_and_in_a_vmapped_gradient() -> None:
+    """In both, `requires_grad` of the bounds is False."""
+    key, low = random.key(0), torch.tensor([0.1, 0.3])
+
+    def draw(minval: Tensor) -> Tensor:
+        return random.uniform(key, (), minval=minval, maxval=2.0)
+
+    slope = 1 - random.uniform(key, ())
+    _, tangent = torch.func.jvp(draw, (low[0],), (torch.tensor(1.0),))
+    torch.testing.assert_close(tangent, slope)
+    mapped = torch.func.grad(lambda low: torch.vmap(draw)(low).sum())(low)
+    torch.testing.assert_close(mapped, slope.expand(2))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_fused_multiply_add_in_uniform_draws_is_rounded_once(dtype: torch.dtype) -> None:
     """Compare with exact rationals; near cancellation, a second rounding would be visible."""

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ftrain.core._torch import of_same_bits
 from ftrain.core.random import _floats, _integers, _operators
+from ftrain.core.random._exact import exact
 from ftrain.core.random.keys import _check_single, _folds
 
 __all__ = ["bernoulli", "bits", "normal", "permutation", "randint", "uniform"]
@@ -100,10 +101,7 @@ def uniform(
     _check_broadcast("uniform", size, low, high)
     unit = _operators.threefry_uniform(key, _folds(folds), size, dtype, 0.0, 1.0)
     floats = _floats.scale(unit, low.detach(), high.detach())
-    if low.requires_grad or high.requires_grad:  # the exact value, with the gradient of the formula
-        smooth = unit * (high - low) + low
-        floats = floats + (smooth - smooth.detach())
-    return floats
+    return exact(floats, unit * (high - low) + low)
 
 
 def normal(

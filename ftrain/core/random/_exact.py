@@ -1,0 +1,50 @@
+"""Samples with the bits of an operator and the derivatives of a formula.
+
+An operator draws the same bits in eager, compiled and vmapped code, but has no derivative; a formula of
+torch operations has derivatives of every order, but its last bits depend on the machine, and on whether
+it was fused. `exact` joins the two. It does so whether or not a tensor requires a gradient: under
+`torch.func.jvp`, and in a `vmap` inside a gradient, `requires_grad` is False.
+
+Read next: `sample.py`, whose `uniform` is the simplest use.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def exact(value: Tensor, formula: Tensor) -> Tensor:
+    """Return the elements of `value`, differentiable as `formula`, of the same shape and dtype."""
+    sample: Tensor = _Exact.apply(value.detach(), formula)  # type: ignore[no-untyped-call]
+    return sample
+
+
+class _Exact(torch.autograd.Function):
+    """Identity in its first argument in the forward pass, in its second one for derivatives."""
+
+    @staticmethod
+    def forward(value: Tensor, formula: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        """Save nothing, because the derivative is the identity."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return None, grad
+
+    @staticmethod
+    def jvp(ctx: Any, value: None, formula: Tensor) -> Tensor:
+        return formula.clone()
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, value: Tensor, formula: Tensor) -> Any:
+        rows = [
+            t.expand(info.batch_size, *t.shape) if dim is None else t.movedim(dim, 0)
+            for t, dim in zip((value, formula), dims, strict=True)
+        ]
+        return _Exact.apply(*rows), 0  # type: ignore[no-untyped-call]
