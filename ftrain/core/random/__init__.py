@@ -1,26 +1,44 @@
 """Random streams that belong to a key: Threefry-2x32, with the bits of JAX.
 
 A draw is a pure function of its key: the same bits eager, compiled, vmapped, on a CPU or an accelerator;
-nothing reads or moves torch's global generators. `keys.py` makes and branches keys, `sample.py` draws
-from them, `keyed.py` makes torch's own functions do so. How is in the files with a leading underscore,
-`_operators.py` first.
+nothing reads or moves torch's global generators. `keys.py` makes and branches keys; `sample.py`,
+`continuous.py`, `discrete.py`, `gammas.py` and `vectors.py` draw from them; `keyed.py` makes torch's own
+functions do so. How is in the files with a leading underscore, `_operators.py` first.
 """
 
+from ftrain.core.random.continuous import exponential, gumbel, laplace, truncated_normal
+from ftrain.core.random.discrete import categorical, choice, poisson, rademacher
+from ftrain.core.random.gammas import beta, dirichlet, gamma
 from ftrain.core.random.keyed import keyed, next_key
 from ftrain.core.random.keys import fold_in, key, key_data, split
 from ftrain.core.random.sample import bernoulli, bits, normal, permutation, randint, uniform
+from ftrain.core.random.vectors import ball, multivariate_normal, orthogonal
 
 __all__ = [
+    "ball",
     "bernoulli",
+    "beta",
     "bits",
+    "categorical",
+    "choice",
+    "dirichlet",
+    "exponential",
     "fold_in",
+    "gamma",
+    "gumbel",
     "key",
     "key_data",
     "keyed",
+    "laplace",
+    "multivariate_normal",
     "next_key",
     "normal",
+    "orthogonal",
     "permutation",
+    "poisson",
+    "rademacher",
     "randint",
     "split",
+    "truncated_normal",
     "uniform",
 ]

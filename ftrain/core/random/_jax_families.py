@@ -1,0 +1,278 @@
+"""Operators of the draws in `continuous.py`, `discrete.py`, `gammas.py` and `vectors.py`.
+
+As in `_operators.py`, an operator takes keys `(*batch, 2)` and returns `(*batch, *shape)`; each row
+equals the draw from that row's key and parameters alone.
+
+Read next: `_elementary.py`, their arithmetic; `_jax_samplers.py`, those that reject proposals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ftrain.core._torch_dispatch import SLOPES
+from ftrain.core.random import _elementary, _floats, _jax_samplers, _normal, _operators
+from ftrain.core.random._families import (
+    _define,
+    _define_slope,
+    _gamma_slope,
+    _rows,
+    _Sample,
+    _slope,
+    _wide,
+)
+
+Ints = Sequence[int]
+
+
+# Of the uniform distribution's inverse: a key and a shape.
+
+
+def _exponential_kernel(key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype) -> Tensor:
+    u = _operators._uniform(key, folds, shape, dtype, 0.0, 1.0)
+    return -_elementary.log1p(-_floats32(u)).to(dtype)
+
+
+def _laplace_kernel(key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype) -> Tensor:
+    lowest = torch.finfo(dtype).eps / 2.0 - 1.0
+    u = _floats32(_operators._uniform(key, folds, shape, dtype, lowest, 1.0))
+    return (u.sign() * _elementary.log1p(-u.abs())).to(dtype)
+
+
+def _gumbel_kernel(
+    key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype, is_high: bool
+) -> Tensor:
+    tiny = torch.finfo(dtype).tiny
+    if not is_high:
+        u = _operators._uniform(key, folds, shape, dtype, tiny, 1.0)
+        inner = -_elementary.log(_floats32(u)).to(dtype)
+    else:
+        high, low = _operators._uniform(key, folds, (2, *shape), dtype, 0.0, 1.0).unbind(
+            key.ndim - 1
+        )
+        step = torch.finfo(dtype).eps
+        u = torch.where(high >= 0.5, high, high + step * low + tiny)
+        inner = -_elementary.log1p(-_floats32(u)).to(dtype)
+    return -_elementary.log(_floats32(inner)).to(dtype)
+
+
+def _floats32(x: Tensor) -> Tensor:
+    """Return float16 and bfloat16 as float32, in which XLA computes their logarithms."""
+    return x.float() if x.itemsize < 4 else x
+
+
+def _fake(key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype, *_: Any) -> Tensor:
+    return _operators._drawn(key, shape, dtype)
+
+
+exponential = _operators._define(
+    "threefry_exponential(Tensor key, int[] folds, SymInt[] shape, ScalarType dtype)",
+    _exponential_kernel,
+    _fake,
+)
+laplace = _operators._define(
+    "threefry_laplace(Tensor key, int[] folds, SymInt[] shape, ScalarType dtype)",
+    _laplace_kernel,
+    _fake,
+)
+gumbel = _operators._define(
+    "threefry_gumbel(Tensor key, int[] folds, SymInt[] shape, ScalarType dtype, bool is_high)",
+    _gumbel_kernel,
+    _fake,
+)
+
+
+# Of parameters in the shape of the result.
+
+
+def _truncated_kernel(key: Tensor, folds: Ints, lower: Tensor, upper: Tensor) -> Tensor:
+    dtype, shape = lower.dtype, lower.shape[key.ndim - 1 :]
+    root2 = torch.full((), math.sqrt(2.0), dtype=dtype, device=lower.device)
+    low, high = (_elementary.erf(_wide(v / root2)).to(dtype) for v in (lower, upper))
+    u = _floats.scale(_operators._uniform(key, folds, shape, dtype, 0.0, 1.0), low, high)
+    inside = u.clamp(torch.finfo(dtype).eps / 2 - 1, 1 - torch.finfo(dtype).eps / 2)
+    inverse = (_normal._erfinv64 if dtype == torch.float64 else _normal._erfinv32)(inside)
+    normal = root2 * torch.where(u.abs() < 1, inverse, u * math.inf)
+    return normal.clamp(
+        torch.nextafter(lower, torch.full_like(lower, math.inf)),
+        torch.nextafter(upper, torch.full_like(upper, -math.inf)),
+    )
+
+
+def _log_gamma_slope_kernel(alpha: Tensor, log_sample: Tensor) -> Tensor:
+    """Return d log(x) / d alpha of samples x.
+
+    Of an x near 0, with P(X < x) = x^alpha / Gamma(alpha + 1): (digamma(alpha + 1) - log x) / alpha.
+    """
+    a, log_x = _wide(alpha), _wide(log_sample)
+    x = log_x.clamp(-30.0, 700.0).exp()
+    near_zero = (torch.digamma(a + 1) - log_x) / a
+    slope = SLOPES["gamma"](a, x) / x
+    return torch.where(log_x < -30.0, near_zero, slope).to(alpha.dtype)
+
+
+def _softmax_kernel(x: Tensor) -> Tensor:
+    wide = _wide(x)
+    powers = _elementary.exp(wide - wide.amax(-1, True))
+    return (powers / _elementary.total(powers).unsqueeze(-1)).to(x.dtype)
+
+
+truncated_normal = _define("truncated_normal", "Tensor lower, Tensor upper", _truncated_kernel)
+_gamma_draw = _define(
+    "gamma_draw",
+    "Tensor alpha",
+    lambda key, folds, alpha: _jax_samplers.gamma(key, folds, alpha, False),
+)
+_log_gamma_draw = _define(
+    "log_gamma_draw",
+    "Tensor alpha",
+    lambda key, folds, alpha: _jax_samplers.gamma(key, folds, alpha, True),
+)
+_log_gamma_slope = _define_slope(
+    "log_gamma_slope", "Tensor alpha, Tensor log_sample", _log_gamma_slope_kernel
+)
+softmax = _define_slope("row_softmax", "Tensor x", _softmax_kernel)
+log = _define_slope("exact_log", "Tensor x", _elementary.log)
+
+
+def gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
+    """Return Gamma(alpha, 1) samples, differentiable in alpha."""
+    sample: Tensor = _GammaDraw.apply(key, alpha, tuple(folds))  # type: ignore[no-untyped-call]
+    return sample
+
+
+def log_gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
+    """Return logarithms of Gamma(alpha, 1) samples, differentiable in alpha."""
+    sample: Tensor = _LogGammaDraw.apply(key, alpha, tuple(folds))  # type: ignore[no-untyped-call]
+    return sample
+
+
+class _GammaDraw(_Sample):
+    operator = staticmethod(_gamma_draw)
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return _GammaDraw.sampled(*args)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return None, grad * _GammaDraw.slope(*ctx.saved_tensors), None
+
+    @staticmethod
+    def jvp(ctx: Any, key: None, alpha: Tensor, folds: None) -> Tensor:
+        return alpha * _GammaDraw.slope(*ctx.saved_tensors)
+
+    @staticmethod
+    def slope(alpha: Tensor, sample: Tensor) -> Tensor:
+        """Return the derivative; 0, its limit, for a sample that underflowed to 0."""
+        least = torch.finfo(sample.dtype).tiny
+        slope = _slope(_gamma_slope, alpha, sample.clamp_min(least))
+        return torch.where(sample >= least, slope, 0.0)
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, key: Tensor, alpha: Tensor, folds: Ints) -> Any:
+        key, alpha = _rows(info.batch_size, dims[:2], (key, alpha))
+        return gamma(key, folds, alpha), 0
+
+
+class _LogGammaDraw(_Sample):
+    operator = staticmethod(_log_gamma_draw)
+
+    @staticmethod
+    def forward(*args: Any) -> Tensor:
+        return _LogGammaDraw.sampled(*args)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        return None, grad * _slope(_log_gamma_slope, *ctx.saved_tensors), None
+
+    @staticmethod
+    def jvp(ctx: Any, key: None, alpha: Tensor, folds: None) -> Tensor:
+        return alpha * _slope(_log_gamma_slope, *ctx.saved_tensors)
+
+    @staticmethod
+    def vmap(info: Any, dims: Any, key: Tensor, alpha: Tensor, folds: Ints) -> Any:
+        key, alpha = _rows(info.batch_size, dims[:2], (key, alpha))
+        return log_gamma(key, folds, alpha), 0
+
+
+# Integers.
+
+
+def _poisson_kernel(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
+    if not bool((rate >= 0).all() & (rate < math.inf).all()):
+        raise ValueError(
+            "poisson: expected finite rates of 0 or more, got a negative, infinite or NaN one. Map them "
+            "to positive numbers first, for instance with softplus."
+        )
+    return _jax_samplers.poisson(key, folds, rate)
+
+
+def _choice_kernel(key: Tensor, folds: Ints, shape: Ints, p: Tensor) -> Tensor:
+    """Return indices into the last dimension of p `(*batch, n)`, with probabilities p."""
+    sums = _elementary.cumulative(p).contiguous()
+    u = _operators._uniform(key, folds, (math.prod(shape),), p.dtype, 0.0, 1.0)
+    found = torch.searchsorted(sums, (sums[..., -1:] * (1.0 - u)).contiguous())
+    return found.reshape((*key.shape[:-1], *shape))
+
+
+def _choice_rule(info: Any, dims: Any, key: Tensor, folds: Ints, shape: Ints, p: Tensor) -> Any:
+    key, p = _rows(info.batch_size, (dims[0], dims[3]), (key, p))
+    return choice(key, folds, shape, p), 0
+
+
+poisson = _define("poisson_draw", "Tensor rate", _poisson_kernel)
+choice = _operators._define(
+    "threefry_choice(Tensor key, int[] folds, SymInt[] shape, Tensor p)",
+    _choice_kernel,
+    lambda key, folds, shape, p: _operators._drawn(key, shape, torch.int64),
+    _choice_rule,
+)
+
+
+# Vectors.
+
+
+def _ball_kernel(
+    key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype, d: int, p: float
+) -> Tensor:
+    size = (*shape, d)
+    alpha = torch.full((*key.shape[:-1], *size), 1.0 / p, dtype=dtype, device=key.device)
+    powers = _wide(_jax_samplers.gamma(key, (*folds, 0, 0), alpha, False))  # |x|^p
+    is_positive = _operators._uniform(key, (*folds, 0, 1), size, dtype, 0.0, 1.0) < 0.5
+    beyond = _wide(_exponential_kernel(key, (*folds, 1), shape, dtype))
+    norm = _elementary.total(powers) + beyond
+    radius = _elementary.power(powers / norm.unsqueeze(-1), 1.0 / p).to(dtype)
+    return torch.where(is_positive, radius, -radius)
+
+
+ball = _operators._define(
+    "threefry_ball(Tensor key, int[] folds, SymInt[] shape, ScalarType dtype, SymInt d, float p)",
+    _ball_kernel,
+    lambda key, folds, shape, dtype, d, p: _operators._drawn(key, (*shape, d), dtype),
+)
+
+
+def _product_kernel(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Return `matrix @ vector`, added column after column: the same bits for any number of rows."""
+    out = torch.zeros_like(vector, memory_format=torch.contiguous_format)
+    for column, x in zip(matrix.unbind(-1), vector.unbind(-1), strict=True):
+        out += column * x.unsqueeze(-1)
+    return out
+
+
+def _product_rule(info: Any, dims: Any, matrix: Tensor, vector: Tensor) -> Any:
+    return product(*_rows(info.batch_size, dims, (matrix, vector))), 0
+
+
+product = _operators._define(
+    "row_product(Tensor matrix, Tensor vector)",
+    _product_kernel,
+    lambda matrix, vector: torch.empty_like(vector, memory_format=torch.contiguous_format),
+    _product_rule,
+)

@@ -1,0 +1,178 @@
+"""Draws of vectors and matrices from keys: multivariate normal, orthogonal matrices, points of a ball.
+
+Factorizations are LAPACK's, whose last bits depend on the machine; everything else is as in
+`continuous.py`.
+
+Read next: `_jax_families.py`, the operators.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ftrain.core.random import _jax_families
+from ftrain.core.random._exact import exact
+from ftrain.core.random._parameters import check_wide, tensors_of
+from ftrain.core.random._reference import broadcast
+from ftrain.core.random.keys import _check_single, _folds
+from ftrain.core.random.sample import _check_broadcast, _shape, normal
+
+__all__ = ["ball", "multivariate_normal", "orthogonal"]
+
+
+def multivariate_normal(
+    key: Tensor,
+    mean: Tensor,
+    cov: Tensor,
+    shape: int | Sequence[int] | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    folds: Sequence[int] = (),
+) -> Tensor:
+    """Return normal vectors `mean + L z`, where `L L^T = cov` (Cholesky) and z is standard normal.
+
+    JAX's other factors, of `eigh` and `svd`, have signs that depend on the library, and are not
+    offered: add a small multiple of the identity to a singular covariance.
+
+    Args:
+        key: a single key, int32 `(2,)`.
+        mean: `(..., n)`.
+        cov: `(..., n, n)`, positive definite; the mean of it and its transpose is used. A matrix that is
+            not positive definite gives NaN.
+        shape: of the result without its last dimension n; default: that to which the leading dimensions
+            of `mean` and `cov` broadcast.
+        dtype: float32 or float64; default: that of the tensors.
+        folds: integers in [0, 2^32) to fold into the key first.
+
+    Returns:
+        `dtype` `(*shape, n)`, differentiable in `mean` and `cov`, within a relative norm of 4 eps of
+        `jax.random.multivariate_normal` for well-conditioned covariances.
+
+    Raises:
+        ValueError: for another dtype, shapes that do not fit, or an array of keys (`torch.vmap` over
+            them instead).
+
+    >>> from ftrain.core.random import key
+    >>> multivariate_normal(key(0), torch.zeros(2), torch.eye(2))
+    tensor([1.6226, 2.0253])
+    """
+    _check_single(key, "multivariate_normal")
+    for name, value, least in (("mean", mean, 1), ("cov", cov, 2)):
+        if not isinstance(value, Tensor) or value.ndim < least:
+            got = tuple(value.shape) if isinstance(value, Tensor) else value
+            raise ValueError(
+                f"multivariate_normal: expected {name} to be a tensor of at least {least} dimension"
+                f"{'s'[: least - 1]}, got {got!r}"
+            )
+    n = mean.shape[-1]
+    if tuple(cov.shape[-2:]) != (n, n):
+        raise ValueError(
+            f"multivariate_normal: expected cov to be (..., {n}, {n}), for a mean of "
+            f"{tuple(mean.shape)}, got {tuple(cov.shape)}"
+        )
+    mean, cov = tensors_of("multivariate_normal", key, (mean, cov), dtype)
+    if shape is None:
+        shape = broadcast(mean.shape[:-1], cov.shape[:-2])
+    size = (*_shape(shape), n)
+    _check_broadcast("multivariate_normal", size, mean, cov[..., 0])
+    lower, info = torch.linalg.cholesky_ex((cov + cov.mT) / 2)
+    lower = torch.where((info == 0)[..., None, None], lower, math.nan)
+    z = normal(key, size, cov.dtype, folds=folds)
+    drawn = _jax_families.product(lower.detach().expand(*size, n), z)
+    formula = mean + (lower @ z.unsqueeze(-1)).squeeze(-1)
+    return exact(mean.detach() + drawn, formula)
+
+
+def orthogonal(
+    key: Tensor,
+    n: int,
+    shape: int | Sequence[int] = (),
+    dtype: torch.dtype = torch.float32,
+    m: int | None = None,
+    *,
+    folds: Sequence[int] = (),
+) -> Tensor:
+    """Return orthogonal matrices `(n, n)` of uniform (Haar) distribution, or semi-orthogonal `(n, m)`.
+
+    The Q of a QR decomposition of normal draws, with columns in the signs of R's diagonal.
+
+    Args:
+        key: a single key, int32 `(2,)`.
+        n: rows.
+        shape: leading dimensions of the result.
+        dtype: float32 or float64.
+        m: columns; default: n. With n <= m the rows are orthonormal, else the columns.
+        folds: integers in [0, 2^32) to fold into the key first.
+
+    Returns:
+        `dtype` `(*shape, n, m)`, within `4 n eps` of `jax.random.orthogonal` (measured for n up to 64).
+
+    Raises:
+        ValueError: for another dtype, a negative size, or an array of keys (`torch.vmap` over them
+            instead).
+
+    References:
+        Mezzadri, "How to generate random matrices from the classical compact groups", Notices of the AMS
+        54 (2007).
+
+    >>> from ftrain.core.random import key
+    >>> q = orthogonal(key(0), 3)
+    >>> torch.testing.assert_close(q @ q.T, torch.eye(3))
+    """
+    _check_single(key, "orthogonal")
+    check_wide(dtype, "orthogonal")
+    columns = n if m is None else m
+    if n < 0 or columns < 0:
+        raise ValueError(f"orthogonal: expected n and m to be 0 or more, got {n} and {columns}")
+    size = (*_shape(shape), max(n, columns), min(n, columns))
+    q, r = torch.linalg.qr(normal(key, size, dtype, folds=folds))
+    x: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
+    return x.mT if n < columns else x
+
+
+def ball(
+    key: Tensor,
+    d: int,
+    p: float = 2.0,
+    shape: int | Sequence[int] = (),
+    dtype: torch.dtype = torch.float32,
+    *,
+    folds: Sequence[int] = (),
+) -> Tensor:
+    """Return uniform points of the unit ball of dimension d, `sum |x_i|^p <= 1`.
+
+    Args:
+        key: a single key, int32 `(2,)`.
+        d: dimension of the ball.
+        p: exponent of the norm, positive and finite, a number.
+        shape: leading dimensions of the result.
+        dtype: float32 or float64.
+        folds: integers in [0, 2^32) to fold into the key first.
+
+    Returns:
+        `dtype` `(*shape, d)`, the points of `jax.random.ball` within 64 eps for p from 0.5 to 5, in the
+        mode in which JAX has the dtype.
+
+    Raises:
+        ValueError: for another dtype, p or d out of range, or an array of keys (`torch.vmap` over them
+            instead).
+
+    References:
+        Barthe, Guédon, Mendelson and Naor, "A probabilistic approach to the geometry of the l_p^n-ball",
+        Annals of Probability 33 (2005).
+
+    >>> from ftrain.core.random import key
+    >>> bool(ball(key(0), 3).norm() <= 1)
+    True
+    """
+    _check_single(key, "ball")
+    check_wide(dtype, "ball")
+    if not isinstance(p, int | float) or not 0 < p < math.inf:
+        raise ValueError(f"ball: expected p to be a positive finite number, got {p!r}")
+    if d < 0:
+        raise ValueError(f"ball: expected d to be 0 or more, got {d}")
+    return _jax_families.ball(key, _folds(folds), _shape(shape), dtype, d, float(p))
