@@ -10,7 +10,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, BinaryIO, Literal, get_args
 
 import torch
 
@@ -127,8 +127,7 @@ def _parts(tensors: Mapping[str, torch.Tensor], format: Format) -> list[memoryvi
 
 
 def _import_file(path: str) -> dict[str, torch.Tensor]:
-    # Follow symbolic links, because hub caches use them for their files.
-    descriptor = _files.system.open_regular(os.path.realpath(path), path)
+    descriptor = _open(path)
     try:
         entries = read_header(descriptor, path, lambda _: None)
         found = {
@@ -151,7 +150,7 @@ def _import_file(path: str) -> dict[str, torch.Tensor]:
 
 def _import_parts(directory: str) -> dict[str, torch.Tensor]:
     index = os.path.join(directory, _INDEX)
-    with open(index, "rb") as file:
+    with _opened(index) as file:
         text = file.read(_MOST_INDEX)
     try:
         names = json.loads(text)["weight_map"]
@@ -180,7 +179,7 @@ def _import_parts(directory: str) -> dict[str, torch.Tensor]:
 
 
 def _import_torch(path: str) -> dict[str, torch.Tensor]:
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         try:
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
         except OSError:
@@ -231,7 +230,16 @@ def _check_format(format: Format) -> None:
         raise ValueError(f"format: expected 'safetensors' or 'torch', got {format!r}")
 
 
+def _open(path: str) -> int:
+    """Open a regular file, through symbolic links, because hub caches use them for their files."""
+    return _files.system.open_regular(os.path.realpath(path), path)
+
+
+def _opened(path: str) -> BinaryIO:
+    return os.fdopen(_open(path), "rb")
+
+
 def _looks_pickled(path: str) -> bool:
-    with open(path, "rb") as file:
+    with _opened(path) as file:
         first = file.read(4)
     return first.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"))

@@ -11,10 +11,12 @@ Read next: `_dispatch.py`, which runs a command; `commands/train.py`.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Sequence
 
 from ftrain.cli.commands import COMMANDS
+from ftrain.core._terminal import OutputClosedError, reserve_streams, say
 
 __all__ = ["main"]
 
@@ -31,9 +33,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         ...
         0
     """
+    reserve_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(_overview())
+        with contextlib.suppress(OutputClosedError):
+            say(_overview())
         return 0 if arguments else 2
     from ftrain.cli._dispatch import dispatch  # noqa: PLC0415  # 0.1 s that `--help` need not wait for
 

@@ -3,30 +3,40 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
+from typing import Any
 
-from ftrain.cli._pipes import leave_stdout
 from ftrain.cli._traces import trimmed
 from ftrain.cli.commands import COMMANDS
 from ftrain.config.errors import ConfigError, did_you_mean
+from ftrain.core._terminal import OutputClosedError, discard_output, say
 
 __all__ = ["dispatch"]
+
+
+class _Parser(argparse.ArgumentParser):
+    """Parser that prints through `say`, because its messages quote arguments."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if message:
+            say(message, end="", error=file is not sys.stdout)
 
 
 def dispatch(name: str, rest: Sequence[str]) -> int:
     """Run the command of this name with its arguments, and return its exit code."""
     if name == "--version":
-        print(f"ftrain {importlib.metadata.version('ftrain')}")
+        say(f"ftrain {importlib.metadata.version('ftrain')}")
         return 0
     if name not in COMMANDS:
         what = "option" if name.startswith("-") else "command"
-        print(f"ftrain: unknown {what} {name}. {did_you_mean(name, COMMANDS)}", file=sys.stderr)
+        say(f"ftrain: unknown {what} {name}. {did_you_mean(name, COMMANDS)}", error=True)
         return 2
     module = importlib.import_module(f"ftrain.cli.commands.{name.replace('-', '_')}")
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=f"ftrain {name}",
         description=module.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -37,33 +47,32 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
     try:
         parser.parse_intermixed_args(rest, options)
         code: int = module.run(options)
-        sys.stdout.flush()
         return code
     except SystemExit as stopped:  # raised by argparse, which has printed the reason
         return stopped.code if isinstance(stopped.code, int) else 2
     except ConfigError as error:
         if error.__cause__ is not None:  # it was raised in the user's own code
-            print(trimmed(error.__cause__, options.traceback), file=sys.stderr)
-        print(error, file=sys.stderr)
+            say(trimmed(error.__cause__, options.traceback), error=True)
+        say(error, error=True)
         return 2
+    except OutputClosedError as error:
+        if error.errno == errno.EPIPE:  # `ftrain runs | head`
+            return 0
+        say(f"ftrain {name}: standard output: {error.strerror}", error=True)
+        return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        say("interrupted", error=True)
         return 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and not hasattr(error, "fit_result"):
-            leave_stdout()  # `ftrain runs | head`; one from within a run is an error like others
+            discard_output()  # it was printed by the user's own code
             return 0
         notes = getattr(error, "__notes__", [])
         # Without the advice for Python callers, who can catch the exception.
         notes[:] = [note.partition(" The state after that step: `except")[0] for note in notes]
         ours = type(error).__module__.startswith("ftrain.")  # the message is all that is needed
         if ours and not options.traceback:
-            print(
-                f"ftrain {name}: {error}",
-                *notes,
-                sep="\n",
-                file=sys.stderr,
-            )
+            say(f"ftrain {name}: {error}", *notes, error=True)
         else:
-            print(trimmed(error, options.traceback), file=sys.stderr)
+            say(trimmed(error, options.traceback), error=True)
         return 1

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ftrain.checkpoint import CheckpointWriteError
-from ftrain.cli._pipes import leave_stdout
 from ftrain.cli._runs import outcome
 from ftrain.config.errors import ConfigError
 from ftrain.config.folders import run_config
 from ftrain.config.run import train
 from ftrain.config.schema import Config
+from ftrain.core._terminal import OutputClosedError, say
 from ftrain.loop import FitResult
 
 __all__ = ["report"]
@@ -33,21 +32,18 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
         raise
     if config.fast_dev_run:
         result = dataclasses.replace(result, checkpoint=None)
-    try:
-        print(*_said(result, before, config), sep="\n", flush=True)
-    except BrokenPipeError:  # the exit code still reports the outcome of the run
-        leave_stdout()
+    with contextlib.suppress(OutputClosedError):  # the exit code reports the outcome of the run
+        say(*_said(result, before, config))
     if result.status == "interrupted" and not config.fast_dev_run:
-        with contextlib.suppress(BrokenPipeError):
-            print(f"resume with: ftrain resume {folder}", file=sys.stderr)
+        say(f"resume with: ftrain resume {folder}", error=True)
     return result.exit_code
 
 
 def _print_metrics(result: FitResult | None) -> None:
     """Print the last metrics of a run whose checkpoint or result could not be written."""
     if result is not None and result.history:
-        with contextlib.suppress(BrokenPipeError):
-            print(*str(result).splitlines()[1:], sep="\n", flush=True)
+        with contextlib.suppress(OutputClosedError):
+            say(*str(result).splitlines()[1:])
 
 
 def _check_end(config: Config, before: Mapping[str, Any]) -> None:

@@ -19,6 +19,7 @@ from ftrain.checkpoint.load import read_dense
 from ftrain.checkpoint.manifest import Manifest
 from ftrain.cli._runs import rows
 from ftrain.config.folders import run_config
+from ftrain.core._regular_files import read_json
 from ftrain.testing import Trace, compare_traces
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.divergence.leaves import listed, rows_that_differ
@@ -89,7 +90,7 @@ def diff_runs(a: pathlib.Path, b: pathlib.Path) -> Comparison:
             ),
         ),
         _steps(*digests),
-        _metrics(rows(a), rows(b)),
+        _metrics(*(list(rows(folder)) for folder in (a, b))),
         checkpoints.section(),
     ]
     differing = [section for section in sections if section.marked]
@@ -133,8 +134,8 @@ def _flat(value: Any, prefix: str = "") -> dict[str, str]:
 
 def _json(path: pathlib.Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        return read_json(path)
+    except (OSError, ValueError):
         return {}
 
 

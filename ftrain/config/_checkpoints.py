@@ -49,19 +49,22 @@ class TrainedModel(NamedTuple):
     buffers: Any
 
 
-def trained_model(folder: pathlib.Path, build: Callable[..., Any]) -> TrainedModel:
+def trained_model(
+    folder: pathlib.Path, build: Callable[..., Any], *, code: bool = True
+) -> TrainedModel:
     """Return the model of a run, on the CPU.
 
     Args:
         folder: the run's directory.
         build: `ftrain.config.build.build`, which calls this function.
+        code: as in `load`.
 
     Raises:
         ConfigError: the directory is not a run, or has no checkpoint.
         CheckpointError: the checkpoint is damaged, or of another model.
     """
     folder = run_folder(folder)
-    config = run_config(folder, ["device=cpu"])
+    config = run_config(folder, ["device=cpu"], code=code)
     found = fitted.read(folder / fitted.FILE)
     parts = build(
         config,
@@ -77,10 +80,17 @@ def trained_model(folder: pathlib.Path, build: Callable[..., Any]) -> TrainedMod
 
 
 def store(config: Config, folder: pathlib.Path) -> Store:
-    """Return the run's checkpoint store, with the configured rules for which checkpoints to keep."""
-    options = config.checkpoint
+    """Return the run's checkpoint store, with the configured rules for which checkpoints to keep.
+
+    Raises:
+        ConfigError: a file is in the place of its directory.
+    """
+    options, place = config.checkpoint, folder / "checkpoints"
+    if place.exists() and not place.is_dir():
+        says = "expected a directory of checkpoints, got a file. Move it away"
+        raise ConfigError.at("", place, says)
     return Store(
-        folder / "checkpoints",
+        place,
         keep_last=options.keep_last,
         keep_best=options.keep_best or None,
         metric=options.monitor,

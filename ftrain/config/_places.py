@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from ftrain.core._terminal import printable
+
 __all__ = ["Path", "Places", "join"]
 
 #: The keys from the root down; an int where a list is entered.
@@ -48,12 +50,14 @@ class Places:
 
 
 def join(path: Path) -> str:
-    """Return the dotted form of a key path, such as `optimizer.learning_rate`.
+    r"""Return the dotted form of a key path, such as `optimizer.learning_rate`.
 
     Example:
         >>> join(("callbacks", 0, "patience"))
         'callbacks.0.patience'
         >>> join(("optimizer", ""))  # an empty key, which would not be seen
         "optimizer.''"
+        >>> print(join(("model", "\x1b[2J")))  # control characters are escaped
+        model.\x1b[2J
     """
-    return ".".join(str(part) or "''" for part in path)
+    return ".".join(printable(part, one_line=True) or "''" for part in path)

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from ftrain.core._nearest import nearest
+from ftrain.core._terminal import printable
 
 __all__ = ["ConfigError", "Problem", "did_you_mean"]
 
@@ -25,7 +26,8 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        return ": ".join(part for part in (self.place, self.key, self.message) if part)
+        place = printable(self.place, one_line=True)
+        return ": ".join(part for part in (place, self.key, self.message) if part)
 
 
 class ConfigError(ValueError):

@@ -30,10 +30,21 @@ def run_folder(name: str | os.PathLike[str]) -> pathlib.Path:
     raise ConfigError.at("", str(folder), f"{what}. {advice}")
 
 
-def run_config(folder: pathlib.Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration in a run's directory, which may have been moved."""
+def run_config(folder: pathlib.Path, overrides: Sequence[str] = (), *, code: bool = True) -> Config:
+    """Return the configuration in a run's directory, which may have been moved; `code` as in `load`.
+
+    Raises:
+        ConfigError: it cannot be used, or the name of the directory is not UTF-8.
+    """
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:  # no configuration can hold the name as its `output_dir`
+        says = "expected a directory whose name is UTF-8, got other bytes. Rename it"
+        raise ConfigError.at("", str(folder), says) from None
     quoted = yaml.safe_dump(
         str(folder), default_style='"', width=1 << 20
     )  # JSON splits an emoji in two
     here = f"output_dir={quoted}"
-    return load(folder / "config.yaml", [*overrides, here])
+    found = load(folder / "config.yaml", [*overrides, here], code=code)
+    found._of_run = True
+    return found

@@ -22,6 +22,7 @@ from ftrain.config._toml import parse_toml
 from ftrain.config._yaml import parse_yaml
 from ftrain.config.errors import ConfigError, Problem
 from ftrain.config.schema import Config
+from ftrain.core._regular_files import MOST_CONFIG, read_regular
 
 __all__ = ["load", "parse"]
 
@@ -29,7 +30,10 @@ _FORMATS = {".yaml": parse_yaml, ".yml": parse_yaml, ".json": parse_json, ".toml
 
 
 def load(
-    source: str | os.PathLike[str] | Mapping[str, Any], overrides: Sequence[str] = ()
+    source: str | os.PathLike[str] | Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    code: bool = True,
 ) -> Config:
     """Return the configuration in a file (or a dict), with `overrides` applied.
 
@@ -37,6 +41,8 @@ def load(
         source: a `.yaml`, `.yml`, `.json` or `.toml` file, or a dict of the same keys.
         overrides: `key.path=value`, the value in YAML: `epochs=3`, `model.widths=[64, 32]`,
             `callbacks.0.every=10`, `schedule=null`. A whole section may be set: `optimizer=sgd`.
+        code: False: the configuration may use built-in names only, and `build`, `train` and others
+            refuse one that names code, as of somebody else.
 
     Returns:
         The checked configuration. It remembers where each key is written.
@@ -55,9 +61,12 @@ def load(
         ftrain.config.errors.ConfigError: the configuration: epoch: unknown key. ...
     """
     if isinstance(source, Mapping):
-        return _checked(dict(source), Places("the configuration"), overrides, None)
-    path = pathlib.Path(source)
-    return parse(_read(path), path, overrides)
+        found = _checked(dict(source), Places("the configuration"), overrides, None)
+    else:
+        path = pathlib.Path(source)
+        found = parse(_read(path), path, overrides)
+    found._builtin_only = not code
+    return found
 
 
 def parse(text: str, path: pathlib.Path, overrides: Sequence[str] = ()) -> Config:
@@ -87,7 +96,7 @@ def parse(text: str, path: pathlib.Path, overrides: Sequence[str] = ()) -> Confi
 
 def _read(path: pathlib.Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_regular(path, MOST_CONFIG).decode("utf-8-sig")
     except FileNotFoundError:
         message = "file not found. Write one with `ftrain init`"
     except IsADirectoryError:

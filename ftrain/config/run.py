@@ -35,11 +35,13 @@ from ftrain.checkpoint.locks import NO_LOCKS
 from ftrain.checkpoint.save import refusals
 from ftrain.config import _data_json, _watchers
 from ftrain.config._checkpoints import store
+from ftrain.config._code import ORIGIN, origin
 from ftrain.config.build import Parts, build
 from ftrain.config.dump import dump, relocated
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
 from ftrain.core import _file_output
+from ftrain.core._regular_files import read_json
 from ftrain.core.compile import check_compiler
 from ftrain.data.fitted import FILE
 from ftrain.loop import FitResult, Trainer
@@ -76,7 +78,7 @@ class Run:
         parts: the components of the run.
         folder: the run's directory.
         trainer: a trainer with the configuration's callbacks, loggers and store.
-        written: the text of `config.yaml` and `data.json`, by file name.
+        written: the text of `config.yaml`, `.origin` and `data.json`, by file name.
     """
 
     parts: Parts
@@ -180,7 +182,8 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
                 remedy = "compile=false, in the configuration or on the command line"
                 check_compiler(remedy, parts.device.type)
             callbacks = _watchers.watchers(parts, folder)
-        written = {"config.yaml": dump(relocated(parts.resolved, folder.absolute()))}
+        text = dump(relocated(parts.resolved, folder.absolute()))
+        written = {"config.yaml": text, ORIGIN: origin(text)}
         if (content := _data_json.content(parts)) is not None:
             written[FILE] = content
         with _usable(config, folder):
@@ -289,7 +292,7 @@ def _check_replaceable(config: Config, folder: pathlib.Path) -> None:
 def _came_to_nothing(folder: pathlib.Path) -> bool:
     """Return True if the run in the directory failed before its first step."""
     try:
-        found = json.loads((folder / "result.json").read_text(encoding="utf-8"))
+        found = read_json(folder / "result.json")
     except (OSError, ValueError):
         return False
     return isinstance(found, dict) and (found.get("status"), found.get("step")) == ("failed", 0)

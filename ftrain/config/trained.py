@@ -12,7 +12,6 @@ import dataclasses
 import inspect
 import os
 import pathlib
-import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +27,7 @@ from ftrain.config.folders import run_config, run_folder
 from ftrain.config.run import environment
 from ftrain.config.schema import Config
 from ftrain.core import tree
+from ftrain.core._terminal import say
 from ftrain.core.evaluate import prediction
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
@@ -110,6 +110,8 @@ def load_run(
     folder: str | os.PathLike[str],
     checkpoint: str | os.PathLike[str] = "best",
     overrides: Sequence[str] = (),
+    *,
+    code: bool = True,
 ) -> Trained:
     """Return the trained model of a run.
 
@@ -121,6 +123,8 @@ def load_run(
         checkpoint: `"best"` (the newest if no checkpoint is ranked), `"latest"`, the name of one of the
             run's checkpoints, or the path of any.
         overrides: changes to its configuration, such as `device=cpu`.
+        code: False: load the run only if it uses built-in names. A run of somebody else may name any
+            code, which runs in this function.
 
     Raises:
         ConfigError: the directory is not a run, or the checkpoint is missing; something that the
@@ -128,7 +132,7 @@ def load_run(
         CheckpointError: the checkpoint is damaged, or of another model.
     """
     folder = run_folder(folder)
-    config = run_config(folder, overrides)
+    config = run_config(folder, overrides, code=code)
     which = os.fspath(checkpoint)
     path = checkpoint_of(config, folder, which)
     with environment(config):
@@ -138,7 +142,7 @@ def load_run(
             facts is None
             and (says := _data_json.missing_warning(parts, folder, fitted)) is not None
         ):
-            print(says, file=sys.stderr)
+            say(says, error=True)
         with warnings.catch_warnings():  # without further training, other bits do not matter
             warnings.simplefilter("ignore", checkpoints.DeterminismWarning)
             path, state, _ = loaded(config, folder, which, path, parts.init_state())

@@ -12,12 +12,17 @@ PathLike = str | os.PathLike[str]
 
 
 def existing(path: PathLike) -> Path:
-    """Return the path of an existing file; if it is missing, raise and suggest a similar name."""
+    """Return the path of an existing regular file; if it is missing, suggest a similar name."""
     found = Path(path)
     if found.is_dir():
         raise DataError(f"{found}: expected a file, got a directory. Name a file in it")
     if not found.exists():
         raise FileNotFoundError(f"file not found: {found}{_nearest(found)}")
+    if not found.is_file():  # to open a pipe would wait for its writer
+        raise DataError(
+            f"{found}: expected a regular file, got a pipe, a device or a socket. Write its content to "
+            "a file"
+        )
     return found
 
 

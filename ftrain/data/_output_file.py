@@ -90,6 +90,8 @@ def opened(path: Path) -> OutputFile:
         DataError: it is another kind of file, or of another length than its header says.
     """
     try:
+        if not path.is_file():
+            raise ValueError("not a regular file")
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > _LONGEST_HEADER:

@@ -16,6 +16,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from ftrain.core._regular_files import read_json
 from ftrain.core.errors import DataError
 
 __all__ = ["FILE", "Stored", "differences", "read", "to_json"]
@@ -52,16 +53,17 @@ def read(path: pathlib.Path) -> Stored | None:
         DataError: the file is damaged.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refused)
+        found = read_json(path, parse_constant=_refused)
         facts = found.get("facts")
         return Stored(
             found["source"], dict(found["fitted"]), facts if isinstance(facts, dict) else None
         )
     except FileNotFoundError:
         return None
-    except (AttributeError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
+        why = getattr(error, "strerror", None) or error
         raise DataError(
-            f"the file was changed after the run wrote it ({error}). Restore the original, or begin a "
+            f"the file was changed after the run wrote it ({why}). Restore the original, or begin a "
             "new run"
         ) from None
 

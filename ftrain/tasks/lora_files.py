@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ftrain.core import _file_output, random
+from ftrain.core._regular_files import read_json, read_regular
 from ftrain.core._structure import named_tensors
 from ftrain.core._words import a_or_an, did_you_mean
 from ftrain.core.functional import Bound, bind
@@ -31,6 +32,7 @@ from ftrain.tasks.lora import LoraModel
 __all__ = ["read_lora", "write_lora"]
 
 _TENSORS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
+_MOST_TENSORS = 64 << 30
 _PREFIX = "base_model.model."
 #: Options of peft that change what a model computes, and that are not supported, unless they are empty.
 _UNSUPPORTED = (
@@ -331,10 +333,10 @@ def _targets(root: nn.Module, paths: list[str]) -> list[str] | str:
 def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     file = folder / _CONFIG
     try:
-        config = json.loads(file.read_bytes())
+        config = read_json(file)
     except FileNotFoundError:
         raise _missing(folder, _CONFIG) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(
             f"{file}: expected JSON, got {error}. Give the directory that peft's save_pretrained wrote"
         ) from error
@@ -362,7 +364,7 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
     if not file.exists():
         raise _missing(folder, _TENSORS)
     try:
-        loaded = safetensors.torch.load(file.read_bytes())
+        loaded = safetensors.torch.load(read_regular(file, _MOST_TENSORS))
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"{file}: expected a file in the safetensors format, got {error}"

@@ -168,3 +168,14 @@ def test_write_state_dict_refuses_values_that_are_not_storable_tensors(
     with pytest.raises(ValueError, match="format: expected"):
         checkpoint.write_state_dict(tmp_path / "m", {"a": torch.ones(1)}, format="pickle")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("format", ["safetensors", "torch"])
+def test_pipes_and_devices_are_refused_without_waiting(tmp_path, format):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    (tmp_path / "parts").mkdir()
+    os.mkfifo(tmp_path / "parts" / "model.safetensors.index.json")
+    for name in ("pipe", "device", *(["parts"] if format == "safetensors" else [])):
+        with pytest.raises(checkpoint.CheckpointReadError, match="not a regular file"):
+            checkpoint.read_state_dict(tmp_path / name, format=format)

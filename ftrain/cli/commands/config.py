@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 
+from ftrain.cli._no_code import add_no_code
 from ftrain.config.keys import described
 from ftrain.config.load import load
+from ftrain.core._terminal import say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +21,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--names", action="store_true", help="list the registered names of components, by kind"
     )
+    add_no_code(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -26,13 +29,13 @@ def run(options: argparse.Namespace) -> int:
     if options.names:
         return _names()
     if options.config is None:
-        print(described())
+        say(described())
         return 0
-    config = load(options.config, options.overrides)
+    config = load(options.config, options.overrides, code=not options.no_code)
     from ftrain.config.dump import dump  # noqa: PLC0415  # imports torch: after the keys are checked
     from ftrain.config.resolve import resolve  # noqa: PLC0415
 
-    print(dump(resolve(config).config), end="")
+    say(dump(resolve(config).config), end="")
     return 0
 
 
@@ -40,5 +43,5 @@ def _names() -> int:
     from ftrain.config.registry import KINDS, names  # noqa: PLC0415  # imports torch
 
     for kind in KINDS:
-        print(f"{kind}: {', '.join(names(kind))}")
+        say(f"{kind}: {', '.join(names(kind))}")
     return 0

@@ -14,6 +14,7 @@ import pathlib
 
 from ftrain.config.errors import ConfigError
 from ftrain.config.folders import run_folder
+from ftrain.core._terminal import printable, say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,8 +51,9 @@ def run(options: argparse.Namespace) -> int:
         from ftrain.cli.diff import diff_runs  # noqa: PLC0415  # imports torch: after the runs are found
 
         found = diff_runs(*folders)
-    print(found.text())
+    say(found.text())
     if options.html is not None:
-        options.html.write_text(found.page(f"{options.a} and {options.b}"), encoding="utf-8")
-        print(f"page: {options.html}")
+        title = printable(f"{options.a} and {options.b}", one_line=True)
+        options.html.write_text(found.page(title), encoding="utf-8", errors="backslashreplace")
+        say(f"page: {options.html}")
     return int(found.differs)

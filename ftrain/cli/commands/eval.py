@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 
+from ftrain.cli._no_code import add_no_code
 from ftrain.config.folders import run_config, run_folder
+from ftrain.core._terminal import say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,18 +25,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--checkpoint", default="best", help="best (default), latest, or a checkpoint's directory")
     add("--json", action="store_true", help="print the result as JSON")
+    add_no_code(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Evaluate a checkpoint of a run, and print the metrics over the held-out data."""
     folder = run_folder(options.run)
-    config = run_config(folder, options.overrides)
+    config = run_config(folder, options.overrides, code=not options.no_code)
     from ftrain.cli.evaluate import evaluate  # noqa: PLC0415  # imports torch: after the keys are checked
 
     path, (result, *averages) = evaluate(config, folder, options.checkpoint)
     if options.json:
         named = {each.split.removeprefix("eval/"): each.to_json() for each in averages}
-        print(json.dumps({**result.to_json(), "checkpoint": str(path), **named}))
+        say(json.dumps({**result.to_json(), "checkpoint": str(path), **named}))
     else:
-        print(path, result, *averages, sep="\n")
+        say(path, result, *averages)
     return 0

@@ -6,7 +6,8 @@ import argparse
 import importlib.resources
 import os
 import pathlib
-import sys
+
+from ftrain.core._terminal import say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,16 +24,16 @@ def run(options: argparse.Namespace) -> int:
     files = {"config.yaml": folder / "config.yaml", "model.py.txt": folder / "model.py"}
     there = [str(path) for path in files.values() if os.path.lexists(path)]
     if there:
-        print(
+        say(
             f"ftrain init: {' and '.join(there)} exist already. Name another folder: ftrain "
             "init FOLDER",
-            file=sys.stderr,
+            error=True,
         )
         return 1
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in files.items():
         with path.open("x", encoding="utf-8") as file:
             file.write(skeleton.joinpath(name).read_text(encoding="utf-8"))
-        print(f"wrote {path}")
-    print(f"now: ftrain train {files['config.yaml']}")
+        say(f"wrote {path}")
+    say(f"now: ftrain train {files['config.yaml']}")
     return 0

@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import pathlib
 
+from ftrain.cli._no_code import add_no_code
 from ftrain.config.load import load
+from ftrain.core._terminal import say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,18 +28,19 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="steps from the first rate to the last; default: 100",
     )
     add("--out", type=pathlib.Path, help="the plot; default: lr_find.png in the run's directory")
+    add_no_code(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Print the suggested learning rate, and the command that trains with it."""
-    config = load(options.config, options.overrides)
+    config = load(options.config, options.overrides, code=not options.no_code)
     from ftrain.cli.find_rate import find_rate  # noqa: PLC0415  # imports torch: after the keys are checked
 
     found, picture = find_rate(config, options.lowest, options.highest, options.steps, options.out)
-    print(found)
-    print(f"picture: {picture}")
+    say(found)
+    say(f"picture: {picture}")
     if found.suggestion is None:
         return 1
     rate = f"optimizer.learning_rate={found.suggestion:.2g}"
-    print(f"use it: {' '.join(['ftrain train', options.config, *options.overrides, rate])}")
+    say(f"use it: {' '.join(['ftrain train', options.config, *options.overrides, rate])}")
     return 0

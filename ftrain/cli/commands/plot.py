@@ -3,6 +3,8 @@
 ftrain plot runs/first                        # runs/first/curves.png
 ftrain plot runs/first runs/second            # curves.png, with both
 ftrain plot runs/* --out comparison.html      # a page that needs no other file
+
+A directory with the metrics.jsonl of a Trainer in Python is a run as well.
 """
 
 from __future__ import annotations
@@ -10,7 +12,9 @@ from __future__ import annotations
 import argparse
 import pathlib
 
+from ftrain.config.errors import ConfigError
 from ftrain.config.folders import run_folder
+from ftrain.core._terminal import say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,22 +41,32 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Draw the curves to a file, and print its path."""
-    folders = [run_folder(name) for name in options.runs]
+    folders = [_with_log(name) for name in options.runs]
     out = options.out or (folders[0] if len(folders) == 1 else pathlib.Path()) / "curves.png"
     if out.is_dir():
         out /= "curves.png"
     from ftrain.loop import plots  # noqa: PLC0415  # imports torch and matplotlib: after the runs are found
 
-    if out.suffix.lower() == ".html":
-        plots.page(folders, out)
-    else:
-        plots.curves(
-            folders,
-            out,
-            metrics=options.metric,
-            x=options.x,
-            smooth=options.smooth,
-            dark=options.dark,
-        )
-    print(out)
+    try:
+        if out.suffix.lower() == ".html":
+            plots.page(folders, out)
+        else:
+            plots.curves(
+                folders,
+                out,
+                metrics=options.metric,
+                x=options.x,
+                smooth=options.smooth,
+                dark=options.dark,
+            )
+    except OSError as error:
+        says = f"cannot be written to: {error.strerror or error}"
+        raise ConfigError.at("", out, says) from None
+    say(out)
     return 0
+
+
+def _with_log(name: str) -> pathlib.Path:
+    """Return the directory of a run; `Trainer` in Python writes a log but no configuration."""
+    folder = pathlib.Path(name)
+    return folder if (folder / "metrics.jsonl").exists() else run_folder(name)

@@ -15,8 +15,10 @@ import io
 import pathlib
 from typing import Any
 
+from ftrain.cli._no_code import add_no_code
 from ftrain.config.errors import ConfigError
 from ftrain.config.folders import run_folder
+from ftrain.core._terminal import say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,6 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     add("--checkpoint", default="best", help="best (default), latest, or a checkpoint's directory")
     add("--out", type=pathlib.Path, metavar="FILE", help="a CSV file to write; default: print")
+    add_no_code(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -40,10 +43,12 @@ def run(options: argparse.Namespace) -> int:
     from ftrain.cli.predict import predict  # noqa: PLC0415  # imports torch: after the run is found
     from ftrain.config.trained import load_run  # noqa: PLC0415
 
-    found = predict(load_run(folder, options.checkpoint, options.overrides))
+    found = predict(
+        load_run(folder, options.checkpoint, options.overrides, code=not options.no_code)
+    )
     text = _csv(found)
     if options.out is None:
-        print(text, end="")
+        say(text, end="", raw=True)
         return 0
     try:
         options.out.write_text(text, encoding="utf-8", newline="")
@@ -51,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
         says = f"cannot be written to: {error.strerror or error}"
         raise ConfigError.at("", f"--out {options.out}", says) from None
     rows = len(next(iter(found.values())))
-    print(f"{rows} rows: {options.out}")
+    say(f"{rows} rows: {options.out}")
     return 0
 
 

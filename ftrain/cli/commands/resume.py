@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import sys
 
+from ftrain.cli._no_code import add_no_code
 from ftrain.config.folders import run_config, run_folder
+from ftrain.core._terminal import say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,19 +22,20 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "overrides", nargs="*", metavar="key=value", help="changes to its config.yaml"
     )
+    add_no_code(parser)
 
 
 def run(options: argparse.Namespace) -> int:
     """Resume a run and return the exit code."""
     folder = run_folder(options.run)
-    config = run_config(folder, options.overrides)
+    config = run_config(folder, options.overrides, code=not options.no_code)
     from ftrain.checkpoint import CheckpointMismatchError  # noqa: PLC0415  # imports torch: after the keys are checked
     from ftrain.cli._training import report  # noqa: PLC0415
 
     try:
         return report(config, resume=True)
     except CheckpointMismatchError as error:
-        print(_refused(str(folder), options.overrides, str(error)), file=sys.stderr)
+        say(_refused(str(folder), options.overrides, str(error)), error=True)
         return 1
 
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
-import sys
 from typing import Any
 
 from ftrain.cli._runs import is_number, outcome, rows
 from ftrain.config.errors import ConfigError, did_you_mean
 from ftrain.config.load import load
+from ftrain.core._terminal import printable, say
+
+#: Files of which one makes a directory a run; `Trainer` in Python writes no configuration.
+_FILES = ("config.yaml", "metrics.jsonl")
 
 #: Metrics that the table shows, of the weights and of their average.
 _FIGURES = ("loss", "accuracy", "perplexity")
@@ -28,28 +32,37 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print a table of the runs in a directory, with one line per run."""
     folder = pathlib.Path(options.folder)
-    found = sorted(path.parent for path in folder.rglob("config.yaml"))
+    found = sorted({path.parent for name in _FILES for path in folder.rglob(name)})
     if not found:
-        print(f"no runs in {folder}. Make one with `ftrain train CONFIG`", file=sys.stderr)
+        say(f"no runs in {folder}. Make one with `ftrain train CONFIG`", error=True)
         return 1
     table = [_row(path, folder) for path in found]
     columns = list(dict.fromkeys(column for row in table for column in row))
     if options.sort is not None:
         if options.sort not in columns:
             meant = did_you_mean(options.sort, columns)
-            print(f"ftrain runs: unknown column {options.sort}. {meant}", file=sys.stderr)
+            say(f"ftrain runs: unknown column {options.sort}. {meant}", error=True)
             return 2
         table.sort(key=lambda row: _rank(row.get(options.sort, "")))
-    print(_table(columns, table))
+    say(_table(columns, table))
     return 0
 
 
 def _row(path: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
     name = str(path.relative_to(folder)) if path != folder else path.name
-    ended, seen = outcome(path), rows(path)
-    last = {row.get("split"): row for row in seen}
-    step = ended.get("step") or max((row.get("step", 0) for row in seen), default=0)
-    found = {"run": name, "status": ended.get("status", "unfinished"), "step": f"{step:,}"}
+    ended: dict[str, Any] = {}
+    last: dict[str, dict[str, Any]] = {}
+    step, seconds = 0, None
+    try:
+        ended = outcome(path)
+        for row in rows(path):
+            last[row["split"]] = row
+            step, seconds = max(step, row["step"]), row.get("time")
+    except ConfigError as error:
+        say(f"note: {error}", error=True)
+    step = ended.get("step") or step
+    status = ended.get("status", "unfinished" if _has_config(path) else "")
+    found = {"run": name, "status": status, "step": f"{step:,}"}
     for split in ("train", "eval"):
         values = last.get(split, {})
         found |= {
@@ -57,9 +70,14 @@ def _row(path: pathlib.Path, folder: pathlib.Path) -> dict[str, str]:
             for metric, value in values.items()
             if metric.removeprefix("ema/") in _FIGURES and is_number(value)
         }
-    if seen and is_number(seen[-1].get("time")):
-        found["seconds"] = f"{seen[-1]['time']:.0f}"
-    return found | _settings(path)
+    if is_number(seconds):
+        found["seconds"] = f"{seconds:.0f}"
+    found |= _settings(path) if _has_config(path) else {"model": "(trained in Python)"}
+    return {column: printable(cell, one_line=True) for column, cell in found.items()}
+
+
+def _has_config(path: pathlib.Path) -> bool:
+    return os.path.lexists(path / "config.yaml")
 
 
 def _settings(path: pathlib.Path) -> dict[str, str]:

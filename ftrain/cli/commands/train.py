@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import argparse
 
+from ftrain.cli._no_code import add_no_code
 from ftrain.config.load import load
+from ftrain.core._terminal import say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,6 +36,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         help="run eagerly, and stop at the operation whose gradient is NaN",
     )
     add("--overwrite", action="store_true", help="delete the run in the output directory first")
+    add_no_code(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -45,12 +48,12 @@ def run(options: argparse.Namespace) -> int:
         flags.append("detect_anomaly=true")
     if options.overfit_batches is not None:
         flags.append(f"overfit_batches={options.overfit_batches}")
-    config = load(options.config, [*options.overrides, *flags])
+    config = load(options.config, [*options.overrides, *flags], code=not options.no_code)
 
     if options.dry_run:
         from ftrain.cli.dry_run import dry_run  # noqa: PLC0415  # imports torch: after the keys are checked
 
-        print(dry_run(config))
+        say(dry_run(config))
         return 0
     from ftrain.cli._training import report  # noqa: PLC0415
 

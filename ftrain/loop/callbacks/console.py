@@ -9,6 +9,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
+from ftrain.core._terminal import printable
 from ftrain.loop.callback import Action
 from ftrain.loop.callbacks import _format
 from ftrain.loop.callbacks._rank import is_main
@@ -75,15 +76,27 @@ class ConsoleLogger:
         """Print a notice, or a row of the log that `splits` and `every` select."""
         if is_main():
             for line in self._lines(event):
-                # tqdm.write clears an active bar before it prints; without a bar it is a plain print.
-                tqdm.write(line, file=self._out())
-                self._out().flush()  # a pipe would buffer the line
+                self._print(printable(line))
         return None, ()
+
+    def _print(self, line: str) -> None:
+        """Print a line; after a failure, such as a full or closed output, print no more in this run."""
+        out = self._out()
+        if out is None or self._failed:
+            return
+        try:
+            # tqdm.write clears an active bar before it prints; without a bar it is a plain print.
+            tqdm.write(line, file=out)
+            out.flush()  # a pipe would buffer the line
+        except OSError:
+            self._failed = True
+            raise
 
     def _begin(self) -> None:
         self._step = -1  # step of the last row
         self._due = 0.0  # in seconds of the run
         self._left_out: list[str] | None = None  # rows of that step; `None` if printed
+        self._failed = False  # the output could not be written
 
     def _lines(self, event: Event) -> list[str]:
         if isinstance(event, Logged):
@@ -116,12 +129,14 @@ class ConsoleLogger:
         self._left_out.append(line)
         return []
 
-    def _out(self) -> TextIO:
+    def _out(self) -> TextIO | None:  # `None` in a process that was started without an output
         return sys.stdout if self._stream is None else self._stream
 
 
-def _width(stream: TextIO) -> int | None:
+def _width(stream: TextIO | None) -> int | None:
     """Return the current width of a terminal; `None` if the stream is not a terminal."""
+    if stream is None:
+        return None
     try:
         return os.get_terminal_size(stream.fileno()).columns or None
     except (OSError, ValueError, AttributeError):

@@ -8,6 +8,7 @@ import pathlib
 import traceback
 
 from ftrain.core import _file_output
+from ftrain.core._terminal import printable
 from ftrain.loop.callback import Action
 from ftrain.loop.callbacks import _format
 from ftrain.loop.callbacks._rank import is_main
@@ -62,7 +63,7 @@ class FileLogger:
         if is_main():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-            _file_output.append(self.path, f"{now}  {_said(event)}")
+            _file_output.append(self.path, printable(f"{now}  {_said(event)}"))
         return None, ()
 
 

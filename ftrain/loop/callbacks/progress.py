@@ -8,6 +8,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from ftrain.core._terminal import printable
 from ftrain.loop._format_number import format_number
 from ftrain.loop.callback import Action
 from ftrain.loop.callbacks._format import clock
@@ -98,10 +99,10 @@ class ProgressBar:
 
     def _begin(self, event: TrainBegin) -> None:
         self._display, self._due = None, float("inf")
-        if not is_main():
+        stream = sys.stderr if self._wanted is None else self._wanted
+        if not is_main() or stream is None:  # `None`: the process was started without it
             return
         notebook = self._wanted is None and in_notebook()
-        stream = sys.stderr if self._wanted is None else self._wanted
         if notebook or stream.isatty():
             self._display = _Bar(event, stream, notebook)
         else:
@@ -252,4 +253,5 @@ def _epoch(plan: Plan, event: Event) -> str:
 
 
 def _values(values: dict[str, Any], between: str, equals: str) -> str:
-    return between.join(f"{name}{equals}{value:.4g}" for name, value in values.items())
+    shown = {printable(name, one_line=True): value for name, value in values.items()}
+    return between.join(f"{name}{equals}{value:.4g}" for name, value in shown.items())

@@ -16,6 +16,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from ftrain.core import _file_output
+from ftrain.core._terminal import printable
 from ftrain.loop._ensemble_members import extremes
 from ftrain.loop.plots._style import DARK, HIDDEN, LIGHT, Theme, label, ordered
 from ftrain.loop.plots.run_log import Curve, Path, RunLog, Runs, read_runs, splits_of
@@ -57,7 +58,7 @@ def page(runs: Runs, out: Path | None = None, *, title: str | None = None) -> st
     logs = read_runs(runs)
     title = title or _title([log.name for log in logs])
     parts = {
-        "TITLE": html.escape(title),
+        "TITLE": html.escape(printable(title)),
         "CSS": _colours() + _resource("_page.css"),
         "DATA": _json({"title": title, **_content(logs)}),
         "JS": _resource("_page.js"),
@@ -166,6 +167,7 @@ def _cell(value: Any) -> Any:
 def _json(content: Any) -> str:
     """Return JSON that is safe inside a `<script>` element: it cannot close the element."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = text.encode("utf-8", "backslashreplace").decode()  # surrogates as JSON escapes them
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
 
 

@@ -14,6 +14,8 @@ import pathlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ftrain.core._regular_files import read_lines
+from ftrain.core._terminal import printable
 from ftrain.core.errors import DataError
 from ftrain.loop._reserved_names import PLACE
 
@@ -90,7 +92,7 @@ def read_run(path: Path, name: str | None = None) -> RunLog:
         name: the name in legends; default: the name of the directory.
 
     Raises:
-        DataError: the log is missing, or has no row with a step and a metric.
+        DataError: the log is missing, is not a regular file, or has no row with a step and a metric.
 
     Example:
         >>> import tempfile
@@ -102,11 +104,15 @@ def read_run(path: Path, name: str | None = None) -> RunLog:
     """
     given = pathlib.Path(path)
     file = given / "metrics.jsonl" if given.is_dir() else given
-    if not file.is_file():
+    if not file.exists():
         raise DataError(_no_log(given))
     rows: dict[tuple[str, float], dict[str, Any]] = {}
-    for row in _rows(file):
-        rows.setdefault((row["split"], row["step"]), {}).update(row)
+    try:
+        for row in _rows(file):
+            rows.setdefault((row["split"], row["step"]), {}).update(row)
+    except OSError as error:
+        says = error.strerror or error
+        raise DataError(f"{file}: {says}. Name the directory of a run.") from None
     found: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {}
     ends = sorted(step for split, step in rows if split == "train_epoch")
     for (split, step), row in sorted(rows.items(), key=lambda item: item[0][1]):
@@ -124,7 +130,8 @@ def read_run(path: Path, name: str | None = None) -> RunLog:
         metric: {split: Curve(*zip(*points, strict=True)) for split, points in splits.items()}
         for metric, splits in found.items()
     }
-    return RunLog(name or file.resolve().parent.name, file, curves)
+    own = printable(file.resolve().parent.name, one_line=True)
+    return RunLog(name or own, file, curves)
 
 
 def read_runs(runs: Runs) -> tuple[RunLog, ...]:
@@ -154,7 +161,7 @@ def splits_of(log: RunLog, metric: str) -> dict[str, Curve]:
 
 
 def _rows(file: pathlib.Path) -> Iterable[dict[str, Any]]:
-    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in read_lines(file):
         try:
             row = json.loads(line)
         except (ValueError, RecursionError):
@@ -188,11 +195,13 @@ def _number(value: Any) -> float:
 def _names(logs: Sequence[RunLog]) -> list[str]:
     """Return unique names of runs: as many last path components as distinguish them, else numbers."""
     given = [log.name for log in logs]
-    folders = [log.path.resolve().parent.parts for log in logs]
+    folders = [
+        [printable(part, one_line=True) for part in log.path.resolve().parent.parts] for log in logs
+    ]
     names = list(given)
     for name in set(given):
         alike = [index for index, other in enumerate(given) if other == name]
-        different = {folders[index] for index in alike}
+        different = {tuple(folders[index]) for index in alike}
         if len(different) > 1:
             depth = 1
             while len({folder[-depth:] for folder in different}) < len(different):

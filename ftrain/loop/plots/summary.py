@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from ftrain.core._regular_files import MOST_CONFIG, read_regular
 from ftrain.loop.plots._style import ordered
 from ftrain.loop.plots.run_log import RunLog, Runs, read_runs
 
@@ -77,11 +78,22 @@ def _row(log: RunLog) -> dict[str, float | int | str]:
 def _settings(log: RunLog) -> dict[str, str]:
     """Return the flattened `config.yaml` beside the log; `{}` if it is missing or invalid."""
     try:
-        text = (log.path.parent / "config.yaml").read_text(encoding="utf-8")
-        content = yaml.safe_load(text)
-    except (OSError, yaml.YAMLError, UnicodeDecodeError):
+        text = read_regular(log.path.parent / "config.yaml", MOST_CONFIG).decode("utf-8")
+        content = yaml.load(text, Loader=_Loader)
+        return dict(_flat(content, "")) if isinstance(content, Mapping) else {}
+    # ValueError: not UTF-8, a date without a day, a number of thousands of digits
+    except (OSError, yaml.YAMLError, ValueError, RecursionError):
         return {}
-    return dict(_flat(content, "")) if isinstance(content, Mapping) else {}
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader without aliases, of which a page can make billions of values."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node, or raise for an alias."""
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases are not read")
+        return super().compose_node(parent, index)
 
 
 def _flat(content: Any, prefix: str) -> list[tuple[str, str]]:

@@ -1,0 +1,42 @@
+"""Test commands on run directories that somebody else has made: kinds of file, names and escapes."""
+
+from __future__ import annotations
+
+import pathlib
+import random
+
+import pytest
+
+from tests.cli.hostile import CHANGES, COMMANDS, FILES, NAMES, Case, trained
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    return trained(tmp_path_factory.mktemp("base"))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", CHANGES)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_command_on_a_hostile_file_ends_in_time_and_touches_nothing_else(
+    base: pathlib.Path, tmp_path: pathlib.Path, command: str, kind: str
+) -> None:
+    """Each pair meets one file; `python -m tests.cli.hostile` draws more."""
+    draws = random.Random(f"{command} {kind}")
+    case = Case(base, tmp_path)
+    case.change(kind, draws.choice(FILES), draws)
+    case.call(command)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", NAMES)
+def test_commands_take_directories_of_any_name_and_print_them_escaped(
+    base: pathlib.Path, tmp_path: pathlib.Path, name: str
+) -> None:
+    case = Case(base, tmp_path, name)
+    for command in COMMANDS:
+        code, _, said = case.call(command)
+        if "\udcff" in name and command in ("eval", "predict", "resume", "diff"):
+            assert (code, "expected a directory whose name is UTF-8" in said) == (2, True)
+        else:
+            assert code == (command == "diff"), said  # the seeds differ

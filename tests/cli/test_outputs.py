@@ -1,0 +1,64 @@
+"""Test commands whose standard output is closed, full, or of another encoding."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+CONFIG = """
+model: {name: mlp, inputs: 64, outputs: 10, hidden: [4]}
+data: digits
+max_steps: 2
+compile: false
+"""
+
+
+def called(folder: pathlib.Path, *arguments: str, shell: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of ftrain in a shell, with redirections."""
+    command = " ".join([sys.executable, "-m", "ftrain", *arguments, shell])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.run(
+        command,
+        shell=True,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+@pytest.mark.parametrize("shell", [">&-", "<&- >&- 2>&-", "> /dev/full 2> /dev/full"])
+def test_completed_run_exits_with_0_whatever_its_output_is(
+    tmp_path: pathlib.Path, shell: str
+) -> None:
+    (tmp_path / "run.yaml").write_text(CONFIG)
+    ended = called(tmp_path, "train", "run.yaml", shell=shell)
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert "NoneType" not in ended.stderr
+    assert '"completed"' in (tmp_path / "runs/run/result.json").read_text()
+    assert "epoch 1" in (tmp_path / "runs/run/train.log").read_text()
+    # A closed descriptor is not given to a file of the run, into which a print would then go.
+    assert (tmp_path / "runs/run/metrics.jsonl").read_text().startswith('{"step": ')
+
+
+def test_command_that_only_prints_reports_a_full_output(tmp_path: pathlib.Path) -> None:
+    ended = called(tmp_path, "config", shell="> /dev/full")
+    assert ended.returncode == 1
+    assert ended.stderr == "ftrain config: standard output: No space left on device\n"
+    assert called(tmp_path, "config", shell="| head -n 1").stdout.startswith("model: ")
+    ended = called(tmp_path, "config", shell=">&-")
+    assert (ended.returncode, ended.stderr) == (0, "")
+    ended = called(tmp_path, "config", "--unknown", shell="2> /dev/full")
+    assert ended.returncode == 2
+
+
+def test_help_with_a_full_output_fails_without_a_traceback(tmp_path: pathlib.Path) -> None:
+    ended = called(tmp_path, "--help", shell="> /dev/full")
+    assert (ended.returncode, ended.stderr) == (0, "")
