@@ -10,6 +10,7 @@ import pathlib
 from collections.abc import Callable
 from typing import Any
 
+from ftrain.config._code import check_callbacks
 from ftrain.config.build import Parts
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Checkpoint, EarlyStopping
@@ -26,9 +27,10 @@ def watchers(parts: Parts, folder: pathlib.Path) -> list[Any]:
     """Build the callbacks of a run: those under `callbacks`, then those that other keys configure.
 
     Raises:
-        ConfigError: a metric that is monitored cannot be there.
+        ConfigError: a metric that is monitored cannot be there; a callback may not write where it would.
     """
     config = parts.config
+    check_callbacks(config)
     found: list[Any] = [*parts.callbacks, callbacks.Throughput()]
     if config.early_stopping is not None:
         found.append(_early_stopping(parts, config.early_stopping))

@@ -275,7 +275,7 @@ def _teacher(
     if name is None or arguments.get(name) is None:
         return {}, lambda steps: steps
     try:
-        found = trained_model(arguments[name], build)
+        found = trained_model(arguments[name], build, code=not config.builtin_only)
     except (ConfigError, CheckpointError, DataError) as error:
         key = ("loss", name)
         raise ConfigError.at(

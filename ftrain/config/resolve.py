@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from ftrain.config._code import check_code
 from ftrain.config._places import Path, join
 from ftrain.config.errors import ConfigError, Problem, did_you_mean
 from ftrain.config.registry import Kind, Needs, find, load_module, needs_of
@@ -116,10 +117,13 @@ _FILLED: dict[Kind, int] = {"loss": 2, "optimizer": 1, "schedule": 1}
 def resolve(config: Config) -> Resolved:
     """Import all named components and check every argument.
 
+    A line is printed before code runs that somebody else may have written (`_code.py`).
+
     Raises:
-        ConfigError: something is not there, cannot be imported, or does not take these arguments; all
-            problems that were found are in it.
+        ConfigError: something may not run, is not there, cannot be imported, or does not take these
+            arguments; all problems that were found are in it.
     """
+    check_code(config)
     for index, module in enumerate(config.imports):
         place = config.places.of(("imports", index))
         load_module(module, config.beside(("imports", index)), f"imports.{index}", place)

@@ -226,6 +226,8 @@ class Config(_Section):
 
     _places: Places = PrivateAttr(default_factory=lambda: Places("the configuration"))
     _base: pathlib.Path = PrivateAttr(default_factory=pathlib.Path)
+    _builtin_only: bool = PrivateAttr(default=False)
+    _of_run: bool = PrivateAttr(default=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -238,6 +240,16 @@ class Config(_Section):
     def places(self) -> Places:
         """Source location of each key."""
         return self._places
+
+    @property
+    def builtin_only(self) -> bool:
+        """True if the configuration may not name code, but built-in names only."""
+        return self._builtin_only
+
+    @property
+    def of_run(self) -> bool:
+        """True if the configuration was read as that of a run's directory."""
+        return self._of_run
 
     @property
     def base(self) -> pathlib.Path:

@@ -1,0 +1,17 @@
+"""The option `--no-code` of commands that read a configuration."""
+
+from __future__ import annotations
+
+import argparse
+
+__all__ = ["add_no_code"]
+
+
+def add_no_code(parser: argparse.ArgumentParser) -> None:
+    """Add `--no-code` to the parser of a command."""
+    parser.add_argument(
+        "--no-code",
+        action="store_true",
+        help="allow built-in names only: for a run or configuration of somebody else, which may name "
+        "any code",
+    )
