@@ -79,6 +79,12 @@ class ConsoleLogger:
                 self._print(printable(line))
         return None, ()
 
+    def _begin(self) -> None:
+        self._step = -1  # step of the last row
+        self._due = 0.0  # in seconds of the run
+        self._left_out: list[str] | None = None  # rows of that step; `None` if printed
+        self._failed = False  # the output could not be written
+
     def _print(self, line: str) -> None:
         """Print a line; after a failure, such as a full or closed output, print no more in this run."""
         out = self._out()
@@ -91,12 +97,6 @@ class ConsoleLogger:
         except OSError:
             self._failed = True
             raise
-
-    def _begin(self) -> None:
-        self._step = -1  # step of the last row
-        self._due = 0.0  # in seconds of the run
-        self._left_out: list[str] | None = None  # rows of that step; `None` if printed
-        self._failed = False  # the output could not be written
 
     def _lines(self, event: Event) -> list[str]:
         if isinstance(event, Logged):
