@@ -11,7 +11,7 @@ from ftrain.checkpoint import CheckpointWriteError
 from ftrain.cli._runs import outcome
 from ftrain.config.errors import ConfigError
 from ftrain.config.folders import run_config
-from ftrain.config.run import train
+from ftrain.config.run import numbered, train
 from ftrain.config.schema import Config
 from ftrain.core._terminal import OutputClosedError, say
 from ftrain.loop import FitResult
@@ -21,8 +21,9 @@ __all__ = ["report"]
 
 def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
     """Train, print the outcome and the next commands to use, and return the exit code."""
-    folder = config.folder
-    before = outcome(folder) if resume else {}
+    if not resume and not overwrite:
+        config = numbered(config)
+    before = outcome(config.folder) if resume else {}
     _check_end(config, before)
     _check_changes(config, before)
     try:
@@ -35,7 +36,7 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
     with contextlib.suppress(OutputClosedError):  # the exit code reports the outcome of the run
         say(*_said(result, before, config))
     if result.status == "interrupted" and not config.fast_dev_run:
-        say(f"resume with: ftrain resume {folder}", error=True)
+        say(f"resume with: ftrain resume {config.folder}", error=True)
     return result.exit_code
 
 

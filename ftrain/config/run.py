@@ -36,19 +36,19 @@ from ftrain.checkpoint.save import refusals
 from ftrain.config import _data_json, _watchers
 from ftrain.config._checkpoints import store
 from ftrain.config._code import ORIGIN, origin
+from ftrain.config._directory import FILES, LOCK, holds_a_run, unused
 from ftrain.config.build import Parts, build
 from ftrain.config.dump import dump, relocated
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
 from ftrain.core import _file_output
-from ftrain.core._regular_files import read_json
 from ftrain.core.compile import check_compiler
 from ftrain.data.fitted import FILE
 from ftrain.loop import FitResult, Trainer
 from ftrain.loop.callbacks._monitor import UnknownMetricError
 from ftrain.loop.events import TrainEnd
 
-__all__ = ["Run", "prepare", "train"]
+__all__ = ["Run", "numbered", "prepare", "train"]
 
 #: Steps of a `fast_dev_run`.
 DEV_STEPS = 4
@@ -56,17 +56,6 @@ DEV_STEPS = 4
 #: What to do about other training data.
 _ANEW = (
     "Restore the earlier file, or begin a new run: ftrain train {0}/config.yaml output_dir={0}-2"
-)
-
-#: What a run writes into its directory.
-FILES = (
-    "config.yaml",
-    FILE,
-    "metrics.jsonl",
-    "metrics.csv",
-    "train.log",
-    "curves.png",
-    "result.json",
 )
 
 
@@ -151,8 +140,20 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> F
         ConfigError: the configuration cannot be used; the directory holds a run already.
         CompilerMissingError: the configuration has `compile: true`, and the C++ compiler is missing.
     """
+    if not resume and not overwrite:
+        config = numbered(config)
     with prepare(config, resume=resume, overwrite=overwrite) as run:
         return run.fit(resume=resume)
+
+
+def numbered(config: Config) -> Config:
+    """Return a configuration with `versions` and the free directory that it leads to, now created.
+
+    Raises:
+        ConfigError: a directory cannot be created.
+    """
+    with _usable(config, config.folder):
+        return unused(config)
 
 
 @contextlib.contextmanager
@@ -181,7 +182,7 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             if not resume and _will_compile(parts):  # a resumed run may have no steps left
                 remedy = "compile=false, in the configuration or on the command line"
                 check_compiler(remedy, parts.device.type)
-            callbacks = _watchers.watchers(parts, folder)
+            trainer = _trainer(parts, folder, _watchers.watchers(parts, folder))
         text = dump(relocated(parts.resolved, folder.absolute()))
         written = {"config.yaml": text, ORIGIN: origin(text)}
         if (content := _data_json.content(parts)) is not None:
@@ -192,10 +193,10 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             # Checked again under the lock: another process may have completed a run there meanwhile.
             _check_free(config, folder, resume or overwrite or config.fast_dev_run)
             _check_replaceable(config, folder)
-            trainer = _trainer(parts, folder, callbacks)
-            assert isinstance(trainer.store, Store)
-            stack.enter_context(_closed(trainer.store))
-            trainer.store.lock()
+            kept = trainer.store
+            assert isinstance(kept, Store)
+            stack.enter_context(_closed(kept))
+            kept.lock()
             _file_output.remove_drafts(folder)
             if not resume:
                 _clear(folder)
@@ -261,18 +262,24 @@ def _will_compile(parts: Parts) -> bool:
 
 def _check_free(config: Config, folder: pathlib.Path, may_hold_a_run: bool) -> None:
     """Raise if the directory contains a run that took steps, unless `may_hold_a_run`."""
-    there = any((folder / name).exists() for name in (*FILES, "checkpoints"))
-    if there and not may_hold_a_run and not _came_to_nothing(folder):
+    if not may_hold_a_run and holds_a_run(folder):
         raise _refusal(
             config,
             f"expected an unused directory, got {folder}, which holds a run. Resume it: ftrain resume "
-            f"{folder}; or write elsewhere: output_dir={folder}-2; or delete it: --overwrite",
+            f"{folder}; or write elsewhere: output_dir={folder}-2, or versions=true to number runs; or "
+            "delete it: --overwrite",
         )
 
 
 def _check_replaceable(config: Config, folder: pathlib.Path) -> None:
     """Raise if something in the directory cannot have been written by a run, before it is changed."""
     there = folder / "checkpoints"
+    if there.exists() and not there.is_dir():
+        raise _refusal(
+            config,
+            f"expected a directory of checkpoints, got the file {there}. Move it away, or write "
+            "output_dir=...",
+        )
     if there.is_symlink():
         raise _refusal(
             config,
@@ -287,15 +294,6 @@ def _check_replaceable(config: Config, folder: pathlib.Path) -> None:
                 f"expected a file, got the directory {folder / name}, which no run has written. Move it "
                 "away, or write output_dir=...",
             )
-
-
-def _came_to_nothing(folder: pathlib.Path) -> bool:
-    """Return True if the run in the directory failed before its first step."""
-    try:
-        found = read_json(folder / "result.json")
-    except (OSError, ValueError):
-        return False
-    return isinstance(found, dict) and (found.get("status"), found.get("step")) == ("failed", 0)
 
 
 @contextlib.contextmanager
@@ -320,7 +318,7 @@ def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
         yield
         return
     try:
-        found = Lock.file(folder / ".lock")
+        found = Lock.file(folder / LOCK)
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise

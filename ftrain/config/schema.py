@@ -216,6 +216,8 @@ class Config(_Section):
     """Show a progress bar in a terminal, and a line every few seconds otherwise."""
     output_dir: Annotated[str, Field(min_length=1)] | None = None
     """The run's directory, relative to the current directory; null: `runs/` and the file's name."""
+    versions: bool = False
+    """If the directory holds a run, write to the first free one of its name and `-2`, `-3`, ..."""
 
     fast_dev_run: bool = False
     """Run a few steps and one evaluation, to check that everything works."""

@@ -15,7 +15,8 @@ import pytest
 from ftrain.checkpoint import Store
 from ftrain.cli import main
 from ftrain.config import ConfigError, load
-from ftrain.config.run import FILES, train
+from ftrain.config._directory import FILES
+from ftrain.config.run import train
 from ftrain.loop import CallbackWarning
 from tests.config.tiny import trained
 

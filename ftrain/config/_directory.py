@@ -1,0 +1,79 @@
+"""Directory of a run: whether it holds a run, and the first numbered one that does not."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import pathlib
+
+from ftrain.config.schema import Config
+from ftrain.core._regular_files import read_json
+from ftrain.data.fitted import FILE
+
+__all__ = ["FILES", "LOCK", "holds_a_run", "unused"]
+
+#: What a run writes into its directory, beside `checkpoints/`.
+FILES = (
+    "config.yaml",
+    FILE,
+    "metrics.jsonl",
+    "metrics.csv",
+    "train.log",
+    "curves.png",
+    "result.json",
+)
+
+#: The file that a run locks before it writes any other.
+LOCK = ".lock"
+
+
+def holds_a_run(folder: pathlib.Path) -> bool:
+    """Return True if a directory holds files of a run, unless that run failed before its first step."""
+    if not any((folder / name).exists() for name in (*FILES, "checkpoints")):
+        return False
+    checkpoints = folder / "checkpoints"
+    if any(int(path.name[5:] or 0) for path in checkpoints.glob("step-" + "[0-9]" * 12)):
+        return True
+    if (ended := _outcome(folder)) is not None:
+        return ended != ("failed", 0)
+    if any((folder / name).exists() for name in FILES[2:]):
+        return True
+    # A configuration alone may be the user's own; a run locks its directory before it writes one.
+    return not (folder / LOCK).exists() and not (checkpoints / LOCK).exists()
+
+
+def unused(config: Config) -> Config:
+    """Return a configuration with `versions` and the directory that it leads to, which is created.
+
+    If the directory of a configuration holds a run, `-2`, `-3`, ... is appended to its name.
+
+    Raises:
+        OSError: a directory cannot be created.
+    """
+    if not config.versions or config.fast_dev_run:
+        return config
+    for number in itertools.count(1):
+        folder = config.folder
+        if number > 1:
+            folder = folder.with_name(f"{folder.name}-{number}")
+        if not _holds_files(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            # Created exclusively: of two processes that start at once, one takes the next number.
+            with contextlib.suppress(FileExistsError), (folder / LOCK).open("x"):
+                return config.model_copy(update={"output_dir": str(folder), "versions": False})
+    raise AssertionError
+
+
+def _holds_files(folder: pathlib.Path) -> bool:
+    names = (*FILES, "checkpoints", LOCK)
+    return any(os.path.lexists(folder / name) for name in names)
+
+
+def _outcome(folder: pathlib.Path) -> tuple[object, object] | None:
+    """Return the status and step in `result.json`; `None` if it is missing or damaged."""
+    try:
+        found = read_json(folder / "result.json")
+    except (OSError, ValueError):
+        return None
+    return (found.get("status"), found.get("step")) if isinstance(found, dict) else None
