@@ -114,11 +114,12 @@ class Run:
 
     def _complete(self, error: Exception, outcome: pathlib.Path, result: FitResult | None) -> None:
         """Write the result of a failed run; add to the error how the run is resumed."""
+        failed = getattr(error, "fit_result", None)
         try:
-            if result is not None:  # only its file is missing
-                error.fit_result = result  # type: ignore[attr-defined]
-            elif (failed := getattr(error, "fit_result", None)) is not None:
+            if failed is not None:
                 _write_result(outcome, failed)
+            elif result is not None:  # of a run that ended, whose file could not be written
+                error.fit_result = result  # type: ignore[attr-defined]
         except OSError as another:
             error.add_note(f"{outcome} was not written either: {another.strerror or another}.")
         if isinstance(error, CheckpointWriteError) and not self.parts.config.fast_dev_run:
