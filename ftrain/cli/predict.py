@@ -1,7 +1,8 @@
-"""Predictions of a trained run for the rows of a table."""
+"""Predictions of a trained run: for rows of a table, images, arrays, or the characters of a text."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,46 +13,100 @@ from ftrain.config.errors import ConfigError
 from ftrain.config.registry import imported
 from ftrain.config.trained import Trained
 from ftrain.data.fitted import FILE
-from ftrain.tasks import predictions
+from ftrain.data.sources import Inputs
+from ftrain.tasks import find_output, predictions
 
 __all__ = ["predict"]
 
 
 def predict(run: Trained) -> dict[str, list[Any]]:
-    """Return columns of predictions for the rows of the table at `data.path`, in their order.
+    """Return columns of predictions for the samples at `data.path`, in their order.
 
-    The file needs no target column; an existing one is ignored.
+    The file needs no targets; existing ones are ignored.
 
     Raises:
-        ConfigError: the run was not trained on a table; the rows cannot be read as its training data
-            were; the model's outputs are neither logits of the classes nor one number a row.
+        ConfigError: the run was trained on other data than a table, images, arrays or a text; the
+            samples cannot be read as its training data were; the model's outputs are neither logits of
+            the classes nor numbers.
     """
-    config, target = run.config, run.parts.resolved.data
-
-    def refusal(key: str, message: str) -> ConfigError:
-        return ConfigError.at(key, config.places.of(tuple(key.split("."))), message)
-
+    config = run.config
     in_python = f'In Python, call ftrain.config.load_run("{run.folder}").predict(x)'
-    inputs = target.needs.inputs
-    if inputs is None:
-        says = f"expected a table (data: csv), got {config.data.name}. {in_python}"
-        raise refusal("data.name", says)
-    if not run.fitted:
-        raise refusal("data", f"expected {FILE} in {run.folder}, got none. Train the run again")
-    if not config.places.typed(("data", "path")):
-        raise refusal(
-            "data.path",
-            "expected a file of rows on the command line, got none. Write data.path=new.csv, for "
-            "instance",
-        )
-    arguments = {**target.arguments, "fitted": run.fitted}
-    x = call_source(config, target, imported(inputs), arguments)
-    parts = [run.predict(part) for part in x.split(config.eval_batch_size or config.batch_size)]
-    if not all(isinstance(part, Tensor) for part in parts):
-        kind = type(parts[0]).__name__
-        raise refusal("model", f"expected a tensor as output, got {kind}. {in_python}")
-    binary = run.parts.resolved.objective.needs.max_classes == 2
+    inputs = _inputs(run, in_python)
+    alphabet = inputs.target.get("alphabet")
+    parts = []
+    for batch in inputs.batches(config.eval_batch_size or config.batch_size):
+        outputs = run.predict(batch)
+        try:
+            outputs = find_output(outputs)
+        except (KeyError, TypeError):
+            says = f"expected a tensor as output, got {type(outputs).__name__}. {in_python}"
+            raise _refusal(run, "model", says) from None
+        parts.append(outputs if alphabet is None else _likeliest(outputs))
     try:
-        return predictions(torch.cat(parts), run.fitted["target"], binary=binary)
+        found = torch.cat(parts)
+        if alphabet is not None:
+            columns = _characters(found, alphabet)
+        elif inputs.target.get("numbers") and found.numel() != len(found):
+            name, values = inputs.target["name"], found.flatten(1).double().cpu()
+            columns = {f"{name}.{i}": values[:, i].tolist() for i in range(values.shape[1])}
+        else:
+            binary = run.parts.resolved.objective.needs.max_classes == 2
+            columns = predictions(found, _target(inputs.target, found), binary=binary)
     except ValueError as error:
-        raise refusal("model", f"{error}. {in_python}") from None
+        raise _refusal(run, "model", f"{error}. {in_python}") from None
+    return {**{name: list(values) for name, values in inputs.columns.items()}, **columns}
+
+
+def _inputs(run: Trained, in_python: str) -> Inputs:
+    """Read the samples at `data.path` as the run reads its training data, without targets."""
+    config, target = run.config, run.parts.resolved.data
+    function = target.needs.inputs
+    if function is None:
+        says = f"expected data of a file (csv, images, arrays or text), got {config.data.name}"
+        raise _refusal(run, "data.name", f"{says}. {in_python}")
+    if not run.fitted:
+        says = f"expected {FILE} in {run.folder}, got none. Train the run again"
+        raise _refusal(run, "data", says)
+    if not config.places.typed(("data", "path")):
+        says = (
+            "expected the file of the samples on the command line, got none. Write data.path=new.csv, "
+            "for instance"
+        )
+        raise _refusal(run, "data.path", says)
+    arguments = {**target.arguments, "fitted": run.fitted}
+    found = call_source(config, target, imported(function), arguments)
+    if isinstance(found, Tensor):
+        rows: Tensor = found
+        return Inputs(lambda size: iter(rows.split(size)), run.fitted["target"])
+    assert isinstance(found, Inputs)
+    return found
+
+
+def _target(target: Mapping[str, Any], outputs: Tensor) -> Mapping[str, Any]:
+    """Return the target for `predictions`; classes without names are called by their numbers."""
+    several = outputs.ndim == 2 and outputs.shape[1] > 1
+    if "classes" in target or "numbers" not in target or target["numbers"] or not several:
+        return target
+    return {**target, "classes": [str(number) for number in range(outputs.shape[1])]}
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    """Return the likeliest token of each place and its probability, float64 `(n * length, 2)`."""
+    if logits.ndim != 3:
+        raise ValueError(
+            f"outputs: expected logits (n, length, vocabulary), got shape {tuple(logits.shape)}"
+        )
+    shares, places = logits.double().softmax(2).max(2)
+    return torch.stack([places.double(), shares], dim=2).flatten(0, 1)
+
+
+def _characters(found: Tensor, alphabet: str) -> dict[str, list[Any]]:
+    tokens, shares = found.cpu().T
+    return {
+        "predicted": [alphabet[int(token)] for token in tokens.tolist()],
+        "p(predicted)": shares.tolist(),
+    }
+
+
+def _refusal(run: Trained, key: str, message: str) -> ConfigError:
+    return ConfigError.at(key, run.config.places.of(tuple(key.split("."))), message)

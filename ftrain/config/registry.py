@@ -75,8 +75,8 @@ class Needs:
         builds: of a loss: True if the component, called with its arguments, returns the loss function.
         make_steps: of a callback: a function with the arguments of `ftrain.make_steps`, which takes its
             place. Further arguments that it has in common with the callback have the callback's values.
-        inputs: of data: a function with the same arguments that returns the inputs of rows without
-            targets, for `ftrain predict`.
+        inputs: of data: a function with the same arguments that returns samples without targets, for
+            `ftrain predict`: the tensor of a table's rows, or `ftrain.data.sources.Inputs`.
         teacher: of a loss: the argument that receives a `tasks.Teacher`. In the configuration its value
             is the directory of a trained run; without one, the loss gets no teacher.
         self_teacher: of a loss: the argument that receives a `tasks.Teacher` of the run's own averaged
@@ -137,13 +137,13 @@ _REGISTERED: dict[Kind, dict[str, _Registered]] = {
         )
     },
     "data": {
+        "digits": _Registered("ftrain.data.sources:digits"),
         **{
-            name: _Registered(f"ftrain.data.sources:{name}")
-            for name in ("arrays", "digits", "images", "text")
+            name: _Registered(
+                f"ftrain.data.sources:{name}", Needs(inputs=f"ftrain.data.sources:{name}_inputs")
+            )
+            for name in ("arrays", "csv", "images", "text")
         },
-        "csv": _Registered(
-            "ftrain.data.sources:csv", Needs(inputs="ftrain.data.sources:csv_inputs")
-        ),
     },
     "loss": {
         "binary_cross_entropy": _Registered(

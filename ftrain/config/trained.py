@@ -32,6 +32,7 @@ from ftrain.core.evaluate import prediction
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
 from ftrain.tasks._numpy_dtypes import as_parameters
+from ftrain.tasks.adapters import OF_THE_LOSS
 
 __all__ = ["Trained", "checkpoint_of", "load_run"]
 
@@ -78,7 +79,7 @@ class Trained:
         Returns:
             The model's outputs: without gradient, in memory of their own, on the run's device.
         """
-        if isinstance(inputs, Mapping) and (name := self._input()) is not None:
+        if isinstance(inputs, Mapping) and (name := self._input(inputs)) is not None:
             if name not in inputs:
                 there = ", ".join(map(repr, inputs))
                 raise KeyError(f"expected a batch with {name!r}, the model's input, got {there}")
@@ -96,14 +97,17 @@ class Trained:
         module: nn.Module = self.parts.model.module(self.state.params, self.state.buffers)
         return module
 
-    def _input(self) -> str | None:
-        """Return the key of the model's input in a batch; `None` if loss and task do not name it."""
+    def _input(self, batch: Mapping[str, Any]) -> str | None:
+        """Return the key of the model's input in a batch; `None` if the model takes the whole batch."""
         objective = self.parts.resolved.objective
         if not objective.takes("input"):
             return None
         default = inspect.signature(objective.function).parameters["input"].default
         name = objective.arguments.get("input", default)
-        return name if isinstance(name, str) else None
+        if isinstance(name, str):
+            return name
+        entries = [entry for entry in batch if entry not in OF_THE_LOSS]
+        return entries[0] if len(entries) == 1 else None
 
 
 def load_run(

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ftrain.core.errors import DataError
-from ftrain.data._files import PathLike, existing_folder
+from ftrain.data._files import PathLike, existing, existing_folder
 from ftrain.data.cursor import is_count
 
 __all__ = ["images"]
@@ -68,7 +68,7 @@ class Images:
             (path, labels.get(entry.name, -1))
             for entry in found
             for path in sorted(entry.rglob("*"))
-            if path.suffix.lower() in _SUFFIXES and _is_shown(path) and path.is_file()
+            if _is_image(path)
         ]
         strange = next((path for path, label in self.files if label < 0), None)
         if strange is not None:
@@ -88,6 +88,32 @@ class Images:
         else:
             self.size = _height_and_width(size)
 
+    @classmethod
+    def of_files(
+        cls, path: PathLike, size: int | tuple[int, int] | None, mode: str, trained: tuple[int, int]
+    ) -> Images:
+        """Return the images in a folder, at any depth, or one image, without classes: label -1.
+
+        Args:
+            path: the folder or file.
+            size: to scale every image to; `None`: they have the size `trained` already.
+            mode: of Pillow.
+            trained: the size of the images that a model was trained on.
+        """
+        _check_mode(_pillow(), mode)
+        place = Path(path)
+        if not place.is_dir():
+            files = [existing(place)]
+        else:
+            files = [each for each in sorted(place.rglob("*")) if _is_image(each)]
+        if not files:
+            raise DataError(f"{place}: expected images, got none. Name a folder with images in it")
+        found = cls.__new__(cls)
+        found.mode, found._resize, found.classes = mode, size is not None, []
+        found.files = [(each, -1) for each in files]
+        found.size = trained if size is None else _height_and_width(size)
+        return found
+
     def __len__(self) -> int:
         return len(self.files)
 
@@ -100,13 +126,16 @@ class Images:
             image = image.resize((width, height), _pillow().Resampling.BILINEAR)
         if image.size != (width, height):
             raise DataError(
-                f"{path}: expected {height} x {width} pixels, as in {self.files[0][0]}, got "
+                f"{path}: expected {height} x {width} pixels, as in {self._first()}, got "
                 f"{image.height} x {image.width}. Pass size=({height}, {width}) to scale all images; in "
                 f"a configuration, data.size: [{height}, {width}]"
             )
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
         return {"image": pixels, "label": label}
+
+    def _first(self) -> str:
+        return str(self.files[0][0]) if self.classes else "training"
 
     def _read(self, index: int) -> Any:
         """Return an image of the mode `self.mode`, upright, in its own size."""
@@ -170,6 +199,10 @@ def images(
         (['cat'], torch.Size([3, 4, 6]), 0)
     """
     return Images(folder, size, mode, classes)
+
+
+def _is_image(path: Path) -> bool:
+    return path.suffix.lower() in _SUFFIXES and _is_shown(path) and path.is_file()
 
 
 def _is_shown(path: Path) -> bool:

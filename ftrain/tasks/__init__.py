@@ -11,6 +11,7 @@
     read_lora  write_lora                       adapters in the file format of peft
     TwoTower(vocabulary)                        encoders of queries and documents
     predictions(outputs, target)                class names and probabilities, or numbers in their units
+    generate(predict, prompt, key, length=...)  tokens drawn from a model's predictions
     grad_cache(encode, loss, chunk_size=...)    contrastive losses of batches that do not fit in memory
     call_model  find_output  find_labels        of batches and outputs of any form
 
@@ -39,6 +40,7 @@ from ftrain.tasks.distillation import (
     with_running_mean,
     with_teacher,
 )
+from ftrain.tasks.generate import generate
 from ftrain.tasks.grad_cache import GradCache, grad_cache
 from ftrain.tasks.gradient_statistics import gradient_statistics
 from ftrain.tasks.lora import LoraModel, lora
@@ -101,6 +103,7 @@ __all__ = [
     "find_output",
     "focal",
     "gaussian_nll",
+    "generate",
     "grad_cache",
     "gradient_statistics",
     "huber",

@@ -38,5 +38,7 @@ def test_commands_take_directories_of_any_name_and_print_them_escaped(
         code, _, said = case.call(command)
         if "\udcff" in name and command in ("eval", "predict", "resume", "diff"):
             assert (code, "expected a directory whose name is UTF-8" in said) == (2, True)
+        elif "\udcff" in name and command == "dry-run":
+            assert code == 2  # pyarrow reads no table below such a directory
         else:
             assert code == (command == "diff"), said  # the seeds differ

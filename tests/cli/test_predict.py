@@ -164,7 +164,10 @@ def test_predict_refuses_rows_and_runs_that_do_not_match(
     source = f"{project}/run.yaml"
     assert main(["train", source, *config, "data=digits", "output_dir=digits"]) == 0
     capsys.readouterr()
-    assert "data.name: expected a table (data: csv), got digits" in refused("digits")
+    assert (
+        "data.name: expected data of a file (csv, images, arrays or text), got digits"
+        in refused("digits")
+    )
     (project / "price/data.json").write_text(
         '{"source": "csv", "facts": {"features": 3}, "fitted": {"a": 1}}'
     )

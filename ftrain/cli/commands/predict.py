@@ -1,9 +1,12 @@
-"""Predict the target of each row of a table, in the order of the rows.
+"""Predict the target of each row of a table, of images, or of arrays, in their order.
 
     ftrain predict runs/irises data.path=new.csv --out predictions.csv
+    ftrain predict runs/photos data.path=folder       # images at any depth, or one image
+    ftrain predict runs/arrays data.path=new.npz
+    ftrain predict runs/book data.path=new.txt        # the likeliest of each next character
 
-For a class: its name, and the probability of each class; for a number: the number, in the table's
-units. The file needs no target column. For runs on other data than tables (`data: csv`) use
+For a class: its name, and the probability of each class; for a number: the number, in the units of
+the training data. The file needs no targets. For runs on other data use
 `ftrain.config.load_run(RUN).predict(x)` in Python.
 """
 
@@ -29,8 +32,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "overrides",
         nargs="*",
         metavar="key=value",
-        help="data.path=FILE, a table with the rows; and other changes to its config.yaml, for this "
-        "command only",
+        help="data.path=FILE, with the samples; and other changes to its config.yaml, for this command "
+        "only",
     )
     add("--checkpoint", default="best", help="best (default), latest, or a checkpoint's directory")
     add("--out", type=pathlib.Path, metavar="FILE", help="a CSV file to write; default: print")

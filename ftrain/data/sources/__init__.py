@@ -8,9 +8,21 @@ and data read later are transformed by it.
 Read next: `table.py`, which fits most.
 """
 
-from ftrain.data.sources._data import Data
-from ftrain.data.sources.arrays import arrays, digits, images
+from ftrain.data.sources._data import Data, Inputs
+from ftrain.data.sources.arrays import arrays, arrays_inputs, digits, images, images_inputs
 from ftrain.data.sources.table import csv, csv_inputs
-from ftrain.data.sources.text import text
+from ftrain.data.sources.text import text, text_inputs
 
-__all__ = ["Data", "arrays", "csv", "csv_inputs", "digits", "images", "text"]
+__all__ = [
+    "Data",
+    "Inputs",
+    "arrays",
+    "arrays_inputs",
+    "csv",
+    "csv_inputs",
+    "digits",
+    "images",
+    "images_inputs",
+    "text",
+    "text_inputs",
+]

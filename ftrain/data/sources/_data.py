@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from ftrain import data
 
-__all__ = ["Data", "Fitted", "Share", "parted", "sha256"]
+__all__ = ["Data", "Fitted", "Inputs", "Share", "parted", "sha256"]
 
 #: Number of held-out samples, or a share of them; 0: none.
 Share = int | float
@@ -37,6 +37,21 @@ class Data(NamedTuple):
     facts: Mapping[str, Any] = {}
     sizes: Callable[[Any], tuple[int, int]] | None = None
     fitted: Mapping[str, Any] | None = None
+
+
+class Inputs(NamedTuple):
+    """Samples without targets, for predictions.
+
+    Attributes:
+        batches: `size -> batches` of at most `size` samples, each a tensor or a mapping of tensors.
+        target: `name`, and what `tasks.predictions` takes; or `alphabet`, of a text; or `numbers`: True
+            if the targets were numbers, False if they were classes without names.
+        columns: columns of the table of predictions that name the samples, such as their files.
+    """
+
+    batches: Callable[[int], Iterator[Any]]
+    target: Mapping[str, Any]
+    columns: Mapping[str, Sequence[str]] = {}
 
 
 def parted(dataset: Any, held_out: Share) -> tuple[Any, Any]:

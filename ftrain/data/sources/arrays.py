@@ -6,15 +6,20 @@ Read next: `ftrain/data/arrays.py` and `images.py`, which read them.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import torch
 
 from ftrain import data
 from ftrain.core.errors import DataError
-from ftrain.data.sources._data import Data, Fitted, Share, parted, sha256
+from ftrain.data.images import Images
+from ftrain.data.sources._data import Data, Fitted, Inputs, Share, parted, sha256
 
-__all__ = ["arrays", "digits", "images"]
+__all__ = ["arrays", "arrays_inputs", "digits", "images", "images_inputs"]
+
+#: Names of an array of targets, as in `ftrain.tasks`.
+_LABELS = ("labels", "label", "targets", "target", "y")
 
 
 def digits(held_out: Share = 360) -> Data:
@@ -95,6 +100,55 @@ def images(
     return Data(*parts, facts, fitted=refitted)
 
 
+def arrays_inputs(
+    path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None
+) -> Inputs:
+    """Return the arrays in a file that a run knows; those of its targets may be missing.
+
+    The arguments are those of `arrays`; `fitted` must hold what a run has fitted, and `held_out` is
+    unused.
+    """
+    if not fitted:
+        raise ValueError("arrays_inputs: expected fitted arrays, got none. Train the run again")
+    kinds = dict(fitted["arrays"])
+    label = next((name for name in _LABELS if name in kinds), None)
+    there = _read(path)
+    inputs = {name: kind for name, kind in kinds.items() if name != label or name in there}
+    found = _checked(path, there, inputs)
+
+    def batches(size: int) -> Iterator[dict[str, torch.Tensor]]:
+        for start in range(0, max(map(len, found.values())), size):
+            yield {name: array[start : start + size] for name, array in found.items()}
+
+    is_class = label is not None and kinds[label].startswith(("int", "uint"))
+    return Inputs(batches, {"name": label or "prediction", "numbers": not is_class})
+
+
+def images_inputs(
+    path: pathlib.Path,
+    held_out: Share | pathlib.Path = 0.2,
+    size: int | tuple[int, int] | None = None,
+    mode: Literal["RGB", "L"] = "RGB",
+    fitted: Fitted = None,
+) -> Inputs:
+    """Return the images in a folder, at any depth, or one image, as `images` reads them.
+
+    The arguments are those of `images`; `fitted` must hold what a run has fitted, and `held_out` is
+    unused.
+    """
+    if not fitted:
+        raise ValueError("images_inputs: expected fitted classes, got none. Train the run again")
+    found = Images.of_files(path, size, mode, (fitted["size"][0], fitted["size"][1]))
+
+    def batches(size: int) -> Iterator[torch.Tensor]:
+        for start in range(0, len(found), size):
+            places = range(start, min(start + size, len(found)))
+            yield torch.stack([found[place]["image"] for place in places])
+
+    files = [str(file) for file, _ in found.files]
+    return Inputs(batches, {"name": "class", "classes": fitted["classes"]}, {"file": files})
+
+
 class _Images:
     """Dataset of `data.images` with the names of entries that losses take by default."""
 
@@ -112,14 +166,22 @@ class _Images:
 
 def _arrays(path: pathlib.Path, kinds: dict[str, str] | None) -> dict[str, torch.Tensor]:
     """Read the arrays in a file; raise if names, dtypes or sample shapes differ from `kinds`."""
+    found = _read(path)
+    return found if kinds is None else _checked(path, found, kinds)
+
+
+def _read(path: pathlib.Path) -> dict[str, torch.Tensor]:
     read = {".npz": data.npz, ".safetensors": data.safetensors}.get(path.suffix)
     if read is None:
         raise ValueError(
             f"expected a file name that ends in .npz or .safetensors, got {path}. Convert it"
         )
-    found = read(path)
-    if kinds is None:
-        return found
+    return read(path)
+
+
+def _checked(
+    path: pathlib.Path, found: dict[str, torch.Tensor], kinds: dict[str, str]
+) -> dict[str, torch.Tensor]:
     there = _kinds(found)
     for name, kind in kinds.items():
         if there.get(name) != kind:

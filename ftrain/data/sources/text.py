@@ -6,13 +6,15 @@ Read next: `ftrain/data/text.py`, which turns characters into numbers.
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Iterator
 
 import torch
 
 from ftrain import data
-from ftrain.data.sources._data import Data, Fitted, sha256
+from ftrain.core.errors import DataError
+from ftrain.data.sources._data import Data, Fitted, Inputs, sha256
 
-__all__ = ["text"]
+__all__ = ["text", "text_inputs"]
 
 
 def text(
@@ -55,6 +57,37 @@ def text(
         "alphabet": whole.alphabet,
     }
     return Data(train.windows(context + 1), held, facts, predicted, refitted)
+
+
+def text_inputs(
+    path: pathlib.Path,
+    context: int = 64,
+    held_out: float | pathlib.Path = 0.1,
+    fitted: Fitted = None,
+) -> Inputs:
+    """Return the windows of a text in which each character but the first is predicted once.
+
+    The arguments are those of `text`; `fitted` must hold what a run has fitted; `held_out` is unused.
+    """
+    if not fitted:
+        raise ValueError(
+            "text_inputs: expected fitted preprocessing, got none. Train the run again"
+        )
+    whole = data.text(path, alphabet=fitted["alphabet"])
+    tokens = whole.tokens.to(torch.int64)
+    if len(tokens) < 2:
+        raise DataError(f"{path}: expected two characters or more, got one. Use more text")
+
+    def batches(size: int) -> Iterator[torch.Tensor]:
+        seen = tokens[:-1]
+        full = len(seen) // context * context
+        yield from seen[:full].reshape(-1, context).split(size) if full else ()
+        if full < len(seen):
+            yield seen[None, full:]
+
+    characters = whole.decode(tokens[1:])
+    target = {"name": "predicted", "alphabet": fitted["alphabet"]}
+    return Inputs(batches, target, {"character": list(characters)})
 
 
 def predicted(windows: torch.Tensor) -> tuple[int, int]:
