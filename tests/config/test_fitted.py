@@ -291,7 +291,7 @@ def test_images_are_read_with_the_fitted_classes_and_size(tmp_path: pathlib.Path
     new = draw("new", "cat", "bee")
     found = sources.images(new, held_out=new, fitted=fitted)
     assert found.facts == first.facts
-    assert [one["label"] for one in found.held_out] == [1, 1, 1, 2, 2, 2]
+    assert [one["y"] for one in found.held_out] == [1, 1, 1, 2, 2, 2]
     with pytest.raises(
         DataError,
         match=r"dog: expected a folder named after one of the classes \['ant', 'bee', 'cat'\]",
