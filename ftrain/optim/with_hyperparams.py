@@ -12,6 +12,7 @@ from ftrain.optim import _checks
 from ftrain.optim._checked import checked, other_options
 from ftrain.optim._leaves import first_device, parameters
 from ftrain.optim._rate import double
+from ftrain.optim._starting_values import taken
 from ftrain.optim.get import locate
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
@@ -72,7 +73,12 @@ def with_hyperparams(
     def init(params: PyTree) -> HyperparamsState:
         leaves, _ = parameters(params)
         device = first_device(leaves)
-        values = {name: double(value, device).clone() for name, value in numbers.items()}
+        start = dict(numbers)
+        for given, rows in taken(list(numbers)):
+            for row in rows:
+                build(**{**hyperparams, **row})
+            start.update(given)
+        values = {name: double(value, device).clone() for name, value in start.items()}
         return HyperparamsState(values, build(**values, **rest).init(params))
 
     def update(

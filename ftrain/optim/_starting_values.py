@@ -1,0 +1,67 @@
+"""Values with which `with_hyperparams` starts in place of those that it was built with.
+
+A sweep has only the functions of a training run. An initial state may depend on a hyper-parameter
+(`initial_accumulator_value`, the learning rate that a state records), so each member is initialised with
+its own values; setting them afterwards would leave the rest of the state as it was.
+"""
+
+from __future__ import annotations
+
+import contextvars
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+
+__all__ = ["StartingValues", "starting_with", "taken"]
+
+
+class StartingValues:
+    """Values of the hyper-parameters of new states.
+
+    Attributes:
+        values: name -> 0-d tensor, one value per row under vmap.
+        rows: the values of each row as numbers, for checks of their ranges.
+        taken: the number of optimizers that started with the value of each name.
+        outer: the values of the enclosing sweep.
+    """
+
+    def __init__(
+        self, values: Mapping[str, torch.Tensor], rows: Sequence[Mapping[str, float]]
+    ) -> None:
+        self.values = dict(values)
+        self.rows = list(rows)
+        self.taken: Counter[str] = Counter()
+        self.outer: StartingValues | None = None
+
+
+_current: contextvars.ContextVar[StartingValues | None] = contextvars.ContextVar(
+    "ftrain_starting_values", default=None
+)
+
+
+@contextmanager
+def starting_with(values: StartingValues) -> Iterator[None]:
+    """Let `with_hyperparams` start with `values` in this context."""
+    values.outer = _current.get()
+    token = _current.set(values)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def taken(
+    names: Sequence[str],
+) -> Iterator[tuple[dict[str, torch.Tensor], list[Mapping[str, float]]]]:
+    """Yield the values and rows that each enclosing context has for `names`, innermost first."""
+    left, given = list(names), _current.get()
+    while given is not None:
+        own = [name for name in left if name in given.values]
+        if own:
+            given.taken.update(own)
+            rows = [{name: row[name] for name in own} for row in given.rows]
+            yield {name: given.values[name] for name in own}, rows
+        left = [name for name in left if name not in own]
+        given = given.outer
