@@ -77,7 +77,7 @@ def _inputs(run: Trained, in_python: str) -> Inputs:
     found = call_source(config, target, imported(function), arguments)
     if isinstance(found, Tensor):
         rows: Tensor = found
-        return Inputs(lambda size: iter(rows.split(size)), run.fitted["target"])
+        return Inputs(lambda size: iter(torch.split(rows, size)), run.fitted["target"])
     assert isinstance(found, Inputs)
     return found
 

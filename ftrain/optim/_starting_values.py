@@ -61,7 +61,9 @@ def taken(
         own = [name for name in left if name in given.values]
         if own:
             given.taken.update(own)
-            rows = [{name: row[name] for name in own} for row in given.rows]
+            rows: list[Mapping[str, float]] = [
+                {name: row[name] for name in own} for row in given.rows
+            ]
             yield {name: given.values[name] for name in own}, rows
         left = [name for name in left if name not in own]
         given = given.outer

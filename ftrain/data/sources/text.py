@@ -81,7 +81,7 @@ def text_inputs(
     def batches(size: int) -> Iterator[torch.Tensor]:
         seen = tokens[:-1]
         full = len(seen) // context * context
-        yield from seen[:full].reshape(-1, context).split(size) if full else ()
+        yield from torch.split(seen[:full].reshape(-1, context), size) if full else ()
         if full < len(seen):
             yield seen[None, full:]
 
