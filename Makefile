@@ -6,6 +6,8 @@ VENV   ?= .venv
 PY      = $(VENV)/bin/python
 PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
+INSTALLING = @echo 'installing ftrain, torch and other packages into $(VENV): a large download, silent until it is done'
+
 .PHONY: help demo test lint types docs unit bench laws parity campaign databases transformers processors matrix compositions nullcuda everywhere mutants clean
 
 # Each target, after the lines that explain it.
@@ -14,6 +16,11 @@ help:
 
 demo: $(VENV)/examples
 	$(VENV)/bin/ftrain train examples/configs/digits.yaml output_dir=runs/demo --overwrite
+	@$(PY) -c 'import json; \
+	  history = json.load(open("runs/demo/result.json"))["history"]; \
+	  last = [one for one in history if one["split"] == "eval"][-1]; \
+	  print("LeNet-5 recognises {:.1%} of {} handwritten digits that it has not seen in training." \
+	    .format(last["metrics"]["accuracy"], last["samples"]))'
 
 test: lint types docs unit
 
@@ -41,10 +48,11 @@ parity: $(VENV)/dev
 	$(PY) -m tests.optim.page
 
 # Long forms of what the suite does briefly: optimizers on every problem (some minutes), then kills (half an hour on a
-# busy machine), flips, polls, mutants, resumes of checkpoints.
+# busy machine), flips, polls, mutants, resumes of checkpoints, then commands on run directories with hostile files.
 campaign: $(VENV)/dev
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/optim/test_products.py tests/compile/test_views.py
 	for c in kills flips polls fuzz resume; do $(PY) -m tests.checkpoint.campaign_$$c || exit 1; done
+	$(PY) -m tests.cli.hostile --cases 500
 
 # Torch's own databases, every input of each entry, against torch itself; the suite takes a sample.
 databases: $(VENV)/dev
@@ -95,10 +103,12 @@ $(PY):
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/examples: pyproject.toml constraints.txt | $(PY)
+	$(INSTALLING)
 	$(PIP) --editable '.[examples]'
 	@touch $@
 
 $(VENV)/dev: pyproject.toml constraints.txt | $(PY)
+	$(INSTALLING)
 	$(PIP) --editable '.[dev,examples]'
 	@touch $@ $(VENV)/examples
 
