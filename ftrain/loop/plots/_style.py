@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ftrain.core import _file_output
+from ftrain.core._terminal import printable
 from ftrain.loop._ensemble_members import extremes
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def label(metric: str) -> str:
         >>> label("grad_norm"), label("memory/peak_bytes")
         ('grad norm', 'memory / peak bytes')
     """
-    return metric.replace("_", " ").replace("/", " / ")
+    return printable(metric, one_line=True).replace("_", " ").replace("/", " / ")
 
 
 def shortened(name: str, most: int = 32) -> str:
@@ -212,7 +213,9 @@ def dress(ax: Axes, dark: bool, title: str) -> None:
     ax.grid(axis="y", color=colours.grid, linewidth=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(colors=colours.quiet, labelsize=8, length=0, which="both")
-    ax.set_title(title, loc="left", fontsize=10, fontweight="bold", color=colours.text)
+    # A `$` in a name begins no formula.
+    bold = {"fontsize": 10, "fontweight": "bold", "color": colours.text}
+    ax.set_title(title, loc="left", parse_math=False, **bold)
     for name in (ax.xaxis.label, ax.yaxis.label):
         name.set_color(colours.quiet)
         name.set_fontsize(8)

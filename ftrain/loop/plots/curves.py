@@ -101,7 +101,8 @@ def curves(
     if entries:
         _legend(figure, entries, across, dark)
     if title is not None:
-        figure.suptitle(title, color=theme(dark).text, fontsize=12, x=0.01, ha="left")
+        place = {"x": 0.01, "ha": "left", "parse_math": False}
+        figure.suptitle(title, color=theme(dark).text, fontsize=12, **place)
     write(figure, out)
     return figure
 
@@ -242,7 +243,7 @@ def _entries(logs: Sequence[RunLog], chosen: Sequence[str], dark: bool) -> list[
 def _legend(figure: Figure, entries: list[dict[str, Any]], across: int, dark: bool) -> None:
     from matplotlib.lines import Line2D  # noqa: PLC0415  # optional
 
-    figure.legend(
+    legend = figure.legend(
         handles=[Line2D([], [], **entry) for entry in entries],
         loc="outside lower center",
         ncols=across,
@@ -250,3 +251,5 @@ def _legend(figure: Figure, entries: list[dict[str, Any]], across: int, dark: bo
         fontsize=9,
         labelcolor=theme(dark).text,
     )
+    for text in legend.get_texts():
+        text.set_parse_math(False)

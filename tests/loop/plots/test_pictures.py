@@ -248,3 +248,13 @@ except ImportError as error:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "pip install 'ftrain[examples]'" in done.stdout
+
+
+def test_plots_take_names_with_formulas_line_ends_and_surrogates(tmp_path):
+    metrics = {"loss": 1.0, "$\\sqrt{^": 2.0, "\ud800": 3.0, "x\ny": 4.0}
+    rows = [{"step": step, "split": "train", **metrics} for step in (1, 2)]
+    logs = [write(tmp_path / name, rows) for name in ("$\\frac{", "$2", "a\nb")]
+    figure = plots.curves(logs, tmp_path / "curves.png")
+    titles = [ax.get_title(loc="left") for ax in figure.axes]
+    assert {"loss", "$\\sqrt{^", "\\ud800", "x\\ny"} == set(titles)
+    assert "a\\\\nb" in plots.page(logs, tmp_path / "page.html")
