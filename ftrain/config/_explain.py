@@ -72,16 +72,23 @@ _ELSEWHERE = {
 }
 
 
+#: Errors of which a message is made; a suggestion for an unknown key takes milliseconds.
+_MOST = 50
+
+
 def explained(error: ValidationError, places: Places) -> list[Problem]:
     """Return one `Problem` per invalid key, from the first error that pydantic reports for it."""
     problems: dict[str, Problem] = {}
-    for found in error.errors(include_url=False, include_context=True):
+    errors = error.errors(include_url=False, include_context=True)
+    for found in errors[:_MOST]:
         path = _path(found["loc"])
         key = join(path)
         message = _message(found, path)
         where = path[:-1] if found["type"] == "missing" else path
         problems.setdefault(key, Problem(key, places.of(where), message))
-    return list(problems.values())
+    more = len(errors) - _MOST
+    rest = [Problem("", places.name, f"and {more:,} more problems")] if more > 0 else []
+    return [*problems.values(), *rest]
 
 
 def _path(loc: tuple[int | str, ...]) -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ftrain.config._limits import DEEPEST, check_limits, too_large
 from ftrain.config._places import Path, Places, join
 from ftrain.config._yaml import parse_yaml
 from ftrain.config.errors import ConfigError
@@ -18,25 +19,28 @@ def apply_overrides(
     """Return the content of a file with overrides applied; missing sections and lists are created."""
     for override in overrides:
         path, value = _parsed(override)
-        data = _put(data, path, value, (), f"the command line ({override})")
+        data = _put(data, path, value, (), f"the command line ({override[:200]})")
         for known in [*places.lines, *places.overrides]:
             if known[: len(path)] == path:  # the previous value is replaced
                 places.lines.pop(known, None)
                 places.overrides.pop(known, None)
-        places.overrides[path] = override
+        places.overrides[path] = override if len(override) <= 200 else override[:197] + "..."
     return data
 
 
 def _parsed(override: str) -> tuple[Path, Any]:
-    place = f"the command line ({override})"
+    shown = override if len(override) <= 200 else override[:197] + "..."
+    place = f"the command line ({shown})"
     key, equals, text = override.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
         raise ConfigError.at(
             "",
             place,
-            f"expected key=value, such as optimizer.learning_rate=1e-3, got {override!r}",
+            f"expected key=value, such as optimizer.learning_rate=1e-3, got {shown!r}",
         )
+    if len(keys) > DEEPEST:
+        raise too_large(tuple(keys), place)
     try:
         value, _ = parse_yaml(text, place)
     except ConfigError as error:
@@ -44,7 +48,9 @@ def _parsed(override: str) -> tuple[Path, Any]:
         raise ConfigError.at(
             key, place, f"{why}. If the value is a text, quote it: {key}='\"...\"'"
         ) from None
-    return tuple(int(part) if part.isdecimal() else part for part in keys), value
+    path = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in keys)
+    check_limits(value, place, path)
+    return path, value
 
 
 def _put(parent: Any, path: Path, value: Any, done: Path, place: str) -> Any:

@@ -6,6 +6,7 @@ import re
 import tomllib
 from typing import Any
 
+from ftrain.config._limits import check_limits
 from ftrain.config._places import Path, Places, join
 from ftrain.config.errors import ConfigError
 
@@ -22,6 +23,7 @@ def parse_toml(text: str, name: str) -> tuple[Any, Places]:
         message, *where = re.split(r" \(at line (\d+), column (\d+)\)", str(error))
         place = ":".join([name, *where[:2]])
         raise ConfigError.at("", place, f"invalid TOML: {message}") from None
+    check_limits(parsed, name)
     _check_values(parsed, (), name)
     return parsed, Places(name)
 

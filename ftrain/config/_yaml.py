@@ -12,14 +12,11 @@ from typing import Any
 
 import yaml
 
+from ftrain.config._limits import DEEPEST, MOST_NODES, too_large
 from ftrain.config._places import Path, Places, join
 from ftrain.config.errors import ConfigError
 
 __all__ = ["compose", "parse_yaml", "read", "scalar"]
-
-#: A configuration is written by a person: more than this is an alias that explodes.
-MOST_NODES = 100_000
-DEEPEST = 60
 
 
 def parse_yaml(text: str, name: str) -> tuple[Any, Places]:
@@ -88,6 +85,17 @@ _TAGS = ("!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")))
 class _Loader(yaml.SafeLoader):
     """PyYAML loader that only composes nodes; it resolves no tags, so it runs no code."""
 
+    made = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        self.made += 1
+        if self.made > MOST_NODES:
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(
+                problem=f"more than {MOST_NODES:,} values", problem_mark=mark
+            )
+        return super().compose_node(parent, index)
+
 
 _Loader.yaml_implicit_resolvers = {}
 
@@ -110,10 +118,7 @@ class _Reader:
         self.made += 1
         place = f"{self.name}:{node.start_mark.line + 1}"
         if self.made > MOST_NODES or len(path) > DEEPEST:
-            says = (
-                f"expected at most {MOST_NODES:,} values in {DEEPEST} levels, got more. Shorten it"
-            )
-            raise ConfigError.at(join(path[:3]), place, says)
+            raise too_large(path, place)
         if node.tag not in _TAGS:
             raise ConfigError.at(
                 join(path), place, f"expected a value without a tag, got {node.tag}. Remove the tag"

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from ftrain.config._explain import explained
 from ftrain.config._json import parse_json
+from ftrain.config._limits import check_limits, check_text
 from ftrain.config._overrides import apply_overrides
 from ftrain.config._places import Places
 from ftrain.config._toml import parse_toml
@@ -82,6 +83,7 @@ def parse(text: str, path: pathlib.Path, overrides: Sequence[str] = ()) -> Confi
             f"expected a file name that ends in {', '.join(_FORMATS)}, got {path.name!r}. Rename "
             "the file",
         )
+    check_text(text, os.fspath(path))
     data, places = _FORMATS[path.suffix.lower()](text, os.fspath(path))
     if data is None:
         raise ConfigError.at(
@@ -116,6 +118,7 @@ def _checked(
     overrides: Sequence[str],
     base: pathlib.Path | None,
 ) -> Config:
+    check_limits(data, places.name)
     data = apply_overrides(data, places, overrides)
     try:
         config = Config.model_validate(data)

@@ -23,6 +23,7 @@ __all__ = ["Checkpoint", "Component", "Config", "Data", "EarlyStopping", "Optimi
 
 Count = Annotated[int, Field(ge=1)]
 Threads = Annotated[int, Field(ge=1, le=4096)]  # with more, OpenMP ends the process
+Workers = Annotated[int, Field(ge=0, le=1024)]  # each is a process
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _LISTED = Field(strict=False)  # a file has lists, a frozen value tuples
@@ -173,7 +174,7 @@ class Config(_Section):
     """Micro-batches into which each batch is split, to save memory; the result is the same."""
     eval_batch_size: Count | None = None
     """Samples in a batch of an evaluation; null: `batch_size`."""
-    workers: Natural = 0
+    workers: Workers = 0
     """Processes that fetch data; batches do not depend on their number."""
 
     optimizer: Optimizer = Optimizer()

@@ -38,6 +38,9 @@ LastBatch = Literal["drop", "keep", "pad"]
 #: Positions whose samples are computed at once: a batch's share of that costs a microsecond or two.
 _AT_ONCE = 8192
 
+#: Each worker is a process with memory of its own.
+_MOST_WORKERS = 1024
+
 #: Number and length of the stretches of positions whose samples identify an order.
 _PROBES, _PROBE = 4, 64
 
@@ -355,6 +358,11 @@ def _check_options(loader: Loader) -> None:
             raise ValueError(
                 f"{name}: expected an integer >= {least}, got {value!r}. Write {name}={least} or more"
             )
+    if loader.workers > _MOST_WORKERS:
+        raise ValueError(
+            f"workers: expected at most {_MOST_WORKERS} processes, got {loader.workers}. Write one for "
+            "each processor core at most"
+        )
     if not is_count(loader.rank, 0) or loader.rank >= loader.ranks:
         raise ValueError(
             f"rank: expected a number from 0 to ranks - 1 = {loader.ranks - 1}, got {loader.rank!r}. "

@@ -1,0 +1,52 @@
+"""Limits of a configuration, which a person writes: more is a mistake, or meant to exhaust memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ftrain.config._places import Path, join
+from ftrain.config.errors import ConfigError
+
+__all__ = ["DEEPEST", "MOST_CHARACTERS", "MOST_NODES", "check_limits", "check_text", "too_large"]
+
+MOST_CHARACTERS = 1_000_000
+#: More than this is, in YAML, an alias that explodes.
+MOST_NODES = 100_000
+DEEPEST = 60
+#: Longer integers cannot be shown: Python converts at most 4,300 digits.
+MOST_BITS = 8192
+
+
+def check_text(text: str, name: str) -> None:
+    """Raise `ConfigError` for a text that is too long to parse; parsers take seconds for a megabyte."""
+    if len(text) > MOST_CHARACTERS:
+        says = f"expected at most {MOST_CHARACTERS:,} characters, got {len(text):,}. Shorten it"
+        raise ConfigError.at("", name, says)
+
+
+def check_limits(value: Any, name: str, path: Path = ()) -> None:
+    """Raise `ConfigError` for a document that is too large or too deep, or for a giant integer.
+
+    Args:
+        value: the document.
+        name: its place in messages.
+        path: of the document.
+    """
+    made, stack = 0, [(value, path)]  # no recursion: the document may be deeper than Python's stack
+    while stack:
+        node, path = stack.pop()
+        made += 1
+        if made > MOST_NODES or len(path) > DEEPEST:
+            raise too_large(path, name)
+        if isinstance(node, int) and node.bit_length() > MOST_BITS:
+            says = f"expected an integer of at most {MOST_BITS} bits, got {node.bit_length()} bits"
+            raise ConfigError.at(join(path), name, says)
+        if isinstance(node, (dict, list, tuple)):
+            children = node.items() if isinstance(node, dict) else enumerate(node)
+            stack += [(child, (*path, key)) for key, child in children]
+
+
+def too_large(path: Path, name: str) -> ConfigError:
+    """Return the error for a document with too many values, or too many levels."""
+    says = f"expected at most {MOST_NODES:,} values in {DEEPEST} levels, got more. Shorten it"
+    return ConfigError.at(join(path[:3]), name, says)
