@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import zipfile
 from collections.abc import Mapping
 from typing import Any, BinaryIO, Literal, get_args
 
@@ -23,7 +24,7 @@ from ftrain.checkpoint.errors import (
     CheckpointReadError,
 )
 from ftrain.checkpoint.save import refusals, write_file
-from ftrain.core._words import a_or_an
+from ftrain.core._words import a_or_an, one_line
 
 __all__ = ["read_state_dict", "write_state_dict"]
 
@@ -31,6 +32,9 @@ Format = Literal["safetensors", "torch"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MOST_INDEX = 256 << 20
+#: By strides of 0, one number in a file of torch fills a tensor of any size. Limits of the bytes of all
+#: tensors: so many times those of the file, or so many.
+_WIDEST, _ALWAYS = 1024, 1 << 28
 
 
 def write_state_dict(
@@ -181,25 +185,47 @@ def _import_parts(directory: str) -> dict[str, torch.Tensor]:
 def _import_torch(path: str) -> dict[str, torch.Tensor]:
     with _opened(path) as file:
         try:
+            _check_sizes(file)
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
         except OSError:
             raise
         except Exception as error:  # many kinds, for a file that is not one
+            # Before this, torch's message advises to load the file without restrictions.
+            reason = str(error).rpartition("WeightsUnpickler error:")[2]
             raise CheckpointCorruptError(
-                f"{path}: expected a state dict written by torch.save, got an error: {error}"
+                f"{path}: expected a state dict written by torch.save, got an error: "
+                f"{one_line(reason)}. Save it again"
             ) from error
     if not isinstance(content, Mapping) or not all(
         isinstance(value, torch.Tensor) for value in content.values()
     ):
-        inside = f" with {list(content)[:8]}" if isinstance(content, Mapping) else ""
+        inside = f" with {one_line(list(content)[:8])}" if isinstance(content, Mapping) else ""
         raise CheckpointCorruptError(
             f"{path}: expected a mapping of names to tensors, got {a_or_an(type(content).__name__)}"
             f"{inside}. Extract the state dict from it and save that."
         )
+    most = max(_WIDEST * os.path.getsize(path), _ALWAYS)
+    for name, t in content.items():
+        most -= t.numel() * t.element_size()
+        if t.is_meta or t.layout != torch.strided or most < 0:
+            raise CheckpointCorruptError(
+                f"{path}: expected dense tensors with the values in the file, got "
+                f"{one_line(ascii(name))} of shape {tuple(t.shape)}. Save contiguous tensors"
+            )
     return {
         str(name): t.detach().clone(memory_format=torch.contiguous_format)
         for name, t in content.items()
     }
+
+
+def _check_sizes(file: BinaryIO) -> None:
+    """Raise if the parts of a zip are larger than the file: torch writes them uncompressed."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            sizes = sum(part.file_size for part in archive.infolist())
+        if sizes > os.fstat(file.fileno()).st_size:
+            raise ValueError("its parts are larger than the file")
+    file.seek(0)
 
 
 def _check(name: Any, tensor: Any, format: Format) -> None:

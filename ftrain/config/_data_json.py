@@ -12,6 +12,7 @@ from typing import Any
 from ftrain.config.build import Parts
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
+from ftrain.core._words import one_line
 from ftrain.core.errors import DataError
 from ftrain.data import fitted
 
@@ -38,7 +39,7 @@ def stored(config: Config, folder: pathlib.Path) -> fitted.Stored:
     try:
         found = fitted.read(path)
     except DataError as error:
-        raise ConfigError.at("", path, str(error)) from None
+        raise ConfigError.at("", "", str(error)) from None  # it names the file
     source = _source(config)
     if found is None:
         return fitted.Stored(source, {}, None)
@@ -46,8 +47,8 @@ def stored(config: Config, folder: pathlib.Path) -> fitted.Stored:
         raise ConfigError.at(
             "data.name",
             config.places.of(("data", "name")),
-            f"expected {found.source}, the data function whose fitted preprocessing {path} stores, got "
-            f"{config.data.name}. Begin a new run",
+            f"expected {one_line(found.source)}, the data function whose fitted preprocessing "
+            f"{path} stores, got {config.data.name}. Begin a new run",
         )
     return found
 

@@ -9,7 +9,7 @@ import torch
 from ftrain.core import _torch
 from ftrain.core._nearest import nearest
 
-__all__ = ["a_or_an", "brief", "did_you_mean", "dtype_and_shape", "kind"]
+__all__ = ["a_or_an", "brief", "did_you_mean", "dtype_and_shape", "kind", "one_line"]
 
 
 def a_or_an(noun: str) -> str:
@@ -50,6 +50,17 @@ def brief(value: torch.Tensor) -> str:
     if shown:
         return f"{value.item():.6g}" if value.is_floating_point() else str(value.item())
     return kind(value)
+
+
+def one_line(error: object) -> str:
+    r"""Return the text of an error as one printable line of at most 200 characters, or its type.
+
+    >>> one_line(ValueError("bad\n\x1b[1mbyte")), one_line(EOFError())
+    ('bad [1mbyte', 'EOFError')
+    """
+    printable = "".join(c if c.isprintable() else " " for c in str(error))
+    text = " ".join(printable.split())
+    return (text if len(text) <= 200 else text[:197] + "...") or type(error).__name__
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -7,18 +7,19 @@ Read next: `table.py`, for tables of text.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
+from numpy.lib import format as npy_format
 from safetensors.torch import load_file
 from torch import Tensor
 
 from ftrain.core.errors import DataError
-from ftrain.data._files import PathLike, existing
+from ftrain.data._files import PathLike, check_deflated, check_memory, existing, reading
 
 __all__ = ["npy", "npz", "safetensors"]
 
@@ -43,19 +44,23 @@ def npz(path: PathLike) -> dict[str, Tensor]:
             f"{path}: expected an .npz file (a zip of arrays), got another format or a truncated file. "
             "Write it with np.savez, or read a single array (.npy) with data.npy"
         )
-    arrays = {}
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            for name in archive.files:
-                try:
-                    arrays[name] = archive[name]
-                except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
-                    raise _damaged(path, f"the array {name!r}", error) from None
-    except (ValueError, EOFError, zipfile.BadZipFile, OSError) as error:
-        if isinstance(error, DataError):
-            raise
-        raise _damaged(path, "it", error) from None
-    return {name: _numbers(array, f"{path}, array {name!r}") for name, array in arrays.items()}
+    found: dict[str, Tensor] = {}
+    with reading(path), zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if not members:
+            raise DataError(f"{path}: expected arrays, got none. Write it with np.savez(path, x=x)")
+        check_memory(path, "its arrays", sum(member.file_size for member in members))
+        for member in members:
+            name = member.filename.removesuffix(".npy")
+            what = f"the array {name!r}"
+            with reading(path, what):
+                _check_ratio(member)
+                with archive.open(member) as file:
+                    header = _Header.read(file)
+                    header.check(path, what, member.file_size)
+                with archive.open(member) as file:
+                    found[name] = header.tensor(npy_format.read_array(file, allow_pickle=False))
+    return found
 
 
 def npy(path: PathLike, *, mmap: bool = False) -> Tensor:
@@ -79,16 +84,18 @@ def npy(path: PathLike, *, mmap: bool = False) -> Tensor:
     """
     path = existing(path)
     with path.open("rb") as file:
-        if file.read(6) != b"\x93NUMPY":
+        if file.read(6) != npy_format.MAGIC_PREFIX:
             raise DataError(
                 f"{path}: expected an .npy file, got another format. Write it with np.save, or read an "
                 ".npz file with data.npz"
             )
-    try:
-        array = np.load(path, mmap_mode="c" if mmap else None, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
-        raise _damaged(path, "it", error) from None
-    return _numbers(array, str(path))
+        with reading(path):
+            file.seek(0)
+            header = _Header.read(file)
+            header.check(path, "it", path.stat().st_size)
+            if not mmap:
+                check_memory(path, "its array", header.bytes)
+            return header.tensor(np.load(path, mmap_mode="c" if mmap else None, allow_pickle=False))
 
 
 def safetensors(path: PathLike) -> dict[str, Tensor]:
@@ -107,27 +114,70 @@ def safetensors(path: PathLike) -> dict[str, Tensor]:
         {'x': tensor([0., 0., 0.])}
     """
     path = existing(path)
-    try:
+    check_memory(path, "its tensors", path.stat().st_size)
+    with reading(path):
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise _damaged(path, "it", error) from None
 
 
-def _numbers(array: Any, where: str) -> Tensor:
-    if array.dtype.kind not in "biufc" or array.dtype.itemsize > 16:
-        raise DataError(
-            f"{where}: expected a dtype that torch supports, got {array.dtype}. Convert text to numbers "
-            "first, for instance with np.unique(array, return_inverse=True)"
-        )
-    if not array.dtype.isnative:
-        array = array.astype(array.dtype.newbyteorder("="))
-    return torch.from_numpy(array)
+class _Header(NamedTuple):
+    """Header of an array in NumPy's format.
+
+    Attributes:
+        shape: of the array.
+        dtype: of its numbers.
+        length: bytes of the header itself.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    length: int
+
+    @classmethod
+    def read(cls, file: IO[bytes]) -> _Header:
+        """Read the header at the beginning of a file."""
+        version = npy_format.read_magic(file)
+        readers = {
+            (1, 0): npy_format.read_array_header_1_0,
+            (2, 0): npy_format.read_array_header_2_0,
+        }
+        if version not in readers:  # (3, 0) has names of fields alone, which are no numbers
+            raise ValueError(f"expected version 1.0 or 2.0 of the format, got {version}")
+        shape, _, dtype = readers[version](file)
+        return cls(shape, dtype, file.tell())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the numbers."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def check(self, path: Path, what: str, size: int) -> None:
+        """Raise `DataError` unless these are numbers, as many as fit into `size` bytes."""
+        where = str(path) if what == "it" else f"{path}, {what.removeprefix('the ')}"
+        if self.dtype.hasobject:
+            raise DataError(
+                f"{path}: {what} holds Python objects, which only pickle could load, and pickle can run "
+                "any code. Save plain arrays of numbers instead"
+            )
+        if self.dtype.kind not in "biufc" or self.dtype.itemsize > 16:
+            raise DataError(
+                f"{where}: expected a dtype that torch supports, got {self.dtype}. Convert text to "
+                "numbers first, for instance with np.unique(array, return_inverse=True)"
+            )
+        if min(self.shape, default=0) < 0 or self.length + self.bytes > size:
+            raise ValueError(
+                f"expected {self.length + self.bytes:,} bytes for the shape {self.shape}, got {size:,}"
+            )
+
+    def tensor(self, array: Any) -> Tensor:
+        """Return the array that was read as a tensor."""
+        if not array.dtype.isnative:
+            array = array.astype(array.dtype.newbyteorder("="))
+        return torch.from_numpy(array)
 
 
-def _damaged(path: Path, what: str, error: Exception) -> DataError:
-    if "allow_pickle" in str(error):
-        return DataError(
-            f"{path}: {what} holds Python objects, which only pickle could load, and pickle can run any "
-            "code. Save plain arrays of numbers instead"
-        )
-    return DataError(f"{path}: {what} is damaged: {error}. Create or copy the file again")
+def _check_ratio(member: zipfile.ZipInfo) -> None:
+    """Raise if a zip says that content unpacks to more than its compression can hold."""
+    if member.compress_type == zipfile.ZIP_DEFLATED:
+        check_deflated(member.compress_size, member.file_size)
+    elif member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
+        raise ValueError(f"{member.compress_size:,} bytes cannot hold {member.file_size:,}")

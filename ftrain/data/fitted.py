@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ftrain.core._regular_files import read_json
+from ftrain.core._words import one_line
 from ftrain.core.errors import DataError
 
 __all__ = ["FILE", "Stored", "differences", "read", "to_json"]
@@ -63,8 +64,8 @@ def read(path: pathlib.Path) -> Stored | None:
     except (AttributeError, OSError, ValueError, KeyError, TypeError) as error:
         why = getattr(error, "strerror", None) or error
         raise DataError(
-            f"the file was changed after the run wrote it ({why}). Restore the original, or begin a "
-            "new run"
+            f"{path}: the file was changed after the run wrote it ({one_line(why)}). Restore the "
+            "original, or begin a new run"
         ) from None
 
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-import zlib
 from pathlib import Path
 from typing import IO
 
@@ -20,9 +19,19 @@ import torch
 from torch import Tensor
 
 from ftrain.core.errors import DataError
-from ftrain.data._files import PathLike, existing, existing_folder
+from ftrain.data._files import (
+    PathLike,
+    check_deflated,
+    check_memory,
+    existing,
+    existing_folder,
+    reading,
+)
 
 __all__ = ["idx", "mnist"]
+
+#: Axes of an array of numpy.
+_MOST_AXES = 64
 
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 
@@ -55,15 +64,11 @@ def idx(path: PathLike) -> Tensor:
     with path.open("rb") as raw:
         gzipped = raw.read(2) == b"\x1f\x8b"
         raw.seek(0)
-        try:
-            if not gzipped:
-                return _read(raw, path)
-            with gzip.open(raw) as unpacked:
-                return _read(unpacked, path)
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{path}: the gzip compression is damaged: {error}. Download the file again"
-            ) from None
+        if not gzipped:
+            with reading(path):
+                return _read(raw, path, gzipped)
+        with reading(path, "the gzip compression"), gzip.open(raw) as unpacked:
+            return _read(unpacked, path, gzipped)
 
 
 def mnist(folder: PathLike) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -117,7 +122,7 @@ def _file(folder: Path, name: str) -> Path:
     )
 
 
-def _read(file: IO[bytes] | gzip.GzipFile, path: Path) -> Tensor:
+def _read(file: IO[bytes] | gzip.GzipFile, path: Path, gzipped: bool) -> Tensor:
     head = file.read(4)
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _TYPES or not head[3]:
         raise DataError(
@@ -136,7 +141,14 @@ def _read(file: IO[bytes] | gzip.GzipFile, path: Path) -> Tensor:
         raise DataError(
             f"{path}: expected sizes >= 0 in the header, got the shape {shape}. Download the file again"
         )
+    if axes > _MOST_AXES:
+        raise DataError(
+            f"{path}: expected at most {_MOST_AXES} axes, got {axes}. Download the file again"
+        )
     announced = math.prod(shape) * dtype.itemsize
+    if gzipped:
+        check_deflated(path.stat().st_size, announced)
+        check_memory(path, f"the shape {shape}", announced)
     content = bytearray()
     # In pieces: a damaged header may announce more than the memory holds.
     while piece := file.read(min(1 << 24, announced + 1 - len(content))):

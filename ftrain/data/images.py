@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from ftrain.core._words import one_line
 from ftrain.core.errors import DataError
 from ftrain.data._files import PathLike, existing, existing_folder
 from ftrain.data.cursor import is_count
@@ -145,15 +146,15 @@ class Images:
             opened = pillow.open(path, formats=formats)
         except Exception as error:  # a decoder raises errors of any kind
             raise DataError(
-                f"{path}: expected an image that Pillow can read, got an error: {error}. Convert it, or "
-                "remove it"
+                f"{path}: expected an image that Pillow can read, got an error: {one_line(error)}. "
+                "Convert it, or remove it"
             ) from None
         with opened:
             try:
                 return _converted(pillow, _upright(pillow, opened), self.mode)
             except Exception as error:  # where Pillow decodes; as above
                 raise DataError(
-                    f"{path} is damaged: {error}. Create or copy the file again"
+                    f"{path} is damaged: {one_line(error)}. Create or copy the file again"
                 ) from None
 
 

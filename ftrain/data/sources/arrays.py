@@ -176,7 +176,15 @@ def _read(path: pathlib.Path) -> dict[str, torch.Tensor]:
         raise ValueError(
             f"expected a file name that ends in .npz or .safetensors, got {path}. Convert it"
         )
-    return read(path)
+    found = read(path)
+    number = next((name for name, array in found.items() if not array.ndim), None)
+    if number is not None or not found:
+        got = "none" if number is None else f"the single number {number!r}"
+        raise DataError(
+            f"{path}: expected arrays with samples along the first axis, got {got}. Leave it out of the "
+            "file"
+        )
+    return found
 
 
 def _checked(
