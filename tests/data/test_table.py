@@ -94,7 +94,8 @@ def test_table_reads_integers_of_64_bits(tmp_path):
         ),
         ('a,b\n1,"2,5"\n', {}, "line 2, column 'b': expected a number, got '2,5'"),
         ("a,b\n1,2\n1,2,3\n", {}, "line 3: expected 2 cells, got 3"),
-        ("a;b\n1,5;2\n", {}, "line 2: expected 1 cells, got 2.*delimiter"),
+        ("a;b\n1,5;2\n", {}, "line 2, column 'a': .* got '1,5'. Set decimal to ','"),
+        ("a:b\n1,5:2\n", {}, "line 2: expected 1 cells, got 2.*delimiter"),
         ("a\n1e39\n", {}, "line 2, column 'a': expected a number within float32, got '1e39'"),
         (
             "a\n1.5\n",

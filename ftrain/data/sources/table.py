@@ -6,7 +6,7 @@ The preprocessing of the training rows is in `fitted`, in the file's own terms:
      "columns": {"weight": {"mean": 4.1, "scale": 0.8}, "kind": {"one_of": ["cat", "dog"]}},
      "target": {"name": "price", "mean": 31.5, "scale": 12.0}}
 
-Read next: `ftrain/data/table.py`, which reads the cells.
+Read next: `_scaling.py`, which fits and applies means and scales.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,13 +22,20 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ftrain.core.errors import DataError
-from ftrain.data.sources._data import Data, Fitted, Share, parted, sha256
-from ftrain.data.table import Column, Table, is_missing, is_number
+from ftrain.data._cells import Column, Table, is_missing, is_number
+from ftrain.data._csv_file import Format
+from ftrain.data.sources._data import Data, Fitted, Share, parted
+from ftrain.data.sources._scaling import (
+    Known,
+    check_means,
+    feature_names,
+    filled,
+    fit,
+    scaled,
+    scaled_inputs,
+)
 
 __all__ = ["csv", "csv_inputs"]
-
-#: What is known of a column: `one_of` which words, `classes`; `mean` and `scale` if it is standardized.
-Known = Mapping[str, Any]
 
 #: Different words of a column, of which each becomes a feature.
 _MOST_WORDS = 100
@@ -42,7 +49,12 @@ def csv(
     columns: list[str] | None = None,
     standardize: bool = True,
     missing: float | Literal["mean"] | None = None,
-    delimiter: str = ",",
+    delimiter: str | None = None,
+    encoding: str = "utf-8",
+    decimal: Literal[".", ","] = ".",
+    drop: list[str] | None = None,
+    unknown: Literal["error", "ignore"] = "error",
+    dates: list[str] | dict[str, str] | None = None,
     fitted: Fitted = None,
 ) -> Data:
     """Read a CSV table as features `x`, float32 `(n, features)`, and target `y`, `(n,)`.
@@ -61,7 +73,15 @@ def csv(
         missing: the number that replaces an empty cell in a column of numbers (`NA`, `n/a`, `nan`,
             `null`, `none`, `?` and `-` count as empty); `mean`: the mean of the column's training
             rows; null: an empty cell is an error. A target is never filled in.
-        delimiter: the separator between cells.
+        delimiter: the separator between cells; null: that of `,`, `;`, tab and `|` which splits the
+            first rows into equally many cells.
+        encoding: that of the file, such as `latin-1`.
+        decimal: the character before the decimals of a number.
+        drop: columns to leave out, such as a row's number; not with `columns`.
+        unknown: what to do about a word in another file that the training table does not have; ignore:
+            all features of its column are 0.
+        dates: columns of dates, which become days since 1970: a list of columns in ISO 8601, or a
+            mapping of columns to formats, `{born: "%d.%m.%Y"}`.
         fitted: the columns, words, means and standard deviations that a run fitted.
 
     Returns:
@@ -69,36 +89,37 @@ def csv(
         a word), and `classes` (their number) and `names`; or, for a standardized target, `target_mean`
         and `target_scale`.
     """
-    whole = Table.read(path, delimiter)
+    form = Format(delimiter, encoding, decimal)
+    options = _Options.of(missing, unknown, dates)
+    whole = Table.read(path, form)
     if fitted:
         _check_same(fitted, target, columns, classes, standardize)
         known = fitted
     else:
-        known = _kinds(whole, target, columns, classes)
-    number = math.nan if missing == "mean" else missing
-    train = _encoded(whole, known, number)
+        known = _kinds(whole, target, _chosen(whole, columns, drop), classes, options)
+    train = _encoded(whole, known, options)
     if isinstance(held_out, pathlib.Path):
-        other = whole if held_out == path else Table.read(held_out, delimiter)
-        rest = train if other is whole else _encoded(other, known, number)
+        other = whole if held_out == path else Table.read(held_out, form)
+        rest = train if other is whole else _encoded(other, known, options)
     else:
         train, rest = parted(train, held_out)
     # Runs of earlier versions stored no mean of the target, because they did not standardize it.
     plain = fitted is not None and "mean" not in known["target"]
-    refitted = _fit(train, known, standardize, standardize and not plain, missing == "mean")
+    refitted = fit(train, known, standardize, standardize and not plain, missing == "mean")
     used = fitted or refitted
-    names = _features(used)
+    names = feature_names(used)
     if missing == "mean":
         if not fitted:
-            _check_means(whole, train["x"], names)
-        train, rest = (part and {**part, "x": _filled(part["x"], used)} for part in (train, rest))
+            check_means(whole, train["x"], names)
+        train, rest = (part and {**part, "x": filled(part["x"], used)} for part in (train, rest))
     goal = used["target"]
     facts: dict[str, Any] = {"features": len(names), "columns": names}
     if "classes" in goal:
         facts |= {"classes": len(goal["classes"]), "names": goal["classes"]}
     elif "mean" in goal:
         facts |= {"target_mean": goal["mean"], "target_scale": goal["scale"]}
-    held = None if rest is None else _scaled(rest, used)
-    return Data(_scaled(train, used), held, facts, fitted=refitted)
+    held = None if rest is None else scaled(rest, used)
+    return Data(scaled(train, used), held, facts, fitted=refitted)
 
 
 def csv_inputs(
@@ -109,7 +130,12 @@ def csv_inputs(
     columns: list[str] | None = None,
     standardize: bool = True,
     missing: float | Literal["mean"] | None = None,
-    delimiter: str = ",",
+    delimiter: str | None = None,
+    encoding: str = "utf-8",
+    decimal: Literal[".", ","] = ".",
+    drop: list[str] | None = None,
+    unknown: Literal["error", "ignore"] = "error",
+    dates: list[str] | dict[str, str] | None = None,
     fitted: Fitted = None,
 ) -> Tensor:
     """Return the features `x` of a CSV table, as the source `csv` does, without its target column.
@@ -119,21 +145,69 @@ def csv_inputs(
     if not fitted:
         raise ValueError("csv_inputs: expected fitted preprocessing, got none. Train the run again")
     _check_same(fitted, target, columns, classes, standardize)
-    table = Table.read(path, delimiter)
-    x = _inputs(table, fitted, math.nan if missing == "mean" else missing)
+    table = Table.read(path, Format(delimiter, encoding, decimal))
+    x = _inputs(table, fitted, _Options.of(missing, unknown, dates))
     if missing == "mean":
-        x = _filled(x, fitted)
-    return _scaled_inputs(x, fitted)
+        x = filled(x, fitted)
+    return scaled_inputs(x, fitted)
+
+
+class _Options(NamedTuple):
+    """Arguments of `csv` that say how the cells of features are read.
+
+    Attributes:
+        missing: the number that replaces missing ones; NaN if their mean will.
+        unknown: True if words that the training table does not have are ignored.
+        dates: the format of each column of dates; `None`: ISO 8601.
+    """
+
+    missing: float | None
+    unknown: bool
+    dates: Mapping[str, str | None]
+
+    @classmethod
+    def of(
+        cls,
+        missing: float | Literal["mean"] | None,
+        unknown: str,
+        dates: list[str] | dict[str, str] | None,
+    ) -> _Options:
+        number = math.nan if missing == "mean" else missing
+        formats = dates if isinstance(dates, dict) else dict.fromkeys(dates or ())
+        return cls(number, unknown == "ignore", formats)
+
+    def column(self, table: Table, name: str) -> Column:
+        """Return a column of features; dates as numbers."""
+        column = table.column(name, self.missing)
+        return column.days(self.dates[name]) if name in self.dates else column
+
+
+def _chosen(table: Table, columns: list[str] | None, drop: list[str] | None) -> list[str]:
+    """Return the names of the columns to use, the target among them if it was not dropped."""
+    if columns is not None and drop:
+        raise ValueError("drop: expected no value with `columns`, got both. Remove one of them")
+    for name in drop or ():
+        table.place(name)
+    return [name for name in columns or table.names if name not in {*(drop or ())}]
 
 
 def _kinds(
-    table: Table, target: str, columns: list[str] | None, classes: bool | None
+    table: Table, target: str, chosen: list[str], classes: bool | None, options: _Options
 ) -> dict[str, Any]:
     """Return the target and feature columns; for columns of words, with their distinct words."""
-    chosen = table.names if columns is None else columns
     for name in (*chosen, target):
         table.place(name)
-    features = {name: _words(table.column(name)) for name in chosen if name != target}
+    for name in options.dates:
+        if name not in chosen or name == target:
+            got = "the target" if name == target else "another"
+            raise ValueError(
+                f"dates: expected columns to predict from, got {got}, {name!r}. Remove it from `dates`"
+            )
+    features = {
+        name: None if name in options.dates else _words(table.column(name))
+        for name in chosen
+        if name != target
+    }
     if not features:
         raise DataError(
             f"{table.path}: expected columns besides the target {target!r}, got none. Add a column "
@@ -147,13 +221,15 @@ def _kinds(
             "`classes: false`"
         )
     if classes and labels is None:
-        labels = sorted((cell for cell in goal.different() if not is_missing(cell)), key=float)
+        cells = [cell for cell in goal.different() if not is_missing(cell)]
+        labels = sorted(cells, key=lambda cell: float(cell.replace(",", ".")))
     for name, words in features.items():
         if words is not None and len(words) > _MOST_WORDS:
             listed = ", ".join(map(repr, words[:3]))
             raise DataError(
                 f"{table.path}, column {name!r}: expected at most {_MOST_WORDS} different words, each a "
-                f"feature, got {len(words)} ({listed}, ...). Leave it out of `columns`"
+                f"feature, got {len(words)} ({listed}, ...). Leave it out with `drop`, or list it in "
+                "`dates` if these are dates"
             )
     return {
         "columns": {
@@ -213,130 +289,40 @@ def _check_same(
             )
 
 
-def _width(column: Known) -> int:
-    """Return the number of features of a column: the number of its words, or 1 for numbers."""
-    return len(column["one_of"]) if "one_of" in column else 1
-
-
-def _features(known: Known) -> list[str]:
-    """Return the names of the features: `column` for numbers, `column=word` for each word."""
-    return [
-        feature
-        for name, one in known["columns"].items()
-        for feature in ([f"{name}={word}" for word in one["one_of"]] if "one_of" in one else [name])
-    ]
-
-
-def _encoded(table: Table, known: Known, missing: float | None) -> dict[str, Tensor]:
+def _encoded(table: Table, known: Known, options: _Options) -> dict[str, Tensor]:
     """Return features `x` and target `y` of a table before standardization, in float64 or int64."""
     goal = known["target"]
-    x = _inputs(table, known, missing)
+    x = _inputs(table, known, options)
     return {"x": x, "y": _values(table.column(goal["name"], target=True), goal.get("classes"))}
 
 
-def _inputs(table: Table, known: Known, missing: float | None) -> Tensor:
+def _inputs(table: Table, known: Known, options: _Options) -> Tensor:
     features = []
     for name, one in known["columns"].items():
         words = one.get("one_of")
-        values = _values(table.column(name, missing), words)
-        each = values[:, None] if words is None else one_hot(values, len(words))
-        features.append(each.double())
+        values = _values(options.column(table, name), words, options.unknown)
+        if words is None:
+            features.append(values[:, None])
+        else:  # a cell of another word is -1
+            features.append(one_hot(values + 1, len(words) + 1)[:, 1:].double())
     return torch.cat(features, dim=1)
 
 
-def _values(column: Column, words: list[str] | None) -> Tensor:
-    """Return the numbers of a column as float64, or the indices of its cells in `words` as int64."""
+def _values(column: Column, words: list[str] | None, unknown: bool = False) -> Tensor:
+    """Return the numbers of a column as float64, or the indices of its cells in `words` as int64.
+
+    A cell that is not among the words raises, or is -1 with `unknown`.
+    """
     if words is not None:
         empty = column.is_missing
         if not all(map(is_number, words)):  # a word such as "none" may be among them
             empty = empty & np.array([not cell for cell in column.cells.to_pylist()])
         column.check_present(empty, "a word")
-        return column.categories(words, "Correct it, or delete the row")
+        remedy = "Correct it, delete the row, or set `unknown: ignore`"
+        if column.target:
+            remedy = "Correct it, or delete the row"
+        return column.categories(words, remedy, unknown)
     values = column.doubles("Correct it, or delete the row")
     remedy = "Correct it, or delete the row"
     column.check(np.isfinite(values) | column.is_missing, "a finite number", remedy)
     return torch.from_numpy(values)
-
-
-def _fit(
-    train: dict[str, Tensor], known: Known, standardize: bool, scale_target: bool, means: bool
-) -> dict[str, Any]:
-    """Fit the preprocessing (means, scales, words) on the training rows."""
-    columns: dict[str, Any] = {}
-    place = 0
-    for name, one in known["columns"].items():
-        if "one_of" in one:
-            columns[name] = {"one_of": one["one_of"]}
-        else:
-            found = _moments(train["x"][:, place]) if standardize or means else {}
-            columns[name] = found if standardize or not means else {"mean": found["mean"]}
-        place += _width(one)
-    goal = {key: known["target"][key] for key in ("name", "classes") if key in known["target"]}
-    if scale_target and "classes" not in goal:
-        goal |= _moments(train["y"])
-    contents = sha256(train["x"], train["y"])
-    return {"rows": len(train["y"]), "sha256": contents, "columns": columns, "target": goal}
-
-
-def _check_means(table: Table, x: Tensor, names: list[str]) -> None:
-    for name, empty in zip(names, x.isnan().all(0).tolist(), strict=True):
-        if empty:
-            raise DataError(
-                f"{table.path}, column {name!r}: expected a number in the training rows, got "
-                "none. Leave the column out of `columns`"
-            )
-
-
-def _filled(x: Tensor, used: Known) -> Tensor:
-    """Replace missing numbers (NaN) by the fitted means of their columns."""
-    means = []
-    for name, one in used["columns"].items():
-        if "one_of" not in one and "mean" not in one:
-            raise ValueError(
-                f"missing: expected the run to have fitted a mean of {name!r} for `missing: mean`, got "
-                "none. Restore the run's value of `missing`, or begin a new run"
-            )
-        means += [one.get("mean", 0.0)] * _width(one)
-    return torch.where(x.isnan(), torch.tensor(means, dtype=x.dtype), x)
-
-
-def _moments(column: Tensor) -> dict[str, float]:
-    """Return mean and standard deviation, with exact sums that do not depend on the order of rows."""
-    values = column.numpy()
-    values = values[~np.isnan(values)]  # missing numbers, under `missing: .nan`
-    if not len(values) or values.min() == values.max():
-        return {"mean": float(values.min()) if len(values) else 0.0, "scale": 1.0}
-    mean = math.fsum(values.tolist()) / len(values)
-    away = values - mean
-    largest = float(abs(away).max())
-    square = math.fsum(((away / largest) ** 2).tolist()) / len(values)
-    return {"mean": mean, "scale": math.sqrt(square) * largest}
-
-
-def _scaled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
-    """Standardize `x` and a numeric `y` with the fitted means and scales; convert them to float32."""
-    y, goal = part["y"], used["target"]
-    if "classes" not in goal:
-        y = (y - goal.get("mean", 0.0)) / goal.get("scale", 1.0)
-        y = _to_float32([goal["name"]], y[:, None])[:, 0]
-    return {"x": _scaled_inputs(part["x"], used), "y": y}
-
-
-def _scaled_inputs(x: Tensor, used: Known) -> Tensor:
-    columns = [one for one in used["columns"].values() for _ in range(_width(one))]
-    columns = [one if "scale" in one else {} for one in columns]
-    mean, scale = (
-        torch.tensor([one.get(key, default) for one in columns], dtype=torch.float64)
-        for key, default in (("mean", 0.0), ("scale", 1.0))
-    )
-    return _to_float32(_features(used), (x - mean) / scale)
-
-
-def _to_float32(names: list[str], values: Tensor) -> Tensor:
-    found = values.to(torch.float32)
-    for name, infinite in zip(names, found.isinf().any(0).tolist(), strict=True):
-        if infinite:
-            raise DataError(
-                f"column {name!r}: expected numbers within float32, got a larger one. Scale the column"
-            )
-    return found
