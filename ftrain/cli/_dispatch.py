@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from ftrain.cli._notes import notes
+from ftrain.cli._options import unknown_options
 from ftrain.cli._traces import trimmed
 from ftrain.cli.commands import COMMANDS
 from ftrain.config.errors import ConfigError, did_you_mean
@@ -24,6 +26,13 @@ class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         if message:
             say(message, end="", error=file is not sys.stdout)
+
+    def parse_all(self, arguments: Sequence[str], options: argparse.Namespace) -> None:
+        """Parse the arguments; if one is unknown, print what to write instead, and exit."""
+        _, unknown = self.parse_known_intermixed_args(arguments, options)
+        if unknown:
+            say(f"{self.prog}: {unknown_options(unknown, arguments, self)}", error=True)
+            raise SystemExit(2)
 
 
 def dispatch(name: str, rest: Sequence[str]) -> int:
@@ -45,8 +54,9 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
     parser.add_argument("--traceback", action="store_true", help="after an error, show every frame")
     options = argparse.Namespace(traceback=False)
     try:
-        parser.parse_intermixed_args(rest, options)
-        code: int = module.run(options)
+        parser.parse_all(rest, options)
+        with notes():
+            code: int = module.run(options)
         return code
     except SystemExit as stopped:  # raised by argparse, which has printed the reason
         return stopped.code if isinstance(stopped.code, int) else 2
@@ -67,12 +77,12 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
         if isinstance(error, BrokenPipeError) and not hasattr(error, "fit_result"):
             discard_output()  # it was printed by the user's own code
             return 0
-        notes = getattr(error, "__notes__", [])
+        added = getattr(error, "__notes__", [])
         # Without the advice for Python callers, who can catch the exception.
-        notes[:] = [note.partition(" The state after that step: `except")[0] for note in notes]
+        added[:] = [note.partition(" The state after that step: `except")[0] for note in added]
         ours = type(error).__module__.startswith("ftrain.")  # the message is all that is needed
         if ours and not options.traceback:
-            say(f"ftrain {name}: {error}", *notes, error=True)
+            say(f"ftrain {name}: {error}", *added, error=True)
         else:
             say(trimmed(error, options.traceback), error=True)
         return 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,8 +14,7 @@ from ftrain.config.build import Parts, build
 from ftrain.config.errors import ConfigError
 from ftrain.config.run import environment
 from ftrain.config.schema import Config
-from ftrain.core._terminal import say
-from ftrain.loop import EpochResult
+from ftrain.loop import EpochResult, LoopWarning
 from ftrain.loop.callbacks.ema import averaged
 from ftrain.loop.state import LoopState
 
@@ -69,7 +69,7 @@ def _check(parts: Parts, folder: pathlib.Path, stored_fitted: Mapping[str, Any])
     config = parts.config
     typed = config.places.typed(("data", "path"))
     if (says := _data_json.missing_warning(parts, folder, stored_fitted)) is not None:
-        say(says, error=True)
+        warnings.warn(says, LoopWarning, stacklevel=2)
     if not typed and not isinstance(config.data.held_out, str):
         remedy = "Restore the earlier file, or evaluate on a whole file: data.path=FILE"
         _data_json.check_unchanged(parts, stored_fitted, remedy)

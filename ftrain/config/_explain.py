@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
+from ftrain.config._aliases import KEYS, unquoted, value_alias
 from ftrain.config._places import Path, Places, join
 from ftrain.config.errors import Problem
 from ftrain.config.keys import SECTIONS, keys
@@ -12,64 +15,6 @@ from ftrain.config.schema import Config
 from ftrain.core._nearest import nearest
 
 __all__ = ["explained"]
-
-#: What the keys of other trainers are called here.
-_ELSEWHERE = {
-    "lr": "optimizer.learning_rate",
-    "max_lr": "optimizer.learning_rate",
-    "base_lr": "optimizer.learning_rate",
-    "weight_decay": "optimizer.weight_decay",
-    "betas": "optimizer.b1 and optimizer.b2",
-    "momentum": "optimizer.momentum",
-    "scheduler": "schedule",
-    "lr_scheduler": "schedule",
-    "lr_scheduler_type": "schedule.name",
-    "warmup_steps": "schedule.warmup_steps",
-    "warmup_ratio": "schedule.warmup_steps, as a share of the run such as 0.1",
-    "max_epochs": "epochs",
-    "num_epochs": "epochs",
-    "num_train_epochs": "epochs",
-    "steps": "max_steps",
-    "max_iters": "max_steps",
-    "num_steps": "max_steps",
-    "train_batch_size": "batch_size",
-    "per_device_train_batch_size": "batch_size",
-    "per_device_eval_batch_size": "eval_batch_size",
-    "num_workers": "workers",
-    "dataloader_num_workers": "workers",
-    "gradient_accumulation_steps": "accumulate",
-    "accumulate_grad_batches": "accumulate",
-    "grad_accum": "accumulate",
-    "gradient_clip_val": "max_grad_norm",
-    "grad_clip": "max_grad_norm",
-    "clip_grad_norm": "max_grad_norm",
-    "max_norm": "max_grad_norm",
-    "bf16": "precision: bf16-mixed",
-    "fp16": "precision: 16-mixed",
-    "dtype": "precision",
-    "torch_compile": "compile",
-    "log_every_n_steps": "log_every",
-    "logging_steps": "log_every",
-    "log_interval": "log_every",
-    "eval_steps": "eval_every",
-    "eval_interval": "eval_every",
-    "val_check_interval": "eval_every",
-    "save_steps": "checkpoint.every",
-    "save_every": "checkpoint.every",
-    "save_total_limit": "checkpoint.keep_last",
-    "save_top_k": "checkpoint.keep_best",
-    "monitor": "early_stopping.monitor or checkpoint.monitor",
-    "patience": "early_stopping.patience",
-    "min_delta": "early_stopping.min_delta",
-    "out_dir": "output_dir",
-    "save_dir": "output_dir",
-    "dump_dir": "output_dir",
-    "default_root_dir": "output_dir",
-    "criterion": "loss",
-    "dataset": "data",
-    "train_data": "data",
-    "accelerator": "device",
-}
 
 
 #: Errors of which a message is made; a suggestion for an unknown key takes milliseconds.
@@ -109,7 +54,28 @@ def _message(found: ErrorDetails, path: Path) -> str:
     says = found["msg"].replace("Input should be", "expected").replace("'", "")
     for pydantics, ours in _WORDS.items():
         says = says.replace(pydantics, ours)
-    return f"{says}, got {_shown(value)}"
+    return f"{says}, got {_shown(value)}{_meant(found, path)}"
+
+
+def _meant(found: ErrorDetails, path: Path) -> str:
+    """Return a sentence that suggests the value that was probably meant; `""` if none is known."""
+    kind, value = found["type"], found["input"]
+    if kind == "literal_error":
+        near = value_alias(str(path[-1]), value, re.findall(r"'(.*?)'", found["msg"]))
+        return f". Did you mean {near}?" if near else ""
+    if kind.startswith(("int_", "float_", "bool_")):
+        plain = unquoted(value)
+        if plain is not None:
+            return f". Write {plain} without the quotes"
+        if kind.startswith("bool_") and str(value).lower() in _TRUTH:
+            return f". Write {_TRUTH[str(value).lower()]}"
+    if kind == "string_type" and (near := value_alias(str(path[-1]), value)):
+        return f". Did you mean {near}?"
+    return ""
+
+
+#: Truth values of YAML 1.1 and of Python, which YAML 1.2 reads as texts and numbers.
+_TRUTH = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
 
 
 _WORDS = {
@@ -135,8 +101,8 @@ def _shown(value: object) -> str:
 def _nearest(path: Path) -> str:
     *parents, last = path
     name, section = str(last), join(tuple(parents))
-    if name in _ELSEWHERE and not parents:
-        return f"Write {_ELSEWHERE[name]} instead"
+    if name in KEYS and not parents:
+        return f"Write {KEYS[name]} instead"
     outer, dot, inner = name.partition(".")
     if dot and outer in SECTIONS and not parents:
         return f"Write it as a section: `{outer}:`, and below it `{inner}:`"

@@ -133,4 +133,4 @@ def _monitoring(parts: Parts, section: str, monitor: str, make: Callable[[], Any
     try:
         return make()
     except ValueError as error:
-        raise ConfigError.at(".".join(path), config.places.of(path), str(error)) from None
+        raise _at(parts, section, str(error)) from None

@@ -21,6 +21,7 @@ import torch
 
 from ftrain import optim
 from ftrain.checkpoint import CheckpointError
+from ftrain.config._aliases import value_alias
 from ftrain.config._checkpoints import trained_model
 from ftrain.config._loading import load_data, loaders
 from ftrain.config._made import made
@@ -40,7 +41,7 @@ from ftrain.data.sources import Data
 from ftrain.loop import Trainer
 from ftrain.tasks import Task, Teacher, self_taught, with_teacher
 
-__all__ = ["Parts", "build"]
+__all__ = ["Parts", "build", "schedule_of", "total_steps"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,14 +136,14 @@ def build(
     if facts is None:
         found = load_data(resolved, fitted, evaluation)
         train, held_out = loaders(config, found, device, evaluation)
-    total = _total_steps(config, train)
+    total = total_steps(config, train)
     facts = dict(found.facts)
 
     target = resolved.model
     arguments = _filled(target, facts, resolved)
     model = made(config, target, lambda: bind(lambda: target.function(**arguments)))
     loss_fn, eval_fn, taught = _objective(resolved, model, facts)
-    schedule = _schedule(resolved, total, evaluation)
+    schedule = schedule_of(resolved, total, evaluation)
     optimizer = _chain(resolved, schedule or config.optimizer.learning_rate)
     callbacks = tuple(
         made(config, one, functools.partial(one.function, **_in_run(one, facts, resolved, folder)))
@@ -208,15 +209,20 @@ def _device(config: Config) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        message = (
-            f"expected a device of this machine, got {config.device!r} ({reason}). Write cpu, cuda, "
-            "cuda:1 or auto"
-        )
+        why = "" if "at start of device string" in reason else f" ({reason})"  # torch's own list
+        near = value_alias("device", config.device)
+        remedy = f"Did you mean {near}?" if near else "Write cpu, cuda, cuda:1 or auto"
+        if near and near != "auto" and not torch.cuda.is_available():
+            remedy += (
+                " This machine has no CUDA device; write cpu or auto to train on its processor"
+            )
+        message = f"expected a device of this machine, got {config.device!r}{why}. {remedy}"
         raise ConfigError.at("device", config.places.of(("device",)), message) from None
     return found
 
 
-def _total_steps(config: Config, train: Any) -> int | None:
+def total_steps(config: Config, train: Any) -> int | None:
+    """Return the number of updates in a run on these batches; `None` if it is unknown."""
     limits = [config.max_steps]
     if config.epochs is not None and hasattr(train, "__len__"):
         with contextlib.suppress(TypeError):  # a stream over something without a length
@@ -293,7 +299,7 @@ def _arguments_in_common(callback: Any, written: Mapping[str, Any], make: Any) -
     return {name: value for name, value in values.items() if name in own}
 
 
-def _schedule(resolved: Resolved, total: int | None, evaluation: bool) -> Any:
+def schedule_of(resolved: Resolved, total: int | None, evaluation: bool) -> Any:
     """Return the learning-rate schedule; `None` if the rate is constant."""
     config, course = resolved.config, resolved.schedule
     if course is None or course.needs.chained:

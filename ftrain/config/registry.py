@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
+from ftrain.config._aliases import component_alias
 from ftrain.config.errors import ConfigError, did_you_mean
 
 __all__ = [
@@ -270,9 +271,8 @@ def find(kind: Kind, name: str, base: pathlib.Path, key: str, place: str) -> Any
         return imported(_REGISTERED[kind][name].component)
     found = library.get(name)
     if found is None:
-        advice = did_you_mean(name, names(kind))
-        if not advice.endswith("?"):
-            advice += "."
+        near = component_alias(kind, name, names(kind))
+        advice = f"Did you mean {near}?" if near else f"Choose one of {', '.join(names(kind))}."
         if name.endswith(".py"):
             advice = f"Write a name in the file: {name}:NAME."
         raise ConfigError.at(

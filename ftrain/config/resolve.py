@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from ftrain.config._aliases import unquoted
 from ftrain.config._code import check_code
 from ftrain.config._places import Path, join
 from ftrain.config.errors import ConfigError, Problem, did_you_mean
@@ -299,7 +300,9 @@ def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:
 def _refused(error: ValidationError, value: Any, hint: Any) -> str:
     reasons = [found["msg"].replace("Input should be", "expected") for found in error.errors()]
     reason = reasons[0] if len(set(reasons)) == 1 else f"expected {_spelled(hint)}"
-    return f"{reason}, got {value!r}"
+    plain = unquoted(value)
+    meant = f". Write {plain} without the quotes" if plain else ""
+    return f"{reason}, got {value!r}{meant}"
 
 
 def _spelled(hint: Any) -> str:

@@ -37,6 +37,8 @@ from ftrain.config import _data_json, _watchers
 from ftrain.config._checkpoints import store
 from ftrain.config._code import ORIGIN, origin
 from ftrain.config._directory import FILES, LOCK, holds_a_run, unused
+from ftrain.config._longer import schedule_note
+from ftrain.config._step_advice import size_advice
 from ftrain.config.build import Parts, build
 from ftrain.config.dump import dump, relocated
 from ftrain.config.errors import ConfigError
@@ -44,7 +46,7 @@ from ftrain.config.schema import Config
 from ftrain.core import _file_output
 from ftrain.core.compile import check_compiler
 from ftrain.data.fitted import FILE
-from ftrain.loop import FitResult, Trainer
+from ftrain.loop import FitResult, LoopWarning, Trainer
 from ftrain.loop.callbacks._monitor import UnknownMetricError
 from ftrain.loop.events import TrainEnd
 
@@ -108,6 +110,8 @@ class Run:
                 refusal = _watchers.unknown_metric(self.parts, error)
                 if refusal is not None:
                     raise refusal from None
+            if (advice := size_advice(self.parts, error)) is not None:
+                error.add_note(advice)
             raise
         _watchers.check_monitored(self.parts, result)
         return result
@@ -179,7 +183,7 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             parts = build(config, folder, fitted=stored_fitted)
             _data_json.check_unchanged(parts, stored_fitted or {}, _ANEW.format(config.folder))
             if (says := _data_json.missing_warning(parts, folder, stored_fitted)) is not None:
-                warnings.warn(says, stacklevel=2)
+                warnings.warn(says, LoopWarning, stacklevel=2)
             if not resume and _will_compile(parts):  # a resumed run may have no steps left
                 remedy = "compile=false, in the configuration or on the command line"
                 check_compiler(remedy, parts.device.type)
@@ -202,6 +206,8 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             if not resume:
                 _clear(folder)
                 _write(folder, written)
+        if resume and (says := schedule_note(parts, folder, kept)) is not None:
+            warnings.warn(says, LoopWarning, stacklevel=2)
         yield Run(parts, folder, trainer, written)
 
 

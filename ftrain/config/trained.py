@@ -27,10 +27,10 @@ from ftrain.config.folders import run_config, run_folder
 from ftrain.config.run import environment
 from ftrain.config.schema import Config
 from ftrain.core import tree
-from ftrain.core._terminal import say
 from ftrain.core.evaluate import prediction
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
+from ftrain.loop import LoopWarning
 from ftrain.tasks._numpy_dtypes import as_parameters
 from ftrain.tasks.adapters import OF_THE_LOSS
 
@@ -146,7 +146,7 @@ def load_run(
             facts is None
             and (says := _data_json.missing_warning(parts, folder, fitted)) is not None
         ):
-            say(says, error=True)
+            warnings.warn(says, LoopWarning, stacklevel=2)
         with warnings.catch_warnings():  # without further training, other bits do not matter
             warnings.simplefilter("ignore", checkpoints.DeterminismWarning)
             path, state, _ = loaded(config, folder, which, path, parts.init_state())

@@ -52,6 +52,10 @@ def eval_columns(
     return names
 
 
+#: Torch's logger of errors in operators on fake tensors (torch 2.0 and later).
+_LOG = "torch._subclasses.fake_tensor"
+
+
 def _without_values(eval_step: Callable[..., Any], state: Any, batch: Any) -> Any:
     mode = _torch.fake_mode()
 
@@ -59,7 +63,7 @@ def _without_values(eval_step: Callable[..., Any], state: Any, batch: Any) -> An
         return mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf
 
     state, batch = tree.map(fake, (state, batch))
-    with mode:
+    with mode, _torch.silent(_LOG):  # it logs the traceback of an error, which is ignored here
         return eval_step.__wrapped__(state, batch)  # type: ignore[attr-defined]  # functools'
 
 

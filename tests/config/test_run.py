@@ -250,7 +250,7 @@ def test_unknown_monitored_metric_is_refused(project: pathlib.Path) -> None:
     ) as error:
         run(project, "run", "data.held_out=null", "early_stopping.patience=2")
     assert error.value.key == "early_stopping.monitor"
-    with pytest.raises(ConfigError, match="Write 'eval/loss'") as error:
+    with pytest.raises(ConfigError, match="Did you mean 'eval/loss'") as error:
         run(project, "run", "early_stopping={patience: 2, monitor: loss}")
     assert not (project / "runs").exists()
     with pytest.raises(ConfigError, match="Did you mean 'eval/loss'") as error:

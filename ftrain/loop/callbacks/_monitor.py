@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Collection
 from typing import Literal
 
@@ -22,6 +23,10 @@ _DERIVED = (
     "grad_norm_min",
     "grad_norm_max",
 )
+
+
+#: Names of metrics in other trainers: a split, a separator, and the metric.
+_ELSEWHERE = re.compile(r"(?:(train|training)|val|valid|validation|eval|dev|test)[-_./ ]+(.+)")
 
 
 class UnknownMetricError(ValueError):
@@ -59,7 +64,7 @@ class Monitor:
         if split not in ("eval", "train") or not metric:
             raise ValueError(
                 "monitor: expected a split and a metric, such as 'eval/loss' or 'train/loss', got "
-                f"{name!r}. Write 'eval/{metric or name}'."
+                f"{name!r}. Did you mean {_meant(name)!r}?"
             )
         if mode not in ("min", "max"):
             raise ValueError(
@@ -142,3 +147,17 @@ class Monitor:
             there = {name.removeprefix(prefix).partition("/")[0] for name in values}
             return not part or whole in there
         return bool(part) and self.name.startswith(prefix)
+
+
+def _meant(name: str) -> str:
+    """Return the name of a metric here for its name in another trainer.
+
+    >>> _meant("val_loss"), _meant("train_acc"), _meant("accuracy"), _meant("eval/")
+    ('eval/loss', 'train/accuracy', 'eval/accuracy', 'eval/loss')
+    """
+    found = _ELSEWHERE.fullmatch(name.lower())
+    split = "train" if found and found[1] else "eval"
+    metric = (found[2] if found else name).strip("/ ") or "loss"
+    if metric in ("eval", "train"):
+        metric = "loss"
+    return f"{split}/{'accuracy' if metric == 'acc' else metric}"

@@ -49,10 +49,12 @@ class GradientState(TypedDict):
 class GradientMonitor:
     """Report the paths of layers whose gradient norm nearly vanishes or far exceeds its average.
 
-    It reads the means over a window of the norms that a step of `monitored_steps` reports, and its
-    counts of steps (`vanishing_below`, `exploding_above`, `first_nonfinite`), which show single steps as
-    well. It emits at most one `Notice` per window, which the console and `train.log` print. A layer is
-    reported once, and again only after it has recovered, at the earliest 20 windows later.
+    It needs the steps of `monitored_steps(...)` in the place of those of `ftrain.make_steps(...)`; with
+    `callbacks: [GradientMonitor]` in a configuration, the run builds them. It reads the means over a
+    window of the norms that these steps report, and their counts of steps (`vanishing_below`,
+    `exploding_above`, `first_nonfinite`), which show single steps as well. It emits at most one
+    `Notice` per window, which the console and `train.log` print. A layer is reported once, and again
+    only after it has recovered, at the earliest 20 windows later.
 
     Args:
         vanishing: report a layer whose mean norm is at most this fraction of the largest layer's.

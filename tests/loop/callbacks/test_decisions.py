@@ -149,7 +149,7 @@ def test_early_stopping_and_checkpointing_decide_equally_after_a_resume(
 
 
 def test_an_invalid_monitor_raises_with_the_correct_name() -> None:
-    with pytest.raises(ValueError, match="Write 'eval/loss'"):
+    with pytest.raises(ValueError, match="Did you mean 'eval/loss'"):
         callbacks.EarlyStopping(1, monitor="loss")
     watching = callbacks.EarlyStopping(1, monitor="eval/acuracy")
     with pytest.raises(ValueError, match="Did you mean 'eval/accuracy'"):

@@ -1,0 +1,85 @@
+"""Warnings of a command as notes on standard error: no category, no source line of ftrain's own.
+
+Only the command line does so. A Python program gets warnings as Python's `warnings`, which it can
+filter, record and turn into errors; `-W` and `PYTHONWARNINGS` have their effect in commands, too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import sys
+import sysconfig
+import warnings
+from collections.abc import Iterator
+from typing import TextIO
+
+from ftrain.core._terminal import printable, say
+
+__all__ = ["notes", "shown"]
+
+_PACKAGE = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\]+)")
+
+
+@contextlib.contextmanager
+def notes() -> Iterator[None]:
+    """Print each warning in a `with` block as a note, and each note once."""
+    printed: set[str] = set()
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if str(message) not in printed:
+            printed.add(str(message))
+            _print(shown(str(message), category, filename, lineno))
+
+    with warnings.catch_warnings():  # restores the function as well
+        warnings.showwarning = show
+        yield
+
+
+def shown(message: str, category: type[Warning], filename: str, lineno: int) -> str:
+    """Return the text of a warning: with file and line for the user's code, else with the package.
+
+    Example:
+        >>> shown("the rate is 0", UserWarning, "model.py", 12)
+        'note: the rate is 0 (model.py:12)'
+        >>> shown("slow", UserWarning, "/usr/lib/python3/site-packages/torch/nn/x.py", 12)
+        'note: slow (torch)'
+    """
+    package = _PACKAGE.search(filename)
+    where = f" ({package[1].removesuffix('.py') if package else f'{_short(filename)}:{lineno}'})"
+    ours = category.__module__.partition(".")[0] == "ftrain"
+    if ours or (package is None and filename.startswith(_NOT_THE_USERS)):
+        where = ""
+    return f"note: {message.strip()}{where}"
+
+
+#: Directories of ftrain and of Python's library.
+_NOT_THE_USERS = (
+    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
+    sysconfig.get_path("stdlib") + os.sep,
+)
+
+
+def _short(filename: str) -> str:
+    with contextlib.suppress(ValueError):  # another drive
+        short = os.path.relpath(filename)
+        return short if len(short) < len(filename) else filename
+    return filename
+
+
+def _print(note: str) -> None:
+    if "tqdm" not in sys.modules or sys.stderr is None:
+        say(note, error=True)
+        return
+    with contextlib.suppress(OSError, ValueError):  # closed or full: a note is not worth the run
+        sys.modules["tqdm"].tqdm.write(
+            printable(note), file=sys.stderr
+        )  # clears an active bar first

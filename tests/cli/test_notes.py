@@ -1,0 +1,133 @@
+"""Test that commands print warnings as notes, and that Python programs get them as warnings."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+import warnings
+
+import pytest
+import torch
+
+from ftrain.cli import main
+from ftrain.cli._notes import notes, shown
+from ftrain.config import load, load_run
+from ftrain.config.run import train
+from ftrain.loop import CallbackWarning, LoopWarning
+
+Captured = pytest.CaptureFixture[str]
+
+TABLE = """
+model: {name: mlp, inputs: "${data.features}", outputs: "${data.classes}"}
+data: {name: csv, path: rows.csv, target: kind, held_out: 0.25}
+schedule: {name: warmup_cosine, warmup_steps: 0.1}
+epochs: 2
+batch_size: 8
+compile: false
+progress: false
+"""
+
+
+@pytest.fixture
+def project(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    monkeypatch.chdir(tmp_path)
+    x = torch.arange(48) % 3
+    lines = [f"{n + k},{n % 5},{'abc'[k]}" for n, k in enumerate(x.tolist())]
+    (tmp_path / "rows.csv").write_text("\n".join(["size,age,kind", *lines]) + "\n")
+    (tmp_path / "pets.yaml").write_text(TABLE)
+    return tmp_path
+
+
+def test_note_names_the_line_of_user_code_and_the_package_of_other_code() -> None:
+    with notes():
+        pass
+    ours = shown("no gradient", CallbackWarning, "/anywhere/x.py", 3)
+    assert ours == "note: no gradient"
+    assert shown("odd", UserWarning, torch.nn.__file__, 3) == "note: odd (torch)"
+    assert shown("odd", UserWarning, warnings.__file__, 3) == "note: odd"
+    here = pathlib.Path("model.py").absolute()
+    assert shown("odd", UserWarning, str(here), 3) == "note: odd (model.py:3)"
+
+
+def test_notes_print_each_text_once_and_restore_warnings(capsys: Captured) -> None:
+    before = warnings.showwarning
+    with notes():
+        for _ in range(3):
+            warnings.warn("twice", LoopWarning, stacklevel=1)
+        warnings.warn("once", LoopWarning, stacklevel=1)
+    assert capsys.readouterr().err == "note: twice\nnote: once\n"
+    assert warnings.showwarning is before
+
+
+def test_notes_obey_the_filters_of_warnings(capsys: Captured) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", LoopWarning)
+        with notes(), pytest.raises(LoopWarning):
+            warnings.warn("an error", LoopWarning, stacklevel=1)
+        warnings.simplefilter("ignore", LoopWarning)
+        with notes():
+            warnings.warn("nothing", LoopWarning, stacklevel=1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("closed", [None, "closed"])
+def test_notes_do_not_fail_without_standard_error(
+    closed: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
+) -> None:
+    stream = None
+    if closed:
+        stream = (tmp_path / "err").open("w")
+        stream.close()
+    with monkeypatch.context() as patched, notes():
+        patched.setattr(sys, "stderr", stream)
+        warnings.warn("unheard", LoopWarning, stacklevel=1)
+
+
+def test_command_prints_no_source_line_of_ftrain(project: pathlib.Path) -> None:
+    """In a process of its own, whose warnings pytest does not record."""
+    (project / "net.py").write_text(
+        "import torch, warnings\n"
+        "def net(inputs, outputs):\n"
+        "    warnings.warn('a small net')\n"
+        "    return torch.nn.Linear(inputs, outputs)\n"
+    )
+
+    def command(*arguments: str) -> str:
+        call = [sys.executable, "-m", "ftrain", *arguments]
+        return subprocess.run(call, capture_output=True, text=True, check=True).stderr
+
+    assert "note: a small net (net.py:3)\n" in command(
+        "train", "pets.yaml", "model.name=net.py:net", "threads=1"
+    )
+    said = command("resume", "runs/pets", "threads=2", "epochs=4")
+    assert "note: resuming from " in said
+    assert "  threads: 1 when saved, 2 now\n" in said
+    assert "note: the schedule warmup_cosine is stretched from 8 to 16 steps: " in said
+    assert "Warning" not in said
+    assert "stacklevel" not in said
+    assert ".py:" not in said.replace("net.py:3", "")
+
+
+def test_longer_resume_warns_that_its_schedule_is_stretched(
+    project: pathlib.Path, capsys: Captured
+) -> None:
+    assert main(["train", "pets.yaml"]) == 0
+    capsys.readouterr()
+    assert main(["resume", "runs/pets"]) == 0
+    assert "schedule" not in capsys.readouterr().err  # of the same length
+    expected = (
+        "note: the schedule warmup_cosine is stretched from 8 to 16 steps: the learning rate after "
+        r"step 8 is 0\.000\d+, not 0\. The result is not that of a run of 16 steps from the start"
+    )
+    with pytest.warns(LoopWarning, match=expected.removeprefix("note: ")):
+        train(load("runs/pets/config.yaml", ["epochs=4", "output_dir=runs/pets"]), resume=True)
+    assert main(["resume", "runs/pets", "schedule=null", "epochs=5"]) == 0
+    assert "schedule" not in capsys.readouterr().err  # a constant rate
+
+
+def test_loaded_run_without_data_json_warns_a_python_program(project: pathlib.Path) -> None:
+    assert main(["train", "pets.yaml"]) == 0
+    (project / "runs/pets/data.json").unlink()
+    with pytest.warns(LoopWarning, match=r"has no data\.json"):
+        load_run("runs/pets")
