@@ -115,6 +115,7 @@ _COMPONENTS = {
         **dict.fromkeys(
             ("cosinewithrestarts", "cosineannealingwarmrestarts", "sgdr"), "cosine_restarts"
         ),
+        **dict.fromkeys(("linearwithwarmup", "linearwarmupdecay"), "warmup_linear"),
         "constantwithwarmup": "linear_warmup",
         **dict.fromkeys(("steplr", "multisteplr"), "step"),
         **dict.fromkeys(("onecyclelr", "1cycle"), "one_cycle"),

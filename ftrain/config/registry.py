@@ -183,7 +183,7 @@ _REGISTERED: dict[Kind, dict[str, _Registered]] = {
             (Needs(), ("constant", "cosine_restarts", "exponential", "inverse_sqrt")),
             (Needs(), ("linear_warmup", "piecewise_constant", "step")),
             (Needs(total_steps="steps"), ("cosine", "linear", "one_cycle", "polynomial")),
-            (Needs(total_steps="total_steps"), ("warmup_cosine",)),
+            (Needs(total_steps="total_steps"), ("warmup_cosine", "warmup_linear")),
             (Needs(remaining_steps="stable_steps"), ("warmup_stable_decay",)),
             (Needs(chained=True), ("reduce_on_plateau",)),
         )

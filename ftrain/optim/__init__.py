@@ -84,6 +84,7 @@ from ftrain.optim.schedules import (
     polynomial,
     step,
     warmup_cosine,
+    warmup_linear,
     warmup_stable_decay,
 )
 from ftrain.optim.sgd import SGDState, sgd
@@ -230,6 +231,7 @@ __all__ = [
     "swa",
     "trace",
     "warmup_cosine",
+    "warmup_linear",
     "warmup_stable_decay",
     "with_hyperparams",
     "yogi",

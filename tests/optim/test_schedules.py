@@ -250,6 +250,23 @@ def test_warmup_cosine_schedule_matches_optax(peak, warmup, decay, end):
     assert curve(schedule, total + 3) == close(expected, peak)
 
 
+@given(peaks, st.integers(0, 30), lengths)
+@settings(max_examples=30)
+def test_warmup_linear_schedule_matches_the_linear_schedule_of_transformers(peak, warmup, decay):
+    from transformers import get_linear_schedule_with_warmup
+
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=peak)
+    scheduler = get_linear_schedule_with_warmup(optimizer, warmup, warmup + decay)
+    expected = []
+    for _ in range(warmup + decay + 3):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        scheduler.step()
+    ours = curve(optim.warmup_linear(peak, warmup, warmup + decay), warmup + decay + 3)
+    assert ours == close(expected, peak)
+
+
 @given(peaks, st.integers(0, 20), st.integers(0, 20), lengths, fractions)
 @settings(max_examples=30)
 def test_warmup_stable_decay_schedule_matches_optax_and_its_formula(

@@ -32,6 +32,7 @@ EVERY = {
     "growing restarts": lambda p: optim.cosine_restarts(p, 4, factor=2),
     "one_cycle": lambda p: optim.one_cycle(p, 12),
     "warmup_cosine": lambda p: optim.warmup_cosine(p, 5, 10, end=p / 4),
+    "warmup_linear": lambda p: optim.warmup_linear(p, 5, 10, end=p / 4),
     "warmup_stable_decay": lambda p: optim.warmup_stable_decay(p, 3, 4, 5, shape="sqrt"),
     "inverse_sqrt": lambda p: optim.inverse_sqrt(p, 5),
     "join": lambda p: optim.join([optim.linear_warmup(p, 3), optim.exponential(p, 0.5)], [3]),

@@ -114,6 +114,11 @@ PAIRS = {
         ),
         lambda n: 2 * n + 1,
     ),
+    "warmup_linear": (
+        lambda n: optim.warmup_linear(PEAK, n, 2 * n),
+        lambda o, n: sequential(o, warm(o, n), lr_scheduler.LinearLR(o, 1.0, 0.0, n), at=[n]),
+        lambda n: 2 * n + 1,
+    ),
     "warmup_stable_decay": (
         lambda n: optim.warmup_stable_decay(PEAK, n, 1, n),
         lambda o, n: sequential(

@@ -25,6 +25,7 @@ from ftrain.optim.schedules.warmup import (
     inverse_sqrt,
     linear_warmup,
     warmup_cosine,
+    warmup_linear,
     warmup_stable_decay,
 )
 
@@ -43,5 +44,6 @@ __all__ = [
     "polynomial",
     "step",
     "warmup_cosine",
+    "warmup_linear",
     "warmup_stable_decay",
 ]

@@ -13,7 +13,13 @@ from ftrain.optim.schedules.cosine import cosine
 from ftrain.optim.schedules.decay import constant, linear
 from ftrain.optim.schedules.join import join
 
-__all__ = ["inverse_sqrt", "linear_warmup", "warmup_cosine", "warmup_stable_decay"]
+__all__ = [
+    "inverse_sqrt",
+    "linear_warmup",
+    "warmup_cosine",
+    "warmup_linear",
+    "warmup_stable_decay",
+]
 
 _Shape = Literal["linear", "sqrt"]
 
@@ -61,16 +67,36 @@ def warmup_cosine(
         >>> [round(rate(torch.tensor(t)).item(), 3) for t in range(8)]
         [0.0, 0.5, 1.0, 0.868, 0.55, 0.232, 0.1, 0.1]
     """
-    _checks.positive_int("warmup_steps", warmup_steps, at_least=0)
-    _checks.positive_int("total_steps", total_steps)
-    if total_steps <= warmup_steps:
-        raise ValueError(
-            f"total_steps counts the warmup too: {total_steps} leaves no update for the decay after "
-            f"{warmup_steps} of warmup. Write `warmup_cosine(peak, {warmup_steps}, "
-            f"{warmup_steps + max(total_steps, 1)})` if you meant {total_steps} updates of decay."
-        )
+    _check_total("warmup_cosine", warmup_steps, total_steps)
     decay = cosine(peak, total_steps - warmup_steps, end)
     return _after_warmup(peak, warmup_steps, [decay], [])
+
+
+def warmup_linear(
+    peak: Hyperparameter, warmup_steps: int, total_steps: int, end: Hyperparameter = 0.0
+) -> Schedule:
+    """Return a schedule: linear warmup to `peak`, then a line to `end` at `total_steps`.
+
+    With `end=0` it is the schedule that `transformers` calls "linear", the default of its `Trainer`.
+
+    Args:
+        peak: the rate at count `warmup_steps`; a finite number >= 0 or a 0-d tensor.
+        warmup_steps: updates of the warmup, >= 0. They are part of `total_steps`.
+        total_steps: updates until `end` is reached, more than `warmup_steps`.
+        end: the rate from there on.
+
+    Raises:
+        ValueError: nothing is left for the decay.
+
+    Example:
+        >>> rate = warmup_linear(1.0, 2, 6)
+        >>> [rate(torch.tensor(t)).item() for t in range(8)]
+        [0.0, 0.5, 1.0, 0.75, 0.5, 0.25, 0.0, 0.0]
+    """
+    _check_total("warmup_linear", warmup_steps, total_steps)
+    _checks.non_negative("peak", peak)
+    _checks.non_negative("end", end)
+    return _after_warmup(peak, warmup_steps, [linear(peak, end, total_steps - warmup_steps)], [])
 
 
 def warmup_stable_decay(
@@ -154,6 +180,18 @@ def inverse_sqrt(peak: Hyperparameter, warmup_steps: int, start: Hyperparameter 
         return wide(peak, count) * (warmup_steps / (warmup_steps + count.to(torch.float64))).sqrt()
 
     return join([linear(start, peak, warmup_steps), decay], [warmup_steps])
+
+
+def _check_total(name: str, warmup_steps: int, total_steps: int) -> None:
+    """Raise unless the total leaves updates for the decay after the warmup."""
+    _checks.positive_int("warmup_steps", warmup_steps, at_least=0)
+    _checks.positive_int("total_steps", total_steps)
+    if total_steps <= warmup_steps:
+        raise ValueError(
+            f"total_steps counts the warmup too: {total_steps} leaves no update for the decay after "
+            f"{warmup_steps} of warmup. Write `{name}(peak, {warmup_steps}, "
+            f"{warmup_steps + max(total_steps, 1)})` if you meant {total_steps} updates of decay."
+        )
 
 
 def _after_warmup(
