@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -54,7 +55,7 @@ def _check_end(config: Config, before: Mapping[str, Any]) -> None:
     """
     for key, count in (("epochs", "epoch"), ("max_steps", "step")):
         wanted, done = getattr(config, key), before.get(count)
-        if isinstance(wanted, int) and isinstance(done, int) and wanted < done:
+        if wanted is not None and isinstance(done, int) and math.ceil(wanted) < done:
             raise ConfigError.at(
                 key,
                 config.places.of((key,)),
@@ -68,11 +69,13 @@ def _check_changes(config: Config, before: Mapping[str, Any]) -> None:
     """Raise if a configuration value of a complete run is changed, but no steps are added."""
     ends = ((config.epochs, before.get("epoch")), (config.max_steps, before.get("step")))
     longer = any(
-        isinstance(wanted, int) and isinstance(done, int) and wanted > done for wanted, done in ends
+        wanted is not None and isinstance(done, int) and wanted > done for wanted, done in ends
     )
     if before.get("status") != "completed" or longer or config.fast_dev_run:
         return
     was, now = run_config(config.folder).model_dump(), config.model_dump()
+    if (was["epochs"] or 0) < (now["epochs"] or 0):  # from 1.5 to 1.9 epochs
+        return
     for key in now:
         if now[key] != was[key]:
             more = f"epochs={2 * config.epochs}" if config.epochs else "max_steps=..."

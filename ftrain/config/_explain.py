@@ -63,7 +63,7 @@ def _meant(found: ErrorDetails, path: Path) -> str:
     if kind == "literal_error":
         near = value_alias(str(path[-1]), value, re.findall(r"'(.*?)'", found["msg"]))
         return f". Did you mean {near}?" if near else ""
-    if kind.startswith(("int_", "float_", "bool_")):
+    if kind.startswith(("int_", "float_", "bool_", "epochs")):
         plain = unquoted(value)
         if plain is not None:
             return f". Write {plain} without the quotes"

@@ -39,6 +39,7 @@ from ftrain.core.state import TrainState
 from ftrain.core.step import Steps, make_steps
 from ftrain.data.sources import Data
 from ftrain.loop import Trainer
+from ftrain.loop._limits import steps_of
 from ftrain.tasks import Task, Teacher, self_taught, with_teacher
 
 __all__ = ["Parts", "build", "schedule_of", "total_steps"]
@@ -226,7 +227,7 @@ def total_steps(config: Config, train: Any) -> int | None:
     limits = [config.max_steps]
     if config.epochs is not None and hasattr(train, "__len__"):
         with contextlib.suppress(TypeError):  # a stream over something without a length
-            limits.append(config.epochs * len(train))
+            limits.append(steps_of(config.epochs, len(train)))
     return min((limit for limit in limits if limit is not None), default=None)
 
 

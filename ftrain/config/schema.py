@@ -9,6 +9,7 @@ Read next: `load.py`, which reads a `Config` from a file and the command line.
 
 from __future__ import annotations
 
+import math
 import pathlib
 import re
 from collections.abc import Mapping
@@ -28,6 +29,14 @@ Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _LISTED = Field(strict=False)  # a file has lists, a frozen value tuples
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _epochs(value: Any) -> Any:
+    """Accept a positive number of epochs; a whole one becomes an int."""
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (known and 0 < value < math.inf):
+        raise PydanticCustomError("epochs", "expected a number above 0, such as 10 or 0.5")
+    return int(value) if isinstance(value, float) and value == int(value) else value
 
 
 def _held_out(value: Any) -> Any:
@@ -162,8 +171,8 @@ class Config(_Section):
 
     seed: Seed = 0
     """Seed of initial weights, sample order, dropout and augmentation."""
-    epochs: Count | None = None
-    """Passes over the training data."""
+    epochs: Annotated[int | float | None, BeforeValidator(_epochs)] = None
+    """Passes over the training data; a fraction, such as 0.5, of data with a length."""
     max_steps: Count | None = None
     """Maximum number of updates; the run ends at `epochs` or `max_steps`, whichever comes first."""
 

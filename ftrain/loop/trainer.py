@@ -34,6 +34,7 @@ from ftrain.loop._count_samples import count_samples
 from ftrain.loop._default_progress import default_progress
 from ftrain.loop._dispatcher import Dispatcher
 from ftrain.loop._evaluate import evaluate
+from ftrain.loop._limits import check_limits, whole_limits
 from ftrain.loop._runtime import Runtime
 from ftrain.loop.callback import Action, adapt
 from ftrain.loop.events import Event, Plan, TrainEnd
@@ -155,7 +156,7 @@ class Trainer:
         train_data: Any,
         eval_data: Any = None,
         *,
-        epochs: int | None = None,
+        epochs: float | None = None,
         max_steps: int | None = None,
         resume: Resume = None,
     ) -> FitResult:
@@ -166,7 +167,8 @@ class Trainer:
             train_data: a `data.Loader` or `data.Stream`; a list of batches, a DataLoader, or any
                 iterable that restarts on each iteration; or a function `epoch -> iterable`.
             eval_data: the same, evaluated in one pass from its start; `None`: no evaluation.
-            epochs: passes over the data, counted from the start of the run; 0 trains no step.
+            epochs: passes over the data, counted from the start of the run; 0 trains no step. A
+                fraction, such as 0.5 or 2.5, needs data with a length.
             max_steps: steps, counted from the start of the run.
             resume: `True`: resume from the newest checkpoint in the store; `"auto"`: the same if there
                 is a checkpoint, else start; a path: resume from that checkpoint. A resumed run takes
@@ -176,8 +178,9 @@ class Trainer:
             The state, the history, and how the run ended.
 
         Raises:
-            ValueError: neither `epochs` nor `max_steps` is given; the data has no batch; there is no
-                checkpoint to resume from; the store holds a run already and `resume` is not given.
+            ValueError: neither `epochs` nor `max_steps` is given; the data has no batch, or no length
+                for fractional epochs; there is no checkpoint to resume from; the store holds a run
+                already and `resume` is not given.
             CheckpointLockedError: another process writes to the store; no file was changed.
             CompilerMissingError: steps are to be compiled, and there is no C++ compiler.
             Exception: any exception that a step, the data or a callback raised.
@@ -203,7 +206,7 @@ class Trainer:
         train_data: Any,
         eval_data: Any = None,
         *,
-        epochs: int | None = None,
+        epochs: float | None = None,
         max_steps: int | None = None,
         resume: Resume = None,
         kinds: tuple[type[Event], ...] = (Event,),
@@ -267,11 +270,11 @@ class Trainer:
         state: Any,
         train_data: Any,
         eval_data: Any,
-        epochs: int | None,
+        epochs: float | None,
         max_steps: int | None,
         resume: Resume,
     ) -> Run:
-        _check_end(epochs, max_steps)
+        check_limits(epochs, max_steps)
         if eval_data is not None and self._eval_step is None:
             raise TypeError(
                 "eval_data: expected a trainer with an evaluation step, got one without. Write "
@@ -304,6 +307,7 @@ class Trainer:
         per_epoch = length(train)
         if per_epoch is not None:
             per_epoch = -(-per_epoch // self.accumulate)
+        epochs, max_steps = whole_limits(epochs, max_steps, per_epoch)
         loop = _loop_state(state, store, resume)
         resumed = loop is not None
         if loop is None:
@@ -361,21 +365,6 @@ def _steps_of(steps: Any) -> tuple[Step, Callable[[Any, Any], Any] | None]:
         f"metrics)`, or a pair (step, eval_step), got {type(steps).__name__}. Write "
         "Trainer(ftrain.make_steps(...))."
     )
-
-
-def _check_end(epochs: int | None, max_steps: int | None) -> None:
-    if epochs is None and max_steps is None:
-        raise ValueError(
-            "fit: expected epochs or max_steps, got neither. Write fit(..., epochs=10) or fit(..., "
-            "max_steps=1000)."
-        )
-    for name, value in (("epochs", epochs), ("max_steps", max_steps)):
-        if value is not None and (
-            not isinstance(value, int) or isinstance(value, bool) or value < 0
-        ):
-            raise ValueError(
-                f"{name}: expected an integer of at least 0, got {value!r}. Write {name}=10."
-            )
 
 
 def _loop_state(state: Any, store: Store | None, resume: Resume) -> LoopState | None:

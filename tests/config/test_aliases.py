@@ -69,7 +69,7 @@ def refused(changes: dict[str, Any], tmp_path: pathlib.Path) -> str:
         ({"device": 0}, "expected a text, got 0. Did you mean cuda:0?"),
         ({"compile": "yes"}, "expected true or false, got 'yes'. Write true"),
         ({"compile": "false"}, "got 'false'. Write false without the quotes"),
-        ({"epochs": "3"}, "expected a whole number, got '3'. Write 3 without the quotes"),
+        ({"max_steps": "3"}, "expected a whole number, got '3'. Write 3 without the quotes"),
         (
             {"optimizer": {"learning_rate": "1e-3"}},
             "expected a number, got '1e-3'. Write 1e-3 without the quotes",
