@@ -25,6 +25,7 @@ Data sets, without a network:
     images(folder)                  a folder of images for each class (Pillow)
     split(dataset, held_out)        two parts of any of these
     concat(first, second, ...)      several in sequence
+    select(dataset, columns)        some entries of each sample
     with_outputs(dataset, fn, path) with a function's outputs for each sample, kept in a file
 
 A `datasets.Dataset` of Hugging Face works in `Loader` unchanged, an `IterableDataset` in `Stream`.
@@ -41,6 +42,7 @@ from ftrain.data.images import images
 from ftrain.data.loader import Loader
 from ftrain.data.outputs import with_outputs
 from ftrain.data.samplers import ByLength, Mixed, Sampler, Sequential, Shuffled, Weighted
+from ftrain.data.select import select
 from ftrain.data.splits import concat, split
 from ftrain.data.stream import Stream
 from ftrain.data.table import csv
@@ -68,6 +70,7 @@ __all__ = [
     "npz",
     "safetensors",
     "sample_keys",
+    "select",
     "split",
     "standard_library",
     "text",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -173,22 +174,45 @@ class Call:
         """Return the remedy for arguments that differ from those of another call."""
         if self.treedef != other.treedef:
             return "Give every call the same containers with the same keys."
-        pairs = list(zip(self.leaves, self.specs, other.specs, strict=True))
-        changed = [leaf for leaf, new, old in pairs if new != old]
+        found = zip(self.names, self.leaves, self.specs, other.specs, strict=True)
+        changed = [(name, leaf, old) for name, leaf, new, old in found if new != old]
+        tensors = [(leaf, old) for _, leaf, old in changed if isinstance(leaf, torch.Tensor)]
         said = []
-        if any(isinstance(leaf, torch.Tensor) for leaf in changed):
+        if any(_other_length(leaf, old) for leaf, old in tensors):
+            said.append(
+                "One program serves one shape. Pad sequences to a multiple, so that few lengths occur: "
+                "pad_to_multiple_of=64 of a collator of transformers, or the same in a function "
+                "ftrain.data.Loader(..., collate=...); or read rows of similar length together "
+                "(ftrain.data.ByLength)."
+            )
+        elif tensors:
             said.append(
                 "One program serves one shape. If compiling takes too long, choose a batch size that "
                 "divides the data, or pad or drop the last ragged batch (last_batch='pad' or 'drop' of "
                 "ftrain.data.Loader, drop_last=True of a DataLoader). Keep the shapes, dtypes and "
                 "strides of a state the same from call to call."
             )
-        if any(isinstance(leaf, (int, float, complex)) for leaf in changed):
+        texts = [name for name, leaf, _ in changed if isinstance(leaf, (str, bytes))]
+        if texts:
+            column = re.sub(r"(\[\d+\])+$", "", texts[0])
+            said.append(
+                f"A text is a constant of the program: leave {column} out of the batches, "
+                "ftrain.data.Loader(ftrain.data.select(dataset, columns), ...), or turn it into numbers "
+                "before."
+            )
+        if any(isinstance(leaf, (int, float, complex)) for _, leaf, _ in changed):
             said.append(
                 "A Python number is a constant of the program: pass torch.tensor(...) for one that "
                 "changes."
             )
         return " ".join(said) or "Keep arguments that are not tensors the same from call to call."
+
+
+def _other_length(leaf: torch.Tensor, old: Any) -> bool:
+    """Return True if a tensor differs from the earlier one in a dimension other than the first."""
+    if len(old) != 4 or len(old[0]) != leaf.ndim:  # was no tensor, or one of another rank
+        return False
+    return bool(leaf.shape[1:] != old[0][1:])
 
 
 def global_settings() -> Settings:
