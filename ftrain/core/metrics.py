@@ -59,6 +59,8 @@ class Mean(NamedTuple):
     batch may have weight 0. A whole batch of weight 0, or less, has no mean: the step is skipped or
     raises as for a gradient that is not finite (`nonfinite="ignore"` takes the gradient of the total).
 
+    Pass the sum itself: a mean over no samples is NaN, and so is `Mean(loss.mean() * n, n)` with n = 0.
+
     >>> a, b = Mean(torch.tensor(6.0), torch.tensor(3)), Mean(torch.tensor(2.0), torch.tensor(1))
     >>> a.merge(b).value
     tensor(2.)

@@ -52,6 +52,12 @@ class Emitter:
             warnings.warn(message, LoopWarning, stacklevel=2)
         yield from self.emit(Notice(*self.header(), message))
 
+    def notice_once(self, message: str | None) -> Events:
+        """Emit a `Notice` unless there is no message, or this one was emitted before."""
+        if message is not None and message not in self.runtime.noticed:
+            self.runtime.noticed.add(message)
+            yield from self.notice(message)
+
     def dispatch(self, event: Event, strict: bool = True) -> None:
         """Call the callbacks; store their new states and actions; raise the first exception."""
         outcome = self.runtime.callbacks.dispatch(event, self.state.callbacks)

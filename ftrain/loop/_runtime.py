@@ -39,7 +39,7 @@ class Runtime:
         phase: the phase named if an exception is raised: "step", "data", "evaluate", "save" or
             "callback NAME".
         wanted: a predicate for the kinds of event that the generator's consumer wants.
-        conflicts: `(split, name)` of values that shared a name in a row and were reported in a notice.
+        noticed: the messages of notices that are emitted once in a run.
     """
 
     step: Callable[[Any, Any], tuple[Any, Any]]
@@ -58,7 +58,7 @@ class Runtime:
     garbage: GarbageCollection = dataclasses.field(default_factory=GarbageCollection)
     phase: str = "data"
     wanted: Callable[[type[Event]], bool] = lambda kind: False
-    conflicts: set[tuple[str, str]] = dataclasses.field(default_factory=set)
+    noticed: set[str] = dataclasses.field(default_factory=set)
 
     def is_heard(self, kind: type[Event]) -> bool:
         """Return True if a callback, or the consumer of `Trainer.events`, wants events of this class."""

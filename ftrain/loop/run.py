@@ -29,6 +29,7 @@ from ftrain.loop._evaluate import evaluate
 from ftrain.loop._first_call import check_compiler, is_compiled_next, timed_first_call
 from ftrain.loop._metric_columns import check_names, without_examples
 from ftrain.loop._metric_totals import MetricTotals
+from ftrain.loop._nan_loss import nan_eval_loss_message, nan_loss_message
 from ftrain.loop._out_of_memory import cut
 from ftrain.loop._outcome import attach_result, epoch_result, fit_result, is_intact, status_of
 from ftrain.loop._read_metrics import read_metrics
@@ -257,6 +258,7 @@ class Run(Emitter):
             yield from self.notice(message)
         result = window.result("train", epoch, step)
         row, seen = result.values(), (window.steps, window.samples, window.tokens)
+        yield from self.notice_once(None if skipped else nan_loss_message(row))
         self.state = self.state.replace(pending=(*self.state.pending, Log(row, "train")))
         yield from self.emit(WindowEnd(*self.header(), row, *seen, duration, result.members))
         if batch is None or most is None or skipped_by_all(nonfinite) < most:
@@ -318,6 +320,7 @@ class Run(Emitter):
         result = totals.result(split, epoch, step, pause.seconds)
         prefix = f"{name}/" if name else ""
         row = {f"{prefix}{key}": value for key, value in result.values().items()}
+        yield from self.notice_once(nan_eval_loss_message(result.values(), self.state.train))
         self.state = self.state.replace(
             history=(*self.state.history, result),
             pending=(*self.state.pending[1:], Log(row, "eval")),
@@ -331,12 +334,10 @@ class Run(Emitter):
         others = tuple(each for each in self.state.pending if not isinstance(each, Log))
         self.state = self.state.replace(pending=others)
         for split, name in conflicts:
-            if (split, name) not in self.runtime.conflicts:
-                self.runtime.conflicts.add((split, name))
-                yield from self.notice(
-                    f"one row of {split!r} has two different values called {name!r}; the later one "
-                    "is logged. Rename one."
-                )
+            yield from self.notice_once(
+                f"one row of {split!r} has two different values called {name!r}; the later one "
+                "is logged. Rename one."
+            )
         for split, row in rows.items():
             yield from self.emit(Logged(*self.header(), split, row))
 

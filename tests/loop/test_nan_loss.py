@@ -1,0 +1,60 @@
+"""Test the notice about a loss that is NaN because a batch or micro-batch has no label."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import ftrain
+from ftrain import optim
+from ftrain.loop import Notice, Trainer
+
+X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+HALF = {"x": X, "y": torch.tensor([0, 1, 2, 0, -100, -100, -100, -100])}
+FULL = {"x": X, "y": torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])}
+NONE = {"x": X, "y": torch.full((8,), -100)}
+
+
+def mean_loss(model: nn.Module, batch: Any) -> Any:
+    n = (batch["y"] != -100).sum()
+    return ftrain.Mean(F.cross_entropy(model(batch["x"]), batch["y"]) * n, n)
+
+
+def sum_loss(model: nn.Module, batch: Any) -> Any:
+    n = (batch["y"] != -100).sum()
+    return ftrain.Mean(F.cross_entropy(model(batch["x"]), batch["y"], reduction="sum"), n)
+
+
+def notices(loss_fn: Any, train: Any, held_out: Any = None, **options: Any) -> list[str]:
+    steps = ftrain.make_steps(lambda: nn.Linear(3, 3), loss_fn, optim.sgd(0.1), **options)
+    trainer = Trainer(steps, compile=False, log_every=1)
+    events = trainer.events(
+        steps.init_state(0), [train] * 3, held_out and [held_out], epochs=2, kinds=(Notice,)
+    )
+    return [event.message for event in events]
+
+
+def test_micro_batch_without_a_label_is_named_once_with_the_remedy() -> None:
+    (message,) = notices(mean_loss, HALF, accumulate=2)
+    assert message.startswith("the training loss is NaN although its gradients are finite. ")
+    assert "Write Mean(total, n) with the sum of the losses" in message
+
+
+def test_evaluation_batch_without_a_label_is_named_once() -> None:
+    (message,) = notices(mean_loss, FULL, NONE)
+    assert message.startswith("the evaluation loss is NaN although the parameters are finite. ")
+
+
+def test_sum_over_labels_needs_no_notice() -> None:
+    assert notices(sum_loss, HALF, FULL, accumulate=2) == []
+    assert notices(mean_loss, FULL, FULL, accumulate=2) == []
+
+
+def test_skipped_steps_and_broken_models_get_no_such_notice() -> None:
+    assert not [each for each in notices(sum_loss, NONE) if "no label" in each]
+    diverged = {"x": X * float("nan"), "y": FULL["y"]}
+    found = notices(sum_loss, diverged, FULL, nonfinite="ignore")
+    assert not [each for each in found if "no label" in each]
