@@ -63,6 +63,9 @@ class Store:
         lock: False for a file system without locks; the caller then ensures that no other process
             writes to the directory.
 
+    Attributes:
+        keeps_best: True if the best checkpoints are kept, beside the newest.
+
     Raises:
         ValueError: a policy that keeps nothing; the directory is a file, or itself a checkpoint.
 
@@ -103,6 +106,7 @@ class Store:
         self._policy = RetentionPolicy(
             keep_last, keep_best, metric, mode, keep_every_steps, keep_every_hours
         )
+        self.keeps_best = keep_best is not None or keep_last is None
         self._asynchronous, self._copy = asynchronous, copy
         self._fingerprint = dict(fingerprint or {})
         self._background = Background()

@@ -68,6 +68,7 @@ KEYS = {
     "dataset": "data",
     "train_data": "data",
     "accelerator": "device",
+    "load_best_model_at_end": "checkpoint.keep_best",
     "metric_for_best_model": "checkpoint.monitor",
     "greater_is_better": "checkpoint.mode",
     "dataloader_num_workers": "workers",

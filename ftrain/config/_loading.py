@@ -122,17 +122,18 @@ def _as_data(config: Config, made: Any) -> Data:
 def loaders(config: Config, found: Data, device: torch.device, evaluation: bool) -> tuple[Any, Any]:
     """Return the training and the held-out batches; `None` for either if the run does not use it."""
     place = device if device.type != "cpu" else None
+    seed = config.seed if config.data_seed is None else config.data_seed
 
     def batches(dataset: Any, training: bool) -> Any:
         if isinstance(dataset, (loading.Loader, loading.Stream)):
             return dataset
         size = config.batch_size if training else config.eval_batch_size or config.batch_size
         if hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"):
-            return loading.Stream(dataset, size, seed=config.seed, device=place)
+            return loading.Stream(dataset, size, seed=seed, device=place)
         return loading.Loader(
             dataset,
             size,
-            seed=config.seed,
+            seed=seed,
             shuffle=training,
             workers=config.workers,
             device=place,

@@ -171,6 +171,8 @@ class Config(_Section):
 
     seed: Seed = 0
     """Seed of initial weights, sample order, dropout and augmentation."""
+    data_seed: Seed | None = None
+    """Seed of sample order and augmentation alone; null: `seed`."""
     epochs: Annotated[int | float | None, BeforeValidator(_epochs)] = None
     """Passes over the training data; a fraction, such as 0.5, of data with a length."""
     max_steps: Count | None = None

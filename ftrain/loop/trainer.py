@@ -28,6 +28,7 @@ from ftrain.core.compile import compile as compile_step
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
 from ftrain.loop._batches import Batches, as_batches, check_padding, length
+from ftrain.loop._best_state import check_keeps_best, with_best_state
 from ftrain.loop._callback_identity import Named, named
 from ftrain.loop._checkpoint_writer import CheckpointWriter
 from ftrain.loop._count_samples import count_samples
@@ -159,6 +160,7 @@ class Trainer:
         epochs: float | None = None,
         max_steps: int | None = None,
         resume: Resume = None,
+        load_best: bool = False,
     ) -> FitResult:
         """Train until `epochs` or `max_steps` are reached, whichever is first.
 
@@ -173,6 +175,8 @@ class Trainer:
             resume: `True`: resume from the newest checkpoint in the store; `"auto"`: the same if there
                 is a checkpoint, else start; a path: resume from that checkpoint. A resumed run takes
                 the same steps as an uninterrupted one.
+            load_best: `True`: the result holds state and path of the best checkpoint by the store's
+                metric, unless the run was interrupted; its `step` stays the last one.
 
         Returns:
             The state, the history, and how the run ended.
@@ -180,12 +184,14 @@ class Trainer:
         Raises:
             ValueError: neither `epochs` nor `max_steps` is given; the data has no batch, or no length
                 for fractional epochs; there is no checkpoint to resume from; the store holds a run
-                already and `resume` is not given.
+                already and `resume` is not given; `load_best` without a store that keeps the best.
             CheckpointLockedError: another process writes to the store; no file was changed.
             CompilerMissingError: steps are to be compiled, and there is no C++ compiler.
             Exception: any exception that a step, the data or a callback raised.
         """
         # This frame must not hold a reference to the state, which the steps may donate.
+        if load_best:
+            check_keeps_best(self.store)
         run = self._run(state, train_data, eval_data, epochs, max_steps, resume)
         del state
         display = default_progress(self.callbacks) if self.progress else None
@@ -198,7 +204,7 @@ class Trainer:
                 result = event.result
             del event  # it holds the state, which the next step may donate
         assert result is not None
-        return result
+        return with_best_state(result, self.store) if load_best else result
 
     def events(
         self,
@@ -298,7 +304,7 @@ class Trainer:
         state: Any,
         train: Batches,
         held_out: Batches | None,
-        epochs: int | None,
+        epochs: float | None,
         max_steps: int | None,
         resume: Resume,
         store: Store | None,

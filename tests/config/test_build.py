@@ -338,3 +338,12 @@ def test_array_files_are_read_and_split(tmp_path: pathlib.Path) -> None:
     assert "expected a file name that ends in .npz" in said(
         tmp_path, model="tests.config.project:Net", data={"name": "arrays", "path": "a.pkl"}
     )
+
+
+def test_data_seed_changes_the_order_of_the_samples_alone() -> None:
+    first, other, same = (built(*changes) for changes in ([], ["data_seed=1"], ["data_seed=0"]))
+    batches = [next(iter(each.train))["x"] for each in (first, other, same)]
+    assert torch.equal(batches[0], batches[2])
+    assert not torch.equal(batches[0], batches[1])
+    weights = [each.init_state().params["layers.0.weight"] for each in (first, other)]
+    assert torch.equal(*weights)

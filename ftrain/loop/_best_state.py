@@ -1,0 +1,45 @@
+"""Exchange of a run's last state for that of its best checkpoint (`fit(..., load_best=True)`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+from ftrain import checkpoint
+from ftrain.checkpoint import Store
+from ftrain.loop.events import LoopWarning
+from ftrain.loop.result import FitResult
+
+__all__ = ["check_keeps_best", "with_best_state"]
+
+_REMEDY = (
+    "Write Trainer(..., [callbacks.Checkpointing(best=1, monitor='eval/loss')], "
+    "store=checkpoint.Store('runs/first/checkpoints', keep_best=1, metric='eval/loss'))."
+)
+
+
+def check_keeps_best(store: Any) -> None:
+    """Raise `ValueError` unless a trainer has a store that keeps its best checkpoints."""
+    if not isinstance(store, Store) or not store.keeps_best:
+        got = "one that keeps none" if store is not None else "no store"
+        raise ValueError(
+            f"load_best: expected a trainer whose store keeps best checkpoints, got {got}. {_REMEDY}"
+        )
+
+
+def with_best_state(result: FitResult, store: Any) -> FitResult:
+    """Return a result with the state and path of the best checkpoint; an interrupted one unchanged."""
+    if result.status not in ("completed", "stopped"):
+        return result
+    path = store.best()
+    if path is None:
+        warnings.warn(
+            f"load_best: no checkpoint has the metric of the store; the result has the last state. "
+            f"{_REMEDY}",
+            LoopWarning,
+            stacklevel=3,
+        )
+        return result
+    state, _ = checkpoint.load(path, like=result.state, on_change="ignore")
+    return dataclasses.replace(result, state=state, checkpoint=str(path))
