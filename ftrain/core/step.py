@@ -164,13 +164,13 @@ def make_steps(
         step,
         gradients_of,
         accumulate,
-        _batch_statistics(bound),
+        batch_statistics(bound),
         Watch(loss_fn, bound.skeleton.module, optimizer, grad_reduce),
     )
     return Steps(init_state, train_step, evaluation(bound, eval_fn or loss_fn, precision=policy))
 
 
-def _batch_statistics(bound: Bound) -> tuple[str, ...]:
+def batch_statistics(bound: Bound) -> tuple[str, ...]:
     """Return the names of the modules that compute statistics over a batch in training."""
     root = bound.skeleton.module
     return tuple(

@@ -7,30 +7,69 @@
     member  select  best             one, several, or the best member of a stacked state
     successive_halving  deactivate   prune the members of a sweep
     ensemble(predict)                mean prediction and disagreement of the members
+    per_sample_grads                 the gradients of each example
+    gradient_noise_scale  tracin     noise of gradients; influence of examples
+    private_steps  private_gradients DP-SGD; dp_epsilon, dp_noise_multiplier: its guarantee
+    hessian_vector_product           and gauss_newton_, fisher_vector_product: curvature
+    hutchinson_trace  top_eigenvalues  hutchinson_diagonal  sharpness: from products alone
 
 A training step is a function, so it composes like one: `scan(sweep(stoppable(steps), 8).train_step, 4)`.
 Compile last. This package imports `core` and `optim` only. Start reading at `sweep.py`.
 """
 
+from ftrain.transforms.accountant import dp_epsilon, dp_noise_multiplier
+from ftrain.transforms.curvature import (
+    fisher_vector_product,
+    gauss_newton_vector_product,
+    hessian_vector_product,
+)
 from ftrain.transforms.ensemble import EnsemblePrediction, ensemble
 from ftrain.transforms.grid import grid
+from ftrain.transforms.influence import tracin
 from ftrain.transforms.members import best, member, select, stack
+from ftrain.transforms.per_sample import GradientNoise, gradient_noise_scale, per_sample_grads
+from ftrain.transforms.private import private_gradients, private_steps
 from ftrain.transforms.scan import scan
+from ftrain.transforms.spectrum import (
+    Eigenpairs,
+    Estimate,
+    hutchinson_diagonal,
+    hutchinson_trace,
+    sharpness,
+    top_eigenvalues,
+)
 from ftrain.transforms.stoppable import deactivate, stoppable
 from ftrain.transforms.successive_halving import successive_halving
 from ftrain.transforms.sweep import sweep
 
 __all__ = [
+    "Eigenpairs",
     "EnsemblePrediction",
+    "Estimate",
+    "GradientNoise",
     "best",
     "deactivate",
+    "dp_epsilon",
+    "dp_noise_multiplier",
     "ensemble",
+    "fisher_vector_product",
+    "gauss_newton_vector_product",
+    "gradient_noise_scale",
     "grid",
+    "hessian_vector_product",
+    "hutchinson_diagonal",
+    "hutchinson_trace",
     "member",
+    "per_sample_grads",
+    "private_gradients",
+    "private_steps",
     "scan",
     "select",
+    "sharpness",
     "stack",
     "stoppable",
     "successive_halving",
     "sweep",
+    "top_eigenvalues",
+    "tracin",
 ]

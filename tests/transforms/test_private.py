@@ -1,0 +1,258 @@
+"""DP-SGD: clipping and noise are exact and keyed; epsilon is the accountant's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import ftrain
+from ftrain import Mean, optim, random, transforms, tree
+from tests.compile.cases import same_bytes
+
+generator = torch.Generator().manual_seed(1)
+BATCH = {"x": torch.randn(8, 5, generator=generator), "y": torch.tensor([0, 1, 2, 2, 1, 0, 1, 1])}
+CLIP = 1.7  # near the norms of the gradients of these examples
+OPTIONS: Any = {"clip_norm": CLIP, "noise_multiplier": 1.3}
+
+
+def model() -> nn.Module:
+    return nn.Sequential(nn.Linear(5, 8), nn.Dropout(0.2), nn.Tanh(), nn.Linear(8, 3))
+
+
+def loss_fn(module: nn.Module, batch: Any) -> Any:
+    logits = module(batch["x"])
+    accuracy = (logits.argmax(1) == batch["y"]).float().mean()
+    return F.cross_entropy(logits, batch["y"]), {"accuracy": accuracy}
+
+
+STATE = ftrain.make_steps(model, loss_fn, optim.sgd(0.1)).init_state(0)
+
+
+def flat(params: Any) -> Tensor:
+    return torch.cat([leaf.reshape(-1) for leaf in tree.leaves(params)])
+
+
+def test_private_gradients_equal_a_loop_that_clips_each_example() -> None:
+    _, examples_key, noise_key = random.split(STATE.rng, 3)
+    per_sample = transforms.per_sample_grads(model, loss_fn)
+    grads = per_sample(STATE.replace(rng=examples_key), BATCH)
+    total = {name: torch.zeros_like(p) for name, p in STATE.params.items()}
+    clipped = 0
+    for i in range(8):
+        norm = float(flat(tree.map(lambda g, i=i: g[i].double(), grads)).norm())
+        clipped += norm > CLIP
+        for name in total:
+            total[name] += grads[name][i] * min(1.0, CLIP / norm)
+    for place, name in enumerate(sorted(total)):
+        noise = random.normal(noise_key, total[name].shape, folds=(place,))
+        total[name] = (total[name] + 1.3 * CLIP * noise) / 8
+    result = transforms.private_gradients(model, loss_fn, **OPTIONS)(STATE, BATCH)
+    torch.testing.assert_close(result.grads, total, rtol=1e-5, atol=1e-7)
+    assert 0 < clipped < 8
+    assert float(result.metrics["clipped"]) == clipped / 8
+
+
+def test_without_clipping_and_noise_the_gradient_is_that_of_the_batch() -> None:
+    smooth = lambda module, batch: F.cross_entropy(module(batch["x"]), batch["y"])  # noqa: E731
+    plain = lambda: nn.Linear(5, 3)  # noqa: E731
+    state = ftrain.make_steps(plain, smooth, optim.sgd(0.1)).init_state(0)
+    ours = transforms.private_gradients(plain, smooth, clip_norm=1e9, noise_multiplier=0.0)
+    result = ours(state, BATCH)
+    whole = ftrain.gradients(ftrain.bind(plain), smooth)(state, BATCH)
+    torch.testing.assert_close(result.grads, whole.grads, rtol=1e-5, atol=1e-7)
+    torch.testing.assert_close(result.metrics["loss"], whole.metrics["loss"])
+    assert float(result.metrics["clipped"]) == 0
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 7), st.floats(-1e4, 1e4, width=32))
+def test_an_example_moves_the_sum_by_the_clipping_norm_at_most(
+    seed: int, place: int, value: float
+) -> None:
+    """Sensitivity: adding an example adds a vector of norm `clip_norm` or less."""
+    grads_of = transforms.private_gradients(
+        model, masked, clip_norm=CLIP, noise_multiplier=0.0, batch_size=1
+    )
+    state = STATE.replace(rng=random.key(seed))
+    x = BATCH["x"].clone()
+    x[place] = value
+    kept = torch.ones(8)
+    full = grads_of(state, {**BATCH, "x": x, "mask": kept})
+    kept = kept.clone()
+    kept[place] = 0.0
+    without = grads_of(state, {**BATCH, "x": x, "mask": kept})
+    assert float((flat(full.grads) - flat(without.grads)).norm()) <= CLIP * (1 + 1e-5)
+
+
+def masked(module: nn.Module, batch: Any) -> Mean:
+    losses = F.cross_entropy(module(batch["x"]), batch["y"], reduction="none")
+    return Mean((losses * batch["mask"]).sum(), batch["mask"].sum())
+
+
+def test_rows_of_weight_0_and_examples_that_are_not_finite_add_nothing() -> None:
+    grads_of = transforms.private_gradients(model, masked, **OPTIONS, batch_size=4)
+    mask = torch.tensor([1.0] * 6 + [0.0] * 2)
+    expected = grads_of(STATE, {**BATCH, "mask": mask})
+    x = BATCH["x"].clone()
+    x[6:] = float("nan")
+    broken = grads_of(STATE, {**BATCH, "x": x, "mask": torch.ones(8)})
+    for ours, theirs in zip(tree.leaves(broken.grads), tree.leaves(expected.grads), strict=True):
+        assert same_bytes(ours, theirs)
+    assert int(broken.metrics["nonfinite_examples"]) == 2
+    assert int(expected.metrics["nonfinite_examples"]) == 0
+    assert float(expected.metrics.entries["loss"].weight) == 6
+    assert bool(broken.finite)
+
+
+def test_noise_has_the_deviation_of_the_multiplier() -> None:
+    """Of 20,000 gradients of one parameter; 5 standard errors."""
+    single = lambda: nn.Linear(1, 1, bias=False)  # noqa: E731
+    square = lambda module, batch: module(batch).square().mean()  # noqa: E731
+    state = ftrain.make_steps(single, square, optim.sgd(0.1)).init_state(0)
+    grads_of = transforms.private_gradients(single, square, clip_norm=0.5, noise_multiplier=3.0)
+    draw = lambda key: grads_of(state.replace(rng=key), torch.ones(2, 1)).grads["weight"]  # noqa: E731
+    drawn = torch.vmap(draw)(random.split(random.key(0), 20_000)) * 2
+    assert abs(float(drawn.std()) / 1.5 - 1) < 5 / 40_000**0.5
+
+
+@pytest.mark.parametrize("chunk_size", [1, 3, 8])
+def test_chunks_give_the_same_gradient(chunk_size: int) -> None:
+    whole = transforms.private_gradients(model, loss_fn, **OPTIONS)(STATE, BATCH)
+    parts = transforms.private_gradients(model, loss_fn, **OPTIONS, chunk_size=chunk_size)
+    found = parts(STATE, BATCH)
+    torch.testing.assert_close(found.grads, whole.grads, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(found.metrics["accuracy"], whole.metrics["accuracy"])
+
+
+def steps_of(**changes: Any) -> ftrain.Steps:
+    return transforms.private_steps(model, loss_fn, optim.sgd(0.1), **{**OPTIONS, **changes})
+
+
+def test_private_steps_are_pure_and_deterministic() -> None:
+    steps = steps_of()
+    ftrain.testing.check_pure(steps, [BATCH, BATCH])
+    ftrain.testing.check_deterministic(steps, [BATCH, BATCH])
+    ftrain.testing.check_fixpoint(steps, [BATCH, BATCH])
+
+
+def test_private_steps_compile_and_map_over_states() -> None:
+    steps = steps_of()
+    state, metrics = steps.train_step(STATE, BATCH)
+    compiled, _ = ftrain.compile(steps.train_step, backend="eager")(STATE, BATCH)
+    torch.testing.assert_close(compiled.params, state.params, rtol=1e-5, atol=1e-7)
+    assert same_bytes(compiled.rng, state.rng)
+    others = [STATE, steps.init_state(1)]
+    stacked = tree.map(lambda *leaves: torch.stack(leaves), *others)
+    mapped, _ = torch.vmap(lambda s: steps.train_step(s, BATCH))(stacked)
+    row = tree.map(lambda leaf: leaf[0], mapped)
+    torch.testing.assert_close(row.params, state.params, rtol=1e-5, atol=1e-7)
+    assert sorted(metrics) == [
+        "accuracy", "clipped", "grad_norm", "learning_rate", "loss", "nonfinite_examples", "skipped",
+    ]  # fmt: skip
+
+
+def test_private_training_learns() -> None:
+    steps = steps_of(noise_multiplier=0.5)
+    step, state = ftrain.compile(steps.train_step, backend="eager"), steps.init_state(0)
+    first = float(steps.eval_step(state, BATCH)["loss"])
+    for _ in range(60):
+        state, _ = step(state, BATCH)
+    assert float(steps.eval_step(state, BATCH)["loss"]) < 0.8 * first
+
+
+def test_calls_of_buffers_that_do_not_depend_on_examples_are_kept() -> None:
+    class Counting(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(5, 3)
+            self.register_buffer("calls", torch.zeros(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.calls = self.calls + 1
+            return super().forward(x)
+
+    steps = transforms.private_steps(Counting, loss_fn, optim.sgd(0.1), **OPTIONS)
+    state, _ = steps.train_step(steps.init_state(0), BATCH)
+    assert float(state.buffers["calls"]) == 1
+
+
+REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
+    "clip": (lambda: steps_of(clip_norm=0.0), "clip_norm: expected a positive number"),
+    "noise": (lambda: steps_of(noise_multiplier=-1.0), "noise_multiplier: expected"),
+    "size": (lambda: steps_of(batch_size=0), "batch_size: expected"),
+    "scaling": (lambda: steps_of(precision="16-mixed"), "without loss scaling"),
+    "micro-batches": (
+        lambda: steps_of().train_step(STATE, ftrain.MicroBatches(BATCH, 2)),
+        "expected one batch, got MicroBatches",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_private_steps_refuse_wrong_arguments(case: str) -> None:
+    call, message = REFUSED[case]
+    with pytest.raises(ValueError, match=message):
+        call()
+
+
+def test_metrics_that_cannot_be_merged_over_examples_are_refused() -> None:
+    def last(module: nn.Module, batch: Any) -> Any:
+        return loss_fn(module, batch)[0], {"last": ftrain.Last(batch["x"].sum())}
+
+    with pytest.raises(TypeError, match=r"metrics\['last'\]: expected a mean, a sum or values"):
+        transforms.private_gradients(model, last, **OPTIONS)(STATE, BATCH)
+
+
+# -- accountant -------------------------------------------------------------------------------------
+
+
+def test_epsilon_is_that_of_the_accountant() -> None:
+    library = pytest.importorskip("dp_accounting")
+    pytest.importorskip("dp_accounting.pld")
+    event = library.PoissonSampledDpEvent(0.02, library.GaussianDpEvent(0.9))
+    for name, made in (
+        ("pld", library.pld.PLDAccountant()),
+        ("rdp", library.rdp.RdpAccountant()),
+    ):
+        expected = made.compose(event, 300).get_epsilon(1e-5)
+        assert transforms.dp_epsilon(0.9, 0.02, 300, 1e-5, accountant=name) == expected  # type: ignore[arg-type]
+
+
+def test_epsilon_of_whole_batches_is_that_of_the_gaussian_mechanism() -> None:
+    """Balle and Wang, "Improving the Gaussian mechanism for differential privacy", ICML 2018."""
+    library = pytest.importorskip("dp_accounting")
+    exact = library.get_epsilon_gaussian(4.0 / 5**0.5, 1e-5)
+    assert transforms.dp_epsilon(4.0, 1.0, 5, 1e-5) == pytest.approx(exact, rel=1e-3)
+
+
+def test_noise_multiplier_is_the_inverse_of_epsilon() -> None:
+    pytest.importorskip("dp_accounting")
+    noise = transforms.dp_noise_multiplier(2.0, 0.01, 500, 1e-5, accountant="rdp")
+    assert transforms.dp_epsilon(noise, 0.01, 500, 1e-5, accountant="rdp") <= 2.0
+    assert transforms.dp_epsilon(0.99 * noise, 0.01, 500, 1e-5, accountant="rdp") > 2.0
+
+
+def test_accountants_refuse_wrong_arguments() -> None:
+    for call, message in (
+        (lambda: transforms.dp_epsilon(0.0, 0.1, 1, 1e-5), "noise_multiplier"),
+        (lambda: transforms.dp_epsilon(1.0, 0.0, 1, 1e-5), "sample_rate"),
+        (lambda: transforms.dp_epsilon(1.0, 0.1, 0, 1e-5), "steps"),
+        (lambda: transforms.dp_epsilon(1.0, 0.1, 1, 1.0), "delta"),
+        (lambda: transforms.dp_epsilon(1.0, 0.1, 1, 0.1, accountant="gdp"), "accountant"),  # type: ignore[arg-type]
+        (lambda: transforms.dp_noise_multiplier(0.0, 0.1, 1, 0.1), "epsilon"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()
+
+
+def test_accountants_name_the_extra_that_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    with pytest.raises(ImportError, match=r"ftrain\[privacy\]"):
+        transforms.dp_epsilon(1.0, 0.1, 1, 1e-5)
