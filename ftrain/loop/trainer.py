@@ -23,6 +23,7 @@ import torch
 from ftrain import checkpoint
 from ftrain.checkpoint import Store
 from ftrain.core import tree
+from ftrain.core._count_samples import count_samples
 from ftrain.core.compile import Compiled
 from ftrain.core.compile import compile as compile_step
 from ftrain.core.state import TrainState
@@ -31,7 +32,6 @@ from ftrain.loop._batches import Batches, as_batches, check_padding, length
 from ftrain.loop._best_state import check_keeps_best, with_best_state
 from ftrain.loop._callback_identity import Named, named
 from ftrain.loop._checkpoint_writer import CheckpointWriter
-from ftrain.loop._count_samples import count_samples
 from ftrain.loop._default_progress import default_progress
 from ftrain.loop._dispatcher import Dispatcher
 from ftrain.loop._evaluate import evaluate

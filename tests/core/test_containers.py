@@ -15,8 +15,8 @@ import torch.utils._pytree as torch_pytree
 
 import ftrain
 from ftrain import data, tree
+from ftrain.core._count_samples import count_samples
 from ftrain.core.errors import DonatedStateError, RecompileWarning
-from ftrain.loop._count_samples import count_samples
 from ftrain.testing import assert_same_bits
 from tests.core.batches import FORMS, Encoding, rows
 
