@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-__all__ = ["dynamo_graphs", "peak_allocation"]
+__all__ = ["allocation_changes", "dynamo_graphs", "peak_allocation"]
 
 
 def dynamo_graphs() -> int:
@@ -21,21 +21,31 @@ def dynamo_graphs() -> int:
     return int(counters["stats"]["unique_graphs"]) if counters else 0
 
 
-def peak_allocation(profile: Any) -> int:
-    """Return the most bytes allocated on the CPU at one time, beyond those at the start.
+def allocation_changes(profile: Any) -> list[int]:
+    """Return the bytes of each allocation (positive) and release (negative) on the CPU, in order.
 
     Args:
         profile: a `torch.profiler.profile(profile_memory=True)` that has ended. Its events of single
             allocations have no public name (`kineto_results.events()`, torch 1.9 and later).
     """
     events = profile.profiler.kineto_results.events()
-    changes = sorted(
+    changes = [
         (event.start_ns(), event.nbytes())
         for event in events
         if event.name() == "[memory]" and event.device_index() in (-1, 0)
-    )
+    ]
+    # In the order of the events where two have the same time.
+    return [change for _, change in sorted(changes, key=lambda pair: pair[0])]
+
+
+def peak_allocation(profile: Any) -> int:
+    """Return the most bytes allocated on the CPU at one time, beyond those at the start.
+
+    Args:
+        profile: a `torch.profiler.profile(profile_memory=True)` that has ended.
+    """
     allocated = peak = 0
-    for _, change in changes:
+    for change in allocation_changes(profile):
         allocated += change
         peak = max(peak, allocated)
     return peak

@@ -85,7 +85,8 @@ def compile(
         backend: "eager" runs the traced graph operator by operator and needs no compiler.
 
     Returns:
-        The compiled function; `n_compiles` counts its programs, `graph(*args)` shows the traced graph.
+        The compiled function; `n_compiles` counts its programs, `graph(*args)` shows the traced graph,
+        and `cost(*args)` returns a `Cost`, which tells where the time of a call goes.
 
     Raises:
         TraceError: `fn` needs the value of a tensor; the message shows where.

@@ -20,7 +20,7 @@ from typing import Any, Generic, ParamSpec, TypeVar
 import torch
 from torch import fx
 
-from ftrain.core import _torch
+from ftrain.core import _torch, tree
 from ftrain.core._short_traceback import shortened
 from ftrain.core.compile import _donate, _ownership
 from ftrain.core.compile._call import Call, global_settings
@@ -31,6 +31,7 @@ from ftrain.core.compile._observers import observed
 from ftrain.core.compile._program import Program
 from ftrain.core.compile._toolchain import check_compiler
 from ftrain.core.compile._trace import Traced, is_tracing, trace
+from ftrain.core.cost import Cost, call_cost
 from ftrain.core.errors import RecompileWarning
 from ftrain.core.random.keyed import innermost_stream
 
@@ -126,6 +127,29 @@ class Compiled(Generic[P, R]):
         with _lock:
             traced = self._trace(call)
         return traced, [*call.tensors(), *traced.captured]
+
+    def cost(self, *args: P.args, **kwargs: P.kwargs) -> Cost:
+        """Return what one call costs: its operators and kernels with time, FLOPs, bytes and floor.
+
+        The program runs several times, on copies of a donated state, and is compiled first if no earlier
+        call did. Takes a second or two beyond that, since the machine's rates are measured too.
+
+        Returns:
+            A `Cost`; `print` shows it as tables.
+        """
+        graph = self.graph(*args, **kwargs)
+        device = next(
+            (x.device for x in tree.leaves((args, kwargs)) if isinstance(x, torch.Tensor)),
+            torch.device("cpu"),
+        )
+
+        def prepare() -> Callable[[], Any]:
+            given: Any = args
+            if self._donate:
+                given = (tree.map(_cloned, args[0]), *args[1:])
+            return functools.partial(self, *given, **kwargs)
+
+        return call_cost(prepare, device, graph=graph)
 
     def _find_and_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         if torch.is_inference_mode_enabled() and not is_tracing():
@@ -278,6 +302,10 @@ class Compiled(Generic[P, R]):
             f"`{self._name}` is compiled again (program {self.n_compiles + 1}): no earlier program fits "
             f"this call.\n{listed}{more}\n{remedy}"
         )
+
+
+def _cloned(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
 def _owned(state: Any, tensors: Sequence[Any]) -> _ownership.OwnedLeaves | None:
