@@ -7,8 +7,8 @@ Training is three pure functions over one immutable state:
     eval_step(state, batch) -> metrics
 
 Start at `make_steps`; the pieces under it are in `ftrain.core`, the optimizers in `ftrain.optim`. The
-packages (`checkpoint`, `config`, `data`, `loop`, `optim`, `tasks`, `testing`, `transforms`) are imported
-at first use.
+packages (`bench`, `checkpoint`, `config`, `data`, `loop`, `optim`, `tasks`, `testing`, `transforms`) are
+imported at first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 __version__: str
 
 if TYPE_CHECKING:
+    from ftrain import bench as bench
     from ftrain import checkpoint as checkpoint
     from ftrain import config as config
     from ftrain import data as data
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from ftrain._public import __all__ as __all__
 else:
     _PACKAGES = (
+        "bench",
         "checkpoint",
         "config",
         "data",

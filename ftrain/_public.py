@@ -1,10 +1,13 @@
 """Public names of `ftrain`, which imports this module at the first access to one of them."""
 
+from ftrain.bench.benchmark import benchmark
+from ftrain.bench.report import BenchmarkReport
 from ftrain.core import debug, errors, random, tree
 from ftrain.core.accumulate import MicroBatches
 from ftrain.core.commit import commit
 from ftrain.core.compile import compile
 from ftrain.core.cond import cond
+from ftrain.core.cost import Cost, CostRow
 from ftrain.core.export import export, load_weights
 from ftrain.core.functional import bind, value_and_grad
 from ftrain.core.gradients import GradientFn, GradientResult, gradients
@@ -18,6 +21,9 @@ from ftrain.core.switch import switch
 from ftrain.core.while_loop import while_loop
 
 __all__ = [
+    "BenchmarkReport",
+    "Cost",
+    "CostRow",
     "GradientFn",
     "GradientResult",
     "Last",
@@ -33,6 +39,7 @@ __all__ = [
     "Sum",
     "TrainState",
     "TrainStep",
+    "benchmark",
     "bind",
     "commit",
     "compile",

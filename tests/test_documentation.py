@@ -23,6 +23,7 @@ ROOMS = [
     "ftrain.core.random",
     "ftrain.core.tree",
     "ftrain.core.errors",
+    "ftrain.bench",
     "ftrain.optim",
     "ftrain.data",
     "ftrain.data.sources",

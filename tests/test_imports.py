@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 # A room may import the rooms before it, and itself; rooms of one line do not import each other.
 FLOORS = [
     {"core"},
-    {"optim", "data", "checkpoint"},
+    {"bench", "optim", "data", "checkpoint"},
     {"tasks", "testing", "transforms"},
     {"loop"},
     {"config"},

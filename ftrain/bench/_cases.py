@@ -1,0 +1,270 @@
+"""Steps to measure, and their variants: eager, compiled, and compiled with donation.
+
+Read next: `_runners.py`, the functions that are timed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, get_args
+
+import torch
+from torch import fx
+
+from ftrain.bench._runners import MISSING, Plain, Pure, Returns, returned
+from ftrain.bench.memory import live_bytes, storage_bytes
+from ftrain.core import tree
+from ftrain.core._words import a_or_an
+from ftrain.core.compile import compile
+from ftrain.core.compile._lower import Backend
+from ftrain.core.cost._flops import NONE, graph_work
+from ftrain.core.cost._kernels import Kernel, kernels_of
+from ftrain.core.cost.rates import synchronize
+from ftrain.core.step import Steps
+
+__all__ = ["MISSING", "VARIANTS", "Case", "Profile", "Subject", "Variant", "first_call"]
+
+Variant = Literal["eager", "compiled", "donated"]
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+
+_PROFILED, _PROFILED_SECONDS = 3, 0.3  # calls, at least; and for how long
+
+
+class Profile(NamedTuple):
+    """What runs in one call.
+
+    Attributes:
+        flops: floating-point operations by dtype.
+        kernels: the number of kernels.
+        share: the time in kernels over the time of a call, at most 1.
+        launch: seconds until a call returns, though the device may still be working.
+    """
+
+    flops: Mapping[str, int]
+    kernels: int
+    share: float
+    launch: float
+
+
+@dataclasses.dataclass
+class Subject:
+    """Step to measure, with its arguments.
+
+    Attributes:
+        step: the function.
+        args: its arguments; of a pure step, the state first.
+        is_pure: the step returns a new state; otherwise it updates a model in place.
+        settings: what it was built with.
+        graph: its traced graph, once a variant has been compiled; `None`: not traced.
+        steady_bytes: memory between steps, known once the cases have been made.
+    """
+
+    step: Callable[..., Any]
+    args: tuple[Any, ...]
+    is_pure: bool
+    settings: Mapping[str, Any]
+    graph: fx.GraphModule | None = None
+    steady_bytes: int = 0
+
+    @classmethod
+    def of(
+        cls, step: Any, state: Any, batch: Any, settings: Mapping[str, Any] | None = None
+    ) -> Subject:
+        """Return a step with its arguments, of which `state`, `batch` or both may be `MISSING`."""
+        if not callable(step):
+            raise TypeError(
+                f"step: expected a function, got {a_or_an(type(step).__name__)}. Pass the step itself: "
+                "benchmark(train_step, state, batch)."
+            )
+        args = tuple(each for each in (state, batch) if each is not MISSING)
+        return cls(step, args, state is not MISSING, settings or {})
+
+    @classmethod
+    def built(cls, build: Callable[..., Any], settings: Mapping[str, Any]) -> Subject:
+        """Return the step that a function builds: `(step, state, batch)` or `(step, batch)`."""
+        found = build(**settings)
+        if isinstance(found, Steps):
+            found = (found,)  # three functions
+        if not isinstance(found, (tuple, list)) or len(found) not in (2, 3):
+            name = getattr(build, "__name__", type(build).__name__)
+            got = (
+                f"{len(found)} values" if isinstance(found, (tuple, list)) else type(found).__name__
+            )
+            raise TypeError(
+                f"{name}: expected (step, state, batch), or (step, batch) for a step that updates a "
+                f"model in place, got {got}. Return one of these."
+            )
+        step, *state, batch = found
+        return cls.of(step, state[0] if state else MISSING, batch, settings)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first tensor among the arguments; without one, CUDA if a step may run there."""
+        leaves = tree.leaves(self.args)
+        return next((x.device for x in leaves if isinstance(x, torch.Tensor)), torch.device("cpu"))
+
+    def sizes(self, count: Callable[[Any], tuple[int, int]]) -> tuple[int, int]:
+        """Return the samples and tokens of the batch."""
+        return count(self.args[-1]) if len(self.args) > self.is_pure else (0, 0)
+
+    def cases(
+        self, wanted: Sequence[Variant] | None, backend: Backend, notes: list[str]
+    ) -> list[Case]:
+        """Make the variants and call each twice; append a note for each that cannot be made.
+
+        The first call of the step itself raises what it raises.
+        """
+        self.steady_bytes = 0 if self.is_pure else live_bytes()
+        returns: Returns = "other"
+        first = 0.0
+        if self.is_pure:
+            synchronize(self.device)
+            start = time.perf_counter()
+            result = self.step(*self.args)
+            synchronize(self.device)
+            first = time.perf_counter() - start
+            returns = returned(result, self.args[0])
+            del result
+            self.steady_bytes = storage_bytes(tree.leaves(self.args))
+        found = []
+        for variant in wanted or VARIANTS:
+            case = Case(self, variant, None)
+            try:
+                case = self._case(variant, returns, backend)
+                case.warm()
+                if self.is_pure and variant == "eager":
+                    case.first_call = first
+            except _LeftOutError as error:
+                if wanted:
+                    notes.append(f"{case.name} was not measured: {error}")
+                continue
+            except Exception as error:
+                if variant == "eager":
+                    raise
+                reason = next(iter(str(error).splitlines()), "")
+                notes.append(f"{case.name} was not measured: {type(error).__name__}: {reason}")
+                continue
+            found.append(case)
+        if not self.is_pure and found:
+            self.steady_bytes = live_bytes()  # with gradients and the state of an optimizer
+        return found
+
+    def _case(self, variant: Variant, returns: Returns, backend: Backend) -> Case:
+        if not self.is_pure:
+            if variant == "donated":
+                raise _LeftOutError("a step that updates its model in place has no state to donate")
+            fn = self.step
+            if variant == "compiled":
+                fn = torch.compile(self.step, backend=backend)
+            return Case(self, variant, Plain(fn, self.args))
+        if variant == "eager":
+            return Case(self, variant, Pure(self.step, self.args, returns))
+        donate = variant == "donated"
+        state = self.args[0]
+        if donate and (tree.is_leaf(state) or not dataclasses.is_dataclass(state)):
+            raise _LeftOutError(
+                f"donation needs a state that is a frozen dataclass, got {a_or_an(type(state).__name__)}"
+            )
+        if donate and returns == "other":
+            raise _LeftOutError("the step does not return a state like the one that it is given")
+        fn = compile(self.step, donate=donate, backend=backend)
+        if self.graph is None:
+            self.graph = compile(self.step).graph(*self.args)
+        return Case(self, variant, Pure(fn, self.args, returns, donate))
+
+
+class _LeftOutError(Exception):
+    """Reason for which a step has no such variant."""
+
+
+@dataclasses.dataclass
+class Case:
+    """Variant of a step.
+
+    Attributes:
+        subject: the step.
+        variant: the variant.
+        call: runs one step.
+        first_call: seconds of the first call.
+        second_call: seconds of the second.
+    """
+
+    subject: Subject
+    variant: Variant
+    call: Any
+    first_call: float = 0.0
+    second_call: float = 0.0
+
+    @property
+    def name(self) -> str:
+        """The variant and its settings."""
+        settings = self.subject.settings
+        return ", ".join([self.variant, *(f"{k}={v}" for k, v in settings.items())])
+
+    def warm(self) -> None:
+        """Call the step twice, and keep the times."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.first_call = self._timed()
+            self.second_call = self._timed()
+
+    def profiled(self) -> Profile:
+        """Call the step several times and return what ran."""
+        device = self.subject.device
+        launches = [self._launch() for _ in range(_PROFILED)]
+        call = self.call.prepared()
+        call()
+        runs: list[list[Kernel]] = []
+        times: list[float] = []
+        end = (
+            time.perf_counter() + _PROFILED_SECONDS
+        )  # a short step, whose times vary more, more often
+        while len(runs) < _PROFILED or time.perf_counter() < end:
+            times.append(self._timed())  # in turns, since the machine's load changes
+            runs.append(kernels_of(call, device))
+        inside = [sum(kernel.seconds for kernel in run) for run in runs]
+        share = statistics.median(a / b for a, b in zip(inside, times, strict=True))
+        graph = self.subject.graph
+        works = (
+            [kernel.work for kernel in runs[-1]] if graph is None else [*graph_work(graph).values()]
+        )
+        total = functools.reduce(lambda a, b: a.plus(b), works, NONE)
+        return Profile(
+            total.flops,
+            len(runs[-1]),
+            min(share, 1.0),
+            statistics.median(launches),
+        )
+
+    def _timed(self) -> float:
+        synchronize(self.subject.device)
+        start = time.perf_counter()
+        self.call()
+        synchronize(self.subject.device)
+        return time.perf_counter() - start
+
+    def _launch(self) -> float:
+        synchronize(self.subject.device)
+        start = time.perf_counter()
+        self.call()
+        return time.perf_counter() - start
+
+
+def first_call(subject: Subject, variant: Variant, backend: Backend) -> float:
+    """Compile a variant of a step and return the seconds of its first call."""
+    fn: Callable[..., Any]
+    if subject.is_pure:
+        fn = compile(subject.step, donate=variant == "donated", backend=backend)
+    else:
+        fn = torch.compile(subject.step, backend=backend)
+    start = time.perf_counter()
+    result = fn(*subject.args)
+    synchronize(subject.device)
+    seconds = time.perf_counter() - start
+    del result
+    return seconds

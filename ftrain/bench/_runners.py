@@ -1,0 +1,94 @@
+"""Variants of a step that are timed: each is a function without arguments that runs one step.
+
+A pure step moves on from state to state, as in training, and starts anew before each turn, so that a
+long measurement does not end with other numbers (denormal ones are slow) than a short one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import torch
+
+from ftrain.core import tree
+
+__all__ = ["MISSING", "Plain", "Pure", "Returns", "returned"]
+
+MISSING: Any = object()
+
+#: What a pure function returns: the new state, the new state first, or something else.
+Returns = Literal["state", "state first", "other"]
+
+
+class Pure:
+    """Pure function `(state, *rest) -> (state, ...)` that runs one step at each call.
+
+    Args:
+        fn: the function, compiled or not.
+        args: its arguments.
+        returns: which part of its result is the next state; without one, each call has the same
+            arguments.
+        donate: the function takes the state's memory: it starts from a copy.
+    """
+
+    def __init__(
+        self, fn: Callable[..., Any], args: Sequence[Any], returns: Returns, donate: bool = False
+    ) -> None:
+        self._fn, (self._start, *self._rest) = fn, args
+        self._returns, self._donate = returns, donate
+        self._state: Any = None
+        self.reset()
+
+    def reset(self) -> None:
+        """Return to the first state."""
+        self._state = None  # before the copy is made
+        self._state = tree.map(_copied, self._start) if self._donate else self._start
+
+    def __call__(self) -> Any:
+        result = self._fn(self._state, *self._rest)
+        if self._returns == "state first":
+            self._state = result[0]
+        elif self._returns == "state":
+            self._state = result
+        return None
+
+    def prepared(self) -> Callable[[], Any]:
+        """Return a call of the function on the first state, copied if it is donated."""
+        self.reset()
+        return self
+
+
+class Plain:
+    """Function `(*args)` that updates a model in place, and goes on from where it is."""
+
+    def __init__(self, fn: Callable[..., Any], args: Sequence[Any]) -> None:
+        self._fn, self._args = fn, args
+
+    def __call__(self) -> Any:
+        return self._fn(*self._args)
+
+    def prepared(self) -> Callable[[], Any]:
+        """Return a call of the function."""
+        return self
+
+
+def returned(result: Any, state: Any) -> Returns:
+    """Find the next state in the result of a step: by structure, shapes and dtypes."""
+    kind = _kind(state)
+    if not kind[1]:
+        return "other"
+    if isinstance(result, tuple) and result and _kind(result[0]) == kind:
+        return "state first"
+    return "state" if _kind(result) == kind else "other"
+
+
+def _kind(value: Any) -> tuple[Any, list[Any]]:
+    leaves, structure = tree.flatten(value)
+    return structure, [
+        (x.shape, x.dtype) if isinstance(x, torch.Tensor) else type(x) for x in leaves
+    ]
+
+
+def _copied(leaf: Any) -> Any:
+    return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf

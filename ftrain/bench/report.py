@@ -1,0 +1,238 @@
+"""Report of a benchmark: a table, a JSON file, a picture, and the comparison with an earlier report.
+
+Read next: `measurement.py`, one row of it; `_table.py` and `_picture.py`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from ftrain.bench import _picture, _table
+from ftrain.bench.measurement import Measurement
+from ftrain.bench.noise import Difference, compare_runs, compare_turns
+from ftrain.core._words import did_you_mean
+
+__all__ = ["BenchmarkFileError", "BenchmarkReport", "Change", "Comparison", "check_machine"]
+
+_FORMAT = "ftrain benchmark 1"
+
+
+class BenchmarkFileError(ValueError):
+    """Error for a file that is not a report of a benchmark, or not one of this machine."""
+
+
+class Change(NamedTuple):
+    """Change of one variant from an earlier report to this one.
+
+    Attributes:
+        name: the variant and its settings.
+        time: the time of a step now over that of the earlier report.
+        memory: the peak memory now over that of the earlier report.
+        is_worse: time or memory exceeds the limit; time only where the difference is more than noise.
+    """
+
+    name: str
+    time: Difference
+    memory: float
+    is_worse: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Comparison of a report with an earlier one.
+
+    Attributes:
+        changes: one for each variant that both reports have.
+        missing: names of variants that only the earlier report has.
+        limit: the largest ratio that is not worse.
+    """
+
+    changes: tuple[Change, ...]
+    missing: tuple[str, ...]
+    limit: float
+
+    @property
+    def is_worse(self) -> bool:
+        """Whether a variant is worse than the limit allows, or missing."""
+        return bool(self.missing) or any(change.is_worse for change in self.changes)
+
+    def __str__(self) -> str:
+        lines = [f"against the earlier report (limit {self.limit:g} times):"]
+        for change in self.changes:
+            memory = f"peak memory {change.memory:.2f} times"
+            verdict = "WORSE" if change.is_worse else "ok"
+            lines.append(f"  {verdict:<6}{change.name}: time {change.time}; {memory}")
+        lines += [f"  WORSE {name}: not measured now" for name in self.missing]
+        return "\n".join(lines)
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkReport:
+    """Measured figures of a step, one measurement for each of its variants and settings.
+
+    `print` shows a table, and which differences are more than noise.
+
+    Attributes:
+        measurements: the figures.
+        machine: the machine, as `ftrain.bench.machine` describes it.
+        versions: versions of Python and of packages.
+        notes: variants that were not measured, and why.
+
+    Example:
+        >>> import ftrain, torch
+        >>> report = ftrain.benchmark(
+        ...     lambda w, x: w - 0.1 * x.mean(0), torch.zeros(3), torch.ones(8, 3),
+        ...     variants=["eager"], rounds=2, seconds=0.0,
+        ... )
+        >>> [row.variant for row in report.measurements], report["eager"].samples
+        (['eager'], 8)
+    """
+
+    measurements: tuple[Measurement, ...]
+    machine: Mapping[str, Any]
+    versions: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+
+    def __getitem__(self, name: str) -> Measurement:
+        """Return the measurement of a variant, by its name: `"compiled"`, `"eager, batch_size=8"`.
+
+        Raises:
+            KeyError: it was not measured; the message lists those that were.
+        """
+        for each in self.measurements:
+            if each.name == name:
+                return each
+        names = [each.name for each in self.measurements]
+        raise KeyError(
+            f"{name!r} was not measured.{did_you_mean(name, names)} Measured: {'; '.join(names)}"
+        )
+
+    def __str__(self) -> str:
+        return _table.table(self.measurements, self.machine, self.versions, self.notes)
+
+    def difference(self, first: str, second: str) -> Difference:
+        """Compare two variants, by names as in `report[name]`.
+
+        Returns:
+            The time of the first over that of the second.
+        """
+        return compare_turns(self[first].seconds, self[second].seconds)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the report as JSON values."""
+        return {
+            "format": _FORMAT,
+            "machine": dict(self.machine),
+            "versions": dict(self.versions),
+            "measurements": [each.to_json() for each in self.measurements],
+            "notes": list(self.notes),
+        }
+
+    def save(self, path: str | pathlib.Path) -> None:
+        """Write the report to a JSON file."""
+        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
+        pathlib.Path(path).write_text(text, encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | pathlib.Path) -> BenchmarkReport:
+        """Read the JSON file of a report.
+
+        Raises:
+            BenchmarkFileError: the file cannot be read, or is not a report.
+        """
+        try:
+            found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+            if not isinstance(found, dict) or found.get("format") != _FORMAT:
+                got = found.get("format") if isinstance(found, dict) else type(found).__name__
+                raise ValueError(f"expected the format {_FORMAT!r}, got {got!r}")
+            return cls(
+                tuple(Measurement.from_json(each) for each in found["measurements"]),
+                found["machine"],
+                found["versions"],
+                tuple(found["notes"]),
+            )
+        except OSError as error:
+            raise BenchmarkFileError(
+                f"{path} cannot be read: {error.strerror or error}. Write one with `ftrain bench "
+                "... --json FILE`, or report.save(FILE)."
+            ) from None
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BenchmarkFileError(
+                f"{path}: expected a report of a benchmark, got another or a damaged file ({error}). "
+                "Write one with `ftrain bench ... --json FILE`, or report.save(FILE)."
+            ) from None
+
+    def compare(
+        self, earlier: BenchmarkReport, *, limit: float = 1.1, any_machine: bool = False
+    ) -> Comparison:
+        """Compare with an earlier report of the same step.
+
+        A variant is worse if its time exceeds `limit` times the earlier one by more than the noise of
+        both runs, or if its peak memory exceeds it.
+
+        Args:
+            earlier: the baseline.
+            limit: the largest ratio that is not worse, at least 1.
+            any_machine: compare figures of different machines as well.
+
+        Raises:
+            BenchmarkFileError: the reports are of different machines, or have no variant in common.
+            ValueError: the limit is below 1.
+        """
+        if not limit >= 1:
+            raise ValueError(f"limit: expected a ratio of at least 1, got {limit!r}. Write 1.1.")
+        if not any_machine:
+            check_machine(earlier.machine, self.machine)
+        changes = tuple(self._changes(earlier, limit))
+        if not changes:
+            raise BenchmarkFileError(
+                "expected an earlier report with a variant of this one, got "
+                f"{', '.join(each.name for each in earlier.measurements) or 'none'}. Measure the same "
+                "variants and settings."
+            )
+        here = {each.name for each in self.measurements}
+        missing = tuple(each.name for each in earlier.measurements if each.name not in here)
+        return Comparison(changes, missing, limit)
+
+    def plot(self, out: str | pathlib.Path | None = None) -> Any:
+        """Draw the times of a step as a matplotlib figure, and write it to a file if one is given.
+
+        Bars for variants, or lines over a setting that has several numbers; whiskers from the 5th to
+        the 95th percentile.
+
+        Raises:
+            ImportError: matplotlib is not installed; the message says how to get it.
+        """
+        figure = _picture.picture(self.measurements, self.machine)
+        if out is not None:
+            figure.savefig(out)
+        return figure
+
+    def _changes(self, earlier: BenchmarkReport, limit: float) -> Iterator[Change]:
+        before = {each.name: each for each in earlier.measurements}
+        for now in self.measurements:
+            then = before.get(now.name)
+            if then is None:
+                continue
+            time = compare_runs(now.seconds, then.seconds)
+            memory = now.peak_bytes / then.peak_bytes if then.peak_bytes else 1.0
+            slower = time.ratio > limit and time.is_real
+            yield Change(now.name, time, memory, slower or memory > limit)
+
+
+def check_machine(earlier: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Raise `BenchmarkFileError` unless two machines have the same processor, cores and threads."""
+    differing = [
+        f"{key} {earlier.get(key)!r} there, {here.get(key)!r} here"
+        for key in ("cpu", "cores", "threads", "device")
+        if earlier.get(key) != here.get(key)
+    ]
+    if differing:
+        raise BenchmarkFileError(
+            f"expected an earlier report of this machine, got one of another: {'; '.join(differing)}. "
+            "Measure the earlier version here, or allow it with any_machine=True (--any-machine)."
+        )

@@ -1,0 +1,200 @@
+"""Reports of `ftrain.benchmark`: counted figures, variants, errors; times only where they must agree."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from typing import Any
+
+import pytest
+import torch
+
+import ftrain
+from ftrain.bench import sweep
+from tests.bench import steps
+
+QUICK: dict[str, Any] = {"rounds": 2, "seconds": 0.0, "backend": "eager"}
+
+
+def test_a_step_of_ftrain_is_measured_eager_compiled_and_donated() -> None:
+    step, state, batch = steps.pure()
+    before = ftrain.tree.digest(state)
+    report = ftrain.benchmark(step, state, batch, **QUICK)
+    assert ftrain.tree.digest(state) == before
+    assert [row.variant for row in report.measurements] == ["eager", "compiled", "donated"]
+    assert report.notes == ()
+    for row in report.measurements:
+        assert (row.samples, row.tokens) == (8, 0)
+        # The product, and the gradient of its weight.
+        assert row.flops == {"float32": 2 * (2 * 8 * 6 * 3)}
+        assert len(row.seconds) == 2
+        assert row.p5 <= row.p95
+        assert row.kernels > 2
+        assert row.device_seconds + row.host_seconds == pytest.approx(row.median)
+        assert row.first_call > 0
+        assert row.matrix_share is not None
+        assert math.isinf(row.noise)
+    text = str(report)
+    assert "in too few turns to tell it from noise" in text
+    assert "tokens/s" not in text  # there are none
+
+
+def test_a_pure_step_by_hand_is_measured_without_donation() -> None:
+    step, params, batch = steps.by_hand()
+    report = ftrain.benchmark(step, params, batch, **QUICK)
+    assert [row.variant for row in report.measurements] == ["eager", "compiled"]
+    assert [dict(row.flops) for row in report.measurements] == [{"float32": 2 * 2 * 8 * 6}] * 2
+    asked = ftrain.benchmark(step, params, batch, variants=["eager", "donated"], **QUICK)
+    (note,) = asked.notes
+    assert "donated was not measured: donation needs a state that is a frozen dataclass" in note
+
+
+def test_a_step_in_place_is_measured_as_it_is_and_under_torch_compile() -> None:
+    step, batch = steps.plain()
+    report = ftrain.benchmark(step, batch=batch, **QUICK)
+    assert [row.variant for row in report.measurements] == ["eager", "compiled"]
+    eager = report["eager"]
+    assert eager.flops == {"float32": 2 * (2 * 8 * 6 * 3)}
+    assert (eager.samples, eager.tokens) == (8, 48)
+    assert "tokens/s" in str(report)
+
+
+def test_an_impure_step_is_measured_eager_with_a_note_about_the_others() -> None:
+    def step(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return w.add_(x.mean(0))
+
+    report = ftrain.benchmark(step, torch.zeros(3), torch.ones(2, 3), **QUICK)
+    assert [row.variant for row in report.measurements] == ["eager"]
+    assert report.notes[0].startswith("compiled was not measured: ImpureFunctionError: ")
+
+
+def test_the_state_moves_on_within_a_turn_and_starts_anew_in_the_next() -> None:
+    seen: list[float] = []
+
+    def step(count: torch.Tensor) -> torch.Tensor:
+        seen.append(count.item())
+        return count + 1
+
+    ftrain.benchmark(step, torch.zeros(()), variants=["eager"], rounds=2, seconds=0.0)
+    last_turn = seen[-2:]  # one call to warm up, one timed
+    assert last_turn == [0.0, 1.0]
+
+
+def test_a_function_that_returns_no_state_is_called_with_the_same_arguments() -> None:
+    init_state, _, eval_step = ftrain.make_steps(
+        lambda: torch.nn.Linear(2, 1), lambda model, x: model(x).sum(), ftrain.optim.sgd(0.1)
+    )
+    report = ftrain.benchmark(eval_step, init_state(0), torch.ones(4, 2), **QUICK)
+    assert [row.variant for row in report.measurements] == ["eager", "compiled"]
+
+
+def test_memory_of_a_step_is_its_state_and_what_it_allocates_beyond_it() -> None:
+    n = 1000
+
+    def step(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return w + (x * 2)
+
+    report = ftrain.benchmark(step, torch.ones(n), torch.ones(n), variants=["eager"], **QUICK)
+    row = report["eager"]
+    assert row.steady_bytes == 2 * 4 * n
+    assert row.peak_bytes == 4 * 4 * n
+
+
+def test_memory_of_a_step_in_place_includes_its_gradients_and_optimizer() -> None:
+    step, batch = steps.plain(batch_size=1)
+    before = ftrain.benchmark(step, batch=batch, variants=["eager"], **QUICK)["eager"].steady_bytes
+    kept = torch.zeros(10_000)
+    after = ftrain.benchmark(step, batch=batch, variants=["eager"], **QUICK)["eager"].steady_bytes
+    # Other tests may leave tensors that are collected between the two.
+    assert before >= 4 * 21 * 4  # weight and bias, with gradients and two moments
+    assert after <= before + kept.nbytes + 10_000
+
+
+def test_a_sweep_measures_every_combination_and_compares_the_values_of_a_setting() -> None:
+    values = {"batch_size": [4, 8], "accumulate": [1, 2]}
+    report = sweep(steps.pure, values, variants=["eager", "compiled"], **QUICK)
+    assert [row.name for row in report.measurements] == [
+        f"{variant}, batch_size={size}, accumulate={k}"
+        for size in (4, 8)
+        for k in (1, 2)
+        for variant in ("eager", "compiled")
+    ]
+    flops = {row.name: sum(row.flops.values()) for row in report.measurements}
+    assert flops["eager, batch_size=8, accumulate=2"] == 2 * (2 * 8 * 6 * 3)
+    assert (
+        flops["eager, batch_size=8, accumulate=1"] == flops["compiled, batch_size=8, accumulate=2"]
+    )
+    text = str(report)
+    assert "compiled, batch_size=8, accumulate=2, against batch_size=4" in text
+    assert "compiled, batch_size=8, accumulate=2, against accumulate=1" in text
+    assert "compiled, batch_size=8, accumulate=2, against eager" in text
+
+
+def test_precisions_are_compared_with_the_matrix_rate_of_their_own_dtype() -> None:
+    values = {"precision": ["32-true", "bf16-mixed"]}
+    report = sweep(steps.pure, values, variants=["eager"], **QUICK)
+    rates = [set(row.rates) for row in report.measurements]
+    assert rates == [{"float32"}, {"bfloat16"}]
+    assert "bfloat16" in str(report).splitlines()[1]
+
+
+def test_explained_measurements_have_costs_that_the_report_prints() -> None:
+    step, state, batch = steps.pure()
+    report = ftrain.benchmark(step, state, batch, variants=["donated"], explain=True, **QUICK)
+    cost = report["donated"].cost
+    assert cost is not None
+    assert sum(row.calls for row in cost.kernels) == report["donated"].kernels
+    assert "operators before fusion" in str(report)
+
+
+def test_times_agree_with_a_stopwatch() -> None:
+    def step(x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.004)
+        return x + 1
+
+    report = ftrain.benchmark(step, torch.zeros(3), variants=["eager"], rounds=3, seconds=0.02)
+    state, watch = torch.zeros(3), []
+    for _ in range(9):
+        start = time.perf_counter()
+        state = step(state)
+        watch.append(time.perf_counter() - start)
+    row = report["eager"]
+    # A sleep lasts at least as long as asked; other load makes it longer, by far less than itself.
+    assert row.p5 >= 0.004
+    assert row.median == pytest.approx(statistics.median(watch), rel=0.5)
+    assert row.samples_per_second == pytest.approx(row.samples / row.median)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rounds": 0}, "rounds: expected at least 1 turn, got 0"),
+        ({"seconds": -1.0}, "seconds: expected a length of at least 0, got -1.0"),
+        ({"seconds": math.nan}, "seconds: expected a length"),
+        (
+            {"variants": ["compild"]},
+            "variants: expected some of eager, compiled, donated, got 'compild'. Did you mean",
+        ),
+    ],
+)
+def test_options_out_of_range_are_refused(options: Any, message: str) -> None:
+    step, state, batch = steps.pure()
+    with pytest.raises(ValueError, match=message):
+        ftrain.benchmark(step, state, batch, **options)
+
+
+def test_an_error_of_the_step_itself_passes() -> None:
+    step, state, batch = steps.fails()
+    with pytest.raises(ValueError, match="the step is broken"):
+        ftrain.benchmark(step, state, batch)
+
+
+def test_something_else_than_a_step_is_refused() -> None:
+    not_callable: Any = torch.nn.Linear(2, 2).weight
+    with pytest.raises(TypeError, match="step: expected a function, got a Parameter"):
+        ftrain.benchmark(not_callable, torch.zeros(2), torch.zeros(2))
+    with pytest.raises(TypeError, match=r"wrong: expected \(step, state, batch\), .* got 1 value"):
+        sweep(steps.wrong, {})
+    with pytest.raises(TypeError, match="got int"):
+        sweep(lambda: 3, {})  # type: ignore[arg-type, return-value]  # on purpose

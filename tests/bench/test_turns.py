@@ -1,0 +1,68 @@
+"""Contenders that take turns."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+
+from ftrain.bench import Turns, take_turns
+from ftrain.bench.turns import call_times
+
+
+def test_take_turns_interleaves_runs_and_starts_each_round_with_another() -> None:
+    order: list[str] = []
+    turns = take_turns(
+        {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
+        rounds=2,
+        seconds=0.0,
+        warmup=0,
+    )
+    assert order[-4:] == ["a", "b", "b", "a"]
+    assert {len(seconds) for seconds in turns.seconds.values()} == {2}
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    turns = Turns({"a": [1.0, 2.0, 1.0], "b": [3.0, 6.0, 3.0]})  # a busy second round
+    assert turns.ratio("b", "a") == 3.0
+    assert turns.spread("b", "a") == (3.0, 3.0)
+    assert turns.fastest(["b", "a"]) == "a"
+
+
+def test_calls_are_timed_singly_with_call_times() -> None:
+    calls = []
+    turns = take_turns(
+        {"a": lambda: calls.append(1)}, rounds=3, seconds=0.001, timer=call_times, warmup=0
+    )
+    per_round = (len(calls) - 2) // 3
+    assert per_round >= 1
+    assert len(turns.calls["a"]) == 3 * per_round
+    assert min(turns.calls["a"]) <= turns.median("a") <= max(turns.calls["a"])
+
+
+def test_contender_is_reset_before_each_turn_and_called_before_the_clock_starts() -> None:
+    order: list[str] = []
+
+    class Contender:
+        def reset(self) -> None:
+            order.append("reset")
+
+        def __call__(self) -> None:
+            order.append("call")
+
+    take_turns({"a": Contender()}, rounds=2, seconds=0.0, warmup=0)
+    assert order == ["reset", "call", *["call"] * 2, *["reset", "call", "call"] * 2]
+
+
+def test_an_exception_of_a_contender_passes_and_objects_are_collected_again() -> None:
+    count = 0
+
+    def fails() -> None:
+        nonlocal count
+        count += 1
+        if count > 4:
+            raise RuntimeError("out of order")
+
+    with pytest.raises(RuntimeError, match="out of order"):
+        take_turns({"a": fails}, rounds=9, seconds=0.0)
+    assert gc.get_freeze_count() == 0
