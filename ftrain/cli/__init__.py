@@ -3,8 +3,9 @@
 Nothing heavy is imported before a command needs it: `ftrain --help` answers at once. Each command
 is a module of its name in `commands/`.
 
-Exit codes: 0 success (also when stopped early), 1 an error, or a difference that `ftrain diff` found,
-2 an invalid command or configuration, 130 after Ctrl-C, 143 after SIGTERM.
+Exit codes: 0 success (also when stopped early), 1 an error, a difference that `ftrain diff` found, or a
+step that `ftrain bench --against` found to be worse, 2 an invalid command or configuration, 130 after
+Ctrl-C, 143 after SIGTERM.
 
 Read next: `_dispatch.py`, which runs a command; `commands/train.py`.
 """

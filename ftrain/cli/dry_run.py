@@ -19,7 +19,7 @@ from ftrain.config.schema import Config
 from ftrain.core import tree
 from ftrain.core.step import TrainStep
 
-__all__ = ["dry_run"]
+__all__ = ["dry_run", "first_batch"]
 
 _ENTRY = re.compile(r"\['(\w+)'\]")  # the path of a dict's
 
@@ -28,7 +28,7 @@ def dry_run(config: Config) -> str:
     """Return a table of the memory, FLOPs, steps and parameters that training would need."""
     with environment(config):
         parts = build(config)
-        batch = _first_batch(parts.train)
+        batch = first_batch(parts.train)
         state = parts.init_state()
         flops, kept = _measured(parts, state, batch)
     config = parts.config
@@ -68,7 +68,8 @@ def _occupied(config: Config) -> str:
     return " (holds a run: resume it, or write output_dir=... or --overwrite)"
 
 
-def _first_batch(train: Any) -> Any:
+def first_batch(train: Any) -> Any:
+    """Return the first training batch of a run."""
     return train[0] if isinstance(train, list) else next(iter(train.batches()))[0]
 
 

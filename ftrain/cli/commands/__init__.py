@@ -16,5 +16,6 @@ COMMANDS = {
     "diff": "find the first difference between two runs or traces",
     "runs": "list the runs in a directory",
     "config": "print a configuration with every default, or all keys",
+    "bench": "measure the speed and the memory of a training step",
     "lr-find": "search for a learning rate",
 }

@@ -1,0 +1,179 @@
+"""Test `ftrain bench`: its targets, files, messages and exit codes."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+from typing import Any
+
+import pytest
+
+from ftrain.bench import BenchmarkFileError
+from ftrain.bench.report import BenchmarkReport
+from ftrain.cli import main
+from tests.bench import steps as of_tests
+
+Captured = pytest.CaptureFixture[str]
+QUICK = ["--rounds", "2", "--seconds", "0", "--backend", "eager"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.Path:
+    """Return the current directory of the command, which contains `steps.py`."""
+    shutil.copy(of_tests.__file__, tmp_path / "steps.py")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def bench(*arguments: str) -> int:
+    return main(["bench", *arguments, *QUICK])
+
+
+def test_a_function_of_a_file_is_measured_and_written_as_json_and_picture(
+    folder: pathlib.Path, capsys: Captured
+) -> None:
+    assert bench("steps.py:pure", "--out", "a.json", "--out", "a.png") == 0
+    said = capsys.readouterr().out
+    assert "eager" in said
+    assert "donated" in said
+    assert BenchmarkReport.load("a.json")["donated"].samples == 8
+    assert (folder / "a.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_arguments_precisions_accumulations_and_sweeps_reach_the_function(
+    capsys: Captured,
+) -> None:
+    code = bench(
+        *("steps.py:pure", "batch_size=4", "--precision", "32-true,bf16-mixed"),
+        *("--accumulate", "1,2", "--variants", "eager", "--json"),
+    )
+    assert code == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [(row["samples"], row["settings"]) for row in found["measurements"]] == [
+        (4, {"precision": precision, "accumulate": k})
+        for precision in ("32-true", "bf16-mixed")
+        for k in (1, 2)
+    ]
+    assert bench("steps.py:plain", "--sweep", "batch_size=4,8", "--variants", "eager") == 0
+    assert "eager, batch_size=8, against batch_size=4" in capsys.readouterr().out
+
+
+def test_the_step_of_a_configuration_is_measured_with_several_models(
+    folder: pathlib.Path, capsys: Captured
+) -> None:
+    assert main(["init"]) == 0
+    capsys.readouterr()
+    sweep = ["--sweep", "models=1,2", "--sweep", "batch_size=8,16"]
+    assert bench("config.yaml", "ema=0.9", *sweep, "--variants", "eager", "--json") == 0
+    rows = json.loads(capsys.readouterr().out)["measurements"]
+    assert [row["samples"] for row in rows] == [8, 16, 16, 32]
+    flops = [sum(row["flops"].values()) for row in rows]
+    assert flops[1:] == [2 * flops[0], 2 * flops[0], 4 * flops[0]]
+    assert not (folder / "runs").exists()
+
+
+def test_first_calls_in_fresh_processes_are_timed(capsys: Captured) -> None:
+    assert bench("steps.py:pure", "--variants", "eager,compiled", "--latency", "--json") == 0
+    eager, compiled = json.loads(capsys.readouterr().out)["measurements"]
+    assert eager["cold_call"] is None
+    assert compiled["cold_call"] > 0
+    assert compiled["warm_call"] > 0
+
+
+def test_exit_code_tells_whether_a_step_is_worse_than_the_earlier_report(capsys: Captured) -> None:
+    assert bench("steps.py:by_hand", "--out", "a.json") == 0
+    assert bench("steps.py:by_hand", "--against", "a.json") == 0  # two turns decide nothing
+    content = json.loads(pathlib.Path("a.json").read_text())
+    for row in content["measurements"]:
+        row["peak_bytes"] //= 2
+    pathlib.Path("b.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    assert bench("steps.py:by_hand", "--against", "b.json") == 1
+    said = capsys.readouterr().out
+    assert "WORSE eager: time" in said
+    assert "peak memory 2.00 times" in said
+    assert bench("steps.py:by_hand", "--against", "b.json", "--limit", "2.1") == 0
+
+
+def test_a_report_of_another_machine_is_refused_before_anything_is_measured(
+    capsys: Captured,
+) -> None:
+    assert bench("steps.py:by_hand", "--out", "a.json") == 0
+    content = json.loads(pathlib.Path("a.json").read_text())
+    content["machine"]["cpu"] = "Z80"
+    pathlib.Path("a.json").write_text(json.dumps(content))
+    capsys.readouterr()
+    assert bench("steps.py:by_hand", "--against", "a.json") == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert (
+        "expected an earlier report of this machine, got one of another: cpu 'Z80'" in captured.err
+    )
+    assert bench("steps.py:by_hand", "--against", "a.json", "--any-machine") == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["none.yaml"], "none.yaml: file not found"),
+        (
+            ["steps.py"],
+            "expected the name of a function in the file, got none. Write steps.py:NAME",
+        ),
+        (["steps.py:prue"], "steps.py does not define 'prue'. Did you mean pure?"),
+        (["steps.py:not_a_function"], "expected a function or class, got 3"),
+        (["steps.py:pure", "8"], "expected key=value, an argument of steps.py:pure, got '8'"),
+        (["steps.py:pure", "size=8"], "expected a parameter of steps.py:pure, got 'size'"),
+        (["steps.py:fails", "--accumulate", "2"], "got 'accumulate'. It has no parameters"),
+        (["steps.py:pure", "--sweep", "batch_size"], "--sweep: expected KEY=LIST, such as"),
+        (["steps.py:pure", "--variants", "eager,fast"], "expected some of eager,compiled,donated"),
+        (["steps.py:pure", "--rounds", "0"], "--rounds: expected a number of at least 1, got 0"),
+        (["steps.py:pure", "--out", "a.txt"], "--out a.txt: expected a file that ends in .json or"),
+        (["steps.py:pure", "--out", "no/a.json"], "its directory is missing"),
+        (["steps.py:pure", "--against", "no.json"], "no.json cannot be read: No such file"),
+        (["steps.py:pure", "--against", "steps.py"], "expected a report of a benchmark"),
+        (
+            ["steps.py:pure", "--against", "steps.py", "--limit", "0.9"],
+            "--limit: expected a number",
+        ),
+    ],
+)
+def test_an_invalid_command_exits_with_2_and_a_message(
+    arguments: list[str], said: str, capsys: Captured
+) -> None:
+    assert main(["bench", "--seconds", "0", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_a_setting_of_the_whole_process_cannot_be_swept(capsys: Captured) -> None:
+    assert main(["init"]) == 0
+    assert bench("config.yaml", "--sweep", "threads=1,2") == 2
+    assert "--sweep: threads: expected a key of which several values" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("fails", "the step is broken"), ("wrong", "expected (")]
+)
+def test_an_error_of_the_step_exits_with_1_and_its_own_lines(
+    name: str, said: str, capsys: Captured
+) -> None:
+    assert bench(f"steps.py:{name}") == 1
+    assert said in capsys.readouterr().err
+
+
+def damaged(change: Any) -> str:
+    report = {"format": "ftrain benchmark 1", "machine": {}, "versions": {}, "measurements": []}
+    return json.dumps({**report, "notes": [], **change})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{", damaged({"format": "2"}), damaged({"measurements": [{"variant": "eager"}]})],
+)
+def test_a_damaged_report_is_refused(text: str) -> None:
+    pathlib.Path("a.json").write_text(text)
+    with pytest.raises(BenchmarkFileError, match=r"a\.json: expected a report of a benchmark"):
+        BenchmarkReport.load("a.json")
