@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 import ftrain
 from benchmarks.measure import Report, Turns, arguments
-from benchmarks.memory import MIB, allocated
+from benchmarks.memory import MIB
 from ftrain import optim
+from ftrain.bench import allocated
 from ftrain.tasks import functional, grad_cache
 
 CHUNK, LENGTH, VOCABULARY = 64, 32, 1000

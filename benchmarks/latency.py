@@ -11,11 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
-import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -26,6 +23,7 @@ import torch._inductor.config
 
 from benchmarks.contenders import Sizes, Step, gpt_task, hand_written, ours
 from benchmarks.measure import Report, arguments
+from ftrain.bench import run_fresh
 
 Kind = Literal["ours", "ours dropout", "ours attention dropout", "hand"]
 TITLES: dict[Kind, str] = {
@@ -78,32 +76,11 @@ def in_fresh_process(
 ) -> First:
     """Run `first_step` in a new process with a given cache directory for compiled code."""
     wanted = {"kind": kind, "sizes": dataclasses.asdict(sizes or Sizes()), "backend": backend}
-    environment = {
-        **os.environ,
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-        "FTRAIN_CACHE_DIR": str(cache / "ftrain"),
-        "TMPDIR": str(cache),
-    }
-    before, start = _work(), time.time()
-    done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.latency", "--child", json.dumps(wanted)],
-        env=environment,
-        cwd=pathlib.Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        timeout=CHILD_LIMIT,
-        check=False,
-    )
-    if done.returncode:
-        raise RuntimeError(f"{kind} failed:\n{done.stderr[-3000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return First(found["call"], found["end"] - start, _work() - before)
-
-
-def _work() -> float:
-    """Return the processor seconds of all finished child processes."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+    command = [sys.executable, "-m", "benchmarks.latency", "--child", json.dumps(wanted)]
+    root = pathlib.Path(__file__).parent.parent
+    done = run_fresh(command, cache, folder=root, limit=CHILD_LIMIT)
+    found = json.loads(done.output)
+    return First(found["call"], found["end"] - done.started, done.work)
 
 
 def child(wanted: dict[str, Any]) -> None:

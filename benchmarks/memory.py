@@ -11,63 +11,17 @@ model is an MLP whose parameters dominate: three layers of 2048 x 2048, batch 16
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import os
-import sys
-from collections.abc import Callable, Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 import ftrain
 from benchmarks.contenders import HandForward, hand_written, mlp_task, ours
 from benchmarks.measure import Report, arguments, die_unless
+from ftrain.bench import allocated
 
 MIB = 2**20
-
-
-class Allocated(NamedTuple):
-    """Bytes that a call allocates, relative to the memory in use before it.
-
-    Attributes:
-        peak: the most that was held at one time.
-        kept: what was still held at the end.
-    """
-
-    peak: int
-    kept: int
-
-
-def allocated(call: Callable[[], Any]) -> Allocated:
-    """Measure the bytes that a call allocates; its result is released afterwards."""
-    gc.collect()
-    with _silenced(), profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
-        result = call()
-    del result
-    assert profiler.profiler is not None
-    events = profiler.profiler.kineto_results.events()
-    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
-    held = peak = 0
-    for _, change in sorted(changes, key=lambda pair: pair[0]):
-        held += change
-        peak = max(peak, held)
-    return Allocated(peak, held)
-
-
-@contextlib.contextmanager
-def _silenced() -> Iterator[None]:
-    """Suppress what the profiler's native library prints at its start and end."""
-    sys.stderr.flush()
-    saved = os.dup(2)
-    with open(os.devnull, "w") as nowhere:
-        os.dup2(nowhere.fileno(), 2)
-    try:
-        yield
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
 
 
 def run(

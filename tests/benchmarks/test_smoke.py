@@ -21,6 +21,7 @@ from benchmarks import (
     trainers,
 )
 from benchmarks.contenders import Sizes
+from ftrain.bench import allocated
 
 TINY = Sizes(layers=1, heads=2, width=16, context=8, batch=4, vocabulary=11)
 
@@ -62,7 +63,7 @@ def test_allocated_returns_the_known_peak_memory():
         del a, b
         return torch.empty(500)
 
-    assert memory.allocated(known) == (12_000, 2_000)
+    assert allocated(known) == (12_000, 2_000)
 
 
 def test_speed_benchmark_runs(capsys):
