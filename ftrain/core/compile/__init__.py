@@ -86,7 +86,8 @@ def compile(
 
     Returns:
         The compiled function; `n_compiles` counts its programs, `graph(*args)` shows the traced graph,
-        and `cost(*args)` returns a `Cost`, which tells where the time of a call goes.
+        `cost(*args)` returns a `Cost`, which tells where the time of a call goes, and
+        `lower(*args).compile()` compiles ahead of the first call.
 
     Raises:
         TraceError: `fn` needs the value of a tensor; the message shows where.

@@ -27,6 +27,7 @@ from ftrain.core.compile._call import Call, global_settings
 from ftrain.core.compile._errors import note_index
 from ftrain.core.compile._failed_donation import may_have_written
 from ftrain.core.compile._lower import Backend
+from ftrain.core.compile._lowered import Executable, Lowered
 from ftrain.core.compile._observers import observed
 from ftrain.core.compile._program import Program
 from ftrain.core.compile._toolchain import check_compiler
@@ -128,6 +129,22 @@ class Compiled(Generic[P, R]):
             traced = self._trace(call)
         return traced, [*call.tensors(), *traced.captured]
 
+    def lower(self, *args: P.args, **kwargs: P.kwargs) -> Lowered[P, R]:
+        """Trace a call without running it; `lower(...).compile()` compiles ahead of the first call.
+
+        Returns:
+            The traced function. Its method `compile` returns the program, which takes such arguments
+            only; calls of this function use the program too.
+
+        Raises:
+            TraceError: as the call would.
+        """
+        call = Call(self._fn, args, kwargs)
+        self._check(call)
+        with _lock:
+            traced = self._trace(call)
+        return Lowered(self._name, traced.graph, functools.partial(self._ahead, call, traced))
+
     def cost(self, *args: P.args, **kwargs: P.kwargs) -> Cost:
         """Return what one call costs: its operators and kernels with time, FLOPs, bytes and floor.
 
@@ -151,16 +168,49 @@ class Compiled(Generic[P, R]):
 
         return call_cost(prepare, device, graph=graph)
 
+    def _ahead(self, call: Call, traced: Traced) -> Executable[P, R]:
+        """Compile a traced call, unless a program for such arguments exists."""
+        with _lock:
+            program = self._by_key.get(call.key)
+            if program is None or not program.captured.fit():
+                program = self._make(call, instead_of=program, traced=traced)
+        key = call.key
+        call.leaves.clear()
+        return Executable(self._name, functools.partial(self._run_only, program, key))
+
+    def _run_only(
+        self, program: Program, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> R:
+        """Run a program, or raise `TypeError` for arguments that it does not fit."""
+        if not is_tracing() and program.settings == global_settings():
+            tensors = program.read(args, kwargs)
+            if tensors is not None:
+                n = program.n_donated
+                owned = _owned(args[0], tensors) if n else None
+                if program.fits(tensors, n if owned else 0):
+                    return self._run(program, args, tensors, owned)
+        call = Call(self._fn, args, kwargs)
+        if _is_inlined(call):
+            return self._fn(*args, **kwargs)
+        self._check(call)
+        if call.key != key or not program.captured.fit():
+            changes = call.changes(program.signature) or program.captured.changes()
+            raise TypeError(
+                f"the program of `{self._name}` was compiled for other arguments.\n"
+                f"{_listed(changes)}\nPass arguments like those of lower(), or call the compiled "
+                "function itself, which compiles again."
+            )
+        call.leaves.clear()
+        return self._find_and_run(args, kwargs)
+
     def _find_and_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         if torch.is_inference_mode_enabled() and not is_tracing():
             # Inference tensors cannot be donated or differentiated later: return ordinary ones.
             with torch.inference_mode(False):
                 return self._find_and_run(args, kwargs)
         call = Call(self._fn, args, kwargs)
-        if is_tracing() or any(isinstance(t, _torch.FakeTensor) for t in call.tensors()):
-            return self._fn(*args, **kwargs)  # inside another trace: part of that graph
-        if _torch.function_mode_depth() and innermost_stream() is not None:
-            return self._fn(*args, **kwargs)  # inside a loss: differentiated and keyed with it
+        if _is_inlined(call):
+            return self._fn(*args, **kwargs)
         self._check(call)
         program = self._by_key.get(call.key)
         if program is None or not program.captured.fit():
@@ -203,12 +253,14 @@ class Compiled(Generic[P, R]):
             self._fn, self._name, call.treedef, call.leaves, call.names, donate=self._donate
         )
 
-    def _make(self, call: Call, instead_of: Program | None) -> Program:
+    def _make(
+        self, call: Call, instead_of: Program | None, traced: Traced | None = None
+    ) -> Program:
         reason = self._reason(call, instead_of) if self._programs else ""
-        if reason:
+        if reason and traced is None:  # otherwise the caller asked for a program of its own
             warnings.warn(reason, RecompileWarning, stacklevel=4)
         with observed(self._name, reason):
-            traced = self._trace(call)
+            traced = traced or self._trace(call)
             program = Program(call, traced)
             if self._donate:  # before minutes of compilation
                 self._check_memory(program, call.tensors())
@@ -296,12 +348,23 @@ class Compiled(Generic[P, R]):
                 key=lambda signature: len(call.changes(signature)),
             )
             changes, remedy = call.changes(nearest), call.remedy(nearest)
-        listed = "\n".join(f"  {change}" for change in changes[:8])
-        more = f"\n  ... and {len(changes) - 8} more" if len(changes) > 8 else ""
         return (
             f"`{self._name}` is compiled again (program {self.n_compiles + 1}): no earlier program fits "
-            f"this call.\n{listed}{more}\n{remedy}"
+            f"this call.\n{_listed(changes)}\n{remedy}"
         )
+
+
+def _is_inlined(call: Call) -> bool:
+    """Return True if a call becomes part of the trace, or of the loss, that it is made in."""
+    if is_tracing() or any(isinstance(t, _torch.FakeTensor) for t in call.tensors()):
+        return True  # part of that graph
+    # Inside a loss it is differentiated and keyed with its caller.
+    return bool(_torch.function_mode_depth()) and innermost_stream() is not None
+
+
+def _listed(changes: Sequence[str]) -> str:
+    more = f"\n  ... and {len(changes) - 8} more" if len(changes) > 8 else ""
+    return "\n".join(f"  {change}" for change in changes[:8]) + more
 
 
 def _cloned(leaf: Any) -> Any:
