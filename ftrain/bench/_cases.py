@@ -36,7 +36,7 @@ _PROFILED, _PROFILED_SECONDS = 3, 0.3  # calls, at least; and for how long
 
 
 class Profile(NamedTuple):
-    """What runs in one call.
+    """FLOPs, kernels and times of one call.
 
     Attributes:
         flops: floating-point operations by dtype.
@@ -179,7 +179,7 @@ class Subject:
 
 
 class _LeftOutError(Exception):
-    """Reason for which a step has no such variant."""
+    """Error for a variant that a step cannot have."""
 
 
 @dataclasses.dataclass
@@ -262,9 +262,10 @@ def first_call(subject: Subject, variant: Variant, backend: Backend) -> float:
         fn = compile(subject.step, donate=variant == "donated", backend=backend)
     else:
         fn = torch.compile(subject.step, backend=backend)
+    device = subject.device  # of the state, which cannot be read once it is donated
     start = time.perf_counter()
     result = fn(*subject.args)
-    synchronize(subject.device)
+    synchronize(device)
     seconds = time.perf_counter() - start
     del result
     return seconds

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ftrain.bench._table import swept
+from ftrain.bench._table import swept, threads
 from ftrain.bench.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def picture(rows: Sequence[Measurement], machine: Mapping[str, Any]) -> Any:
         _lines(ax, rows, axis)
     ax.spines[["top", "right"]].set_visible(False)
     where = machine.get("device", machine["cpu"])
-    ax.set_title(f"{where}, {machine['threads']} threads", loc="left", fontsize=8)
+    ax.set_title(f"{where}, {threads(machine)}", loc="left", fontsize=8)
     return figure
 
 
@@ -57,6 +57,8 @@ def _bars(ax: Axes, rows: Sequence[Measurement]) -> None:
 
 
 def _lines(ax: Axes, rows: Sequence[Measurement], axis: str) -> None:
+    from matplotlib.ticker import MaxNLocator  # noqa: PLC0415  # optional
+
     groups: dict[str, list[Measurement]] = {}
     for row in rows:
         rest = [f"{k}={v}" for k, v in row.settings.items() if k != axis]
@@ -69,9 +71,16 @@ def _lines(ax: Axes, rows: Sequence[Measurement], axis: str) -> None:
         ax.errorbar(x, y, yerr=_whiskers(ordered), marker="o", capsize=3, label=name, color=colour)
     ax.set_xlabel(axis, fontsize=8)
     ax.set_ylabel("ms a step", fontsize=8)
-    if min(float(row.settings[axis]) for row in rows) > 0:
-        ax.set_xscale("log", base=2)
-    ax.set_yscale("log")
+    ticks = sorted({float(row.settings[axis]) for row in rows})
+    if ticks[0] > 0:
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+    ax.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
+    ax.minorticks_off()
+    times = [row.median * 1e3 for row in rows]
+    levels = MaxNLocator(6).tick_values(0.0, max(times))
+    levels = [level for level in levels if level >= 0.5 * min(times)]
+    ax.set_yticks(levels, [f"{level:g}" for level in levels])
     ax.legend(fontsize=8, frameon=False)
 
 

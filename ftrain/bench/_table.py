@@ -8,7 +8,7 @@ from typing import Any
 from ftrain.bench.measurement import Measurement
 from ftrain.bench.noise import Difference, compare_turns
 
-__all__ = ["swept", "table"]
+__all__ = ["swept", "table", "threads"]
 
 _Cell = Callable[[Measurement], str]
 
@@ -22,9 +22,7 @@ def table(
     """Return measurements on a machine as a table, with the differences between them."""
     where = here.get("device", here["cpu"])
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
-    lines = [
-        f"{where}, {here['cores']} cores, {here['threads']} threads, load {here['load']}; {software}"
-    ]
+    lines = [f"{where}, {here['cores']} cores, {threads(here)}, load {here['load']}; {software}"]
     if rows:
         rates = {dtype: rate for row in rows for dtype, rate in row.rates.items()}
         if rates:
@@ -86,6 +84,11 @@ def _differences(rows: tuple[Measurement, ...]) -> Iterator[str]:
             for other in others:
                 found = compare_turns(other.seconds, first.seconds)
                 yield f"{other.name}, against {key}={first.settings[key]}: {_time(found)}"
+
+
+def threads(here: Mapping[str, Any]) -> str:
+    """Return the number of threads of a machine in words."""
+    return "1 thread" if here["threads"] == 1 else f"{here['threads']} threads"
 
 
 def swept(rows: tuple[Measurement, ...]) -> list[str]:

@@ -44,7 +44,7 @@ class Difference:
 
     @property
     def is_real(self) -> bool:
-        """Whether the interval excludes ratios within 1 % of 1."""
+        """True if the interval excludes ratios within 1 % of 1."""
         return self.low > 1 + RESOLUTION or self.high < 1 / (1 + RESOLUTION)
 
     def inverted(self) -> Difference:

@@ -57,7 +57,7 @@ class Comparison:
 
     @property
     def is_worse(self) -> bool:
-        """Whether a variant is worse than the limit allows, or missing."""
+        """True if a variant is worse than the limit allows, or missing."""
         return bool(self.missing) or any(change.is_worse for change in self.changes)
 
     def __str__(self) -> str:
