@@ -90,9 +90,9 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         self.made += 1
         if self.made > MOST_NODES:
-            mark = self.peek_event().start_mark
+            event: Any = self.peek_event()  # type: ignore[no-untyped-call]  # of PyYAML
             raise yaml.MarkedYAMLError(
-                problem=f"more than {MOST_NODES:,} values", problem_mark=mark
+                problem=f"more than {MOST_NODES:,} values", problem_mark=event.start_mark
             )
         return super().compose_node(parent, index)
 

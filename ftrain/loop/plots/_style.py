@@ -214,7 +214,7 @@ def dress(ax: Axes, dark: bool, title: str) -> None:
     ax.set_axisbelow(True)
     ax.tick_params(colors=colours.quiet, labelsize=8, length=0, which="both")
     # A `$` in a name begins no formula.
-    bold = {"fontsize": 10, "fontweight": "bold", "color": colours.text}
+    bold: dict[str, Any] = {"fontsize": 10, "fontweight": "bold", "color": colours.text}
     ax.set_title(title, loc="left", parse_math=False, **bold)
     for name in (ax.xaxis.label, ax.yaxis.label):
         name.set_color(colours.quiet)
