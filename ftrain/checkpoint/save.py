@@ -215,10 +215,11 @@ def refusals(action: str, size: int | None = None) -> Iterator[None]:
         yield
     except OSError as error:
         unchanged = "The state in memory and older checkpoints are unchanged."
-        raise CheckpointWriteError(action, error, _remedy(error, size), unchanged) from error
+        raise CheckpointWriteError(action, error, remedy(error, size), unchanged) from error
 
 
-def _remedy(error: OSError, size: int | None) -> str:
+def remedy(error: OSError, size: int | None = None) -> str:
+    """Return what to do about an error of the system; `""` if there is no advice."""
     return {
         errno.ENOSPC: f"The disk is full: {_space(error, size)}.",
         errno.EDQUOT: f"The quota is used up: {_space(error, size)}.",

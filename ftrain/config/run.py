@@ -32,7 +32,7 @@ from ftrain.checkpoint import (
     Store,
 )
 from ftrain.checkpoint.locks import NO_LOCKS
-from ftrain.checkpoint.save import refusals
+from ftrain.checkpoint.save import refusals, remedy
 from ftrain.config import _data_json, _watchers
 from ftrain.config._checkpoints import store
 from ftrain.config._code import ORIGIN, origin
@@ -315,6 +315,8 @@ def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
     except (OSError, ValueError, CheckpointError) as error:  # ValueError: a name with a null byte
         what = "written to" if os.path.isdir(folder) else "created"
         says = getattr(error, "strerror", None) or error
+        if isinstance(error, OSError) and (advice := remedy(error)):
+            says = f"{says}. {advice.rstrip('.')}"
         raise _refusal(config, f"{str(folder)!r:.200} cannot be {what}: {says}") from None
 
 

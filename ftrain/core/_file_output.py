@@ -69,8 +69,8 @@ def draft(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def replace(path: pathlib.Path, content: str | bytes) -> None:
     """Replace the content of a file atomically: readers see the old content or the new one."""
-    with draft(path) as written:
-        written.write_bytes(content.encode() if isinstance(content, str) else content)
+    with draft(path) as written, _opened(written, os.O_WRONLY) as descriptor:
+        _write(descriptor, content.encode() if isinstance(content, str) else content)
 
 
 def remove_drafts(folder: pathlib.Path) -> None:
@@ -161,14 +161,19 @@ def _opened(path: pathlib.Path, flags: int) -> Iterator[int]:
 
 
 def _append(descriptor: int, line: str) -> None:
-    data, before = memoryview((line + "\n").encode()), os.fstat(descriptor).st_size
+    before = os.fstat(descriptor).st_size
     try:
-        while data:
-            data = data[os.write(descriptor, data) :]
+        _write(descriptor, (line + "\n").encode())
     except OSError:
         with contextlib.suppress(OSError):
             os.ftruncate(descriptor, before)
         raise
+
+
+def _write(descriptor: int, content: bytes) -> None:
+    data = memoryview(content)
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def _replace_inode(path: pathlib.Path) -> None:
