@@ -12,6 +12,7 @@ from ftrain.config._loading import call_source
 from ftrain.config.errors import ConfigError
 from ftrain.config.registry import imported
 from ftrain.config.trained import Trained
+from ftrain.core._words import a_or_an
 from ftrain.data.fitted import FILE
 from ftrain.data.sources import Inputs
 from ftrain.tasks import find_output, predictions
@@ -42,6 +43,9 @@ def predict(run: Trained) -> dict[str, list[Any]]:
             says = f"expected a tensor as output, got {type(outputs).__name__}. {in_python}"
             raise _refusal(run, "model", says) from None
         parts.append(outputs if alphabet is None else _likeliest(outputs))
+    if not parts:
+        says = "expected samples, got a file without any. Add samples to the file"
+        raise _refusal(run, "data.path", says)
     try:
         found = torch.cat(parts)
         if alphabet is not None:
@@ -78,7 +82,12 @@ def _inputs(run: Trained, in_python: str) -> Inputs:
     if isinstance(found, Tensor):
         rows: Tensor = found
         return Inputs(lambda size: iter(torch.split(rows, size)), run.fitted["target"])
-    assert isinstance(found, Inputs)
+    if not isinstance(found, Inputs):
+        says = (
+            f"expected a tensor or ftrain.data.sources.Inputs from the `inputs` of {config.data.name}, "
+            f"got {a_or_an(type(found).__name__)}. Return one of these"
+        )
+        raise _refusal(run, "data", says)
     return found
 
 

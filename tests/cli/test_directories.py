@@ -35,8 +35,9 @@ def test_runs_and_plot_accept_the_directory_of_a_trainer_in_python(
     assert header.split()[:4] == ["run", "status", "step", "train/loss"]
     assert row.split()[:2] == ["python", "2"]
     assert "(trained in Python)" in row
-    assert main(["plot", "runs/python"]) == 0
-    assert capsys.readouterr().out == "runs/python/curves.png\n"
+    for name in ("runs/python", "runs/python/metrics.jsonl"):
+        assert main(["plot", name]) == 0
+        assert capsys.readouterr().out == "runs/python/curves.png\n"
     assert main(["plot", "runs/python", "runs/python", "--out", "page.html"]) == 0
     assert main(["eval", "runs/python"]) == 2
 

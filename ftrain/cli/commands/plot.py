@@ -69,4 +69,5 @@ def run(options: argparse.Namespace) -> int:
 def _with_log(name: str) -> pathlib.Path:
     """Return the directory of a run; `Trainer` in Python writes a log but no configuration."""
     folder = pathlib.Path(name)
+    folder = folder.parent if folder.name == "metrics.jsonl" else folder
     return folder if (folder / "metrics.jsonl").exists() else run_folder(name)
