@@ -19,6 +19,7 @@ from ftrain.config._places import Path
 from ftrain.config.registry import is_file
 from ftrain.config.resolve import Resolved
 from ftrain.config.schema import Config
+from ftrain.core._terminal import printable
 
 __all__ = ["dump", "relocated"]
 
@@ -85,7 +86,7 @@ def to_yaml(data: Mapping[str, Any]) -> str:
     text: str = yaml.dump(
         dict(data), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=100
     )
-    return text
+    return printable(text)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -110,8 +111,9 @@ def _float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    # PyYAML takes these for the end of a line wherever they are not escaped.
-    style = '"' if any(end in value for end in "\n\r\x85\u2028\u2029") else None
+    # Where they are not escaped, PyYAML takes some for the end of a line, and writes others, which
+    # change the order in which a text is shown, as they are; `to_yaml` escapes these.
+    style = '"' if printable(value, one_line=True) != value else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
 
 

@@ -11,6 +11,7 @@ import yaml
 from ftrain.config.errors import ConfigError
 from ftrain.config.load import load
 from ftrain.config.schema import Config
+from ftrain.core._terminal import printable
 
 __all__ = ["run_config", "run_folder"]
 
@@ -24,7 +25,7 @@ def run_folder(name: str | os.PathLike[str]) -> pathlib.Path:
         return folder.parent
     inside, beside = (sorted(each.glob("*/config.yaml")) for each in (folder, folder.parent))
     around = list(dict.fromkeys([*inside, *beside]))
-    there = ", ".join(str(path.parent) for path in around[:10])
+    there = ", ".join(printable(path.parent, one_line=True) for path in around[:10])
     advice = f"Choose one of {there}" if there else "Make one with `ftrain train CONFIG`"
     what = "expected a run, got no config.yaml" if folder.is_dir() else "directory not found"
     raise ConfigError.at("", str(folder), f"{what}. {advice}")

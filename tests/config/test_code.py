@@ -13,6 +13,9 @@ from ftrain.cli import main
 from ftrain.config import ConfigError, load, load_run
 from ftrain.config import _code as code
 from ftrain.config.build import build
+from ftrain.config.dump import dump
+from ftrain.config.load import parse
+from ftrain.core._terminal import printable
 
 Captured = pytest.CaptureFixture[str]
 
@@ -178,3 +181,15 @@ def test_name_of_code_on_the_command_line_is_ones_own(
     assert main(["train", "built_in.yaml", "output_dir=plain"]) == 0
     (folder / "plain/.origin").unlink()
     assert "note" not in said(capsys, "eval", "plain", "model=model.py:Net")
+
+
+@pytest.mark.parametrize(
+    "text", ["a\u202eb", "\ufeff\u2066x", "\x1b[2J", "a\tb\nc", "\x85", "\\u202e", "é→👩"]
+)
+def test_printed_configuration_has_no_control_characters_and_means_the_same(text: str) -> None:
+    content = {"model": {"name": "mlp", text: text, "list": [text]}, "data": "digits", "epochs": 1}
+    printed = dump(load(content))
+    assert printable(printed) == printed
+    assert printed.replace("\n", "").isprintable()
+    again = parse(printed, pathlib.Path("config.yaml"))
+    assert again.model_dump() == load(content).model_dump()

@@ -223,7 +223,7 @@ def _no_log(path: pathlib.Path) -> str:
     else:
         around = sorted(path.glob("*/metrics.jsonl")) or sorted(path.glob("*/*/metrics.jsonl"))
         what = f"{path}: expected a run directory, got one without metrics.jsonl"
-    there = ", ".join(str(file.parent) for file in around[:10])
+    there = ", ".join(printable(file.parent, one_line=True) for file in around[:10])
     return f"{what}. " + (
         f"Choose one of {there}." if there else "Write one with `ftrain train CONFIG`."
     )

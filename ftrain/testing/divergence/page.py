@@ -9,6 +9,7 @@ import dataclasses
 import html
 from collections.abc import Iterable
 
+from ftrain.core._terminal import printable
 from ftrain.testing.divergence.align import align
 from ftrain.testing.divergence.divergence import Divergence
 from ftrain.testing.divergence.leaves import differing, is_far
@@ -78,9 +79,11 @@ def text(summary: str, sections: Iterable[Section]) -> str:
     """Return a comparison as plain text, with the first differing rows of each table."""
     lines = [summary]
     for section in sections:
-        lines += ["", f"{section.title}: {section.note}"]
+        lines += ["", f"{section.title}: {printable(section.note, one_line=True)}"]
         rows = [
-            row for i, row in enumerate(section.rows) if i in section.marked and not section.is_wide
+            [printable(cell, one_line=True) for cell in row]
+            for i, row in enumerate(section.rows)
+            if i in section.marked and not section.is_wide
         ]
         lines += [f"  {line}" for line in aligned(rows[:_SHOWN])]
         if len(rows) > _SHOWN:
