@@ -21,7 +21,6 @@ import sys
 import tempfile
 import time
 import unicodedata
-import warnings
 from collections.abc import Callable, Iterator
 
 from ftrain.cli import main
@@ -176,6 +175,7 @@ COMMANDS: dict[str, list[str]] = {
     "page": ["plot", "{run}", "{other}", "--out", "page.html"],
     "eval": ["eval", "{run}"],
     "predict": ["predict", "{run}", "data.path=pets.csv"],
+    "sample": ["sample", "{run}"],
     "resume": ["resume", "{run}", "epochs=2"],
     "config": ["config", "{run}/config.yaml"],
     "dry-run": ["train", "{run}/config.yaml", "--dry-run"],
@@ -305,7 +305,6 @@ def _limited() -> Iterator[None]:
 
 def campaign(cases: int, seed: int) -> None:
     """Draw directories with up to three changes, and call every command on each."""
-    warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as place:
         base = pathlib.Path(place) / "base"
         base.mkdir()
