@@ -8,7 +8,7 @@ PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint 
 
 INSTALLING = @echo 'installing ftrain, torch and other packages into $(VENV): a large download, silent until it is done'
 
-.PHONY: help demo test lint types docs unit bench laws parity campaign databases transformers processors matrix compositions nullcuda everywhere mutants clean
+.PHONY: help demo test lint types docs unit bench laws parity campaign files databases transformers processors matrix compositions nullcuda everywhere mutants clean
 
 # Each target, after the lines that explain it.
 help:
@@ -53,6 +53,10 @@ campaign: $(VENV)/dev
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/optim/test_products.py tests/compile/test_views.py
 	for c in kills flips polls fuzz resume; do $(PY) -m tests.checkpoint.campaign_$$c || exit 1; done
 	$(PY) -m tests.cli.hostile --cases 500
+
+# Mutated data files of every format: each is read, or refused by its name. COUNT=50000 of them take five minutes.
+files: $(VENV)/dev
+	$(PY) -m tests.data.campaign_files $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
 
 # Torch's own databases, every input of each entry, against torch itself; the suite takes a sample.
 databases: $(VENV)/dev
