@@ -6,6 +6,7 @@ the Hugging Face hub. `restore` copies one into a state.
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -187,9 +188,12 @@ def _import_torch(path: str) -> dict[str, torch.Tensor]:
         try:
             _check_sizes(file)
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
-        except OSError:
-            raise
         except Exception as error:  # many kinds, for a file that is not one
+            if (
+                isinstance(error, OSError) and error.errno != errno.EINVAL
+            ):  # a seek before its start
+                error.filename = error.filename or path
+                raise
             # Before this, torch's message advises to load the file without restrictions.
             reason = str(error).rpartition("WeightsUnpickler error:")[2]
             raise CheckpointCorruptError(

@@ -31,6 +31,9 @@ def apply_overrides(
 def _parsed(override: str) -> tuple[Path, Any]:
     shown = override if len(override) <= 200 else override[:197] + "..."
     place = f"the command line ({shown})"
+    if not override.isascii() and any("\ud800" <= c <= "\udfff" for c in override):
+        says = f"expected text in UTF-8, got {shown!a}. Rename the file or directory"
+        raise ConfigError.at("", "the command line", says)
     key, equals, text = override.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):

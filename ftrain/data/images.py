@@ -64,6 +64,7 @@ class Images:
         place = existing_folder(folder)
         found = sorted(entry for entry in place.iterdir() if entry.is_dir() and _is_shown(entry))
         self.classes = [entry.name for entry in found] if classes is None else list(classes)
+        _check_names(place, self.classes)
         labels = {name: label for label, name in enumerate(self.classes)}
         self.files = [
             (path, labels.get(entry.name, -1))
@@ -209,6 +210,17 @@ def _is_image(path: Path) -> bool:
 def _is_shown(path: Path) -> bool:
     """Return False for hidden files, such as `.ipynb_checkpoints`, and those that macOS calls `._*`."""
     return not path.name.startswith(".")
+
+
+def _check_names(place: Path, names: list[str]) -> None:
+    """Raise `DataError` for the name of a class that is not UTF-8, which no file of a run can hold."""
+    for name in names:
+        try:
+            name.encode()
+        except UnicodeEncodeError:
+            raise DataError(
+                f"{place}: expected folders with names in UTF-8, got {name!a}. Rename the folder"
+            ) from None
 
 
 def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -66,6 +66,14 @@ def test_key_of_thousands_of_levels_is_refused(
     assert "levels" in says or "nested too deeply" in says
 
 
+def test_override_that_is_not_utf_8_is_refused() -> None:
+    for override in ("output_dir=caf\udce9", "caf\udce9=1", "caf\udce9"):
+        with pytest.raises(
+            ConfigError, match=r"command line: expected text in UTF-8, got '.*udce9"
+        ):
+            load({"model": "a", "data": "digits", "epochs": 1}, [override])
+
+
 def test_dict_that_contains_itself_is_refused() -> None:
     cycle: dict[str, Any] = {}
     cycle["again"] = cycle

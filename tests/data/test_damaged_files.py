@@ -217,6 +217,16 @@ def test_message_of_a_damaged_state_dict_is_short_and_gives_no_dangerous_advice(
     assert len(str(caught.value)) < 500
 
 
+def test_state_dict_with_a_place_before_its_start_is_damaged(tmp_path: pathlib.Path) -> None:
+    """Torch seeks there, which is an error of the operating system."""
+    path = tmp_path / "model.pt"
+    with pytest.MonkeyPatch.context() as patch:
+        torch.save({"w": torch.zeros(3)}, path)
+        patch.setattr(torch, "load", lambda file, **_: os.lseek(file.fileno(), -5, os.SEEK_SET))
+        with pytest.raises(checkpoint.CheckpointCorruptError, match=r"model\.pt.*Invalid argument"):
+            checkpoint.read_state_dict(path, format="torch")
+
+
 def test_state_dict_may_not_expand_to_any_size(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "model.pt"
     torch.save({"mask": torch.ones(1).expand(1000, 1000)}, path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import pickle
 from typing import Any
@@ -12,6 +13,7 @@ from PIL import Image
 
 from ftrain import data
 from ftrain.core.errors import DataError
+from ftrain.data import sources
 
 
 def folder_of(tmp_path: pathlib.Path, image: Image.Image, name: str, **options: Any) -> Any:
@@ -85,6 +87,18 @@ def test_files_of_other_formats_are_refused_whatever_their_suffix(tmp_path: path
     (folder / "a" / "1.png").rename(folder / "a" / "1.heic")
     with pytest.raises(DataError, match=r"1\.heic: expected an image .* Convert it, or remove it"):
         data.images(folder)
+
+
+def test_names_that_are_not_utf_8_are_hashed_as_files_and_refused_as_classes(
+    tmp_path: pathlib.Path,
+) -> None:
+    folder = folder_of(tmp_path, Image.new("RGB", (5, 4)), "1.png")
+    odd = os.fsdecode(b"caf\xe9")
+    (folder / "a" / "1.png").rename(folder / "a" / f"{odd}.png")
+    assert sources.images(folder, held_out=0).facts["classes"] == 1
+    (folder / "a").rename(folder / odd)
+    with pytest.raises(DataError, match=r"expected folders with names in UTF-8, got 'caf\\udce9'"):
+        sources.images(folder)
 
 
 def test_one_number_as_size_is_height_and_width(tmp_path: pathlib.Path) -> None:

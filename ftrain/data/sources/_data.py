@@ -64,7 +64,7 @@ def sha256(*contents: torch.Tensor | str) -> str:
     found = hashlib.sha256()
     for one in contents:
         if isinstance(one, str):
-            found.update(one.encode())
+            found.update(one.encode(errors="surrogateescape"))  # names of files are bytes
         else:
             found.update(one.contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]

@@ -181,13 +181,17 @@ def _passes(step: float, ends: Sequence[float]) -> float:
     return done + (step - begin) / size if size else float(done)
 
 
+#: Larger numbers are drawn as gaps, like infinities: the ends of matplotlib's axes would overflow.
+_LARGEST = 1e300
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _number(value: Any) -> float:
     try:
-        return float(value) if _is_number(value) and math.isfinite(value) else math.nan
+        return float(value) if _is_number(value) and abs(value) <= _LARGEST else math.nan
     except OverflowError:  # an int of hundreds of digits
         return math.nan
 

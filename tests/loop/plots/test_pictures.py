@@ -120,6 +120,18 @@ def test_curves_draws_a_chart_for_each_metric(runs, tmp_path):
     assert list(line.get_xdata()) == [float(n) for n in range(1, 11)]
 
 
+@pytest.mark.parametrize("value", [1e300, 1e301, 1e308, 1.7e308])
+def test_curves_draws_a_loss_near_the_limit_of_float(tmp_path, value):
+    """The ends of matplotlib's axes overflow beyond 1e300: a gap there, as for infinity."""
+    rows = [
+        {"step": i, "epoch": 0, "split": "train", "time": i, "loss": value * (-1) ** i}
+        for i in range(5)
+    ]
+    write(tmp_path / "run", [*rows, {"step": 6, "epoch": 0, "split": "train", "loss": 1.0}])
+    plots.curves([tmp_path / "run"], tmp_path / "curves.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
 def many(folder, n=20):
     names = [f"a-rather-long-name-of-a-run-with-learning-rate-{i:02}" for i in range(n)]
     rows = [{"step": s, "split": split, "loss": 1.0} for s in (1, 2) for split in ("train", "eval")]
