@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from ftrain.config.errors import ConfigError, Problem
 from ftrain.config.load import load
-from ftrain.config.registry import Needs, register
+from ftrain.config.needs import Needs
+from ftrain.config.registry import register
 from ftrain.config.schema import Config
 
 if TYPE_CHECKING:

@@ -382,9 +382,15 @@ def _filled(target: Target, facts: Mapping[str, Any], resolved: Resolved) -> dic
 def _in_run(
     target: Target, facts: Mapping[str, Any], resolved: Resolved, folder: pathlib.Path | None
 ) -> dict[str, Any]:
-    """Return the arguments of a callback, with `${run}` replaced by the run's directory."""
-    run = str(resolved.config.folder if folder is None else folder)
+    """Return the arguments of a callback, with `${run}` and `${name}` replaced, and what it needs."""
+    config, needs = resolved.config, target.needs
+    run = str(config.folder if folder is None else folder)
+    found = {**needs.in_run, **_filled(target, facts, resolved)}
+    if needs.config is not None:
+        found.setdefault(needs.config, config.model_dump(mode="json"))
     return {
-        name: value.replace("${run}", run) if isinstance(value, str) else value
-        for name, value in _filled(target, facts, resolved).items()
+        name: value.replace("${run}", run).replace("${name}", config.folder.name)
+        if isinstance(value, str)
+        else value
+        for name, value in found.items()
     }

@@ -8,7 +8,6 @@ Read next: `resolve.py`, which checks the arguments.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import importlib
 import importlib.util
@@ -17,12 +16,13 @@ import os
 import pathlib
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, NamedTuple, TypeVar
 
 from ftrain.config._aliases import component_alias
 from ftrain.config.errors import ConfigError, did_you_mean
+from ftrain.config.needs import KINDS, Kind, Needs
 
 __all__ = [
     "KINDS",
@@ -37,82 +37,7 @@ __all__ = [
     "register",
 ]
 
-Kind = Literal["model", "data", "loss", "task", "optimizer", "schedule", "callback"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 T = TypeVar("T", bound=Callable[..., Any])
-
-#: The kinds of component that may declare each field of `Needs`.
-_DECLARED_BY: dict[str, tuple[Kind, ...]] = {
-    "total_steps": ("schedule",),
-    "remaining_steps": ("schedule",),
-    "chained": ("schedule",),
-    "facts": ("model", "loss", "task", "callback"),
-    "max_classes": ("loss",),
-    "builds": ("loss",),
-    "make_steps": ("callback",),
-    "inputs": ("data",),
-    "teacher": ("loss",),
-    "self_teacher": ("loss",),
-}
-
-
-@dataclasses.dataclass(frozen=True)
-class Needs:
-    """Values that a component needs from a run, such as its total number of steps.
-
-    A value that is written in the configuration takes precedence over a declared one. A callable may be
-    an import path, `package.module:NAME`, which is imported when it is used.
-
-    Attributes:
-        total_steps: of a schedule: the argument that receives the number of updates in the run.
-        remaining_steps: of a schedule: the argument that receives the number of updates in the run less
-            those of its other arguments called `..._steps`.
-        chained: of a schedule: True if it is a gradient transformation. It is called without a learning
-            rate, and placed after the optimizer.
-        facts: of a model, loss, task or callback: the fact about the data that each argument receives,
-            if the data reports it.
-        max_classes: of a loss: the largest number of classes that it suits. With 2, `ftrain predict`
-            reads a single output as the logit of the second class.
-        builds: of a loss: True if the component, called with its arguments, returns the loss function.
-        make_steps: of a callback: a function with the arguments of `ftrain.make_steps`, which takes its
-            place. Further arguments that it has in common with the callback have the callback's values.
-        inputs: of data: a function with the same arguments that returns samples without targets, for
-            `ftrain predict`: the tensor of a table's rows, or `ftrain.data.sources.Inputs`.
-        teacher: of a loss: the argument that receives a `tasks.Teacher`. In the configuration its value
-            is the directory of a trained run; without one, the loss gets no teacher.
-        self_teacher: of a loss: the argument that receives a `tasks.Teacher` of the run's own averaged
-            weights; the run needs `ema`.
-    """
-
-    total_steps: str | None = None
-    remaining_steps: str | None = None
-    chained: bool = False
-    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    max_classes: int | None = None
-    builds: bool = False
-    make_steps: Callable[..., Any] | str | None = None
-    inputs: Callable[..., Any] | str | None = None
-    teacher: str | None = None
-    self_teacher: str | None = None
-
-    def check(self, kind: Kind, component: Any) -> None:
-        """Raise `ValueError` if these needs do not apply to components of this kind."""
-        for name, kinds in _DECLARED_BY.items():
-            if getattr(self, name) != getattr(Needs(), name) and kind not in kinds:
-                listed = " or ".join(kinds)
-                raise ValueError(
-                    f"Needs.{name}: expected a component of the kind {listed}, got {kind}, to which "
-                    f"{name} does not apply. Remove {name}"
-                )
-        arguments = (self.total_steps, self.remaining_steps, self.teacher, self.self_teacher)
-        named = [name for name in (*arguments, *self.facts) if name]
-        known = inspect.signature(component).parameters
-        for name in named:
-            if name not in known:
-                raise ValueError(
-                    f"Needs: expected names of arguments of {component.__qualname__}, got {name!r}. "
-                    f"{did_you_mean(name, known)}"
-                )
 
 
 class _Registered(NamedTuple):
@@ -123,6 +48,8 @@ class _Registered(NamedTuple):
 #: The needs of components that declare none.
 _DEFAULT: dict[Kind, Needs] = {"schedule": Needs(total_steps="total_steps")}
 
+_MONITORED = "ftrain.loop.callbacks:monitored_steps"
+_TENSORBOARD = "${run}/tensorboard"
 _TARGET_SCALE = Needs(facts={"target_scale": "target_scale"})
 
 _REGISTERED: dict[Kind, dict[str, _Registered]] = {
@@ -190,11 +117,15 @@ _REGISTERED: dict[Kind, dict[str, _Registered]] = {
         for name in names
     },
     "callback": {
-        name: _Registered(
-            f"ftrain.loop.callbacks:{name}",
-            Needs(make_steps="ftrain.loop.callbacks:monitored_steps"),
+        name: _Registered(f"ftrain.loop.callbacks:{name}", needs)
+        for name, needs in (
+            ("GradientMonitor", Needs(make_steps=_MONITORED)),
+            ("GradientHistograms", Needs(make_steps=_MONITORED, in_run={"folder": _TENSORBOARD})),
+            ("MLflowLogger", Needs(config="hyperparameters", in_run={"experiment": "${name}"})),
+            ("Profiler", Needs(in_run={"folder": "${run}/profile"})),
+            ("TensorBoardLogger", Needs(config="hyperparameters", in_run={"folder": _TENSORBOARD})),
+            ("WandbLogger", Needs(config="config", in_run={"project": "${name}", "dir": "${run}"})),
         )
-        for name in ("GradientHistograms", "GradientMonitor")
     },
 }
 

@@ -25,7 +25,8 @@ from ftrain.config._aliases import unquoted
 from ftrain.config._code import check_code
 from ftrain.config._places import Path, join
 from ftrain.config.errors import ConfigError, Problem, did_you_mean
-from ftrain.config.registry import Kind, Needs, find, load_module, needs_of
+from ftrain.config.needs import Kind, Needs
+from ftrain.config.registry import find, load_module, needs_of
 from ftrain.config.schema import Component, Config
 
 __all__ = ["Resolved", "Target", "reference", "resolve"]
@@ -242,7 +243,8 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
                 problem(name, str(error))
     for name in open_to:
         needed = parameters[name].default is inspect.Parameter.empty and name not in written
-        if needed and name not in (needs.total_steps, needs.remaining_steps, *needs.facts):
+        by_run = (needs.total_steps, needs.remaining_steps, *needs.facts, *needs.in_run)
+        if needed and name not in by_run:
             problem(name, f"missing required argument of {component.name}. Add this key")
     if problems:
         raise ConfigError(problems)

@@ -1,11 +1,14 @@
-"""Import of optional packages."""
+"""Import of optional packages, and what their services are given and refuse."""
 
 from __future__ import annotations
 
 import importlib
+from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["need"]
+from ftrain.loop.callback import Notify
+
+__all__ = ["flattened", "need", "refused"]
 
 
 def need(module: str, who: str, package: str) -> Any:
@@ -29,3 +32,32 @@ def need(module: str, who: str, package: str) -> Any:
         raise ImportError(
             f"{who} needs {package}, which {found}. Run `pip install {package}`."
         ) from error
+
+
+def refused(who: str, error: Exception, remedy: str) -> tuple[Notify]:
+    """Return the notice that a service refused a run, which goes on without it.
+
+    Example:
+        >>> refused("WandbLogger", ConnectionError("no network"), "Write mode='offline'.")[0].message
+        "WandbLogger raised ConnectionError: no network; nothing is logged there. Write mode='offline'."
+    """
+    first = (str(error).strip() or "no message").splitlines()[0].rstrip(".")
+    says = f"{who} raised {type(error).__name__}: {first}; nothing is logged there. {remedy}"
+    return (Notify(says),)
+
+
+def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
+    """Return nested hyper-parameters as one level of dotted names, without those that are `None`.
+
+    Example:
+        >>> flattened({"seed": 0, "ema": None, "optimizer": {"name": "sgd"}, "widths": [8, 8]})
+        {'seed': 0, 'optimizer.name': 'sgd', 'widths': '[8, 8]'}
+    """
+    found: dict[str, bool | int | float | str] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= flattened(value, f"{prefix}{name}.")
+        elif value is not None:
+            plain = isinstance(value, (bool, int, float, str))
+            found[f"{prefix}{name}"] = value if plain else str(value)
+    return found

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ftrain.loop.callback import Action
-from ftrain.loop.callbacks._optional import need
+from ftrain.loop.callbacks._optional import flattened, need, refused
 from ftrain.loop.callbacks._rank import is_main
 from ftrain.loop.events import Event, Logged, Saved, TrainBegin, TrainEnd
+from ftrain.loop.result import FitResult
 
 __all__ = ["TensorBoardLogger"]
 
@@ -19,7 +21,9 @@ class TensorBoardLogger:
     A resumed run makes TensorBoard discard the steps after its checkpoint (`purge_step`).
 
     Args:
-        folder: directory of the event files.
+        folder: directory of the event files; in a configuration, by default `${run}/tensorboard`.
+        hyperparameters: shown as the text "config" from the beginning, and in the table HPARAMS beside
+            the last metrics when the run ends; in a configuration, the whole of it.
 
     Raises:
         ImportError: tensorboard is not installed.
@@ -31,30 +35,55 @@ class TensorBoardLogger:
     listens = (TrainBegin, Logged, Saved, TrainEnd)
     on_error = "warn"
 
-    def __init__(self, folder: str | os.PathLike[str]) -> None:
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        hyperparameters: Mapping[str, Any] | None = None,
+    ) -> None:
         self._writer_of = need(
             "torch.utils.tensorboard", "TensorBoardLogger", "tensorboard"
         ).SummaryWriter
         self._folder = os.fspath(folder)
+        self._hyperparameters = flattened(hyperparameters or {})
         self._writer: Any = None
 
     def init(self) -> None:
         """Return no state, because the files contain the steps."""
 
-    def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
+    def __call__(self, state: None, event: Event) -> tuple[None, Iterable[Action]]:
         """Write the row to TensorBoard."""
         if not is_main():
             return None, ()
         step = event.progress.step
         if isinstance(event, TrainBegin):
             purge = step + 1 if event.resumed else None
-            self._writer = self._writer_of(self._folder, purge_step=purge)
+            try:
+                self._writer = self._writer_of(self._folder, purge_step=purge)
+            except Exception as error:
+                self._writer = None
+                return None, refused("TensorBoardLogger", error, "Write to another folder.")
+            if self._hyperparameters:
+                lines = [f"    {name}: {value}" for name, value in self._hyperparameters.items()]
+                self._writer.add_text("config", "\n".join(lines), step)
+        elif self._writer is None:  # it could not be opened
+            return None, ()
         elif isinstance(event, Logged):
             for name, value in event.values.items():
                 self._writer.add_scalar(f"{event.split}/{name}", value, step)
         elif isinstance(event, Saved):
             self._writer.flush()
-        elif self._writer is not None:
-            self._writer.close()
-            self._writer = None
+        elif isinstance(event, TrainEnd):
+            self._end(event.result)
         return None, ()
+
+    def _end(self, result: FitResult) -> None:
+        """Write the row of the table HPARAMS, and close the file."""
+        last = result.eval or result.train
+        if self._hyperparameters and last is not None:
+            values = {f"hparams/{last.split}/{name}": x for name, x in last.metrics.items()}
+            self._writer.add_hparams(
+                self._hyperparameters, values, run_name=".", global_step=result.step
+            )
+        self._writer.close()
+        self._writer = None

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any, TypedDict
 
 from ftrain.loop.callback import Action
-from ftrain.loop.callbacks._optional import need
+from ftrain.loop.callbacks._optional import need, refused
 from ftrain.loop.callbacks._rank import is_main
 from ftrain.loop.events import Event, Logged, TrainBegin, TrainEnd
 
@@ -30,8 +31,12 @@ class WandbLogger:
     if both are given the same `id`.
 
     Args:
-        project: name of the project.
-        **options: options of `wandb.init`: `name`, `id`, `config`, `mode="offline"`, `dir`, ...
+        project: name of the project; in a configuration, by default the run's name.
+        config: the hyper-parameters; in a configuration, the whole of it.
+        **options: options of `wandb.init`: `name`, `id`, `mode="offline"`, `dir`, ...
+
+    If the service refuses the run, for example because nobody is logged in, one `Notice` says so, and
+    the run continues without it.
 
     Raises:
         ImportError: wandb is not installed.
@@ -43,28 +48,42 @@ class WandbLogger:
     listens = (TrainBegin, Logged, TrainEnd)
     on_error = "warn"
 
-    def __init__(self, project: str, **options: Any) -> None:
+    def __init__(
+        self, project: str, *, config: Mapping[str, Any] | None = None, **options: Any
+    ) -> None:
         self._wandb = need("wandb", "WandbLogger", "wandb")
         self.project = project
-        self._options = {"project": project, **options}
+        given = {} if config is None else {"config": dict(config)}
+        self._options = {"project": project, **given, **options}
         self._run: Any = None
 
     def init(self) -> WandbState:
         """Return the state before a Weights & Biases run is created: the `id` option, if given."""
         return {"id": self._options.get("id")}
 
-    def __call__(self, state: WandbState, event: Event) -> tuple[WandbState, tuple[Action, ...]]:
+    def __call__(self, state: WandbState, event: Event) -> tuple[WandbState, Iterable[Action]]:
         """Log the row to Weights & Biases."""
         if not is_main():
             return state, ()
         if isinstance(event, TrainBegin):
-            how = {"id": state["id"], "resume": "allow"} if event.resumed and state["id"] else {}
-            self._run = self._wandb.init(**{**self._options, **how})
+            how: dict[str, Any] = {}
+            if event.resumed and state["id"]:
+                how = {"id": state["id"], "resume": "allow"}
+                if "config" in self._options:
+                    how["allow_val_change"] = True  # a longer run has other values
+            try:
+                self._run = self._wandb.init(**{**self._options, **how})
+            except Exception as error:
+                self._run = None
+                remedy = "Log in with `wandb login`, or write mode='offline'."
+                return state, refused("WandbLogger", error, remedy)
             return {"id": self._run.id}, ()
+        if self._run is None:  # the service refused it
+            return state, ()
         if isinstance(event, Logged):
             row = {f"{event.split}/{name}": value for name, value in event.values.items()}
             self._run.log({**row, "epoch": event.progress.epoch}, step=event.progress.step)
-        elif isinstance(event, TrainEnd) and self._run is not None:
+        elif isinstance(event, TrainEnd):
             self._run.finish(exit_code=event.result.exit_code)
             self._run = None
         return state, ()

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from ftrain.loop import callbacks
+from ftrain.config import Config, load
+from ftrain.config.run import train
+from ftrain.loop import LoopWarning, callbacks
 from tests.loop.runs import fit, trainer
 
 
@@ -24,17 +26,20 @@ class Told(list[Any]):
         return call
 
 
+WRITES = ("add_scalar", "add_text", "add_hparams", "flush", "close")
+VALUES = {"seed": 0, "ema": None, "optimizer": {"name": "sgd", "learning_rate": 0.1}}
+FLAT = {"seed": 0, "optimizer.name": "sgd", "optimizer.learning_rate": 0.1}
+
+
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     told = Told()
-    writer = types.SimpleNamespace(
-        **{name: told.method(name) for name in ("add_scalar", "flush", "close")}
-    )
+    writer = types.SimpleNamespace(**{name: told.method(name) for name in WRITES})
     tensorboard = types.SimpleNamespace(SummaryWriter=told.method("SummaryWriter", writer))
     run = types.SimpleNamespace(id="abc", log=told.method("log"), finish=told.method("finish"))
     wandb = types.SimpleNamespace(init=told.method("init", run))
     started = types.SimpleNamespace(info=types.SimpleNamespace(run_id="abc"))
-    names = ("set_tracking_uri", "set_experiment", "log_metrics", "end_run")
+    names = ("set_tracking_uri", "set_experiment", "log_metrics", "log_params", "end_run")
     mlflow = types.SimpleNamespace(
         start_run=told.method("start_run", started), **{name: told.method(name) for name in names}
     )
@@ -110,11 +115,101 @@ def test_callbacks_name_a_missing_package_on_construction(
         make()
 
 
-def test_a_failing_service_does_not_fail_the_run(told: Told) -> None:
-    def refuse(*_: Any, **__: Any) -> Any:
-        raise ConnectionError("no network")
+def refuse(*_: Any, **__: Any) -> Any:
+    raise ConnectionError("no network.\nand more lines")
 
-    sys.modules["wandb"].init = refuse  # type: ignore[attr-defined]
-    with pytest.warns(UserWarning, match="WandbLogger raised"):
-        result = fit(trainer(callbacks.WandbLogger("digits")), epochs=1)
+
+@pytest.mark.parametrize(
+    ("module", "function", "make", "remedy"),
+    [
+        ("wandb", "init", lambda: callbacks.WandbLogger("digits"), "Log in with `wandb login`"),
+        ("mlflow", "start_run", lambda: callbacks.MLflowLogger("digits"), "Check tracking_uri"),
+        (
+            "torch.utils.tensorboard",
+            "SummaryWriter",
+            lambda: callbacks.TensorBoardLogger("x"),
+            "Write to another folder",
+        ),
+    ],
+)
+def test_service_that_refuses_the_run_is_named_once_with_the_remedy(
+    told: Told, module: str, function: str, make: Any, remedy: str
+) -> None:
+    setattr(sys.modules[module], function, refuse)
+    with pytest.warns(LoopWarning) as caught:
+        result = fit(trainer(make()), epochs=2)
     assert result.status == "completed"
+    (warning,) = [each for each in caught if issubclass(each.category, UserWarning)]
+    said = str(warning.message)
+    assert "Logger raised ConnectionError: no network; nothing is logged there. " + remedy in said
+    assert "NoneType" not in said
+    assert not [name for name, *_ in told if name in ("log", "log_metrics", "add_scalar")]
+
+
+def test_wandb_logger_passes_the_hyperparameters(told: Told, tmp_path: pathlib.Path) -> None:
+    for end in (7, 9):
+        logger = callbacks.WandbLogger("digits", config=VALUES)
+        fit(trainer(logger, store=tmp_path), max_steps=end, resume="auto")
+    first, second = options_of(told, "init")
+    assert first == {"project": "digits", "config": VALUES}
+    assert second == {**first, "id": "abc", "resume": "allow", "allow_val_change": True}
+
+
+def test_mlflow_logger_logs_the_hyperparameters_once(told: Told, tmp_path: pathlib.Path) -> None:
+    for end in (7, 9):
+        logger = callbacks.MLflowLogger("digits", hyperparameters=VALUES)
+        fit(trainer(logger, store=tmp_path), max_steps=end, resume="auto")
+    assert [args for name, args, _ in told if name == "log_params"] == [(FLAT,)]
+
+
+def test_tensorboard_shows_the_hyperparameters_beside_the_last_metrics(told: Told) -> None:
+    result = fit(trainer(callbacks.TensorBoardLogger("x", hyperparameters=VALUES)), epochs=1)
+    ((_, (tag, text, step), _),) = [each for each in told if each[0] == "add_text"]
+    assert (tag, step) == ("config", 0)
+    assert "    optimizer.learning_rate: 0.1" in text
+    ((_, (values, metrics), options),) = [each for each in told if each[0] == "add_hparams"]
+    assert values == FLAT
+    assert metrics["hparams/eval/loss"] == result.eval.loss
+    assert options == {"run_name": ".", "global_step": 7}
+
+
+@pytest.mark.parametrize("written", [{}, {"folder": "${run}/tb"}, {"folder": "tb-${name}"}])
+def test_tensorboard_logger_by_name_gets_folder_and_configuration_of_the_run(
+    told: Told, tmp_path: pathlib.Path, written: dict[str, str]
+) -> None:
+    run = tmp_path / "first"
+    train(configured(run, {"name": "TensorBoardLogger", **written}))
+    (opened,) = [args for name, args, _ in told if name == "SummaryWriter"]
+    default = written.get("folder", "${run}/tensorboard")
+    assert opened == (default.replace("${run}", str(run)).replace("${name}", "first"),)
+    ((_, (values, _), _),) = [each for each in told if each[0] == "add_hparams"]
+    assert values["optimizer.learning_rate"] == 0.25
+    assert values["model.name"] == "mlp"
+
+
+def test_service_loggers_by_name_get_the_name_and_configuration_of_the_run(
+    told: Told, tmp_path: pathlib.Path
+) -> None:
+    train(configured(tmp_path / "first", "WandbLogger"))
+    (options,) = options_of(told, "init")
+    assert (options["project"], options["dir"]) == ("first", str(tmp_path / "first"))
+    assert options["config"]["optimizer"]["learning_rate"] == 0.25
+    train(configured(tmp_path / "second", "MLflowLogger"))
+    assert ("set_experiment", ("second",), {}) in told
+    ((params,),) = [args for name, args, _ in told if name == "log_params"]
+    assert params["optimizer.learning_rate"] == 0.25
+
+
+def configured(folder: pathlib.Path, callback: Any) -> Config:
+    return load(
+        {
+            "model": {"name": "mlp", "inputs": 64, "outputs": 10},
+            "data": {"name": "digits", "held_out": 0.9},
+            "optimizer": {"name": "sgd", "learning_rate": 0.25},
+            "max_steps": 2,
+            "compile": False,
+            "progress": False,
+            "callbacks": [callback],
+            "output_dir": str(folder),
+        }
+    )
