@@ -41,7 +41,8 @@ unit: $(VENV)/dev
 # The twelve laws (docs/guarantees.md): of a step on four models, random streams (4), derivatives (11), batches (12).
 laws: $(VENV)/dev
 	$(PY) -m pytest -v tests/laws tests/random tests/core/test_nested_gradients.py tests/core/test_cut_gradients.py \
-	  tests/core/test_cond.py tests/core/test_while_loop.py tests/core/test_batches.py tests/loop/test_containers.py
+	  tests/core/test_cond.py tests/core/test_while_loop.py tests/core/test_batches.py tests/loop/test_containers.py \
+	  tests/transforms/test_sweep.py
 
 # Every optimizer against torch.optim and optax over 100 steps; rewrites docs/optimizers.md.
 parity: $(VENV)/dev

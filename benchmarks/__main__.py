@@ -19,7 +19,7 @@ NAMES = (
     "chains",
     "digests",
 )
-LONG = ("optimizers", "grad_cache")  # minutes to a quarter of an hour: only by name
+LONG = ("optimizers", "grad_cache", "sweep")  # minutes to a quarter of an hour: only by name
 
 
 def main() -> int:

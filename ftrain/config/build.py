@@ -100,6 +100,30 @@ class Parts:
         made_steps = _steps(self.resolved, self.model, self.loss_fn, self.eval_fn, optimizer)
         return self.taught(made_steps)
 
+    def steps_with(self, hyperparams: Mapping[str, float]) -> Steps:
+        """Return the run's step functions with numbers of its optimizer as tensors in the state.
+
+        Args:
+            hyperparams: arguments of the configuration's optimizer, `learning_rate` (with a schedule,
+                its peak) among them or not, with the values at which they start.
+
+        Raises:
+            ConfigError: the optimizer does not take such an argument, or refuses its value.
+        """
+        target = self.resolved.optimizer
+
+        def chain(**values: Any) -> Any:
+            rate = values.pop("learning_rate", self.config.optimizer.learning_rate)
+            arguments = {**target.arguments, **values}
+            own = dataclasses.replace(target, arguments=arguments)
+            resolved = dataclasses.replace(self.resolved, optimizer=own)
+            schedule = schedule_of(resolved, self.total_steps, False, rate)
+            return _chain(resolved, schedule or rate)
+
+        optimizer = optim.with_hyperparams(chain, **hyperparams)
+        made_steps = _steps(self.resolved, self.model, self.loss_fn, self.eval_fn, optimizer)
+        return self.taught(made_steps)
+
     def init_state(self) -> TrainState:
         """Return the initial training state; its bits do not depend on the device."""
         state = self.steps.init_state(self.config.seed)
@@ -300,14 +324,22 @@ def _arguments_in_common(callback: Any, written: Mapping[str, Any], make: Any) -
     return {name: value for name, value in values.items() if name in own}
 
 
-def schedule_of(resolved: Resolved, total: int | None, evaluation: bool) -> Any:
-    """Return the learning-rate schedule; `None` if the rate is constant."""
+def schedule_of(resolved: Resolved, total: int | None, evaluation: bool, rate: Any = None) -> Any:
+    """Return the learning-rate schedule; `None` if the rate is constant.
+
+    Args:
+        resolved: the configuration.
+        total: updates in the whole run; `None`: unknown.
+        evaluation: nothing will be trained.
+        rate: the peak, a number or 0-d tensor; `None`: that of the configuration.
+    """
     config, course = resolved.config, resolved.schedule
     if course is None or course.needs.chained:
         return None
+    rate = config.optimizer.learning_rate if rate is None else rate
     if evaluation:  # the state is the same for every schedule, and the run's length is not known
-        return optim.constant(config.optimizer.learning_rate or 0.0)
-    rate, arguments = config.optimizer.learning_rate, _in_steps(config, course, total)
+        return optim.constant(rate or 0.0)
+    arguments = _in_steps(config, course, total)
     return made(config, course, functools.partial(course.function, rate, **arguments))
 
 

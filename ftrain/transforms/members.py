@@ -88,7 +88,8 @@ def member(states: T, i: int) -> T:
 def select(states: T, rows: torch.Tensor | Sequence[int]) -> T:
     """Return the members at some positions as a smaller stacked state.
 
-    A pruned sweep costs what its members cost: `compile` makes one program for each number of them.
+    A step of fewer members costs less. `compile` makes one program for each number of them: compile the
+    step anew, since a compiled function warns if it meets another shape.
 
     Args:
         states: a tree whose leaves have the members on their first axis.

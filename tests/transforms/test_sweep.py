@@ -126,8 +126,7 @@ def test_each_row_of_a_compiled_sweep_is_a_single_run(
     assert_rows_are_single_runs(model, precision, accumulate, "compiled", MEMBERS, 3)
 
 
-@pytest.mark.parametrize("chunk", [None, 2])
-@pytest.mark.parametrize("model", ["mlp", "convnet", "gpt"])
+@pytest.mark.parametrize(("model", "chunk"), [("mlp", 2), ("convnet", None), ("gpt", None)])
 def test_rows_of_a_compiled_sweep_match_single_runs_after_100_steps(
     model: str, chunk: int | None
 ) -> None:

@@ -18,4 +18,5 @@ COMMANDS = {
     "config": "print a configuration with every default, or all keys",
     "bench": "measure the speed and the memory of a training step",
     "lr-find": "search for a learning rate",
+    "sweep": "train many seeds and hyper-parameters in one graph",
 }

@@ -1,4 +1,4 @@
-"""Plots of runs: curves as an image or a page, and grids of images.
+"""Plots of runs: curves as an image or a page, grids of images, and sweeps.
 
 Drawing needs matplotlib (`pip install 'ftrain[examples]'`); the page needs no extra package.
 
@@ -10,6 +10,7 @@ from ftrain.loop.plots.images import image_grid
 from ftrain.loop.plots.page import page
 from ftrain.loop.plots.run_log import Curve, Path, RunLog, read_run, read_runs
 from ftrain.loop.plots.summary import summary
+from ftrain.loop.plots.sweep_grid import sweep_grid
 
 __all__ = [
     "Curve",
@@ -21,4 +22,5 @@ __all__ = [
     "read_run",
     "read_runs",
     "summary",
+    "sweep_grid",
 ]
