@@ -41,12 +41,14 @@ class Profile(NamedTuple):
     Attributes:
         flops: floating-point operations by dtype.
         kernels: the number of kernels.
-        share: the time in kernels over the time of a call, at most 1.
+        seconds: the time in kernels.
+        share: that time over the time of a call, at most 1.
         launch: seconds until a call returns, though the device may still be working.
     """
 
     flops: Mapping[str, int]
     kernels: int
+    seconds: float
     share: float
     launch: float
 
@@ -104,9 +106,15 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Device of the first tensor among the arguments; without one, CUDA if a step may run there."""
-        leaves = tree.leaves(self.args)
-        return next((x.device for x in leaves if isinstance(x, torch.Tensor)), torch.device("cpu"))
+        """Device that the step runs on: CUDA if an argument is there, or if the process uses it.
+
+        A step in place may hold its model on the device and copy each batch to it.
+        """
+        tensors = [x for x in tree.leaves(self.args) if isinstance(x, torch.Tensor)]
+        found = next((x.device for x in tensors if x.device.type == "cuda"), None)
+        if found is None and torch.cuda.is_initialized():  # type: ignore[no-untyped-call]  # torch's
+            found = torch.device("cuda")
+        return found or torch.device("cpu")
 
     def sizes(self, count: Callable[[Any], tuple[int, int]]) -> tuple[int, int]:
         """Return the samples and tokens of the batch."""
@@ -237,6 +245,7 @@ class Case:
         return Profile(
             total.flops,
             len(runs[-1]),
+            statistics.median(inside),
             min(share, 1.0),
             statistics.median(launches),
         )

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -216,7 +215,7 @@ def measure(steps: Sequence[Subject], options: Options) -> BenchmarkReport:
             flops=profile.flops,
             rates={dtype: rates[dtype] for dtype in profile.flops},
             kernels=profile.kernels,
-            device_seconds=profile.share * statistics.median(seconds),
+            device_seconds=profile.seconds,
             host_seconds=profile.launch,
             first_call=case.first_call,
             second_call=case.second_call,
@@ -224,7 +223,9 @@ def measure(steps: Sequence[Subject], options: Options) -> BenchmarkReport:
             steady_bytes=case.subject.steady_bytes,
         )
         if device.type == "cpu":
-            one = dataclasses.replace(one, host_seconds=one.median - one.device_seconds)
+            inside = profile.share * one.median  # the load may have changed since
+            rest = one.median - inside
+            one = dataclasses.replace(one, device_seconds=inside, host_seconds=rest)
         found.append(one)
     if options.explain:
         found = _explained(found, cases, products, turns, device)

@@ -12,6 +12,7 @@ import torch
 
 import ftrain
 from ftrain.bench import sweep
+from ftrain.bench._cases import MISSING, Subject
 from tests.bench import steps
 
 QUICK: dict[str, Any] = {"rounds": 2, "seconds": 0.0, "backend": "eager"}
@@ -182,6 +183,13 @@ def test_options_out_of_range_are_refused(options: Any, message: str) -> None:
     step, state, batch = steps.pure()
     with pytest.raises(ValueError, match=message):
         ftrain.benchmark(step, state, batch, **options)
+
+
+def test_a_step_is_timed_on_cuda_if_the_process_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    step, batch = steps.plain()  # its model may be on the device, and its batch copied to it
+    assert Subject.of(step, MISSING, batch).device.type == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert Subject.of(step, MISSING, batch).device.type == "cuda"
 
 
 def test_an_error_of_the_step_itself_passes() -> None:
