@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 from ftrain.bench import _picture, _table
 from ftrain.bench.measurement import Measurement
 from ftrain.bench.noise import Difference, compare_runs, compare_turns
+from ftrain.core._file_output import replace
+from ftrain.core._regular_files import read_json
 from ftrain.core._words import did_you_mean
 
 __all__ = ["BenchmarkFileError", "BenchmarkReport", "Change", "Comparison", "check_machine"]
@@ -135,7 +137,7 @@ class BenchmarkReport:
     def save(self, path: str | pathlib.Path) -> None:
         """Write the report to a JSON file."""
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False) + "\n"
-        pathlib.Path(path).write_text(text, encoding="utf-8")
+        replace(pathlib.Path(path), text)
 
     @classmethod
     def load(cls, path: str | pathlib.Path) -> BenchmarkReport:
@@ -145,7 +147,7 @@ class BenchmarkReport:
             BenchmarkFileError: the file cannot be read, or is not a report.
         """
         try:
-            found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+            found = read_json(path)
             if not isinstance(found, dict) or found.get("format") != _FORMAT:
                 got = found.get("format") if isinstance(found, dict) else type(found).__name__
                 raise ValueError(f"expected the format {_FORMAT!r}, got {got!r}")
@@ -160,7 +162,7 @@ class BenchmarkReport:
                 f"{path} cannot be read: {error.strerror or error}. Write one with `ftrain bench "
                 "... --json FILE`, or report.save(FILE)."
             ) from None
-        except (ValueError, KeyError, TypeError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise BenchmarkFileError(
                 f"{path}: expected a report of a benchmark, got another or a damaged file ({error}). "
                 "Write one with `ftrain bench ... --json FILE`, or report.save(FILE)."

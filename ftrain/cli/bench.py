@@ -32,6 +32,7 @@ from ftrain.config.registry import find
 from ftrain.config.run import environment
 from ftrain.core import tree
 from ftrain.core._count_samples import count_samples
+from ftrain.core._terminal import say
 
 __all__ = ["bench"]
 
@@ -46,10 +47,10 @@ def bench(options: argparse.Namespace) -> int:
     """Measure what the command line asks for, print and write the report, and return the exit code."""
     values = _values(options)
     _check_files(options.out)
-    with _target(options.target, options.overrides, list(values)) as (make, sizes):
+    with _target(options, list(values)) as (make, sizes):
         if options.first_call is not None:
             (subject,) = subjects(make, values)
-            print(first_call(subject, options.first_call, options.backend))
+            say(first_call(subject, options.first_call, options.backend))
             return 0
         earlier = _earlier(options, machine())
         settings = Options(
@@ -64,7 +65,7 @@ def bench(options: argparse.Namespace) -> int:
     if options.latency:
         found = tuple(_with_latency(one, options) for one in report.measurements)
         report = dataclasses.replace(report, measurements=found)
-    print(json.dumps(report.to_json()) if options.json else report)
+    say(json.dumps(report.to_json()) if options.json else report, raw=options.json)
     for path in options.out:
         _written(path, report)
     if earlier is None:
@@ -73,22 +74,26 @@ def bench(options: argparse.Namespace) -> int:
         compared = report.compare(earlier, limit=options.limit, any_machine=options.any_machine)
     except BenchmarkFileError as error:
         raise _refused("--against", options.against, str(error)) from None
-    print(compared, file=sys.stderr if options.json else sys.stdout)
+    say(compared, error=options.json)
     return int(compared.is_worse)
 
 
 @contextlib.contextmanager
 def _target(
-    name: str, overrides: Sequence[str], swept: Sequence[str]
+    options: argparse.Namespace, swept: Sequence[str]
 ) -> Iterator[tuple[Build, Callable[[Any], tuple[int, int]]]]:
     """Yield the function that builds the step, and the one that counts the samples of a batch."""
+    name, overrides, code = options.target, options.overrides, not options.no_code
     if ":" in name:
+        if not code:
+            says = f"expected a configuration with --no-code, got a function, {name}. Leave one out"
+            raise ConfigError.at("", name, says)
         yield _of_function(name, overrides, swept), count_samples
         return
     if name.endswith(".py"):
         says = f"expected the name of a function in the file, got none. Write {name}:NAME"
         raise ConfigError.at("", name, says)
-    config = load(name, overrides)
+    config = load(name, overrides, code=code)
     for key in swept:
         if key in _GLOBAL:
             says = "expected a key of which several values can be used in one process, got "
@@ -97,7 +102,7 @@ def _target(
 
     def made(models: int = 1, **values: Any) -> tuple[Any, Any, Any]:
         written = [f"{key}={json.dumps(value)}" for key, value in values.items()]
-        parts = build(load(name, [*overrides, "workers=0", *written]))
+        parts = build(load(name, [*overrides, "workers=0", *written], code=code))
         batch = first_batch(parts.train)
         samples, tokens = (parts.sizes or count_samples)(batch)
         counts[id(batch)] = (samples * models, tokens * models)
@@ -205,7 +210,7 @@ def _written(path: pathlib.Path, report: BenchmarkReport) -> None:
             report.plot(path)
     except OSError as error:
         raise _refused("--out", path, f"cannot be written to: {error.strerror or error}") from None
-    print(path, file=sys.stderr)
+    say(path, error=True)
 
 
 def _with_latency(one: Measurement, options: argparse.Namespace) -> Measurement:
@@ -216,6 +221,7 @@ def _with_latency(one: Measurement, options: argparse.Namespace) -> Measurement:
     for key, value in one.settings.items():
         command += ["--sweep", f"{key}={value if isinstance(value, str) else json.dumps(value)}"]
     command += ["--first-call", one.variant, "--backend", options.backend]
+    command += ["--no-code"] if options.no_code else []
     with tempfile.TemporaryDirectory(prefix="ftrain-bench-") as folder:
         cold, warm = (
             float(run_fresh(command, pathlib.Path(folder), limit=3600).output) for _ in range(2)

@@ -123,6 +123,8 @@ def test_a_report_of_another_machine_is_refused_before_anything_is_measured(
         ),
         (["steps.py:prue"], "steps.py does not define 'prue'. Did you mean pure?"),
         (["steps.py:not_a_function"], "expected a function or class, got 3"),
+        (["steps.py:pure", "--no-code"], "expected a configuration with --no-code, got a function"),
+        (["steps.py:pure", "--against", "/dev/null"], "expected a regular file, got a device"),
         (["steps.py:pure", "8"], "expected key=value, an argument of steps.py:pure, got '8'"),
         (["steps.py:pure", "size=8"], "expected a parameter of steps.py:pure, got 'size'"),
         (["steps.py:fails", "--accumulate", "2"], "got 'accumulate'. It has no parameters"),

@@ -18,6 +18,8 @@ from __future__ import annotations
 import argparse
 import pathlib
 
+from ftrain.cli._no_code import add_no_code
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `ftrain bench` to its parser."""
@@ -86,6 +88,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         default="inductor",
         help="eager: run compiled variants operator by operator, without a C++ compiler",
     )
+    add_no_code(parser)
     add("--first-call", metavar="VARIANT", help=argparse.SUPPRESS)  # in the process of --latency
 
 
