@@ -7,7 +7,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -114,6 +114,7 @@ def _fit(parts: Parts, members: Sequence[Mapping[str, float]], chunk_size: int |
     swept = transforms.sweep(transforms.stoppable(steps), over=over, chunk_size=chunk_size)
     states = swept.init_state(0 if "seed" in over[0] else config.seed)
     states = tree.map(lambda leaf: leaf.to(parts.device), states)
+    counted: dict[str, Any] = {} if parts.sizes is None else {"count_samples": parts.sizes}
     trainer = Trainer(
         swept,
         [callbacks.ProgressBar()] if config.progress else [],
@@ -121,7 +122,7 @@ def _fit(parts: Parts, members: Sequence[Mapping[str, float]], chunk_size: int |
         eval_every=config.eval_every,
         compile=config.compile,
         max_skipped=None,
-        **({} if parts.sizes is None else {"count_samples": parts.sizes}),
+        **counted,
     )
     return trainer.fit(
         states, parts.train, parts.held_out, epochs=config.epochs, max_steps=config.max_steps
