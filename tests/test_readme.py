@@ -106,8 +106,8 @@ def test_documented_configurations_train_and_evaluate(
     (tmp_path / "wines.csv").write_text("length,width,grade\n" + numbers)
     (tmp_path / "houses.csv").write_text("length,width,price\n" + numbers)
     named = [(content.split(":")[0].removeprefix("# "), content) for content in blocks("yaml")]
-    of_readme = ["irises.yaml", "wines.yaml", "houses.yaml", "photos.yaml"]
-    assert [name for name, _ in named] == [*of_readme, "irises.yaml", "photos.yaml", "book.yaml"]
+    of_runs = ["irises.yaml", "wines.yaml", "houses.yaml", "photos.yaml", "book.yaml"]
+    assert [name for name, _ in named] == ["irises.yaml", *of_runs]
     for name, content in named:
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
         (tmp_path / name).write_text(content)
