@@ -12,6 +12,7 @@ import pytest
 
 from ftrain.checkpoint import CheckpointWriteError, Store, _files
 from ftrain.checkpoint._files import Files
+from ftrain.loop import CallbackWarning, callbacks
 from tests.loop.runs import digest, fit, trainer
 
 
@@ -94,3 +95,34 @@ def test_full_disk_error_says_how_much_to_free(tmp_path: Path, monkeypatch: Any)
     error, _ = failed(tmp_path, FullDisk())
     assert "(a checkpoint needs " in error.remedy
     assert error.remedy.endswith("and 2 kB are free).")
+
+
+def test_logs_are_complete_if_space_is_freed_before_the_next_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each write to a log fails once, in a run of its own."""
+    names = ("metrics.jsonl", "metrics.csv")
+
+    def run(folder: Path) -> list[list[str]]:
+        logs = [
+            callbacks.JSONLLogger(folder / names[0]),
+            callbacks.CSVLogger(folder / names[1]),
+        ]
+        fit(trainer(*logs, log_every=1), max_steps=4)
+        return [(folder / name).read_text().splitlines() for name in names]
+
+    whole, write = run(tmp_path / "whole"), os.write
+    for k in range(9):
+        count = [0]
+
+        def once(descriptor: int, data: Any, count: list[int] = count, k: int = k) -> int:
+            count[0] += 1
+            if count[0] == k + 1:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return write(descriptor, data)
+
+        monkeypatch.setattr(os, "write", once)
+        with pytest.warns(CallbackWarning, match="No space left"):
+            found = run(tmp_path / str(k))
+        monkeypatch.undo()
+        assert [len(lines) for lines in found] == [len(lines) for lines in whole]

@@ -9,14 +9,17 @@ from __future__ import annotations
 import abc
 import os
 import pathlib
+from collections import deque
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from ftrain.loop.callback import Action
 from ftrain.loop.callbacks._rank import is_main
-from ftrain.loop.events import Event, Logged, TrainBegin
+from ftrain.loop.events import Event, Logged, TrainBegin, TrainEnd
 
 __all__ = ["RowLogger", "Rows"]
+
+_MOST_UNWRITTEN = 10_000  # rows that are kept while they cannot be written; then the oldest is lost
 
 
 class Rows(TypedDict):
@@ -30,19 +33,23 @@ class Rows(TypedDict):
 
 
 class RowLogger(abc.ABC):
-    """Base class of loggers that write rows to a file; after a write error they warn and continue.
+    """Base class of loggers that write rows to a file.
+
+    After a write error they warn, continue, and write the row with the next one.
 
     Attributes:
         path: path of the file.
     """
 
-    listens: tuple[type[Event], ...] = (TrainBegin, Logged)
+    listens: tuple[type[Event], ...] = (TrainBegin, Logged, TrainEnd)
     on_error = "warn"
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
         self._before = 0.0  # seconds of the previous processes of this run
         self._begun = False  # the file has been truncated to the rows of the state
+        self._unwritten: deque[Mapping[str, Any]] = deque(maxlen=_MOST_UNWRITTEN)
+        self._written = 0  # rows that the state does not count yet, because a later one failed
 
     def init(self) -> Rows:
         """Return the initial state: no row is written yet."""
@@ -51,19 +58,36 @@ class RowLogger(abc.ABC):
     def __call__(self, state: Rows, event: Event) -> tuple[Rows, tuple[Action, ...]]:
         """Write a row for each `Logged` event on rank 0; count the rows on all ranks."""
         if isinstance(event, TrainBegin):
-            self._begun = False
+            self._begun, self._written = False, 0
+            self._unwritten.clear()
             state = state if event.resumed else {"rows": 0}
             return (self._opened(state) if is_main() else state), ()
+        if isinstance(event, TrainEnd):
+            return (self._flush(state) if self._unwritten else state), ()
         assert isinstance(event, Logged)
         return self._add(state, event, event.split, event.values), ()
 
     def _add(self, state: Rows, event: Event, split: str, values: Mapping[str, Any]) -> Rows:
-        """Write a row on rank 0; return the state with one row more."""
-        if is_main():
-            # After an error at the start of the run, on a full disk for example, try again.
-            state = state if self._begun else self._opened(state)
-            self._write({**self._head(event, split), **values})
-        return {"rows": state["rows"] + 1}
+        """Write a row and earlier ones that could not be written; return the state that counts them."""
+        if not is_main():
+            return {"rows": state["rows"] + 1}
+        self._unwritten.append({**self._head(event, split), **values})
+        return self._flush(state)
+
+    def _flush(self, state: Rows) -> Rows:
+        """Write the rows that are not in the file; return the state that counts them."""
+        if self._unwritten and not self._begun:
+            state = self._opened(state)
+        while self._unwritten:
+            row = self._unwritten.popleft()
+            try:
+                self._write(row)
+            except OSError:  # on a full disk, for example: tried again with the next row
+                self._unwritten.appendleft(row)
+                raise
+            self._written += 1
+        rows, self._written = state["rows"] + self._written, 0
+        return {"rows": rows}
 
     def _opened(self, state: Rows) -> Rows:
         rows, self._before = self._begin(state["rows"])
