@@ -53,8 +53,9 @@ def check_code(config: Config) -> None:
         )
     foreign = [name for at, name in named.items() if not config.places.typed(at)]
     if foreign and (why := _somebody_else(config)):
-        listed = printable(", ".join(dict.fromkeys(foreign)), one_line=True)
-        say(f"note: {why}; its code runs now: {listed} (--no-code refuses it)", error=True)
+        listed = ", ".join(dict.fromkeys(foreign))
+        line = f"note: {why}; its code runs now: {listed} (--no-code refuses it)"
+        say(printable(line, one_line=True), error=True)
 
 
 def check_callbacks(config: Config) -> None:
