@@ -75,3 +75,21 @@ def test_runs_and_plot_execute_no_code_of_a_configuration(
     for arguments in (["plot", "runs/received"], ["plot", "runs/received", "--out", "page.html"]):
         assert main(arguments) == 0
     assert not (folder / "executed").exists()
+
+
+def test_plot_writes_into_no_folder_that_a_link_in_the_run_names(
+    folder: pathlib.Path, capsys: Captured
+) -> None:
+    (folder / "run").mkdir()
+    (folder / "run/metrics.jsonl").write_text('{"step": 3, "loss": 0.5}')
+    (folder / "elsewhere").mkdir()
+    (folder / "run/curves.png").symlink_to(folder / "elsewhere")
+    assert main(["plot", "run"]) == 0
+    assert not list((folder / "elsewhere").iterdir())
+    assert (folder / "run/curves.png").read_bytes().startswith(b"\x89PNG")
+    (folder / "run/curves.png").unlink()
+    (folder / "run/curves.png").mkdir()
+    assert main(["plot", "run"]) == 2
+    assert "run/curves.png: cannot be written to" in capsys.readouterr().err
+    assert main(["plot", "run", "--out", "elsewhere"]) == 0  # a folder of one's own choice
+    assert (folder / "elsewhere/curves.png").exists()

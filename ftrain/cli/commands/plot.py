@@ -43,7 +43,9 @@ def run(options: argparse.Namespace) -> int:
     """Draw the curves to a file, and print its path."""
     folders = [_with_log(name) for name in options.runs]
     out = options.out or (folders[0] if len(folders) == 1 else pathlib.Path()) / "curves.png"
-    if out.is_dir():
+    if (
+        options.out is not None and out.is_dir()
+    ):  # in a run's directory it may be a link to elsewhere
         out /= "curves.png"
     from ftrain.loop import plots  # noqa: PLC0415  # imports torch and matplotlib: after the runs are found
 
