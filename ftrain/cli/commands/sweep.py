@@ -20,8 +20,10 @@ from __future__ import annotations
 import argparse
 import pathlib
 
+from ftrain.cli._no_code import add_no_code
 from ftrain.cli._sweep_axes import sweep_axes
 from ftrain.config.load import load
+from ftrain.core._terminal import say
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,6 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--mode", choices=("min", "max"), default="min", help="which is better; default: min")
     add("--chunk-size", type=int, metavar="N", help="members computed at a time, to save memory")
     add("--out", type=pathlib.Path, help="the picture; default: sweep.png in the run's directory")
+    add_no_code(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -42,11 +45,11 @@ def run(options: argparse.Namespace) -> int:
         for value in values:
             load(options.config, [*overrides, f"{key}={value!r}"])
     optimizers = [f"{key}={values[0]!r}" for key, values in axes.items() if key != "seed"]
-    config = load(options.config, [*overrides, *optimizers])
+    config = load(options.config, [*overrides, *optimizers], code=not options.no_code)
     from ftrain.cli.sweep import sweep  # noqa: PLC0415  # imports torch: after the keys are checked
 
     found = sweep(config, axes, options.metric, options.mode, options.chunk_size, options.out)
-    print(found)
+    say(found)
     chosen = [f"{key}={value!r}" for key, value in found.best_values.items()]
-    print(f"train it: {' '.join(['ftrain train', options.config, *overrides, *chosen])}")
+    say(f"train it: {' '.join(['ftrain train', options.config, *overrides, *chosen])}")
     return 0
