@@ -159,6 +159,22 @@ def test_private_steps_compile_and_map_over_states() -> None:
     ]  # fmt: skip
 
 
+def test_private_steps_sweep_and_scan() -> None:
+    """Each member has noise of its own; row i is the run of member i."""
+    steps = steps_of()
+    swept = transforms.sweep(steps, 3)
+    scanned = transforms.scan(swept.train_step, 2)
+    batches = tree.map(lambda t: torch.stack([t, t.flip(0)]), BATCH)
+    after, _ = ftrain.compile(scanned, backend="eager")(swept.init_state(0), batches)
+    for number in range(3):
+        state = transforms.member(swept.init_state(0), number)
+        for i in range(2):
+            state, _ = steps.train_step(state, tree.map(lambda t, i=i: t[i], batches))
+        row = transforms.member(after, number)
+        torch.testing.assert_close(row.params, state.params, rtol=1e-5, atol=1e-6)
+        assert same_bytes(row.rng, state.rng)
+
+
 def test_private_training_learns() -> None:
     steps = steps_of(noise_multiplier=0.5)
     step, state = ftrain.compile(steps.train_step, backend="eager"), steps.init_state(0)
