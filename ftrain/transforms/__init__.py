@@ -9,7 +9,8 @@
     ensemble(predict)                mean prediction and disagreement of the members
     per_sample_grads                 the gradients of each example
     gradient_noise_scale  tracin     noise of gradients; influence of examples
-    private_steps  private_gradients DP-SGD; dp_epsilon, dp_noise_multiplier: its guarantee
+    private_steps  private_gradients DP-SGD, on batches of poisson_sample
+    dp_epsilon  dp_noise_multiplier  its guarantee
     hessian_vector_product           and gauss_newton_, fisher_vector_product: curvature
     hutchinson_trace  top_eigenvalues  hutchinson_diagonal  sharpness: from products alone
 
@@ -28,6 +29,7 @@ from ftrain.transforms.grid import grid
 from ftrain.transforms.influence import tracin
 from ftrain.transforms.members import best, member, select, stack
 from ftrain.transforms.per_sample import GradientNoise, gradient_noise_scale, per_sample_grads
+from ftrain.transforms.poisson_sample import PoissonSample, poisson_sample
 from ftrain.transforms.private import private_gradients, private_steps
 from ftrain.transforms.scan import scan
 from ftrain.transforms.spectrum import (
@@ -47,6 +49,7 @@ __all__ = [
     "EnsemblePrediction",
     "Estimate",
     "GradientNoise",
+    "PoissonSample",
     "best",
     "deactivate",
     "dp_epsilon",
@@ -61,6 +64,7 @@ __all__ = [
     "hutchinson_trace",
     "member",
     "per_sample_grads",
+    "poisson_sample",
     "private_gradients",
     "private_steps",
     "scan",

@@ -1,6 +1,7 @@
 """Differentially private training (DP-SGD): clipped gradients of each example, and keyed noise.
 
-Read next: `per_sample.py`, the gradients of each example; `accountant.py`, the privacy that they cost.
+Read next: `per_sample.py`, the gradients of each example; `poisson_sample.py`, the batches that the
+guarantee assumes; `accountant.py`, the guarantee.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def private_gradients(
     from the state's key. An example whose gradient is not finite adds 0, so that it cannot skip a step.
 
     The guarantee of an accountant holds for the parameters, if each example enters a batch independently
-    with equal probability (Poisson sampling) and `batch_size` is fixed. Fill up a batch with rows whose
+    with equal probability (`poisson_sample`) and `batch_size` is fixed. Fill up a batch with rows whose
     loss is `Mean(total, weight)` of weight 0. The metrics are not private, and the draws are
     those of a reproducible generator, not of a cryptographic one: keep the seed secret.
 
