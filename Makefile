@@ -8,7 +8,7 @@ PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint 
 
 INSTALLING = @echo 'installing ftrain, torch and other packages into $(VENV): a large download, silent until it is done'
 
-.PHONY: help demo test lint types docs unit bench laws parity campaign files databases transformers processors matrix compositions nullcuda everywhere mutants clean
+.PHONY: help demo test lint types docs unit bench laws parity campaign files databases transformers processors matrix compositions nullcuda everywhere disks mutants clean
 
 # Each target, after the lines that explain it.
 help:
@@ -90,6 +90,11 @@ matrix: $(VENV)/dev
 # A signal before each line that a run executes: the resumed run ends in the same bytes.
 everywhere: $(VENV)/dev
 	$(PY) -m tests.loop.everywhere
+
+# Runs on a full disk: a tmpfs of each size up to the run's own, each write of a run, limits of file sizes. Each must end
+# in one sentence and resume to the same bytes. An hour; one part: python -m tests.cli.full_disk --sizes
+disks: $(VENV)/dev
+	$(PY) -m tests.cli.full_disk
 
 # Changes in ftrain/core, one operator or constant at a time, that the tests should find: SAMPLE=200 of them, drawn with
 # SEED=1, in MINUTES=60. The first run traces the tests, which takes as long as the suite does on one core.
