@@ -20,6 +20,9 @@ LOWER = ("loss", "perplexity", "error", "nll", "mae", "mse", "rmse", "wer", "cer
 #: Metrics of which larger values are better.
 HIGHER = ("accuracy", "f1", "auc", "bleu", "rouge", "recall", "precision", "iou", "r2", "top")
 
+#: Values of a `config.yaml` that is read; PyYAML reads 13,000 a second.
+_MOST_VALUES = 10_000
+
 #: Settings that name or locate a run and do not affect its result.
 _PLACES = ("output_dir", "name", "run_name")
 
@@ -87,12 +90,15 @@ def _settings(log: RunLog) -> dict[str, str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader without aliases, of which a page can make billions of values."""
+    """PyYAML's safe loader of few values, without aliases, of which a page can make billions."""
+
+    nodes = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose a node, or raise for an alias."""
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases are not read")
+        """Compose a node, or raise for an alias and for too many nodes."""
+        self.nodes += 1
+        if self.nodes > _MOST_VALUES or self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("not the configuration of a run")
         return super().compose_node(parent, index)
 
 

@@ -153,3 +153,25 @@ def test_read_run_drops_numbers_beyond_the_range_of_float(tmp_path):
     assert log.curves["loss"]["train"].steps == (1, 2)
     assert math.isnan(log.curves["loss"]["train"].values[1])
     assert math.isnan(log.curves["loss"]["train"].times[0])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        "a: &a [x]\nb: [*a, *a]",
+        "a: &a {b: *a}",
+        "".join(f"k{n}: 1\n" for n in range(60_000)),
+        "a: " + 10_000 * "1",
+        "a: 2024-99-99",
+        10_000 * "[",
+        "a: !!python/object/apply:os.system [false]",
+    ],
+    ids=["aliases", "recursive", "long", "digits", "date", "deep", "object"],
+)
+def test_summary_leaves_out_settings_that_no_run_has_written(tmp_path, config):
+    folder = write(tmp_path / "run", [{"step": 1, "split": "eval", "loss": 1.0}])
+    (folder / "config.yaml").write_text(config)
+    other = write(tmp_path / "other", [{"step": 1, "split": "eval", "loss": 1.0}])
+    (other / "config.yaml").write_text("seed: 3")
+    rows = plots.summary([folder, other])
+    assert [row["seed"] for row in rows] == ["", "3"]
