@@ -6,6 +6,7 @@ Read next: `loader.py`; its arguments `augment` and `workers` are made for this.
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -143,6 +144,11 @@ class Images:
         """Return an image of the mode `self.mode`, upright, in its own size."""
         path, pillow = self.files[index][0], _pillow()  # no attribute: worker processes pickle this
         formats = [name for name in _FORMATS if name in pillow.OPEN]
+        with warnings.catch_warnings():  # of many pixels and of odd EXIF data: the image is read
+            warnings.simplefilter("ignore")
+            return self._decoded(path, pillow, formats)
+
+    def _decoded(self, path: Path, pillow: Any, formats: list[str]) -> Any:
         try:
             opened = pillow.open(path, formats=formats)
         except Exception as error:  # a decoder raises errors of any kind

@@ -34,6 +34,17 @@ def test_dropped_columns_are_no_features(tmp_path: pathlib.Path) -> None:
         sources.csv(table, "y", table, drop=["id", "name", "a"])
 
 
+def test_errors_about_a_whole_table_name_its_file(tmp_path: pathlib.Path) -> None:
+    table = write(tmp_path / "t.csv", ["a", "y"], [("1", "2"), ("3", "4")])
+    with pytest.raises(DataError, match=r"t\.csv: held_out=5 of 2 samples"):
+        sources.csv(table, "y", 5)
+    large = write(tmp_path / "large.csv", ["a", "y"], [("1e300", "2"), ("3", "4")])
+    with pytest.raises(DataError, match=r"large\.csv, column 'a': expected numbers within float32"):
+        sources.csv(large, "y", large, standardize=False)
+    with pytest.raises(DataError, match=r"large\.csv, column 'a': expected numbers within float32"):
+        sources.csv(table, "y", large, standardize=False)
+
+
 def test_unknown_words_are_refused_or_have_no_feature(tmp_path: pathlib.Path) -> None:
     table = write(tmp_path / "t.csv", ["kind", "y"], [("cat", "a"), ("dog", "b")] * 3)
     fitted = as_json(sources.csv(table, "y", table).fitted)

@@ -158,12 +158,21 @@ def campaign(
             _write(Path(name), kind, kind.content)
             kind.read(Path(name) / kind.name)  # the original; and imports come before the limit
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        start = time.monotonic()
+        start, highest = time.monotonic(), before // 1024
         with _limited():
             for i in range(count):
                 kind = files[i % len(files)]
                 content = mutant(kind.content, dice.choice(files).content, dice)
                 outcome = _outcome(Path(name), kind, content)
+                now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+                if now > highest + 50:
+                    print(
+                        f"{i} {kind.name}: {' '.join(outcome)}, {now - highest} MiB more",
+                        flush=True,
+                    )
+                    if keep is not None:
+                        shutil.copy(Path(name) / kind.name, keep / f"{seed}-{i}-large-{kind.name}")
+                highest = max(highest, now)
                 for each in outcome:
                     found[each] += 1
                 if {*outcome} & {"other", "wrong", "slow"}:

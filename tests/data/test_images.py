@@ -48,6 +48,7 @@ def test_images_are_turned_upright_as_exif_says(
     assert np.allclose(photos[0]["image"][0], upright / 255, atol=0.1)
 
 
+@pytest.mark.filterwarnings("error")
 def test_damaged_exif_data_do_not_hide_an_image(tmp_path: pathlib.Path) -> None:
     image = Image.new("RGB", (5, 4), (255, 0, 0))
     photos = data.images(folder_of(tmp_path, image, "1.jpg", exif=b"Exif\0\0II*\0\xff\xff\xff\xff"))

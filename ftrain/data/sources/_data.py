@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 
 from ftrain import data
+from ftrain.core.errors import DataError
 
 __all__ = ["Data", "Fitted", "Inputs", "Share", "parted", "sha256"]
 
@@ -54,9 +56,18 @@ class Inputs(NamedTuple):
     columns: Mapping[str, Sequence[str]] = {}
 
 
-def parted(dataset: Any, held_out: Share) -> tuple[Any, Any]:
-    """Split a dataset into a training part and a held-out part, `None` if `held_out` is 0."""
-    return data.split(dataset, held_out) if held_out else (dataset, None)
+def parted(dataset: Any, held_out: Share, where: pathlib.Path | str) -> tuple[Any, Any]:
+    """Split a dataset into a training part and a held-out part, `None` if `held_out` is 0.
+
+    Raises:
+        DataError: one part would be empty; the message begins with `where`.
+    """
+    if not held_out:
+        return dataset, None
+    try:
+        return data.split(dataset, held_out)
+    except ValueError as error:
+        raise DataError(f"{where}: {error}") from None
 
 
 def sha256(*contents: torch.Tensor | str) -> str:

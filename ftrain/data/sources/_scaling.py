@@ -6,6 +6,7 @@ Read next: `table.py`, which reads the columns.
 from __future__ import annotations
 
 import math
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -92,30 +93,32 @@ def _moments(column: Tensor) -> dict[str, float]:
     return {"mean": mean, "scale": math.sqrt(square) * largest}
 
 
-def scaled(part: dict[str, Tensor], used: Known) -> dict[str, Tensor]:
+def scaled(part: dict[str, Tensor], used: Known, path: pathlib.Path) -> dict[str, Tensor]:
     """Standardize `x` and a numeric `y` with the fitted means and scales; convert them to float32."""
     y, goal = part["y"], used["target"]
     if "classes" not in goal:
         y = (y - goal.get("mean", 0.0)) / goal.get("scale", 1.0)
-        y = _to_float32([goal["name"]], y[:, None])[:, 0]
-    return {"x": scaled_inputs(part["x"], used), "y": y}
+        y = _to_float32(path, [goal["name"]], y[:, None])[:, 0]
+    return {"x": scaled_inputs(part["x"], used, path), "y": y}
 
 
-def scaled_inputs(x: Tensor, used: Known) -> Tensor:
+def scaled_inputs(x: Tensor, used: Known, path: pathlib.Path) -> Tensor:
+    """Standardize `x` with the fitted means and scales; convert it to float32."""
     columns = [one for one in used["columns"].values() for _ in range(_width(one))]
     columns = [one if "scale" in one else {} for one in columns]
     mean, scale = (
         torch.tensor([one.get(key, default) for one in columns], dtype=torch.float64)
         for key, default in (("mean", 0.0), ("scale", 1.0))
     )
-    return _to_float32(feature_names(used), (x - mean) / scale)
+    return _to_float32(path, feature_names(used), (x - mean) / scale)
 
 
-def _to_float32(names: list[str], values: Tensor) -> Tensor:
+def _to_float32(path: pathlib.Path, names: list[str], values: Tensor) -> Tensor:
     found = values.to(torch.float32)
     for name, infinite in zip(names, found.isinf().any(0).tolist(), strict=True):
         if infinite:
             raise DataError(
-                f"column {name!r}: expected numbers within float32, got a larger one. Scale the column"
+                f"{path}, column {name!r}: expected numbers within float32, got a larger one. "
+                "Scale the column"
             )
     return found

@@ -25,7 +25,8 @@ _LABELS = ("labels", "label", "targets", "target", "y")
 def digits(held_out: Share = 360) -> Data:
     """Return scans of handwritten digits: `x` float32 `(n, 1, 8, 8)`, `y` int64."""
     found = data.digits()
-    train, rest = parted({"x": found["image"], "y": found["label"]}, held_out)
+    samples = {"x": found["image"], "y": found["label"]}
+    train, rest = parted(samples, held_out, "the digits")
     return Data(train, rest, {"classes": 10, "features": 64})
 
 
@@ -43,7 +44,7 @@ def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
     if isinstance(held_out, pathlib.Path):
         rest = train if held_out == path else _arrays(held_out, kinds or refitted)
     else:
-        train, rest = parted(train, held_out)
+        train, rest = parted(train, held_out, path)
     contents = sha256(*(train[name] for name in refitted))
     samples = max(map(len, train.values()))
     return Data(train, rest, fitted={"samples": samples, "sha256": contents, "arrays": refitted})
@@ -79,7 +80,7 @@ def images(
         _check_size(held_out, rest.size, kind)
         parts = whole, rest
     else:
-        parts = parted(whole, held_out)
+        parts = parted(whole, held_out, path)
     refitted = {
         "images": len(parts[0]),
         "sha256": sha256(

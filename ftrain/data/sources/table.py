@@ -102,7 +102,7 @@ def csv(
         other = whole if held_out == path else Table.read(held_out, form)
         rest = train if other is whole else _encoded(other, known, options)
     else:
-        train, rest = parted(train, held_out)
+        train, rest = parted(train, held_out, path)
     # Runs of earlier versions stored no mean of the target, because they did not standardize it.
     plain = fitted is not None and "mean" not in known["target"]
     refitted = fit(train, known, standardize, standardize and not plain, missing == "mean")
@@ -118,8 +118,9 @@ def csv(
         facts |= {"classes": len(goal["classes"]), "names": goal["classes"]}
     elif "mean" in goal:
         facts |= {"target_mean": goal["mean"], "target_scale": goal["scale"]}
-    held = None if rest is None else scaled(rest, used)
-    return Data(scaled(train, used), held, facts, fitted=refitted)
+    apart = held_out if isinstance(held_out, pathlib.Path) else path
+    held = None if rest is None else scaled(rest, used, apart)
+    return Data(scaled(train, used, path), held, facts, fitted=refitted)
 
 
 def csv_inputs(
@@ -149,7 +150,7 @@ def csv_inputs(
     x = _inputs(table, fitted, _Options.of(missing, unknown, dates))
     if missing == "mean":
         x = filled(x, fitted)
-    return scaled_inputs(x, fitted)
+    return scaled_inputs(x, fitted, path)
 
 
 class _Options(NamedTuple):
