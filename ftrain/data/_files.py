@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,9 @@ from ftrain.core._words import one_line
 from ftrain.core.errors import DataError
 
 PathLike = str | os.PathLike[str]
+
+#: Errors of the system, which say nothing about the content.
+_OF_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
 #: The largest ratio of zip's and gzip's compression (https://zlib.net/zlib_tech.html).
 _DEFLATE = 1032
@@ -45,6 +49,10 @@ def reading(path: Path, what: str = "it") -> Iterator[None]:
     except MemoryError as error:
         raise _too_large(path, what, one_line(error)) from None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
+            raise DataError(
+                f"{path}: cannot be read: {error.strerror}. Check who may read it, and the disk"
+            ) from None
         raise DataError(
             f"{path}: {what} is damaged: {one_line(error)}. Create or copy the file again"
         ) from None

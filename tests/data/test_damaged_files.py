@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import os
@@ -192,6 +193,18 @@ def test_content_larger_than_the_memory_is_refused_with_the_remedy(
             read(tmp_path / f"x{suffix}")
     assert len(data.npy(tmp_path / "x.npy", mmap=True)) == 10_000
     assert len(data.text(tmp_path / "x.txt", unit="bytes")) == 30_000
+
+
+def test_error_of_the_system_does_not_call_the_file_damaged(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    (tmp_path / "x.txt").write_text("text")
+    monkeypatch.setattr(pathlib.Path, "read_text", broken)
+    with pytest.raises(DataError, match=r"x\.txt: cannot be read: Input/output error"):
+        data.text(tmp_path / "x.txt")
 
 
 @pytest.mark.parametrize(
