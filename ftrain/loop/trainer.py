@@ -328,7 +328,8 @@ class Trainer:
         step = self._step
         runtime = Runtime(
             step=step,
-            plain_step=getattr(step, "__wrapped__", step),
+            # Not of `torch.vmap(step)`, whose wrapped function takes a single state.
+            plain_step=step.__wrapped__ if isinstance(step, Compiled) else step,  # type: ignore[attr-defined]  # functools'
             eval_step=self._eval_step,
             train_data=train,
             eval_data=held_out,

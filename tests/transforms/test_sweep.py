@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import ftrain
 from ftrain import optim, testing, transforms, tree
+from ftrain.core.errors import NonFiniteError
 from ftrain.loop import Trainer
 from tests.transforms.cases import (
     Line,
@@ -273,6 +274,18 @@ def test_trainer_runs_a_sweep_and_reports_each_member() -> None:
     assert float(line_steps().eval_step(state, data[0])["loss"]) < 1.0
     rate = optim.get(state.opt_state, "hyperparams")["learning_rate"]
     assert float(rate) == [1e-3, 1e-2, 0.1][int(losses.argmin())]
+
+
+def test_an_eager_trainer_locates_the_nonfinite_value_of_a_sweep() -> None:
+    def loss_fn(model: Any, batch: Any) -> torch.Tensor:
+        return squares(model, batch) / batch["scale"]
+
+    swept = transforms.sweep(line_steps(loss_fn=loss_fn), 2)
+    data = [{**line_batch(0), "scale": torch.tensor(float(i == 0))} for i in range(5)]
+    trainer = Trainer(swept, compile=False, max_skipped=2, log_every=2)
+    with pytest.raises(NonFiniteError, match="aten.div.Tensor gives .* infinit") as error:
+        trainer.fit(swept.init_state(0), data, max_steps=5)
+    assert "skipped by every member" in str(error.value)
 
 
 def partitioned(**hyperparams: Any) -> Any:
