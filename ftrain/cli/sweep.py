@@ -7,7 +7,7 @@ import dataclasses
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -18,7 +18,7 @@ from ftrain.config.run import environment
 from ftrain.config.schema import Config
 from ftrain.core import tree
 from ftrain.core.compile import check_compiler
-from ftrain.loop import FitResult, Trainer, callbacks, plots
+from ftrain.loop import FitResult, callbacks, plots
 
 __all__ = ["SweepReport", "sweep"]
 
@@ -114,15 +114,12 @@ def _fit(parts: Parts, members: Sequence[Mapping[str, float]], chunk_size: int |
     swept = transforms.sweep(transforms.stoppable(steps), over=over, chunk_size=chunk_size)
     states = swept.init_state(0 if "seed" in over[0] else config.seed)
     states = tree.map(lambda leaf: leaf.to(parts.device), states)
-    counted: dict[str, Any] = {} if parts.sizes is None else {"count_samples": parts.sizes}
-    trainer = Trainer(
-        swept,
+    trainer = dataclasses.replace(parts, steps=swept).trainer(
         [callbacks.ProgressBar()] if config.progress else [],
         log_every=config.log_every,
         eval_every=config.eval_every,
         compile=config.compile,
-        max_skipped=None,
-        **counted,
+        max_skipped=None,  # stopped members count as skipping
     )
     return trainer.fit(
         states, parts.train, parts.held_out, epochs=config.epochs, max_steps=config.max_steps

@@ -144,26 +144,32 @@ def best(states: T, values: torch.Tensor, mode: Mode = "min") -> T:
     return row
 
 
-def size(states: Any, name: str) -> int:
-    """Return the number of members of a stacked tree; raise unless all leaves have as many.
+def size(states: Any, name: str, axis: str = "members") -> int:
+    """Return the length of the leading axis of a stacked tree; raise unless all leaves have the same.
+
+    Args:
+        states: the tree.
+        name: of the tree, for messages.
+        axis: what the axis counts, for messages.
 
     Raises:
-        ValueError: a leaf has no axis, or leaves differ in their number of members.
+        ValueError: a leaf has no axis, or leaves differ in the length of the first.
     """
+    leaves = tree.leaves(states)
+    if all(isinstance(leaf, torch.Tensor) and leaf.ndim for leaf in leaves):
+        lengths = {leaf.shape[0] for leaf in leaves}
+        if len(lengths) == 1:
+            return int(lengths.pop())
     found: dict[int, str] = {}
-    for path, leaf in zip(tree.paths(states), tree.leaves(states), strict=True):
+    for path, leaf in zip(tree.paths(states), leaves, strict=True):
         if not isinstance(leaf, torch.Tensor) or not leaf.ndim:
             raise ValueError(
-                f"{name}{path}: expected a leading axis of members, got {kind(leaf)}. Stack the members "
-                "with ftrain.transforms.stack."
+                f"{name}{path}: expected a leading axis of {axis}, got {kind(leaf)}. Stack trees with "
+                "ftrain.transforms.stack."
             )
         found.setdefault(leaf.shape[0], path)
-    if len(found) != 1:
-        listed = ", ".join(f"{name}{path} has {n}" for n, path in found.items()) or "no leaf"
-        raise ValueError(
-            f"{name}: expected one number of members, got {listed}. Stack whole members."
-        )
-    return next(iter(found))
+    listed = ", ".join(f"{name}{path} has {n}" for n, path in found.items()) or "no leaf"
+    raise ValueError(f"{name}: expected one number of {axis}, got {listed}. Stack whole trees.")
 
 
 def ranking(values: torch.Tensor, n: int, mode: Mode) -> torch.Tensor:

@@ -59,7 +59,7 @@ def scan(train_step: Callable[[S, Any], tuple[S, M]], k: int) -> Callable[[S, An
 
     @functools.wraps(train_step)
     def scanned(state: S, batches: Any) -> tuple[S, M]:
-        length = size(batches, "batches")
+        length = size(batches, "batches", "batches")
         if length != k:
             raise ValueError(
                 f"batches: expected a leading axis of length k = {k}, got {length}. Stack {k} batches: "

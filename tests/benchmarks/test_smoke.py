@@ -18,6 +18,7 @@ from benchmarks import (
     measure,
     memory,
     speed,
+    sweep,
     trainers,
 )
 from benchmarks.contenders import Sizes
@@ -69,6 +70,12 @@ def test_allocated_returns_the_known_peak_memory():
 def test_speed_benchmark_runs(capsys):
     speed.run(True, sizes=TINY, leaves=5, backend="eager")
     assert "GPT: speed over the best compiled loop" in capsys.readouterr().out
+
+
+def test_sweep_benchmark_runs():
+    report = sweep.run(True, sizes=(1, 2), backend="eager")
+    assert "mlp 2: one graph" in report.content["figures"]
+    assert len(report.content["targets"]) == 3
 
 
 def test_memory_benchmark_runs():

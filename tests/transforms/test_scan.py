@@ -103,5 +103,5 @@ def test_scan_refuses_wrong_lengths_and_compiled_steps() -> None:
         transforms.scan(each.train_step, 0)
     with pytest.raises(TypeError, match="compile last"):
         transforms.scan(ftrain.compile(each.train_step), 2)
-    with pytest.raises(ValueError, match="batches: expected one number of members"):
+    with pytest.raises(ValueError, match="batches: expected one number of batches"):
         step(each.init_state(0), {"x": data["x"], "y": data["y"][:1]})
