@@ -139,6 +139,14 @@ def test_derivatives_of_a_draw_pass_through_vmap_and_forward_mode(name: str) -> 
     torch.testing.assert_close(traced(POINT), jacobians[0])
 
 
+@pytest.mark.parametrize("name", ["uniform", "truncated_normal"])
+def test_derivatives_of_a_draw_pass_through_torch_compile(name: str) -> None:
+    draw, p = SMOOTH[name], POINT.clone().requires_grad_()
+    traced = torch.compile(draw, fullgraph=True, backend="aot_eager")(p)
+    assert same_bytes(traced.detach(), draw(p).detach())
+    torch.testing.assert_close(*(torch.autograd.grad(out.sum(), p) for out in (traced, draw(p))))
+
+
 def implicit_slope(x: Tensor, alpha: Tensor) -> Tensor:
     """Return dx / dalpha of gamma samples, from differences of the distribution function."""
     law, step = stats.gamma, 1e-5

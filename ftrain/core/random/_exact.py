@@ -18,6 +18,11 @@ from torch import Tensor
 
 def exact(value: Tensor, formula: Tensor) -> Tensor:
     """Return the elements of `value`, differentiable as `formula`, of the same shape and dtype."""
+    if torch.compiler.is_dynamo_compiling():  # it does not trace a function that has a `jvp` (2.13)
+        change = formula - formula.detach()
+        return value.detach() + torch.where(
+            change.isnan(), 0.0, change
+        )  # NaN: of an infinite formula
     sample: Tensor = _Exact.apply(value.detach(), formula)  # type: ignore[no-untyped-call]
     return sample
 
