@@ -139,6 +139,17 @@ def test_derivatives_of_a_draw_pass_through_vmap_and_forward_mode(name: str) -> 
     torch.testing.assert_close(traced(POINT), jacobians[0])
 
 
+def test_torch_compile_traces_gamma_draws_without_their_derivatives() -> None:
+    """Dynamo refuses autograd functions that have a `jvp`, if an input requires a gradient."""
+    for name in ("gamma", "beta", "dirichlet"):
+        traced = torch.compile(DRAWS[name], fullgraph=True, backend="eager")
+        assert same_bytes(traced(KEY, PARAMETERS[0]), DRAWS[name](KEY, PARAMETERS[0]))
+    with pytest.raises(RuntimeError, match="jvp"):
+        torch.compile(DRAWS["gamma"], fullgraph=True, backend="eager")(
+            KEY, PARAMETERS[0].clone().requires_grad_()
+        )
+
+
 @pytest.mark.parametrize("name", ["uniform", "truncated_normal"])
 def test_derivatives_of_a_draw_pass_through_torch_compile(name: str) -> None:
     draw, p = SMOOTH[name], POINT.clone().requires_grad_()

@@ -168,8 +168,8 @@ class _GammaDraw(_Sample):
     operator = staticmethod(_gamma_draw)
 
     @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return _GammaDraw.sampled(*args)
+    def forward(key: Tensor, alpha: Tensor, folds: Ints) -> Tensor:  # Dynamo reads the signature
+        return _gamma_draw(key, folds, alpha)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
@@ -196,8 +196,8 @@ class _LogGammaDraw(_Sample):
     operator = staticmethod(_log_gamma_draw)
 
     @staticmethod
-    def forward(*args: Any) -> Tensor:
-        return _LogGammaDraw.sampled(*args)
+    def forward(key: Tensor, alpha: Tensor, folds: Ints) -> Tensor:  # Dynamo reads the signature
+        return _log_gamma_draw(key, folds, alpha)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
