@@ -150,20 +150,20 @@ def test_explained_measurements_have_costs_that_the_report_prints() -> None:
 
 
 def test_times_agree_with_a_stopwatch() -> None:
+    watch: list[float] = []
+
     def step(x: torch.Tensor) -> torch.Tensor:
+        start = time.perf_counter()
         time.sleep(0.004)
-        return x + 1
+        x = x + 1
+        watch.append(time.perf_counter() - start)
+        return x
 
     report = ftrain.benchmark(step, torch.zeros(3), variants=["eager"], rounds=3, seconds=0.02)
-    state, watch = torch.zeros(3), []
-    for _ in range(9):
-        start = time.perf_counter()
-        state = step(state)
-        watch.append(time.perf_counter() - start)
     row = report["eager"]
-    # A sleep lasts at least as long as asked; other load makes it longer, by far less than itself.
-    assert row.p5 >= 0.004
-    assert row.median == pytest.approx(statistics.median(watch), rel=0.5)
+    # The same calls by both clocks, so that other load does not matter.
+    assert row.p5 >= min(watch) >= 0.004
+    assert statistics.median(watch) / 2 <= row.median <= max(watch) + 0.004
     assert row.samples_per_second == pytest.approx(row.samples / row.median)
 
 
