@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
+from ftrain.core._kept_graph import may_keep_graph
 from ftrain.core._outside import requires_grad_outside
 from ftrain.core._torch_dispatch import in_gradient_transform
 from ftrain.core._words import a_or_an, kind
@@ -17,7 +18,12 @@ from ftrain.core.state import TrainState
 
 
 def isolated(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """Return a context, to be entered at once, in which autocast, grad and inference mode are off."""
+    """Return a context, to be entered at once, in which autocast, grad and inference mode are off.
+
+    Inside of `keeping_graph` it leaves grad mode as it is.
+    """
+    if may_keep_graph():
+        return without_autocast(device_type)
     if torch.is_inference_mode_enabled() or torch.is_autocast_enabled(device_type):
         return _isolated(device_type)
     return torch.no_grad() if torch.is_grad_enabled() else _NOTHING
@@ -79,6 +85,8 @@ def check_state(state: Any) -> None:
             f"state.step: expected an int64 0-d tensor, got {kind(state.step)}: the states of an "
             "ensemble. Map the step over them: torch.vmap(step, in_dims=(0, None))(states, batch)."
         )
+    if may_keep_graph():
+        return
     if in_gradient_transform():
         raise _differentiated("one by a transform of torch.func", "state")
     if state is not _checked.state:
@@ -97,9 +105,8 @@ def _refuse_gradients(state: TrainState) -> None:
 def _differentiated(by: str, name: str) -> ValueError:
     return ValueError(
         "a step returns tensors without an autograd graph, so no gradient can flow through it: expected "
-        f"no gradient taken around a step, got {by}. Write the function to differentiate with "
-        "ftrain.value_and_grad and ftrain.bind, or detach: "
-        f"ftrain.tree.map(torch.Tensor.detach, {name})."
+        f"no gradient taken around a step, got {by}. Call ftrain.transforms.differentiable(step), whose "
+        f"results keep their graph, or detach: ftrain.tree.map(torch.Tensor.detach, {name})."
     )
 
 
@@ -108,7 +115,7 @@ def check_batch(batch: Any, device: torch.device) -> None:
 
     None of them may require a gradient.
     """
-    graded = torch.is_grad_enabled()
+    graded = torch.is_grad_enabled() and not may_keep_graph()
     for index, leaf in enumerate(tree.leaves(batch)):
         if isinstance(leaf, torch.Tensor):
             if graded and requires_grad_outside(leaf):

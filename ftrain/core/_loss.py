@@ -13,6 +13,7 @@ from torch import nn
 
 from ftrain.core import tree
 from ftrain.core._captured import Captured
+from ftrain.core._kept_graph import kept
 from ftrain.core._leftovers import guard
 from ftrain.core._torch import unwatched
 from ftrain.core._words import kind
@@ -168,7 +169,9 @@ def takes(loss_fn: Callable[..., Any], name: str) -> bool:
 
 
 def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
-    """Split a loss function's result into the total to differentiate and the detached metrics.
+    """Split a loss function's result into the total to differentiate and the metrics.
+
+    Metrics are detached, except inside of `keeping_graph`.
 
     The total's weight is that of `metrics.entries["loss"]`.
 
@@ -205,8 +208,8 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
         if weight is None:
             weight = torch.ones_like(total, dtype=dtype)
         else:
-            weight = on_device(weight.detach(), total.device).to(dtype, copy=True)
-        counted = metric(total.detach().clone(), weight)
+            weight = on_device(kept(weight), total.device).to(dtype, copy=True)
+        counted = metric(kept(total).clone(), weight)
     return total, Metrics({"loss": counted, **metrics.entries})
 
 

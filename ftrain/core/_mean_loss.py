@@ -14,6 +14,7 @@ import torch
 
 from ftrain.core import random, tree
 from ftrain.core._compares_rows import AccumulationWarning
+from ftrain.core._kept_graph import keeps_graph
 from ftrain.core._loss import WatchedLoss, split_loss
 from ftrain.core._model_calls import ModelCalls, own_gradients
 from ftrain.core._torch import unwatched
@@ -185,7 +186,7 @@ class MeanLoss:
                     cotangent = cotangent * scale
                 return cotangent.to(loss.total.dtype)
 
-        if self._own is not None:
+        if self._own is not None and not keeps_graph():  # as a function it has one graph
             return self._own.forward_backward(self._calls, params, buffers, key, part, seed)
 
         def run(until: contextlib.ExitStack, params: Any) -> tuple[torch.Tensor, Any]:

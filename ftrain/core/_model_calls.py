@@ -15,6 +15,7 @@ import torch
 
 from ftrain.core import random
 from ftrain.core._differentiate import differentiate, outside_leaves_of
+from ftrain.core._kept_graph import keeps_graph
 from ftrain.core._loss import WatchedLoss, call_loss
 from ftrain.core._words import kind
 from ftrain.core.compile._trace import unrecorded
@@ -104,7 +105,9 @@ class ModelCalls:
             ValueError: the value depends on a tensor that requires a gradient and is not in `x`.
         """
         site = where if site is None else site
-        outside_leaves: list[torch.Tensor] | None = None if site in self._searched else []
+        # A kept graph leads to tensors outside of the parameters on purpose.
+        is_searched = site in self._searched or keeps_graph()
+        outside_leaves: list[torch.Tensor] | None = None if is_searched else []
         until = contextlib.ExitStack()
         try:
             # Both around the backward pass too: a forward that runs again there finds weights and key.
@@ -122,7 +125,8 @@ class ModelCalls:
                 with unrecorded(), self.keyed(key), until:
                     again = outside_leaves_of(functools.partial(run, until), x)
                 self._refuse_outside_leaves(outside_leaves, again, where)
-        self._searched.add(site)
+        if not is_searched:
+            self._searched.add(site)
         return aux, grads
 
     def _refuse_outside_leaves(

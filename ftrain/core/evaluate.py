@@ -10,6 +10,7 @@ from torch import nn
 
 from ftrain.core import random, tree
 from ftrain.core._checks import check_batch, check_state, isolated
+from ftrain.core._kept_graph import keeps_graph
 from ftrain.core._loss import LossFn, WatchedLoss, call_loss, split_loss
 from ftrain.core.functional import Bound, bind, describe
 from ftrain.core.metrics import Metrics
@@ -41,7 +42,8 @@ def evaluation(
         device = _device(state, batch)
         with isolated(device.type):
             out = watch(lambda: _called(bound, watched, policy, where, state, batch), device)
-            metrics: Metrics = _detached(split_loss(out, where)[1])
+            found = split_loss(out, where)[1]
+            metrics: Metrics = found if keeps_graph() else _detached(found)
             return metrics
 
     return eval_step
@@ -94,12 +96,13 @@ def _called(
     """Call `fn(module, batch)` in eval mode and the policy's precision; draws come from the state's key.
 
     Grad mode is on for derivatives inside (forces of an energy, residuals of a differential equation).
-    No tensor of the state or the batch requires a gradient, so that nothing else is recorded.
+    No tensor of the state or the batch requires a gradient, so that nothing else is recorded, unless the
+    caller keeps the graph.
     """
     # An average is kept in float32, whatever the parameters' precision is.
     extras = state.extras if fn.takes_extras else {}
     values = policy.cast((state.params, state.buffers, extras, batch))
-    params, buffers, extras, batch = _detached(values)
+    params, buffers, extras, batch = values if keeps_graph() else _detached(values)
     with random.keyed(state.rng, bound.skeleton.module), torch.enable_grad():
         out, _ = bound.call(
             lambda module: call_loss(

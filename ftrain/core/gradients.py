@@ -15,6 +15,7 @@ from torch import nn
 
 from ftrain.core import random, tree
 from ftrain.core._checks import check_batch, check_state, isolated, without_autocast
+from ftrain.core._gate import Gate
 from ftrain.core._loss import LossFn, WatchedLoss
 from ftrain.core._mean_loss import GradReduce, MeanLoss
 from ftrain.core._raise_nonfinite import require_finite
@@ -176,6 +177,9 @@ def gradients(
                 f"state.replace(scaler=ftrain.LossScale().init_state({device}))."
             )
         with isolated(state.step.device.type):
+            gate = Gate()
+            if nonfinite == "skip":
+                state, batch = gate((state, batch))
             keys = random.split(state.rng)
             rng, key = keys[0].clone(), keys[1]
             grads, weight, buffers, merged = mean_loss.gradients(state, key, policy.cast(batch))
@@ -184,6 +188,7 @@ def gradients(
             good = finite & (weight > 0)
             if nonfinite == "raise":
                 good = _require_good(grads, weight, metrics["loss"].value, state.step)
+            gate.passes = good
             zero = torch.zeros_like(norm)
             metrics["grad_norm"] = Mean(torch.where(good, norm, zero), good.to(norm.dtype))
             applied = good if nonfinite != "ignore" else torch.ones_like(good)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn, Protocol, runtime_c
 import torch
 
 from ftrain.core import tree
+from ftrain.core._kept_graph import kept
 from ftrain.core._words import a_or_an, brief
 
 __all__ = [
@@ -391,12 +392,12 @@ def _as_metric(name: str, value: Any, where: str, device: torch.device | None) -
             "tensor, value.mean(), or values of each example."
         )
     if value.ndim:
-        return Unreduced(value.detach().clone())
+        return Unreduced(kept(value).clone())
     if not value.is_floating_point():  # two bools would merge to a bool
         value = value.to(torch.float32)
-    return BatchMean(value.detach().clone(), torch.ones_like(value))
+    return BatchMean(kept(value).clone(), torch.ones_like(value))
 
 
 def _on_device_copy(value: Any, device: torch.device | None) -> torch.Tensor:
     moved = on_device(value, device)
-    return moved.detach().clone() if moved is value else moved.detach()
+    return kept(moved).clone() if moved is value else kept(moved)

@@ -20,6 +20,7 @@ from torch import nn
 
 from ftrain.core import random
 from ftrain.core._checks import checked, isolated
+from ftrain.core._gate import gated
 from ftrain.core._loss import LossFn
 from ftrain.core._mean_loss import GradReduce
 from ftrain.core._new_memory import copied
@@ -156,7 +157,7 @@ def make_steps(
 
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         result = gradients_of(state, batch)
-        closures = gradients_of.closures(state, batch)
+        closures = gradients_of.closures(*gated((state, batch), result.finite))
         proposed = update(optimizer, state, result, **closures)
         return committed(state, proposed, result, is_temporary=True)
 
@@ -234,14 +235,15 @@ def update(
     """
     check_order("update", optimizer=optimizer, state=state, result=result)
     with isolated(state.step.device.type):
+        opt_state, params = gated((state.opt_state, state.params), result.finite)
         weight = result.metrics.entries["loss"].weight
         extra = {"loss": result.metrics["loss"], "weight": weight, **extra}
-        updates, opt_state = Watch(optimizer)(
-            lambda: optimizer.update(result.grads, state.opt_state, state.params, **extra),
+        updates, new_opt_state = Watch(optimizer)(
+            lambda: optimizer.update(result.grads, opt_state, params, **extra),
             state.step.device,
         )
         return state.replace(
             step=state.step + 1,
-            params=apply_updates(state.params, updates),
-            opt_state=opt_state,
+            params=apply_updates(params, updates),
+            opt_state=new_opt_state,
         )

@@ -91,8 +91,10 @@ def strong_wolfe(
         passed = d * (high[T] - low[T]) >= 0  # the minimum is before this point
         new_high = torch.where(too_far, point, torch.where(passed, low, high))
         new_low = torch.where(too_far, low, point)
-        between = _between(new_low, new_high)
-        trial = torch.where(torch.isfinite(new_high[T]), between, 2 * t)
+        is_bracketed = torch.isfinite(new_high[T])
+        # Without an end, one at a finite place, or the derivative of what is not selected is NaN.
+        between = _between(new_low, torch.where(is_bracketed, new_high, new_low + 1))
+        trial = torch.where(is_bracketed, between, 2 * t)
         return Bracket(found, trial, torch.where(found, point, new_low), new_high)
 
     def body(bracket: Bracket, _: None) -> tuple[Bracket, tuple[()]]:
@@ -112,9 +114,19 @@ def strong_wolfe(
 def _between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     """Return the minimizer of the cubic through two points, clamped to the middle 80 % between them."""
     (a, fa, da), (b, fb, db) = low.unbind(), high.unbind()
-    s = da + db - 3 * (fa - fb) / (a - b)
-    root = (s * s - da * db).clamp(min=0).sqrt() * torch.sign(b - a)
-    least = b - (b - a) * (db + root - s) / (db - da + 2 * root)
+    s = da + db - 3 * (fa - fb) / _divisor(a - b)
+    square = s * s - da * db
+    # Not `clamp(min=0).sqrt()`, whose derivative at 0 is infinite.
+    has_root = ~(square <= 0)  # True for NaN as well
+    root = torch.where(has_root, torch.where(has_root, square, 1).sqrt(), 0) * torch.sign(b - a)
+    divisor = db - da + 2 * root
+    least = b - (b - a) * (db + root - s) / _divisor(divisor)
     middle, half = (a + b) / 2, (a - b).abs() / 2
-    least = torch.where(torch.isfinite(least), least, middle)
+    usable = torch.isfinite(least) & (a != b) & (divisor != 0)
+    least = torch.where(usable, least, middle)
     return torch.minimum(torch.maximum(least, middle - 0.8 * half), middle + 0.8 * half)
+
+
+def _divisor(x: torch.Tensor) -> torch.Tensor:
+    """Return 1 for 0, so that a quotient that is not used has a finite derivative."""
+    return torch.where(x == 0, 1, x)

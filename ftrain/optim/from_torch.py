@@ -10,6 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
+from ftrain.core._kept_graph import keeps_graph, may_keep_graph
+from ftrain.core._outside import requires_grad_outside
+from ftrain.core._torch import is_dual
 from ftrain.core._words import a_or_an
 from ftrain.core.optimizer import like
 from ftrain.optim._checked import checked
@@ -62,6 +65,7 @@ def from_torch(
         TypeError: not an optimizer class, an unknown option, or an algorithm that needs a closure
             (L-BFGS).
         ValueError: an option out of its range, as the class says; or it keeps memory in its groups.
+        NotImplementedError: an update is differentiated (`ftrain.transforms.differentiable`).
         TraceError: raised by a compiled or mapped update if the class's step reads values of tensors,
             as `torch.optim.Adafactor`'s does; the message names ftrain's own.
 
@@ -109,6 +113,7 @@ def from_torch(
         if not ps:
             return grads, new_state
         old = _by_leaf(state.entries, params, treedef)
+        _refuse_derivatives(optimizer, [*ps, *gs, now, *tree.leaves(old)])
         wide = [p.to(compute_dtype(p.dtype)) for p in ps]
         for index, (p, entry) in enumerate(zip(wide, old, strict=True)):
             expected = shapes_of(p.shape, p.dtype, p.device)
@@ -131,6 +136,19 @@ def from_torch(
         )
 
     return checked("from_torch", FromTorchState, init, update)
+
+
+def _refuse_derivatives(optimizer: type, inputs: list[torch.Tensor]) -> None:
+    """Raise if a caller of `ftrain.transforms.differentiable` could differentiate the update."""
+    tracked = keeps_graph() and any(map(requires_grad_outside, inputs))
+    if tracked or (may_keep_graph() and any(map(is_dual, inputs))):
+        own = own_algorithm(optimizer.__name__)
+        instead = f"optim.{own}" if own else "a GradientTransformation"
+        raise NotImplementedError(
+            f"`from_torch({optimizer.__name__})`: expected a step through which no derivative is taken, "
+            "because torch's optimizers update in place, got inputs that require one. Write "
+            f"{instead}, whose updates are differentiable."
+        )
 
 
 def _probed(

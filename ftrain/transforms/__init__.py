@@ -13,6 +13,8 @@
     dp_epsilon  dp_noise_multiplier  its guarantee
     hessian_vector_product           and gauss_newton_, fisher_vector_product: curvature
     hutchinson_trace  top_eigenvalues  hutchinson_diagonal  sharpness: from products alone
+    unroll(train_step, k)            k steps that can be differentiated: hypergradients, MAML
+    differentiable(step)             a step whose results keep their graph
 
 A training step is a function, so it composes like one: `scan(sweep(stoppable(steps), 8).train_step, 4)`.
 Compile last. This package imports `core` and `optim` only. Start reading at `sweep.py`.
@@ -24,6 +26,7 @@ from ftrain.transforms.curvature import (
     gauss_newton_vector_product,
     hessian_vector_product,
 )
+from ftrain.transforms.differentiable import differentiable
 from ftrain.transforms.ensemble import EnsemblePrediction, ensemble
 from ftrain.transforms.grid import grid
 from ftrain.transforms.influence import tracin
@@ -43,6 +46,7 @@ from ftrain.transforms.spectrum import (
 from ftrain.transforms.stoppable import deactivate, stoppable
 from ftrain.transforms.successive_halving import successive_halving
 from ftrain.transforms.sweep import sweep
+from ftrain.transforms.unroll import detach_training, unroll
 
 __all__ = [
     "Eigenpairs",
@@ -52,6 +56,8 @@ __all__ = [
     "PoissonSample",
     "best",
     "deactivate",
+    "detach_training",
+    "differentiable",
     "dp_epsilon",
     "dp_noise_multiplier",
     "ensemble",
@@ -76,4 +82,5 @@ __all__ = [
     "sweep",
     "top_eigenvalues",
     "tracin",
+    "unroll",
 ]

@@ -1,0 +1,47 @@
+"""The request that a step's results keep their autograd graph, for the length of one call.
+
+`ftrain.transforms.differentiable` makes it. The pieces of a step then leave grad mode as it is, take
+states and batches that require gradients, and detach nothing.
+
+Read next: `_gate.py`, which keeps skipped steps out of the gradients.
+"""
+
+from __future__ import annotations
+
+import threading
+
+import torch
+
+__all__ = ["keeping_graph", "keeps_graph", "kept", "may_keep_graph"]
+
+
+class _Request(threading.local):
+    is_made = False
+
+
+_request = _Request()
+
+
+class keeping_graph:
+    """Context manager in which the pieces of a step keep the graph of their results, in this thread."""
+
+    def __enter__(self) -> None:
+        self._outer, _request.is_made = _request.is_made, True
+
+    def __exit__(self, *_: object) -> None:
+        _request.is_made = self._outer
+
+
+def may_keep_graph() -> bool:
+    """Return True inside of `keeping_graph`, except in inference mode, which records no graph."""
+    return _request.is_made and not torch.is_inference_mode_enabled()
+
+
+def keeps_graph() -> bool:
+    """Return True inside of `keeping_graph` if grad mode is on."""
+    return may_keep_graph() and torch.is_grad_enabled()
+
+
+def kept(value: torch.Tensor) -> torch.Tensor:
+    """Return `value` without its graph; inside of `keeping_graph`, return it unchanged."""
+    return value if keeps_graph() else value.detach()

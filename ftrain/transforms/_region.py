@@ -1,0 +1,120 @@
+"""Regions of a computation that a backward pass computes again, with gradients taken inside them.
+
+`ftrain.remat` records a region once and recomputes what autograd saved. A gradient that is taken inside
+the region would make it recompute within its forward pass, once for each gradient. A region of this file
+keeps its inputs only, and its backward pass differentiates a second run of the region.
+
+Read next: `unroll.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ftrain.core import _torch, tree
+from ftrain.core._outside import unknown_leaves
+from ftrain.core._recomputation import start_recomputation
+from ftrain.core._torch_dispatch import TRACED_TENSORS
+
+__all__ = ["refuse_captured", "region"]
+
+
+def region(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a function of trees with the values of `fn` that saves only its inputs for autograd.
+
+    Without grad mode, and under torch.func transforms and in forward mode, it is `fn`.
+    """
+
+    def call(*args: Any) -> Any:
+        leaves, treedef = tree.flatten(args)
+        tracked = any(isinstance(x, torch.Tensor) and x.requires_grad for x in leaves)
+        transformed = _torch.inside_functorch() is not None or _torch.is_forward_mode()
+        if not torch.is_grad_enabled() or not tracked or transformed:
+            return fn(*args)
+        found: list[Any] = []
+
+        def run(given: list[Any]) -> list[Any]:
+            out, out_def = tree.flatten(fn(*tree.unflatten(treedef, given)))
+            found[:] = [out_def]
+            return out
+
+        outputs = _Region.apply(run, *leaves)  # type: ignore[no-untyped-call]
+        return tree.unflatten(found[0], list(outputs))
+
+    return call
+
+
+class _Region(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, run: Callable[[list[Any]], list[Any]], *leaves: Any) -> tuple[Any, ...]:
+        ctx.run, ctx.others = run, [None if isinstance(x, torch.Tensor) else x for x in leaves]
+        ctx.save_for_backward(*(x if isinstance(x, torch.Tensor) else None for x in leaves))
+        ctx.set_materialize_grads(False)
+        given = [x.detach() if isinstance(x, torch.Tensor) else x for x in leaves]
+        outputs = run(given)
+        ctx.mark_non_differentiable(
+            *(x for x in outputs if isinstance(x, torch.Tensor) and not x.is_floating_point())
+        )
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[Any, ...]:
+        again = torch.is_grad_enabled()  # the gradients will be differentiated
+        saved, needed = ctx.saved_tensors, ctx.needs_input_grad[1:]
+        with torch.enable_grad():
+            inputs = [
+                other if x is None else _input(x, need, again)
+                for x, other, need in zip(saved, ctx.others, needed, strict=True)
+            ]
+            outputs = ctx.run(inputs)
+            pairs = [
+                (out, cotangent)
+                for out, cotangent in zip(outputs, cotangents, strict=True)
+                if cotangent is not None and out.requires_grad
+            ]
+            wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
+            refuse_captured("unroll", [out for out, _ in pairs], wanted, inputs)
+            grads = iter(
+                torch.autograd.grad(
+                    [out for out, _ in pairs],
+                    wanted,
+                    [cotangent for _, cotangent in pairs],
+                    create_graph=again,
+                    allow_unused=True,
+                )
+                if pairs
+                else [None] * len(wanted)
+            )
+        return None, *(next(grads) if need else None for need in needed)
+
+
+def _input(x: torch.Tensor, need: bool, again: bool) -> torch.Tensor:
+    if not need:
+        return x.detach()
+    x = x.view_as(x) if again else x.detach()
+    if isinstance(x, TRACED_TENSORS):
+        x = start_recomputation(x, [])  # or a compiler merges the second run with the first
+    return x if again else x.requires_grad_()
+
+
+def refuse_captured(
+    function: str, outputs: list[torch.Tensor], wanted: list[torch.Tensor], inputs: list[Any]
+) -> None:
+    """Raise if the outputs depend on a leaf that is not an input, whose gradient would be lost."""
+    tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
+    captured = unknown_leaves(outputs, tensors, ends=wanted, held=True)
+    if captured:
+        shapes = ", ".join(str(tuple(x.shape)) for x in captured)
+        remedy = (
+            "Put them in state.extras or the batch, or keep hyper-parameters in the state with "
+            "optim.with_hyperparams; or keep the whole graph: unroll(train_step, k, remat=False)."
+            if function == "unroll"
+            else "Pass them as arguments: implicit(condition, solution, *args)."
+        )
+        raise ValueError(
+            f"{function}: expected a function that depends on its arguments only, got captured tensors "
+            f"that require gradients (of shapes {shapes}). {remedy}"
+        )
