@@ -15,6 +15,7 @@
     hutchinson_trace  top_eigenvalues  hutchinson_diagonal  sharpness: from products alone
     unroll(train_step, k)            k steps that can be differentiated: hypergradients, MAML
     differentiable(step)             a step whose results keep their graph
+    implicit(condition, solution)    derivatives of a minimum; conjugate_gradients, neumann
 
 A training step is a function, so it composes like one: `scan(sweep(stoppable(steps), 8).train_step, 4)`.
 Compile last. This package imports `core` and `optim` only. Start reading at `sweep.py`.
@@ -29,7 +30,9 @@ from ftrain.transforms.curvature import (
 from ftrain.transforms.differentiable import differentiable
 from ftrain.transforms.ensemble import EnsemblePrediction, ensemble
 from ftrain.transforms.grid import grid
+from ftrain.transforms.implicit import implicit
 from ftrain.transforms.influence import tracin
+from ftrain.transforms.linear_solvers import conjugate_gradients, neumann
 from ftrain.transforms.members import best, member, select, stack
 from ftrain.transforms.per_sample import GradientNoise, gradient_noise_scale, per_sample_grads
 from ftrain.transforms.poisson_sample import PoissonSample, poisson_sample
@@ -55,6 +58,7 @@ __all__ = [
     "GradientNoise",
     "PoissonSample",
     "best",
+    "conjugate_gradients",
     "deactivate",
     "detach_training",
     "differentiable",
@@ -68,7 +72,9 @@ __all__ = [
     "hessian_vector_product",
     "hutchinson_diagonal",
     "hutchinson_trace",
+    "implicit",
     "member",
+    "neumann",
     "per_sample_grads",
     "poisson_sample",
     "private_gradients",

@@ -1,0 +1,138 @@
+"""`implicit` and its solvers against closed forms, unrolled training and finite differences."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import ftrain
+from ftrain import optim
+from ftrain.testing import assert_same_bits
+from ftrain.transforms import conjugate_gradients, implicit, neumann, unroll
+from tests.transforms.unrolled import difference, relative
+
+
+def system(seed: int, n: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
+    """Return a product with a symmetric matrix of eigenvalues in [0.5, 2.5], the matrix, a vector."""
+    g = torch.Generator().manual_seed(seed)
+    a = torch.randn(n, n, generator=g, dtype=torch.float64)
+    spread = a @ a.T
+    a = torch.eye(n, dtype=torch.float64) / 2 + 2 * spread / torch.linalg.matrix_norm(spread, 2)
+    b = torch.randn(n, generator=g, dtype=torch.float64)
+
+    def product(x: Any) -> Any:
+        flat = a @ torch.cat([x["head"], x["tail"]])
+        return {"head": flat[:1], "tail": flat[1:]}
+
+    return product, a, b
+
+
+@given(st.integers(0, 99), st.integers(2, 6), st.sampled_from([0.0, 0.3]))
+@settings(max_examples=10)
+def test_solvers_equal_a_dense_solution(seed: int, n: int, damping: float) -> None:
+    product, a, b = system(seed, n)
+    damped = a + damping * torch.eye(n, dtype=torch.float64)
+    expected = torch.linalg.solve(damped, b)
+    right = {"head": b[:1], "tail": b[1:]}
+    found = [conjugate_gradients(product, right, iterations=2 * n, damping=damping)]
+    if not damping:
+        found.append(neumann(product, right, terms=200, step_size=0.5))
+    for each in found:
+        assert relative(torch.cat([each["head"], each["tail"]]), expected) < 1e-8
+
+
+def test_conjugate_gradients_of_zero_are_zero() -> None:
+    assert_same_bits(conjugate_gradients(lambda x: x, torch.zeros(2), iterations=3), torch.zeros(2))
+
+
+SOLVERS = {
+    "conjugate gradients": functools.partial(conjugate_gradients, iterations=12),
+    "neumann": functools.partial(neumann, terms=400, step_size=0.4),
+}
+
+
+def loss_fn(model: Any, batch: Any, extras: Any) -> torch.Tensor:
+    penalty = sum(p.square().sum() for p in model.parameters())
+    return (model(batch["x"]) - batch["y"]).square().mean() + extras["penalty"] * penalty
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
+def test_gradient_at_a_minimum_equals_unrolled_training_and_finite_differences(solver: Any) -> None:
+    """Training to convergence is the function that both differentiate."""
+    steps = ftrain.make_steps(lambda: nn.Linear(3, 1).double(), loss_fn, optim.sgd(0.3))
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(6, n, generator=g, dtype=torch.float64) for n in (3, 1))
+    batch = {"x": x, "y": y}
+    stacked = {name: each.expand(60, *each.shape) for name, each in batch.items()}
+    gradients = steps.train_step.gradients
+    state = steps.init_state(0)
+
+    def trained(penalty: torch.Tensor) -> Any:
+        start = state.replace(extras={"penalty": penalty})
+        return unroll(steps.train_step, 60)(start, stacked)[0]
+
+    def condition(params: Any, penalty: torch.Tensor, batch: Any) -> Any:
+        at = state.replace(params=params, extras={"penalty": penalty})
+        return gradients(at, batch).grads
+
+    def outer(params: Any) -> torch.Tensor:
+        return sum((p - 1).square().sum() for p in params.values())  # type: ignore[return-value]
+
+    def by_steps(penalty: torch.Tensor) -> torch.Tensor:
+        return outer(trained(penalty[0]).params)
+
+    def by_implicit(penalty: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            params = trained(penalty[0]).params
+        return outer(implicit(condition, params, penalty[0], batch, solver=solver))
+
+    penalty = torch.tensor([0.4], dtype=torch.float64)
+    _, found = ftrain.value_and_grad(by_implicit)(penalty)
+    assert relative(found, ftrain.value_and_grad(by_steps)(penalty)[1]) < 1e-6
+    assert relative(found, difference(by_steps, penalty, 1e-3)) < 1e-6
+
+
+def test_fixed_point_has_the_derivative_of_its_closed_form() -> None:
+    def condition(x: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+        return x - (0.5 * x + a)  # x = 2 a
+
+    def solved(a: torch.Tensor) -> torch.Tensor:
+        return implicit(condition, 2 * a.detach(), a, solver=functools.partial(neumann, terms=60))
+
+    _, slope = ftrain.value_and_grad(solved)(torch.tensor(3.0, dtype=torch.float64))
+    assert abs(float(slope) - 2) < 1e-12
+
+
+def test_compiled_implicit_gradient_equals_the_eager_one() -> None:
+    def loss(a: torch.Tensor) -> torch.Tensor:
+        x = a.detach().sqrt()
+        return implicit(lambda x, a: x * x - a, x, a, solver=SOLVERS["conjugate gradients"]).sum()
+
+    gradient = ftrain.value_and_grad(loss)
+    a = torch.tensor([4.0, 9.0])
+    found = ftrain.compile(gradient, backend="eager")(a)
+    assert_same_bits(found, gradient(a))
+    torch.testing.assert_close(found[1], torch.tensor([0.25, 1 / 6]))
+
+
+def test_implicit_refuses_what_it_cannot_differentiate() -> None:
+    a, x = torch.tensor(4.0), torch.tensor(2.0)
+    condition = lambda x, a: x * x - a  # noqa: E731
+    with pytest.raises(NotImplementedError, match=r"outside of torch\.func"):
+        torch.func.jvp(lambda a: implicit(condition, x, a), (a,), (a,))
+    captured = torch.ones((), requires_grad=True)
+    out = implicit(lambda x, a: x * x - a * captured, x, a.requires_grad_())
+    with pytest.raises(ValueError, match="captured tensors that require gradients"):
+        torch.autograd.grad(out, a)
+    out = implicit(lambda x, a: (x * x - a).expand(2), x, a)
+    with pytest.raises(ValueError, match="a tree like the solution"):
+        torch.autograd.grad(out, a)
+    slope = lambda a: ftrain.value_and_grad(lambda a: implicit(condition, x, a))(a)[1]  # noqa: E731
+    with pytest.raises((RuntimeError, ValueError), match="once_differentiable"):
+        ftrain.value_and_grad(slope)(a.detach())
