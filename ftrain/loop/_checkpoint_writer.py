@@ -51,6 +51,10 @@ class CheckpointWriter:
             None, step, None if unfinished else step, step if unfinished else None
         )
         self._before = self._written  # until an asynchronous save is durable
+        self._metrics: tuple[int, Mapping[str, float]] = (
+            -1,
+            {},
+        )  # of the last attempt, with its step
         self._notices: list[str] = []
         self._said: object = None  # the kind of error of the last notice
         self.error: Exception | None = None
@@ -74,12 +78,15 @@ class CheckpointWriter:
         assert self._store is not None
         self._settle()
         step = state.progress.step
+        # Metrics of a save that failed rank the checkpoint that is written at the same step after all.
+        earlier = self._metrics[1] if self._metrics[0] == step else {}
+        self._metrics = step, {**earlier, **metrics}
         try:
             path = self._store.save(
                 state.train,
                 step=step,
                 metadata=state.metadata(),
-                metrics=metrics,
+                metrics=self._metrics[1],
                 replace=step == self._written.replaces,
             )
         except (CheckpointError, OSError) as error:

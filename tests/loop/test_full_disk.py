@@ -126,3 +126,14 @@ def test_logs_are_complete_if_space_is_freed_before_the_next_row(
             found = run(tmp_path / str(k))
         monkeypatch.undo()
         assert [len(lines) for lines in found] == [len(lines) for lines in whole]
+
+
+def test_best_checkpoint_keeps_its_rank_if_its_first_save_failed(tmp_path: Path) -> None:
+    """The save that ended the run once wrote it without the metric."""
+    store = Store(tmp_path, keep_last=1, keep_best=1, metric="eval/loss", mode="max")
+    best = callbacks.Checkpointing(best=1, mode="max")
+    with store, _files.replaced(FullDisk(0, 1)), pytest.warns(UserWarning, match="not written"):
+        fit(trainer(best, store=store), max_steps=3)
+    (step,) = store.steps()
+    assert step == 3
+    assert store.best() == store.latest()
