@@ -5,7 +5,6 @@ Read next: `adapters.py`, which calls a model with the converted inputs.
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Iterable
 from typing import Any
@@ -55,6 +54,14 @@ def as_classes(labels: Tensor) -> Tensor:
 _INTEGERS = (torch.bool, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32)
 
 
-@functools.cache
+#: Messages that were given, unless all warnings were ignored, as when a `Trainer` looks for columns.
+_GIVEN: set[str] = set()
+
+
 def _warn_once(message: str) -> None:
+    if message in _GIVEN:
+        return
+    first = tuple(warnings.filters[0]) if warnings.filters else ()
+    if first != ("ignore", None, Warning, None, 0):
+        _GIVEN.add(message)
     warnings.warn(message, UserWarning, stacklevel=4)

@@ -27,7 +27,7 @@ TOKENS = np.arange(48).reshape(8, 6) % 5
 
 @pytest.fixture(autouse=True)
 def forget_given_warnings() -> None:
-    _numpy_dtypes._warn_once.cache_clear()
+    _numpy_dtypes._GIVEN.clear()
 
 
 def gpt() -> nn.Module:
@@ -150,7 +150,6 @@ def test_model_of_float64_keeps_float64_inputs() -> None:
     assert state.params["weight"].dtype == metrics["loss"].dtype == torch.float64
 
 
-@pytest.mark.filterwarnings("ignore:batch")
 def test_npz_file_of_numpys_default_dtypes_trains_evaluates_and_predicts(
     tmp_path: pathlib.Path,
 ) -> None:
@@ -167,9 +166,16 @@ def test_npz_file_of_numpys_default_dtypes_trains_evaluates_and_predicts(
         "progress": False,
         "output_dir": str(tmp_path / "run"),
     }
-    result = train(load(configuration))
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        result = train(load(configuration))
     assert result.eval is not None
     assert result.eval.metrics["accuracy"] == 1.0
+    texts = [str(each.message) for each in said if str(each.message).startswith("batch: ")]
+    assert [text.partition(", got ")[0] for text in texts] == [
+        "batch: expected inputs of torch.float32, the dtype of the model's parameters",
+        "batch: expected classes of torch.int64",
+    ]
     run = load_run(tmp_path / "run")
     assert run.predict(torch.from_numpy(inputs)).argmax(1).tolist() == labels.tolist()
     assert run.predict({"x": torch.from_numpy(inputs)}).dtype == torch.float32
