@@ -24,7 +24,10 @@ _PACKAGE = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\]+)")
 
 @contextlib.contextmanager
 def notes() -> Iterator[None]:
-    """Print each warning in a `with` block as a note, and each note once."""
+    """Print each warning in a `with` block as a note, and each note once.
+
+    Of a note of several lines whose last one, the remedy, was printed before, only the first is printed.
+    """
     printed: set[str] = set()
 
     def show(
@@ -35,9 +38,12 @@ def notes() -> Iterator[None]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
-        if str(message) not in printed:
-            printed.add(str(message))
-            _print(shown(str(message), category, filename, lineno))
+        text = str(message)
+        if text not in printed:
+            lines = text.splitlines() or [""]
+            again = len(lines) > 1 and lines[-1] in printed
+            printed.update((text, lines[-1]))
+            _print(shown(lines[0] if again else text, category, filename, lineno))
 
     with warnings.catch_warnings():  # restores the function as well
         warnings.showwarning = show

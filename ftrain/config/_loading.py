@@ -14,6 +14,7 @@ import torch
 
 from ftrain import data as loading
 from ftrain.config._made import made
+from ftrain.config._text_columns import without_texts
 from ftrain.config.errors import ConfigError
 from ftrain.config.resolve import Resolved, Target
 from ftrain.config.schema import Config
@@ -123,6 +124,7 @@ def loaders(config: Config, found: Data, device: torch.device, evaluation: bool)
     """Return the training and the held-out batches; `None` for either if the run does not use it."""
     place = device if device.type != "cpu" else None
     seed = config.seed if config.data_seed is None else config.data_seed
+    compiled = config.compile and not config.detect_anomaly and not evaluation
 
     def batches(dataset: Any, training: bool) -> Any:
         if isinstance(dataset, (loading.Loader, loading.Stream)):
@@ -131,7 +133,7 @@ def loaders(config: Config, found: Data, device: torch.device, evaluation: bool)
         if hasattr(dataset, "__iter__") and not hasattr(dataset, "__getitem__"):
             return loading.Stream(dataset, size, seed=seed, device=place)
         return loading.Loader(
-            dataset,
+            without_texts(dataset) if compiled else dataset,
             size,
             seed=seed,
             shuffle=training,

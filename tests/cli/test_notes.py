@@ -60,6 +60,15 @@ def test_notes_print_each_text_once_and_restore_warnings(capsys: Captured) -> No
     assert warnings.showwarning is before
 
 
+def test_notes_print_a_remedy_of_several_lines_once(capsys: Captured) -> None:
+    with notes():
+        for n in (2, 3):
+            text = f"compiled again (program {n})\n  x: {n}\nPad the batches."
+            warnings.warn(text, LoopWarning, stacklevel=1)
+    first = "note: compiled again (program 2)\n  x: 2\nPad the batches.\n"
+    assert capsys.readouterr().err == f"{first}note: compiled again (program 3)\n"
+
+
 def test_notes_obey_the_filters_of_warnings(capsys: Captured) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", LoopWarning)

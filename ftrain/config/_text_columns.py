@@ -1,0 +1,44 @@
+"""Columns of texts, which a compiled step cannot read: they are left out of the batches of a run.
+
+A text is a constant of a compiled program: a column of texts would compile one program per batch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+from ftrain import data
+from ftrain.data._fetch import Gather, preserved_generators
+from ftrain.loop import LoopWarning
+
+__all__ = ["without_texts"]
+
+
+def without_texts(dataset: Any) -> Any:
+    """Return a dataset without the entries of its samples that are texts; warn if there are any.
+
+    Read from the first sample. Arrays, whole batches and samples that are no mappings stay as they are.
+    """
+    indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
+    if not indexed or isinstance(dataset, (Mapping, Gather)) or not len(dataset):
+        return dataset
+    try:
+        with preserved_generators():  # a dataset may draw from them
+            sample = dataset[0]
+    except Exception:  # the first batch raises it, with its source
+        return dataset
+    if not isinstance(sample, Mapping):
+        return dataset
+    texts = [name for name, value in sample.items() if isinstance(value, (str, bytes))]
+    if not texts:
+        return dataset
+    warnings.warn(
+        f"samples of the data have texts, which a compiled step cannot read: batches leave out "
+        f"{', '.join(map(repr, texts))}. Turn them into numbers in the data function, or write "
+        "compile=false to keep them",
+        LoopWarning,
+        stacklevel=2,
+    )
+    return data.select(dataset, [name for name in sample if name not in texts])
