@@ -69,7 +69,8 @@ def test_import_ftrain_makes_packages_available_as_lazy_attributes() -> None:
         f"packages = {sorted(packages)}\n"
         "assert 'torch' not in sys.modules\n"
         "assert {*packages, 'make_steps'} <= {*dir(ftrain)}\n"
-        "assert not [p for p in packages if f'ftrain.{p}' in sys.modules]\n"
+        # `benchmark` of `bench` is a name of `ftrain`, and so it is loaded with those of `core`.
+        "assert not [p for p in packages if p != 'bench' and f'ftrain.{p}' in sys.modules]\n"
         "for p in packages:\n"
         "    assert getattr(ftrain, p) is sys.modules[f'ftrain.{p}'], p\n"
         "assert not hasattr(ftrain, 'confg')\n"

@@ -10,7 +10,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ftrain import data
-from ftrain.data._fetch import Gather, preserved_generators
+from ftrain.data._fetch import Gather
+from ftrain.data._generators import preserved_generators
 from ftrain.loop import LoopWarning
 
 __all__ = ["without_texts"]
