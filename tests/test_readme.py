@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -99,6 +100,11 @@ def test_documented_configurations_train_and_evaluate(
     """Run a few uncompiled steps, with the data files that the configurations name."""
     monkeypatch.chdir(tmp_path)
     take_photos(tmp_path / "photos", count=24)
+    np.savez(
+        tmp_path / "points.npz",
+        x=np.random.default_rng(0).normal(size=(90, 3)),
+        y=np.arange(90) % 3,
+    )
     (tmp_path / "book.txt").write_text("To be, or not to be, that is the question. " * 40)
     rows = "".join(f"{i % 7},{i % 5},{'setosa' if i % 2 else 'virginica'}\n" for i in range(100))
     (tmp_path / "irises.csv").write_text("length,width,species\n" + rows)
@@ -106,7 +112,14 @@ def test_documented_configurations_train_and_evaluate(
     (tmp_path / "wines.csv").write_text("length,width,grade\n" + numbers)
     (tmp_path / "houses.csv").write_text("length,width,price\n" + numbers)
     named = [(content.split(":")[0].removeprefix("# "), content) for content in blocks("yaml")]
-    of_runs = ["irises.yaml", "wines.yaml", "houses.yaml", "photos.yaml", "book.yaml"]
+    of_runs = [
+        "irises.yaml",
+        "wines.yaml",
+        "houses.yaml",
+        "photos.yaml",
+        "points.yaml",
+        "book.yaml",
+    ]
     assert [name for name, _ in named] == ["irises.yaml", *of_runs]
     for name, content in named:
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)

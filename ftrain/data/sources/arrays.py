@@ -5,6 +5,7 @@ Read next: `ftrain/data/arrays.py` and `images.py`, which read them.
 
 from __future__ import annotations
 
+import math
 import pathlib
 from collections.abc import Iterator
 from typing import Any, Literal
@@ -20,6 +21,7 @@ __all__ = ["arrays", "arrays_inputs", "digits", "images", "images_inputs"]
 
 #: Names of an array of targets, as in `ftrain.tasks`.
 _LABELS = ("labels", "label", "targets", "target", "y")
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def digits(held_out: Share = 360) -> Data:
@@ -37,17 +39,23 @@ def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
         path: the file.
         held_out: the number of samples to evaluate on, a share of them, or another file; 0: none.
         fitted: names and shapes of the arrays that a run was trained on.
+
+    Returns:
+        The data with the facts `features`, the numbers in a sample of the inputs (the array `x`, or the
+        only one beside the targets), and `classes`, one more than the largest integer target.
     """
     kinds = dict(fitted["arrays"]) if fitted else None
     train = _arrays(path, kinds)
-    refitted = _kinds(train)
+    refitted, facts = _kinds(train), _facts(train)
     if isinstance(held_out, pathlib.Path):
         rest = train if held_out == path else _arrays(held_out, kinds or refitted)
     else:
         train, rest = parted(train, held_out, path)
     contents = sha256(*(train[name] for name in refitted))
     samples = max(map(len, train.values()))
-    return Data(train, rest, fitted={"samples": samples, "sha256": contents, "arrays": refitted})
+    return Data(
+        train, rest, facts, fitted={"samples": samples, "sha256": contents, "arrays": refitted}
+    )
 
 
 def images(
@@ -163,6 +171,21 @@ class _Images:
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self._found[index]
         return {"x": sample["image"], "y": sample["label"]}
+
+
+def _facts(arrays: dict[str, torch.Tensor]) -> dict[str, int]:
+    """Return the numbers of features and of classes, where the arrays show them."""
+    label = next((name for name in _LABELS if name in arrays), None)
+    inputs = [name for name in arrays if name != label]
+    facts = {}
+    if "x" in inputs or len(inputs) == 1:
+        facts["features"] = math.prod(arrays["x" if "x" in inputs else inputs[0]].shape[1:])
+    if label is not None:
+        numbers = arrays[label]
+        if numbers.ndim == 1 and numbers.numel() and numbers.dtype in _INTEGERS:
+            low, high = numbers.aminmax()
+            facts |= {"classes": int(high) + 1} if int(low) >= 0 else {}
+    return facts
 
 
 def _arrays(path: pathlib.Path, kinds: dict[str, str] | None) -> dict[str, torch.Tensor]:
