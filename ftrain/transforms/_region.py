@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ftrain.core import _torch, tree
-from ftrain.core._outside import unknown_leaves
+from ftrain.core._outside import refuse_cuts, survey, unknown_leaves
 from ftrain.core._recomputation import start_recomputation
 from ftrain.core._torch_dispatch import TRACED_TENSORS
 
@@ -69,6 +69,7 @@ class _Region(torch.autograd.Function):
                 other if x is None else _input(x, need, again)
                 for x, other, need in zip(saved, ctx.others, needed, strict=True)
             ]
+            start = _torch.sequence_number()
             outputs = ctx.run(inputs)
             pairs = [
                 (out, cotangent)
@@ -76,10 +77,12 @@ class _Region(torch.autograd.Function):
                 if cotangent is not None and out.requires_grad
             ]
             wanted = [x for x, need in zip(inputs, needed, strict=True) if need]
-            refuse_captured("unroll", [out for out, _ in pairs], wanted, inputs)
+            tracked = [out for out, _ in pairs]
+            refuse_captured("unroll", tracked, wanted, inputs)
+            refuse_cuts(survey(tracked, wanted, start), again, "unroll: a step")
             grads = iter(
                 torch.autograd.grad(
-                    [out for out, _ in pairs],
+                    tracked,
                     wanted,
                     [cotangent for _, cotangent in pairs],
                     create_graph=again,

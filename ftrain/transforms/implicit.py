@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from ftrain.core import _torch, tree
+from ftrain.core._outside import refuse_cuts, survey
 from ftrain.transforms._region import refuse_captured
 from ftrain.transforms.differentiable import differentiable
 from ftrain.transforms.linear_solvers import Solver, conjugate_gradients
@@ -118,10 +119,12 @@ class _Implicit(torch.autograd.Function):
             )
         ]
         solution, others = inputs[:n], inputs[n:]
+        start = _torch.sequence_number()
         with torch.enable_grad():
             residuals = ctx.condition(solution, others)
         tracked = [c for c in residuals if c.requires_grad]
         refuse_captured("implicit", tracked, solution, inputs)
+        refuse_cuts(survey(tracked, inputs, start), False, "implicit: the condition")
 
         def pulled(vectors: list[torch.Tensor], wanted: list[torch.Tensor]) -> list[torch.Tensor]:
             pairs = [(c, v) for c, v in zip(residuals, vectors, strict=True) if c.requires_grad]

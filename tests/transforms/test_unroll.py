@@ -160,6 +160,26 @@ def test_captured_tensor_that_requires_a_gradient_is_refused_in_the_backward_pas
     assert found != 0
 
 
+LIBRARY = torch.library.Library("ftrain_tests_unroll", "DEF")
+LIBRARY.define("opaque(Tensor x) -> Tensor")
+LIBRARY.impl("opaque", lambda x: torch.from_numpy(x.detach().numpy().copy()), "CPU")
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_operator_without_a_derivative_is_refused_in_the_backward_pass(k: int) -> None:
+    """Also after the gradients, where no survey of the loss finds it."""
+
+    def reduced(totals: Any, weight: torch.Tensor) -> Any:
+        return tree.map(torch.ops.ftrain_tests_unroll.opaque, totals), weight
+
+    steps = steps_of(optim.sgd(0.1), grad_reduce=reduced)
+    state, data = steps.init_state(0), batches(k)
+    params = tree.map(lambda p: p.clone().requires_grad_(), state.params)
+    last, _ = unroll(steps.train_step, k)(state.replace(params=params), data)
+    with pytest.raises(ValueError, match=r"unroll: a step depends on an operator .*opaque"):
+        torch.autograd.grad(last.params["0.weight"].sum(), params["0.weight"])
+
+
 @pytest.mark.parametrize(
     ("options", "match"),
     [
