@@ -46,7 +46,10 @@ def unroll(
 
     In forward mode (`torch.func.jvp`) nothing is kept. Under `torch.vmap`, and other transforms of
     torch.func, there is no recomputation: the same values and gradients, with the memory of `k` graphs.
-    Compiled (`compile(hypergradient)`), it is one program whose size grows with `k`.
+    Compiled (`compile(hypergradient)`), it is one program whose size grows with `k`. A compiler orders
+    its operators anew and keeps little of the saving: nine steps of an MLP took 0.37 times the memory of
+    the whole graph in eager mode and 0.86 times compiled, and compiled four times as long. Compile with
+    `remat=False`.
 
     Args:
         train_step: `(state, batch) -> (state, metrics)`, not compiled.
