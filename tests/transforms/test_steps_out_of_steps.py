@@ -156,6 +156,19 @@ def test_sam_equals_two_gradients_by_hand() -> None:
     assert not torch.equal(found.grads["0.weight"], first.grads["0.weight"])
 
 
+def test_sam_lowers_the_loss_scale_if_the_second_gradient_overflows() -> None:
+    """The perturbation to infinity makes the second gradient overflow, and only that."""
+    gradients = steps_of(precision="16-mixed").train_step.gradients
+    state = steps_of(precision="16-mixed").init_state(0)
+    low = torch.full_like(state.scaler.scale, 256)  # the first gradient overflows at 65,536
+    state = state.replace(scaler=state.scaler._replace(scale=low))
+    for rho, scale in ((0.05, 1.0), (1e38, 0.5)):
+        result = with_sam(gradients, rho)(state, batch(0))
+        assert bool(result.finite) == (scale == 1)
+        assert result.metrics["skipped"] == (scale != 1)
+        assert_same_bits(result.scaler.scale, state.scaler.scale * scale)
+
+
 def test_gradient_noise_has_the_variance_and_a_stream_of_its_own() -> None:
     def loss(model: Any, batch: Any) -> torch.Tensor:
         return 0 * model.weight.sum()
