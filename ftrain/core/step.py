@@ -18,12 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ftrain.core import random
+from ftrain.core import random, tree
 from ftrain.core._checks import checked, isolated
 from ftrain.core._gate import gated
 from ftrain.core._loss import LossFn
 from ftrain.core._mean_loss import GradReduce
 from ftrain.core._new_memory import copied
+from ftrain.core._torch_levels import is_batched
 from ftrain.core._torch_tensors import BatchNorm, InstanceNorm
 from ftrain.core._words import a_or_an
 from ftrain.core.commit import check_order, committed
@@ -205,7 +206,7 @@ def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy)
         params, buffers = policy.cast(bound.init(init_key))
     device = next((t.device for t in (*params.values(), *buffers.values())), torch.device("cpu"))
     with isolated(device.type):
-        return TrainState(
+        state = TrainState(
             step=torch.zeros((), dtype=torch.int64, device=device),
             params=params,
             buffers=buffers,
@@ -215,6 +216,17 @@ def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy)
             rng=run_key.clone().to(device),
             extras={},
         )
+        return _with_rows(state, init_key.to(device)) if is_batched(init_key) else state
+
+
+def _with_rows(state: TrainState, key: torch.Tensor) -> TrainState:
+    """Return a state whose leaves all depend on a key that `torch.vmap` maps over, with the same values.
+
+    vmap would give a leaf that depends on no seed, such as a count, one memory for all rows: the state
+    after the first step, which has other strides, would compile the step again.
+    """
+    always = key[0] == key[0]
+    return tree.map(lambda x: torch.where(always, x, x), state)  # type: ignore[no-any-return]
 
 
 def update(

@@ -61,6 +61,22 @@ def test_vmapped_init_state_equals_single_init_states(name):
     assert same_bytes(one, init_state(1))
 
 
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+@pytest.mark.parametrize("name", ["mlp", "convnet", "a module"])
+def test_step_on_vmapped_initial_states_is_compiled_once(name, precision):
+    case = ZOO.get(name)
+    loss_fn = case.loss_fn if case else lambda m, b: m(b).square().mean()
+    batch = case.batch(0, 4) if case else torch.ones(4, 3)
+    optimizer = optim.adamw(optim.warmup_cosine(1e-3, 2, 10))
+    steps = ftrain.make_steps(MODELS[name], loss_fn, optimizer, precision=precision)
+    states = torch.vmap(steps.init_state)(SEEDS)
+    assert all(leaf.is_contiguous() for leaf in tree.leaves(states))
+    step = ftrain.compile(torch.vmap(steps.train_step, in_dims=(0, None)), backend="eager")
+    for _ in range(2):
+        states, _ = step(states, batch)
+    assert step.n_compiles == 1
+
+
 @pytest.mark.parametrize("name", ["mlp", "convnet", "sets data"])
 def test_vmapped_bind_init_equals_single_inits(name):
     apply = ftrain.bind(MODELS[name])
