@@ -41,12 +41,15 @@ class Survey(NamedTuple):
         cuts: nodes at which a derivative ends: the operators have no formula for it.
         once: nodes of custom functions whose backward is marked `once_differentiable`.
         determinants: nodes of determinants, whose derivative depends on the memory layout of the matrix.
+        norms: nodes of second derivatives of BatchNorm, InstanceNorm and LayerNorm, which torch computes
+            with the mean and the variance as constants (2.13): their derivatives are wrong.
     """
 
     outside: bool = False
     cuts: Sequence[Any] = ()
     once: Sequence[Any] = ()
     determinants: Sequence[Any] = ()
+    norms: Sequence[Any] = ()
 
 
 def survey(
@@ -70,7 +73,7 @@ def survey(
     known = {id(leaf) for leaf in inputs}
     seen: set[Any] = {tensor.grad_fn for tensor in ends}
     nodes: list[Any] = []
-    found = Survey(False, [], [], [])
+    found = Survey(False, [], [], [], [])
     outside = False
     for tensor in tensors:
         node = tensor.grad_fn
@@ -112,6 +115,13 @@ def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
             "derivative would count as zero. Write that backward with differentiable operations and "
             "without the mark, or take this gradient under torch.no_grad()."
         )
+    if twice and found.norms:
+        norm = type(found.norms[0]).__name__.removesuffix("BackwardBackward0")
+        raise ValueError(
+            f"a second derivative, in the gradient of {what}, is differentiated once more, but torch "
+            f"computes the third derivative of {norm} incorrectly. Compute the normalization with "
+            "x.mean() and x.var(), or take this gradient under torch.no_grad()."
+        )
 
 
 def _named(node: Any) -> str:
@@ -123,6 +133,7 @@ def _named(node: Any) -> str:
     return f" ({text.partition(': ')[0]})" if "autograd kernel" in text else ""
 
 
+_WRONG_THIRD = ("NativeBatchNormBackwardBackward0", "NativeLayerNormBackwardBackward0")
 _ORDINARY: set[type] = set()  # classes of autograd's own nodes that were seen
 _ONCE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
 
@@ -136,6 +147,8 @@ def _sort(node: Any, found: Any) -> None:
         found.cuts.append(node)
     elif kind.__name__ in ("LinalgDetBackward0", "LinalgSlogdetBackward0"):
         found.determinants.append(node)
+    elif kind.__name__ in _WRONG_THIRD:
+        found.norms.append(node)
     elif kind.__name__ != "CppFunction":  # a class for all nodes that have none of their own
         _ORDINARY.add(kind)
 

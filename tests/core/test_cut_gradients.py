@@ -156,3 +156,31 @@ def test_backward_of_a_custom_autograd_function_may_read_attributes_of_its_class
 
     grad = ftrain.value_and_grad(lambda x: Scaled.apply(x).sum())(X)[1]
     assert is_close(grad, torch.full_like(X, 3.0))
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda x: nn.functional.layer_norm(x, (3,)),
+        lambda x: nn.functional.batch_norm(x, None, None, training=True),
+        lambda x: nn.functional.instance_norm(x[None])[0],
+    ],
+)
+def test_third_derivative_of_a_normalization_is_refused(norm: Callable[[Any], Any]) -> None:
+    """Torch treats the mean and the variance as constants in it (2.13), and returns a wrong number."""
+    g = torch.Generator().manual_seed(0)
+    x, slope, weight = torch.randn(3, 6, 3, generator=g, dtype=torch.float64).unbind()
+
+    def value(t: torch.Tensor) -> torch.Tensor:
+        return (norm(x + t * slope).tanh() * weight).sum()
+
+    def first(t: torch.Tensor) -> torch.Tensor:
+        return ftrain.value_and_grad(value)(t)[1]
+
+    def second(t: torch.Tensor) -> torch.Tensor:
+        return ftrain.value_and_grad(first)(t)[1]
+
+    zero, h = torch.zeros((), dtype=torch.float64), 1e-5
+    assert is_close(second(zero), (first(zero + h) - first(zero - h)) / (2 * h))
+    with pytest.raises(ValueError, match=r"third derivative of Native(Batch|Layer)Norm"):
+        ftrain.value_and_grad(second)(zero)
