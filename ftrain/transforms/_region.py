@@ -53,10 +53,19 @@ class _Region(torch.autograd.Function):
         ctx.run, ctx.others = run, [None if isinstance(x, torch.Tensor) else x for x in leaves]
         ctx.save_for_backward(*(x if isinstance(x, torch.Tensor) else None for x in leaves))
         ctx.set_materialize_grads(False)
-        given = [x.detach() if isinstance(x, torch.Tensor) else x for x in leaves]
-        outputs = run(given)
+        # Recorded and forgotten: it shows which outputs have a derivative. The statistics of BatchNorm
+        # have none, and its operator refuses those that require a gradient.
+        with torch.enable_grad():
+            outputs = run(
+                [
+                    x.detach().requires_grad_(need) if isinstance(x, torch.Tensor) else x
+                    for x, need in zip(leaves, ctx.needs_input_grad[1:], strict=True)
+                ]
+            )
+        fixed = [isinstance(x, torch.Tensor) and not x.requires_grad for x in outputs]
+        outputs = [x.detach() if isinstance(x, torch.Tensor) else x for x in outputs]
         ctx.mark_non_differentiable(
-            *(x for x in outputs if isinstance(x, torch.Tensor) and not x.is_floating_point())
+            *(x for x, is_fixed in zip(outputs, fixed, strict=True) if is_fixed)
         )
         return tuple(outputs)
 

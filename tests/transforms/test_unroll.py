@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -145,6 +146,60 @@ def test_recomputation_takes_less_than_a_fifth_of_the_memory() -> None:
             ftrain.value_and_grad(loss)(state.params, train)
         peaks.append(memory.peak)
     assert peaks[0] < peaks[1] / 5
+
+
+def normalized(norm: Callable[[], nn.Module]) -> tuple[ftrain.Steps, ftrain.TrainState]:
+    """Return steps of a model with a normalization, and their initial state."""
+
+    def model() -> nn.Module:
+        return nn.Sequential(nn.Linear(3, 4), norm(), nn.Tanh(), nn.Linear(4, 2)).double()
+
+    steps = ftrain.make_steps(
+        model, lambda model, batch: (model(batch["x"]) - batch["y"]).square().mean(), optim.sgd(0.1)
+    )
+    return steps, steps.init_state(0)
+
+
+def losses_after(steps: ftrain.Steps, state: ftrain.TrainState, k: int) -> Any:
+    """Return the sum of `k` training losses as a function of a factor of the parameters."""
+    train = unroll(steps.train_step, k)
+
+    def losses(factor: torch.Tensor) -> torch.Tensor:
+        start = state.replace(params=tree.map(lambda p: p * factor, state.params))
+        total: torch.Tensor = train(start, batches(k))[1]["loss"].sum()
+        return total
+
+    return losses
+
+
+@pytest.mark.parametrize("k", [2, 5])
+def test_unroll_recomputes_steps_of_a_model_with_batch_norm(k: int) -> None:
+    steps, state = normalized(lambda: nn.BatchNorm1d(4))
+    losses, one = losses_after(steps, state, k), torch.ones(1, dtype=torch.float64)
+    _, found = ftrain.value_and_grad(losses)(one)
+    assert relative(found, difference(losses, one, 1e-4)) < 1e-8
+    train = unroll(steps.train_step, k)
+    assert_same_bits(train(state, batches(k))[0].buffers, trained(steps, state, k).buffers)
+
+
+def trained(steps: ftrain.Steps, state: ftrain.TrainState, k: int) -> ftrain.TrainState:
+    for i in range(k):
+        state, _ = steps.train_step(state, tree.map(lambda x, i=i: x[i], batches(k)))
+    return state
+
+
+@pytest.mark.parametrize("norm", [lambda: nn.BatchNorm1d(4), lambda: nn.LayerNorm(4)])
+def test_second_order_gradient_of_a_normalization_is_refused(
+    norm: Callable[[], nn.Module],
+) -> None:
+    """It needs the third derivative of the loss, which torch computes incorrectly (2.13)."""
+    losses = losses_after(*normalized(norm), 2)
+
+    def slope(factor: torch.Tensor) -> torch.Tensor:
+        return ftrain.value_and_grad(losses)(factor)[1].sum()
+
+    with pytest.raises(ValueError, match=r"third derivative of Native(Batch|Layer)Norm"):
+        ftrain.value_and_grad(slope)(torch.ones(1, dtype=torch.float64))
 
 
 def test_captured_tensor_that_requires_a_gradient_is_refused_in_the_backward_pass() -> None:
