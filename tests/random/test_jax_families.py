@@ -273,6 +273,16 @@ def test_points_of_a_ball_are_within_64_eps_of_jax(dtype: str) -> None:
         assert ours.double().abs().pow(p).sum(-1).max() <= 1 + 1e-6
 
 
+@pytest.mark.parametrize("p", [20.0, 100.0, 1e4])
+def test_coordinates_of_a_ball_of_large_exponent_do_not_underflow(p: float) -> None:
+    """The ball is nearly a cube: |x| is nearly uniform. JAX draws zeros, 90 % of them for p = 1000."""
+    drawn = random.ball(random.key(0), 2, p, (20_000,)).abs().flatten()
+    assert (drawn > 0).float().mean() > 0.999
+    for level in (0.1, 0.3, 0.7):
+        error = (drawn < level).double().mean() - level
+        assert abs(error) < 0.015  # four standard errors of 40,000, and 0.005 for a finite p
+
+
 REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "half precision": (
         lambda key: random.gamma(key, 1.0, dtype=torch.bfloat16),
@@ -290,6 +300,25 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     ),
     "complex": (lambda key: random.gamma(key, torch.ones(2) * 1j), "real numbers"),
     "rate": (lambda key: random.poisson(key, torch.tensor([1.0, -1.0])), "rates of 0 or more"),
+    "large rate": (lambda key: random.poisson(key, 1e20), r"at most 2\^62 for counts of 64 bits"),
+    "rate of int32": (
+        lambda key: random.poisson(key, 3e9, dtype=torch.int32),
+        r"at most 2\^30 for counts of 32 bits",
+    ),
+    "NaN weight": (
+        lambda key: random.choice(key, 3, (4,), p=torch.tensor([1.0, float("nan"), 1.0])),
+        "finite weights p of 0 or more",
+    ),
+    "no weight": (lambda key: random.choice(key, 3, (4,), p=torch.zeros(3)), "positive sum"),
+    "negative weight": (
+        lambda key: random.choice(key, 3, (2,), False, p=torch.tensor([1.0, -1.0, 1.0])),
+        "finite weights p of 0 or more",
+    ),
+    "no categories": (
+        lambda key: random.categorical(key, torch.zeros(2, 0)),
+        "at least one category",
+    ),
+    "no alpha": (lambda key: random.dirichlet(key, torch.ones(2, 0)), "n >= 1"),
     "count type": (lambda key: random.poisson(key, 1.0, dtype=torch.float32), "int32 or int64"),
     "alpha": (lambda key: random.dirichlet(key, 0.5), "write|tensor"),  # type: ignore[arg-type]
     "too many": (lambda key: random.choice(key, 3, (4,), replace=False), "as many draws"),
@@ -327,3 +356,8 @@ def test_gamma_draws_of_invalid_parameters_are_nan() -> None:
 
 def test_multivariate_normal_draws_of_an_indefinite_covariance_are_nan() -> None:
     assert random.multivariate_normal(random.key(0), torch.zeros(2), -torch.eye(2)).isnan().all()
+
+
+def test_multivariate_normal_draws_of_no_dimensions_are_empty() -> None:
+    drawn = random.multivariate_normal(random.key(0), torch.zeros(2, 0), torch.zeros(0, 0))
+    assert drawn.shape == (2, 0)

@@ -8,6 +8,7 @@ Read next: `_elementary.py`, their arithmetic; `_jax_samplers.py`, those that re
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -149,7 +150,6 @@ _log_gamma_slope = _define_slope(
     "log_gamma_slope", "Tensor alpha, Tensor log_sample", _log_gamma_slope_kernel
 )
 softmax = _define_slope("row_softmax", "Tensor x", _softmax_kernel)
-log = _define_slope("exact_log", "Tensor x", _elementary.log)
 
 
 def gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
@@ -216,17 +216,37 @@ class _LogGammaDraw(_Sample):
 # Integers.
 
 
-def _poisson_kernel(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
+def _poisson_kernel(key: Tensor, folds: Ints, rate: Tensor, bits: int = 64) -> Tensor:
     if not bool((rate >= 0).all() & (rate < math.inf).all()):
         raise ValueError(
             "poisson: expected finite rates of 0 or more, got a negative, infinite or NaN one. Map them "
             "to positive numbers first, for instance with softplus."
         )
+    if not bool((rate <= 2.0 ** (bits - 2)).all()):
+        raise ValueError(
+            f"poisson: expected rates of at most 2^{bits - 2} for counts of {bits} bits, got "
+            f"{float(rate.max())}. Draw from a normal distribution."
+        )
     return _jax_samplers.poisson(key, folds, rate)
+
+
+def _check_weights(p: Tensor) -> None:
+    """Raise unless p can be weights; not on an accelerator, for whose answer the draw would wait."""
+    if p.is_cpu and not bool(((p >= 0) & (p < math.inf)).all() & (p.sum(-1) > 0).all()):
+        raise ValueError(
+            "choice: expected finite weights p of 0 or more with a positive sum, got others. Map them "
+            "to positive numbers first, for instance with softmax."
+        )
+
+
+def _log_weights(p: Tensor) -> Tensor:
+    _check_weights(p)
+    return _elementary.log(p)
 
 
 def _choice_kernel(key: Tensor, folds: Ints, shape: Ints, p: Tensor) -> Tensor:
     """Return indices into the last dimension of p `(*batch, n)`, with probabilities p."""
+    _check_weights(p)
     sums = _elementary.cumulative(p).contiguous()
     u = _operators._uniform(key, folds, (math.prod(shape),), p.dtype, 0.0, 1.0)
     found = torch.searchsorted(sums, (sums[..., -1:] * (1.0 - u)).contiguous())
@@ -239,6 +259,8 @@ def _choice_rule(info: Any, dims: Any, key: Tensor, folds: Ints, shape: Ints, p:
 
 
 poisson = _define("poisson_draw", "Tensor rate", _poisson_kernel)
+poisson32 = _define("poisson_draw32", "Tensor rate", functools.partial(_poisson_kernel, bits=32))
+log_weights = _define_slope("log_weights", "Tensor p", _log_weights)
 choice = _operators._define(
     "threefry_choice(Tensor key, int[] folds, SymInt[] shape, Tensor p)",
     _choice_kernel,
@@ -249,17 +271,26 @@ choice = _operators._define(
 
 # Vectors.
 
+_MOST_POWER = (
+    5.0  # above, |x|^p underflows, of float32 x below 0.03 at p = 30; JAX draws zeros then
+)
+
 
 def _ball_kernel(
     key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype, d: int, p: float
 ) -> Tensor:
     size = (*shape, d)
     alpha = torch.full((*key.shape[:-1], *size), 1.0 / p, dtype=dtype, device=key.device)
-    powers = _wide(_jax_samplers.gamma(key, (*folds, 0, 0), alpha, False))  # |x|^p
     is_positive = _operators._uniform(key, (*folds, 0, 1), size, dtype, 0.0, 1.0) < 0.5
     beyond = _wide(_exponential_kernel(key, (*folds, 1), shape, dtype))
+    in_logs = p > _MOST_POWER
+    powers = _wide(_jax_samplers.gamma(key, (*folds, 0, 0), alpha, in_logs))  # |x|^p
+    logs, powers = (powers, _elementary.exp(powers)) if in_logs else (None, powers)
     norm = _elementary.total(powers) + beyond
-    radius = _elementary.power(powers / norm.unsqueeze(-1), 1.0 / p).to(dtype)
+    if logs is None:
+        radius = _elementary.power(powers / norm.unsqueeze(-1), 1.0 / p).to(dtype)
+    else:
+        radius = _elementary.exp((logs - _elementary.log(norm).unsqueeze(-1)) / p).to(dtype)
     return torch.where(is_positive, radius, -radius)
 
 

@@ -37,7 +37,8 @@ def categorical(
 
     Args:
         key: a single key, int32 `(2,)`.
-        logits: floats `(..., n, ...)`: unnormalized log probabilities; -infinity is never drawn.
+        logits: floats `(..., n, ...)`: unnormalized log probabilities; -infinity is drawn only if too
+            few others are left.
         axis: the axis of the categories.
         shape: of the result, which ends in the shape of `logits` without `axis` (or one to which that
             broadcasts); default: that shape. Dimensions before it count further draws.
@@ -65,6 +66,10 @@ def categorical(
         raise ValueError(f"categorical: expected logits to be a tensor (..., n), got {logits!r}")
     _check_float(logits.dtype, "categorical")
     axis = _axis("categorical", axis, logits)
+    if not logits.shape[axis]:
+        raise ValueError(
+            f"categorical: expected logits of at least one category, got shape {tuple(logits.shape)}"
+        )
     logits = logits.detach().movedim(axis, -1)
     batch = logits.shape[:-1]
     size = tuple(batch if shape is None else _shape(shape))
@@ -116,7 +121,8 @@ def choice(
         shape: of the draws.
         replace: with False, the draws are distinct.
         p: floats `(n,)`: the weight of each element (default: equal ones). They need not sum to 1 with
-            replacement; without, at least as many as are drawn must be positive.
+            replacement; without, at least as many as are drawn must be positive. On the CPU weights
+            that are negative, infinite or NaN, or all 0, raise.
         axis: the axis of a tensor that is drawn from.
         mode: that of `gumbel`, for draws without replacement with weights.
         folds: integers in [0, 2^32) to fold into the key first.
@@ -177,7 +183,7 @@ def _weighted(
     p = p.detach()
     if replace:
         return _jax_families.choice(key, _folds(folds), size, p)
-    noisy: Tensor = gumbel(key, (count,), p.dtype, mode, folds=folds) + _jax_families.log(p)
+    noisy: Tensor = gumbel(key, (count,), p.dtype, mode, folds=folds) + _jax_families.log_weights(p)
     order = noisy.sort(dim=-1, descending=True, stable=True).indices
     return order[: math.prod(size)].reshape(size)
 
@@ -199,8 +205,8 @@ def poisson(
 
     Args:
         key: a single key, int32 `(2,)`.
-        lam: rate, finite and 0 or more; a number or a tensor that broadcasts to `shape`, rounded to
-            float32 as in JAX.
+        lam: rate, from 0 to 2^62 (int32: 2^30); a number or a tensor that broadcasts to `shape`, rounded
+            to float32 as in JAX.
         shape: of the result; default: the shape of `lam`.
         dtype: int32 or int64.
         folds: integers in [0, 2^32) to fold into the key first.
@@ -211,7 +217,7 @@ def poisson(
         at 10^6. As in JAX, an element above 10 depends on the others of the array.
 
     Raises:
-        ValueError: for a negative, infinite or NaN rate, another dtype, a rate that does not broadcast
+        ValueError: for a rate out of range or NaN, another dtype, a rate that does not broadcast
             to `shape`, or an array of keys (`torch.vmap` over them instead).
 
     References:
@@ -231,7 +237,8 @@ def poisson(
         rate = torch.full((), lam, dtype=torch.float32, device=key.device)
     size = rate.shape if shape is None else _shape(shape)
     _check_broadcast("poisson", size, rate)
-    return _jax_families.poisson(key, _folds(folds), rate.expand(size)).to(dtype)
+    draw = _jax_families.poisson if dtype == torch.int64 else _jax_families.poisson32
+    return draw(key, _folds(folds), rate.expand(size)).to(dtype)
 
 
 def rademacher(

@@ -142,9 +142,9 @@ def dirichlet(
     tensor([0.3647, 0.4283, 0.2070])
     """
     _check_single(key, "dirichlet")
-    if not isinstance(alpha, Tensor) or alpha.ndim == 0:
+    if not isinstance(alpha, Tensor) or alpha.ndim == 0 or not alpha.shape[-1]:
         raise ValueError(
-            f"dirichlet: expected alpha to be a tensor (..., n), got {alpha!r}. Write "
+            f"dirichlet: expected alpha to be a tensor (..., n) of n >= 1, got {alpha!r}. Write "
             "torch.full((n,), alpha) for n equal parameters."
         )
     (parameters,) = tensors_of("dirichlet", key, (alpha,), dtype)

@@ -78,7 +78,7 @@ def multivariate_normal(
     if shape is None:
         shape = broadcast(mean.shape[:-1], cov.shape[:-2])
     size = (*_shape(shape), n)
-    _check_broadcast("multivariate_normal", size, mean, cov[..., 0])
+    _check_broadcast("multivariate_normal", size, mean, cov.diagonal(dim1=-2, dim2=-1))
     lower, info = torch.linalg.cholesky_ex((cov + cov.mT) / 2)
     lower = torch.where((info == 0)[..., None, None], lower, math.nan)
     z = normal(key, size, cov.dtype, folds=folds)
@@ -155,7 +155,8 @@ def ball(
 
     Returns:
         `dtype` `(*shape, d)`, the points of `jax.random.ball` within 64 eps for p from 0.5 to 5, in the
-        mode in which JAX has the dtype.
+        mode in which JAX has the dtype. Coordinates of larger p are computed from logarithms; in JAX
+        they underflow to 0, a third of them for p = 100 in float32.
 
     Raises:
         ValueError: for another dtype, p or d out of range, or an array of keys (`torch.vmap` over them
