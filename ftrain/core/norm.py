@@ -14,7 +14,7 @@ from ftrain.core._torch_tensors import version
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.cond import apply_if
 
-__all__ = ["GlobalNorm", "finite_norm", "global_norm"]
+__all__ = ["GlobalNorm", "finite_norm", "global_norm", "row_norms"]
 
 
 class GlobalNorm(NamedTuple):
@@ -67,6 +67,11 @@ def finite_norm(values: Any) -> GlobalNorm:
         found = _finite_norm(leaves)
         _latest.keep(leaves, found)
     return found
+
+
+def row_norms(values: Any) -> GlobalNorm:
+    """Return the global norm of each row of the leaves' common first axis, and flags, both `(n,)`."""
+    return _finite_norm(tree.leaves(values), rows=True)
 
 
 # First a factor: scaled by it, the smallest number has a normal square; scaled by its inverse, 1e9 of

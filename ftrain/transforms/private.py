@@ -20,7 +20,7 @@ from ftrain.core.commit import commit
 from ftrain.core.functional import bind
 from ftrain.core.gradients import GradientResult
 from ftrain.core.metrics import Mean, Metrics, PerExample, Sum
-from ftrain.core.norm import finite_norm
+from ftrain.core.norm import finite_norm, row_norms
 from ftrain.core.optimizer import Optimizer
 from ftrain.core.precision import Policy, Precision
 from ftrain.core.state import TrainState
@@ -183,9 +183,7 @@ def private_steps(
 def _clipped(result: GradientResult, clip_norm: float) -> tuple[Any, Metrics, Any]:
     """Return the sum of the clipped gradients of examples, the merged metrics, and the buffers."""
     # Not by the result's finite flag: it is False for weight 0 too, where the gradient is 0.
-    leaves = [g if g.dtype == torch.float64 else g.float() for g in tree.leaves(result.grads)]
-    norms = torch.stack([g.flatten(1).square().sum(1) for g in leaves]).sum(0).sqrt()
-    is_finite = norms.isfinite()
+    norms, is_finite = row_norms(result.grads)
     # clip_norm / max(norm, clip_norm) is exactly 1 for a norm below clip_norm.
     scale = torch.where(is_finite, clip_norm / norms.clamp_min(clip_norm), 0.0)
 

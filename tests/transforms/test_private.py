@@ -112,6 +112,20 @@ def test_rows_of_weight_0_and_examples_that_are_not_finite_add_nothing() -> None
     assert bool(broken.finite)
 
 
+@pytest.mark.parametrize("size", [1e25, 1e-25])
+def test_a_gradient_whose_square_leaves_the_range_of_float32_is_clipped(size: float) -> None:
+    linear = lambda module, batch: size * module(batch["x"])[:, 0].mean()  # noqa: E731
+    clip_norm = size / 1e3
+    grads_of = transforms.private_gradients(
+        model, linear, clip_norm=clip_norm, noise_multiplier=0.0, batch_size=1
+    )
+    result = grads_of(STATE, {"x": BATCH["x"][:1]})
+    norm = flat(tree.map(Tensor.double, result.grads)).norm()
+    assert abs(float(norm) / clip_norm - 1) < 1e-5
+    assert float(result.metrics["clipped"]) == 1
+    assert int(result.metrics["nonfinite_examples"]) == 0
+
+
 def test_noise_has_the_deviation_of_the_multiplier() -> None:
     """Of 20,000 gradients of one parameter; 5 standard errors."""
     single = lambda: nn.Linear(1, 1, bias=False)  # noqa: E731
