@@ -66,7 +66,8 @@ def conjugate_gradients(
         x = _plus(x, length, direction)
         residual = _plus(residual, -length, turned)
         after = _inner(residual, residual)
-        direction = _plus(residual, torch.where(is_useful, after / square, 0), direction)
+        share = torch.where(is_useful, after / torch.where(is_useful, square, 1), 0)
+        direction = _plus(residual, share, direction)
         square = torch.where(is_useful, after, 0)
     return x
 
@@ -112,8 +113,10 @@ def neumann(product: Callable[[T], T], right_side: T, *, terms: int, step_size: 
 
 
 def _inner(a: Any, b: Any) -> torch.Tensor:
-    products = [(x * y).sum() for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True)]
-    return torch.stack([x.to(products[0].device, torch.float64) for x in products]).sum()
+    # In float64 before the product: squares of float16 overflow at 256, of float32 underflow at 1e-23.
+    pairs = zip(tree.leaves(a), tree.leaves(b), strict=True)
+    products = [(x.to(torch.float64) * y.to(torch.float64)).sum() for x, y in pairs]
+    return torch.stack([x.to(products[0].device) for x in products]).sum()
 
 
 def _plus(a: T, scale: torch.Tensor | float, b: Any) -> T:

@@ -303,7 +303,8 @@ def _orthogonal(vector: Tensor, basis: list[Tensor]) -> Tensor:
 
 
 def _unit(vector: Tensor) -> Tensor:
-    unit: Tensor = vector / vector.norm()
+    wide = vector.double()  # in float32 the squares of a matrix near 1e-20 underflow
+    unit: Tensor = (wide / wide.norm()).to(vector.dtype)
     return unit
 
 

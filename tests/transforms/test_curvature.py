@@ -233,6 +233,16 @@ def test_eigenvalues_of_degenerate_matrices_are_complete(case: str, dtype: torch
     torch.testing.assert_close(found.values, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [1e-25, 1e25])
+def test_eigenvalues_do_not_depend_on_the_scale_of_the_matrix(size: float) -> None:
+    scales = size * torch.tensor([5.0, 1.0, 0.0, -7.0, 3.0])
+    found = transforms.top_eigenvalues(
+        lambda v: scales * v, torch.zeros(5), random.key(1), 5, which="largest"
+    )
+    expected = torch.tensor([5.0, 3.0, 1.0, 0.0, -7.0]).double()
+    torch.testing.assert_close(found.values / size, expected, rtol=1e-5, atol=1e-5)
+
+
 def test_spectra_compile_as_one_graph() -> None:
     def spectra(params: Any, key: Tensor) -> Any:
         product = lambda v: transforms.hessian_vector_product(value, params, v)  # noqa: E731

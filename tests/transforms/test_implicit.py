@@ -33,6 +33,31 @@ def system(seed: int, n: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
     return product, a, b
 
 
+@pytest.mark.parametrize(
+    ("size", "dtype", "rtol"),
+    [(1e-25, torch.float32, 1e-4), (1e25, torch.float32, 1e-4), (1e3, torch.float16, 1e-2)],
+)
+def test_conjugate_gradients_solve_systems_whose_squares_leave_the_range_of_the_dtype(
+    size: float, dtype: torch.dtype, rtol: float
+) -> None:
+    right_side = torch.full((3,), size, dtype=dtype)
+    scales = torch.tensor([1.0, 2.0, 4.0], dtype=dtype)
+    found = conjugate_gradients(lambda x: scales * x, right_side, iterations=5)
+    torch.testing.assert_close(found, right_side / scales, rtol=rtol, atol=0.0)
+
+
+@pytest.mark.parametrize("iterations", [3, 12])
+def test_conjugate_gradients_are_differentiable_after_convergence(iterations: int) -> None:
+    scales = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
+    for start in (torch.ones(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64)):
+        b = start.requires_grad_()
+        x = conjugate_gradients(lambda v: scales * v, b, iterations=iterations)
+        (found,) = torch.autograd.grad(x.sum(), b)
+        assert found.isfinite().all()
+        if start.any():
+            torch.testing.assert_close(found, 1 / scales)
+
+
 @given(st.integers(0, 99), st.integers(2, 6), st.sampled_from([0.0, 0.3]))
 @settings(max_examples=10)
 def test_solvers_equal_a_dense_solution(seed: int, n: int, damping: float) -> None:
