@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ftrain.core.metrics import Metrics
+import torch
+
+from ftrain.core.metrics import Mean, Metrics
 from ftrain.core.state import TrainState
 from ftrain.transforms._wrapped import Step, named
 from ftrain.transforms.project_conflicts import check_names
@@ -56,9 +58,18 @@ def interleave(tasks: Mapping[str, Step]) -> Step:
             state, metrics = step(state, batches[name])
             for shared in ("loss", "skipped"):
                 if shared in metrics.entries:
-                    latest = metrics.entries[shared]
+                    latest = _of_task(metrics.entries[shared])
                     entries[shared] = entries[shared].merge(latest) if shared in entries else latest
             entries |= named(metrics, name)
         return state, Metrics(entries)
 
     return train_step
+
+
+def _of_task(metric: Any) -> Any:
+    """Return a mean with weight 1, or 0 if it had none, so that no task counts for its tokens."""
+    if not isinstance(metric, Mean):
+        return metric
+    has_weight = metric.weight > 0
+    value = metric.total / torch.where(has_weight, metric.weight, 1)
+    return Mean(torch.where(has_weight, value, 0), has_weight.to(value.dtype))

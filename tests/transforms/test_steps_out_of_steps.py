@@ -200,6 +200,20 @@ def test_branch_keeps_the_step_with_the_lower_score(wins: int) -> None:
     assert is_nan(state, data)[1]["branch"] == wins
 
 
+def test_loss_of_interleaved_tasks_is_their_mean_whatever_the_weights() -> None:
+    losses = {
+        name: lambda model, batch, shift=shift, n=n: ftrain.Mean(
+            (model(batch["x"]) - shift).square().sum(), torch.tensor(n)
+        )
+        for name, shift, n in (("many", 0.0, 100.0), ("one", 5.0, 1.0))
+    }
+    tasks = {name: steps_of(fn).train_step for name, fn in losses.items()}
+    data = batch(0)
+    _, metrics = interleave(tasks)(steps_of().init_state(0), {"many": data, "one": data})
+    expected = (metrics["many/loss"] + metrics["one/loss"]) / 2
+    torch.testing.assert_close(metrics["loss"], expected)
+
+
 def test_interleave_equals_one_step_after_the_other() -> None:
     steps = interleaved()
     state, data = steps.init_state(0), both(batch(0))
