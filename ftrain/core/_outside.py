@@ -41,8 +41,9 @@ class Survey(NamedTuple):
         cuts: nodes at which a derivative ends: the operators have no formula for it.
         once: nodes of custom functions whose backward is marked `once_differentiable`.
         determinants: nodes of determinants, whose derivative depends on the memory layout of the matrix.
-        norms: nodes of second derivatives of BatchNorm, InstanceNorm and LayerNorm, which torch computes
-            with the mean and the variance as constants (2.13): their derivatives are wrong.
+        norms: nodes whose gradient torch computes with a mean, variance or norm as a constant (2.13),
+            so that its derivative is wrong: weight normalization, and second derivatives of BatchNorm,
+            InstanceNorm and LayerNorm.
     """
 
     outside: bool = False
@@ -116,11 +117,11 @@ def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
             "without the mark, or take this gradient under torch.no_grad()."
         )
     if twice and found.norms:
-        norm = type(found.norms[0]).__name__.removesuffix("BackwardBackward0")
+        name = type(found.norms[0]).__name__
         raise ValueError(
-            f"a second derivative, in the gradient of {what}, is differentiated once more, but torch "
-            f"computes the third derivative of {norm} incorrectly. Compute the normalization with "
-            "x.mean() and x.var(), or take this gradient under torch.no_grad()."
+            f"the gradient of {what} is differentiated once more, but torch computes the "
+            f"{_WRONG[name]} incorrectly. Compute the normalization with x.mean(), x.var() and "
+            "x.norm(), or take this gradient under torch.no_grad()."
         )
 
 
@@ -133,7 +134,14 @@ def _named(node: Any) -> str:
     return f" ({text.partition(': ')[0]})" if "autograd kernel" in text else ""
 
 
-_WRONG_THIRD = ("NativeBatchNormBackwardBackward0", "NativeLayerNormBackwardBackward0")
+_WRONG = {
+    "BatchNormBackwardBackward0": "third derivative of BatchNorm",
+    "CudnnBatchNormBackwardBackward0": "third derivative of CudnnBatchNorm",
+    "MiopenBatchNormBackwardBackward0": "third derivative of MiopenBatchNorm",
+    "NativeBatchNormBackwardBackward0": "third derivative of NativeBatchNorm",
+    "NativeLayerNormBackwardBackward0": "third derivative of NativeLayerNorm",
+    "WeightNormInterfaceBackward0": "second derivative of weight_norm",
+}
 _ORDINARY: set[type] = set()  # classes of autograd's own nodes that were seen
 _ONCE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
 
@@ -147,8 +155,9 @@ def _sort(node: Any, found: Any) -> None:
         found.cuts.append(node)
     elif kind.__name__ in ("LinalgDetBackward0", "LinalgSlogdetBackward0"):
         found.determinants.append(node)
-    elif kind.__name__ in _WRONG_THIRD:
-        found.norms.append(node)
+    elif kind.__name__ in _WRONG:
+        if getattr(node, "_saved_train", True):  # BatchNorm in evaluation is a linear function
+            found.norms.append(node)
     elif kind.__name__ != "CppFunction":  # a class for all nodes that have none of their own
         _ORDINARY.add(kind)
 

@@ -184,3 +184,39 @@ def test_third_derivative_of_a_normalization_is_refused(norm: Callable[[Any], An
     assert is_close(second(zero), (first(zero + h) - first(zero - h)) / (2 * h))
     with pytest.raises(ValueError, match=r"third derivative of Native(Batch|Layer)Norm"):
         ftrain.value_and_grad(second)(zero)
+
+
+def test_third_derivative_of_batch_norm_in_evaluation_equals_finite_differences() -> None:
+    mean, var = torch.zeros(2, dtype=torch.float64), torch.ones(2, dtype=torch.float64)
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.batch_norm(x * X[None], mean, var).tanh().sum()
+
+    def second(x: torch.Tensor) -> torch.Tensor:
+        return ftrain.value_and_grad(lambda x: ftrain.value_and_grad(value)(x)[1])(x)[1]
+
+    one, h = torch.ones((), dtype=torch.float64), 1e-5
+    expected = (second(one + h) - second(one - h)) / (2 * h)
+    assert is_close(ftrain.value_and_grad(second)(one)[1], expected, rtol=1e-7)
+
+
+def test_second_derivative_of_weight_norm_is_refused() -> None:
+    """Torch treats the norm as a constant in it (2.13), and returns a wrong number."""
+    g = torch.Generator().manual_seed(0)
+    v, slope, x = torch.randn(3, 4, 4, generator=g, dtype=torch.float64).unbind()
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4, bias=False).double())
+    apply = ftrain.bind(layer)
+    params, buffers = apply.init(ftrain.random.key(0))
+    (name,) = (name for name in params if name.endswith("original1"))
+
+    def value(t: torch.Tensor) -> torch.Tensor:
+        moved = {**params, name: v + t * slope}
+        return apply(moved, buffers, ftrain.random.key(0), x)[0].tanh().sum()
+
+    def first(t: torch.Tensor) -> torch.Tensor:
+        return ftrain.value_and_grad(value)(t)[1]
+
+    zero, h = torch.zeros((), dtype=torch.float64), 1e-5
+    assert is_close(first(zero), (value(zero + h) - value(zero - h)) / (2 * h))
+    with pytest.raises(ValueError, match="second derivative of weight_norm incorrectly"):
+        ftrain.value_and_grad(first)(zero)
