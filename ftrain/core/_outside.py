@@ -19,7 +19,7 @@ from torch.autograd.function import BackwardCFunction
 
 from ftrain.core import _torch
 from ftrain.core._python_objects import cell_contents
-from ftrain.core._torch_tensors import forward_class, node_number
+from ftrain.core._torch_tensors import forward_class, is_evaluation_node, node_number
 
 __all__ = [
     "Survey",
@@ -156,7 +156,7 @@ def _sort(node: Any, found: Any) -> None:
     elif kind.__name__ in ("LinalgDetBackward0", "LinalgSlogdetBackward0"):
         found.determinants.append(node)
     elif kind.__name__ in _WRONG:
-        if getattr(node, "_saved_train", True):  # BatchNorm in evaluation is a linear function
+        if not is_evaluation_node(node):  # BatchNorm in evaluation is a linear function
             found.norms.append(node)
     elif kind.__name__ != "CppFunction":  # a class for all nodes that have none of their own
         _ORDINARY.add(kind)

@@ -23,6 +23,7 @@ __all__ = [
     "forward_class",
     "gradient_hooks",
     "has_accumulation_hooks",
+    "is_evaluation_node",
     "is_zero_tensor",
     "node_number",
     "registries",
@@ -58,6 +59,11 @@ def storage_id(tensor: torch.Tensor) -> int:
 def is_zero_tensor(tensor: torch.Tensor) -> bool:
     """Return True for a tensor of zeros without memory (torch 1.11 and later)."""
     return tensor._is_zerotensor()
+
+
+def is_evaluation_node(node: Any) -> bool:
+    """Return True for a node of a BatchNorm in evaluation (torch 1.9 and later; False without it)."""
+    return not getattr(node, "_saved_train", True)
 
 
 def gradient_hooks(tensor: torch.Tensor) -> dict[int, Callable[..., Any]] | None:
