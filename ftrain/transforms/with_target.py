@@ -11,6 +11,7 @@ from ftrain.core.metrics import Metrics
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
 from ftrain.optim import _checks
+from ftrain.optim._leaves import compute_dtype
 from ftrain.optim.protocol import Hyperparameter
 from ftrain.transforms._wrapped import check_free, is_applied, wrapped
 
@@ -31,7 +32,8 @@ def with_target(
 
     Args:
         steps: of `make_steps`, or of another transformation.
-        rate: in (0, 1]; a soft update $t \leftarrow t + \mathrm{rate} (p - t)$ after each applied step.
+        rate: in (0, 1]; a soft update $t \leftarrow t + \mathrm{rate} (p - t)$ after each applied
+            step, in float32 at least.
         every: at least 1; a hard update $t \leftarrow p$ whenever `state.step` becomes a multiple.
         name: the entry of the extras.
 
@@ -72,10 +74,14 @@ def with_target(
         _checks.positive("rate", rate)
         _checks.closed_fraction("rate", rate)
 
+    def start(p: torch.Tensor) -> torch.Tensor:
+        return p.to(p.dtype if rate is None else compute_dtype(p.dtype), copy=True)
+
     def init_state(seed: int) -> TrainState:
         state = steps.init_state(seed)
         check_free("with_target", state, name)
-        return state.replace(extras={**state.extras, name: tree.map(torch.clone, state.params)})
+        target = tree.map(start, state.params)
+        return state.replace(extras={**state.extras, name: target})
 
     def train_step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         new, metrics = steps.train_step(state, batch)
@@ -84,7 +90,7 @@ def with_target(
             due = due & (new.step % every == 0)
 
         def moved(t: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
-            return torch.where(due, p if rate is None else t + (p - t) * rate, t)
+            return torch.where(due, p if rate is None else t + (p.to(t.dtype) - t) * rate, t)
 
         target = tree.map(moved, state.extras[name], new.params)
         return new.replace(extras={**new.extras, name: target}), metrics

@@ -132,6 +132,17 @@ def test_target_equals_a_copy_by_hand(options: dict[str, Any]) -> None:
     assert_same_bits(trained(steps.train_step, steps.init_state(1)).extras["target"], target)
 
 
+def test_soft_target_of_bfloat16_parameters_moves_by_less_than_their_spacing() -> None:
+    steps = with_target(steps_of(precision="bf16-true"), rate=1e-3)
+    state = steps.init_state(0)
+    params = tree.map(lambda p: p * 1.1, state.params)
+    state, _ = steps.train_step(state.replace(params=params), batch(0))
+    old, target = steps.init_state(0).extras["target"], state.extras["target"]
+    expected = tree.map(lambda t, p: t + (p.float() - t) * 1e-3, old, state.params)
+    torch.testing.assert_close(target, expected)
+    assert not torch.equal(target["0.weight"], old["0.weight"])
+
+
 def test_loss_reads_average_and_target() -> None:
     def loss(model: Any, batch: Any, extras: Any) -> torch.Tensor:
         old, _ = BOUND(extras["target"], {}, ftrain.random.key(0), batch["x"], training=False)
