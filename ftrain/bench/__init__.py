@@ -2,8 +2,8 @@
 
     print(ftrain.benchmark(train_step, state, batch))
 
-`ftrain.benchmark` measures one step; `sweep` measures a step that a function builds, over the values of
-its arguments. The other names are the pieces, for benchmarks of your own.
+`ftrain.benchmark` measures one step. `sweep` measures the steps that a function builds for several
+values of its arguments. The other names are pieces for benchmarks of your own.
 
 Read next: `benchmark.py`, then `turns.py` (the clock) and `noise.py` (what counts as a difference).
 """

@@ -32,7 +32,7 @@ __all__ = ["MISSING", "VARIANTS", "Case", "Profile", "Subject", "Variant", "firs
 Variant = Literal["eager", "compiled", "donated"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
-_PROFILED, _PROFILED_SECONDS = 3, 0.3  # calls, at least; and for how long
+_PROFILED, _PROFILED_SECONDS = 3, 0.3  # the least number of profiled calls; seconds to repeat them
 
 
 class Profile(NamedTuple):
@@ -42,8 +42,8 @@ class Profile(NamedTuple):
         flops: floating-point operations by dtype.
         kernels: the number of kernels.
         seconds: the time in kernels.
-        share: that time over the time of a call, at most 1.
-        launch: seconds until a call returns, though the device may still be working.
+        share: the time in kernels over the time of a call, at most 1.
+        launch: seconds until a call returns; the device may still be working then.
     """
 
     flops: Mapping[str, int]
@@ -59,9 +59,9 @@ class Subject:
 
     Attributes:
         step: the function.
-        args: its arguments; of a pure step, the state first.
-        is_pure: the step returns a new state; otherwise it updates a model in place.
-        settings: what it was built with.
+        args: its arguments; those of a pure step begin with the state.
+        is_pure: True if the step returns a new state; otherwise it updates a model in place.
+        settings: the arguments that it was built with.
         graph: its traced graph, once a variant has been compiled; `None`: not traced.
         steady_bytes: memory between steps, known once the cases have been made.
     """
@@ -77,7 +77,7 @@ class Subject:
     def of(
         cls, step: Any, state: Any, batch: Any, settings: Mapping[str, Any] | None = None
     ) -> Subject:
-        """Return a step with its arguments, of which `state`, `batch` or both may be `MISSING`."""
+        """Return the subject of a step; `state`, `batch` or both may be `MISSING`."""
         if not callable(step):
             raise TypeError(
                 f"step: expected a function, got {a_or_an(type(step).__name__)}. Pass the step itself: "
@@ -88,7 +88,7 @@ class Subject:
 
     @classmethod
     def built(cls, build: Callable[..., Any], settings: Mapping[str, Any]) -> Subject:
-        """Return the step that a function builds: `(step, state, batch)` or `(step, batch)`."""
+        """Return the subject of the `(step, state, batch)` or `(step, batch)` that `build` returns."""
         found = build(**settings)
         if isinstance(found, Steps):
             found = (found,)  # three functions
@@ -106,9 +106,9 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Device that the step runs on: CUDA if an argument is there, or if the process uses it.
+        """Device that the step runs on: CUDA if an argument is there, or if the process uses CUDA.
 
-        A step in place may hold its model on the device and copy each batch to it.
+        A step in place may keep its model on the device and copy each batch to it.
         """
         tensors = [x for x in tree.leaves(self.args) if isinstance(x, torch.Tensor)]
         found = next((x.device for x in tensors if x.device.type == "cuda"), None)
@@ -123,9 +123,9 @@ class Subject:
     def cases(
         self, wanted: Sequence[Variant] | None, backend: Backend, notes: list[str]
     ) -> list[Case]:
-        """Make the variants and call each twice; append a note for each that cannot be made.
+        """Return the variants, each called twice; append a note for each that cannot be made.
 
-        The first call of the step itself raises what it raises.
+        An exception of the first call of the step itself passes to the caller.
         """
         self.steady_bytes = 0 if self.is_pure else live_bytes()
         returns: Returns = "other"
@@ -179,7 +179,7 @@ class Subject:
                 f"donation needs a state that is a frozen dataclass, got {a_or_an(type(state).__name__)}"
             )
         if donate and returns == "other":
-            raise _LeftOutError("the step does not return a state like the one that it is given")
+            raise _LeftOutError("the step does not return a state like the state that it receives")
         fn = compile(self.step, donate=donate, backend=backend)
         if self.graph is None:
             self.graph = compile(self.step).graph(*self.args)
@@ -215,25 +215,24 @@ class Case:
         return ", ".join([self.variant, *(f"{k}={v}" for k, v in settings.items())])
 
     def warm(self) -> None:
-        """Call the step twice, and keep the times."""
+        """Call the step twice, and store the times."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.first_call = self._timed()
             self.second_call = self._timed()
 
     def profiled(self) -> Profile:
-        """Call the step several times and return what ran."""
+        """Return FLOPs, kernels and median times from several calls of the step."""
         device = self.subject.device
         launches = [self._launch() for _ in range(_PROFILED)]
         call = self.call.prepared()
         call()
         runs: list[list[Kernel]] = []
         times: list[float] = []
-        end = (
-            time.perf_counter() + _PROFILED_SECONDS
-        )  # a short step, whose times vary more, more often
+        # A short step, whose times vary more, is called more often.
+        end = time.perf_counter() + _PROFILED_SECONDS
         while len(runs) < _PROFILED or time.perf_counter() < end:
-            times.append(self._timed())  # in turns, since the machine's load changes
+            times.append(self._timed())  # alternating, because the load of the machine changes
             runs.append(kernels_of(call, device))
         inside = [sum(kernel.seconds for kernel in run) for run in runs]
         share = statistics.median(a / b for a, b in zip(inside, times, strict=True))
@@ -271,7 +270,7 @@ def first_call(subject: Subject, variant: Variant, backend: Backend) -> float:
         fn = compile(subject.step, donate=variant == "donated", backend=backend)
     else:
         fn = torch.compile(subject.step, backend=backend)
-    device = subject.device  # of the state, which cannot be read once it is donated
+    device = subject.device  # found before the state is donated: it cannot be read afterwards
     start = time.perf_counter()
     result = fn(*subject.args)
     synchronize(device)

@@ -1,4 +1,4 @@
-"""Picture of a benchmark: bars for variants, lines over a setting that is a number."""
+"""Picture of a benchmark: bars for variants, or lines over a numeric setting."""
 
 from __future__ import annotations
 

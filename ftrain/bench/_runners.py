@@ -1,7 +1,7 @@
-"""Variants of a step that are timed: each is a function without arguments that runs one step.
+"""Functions without arguments that run one step of a variant at each call.
 
-A pure step moves on from state to state, as in training, and starts anew before each turn, so that a
-long measurement does not end with other numbers (denormal ones are slow) than a short one.
+A pure step takes the state that it returned, as in training. Before each turn it returns to the first
+state, so that the numbers do not depend on the length of the measurement (denormal numbers are slow).
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ class Pure:
     Args:
         fn: the function, compiled or not.
         args: its arguments.
-        returns: which part of its result is the next state; without one, each call has the same
+        returns: the part of its result that is the next state; "other": each call gets the same
             arguments.
-        donate: the function takes the state's memory: it starts from a copy.
+        donate: True if the function takes over the state's memory; it then starts from a copy.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Pure:
 
 
 class Plain:
-    """Function `(*args)` that updates a model in place, and goes on from where it is."""
+    """Function `(*args)` that updates a model in place; each call continues from the last."""
 
     def __init__(self, fn: Callable[..., Any], args: Sequence[Any]) -> None:
         self._fn, self._args = fn, args
@@ -74,7 +74,7 @@ class Plain:
 
 
 def returned(result: Any, state: Any) -> Returns:
-    """Find the next state in the result of a step: by structure, shapes and dtypes."""
+    """Return where the next state is in a result of a step, by structure, shapes and dtypes."""
     kind = _kind(state)
     if not kind[1]:
         return "other"

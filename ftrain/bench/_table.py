@@ -19,7 +19,7 @@ def table(
     versions: Mapping[str, str],
     notes: Sequence[str],
 ) -> str:
-    """Return measurements on a machine as a table, with the differences between them."""
+    """Return a report as text: the machine, a table of measurements, differences and notes."""
     where = here.get("device", here["cpu"])
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
     lines = [f"{where}, {here['cores']} cores, {threads(here)}, load {here['load']}; {software}"]
@@ -67,7 +67,7 @@ def _grid(rows: tuple[Measurement, ...]) -> Iterator[str]:
 
 
 def _differences(rows: tuple[Measurement, ...]) -> Iterator[str]:
-    """Yield a line for each variant against the first, and each value of a setting against the first."""
+    """Yield one line for each variant, and for each value of a setting, compared with the first."""
     by_settings: dict[str, list[Measurement]] = {}
     for row in rows:
         by_settings.setdefault(str(row.settings), []).append(row)
@@ -87,12 +87,12 @@ def _differences(rows: tuple[Measurement, ...]) -> Iterator[str]:
 
 
 def threads(here: Mapping[str, Any]) -> str:
-    """Return the number of threads of a machine in words."""
+    """Return the number of threads of a machine as text: `2 threads`."""
     return "1 thread" if here["threads"] == 1 else f"{here['threads']} threads"
 
 
 def swept(rows: tuple[Measurement, ...]) -> list[str]:
-    """Return the settings of which several values were measured."""
+    """Return the names of the settings that have several values."""
     values: dict[str, set[str]] = {}
     for row in rows:
         for key, value in row.settings.items():

@@ -1,4 +1,4 @@
-"""Benchmark of a step: its variants take turns, with large matrix products of the same dtype among them.
+"""Benchmark of a step: its variants take turns with large matrix products of the same dtype.
 
 Read next: `_cases.py` (the variants of a step), `turns.py` (the clock), `report.py` (the result).
 """
@@ -44,12 +44,14 @@ class Options:
         if self.rounds < 1:
             raise ValueError(f"rounds: expected at least 1 turn, got {self.rounds}. Write 15.")
         if not self.seconds >= 0:
-            raise ValueError(f"seconds: expected a length of at least 0, got {self.seconds}.")
+            raise ValueError(
+                f"seconds: expected a length of at least 0, got {self.seconds}. Write 0.2."
+            )
         for variant in self.variants or ():
             if variant not in VARIANTS:
                 raise ValueError(
-                    f"variants: expected some of {', '.join(VARIANTS)}, got {variant!r}."
-                    f"{did_you_mean(variant, VARIANTS)}"
+                    f"variants: expected some of {', '.join(VARIANTS)}, got {variant!r}. Leave "
+                    f"it out.{did_you_mean(variant, VARIANTS)}"
                 )
 
 
@@ -67,36 +69,38 @@ def benchmark(
 ) -> BenchmarkReport:
     """Measure a training step, of ftrain or your own: eager, compiled, and compiled with donation.
 
-    Two kinds of step are measured. A pure one, `step(state, batch) -> (state, ...)` or `-> state`, gets
-    all three variants; each moves on from state to state, as in training, and starts from `state` in
-    each turn. A plain one, `step(batch)`, updates a model in place: it is timed as it is ("eager") and
-    inside `torch.compile` ("compiled"). A variant that cannot be made is left out, with a note.
+    A pure step, `step(state, batch) -> (state, ...)` or `-> state`, can be measured in all three
+    variants. Each call takes the state that the last one returned, as in training, and each turn starts
+    from `state`. A plain step, `step(batch)`, updates a model in place. It is timed as it is ("eager")
+    and under `torch.compile` ("compiled"). A variant that cannot be made is left out, with a note.
 
-    Variants take turns of `seconds` each, in changing order, after two calls each to compile and to warm
-    up; on the CPU every call is timed by `perf_counter`, on CUDA between events. In the same turns the
-    machine's rate for large matrix products is measured, in the dtypes of the step's own products. Two
-    variants differ only where a 99 % confidence interval of the ratio within turns excludes 1.
+    Each variant is called twice, to compile and to warm up. Then the variants take turns of `seconds`
+    each, in changing order. On the CPU every call is timed by `perf_counter`, on CUDA between events.
+    The machine's rate for large matrix products, in the dtypes of the step's own products, is measured
+    in the same turns. Two variants are called different only if a 99 % confidence interval of their
+    ratio within turns excludes ratios within 1 % of 1.
 
     Args:
-        step: the step. It is called some thousand times.
-        state: the state before the step, any tree of tensors, which keeps its values; leave it out for a
-            plain step.
+        step: the step. It is called thousands of times.
+        state: the state before the step, any tree of tensors; its values stay unchanged. Leave it out
+            for a plain step.
         batch: the batch, the same in each call.
         variants: some of "eager", "compiled" and "donated"; default: all that the step allows.
-        rounds: the number of turns of each variant; with fewer than 8 nothing counts as a difference.
-        seconds: the length of a turn; a step that takes longer is timed once a turn.
+        rounds: the number of turns of each variant; fewer than 8 cannot show a difference.
+        seconds: the length of a turn; a longer step is timed once in each turn.
         explain: add operators and kernels with their times, as `Cost`.
         sizes: `batch -> (samples, tokens)`; default: the rows of the first tensor, and the elements of
             `batch["tokens"]` or `batch["input_ids"]`.
         backend: "eager" runs compiled variants operator by operator and needs no compiler.
 
     Returns:
-        A report: `print` shows a table; `save`, `plot`, `compare`.
+        A report, which `print` shows as a table; its methods `save`, `plot` and `compare` write it to a
+        file, draw it, and compare it with an earlier report.
 
     Raises:
         ValueError: an option is out of its range.
         TypeError: the step is not a function.
-        Exception: whatever the step itself raises when it is called as it is.
+        Exception: an exception of the step itself, called eagerly.
 
     Example:
         >>> import ftrain
@@ -147,7 +151,7 @@ def sweep(
 
     Raises:
         ValueError: an option is out of its range.
-        TypeError: `build` returns something else.
+        TypeError: `build` does not return a step with its arguments.
 
     Example:
         >>> def build(batch_size):
@@ -166,7 +170,7 @@ def sweep(
 def subjects(
     build: Callable[..., Sequence[Any]], values: Mapping[str, Iterable[Any]]
 ) -> list[Subject]:
-    """Return the step that `build` returns for each combination of values."""
+    """Return the subjects that `build` makes, one for each combination of values."""
     names = list(values)
     combinations = itertools.product(*(list(values[name]) for name in names))
     return [
@@ -176,7 +180,7 @@ def subjects(
 
 
 def measure(steps: Sequence[Subject], options: Options) -> BenchmarkReport:
-    """Measure steps with their settings, all of them in turns with each other."""
+    """Return a report of the steps, which take turns with each other."""
     notes: list[str] = []
     cases = [
         case for step in steps for case in step.cases(options.variants, options.backend, notes)
@@ -239,7 +243,7 @@ def _explained(
     turns: Turns,
     device: torch.device,
 ) -> list[Measurement]:
-    """Add operators and kernels to measurements."""
+    """Return the measurements with their costs: operators and kernels."""
     flops = {dtype: one.flops / turns.median(_product(dtype)) for dtype, one in products.items()}
     rates = Rates(flops, measure_rates((), device).bandwidth)
     return [

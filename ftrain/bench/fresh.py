@@ -1,4 +1,4 @@
-"""Fresh processes with a cache of compiled code of their own, for the latency of first calls."""
+"""Fresh processes, each with a given cache of compiled code, to measure the latency of first calls."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Finished(NamedTuple):
     Attributes:
         output: the last line that it printed.
         started: when it was started, as `time.time()`.
-        work: processor seconds of all cores, compilers included; hardly moved by other load.
+        work: processor seconds on all cores, compilers included; other load hardly changes them.
     """
 
     output: str
@@ -34,12 +34,12 @@ def run_fresh(
     folder: pathlib.Path | None = None,
     limit: float = 600.0,
 ) -> Finished:
-    """Run a command in a new process with a given directory for compiled code.
+    """Run a command in a new process with a given directory for compiled code; return its output.
 
     Args:
         command: the program and its arguments.
-        cache: the directory; an empty one makes the process compile everything.
-        folder: the current directory of the process; default: that of this one.
+        cache: the directory; if it is empty, the process compiles everything.
+        folder: the current directory of the process; default: the current directory.
         limit: seconds after which it is killed.
 
     Raises:

@@ -19,7 +19,7 @@ class Measurement:
 
     Attributes:
         variant: "eager", "compiled" or "donated".
-        settings: what the step was built with, such as `{"batch_size": 32}`.
+        settings: the arguments that the step was built with, such as `{"batch_size": 32}`.
         seconds: the median time of a step in each turn.
         p5: the 5th percentile of the times of single steps, in seconds.
         p95: the 95th percentile.
@@ -32,12 +32,13 @@ class Measurement:
         host_seconds: on the CPU, the remaining time of a step; on an accelerator, the time until the
             call returns.
         first_call: seconds of the first call in this process, compilation included.
-        second_call: seconds of the second.
-        cold_call: seconds of the first call in a fresh process with an empty cache; `None`: not asked.
-        warm_call: the same with a full cache.
+        second_call: seconds of the second call in this process.
+        cold_call: seconds of the first call in a fresh process with an empty cache; `None`: not
+            measured.
+        warm_call: seconds of the first call in a fresh process with a full cache; `None`: not measured.
         peak_bytes: the most memory held during a step, state and batch included.
         steady_bytes: memory held between steps.
-        cost: operators and kernels of a step; `None`: not asked.
+        cost: operators and kernels of a step; `None`: not measured.
     """
 
     variant: str
@@ -122,7 +123,7 @@ class Measurement:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Measurement:
-        """Return the measurement that `to_json` returned, without its cost.
+        """Return the measurement from the JSON values of `to_json`; they do not hold its cost.
 
         Raises:
             KeyError: a figure is missing.

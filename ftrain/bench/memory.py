@@ -32,8 +32,8 @@ class Allocated(NamedTuple):
 def allocated(call: Callable[[], Any], device: torch.device | str = "cpu") -> Allocated:
     """Measure the bytes that a call allocates; its result is released afterwards.
 
-    On the CPU, the profiler does not see the release of what was allocated before it started, so that
-    such memory counts as held throughout.
+    On the CPU, memory that was allocated before the call counts as held until its end, because the
+    profiler does not see its release.
 
     Example:
         >>> allocated(lambda: torch.empty(1000) + torch.empty(1000))
@@ -73,7 +73,7 @@ def live_bytes() -> int:
     """Return the bytes of all tensors of this process that Python can reach, gradients included."""
     tensors = []
     for each in gc.get_objects():
-        kind = type(each)  # `isinstance` would wake lazy objects of other packages
+        kind = type(each)  # `isinstance` would load lazy objects of other packages
         if issubclass(kind, torch.Tensor) and kind.__name__ != "FakeTensor":
             tensors.append(each)
             if each.is_leaf and each.grad is not None:
@@ -83,7 +83,7 @@ def live_bytes() -> int:
 
 @contextlib.contextmanager
 def _silenced() -> Iterator[None]:
-    """Suppress what the profiler's native library prints at its start and end."""
+    """Suppress the lines that the profiler's native library prints at its start and end."""
     sys.stderr.flush()
     saved = os.dup(2)
     with open(os.devnull, "w", encoding="utf-8") as nowhere:

@@ -1,8 +1,8 @@
-"""Differences of two times, and the decision that a difference is more than noise.
+"""Differences of two times, and a test that a difference is more than noise.
 
-The decision needs no assumption about the distribution of the times: a confidence interval for the
-median between two order statistics, from the binomial distribution (the sign test). Two contenders that
-took turns are compared within each turn, so that a change in the machine's load cancels.
+The test uses a confidence interval of the median between two order statistics, from the binomial
+distribution (the sign test), so that it assumes nothing about the distribution of the times. Two
+contenders that took turns are compared within each turn, so that a change in the machine's load cancels.
 
 References:
     Conover (1999). Practical Nonparametric Statistics. 3rd ed., section 3.2.
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 __all__ = ["CONFIDENCE", "RESOLUTION", "Difference", "compare_runs", "compare_turns"]
 
 CONFIDENCE = 0.99
-# Two programs of one function differ by this much: by the addresses of their memory, for example.
+# Two programs of one function may differ by this much, for example by the addresses of their memory.
 RESOLUTION = 0.01
 
 
@@ -29,7 +29,7 @@ class Difference:
     Attributes:
         ratio: the first time over the second.
         low: the lower end of the interval of the ratio, at a confidence of 99 %; 0 with too few turns.
-        high: its upper end; infinite with too few turns.
+        high: the upper end of the interval; infinite with too few turns.
 
     Example:
         >>> print(Difference(1.3, 1.25, 1.36))
@@ -94,7 +94,7 @@ def compare_runs(first: Sequence[float], second: Sequence[float]) -> Difference:
 def median_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Return a confidence interval for the median of the values' distribution.
 
-    Its ends are values themselves. With too few values (fewer than 8 for 99 %) it is infinite.
+    The ends are two of the values. With too few values (fewer than 8 for 99 %) the interval is infinite.
 
     Example:
         >>> median_interval(range(9))

@@ -1,6 +1,6 @@
 """Report of a benchmark: a table, a JSON file, a picture, and the comparison with an earlier report.
 
-Read next: `measurement.py`, one row of it; `_table.py` and `_picture.py`.
+Read next: `measurement.py`, one row of a report; `_table.py` and `_picture.py`, which show it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _FORMAT = "ftrain benchmark 1"
 
 
 class BenchmarkFileError(ValueError):
-    """Error for a file that is not a report of a benchmark, or not one of this machine."""
+    """Error for a file that is not a report of a benchmark, or is a report of another machine."""
 
 
 class Change(NamedTuple):
@@ -32,9 +32,10 @@ class Change(NamedTuple):
 
     Attributes:
         name: the variant and its settings.
-        time: the time of a step now over that of the earlier report.
-        memory: the peak memory now over that of the earlier report.
-        is_worse: time or memory exceeds the limit; time only where the difference is more than noise.
+        time: the time of a step now over the time in the earlier report.
+        memory: the peak memory now over the peak memory in the earlier report.
+        is_worse: True if memory exceeds the limit, or if time does and its difference is more than
+            noise.
     """
 
     name: str
@@ -76,13 +77,13 @@ class Comparison:
 class BenchmarkReport:
     """Measured figures of a step, one measurement for each of its variants and settings.
 
-    `print` shows a table, and which differences are more than noise.
+    `print` shows a table, and the differences that are more than noise.
 
     Attributes:
         measurements: the figures.
         machine: the machine, as `ftrain.bench.machine` describes it.
         versions: versions of Python and of packages.
-        notes: variants that were not measured, and why.
+        notes: sentences about variants that were not measured, with the reason.
 
     Example:
         >>> import ftrain, torch
@@ -103,7 +104,7 @@ class BenchmarkReport:
         """Return the measurement of a variant, by its name: `"compiled"`, `"eager, batch_size=8"`.
 
         Raises:
-            KeyError: it was not measured; the message lists those that were.
+            KeyError: it was not measured; the message lists the measured variants.
         """
         for each in self.measurements:
             if each.name == name:
@@ -159,27 +160,27 @@ class BenchmarkReport:
             )
         except OSError as error:
             raise BenchmarkFileError(
-                f"{path} cannot be read: {error.strerror or error}. Write one with `ftrain bench "
-                "... --json FILE`, or report.save(FILE)."
+                f"{path} cannot be read: {error.strerror or error}. Write a report with `ftrain bench "
+                "... --out FILE.json`, or report.save(FILE)."
             ) from None
         except (ValueError, KeyError, TypeError) as error:
             raise BenchmarkFileError(
                 f"{path}: expected a report of a benchmark, got another or a damaged file ({error}). "
-                "Write one with `ftrain bench ... --json FILE`, or report.save(FILE)."
+                "Write a report with `ftrain bench ... --out FILE.json`, or report.save(FILE)."
             ) from None
 
     def compare(
         self, earlier: BenchmarkReport, *, limit: float = 1.1, any_machine: bool = False
     ) -> Comparison:
-        """Compare with an earlier report of the same step.
+        """Return the changes from an earlier report of the same step.
 
-        A variant is worse if its time exceeds `limit` times the earlier one by more than the noise of
-        both runs, or if its peak memory exceeds it.
+        A variant is worse if its time exceeds `limit` times the earlier time and the difference is more
+        than noise, or if its peak memory exceeds `limit` times the earlier peak memory.
 
         Args:
             earlier: the baseline.
-            limit: the largest ratio that is not worse, at least 1.
-            any_machine: compare figures of different machines as well.
+            limit: the largest ratio that does not count as worse, at least 1.
+            any_machine: True: compare reports of different machines as well.
 
         Raises:
             BenchmarkFileError: the reports are of different machines, or have no variant in common.
@@ -192,7 +193,7 @@ class BenchmarkReport:
         changes = tuple(self._changes(earlier, limit))
         if not changes:
             raise BenchmarkFileError(
-                "expected an earlier report with a variant of this one, got "
+                "expected an earlier report with a variant of this report, got "
                 f"{', '.join(each.name for each in earlier.measurements) or 'none'}. Measure the same "
                 "variants and settings."
             )
@@ -203,11 +204,11 @@ class BenchmarkReport:
     def plot(self, out: str | pathlib.Path | None = None) -> Any:
         """Draw the times of a step as a matplotlib figure, and write it to a file if one is given.
 
-        Bars for variants, or lines over a setting that has several numbers; whiskers from the 5th to
-        the 95th percentile.
+        The figure has bars for variants, or lines over a setting with several numbers, with whiskers
+        from the 5th to the 95th percentile.
 
         Raises:
-            ImportError: matplotlib is not installed; the message says how to get it.
+            ImportError: matplotlib is not installed; the message says how to install it.
         """
         figure = _picture.picture(self.measurements, self.machine)
         if out is not None:
@@ -227,7 +228,7 @@ class BenchmarkReport:
 
 
 def check_machine(earlier: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Raise `BenchmarkFileError` unless two machines have the same processor, cores and threads."""
+    """Raise `BenchmarkFileError` if processor, cores, threads or accelerator of two machines differ."""
     differing = [
         f"{key} {earlier.get(key)!r} there, {here.get(key)!r} here"
         for key in ("cpu", "cores", "threads", "device")
@@ -235,6 +236,7 @@ def check_machine(earlier: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     ]
     if differing:
         raise BenchmarkFileError(
-            f"expected an earlier report of this machine, got one of another: {'; '.join(differing)}. "
-            "Measure the earlier version here, or allow it with any_machine=True (--any-machine)."
+            f"expected an earlier report of this machine, got a report of another one: "
+            f"{'; '.join(differing)}. Measure the earlier version here, or write any_machine=True "
+            "(--any-machine)."
         )

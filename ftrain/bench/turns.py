@@ -1,6 +1,6 @@
 """Timing in turns: contenders are timed one after the other, round after round, within one run.
 
-Read next: `noise.py`, which compares two of them.
+Read next: `noise.py`, which compares two contenders.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ class Turns:
 
     Attributes:
         seconds: the median of the calls of each round, by contender.
-        calls: the times of the single calls, all rounds together; empty if they were not timed singly.
+        calls: the times of single calls over all rounds, by contender; empty if calls were not timed one
+            by one.
 
     Example:
         >>> turns = Turns({"a": [1.0, 2.0, 1.0], "b": [3.0, 6.0, 3.0]})
@@ -65,11 +66,12 @@ def take_turns(
     warmup: int = 3,
     timer: Timer | None = None,
 ) -> Turns:
-    """Time the contenders in turn, round after round, so that other load affects all of them.
+    """Return the times of contenders that run in turn, so that other load affects all of them.
 
-    A turn is about `seconds` long, of at least one call, and of the same number of calls in each round.
-    Each round starts with another contender, so that none always follows the same one's caches. A
-    contender with a method `reset` is reset before each turn, and called once before the clock starts.
+    A turn takes about `seconds`. It has at least one call, and the same number of calls in each round.
+    Each round starts with another contender, so that no contender always finds the caches of the same
+    other one. A contender with a method `reset` is reset before each turn, and called once before the
+    clock starts.
 
     Args:
         contenders: functions without arguments, by name.
@@ -110,7 +112,7 @@ def take_turns(
 
 
 def mean_time(call: Callable[[], object], calls: int) -> list[float]:
-    """Return the mean seconds of calls one after the other, with the clock read at both ends only."""
+    """Return a list of one: the mean seconds of consecutive calls, with the clock read at both ends."""
     start = time.perf_counter()
     for _ in range(calls):
         call()
@@ -118,7 +120,7 @@ def mean_time(call: Callable[[], object], calls: int) -> list[float]:
 
 
 def call_times(call: Callable[[], object], calls: int) -> list[float]:
-    """Return the seconds of each of several calls on the CPU (0.1 µs of it for the clock)."""
+    """Return the seconds of each of several calls on the CPU, including 0.1 µs for the clock."""
     clock, times = time.perf_counter, []
     for _ in range(calls):
         start = clock()

@@ -61,7 +61,7 @@ def test_a_step_in_place_is_measured_as_it_is_and_under_torch_compile() -> None:
     assert "tokens/s" in str(report)
 
 
-def test_an_impure_step_is_measured_eager_with_a_note_about_the_others() -> None:
+def test_an_impure_step_is_measured_eager_with_a_note_about_other_variants() -> None:
     def step(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return w.add_(x.mean(0))
 
@@ -192,13 +192,13 @@ def test_a_step_is_timed_on_cuda_if_the_process_uses_it(monkeypatch: pytest.Monk
     assert Subject.of(step, MISSING, batch).device.type == "cuda"
 
 
-def test_an_error_of_the_step_itself_passes() -> None:
+def test_benchmark_raises_the_error_of_the_step_itself() -> None:
     step, state, batch = steps.fails()
     with pytest.raises(ValueError, match="the step is broken"):
         ftrain.benchmark(step, state, batch)
 
 
-def test_something_else_than_a_step_is_refused() -> None:
+def test_benchmark_refuses_an_argument_that_is_not_a_step() -> None:
     not_callable: Any = torch.nn.Linear(2, 2).weight
     with pytest.raises(TypeError, match="step: expected a function, got a Parameter"):
         ftrain.benchmark(not_callable, torch.zeros(2), torch.zeros(2))

@@ -67,7 +67,7 @@ def test_a_contender_slower_in_every_turn_is_a_difference(times: list[float], by
 
 
 @given(st.lists(seconds, min_size=8, max_size=40), st.floats(1.0, 1 + RESOLUTION / 2))
-def test_differences_below_the_resolution_are_none(times: list[float], by: float) -> None:
+def test_differences_below_the_resolution_are_not_real(times: list[float], by: float) -> None:
     assert not compare_turns([t * by for t in times], times).is_real
 
 
