@@ -28,7 +28,7 @@ class _Parser(argparse.ArgumentParser):
             say(message, end="", error=file is not sys.stdout)
 
     def parse_all(self, arguments: Sequence[str], options: argparse.Namespace) -> None:
-        """Parse the arguments; if one is unknown, print what to write instead, and exit."""
+        """Parse the arguments; if one is unknown, print the arguments to write instead, and exit."""
         _, unknown = self.parse_known_intermixed_args(arguments, options)
         if unknown:
             say(f"{self.prog}: {unknown_options(unknown, arguments, self)}", error=True)
@@ -75,7 +75,7 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
         return 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and not hasattr(error, "fit_result"):
-            discard_output()  # it was printed by the user's own code
+            discard_output()  # the user's own code printed to it
             return 0
         added = getattr(error, "__notes__", [])
         # Without the advice for Python callers, who can catch the exception.

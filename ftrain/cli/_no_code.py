@@ -12,6 +12,6 @@ def add_no_code(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--no-code",
         action="store_true",
-        help="allow built-in names only: for a run or configuration of somebody else, which may name "
-        "any code",
+        help="refuse names that are not built in, for a run or configuration of somebody else, which "
+        "may name any code",
     )

@@ -1,7 +1,7 @@
-"""Warnings of a command as notes on standard error: no category, no source line of ftrain's own.
+"""Warnings of a command as notes on standard error, without category and source lines of ftrain.
 
-Only the command line does so. A Python program gets warnings as Python's `warnings`, which it can
-filter, record and turn into errors; `-W` and `PYTHONWARNINGS` have their effect in commands, too.
+Only the command line prints notes. A Python program gets warnings by Python's `warnings`, which it can
+filter, record and turn into errors. The option `-W` and `PYTHONWARNINGS` filter the notes of commands.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _PACKAGE = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\]+)")
 def notes() -> Iterator[None]:
     """Print each warning in a `with` block as a note, and each note once.
 
-    Of a note of several lines whose last one, the remedy, was printed before, only the first is printed.
+    If the last line of a note, its remedy, was printed before, only its first line is printed.
     """
     printed: set[str] = set()
 
@@ -45,13 +45,13 @@ def notes() -> Iterator[None]:
             printed.update((text, lines[-1]))
             _print(shown(lines[0] if again else text, category, filename, lineno))
 
-    with warnings.catch_warnings():  # restores the function as well
+    with warnings.catch_warnings():  # restores `warnings.showwarning` as well
         warnings.showwarning = show
         yield
 
 
 def shown(message: str, category: type[Warning], filename: str, lineno: int) -> str:
-    """Return the text of a warning: with file and line for the user's code, else with the package.
+    """Return a warning as a note, with file and line of the user's code, or with a package's name.
 
     Example:
         >>> shown("the rate is 0", UserWarning, "model.py", 12)
@@ -85,7 +85,6 @@ def _print(note: str) -> None:
     if "tqdm" not in sys.modules or sys.stderr is None:
         say(note, error=True)
         return
-    with contextlib.suppress(OSError, ValueError):  # closed or full: a note is not worth the run
-        sys.modules["tqdm"].tqdm.write(
-            printable(note), file=sys.stderr
-        )  # clears an active bar first
+    with contextlib.suppress(OSError, ValueError):  # closed or full: a note must not end the run
+        # tqdm clears an active bar first.
+        sys.modules["tqdm"].tqdm.write(printable(note), file=sys.stderr)

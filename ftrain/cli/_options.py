@@ -1,4 +1,4 @@
-"""Message for command-line options that do not exist, such as `--epochs 3` for `epochs=3`."""
+"""Message for unknown command-line options, such as `--epochs 3` instead of `epochs=3`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def unknown_options(
     """Return the message for arguments that a parser does not know, with the remedy.
 
     Args:
-        unknown: these arguments; the value of an option may be missing among them, because the parser
-            took it for a positional argument.
+        unknown: the unknown arguments, perhaps without the value of an option, which the parser took for
+            a positional argument.
         arguments: all arguments.
         parser: the parser.
 
@@ -73,7 +73,7 @@ def _is_number(text: str) -> bool:
 
 
 def _override(name: str, value: str | None, fuzzy: bool) -> str | None:
-    """Return `key=value` for an option that is the name of a key, here or elsewhere; else `None`."""
+    """Return `key=value` for an option that names a key of ftrain or of another trainer; else `None`."""
     key, default = name.lstrip("-").replace("-", "_"), "true"
     known = [each for each, _ in keys()]
     leaves = {each.rpartition(".")[2]: each for each in reversed(known)}

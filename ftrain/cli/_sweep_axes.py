@@ -17,14 +17,14 @@ Axes = dict[str, list[float]]
 
 
 def sweep_axes(arguments: Sequence[str]) -> tuple[Axes, list[str]]:
-    """Split `key=values` arguments into those of a sweep and plain overrides.
+    """Split `key=values` arguments into values of a sweep and plain overrides.
 
     Returns:
         Values by key, in the order of the arguments; the other arguments.
 
     Raises:
-        ConfigError: no argument has several values, a key cannot differ between members, or a range
-            cannot be read.
+        ConfigError: no argument has several values, a key cannot differ between members, or a range is
+            invalid.
 
     >>> sweep_axes(["epochs=3", "seed=0..2", "optimizer.learning_rate=0.001..0.1:3"])
     ({'seed': [0, 1, 2], 'optimizer.learning_rate': [0.001, 0.01, 0.1]}, ['epochs=3'])
@@ -42,8 +42,8 @@ def sweep_axes(arguments: Sequence[str]) -> tuple[Axes, list[str]]:
             raise _refusal(
                 key,
                 argument,
-                f"expected seed or a number of the optimizer, such as optimizer.learning_rate, to sweep "
-                f"over, got {key}. Train its values one after the other: ftrain train",
+                f"expected to sweep over seed or a number of the optimizer, such as "
+                f"optimizer.learning_rate, got {key}. Train each of its values with ftrain train",
             )
         if key in axes:
             raise _refusal(key, argument, f"expected one argument for {key}, got two. Join them")
@@ -87,16 +87,20 @@ def _spaced(
     key: str, argument: str, first: float, last: float, count: int, spacing: str | None
 ) -> list[float]:
     if count < 2:
-        raise _refusal(key, argument, f"expected at least 2 values, got {count}. Write one value")
+        raise _refusal(key, argument, f"expected at least 2 values, got {count}. Write its value")
     if key == "seed":
-        raise _refusal(key, argument, "expected whole numbers. Write seed=0..3")
+        raise _refusal(
+            key, argument, f"expected whole numbers, got {count} values. Write seed=0..3"
+        )
     if spacing == "log" and first <= 0:
-        raise _refusal(key, argument, "expected positive numbers for log. Write linear instead")
+        raise _refusal(
+            key, argument, f"expected positive numbers for log, got {first:g}. Write linear instead"
+        )
     if spacing == "log" or (spacing is None and 0 < 10 * first <= last):
         inner = [first * (last / first) ** (i / (count - 1)) for i in range(1, count - 1)]
     else:
         inner = [first + (last - first) * i / (count - 1) for i in range(1, count - 1)]
-    # 12 digits, to read as they are written: 0.01, not 0.010000000000000002.
+    # Rounded to 12 digits, so that 0.01 is not printed as 0.010000000000000002.
     return [float(first), *(float(f"{value:.12g}") for value in inner), float(last)]
 
 

@@ -74,7 +74,7 @@ def _check_changes(config: Config, before: Mapping[str, Any]) -> None:
     if before.get("status") != "completed" or longer or config.fast_dev_run:
         return
     was, now = run_config(config.folder).model_dump(), config.model_dump()
-    if (was["epochs"] or 0) < (now["epochs"] or 0):  # from 1.5 to 1.9 epochs
+    if (was["epochs"] or 0) < (now["epochs"] or 0):  # such as from 1.5 to 1.9 epochs
         return
     for key in now:
         if now[key] != was[key]:

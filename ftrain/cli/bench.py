@@ -37,14 +37,14 @@ from ftrain.core._terminal import say
 __all__ = ["bench"]
 
 _PICTURES = (".png", ".svg", ".pdf")
-# They hold for the whole process.
+# Keys that hold for the whole process.
 _GLOBAL = ("threads", "deterministic", "detect_anomaly", "device")
 
 Build = Callable[..., Sequence[Any]]
 
 
 def bench(options: argparse.Namespace) -> int:
-    """Measure what the command line asks for, print and write the report, and return the exit code."""
+    """Measure the steps of a command line, print and write the report, and return the exit code."""
     values = _values(options)
     _check_files(options.out)
     with _target(options, list(values)) as (make, sizes):
@@ -86,7 +86,7 @@ def _target(
     name, overrides, code = options.target, options.overrides, not options.no_code
     if ":" in name:
         if not code:
-            says = f"expected a configuration with --no-code, got a function, {name}. Leave one out"
+            says = f"expected a configuration with --no-code, got a function, {name}. Name one"
             raise ConfigError.at("", name, says)
         yield _of_function(name, overrides, swept), count_samples
         return
@@ -119,20 +119,20 @@ def _target(
 
 
 def _of_function(name: str, overrides: Sequence[str], swept: Sequence[str]) -> Build:
-    """Return a function of a file or module, with the given arguments."""
+    """Return a function of a file or module, with the overrides as its arguments."""
     function = find("task", name, pathlib.Path(), "", f"the command line ({name})")
     given = {}
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            says = f"expected key=value, an argument of {name}, got {override!r}"
+            says = f"expected an argument of {name}, got {override!r}. Write KEY=VALUE"
             raise ConfigError.at("", f"the command line ({override})", says)
         given[key] = _value(text, override)
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in (*given, *swept):
         if key not in parameters and not takes_any:
-            known = did_you_mean(key, parameters) if parameters else "It has no parameters"
+            known = did_you_mean(key, parameters) if parameters else "Leave it out"
             says = f"expected a parameter of {name}, got {key!r}. {known}"
             raise ConfigError.at(key, "the command line", says)
 
@@ -144,7 +144,7 @@ def _of_function(name: str, overrides: Sequence[str], swept: Sequence[str]) -> B
 
 
 def _values(options: argparse.Namespace) -> dict[str, list[Any]]:
-    """Return the values of each swept key."""
+    """Return the values of each swept key, of `--sweep`, `--precision` and `--accumulate`."""
     sweeps = list(options.sweep)
     sweeps += [f"precision={options.precision}"] if options.precision else []
     sweeps += [f"accumulate={options.accumulate}"] if options.accumulate else []
@@ -152,7 +152,7 @@ def _values(options: argparse.Namespace) -> dict[str, list[Any]]:
     for sweep in sweeps:
         key, equals, text = sweep.partition("=")
         if not equals or not key or not text:
-            says = f"expected KEY=LIST, such as batch_size=8,16,32, got {sweep!r}"
+            says = f"expected a key with values, got {sweep!r}. Write KEY=LIST, such as batch_size=8,16"
             raise ConfigError.at("", "--sweep", says)
         found[key] = [_value(part, sweep) for part in text.split(",")]
     return found
@@ -175,12 +175,12 @@ def _variants(text: str | None) -> Any:
 
 def _at_least(value: Any, least: int, option: str) -> Any:
     if not value >= least:
-        raise ConfigError.at("", option, f"expected a number of at least {least}, got {value}")
+        raise ConfigError.at("", option, f"expected at least {least}, got {value}. Write more")
     return value
 
 
 def _earlier(options: argparse.Namespace, here: Mapping[str, Any]) -> BenchmarkReport | None:
-    """Read the report of `--against`, before minutes of measurement."""
+    """Return the report of `--against`, read before minutes of measurement; `None` without one."""
     if options.against is None:
         return None
     _at_least(options.limit, 1, "--limit")
@@ -196,7 +196,7 @@ def _earlier(options: argparse.Namespace, here: Mapping[str, Any]) -> BenchmarkR
 def _check_files(paths: Sequence[pathlib.Path]) -> None:
     for path in paths:
         if path.suffix.lower() not in (".json", *_PICTURES):
-            says = f"expected a file that ends in .json or {', '.join(_PICTURES)}, got {path.name}"
+            says = f"expected the suffix .json, {', '.join(_PICTURES)}, got {path.name}. Rename it"
             raise _refused("--out", path, says)
         if not path.parent.is_dir():
             raise _refused("--out", path, "its directory is missing. Make it first")
@@ -209,12 +209,14 @@ def _written(path: pathlib.Path, report: BenchmarkReport) -> None:
         else:
             report.plot(path)
     except OSError as error:
-        raise _refused("--out", path, f"cannot be written to: {error.strerror or error}") from None
+        raise _refused(
+            "--out", path, f"cannot be written: {error.strerror or error}. Choose another"
+        ) from None
     say(path, error=True)
 
 
 def _with_latency(one: Measurement, options: argparse.Namespace) -> Measurement:
-    """Add the first call in a fresh process, with an empty cache and with the one that it leaves."""
+    """Return a measurement with the times of first calls in fresh processes, cache empty and full."""
     if one.variant == "eager":
         return one
     command = [sys.executable, "-m", "ftrain", "bench", options.target, *options.overrides]

@@ -1,4 +1,4 @@
-"""Predictions of a trained run: for rows of a table, images, arrays, or the characters of a text."""
+"""Predictions of a trained run for rows of a table, images, arrays, or the characters of a text."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def predict(run: Trained) -> dict[str, list[Any]]:
     The file needs no targets; existing ones are ignored.
 
     Raises:
-        ConfigError: the run was trained on other data than a table, images, arrays or a text; the
-            samples cannot be read as its training data were; the model's outputs are neither logits of
-            the classes nor numbers.
+        ConfigError: the run was not trained on a table, images, arrays or a text; the samples cannot be
+            read like its training data; the model's outputs are neither logits of the classes nor
+            numbers.
     """
     config = run.config
     in_python = f'In Python, call ftrain.config.load_run("{run.folder}").predict(x)'
@@ -40,7 +40,9 @@ def predict(run: Trained) -> dict[str, list[Any]]:
         try:
             outputs = find_output(outputs)
         except (KeyError, TypeError):
-            says = f"expected a tensor as output, got {type(outputs).__name__}. {in_python}"
+            says = (
+                f"expected a tensor as output, got {a_or_an(type(outputs).__name__)}. {in_python}"
+            )
             raise _refusal(run, "model", says) from None
         parts.append(outputs if alphabet is None else _likeliest(outputs))
     if not parts:
@@ -73,8 +75,7 @@ def _inputs(run: Trained, in_python: str) -> Inputs:
         raise _refusal(run, "data", says)
     if not config.places.typed(("data", "path")):
         says = (
-            "expected the file of the samples on the command line, got none. Write data.path=new.csv, "
-            "for instance"
+            "expected the file of the samples on the command line, got none. Write data.path=FILE"
         )
         raise _refusal(run, "data.path", says)
     arguments = {**target.arguments, "fitted": run.fitted}
@@ -92,7 +93,7 @@ def _inputs(run: Trained, in_python: str) -> Inputs:
 
 
 def _target(target: Mapping[str, Any], outputs: Tensor) -> Mapping[str, Any]:
-    """Return the target for `predictions`; classes without names are called by their numbers."""
+    """Return the target for `predictions`; the names of unnamed classes are their numbers."""
     several = outputs.ndim == 2 and outputs.shape[1] > 1
     if "classes" in target or "numbers" not in target or target["numbers"] or not several:
         return target
@@ -100,7 +101,7 @@ def _target(target: Mapping[str, Any], outputs: Tensor) -> Mapping[str, Any]:
 
 
 def _likeliest(logits: Tensor) -> Tensor:
-    """Return the likeliest token of each place and its probability, float64 `(n * length, 2)`."""
+    """Return the likeliest token at each position and its probability, float64 `(n * length, 2)`."""
     if logits.ndim != 3:
         raise ValueError(
             f"outputs: expected logits (n, length, vocabulary), got shape {tuple(logits.shape)}"

@@ -1,4 +1,4 @@
-"""Text that a trained run writes, from a prompt."""
+"""Text with which a trained run continues a prompt."""
 
 from __future__ import annotations
 
@@ -23,12 +23,13 @@ def sample(
     """Return a prompt and the `length` characters with which a model of text continues it.
 
     Args:
-        run: trained on `data: text`, or on data with the fact `alphabet`.
-        prompt: characters of the training text; empty: a line end, or the first of them.
+        run: a run that was trained on `data: text`, or on data with the fact `alphabet`.
+        prompt: text of characters of the training text. If it is empty, it becomes a line end, or the
+            first character of the alphabet if that has no line end.
         length: number of new characters.
         temperature: as in `generate`.
         top_k: as in `generate`.
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         ConfigError: the run was not trained on a text; the prompt has another character; an option is
@@ -37,7 +38,7 @@ def sample(
     config, facts = run.config, {**run.parts.facts, **run.fitted}
     alphabet = facts.get("alphabet")
     if not isinstance(alphabet, str) or not alphabet:
-        says = f"expected a run on a text (data: text), got {config.data.name}"
+        says = f"expected a run on a text, got data: {config.data.name}. Train one on data: text"
         raise ConfigError.at("data.name", config.places.of(("data", "name")), says)
     text = Text.of(alphabet, alphabet)
     prompt = prompt or ("\n" if "\n" in alphabet else alphabet[0])

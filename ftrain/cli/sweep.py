@@ -31,8 +31,8 @@ class SweepReport:
 
     Attributes:
         members: the values of each member by key, such as `optimizer.learning_rate`.
-        metrics: name -> one value per member, of the last evaluation (without held-out data, of the
-            last epoch).
+        metrics: name -> one value per member, from the last evaluation, or without held-out data from
+            the last epoch.
         metric: the name of the metric that is compared.
         best: position of the best member.
         picture: the path of the picture.
@@ -68,15 +68,17 @@ def sweep(
     chunk_size: int | None,
     out: pathlib.Path | None,
 ) -> SweepReport:
-    """Train every combination of the values of `axes`; write a picture and a table.
+    """Train every combination of the values of `axes`; write a picture and a table; return a report.
 
     Args:
-        config: of the run.
-        axes: key -> values; keys are `seed` and `optimizer.` with the name of an argument.
+        config: the configuration that all members share.
+        axes: key -> values; a key is `seed`, or an argument of the optimizer such as
+            `optimizer.learning_rate`.
         metric: the name of the metric that is compared.
         mode: `"min"` if smaller is better, else `"max"`.
         chunk_size: members computed at a time; `None`: all.
-        out: the picture; the table is beside it. `None`: `sweep.png` in the run's directory.
+        out: path of the picture, beside which the table is written; `None`: `sweep.png` in the run's
+            directory.
 
     Raises:
         ConfigError: a value is out of its range, or there is no such metric.
@@ -92,7 +94,7 @@ def sweep(
     found = {} if last is None else dict(last.members)
     out.parent.mkdir(parents=True, exist_ok=True)
     table = out.with_suffix(".csv")
-    _write(table, members, found)  # first: whatever raises below, the results are kept
+    _write(table, members, found)  # written first, so that an error below loses no result
     if metric not in found:
         known = ", ".join(found)
         raise ConfigError.at(
@@ -119,7 +121,7 @@ def _fit(parts: Parts, members: Sequence[Mapping[str, float]], chunk_size: int |
         log_every=config.log_every,
         eval_every=config.eval_every,
         compile=config.compile,
-        max_skipped=None,  # stopped members count as skipping
+        max_skipped=None,  # steps of stopped members count as skipped
     )
     return trainer.fit(
         states, parts.train, parts.held_out, epochs=config.epochs, max_steps=config.max_steps

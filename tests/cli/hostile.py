@@ -1,4 +1,4 @@
-"""Run directories with hostile content, and what commands must not do with them.
+"""Run directories with hostile content, on which commands must end in time and change nothing else.
 
 python -m tests.cli.hostile --cases 2000 --seed 1      # the long form: several changes at a time
 """

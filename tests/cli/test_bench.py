@@ -108,7 +108,8 @@ def test_a_report_of_another_machine_is_refused_before_anything_is_measured(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert (
-        "expected an earlier report of this machine, got one of another: cpu 'Z80'" in captured.err
+        "expected an earlier report of this machine, got a report of another one: cpu 'Z80'"
+        in captured.err
     )
     assert bench("steps.py:by_hand", "--against", "a.json", "--any-machine") == 0
 
@@ -125,13 +126,13 @@ def test_a_report_of_another_machine_is_refused_before_anything_is_measured(
         (["steps.py:not_a_function"], "expected a function or class, got 3"),
         (["steps.py:pure", "--no-code"], "expected a configuration with --no-code, got a function"),
         (["steps.py:pure", "--against", "/dev/null"], "expected a regular file, got a device"),
-        (["steps.py:pure", "8"], "expected key=value, an argument of steps.py:pure, got '8'"),
+        (["steps.py:pure", "8"], "expected an argument of steps.py:pure, got '8'. Write KEY=VALUE"),
         (["steps.py:pure", "size=8"], "expected a parameter of steps.py:pure, got 'size'"),
-        (["steps.py:fails", "--accumulate", "2"], "got 'accumulate'. It has no parameters"),
-        (["steps.py:pure", "--sweep", "batch_size"], "--sweep: expected KEY=LIST, such as"),
+        (["steps.py:fails", "--accumulate", "2"], "got 'accumulate'. Leave it out"),
+        (["steps.py:pure", "--sweep", "batch_size"], "--sweep: expected a key with values, got"),
         (["steps.py:pure", "--variants", "eager,fast"], "expected some of eager,compiled,donated"),
-        (["steps.py:pure", "--rounds", "0"], "--rounds: expected a number of at least 1, got 0"),
-        (["steps.py:pure", "--out", "a.txt"], "--out a.txt: expected a file that ends in .json or"),
+        (["steps.py:pure", "--rounds", "0"], "--rounds: expected at least 1, got 0"),
+        (["steps.py:pure", "--out", "a.txt"], "--out a.txt: expected the suffix .json, "),
         (["steps.py:pure", "--out", "no/a.json"], "its directory is missing"),
         (["steps.py:pure", "--against", "no.json"], "no.json cannot be read: No such file"),
         (["steps.py:pure", "--against", "steps.py"], "expected a report of a benchmark"),

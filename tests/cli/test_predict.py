@@ -141,7 +141,7 @@ def test_predict_refuses_rows_and_runs_that_do_not_match(
 
     price = f"{project}/price"
     assert (
-        "expected the file of the samples on the command line, got none. Write data.path=new.csv"
+        "expected the file of the samples on the command line, got none. Write data.path=FILE"
         in refused(price)
     )
     assert "file not found" in refused(price, "data.path=nowhere.csv")

@@ -149,5 +149,5 @@ def test_sample_refuses_a_run_on_other_data(folder: pathlib.Path, capsys: Captur
     np.savez(folder / "train.npz", x=x, y=np.zeros(8, np.int64))
     train(folder, "arrays", ARRAYS, capsys)
     assert main(["sample", "runs/arrays"]) == 2
-    assert "data.name: expected a run on a text (data: text), got arrays" in capsys.readouterr().err
+    assert "data.name: expected a run on a text, got data: arrays" in capsys.readouterr().err
     assert json.loads((folder / "runs/arrays/data.json").read_text())["source"] == "arrays"

@@ -55,7 +55,7 @@ def test_values_of_a_sweep_are_ranges_or_lists(text: str, values: list[float]) -
     ("arguments", "message"),
     [
         (["epochs=3"], "expected at least one key with several values"),
-        (["batch_size=8..16"], "expected seed or a number of the optimizer"),
+        (["batch_size=8..16"], "expected to sweep over seed or a number of the optimizer"),
         (["optimizer.learning_rate=0.1..1"], "expected a number of values"),
         (["optimizer.learning_rate=1..0.1:3"], "the smaller number first"),
         (["optimizer.learning_rate=0.1..x:3"], "expected first..last:count"),
@@ -65,7 +65,7 @@ def test_values_of_a_sweep_are_ranges_or_lists(text: str, values: list[float]) -
         (["seed=0..1", "seed=2..3"], "expected one argument for seed"),
     ],
 )
-def test_arguments_that_are_no_sweep_are_refused(arguments: list[str], message: str) -> None:
+def test_invalid_values_of_a_sweep_are_refused(arguments: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         sweep_axes(arguments)
 

@@ -1,7 +1,7 @@
 """Measure a training step: time, throughput, FLOP/s, kernels, memory, compile latency.
 
     ftrain bench config.yaml                              # the step of a configuration
-    ftrain bench train.py:steps                           # your own, see below
+    ftrain bench train.py:steps                           # a step that the function `steps` returns
     ftrain bench config.yaml --precision 32-true,bf16-mixed --accumulate 1,4
     ftrain bench train.py:steps --sweep batch_size=8,16,32 --out growth.png
     ftrain bench train.py:steps --out results.json        # then, in CI, on the same machine:
@@ -9,8 +9,8 @@
 
 `steps` is a function that returns (step, state, batch) for a pure step (state, batch) -> (state, ...),
 or (step, batch) for a step that updates a model in place. The values of --precision, --accumulate and
---sweep are arguments of that function, or keys of the configuration (and `models`, the number of
-models that are trained together). The exit code is 1 if --against finds a step that is worse.
+--sweep are arguments of that function, or keys of the configuration; the key `models` is the number
+of models that are trained together. The exit code is 1 if --against finds a step that is worse.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add(
         "--latency",
         action="store_true",
-        help="time the first call in a fresh process, with an empty and with a full cache",
+        help="time the first call in a fresh process, with an empty and a full cache of compiled code",
     )
     add("--json", action="store_true", help="print the report as JSON")
     add(

@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or (folders[0] if len(folders) == 1 else pathlib.Path()) / "curves.png"
     if (
         options.out is not None and out.is_dir()
-    ):  # in a run's directory it may be a link to elsewhere
+    ):  # in a run's directory `out` may be a link to another place
         out /= "curves.png"
     from ftrain.loop import plots  # noqa: PLC0415  # imports torch and matplotlib: after the runs are found
 

@@ -1,12 +1,12 @@
-"""Predict the target of each row of a table, of images, or of arrays, in their order.
+"""Print a prediction for each row of a table, image, array or character of a text, in their order.
 
     ftrain predict runs/irises data.path=new.csv --out predictions.csv
     ftrain predict runs/photos data.path=folder       # images at any depth, or one image
     ftrain predict runs/arrays data.path=new.npz
-    ftrain predict runs/book data.path=new.txt        # the likeliest of each next character
+    ftrain predict runs/book data.path=new.txt        # the likeliest next character at each place
 
-For a class: its name, and the probability of each class; for a number: the number, in the units of
-the training data. The file needs no targets. For runs on other data use
+The prediction of a class is its name and the probability of each class; that of a number is in the units
+of the training data. The file needs no targets. For runs on other data use
 `ftrain.config.load_run(RUN).predict(x)` in Python.
 """
 

@@ -12,7 +12,7 @@ from ftrain.config.errors import ConfigError, did_you_mean
 from ftrain.config.load import load
 from ftrain.core._terminal import printable, say
 
-#: Files of which one makes a directory a run; `Trainer` in Python writes no configuration.
+#: A directory with one of these files is a run; `Trainer` in Python writes no configuration.
 _FILES = ("config.yaml", "metrics.jsonl")
 
 #: Metrics that the table shows, of the weights and of their average.

@@ -1,4 +1,4 @@
-"""Write text with a run that was trained on a text (`data: text`).
+"""Continue a prompt with a run that was trained on a text (`data: text`).
 
     ftrain sample runs/book "Once upon a time" --length 500
 
@@ -25,10 +25,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="T",
-        help="below 1: likelier characters are drawn more often; 0: the likeliest; default: 1",
+        help="1 (default): draw by the model's probabilities; below 1: prefer likelier characters; "
+        "0: take the likeliest",
     )
     add("--top-k", type=int, metavar="K", help="draw from the K likeliest characters only")
-    add("--seed", type=int, default=0, metavar="N", help="of the draws; default: 0")
+    add("--seed", type=int, default=0, metavar="N", help="seed of the draws; default: 0")
     add("--checkpoint", default="best", help="best (default), latest, or a checkpoint's directory")
     add_no_code(parser)
 

@@ -4,15 +4,16 @@
 
 Members of the sweep are all combinations of the values:
 
-    1e-4..1e-1:16          16 values, evenly spaced; by ratios if the last is 10 times the first or more
-    1e-4..1e-1:16:linear   by differences in any case
+    1e-4..1e-1:16          16 values with equal ratios if the last is 10 times the first or more, else
+                           with equal differences
+    1e-4..1e-1:16:linear   16 values with equal differences
     0..3                   whole numbers, the last one included
-    0.1,0.2,0.5            these
+    0.1,0.2,0.5            these values
 
-`seed` and numbers of the optimizer can differ between members; other keys are those of all. All members
-get the same batches, in the order that the configuration's own seed gives. A member whose loss is not
-finite stops. Checkpoints, early stopping and callbacks of the configuration are not used. The command
-writes a picture and a table of the members, but no run.
+`seed` and numbers of the optimizer can differ between members; other keys hold for all. All members get
+the same batches, in the order of the configuration's own seed. A member whose loss is not finite stops.
+Checkpoints, early stopping and callbacks of the configuration are not used. The command writes a picture
+and a table of the members, but no run.
 """
 
 from __future__ import annotations
@@ -30,8 +31,18 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `ftrain sweep` to its parser."""
     add = parser.add_argument
     add("config", help="a .yaml, .json or .toml file")
-    add("overrides", nargs="*", metavar="key=values", help="the sweep, and values of the file")
-    add("--metric", default="loss", metavar="NAME", help="that is compared; default: loss")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="key=values",
+        help="values to sweep over, and replaced values of the file",
+    )
+    add(
+        "--metric",
+        default="loss",
+        metavar="NAME",
+        help="the metric that ranks members; default: loss",
+    )
     add("--mode", choices=("min", "max"), default="min", help="which is better; default: min")
     add("--chunk-size", type=int, metavar="N", help="members computed at a time, to save memory")
     add("--out", type=pathlib.Path, help="the picture; default: sweep.png in the run's directory")
@@ -41,7 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the best member and the command that trains it alone."""
     axes, overrides = sweep_axes(options.overrides)
-    for key, values in axes.items():  # each is checked before anything is trained
+    for key, values in axes.items():  # checks each value before anything is trained
         for value in values:
             load(options.config, [*overrides, f"{key}={value!r}"])
     optimizers = [f"{key}={values[0]!r}" for key, values in axes.items() if key != "seed"]
