@@ -1,4 +1,4 @@
-"""Names that other trainers use, and what they are called here: keys, values, components.
+"""Names that other trainers use for keys, values and components, with the names of ftrain.
 
 They are suggested in error messages, and never accepted: a configuration has one spelling.
 """
@@ -92,7 +92,7 @@ _VALUES = {
     "nonfinite": {"error": "raise", "stop": "raise", "apply": "ignore", "none": "ignore"},
 }
 
-#: Names of components, in the same form; those that resemble their name here are found without.
+#: Names of components, in the same form. Names that resemble ftrain's need no entry.
 _COMPONENTS = {
     "loss": {
         **dict.fromkeys(("ce", "crossentropyloss", "nll", "nllloss", "softmax"), "cross_entropy"),

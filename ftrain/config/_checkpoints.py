@@ -87,7 +87,7 @@ def store(config: Config, folder: pathlib.Path) -> Store:
     """
     options, place = config.checkpoint, folder / "checkpoints"
     if place.exists() and not place.is_dir():
-        says = "expected a directory of checkpoints, got a file. Move it away"
+        says = "expected a directory of checkpoints, got a file. Move the file away"
         raise ConfigError.at("", place, says)
     return Store(
         place,
@@ -128,13 +128,15 @@ def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.P
 def loaded(
     config: Config, folder: pathlib.Path, which: str, path: pathlib.Path, like: Any
 ) -> Loaded:
-    """Load a checkpoint of a run that may be training; if it was deleted meanwhile, its successor.
+    """Return the content of a checkpoint of a run that may be training.
+
+    If the best or latest checkpoint is deleted meanwhile, the one that is best or latest then is loaded.
 
     Args:
-        config: of the run.
-        folder: its directory.
+        config: the run's configuration.
+        folder: the run's directory.
         which: `"best"`, `"latest"`, a name, or a path.
-        path: the result of `checkpoint_of` for these.
+        path: the result of `checkpoint_of` for these arguments.
         like: a state of the same structure.
 
     Raises:

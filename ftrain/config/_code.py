@@ -1,10 +1,10 @@
 """Decision whether the code that a configuration names may run, and the record of who wrote a run.
 
-A configuration is a program: `model: {name: "subprocess:getoutput", cmd: ...}` and `imports` run what
-they name. `resolve`, which alone imports components, calls `check_code` first.
+A configuration is a program: `model: {name: "subprocess:getoutput", cmd: ...}` and `imports` run the
+code that they name. `resolve`, the only function that imports components, calls `check_code` first.
 
-A run directory records in `.origin` that this user wrote its `config.yaml` on this machine. The record
-cannot be made elsewhere without the machine's identifier, which is not public (`man machine-id`).
+A run directory records in `.origin` that this user wrote its `config.yaml` on this machine. Without the
+machine's identifier, which is not public (`man machine-id`), the record cannot be made on another one.
 
 Read next: `resolve.py`.
 """
@@ -29,15 +29,16 @@ __all__ = ["ORIGIN", "check_callbacks", "check_code", "origin"]
 #: The file with the record, in a run's directory.
 ORIGIN = ".origin"
 
-#: Files of which one makes the directory of a `config.yaml` a run's.
+#: A directory with `config.yaml` and one of these files is that of a run.
 _OF_A_RUN = (ORIGIN, "metrics.jsonl", "result.json")
 
 
 def check_code(config: Config) -> None:
-    """Raise if a configuration names code and may not; print a line if somebody else wrote it.
+    """Raise for code that a configuration may not use; print a line if somebody else wrote it.
 
     Raises:
-        ConfigError: it may use built-in names only, but names code; it lists each name.
+        ConfigError: the configuration may use built-in names only, but names code; the message lists
+            each name.
     """
     named = dict(_named(config))
     if config.builtin_only and named:
@@ -59,10 +60,10 @@ def check_code(config: Config) -> None:
 
 
 def check_callbacks(config: Config) -> None:
-    """Raise if a run that may use built-in names only has a callback that may write elsewhere.
+    """Raise if a run with built-in names only has a callback that may write outside of its directory.
 
     Raises:
-        ConfigError: an argument of a callback is a text that does not begin with `${run}/`.
+        ConfigError: an argument of a callback is a text that does not begin with `${run}/`, or has `..`.
     """
     if not config.builtin_only:
         return
@@ -79,7 +80,7 @@ def check_callbacks(config: Config) -> None:
 
 
 def origin(text: str) -> str:
-    """Return the content of `.origin` for a `config.yaml` that this user writes on this machine."""
+    """Return the content of `.origin` for the text of a `config.yaml` of this user and machine."""
     return f"{_signed(b'user')}\n{_signed(text.encode())}\n"
 
 
@@ -101,9 +102,9 @@ def _named(config: Config) -> list[tuple[Path, str]]:
 
 
 def _somebody_else(config: Config) -> str | None:
-    """Say why a configuration file may have been written by somebody else; `None` if it was not.
+    """Return why somebody else may have written a configuration file; `None` if nobody else did.
 
-    A file outside of a run's directory, which records nothing, is judged by its owner alone.
+    Outside of a run's directory there is no record: only the owner of the file decides.
     """
     path = pathlib.Path(config.places.name)
     try:

@@ -1,4 +1,4 @@
-"""Directory of a run: whether it holds a run, and the first numbered one that does not."""
+"""Directory of a run: a test whether it is in use, and the first numbered one that is not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ftrain.data.fitted import FILE
 
 __all__ = ["FILES", "LOCK", "holds_a_run", "unused"]
 
-#: What a run writes into its directory, beside `checkpoints/`.
+#: Files that a run writes into its directory, beside `checkpoints/`.
 FILES = (
     "config.yaml",
     FILE,
@@ -39,14 +39,15 @@ def holds_a_run(folder: pathlib.Path) -> bool:
         return ended != ("failed", 0)
     if any((folder / name).exists() for name in FILES[2:]):
         return True
-    # A configuration alone may be the user's own; a run locks its directory before it writes one.
+    # Without a lock, the configuration is not a run's: a run locks its directory before it writes.
     return not (folder / LOCK).exists() and not (checkpoints / LOCK).exists()
 
 
 def unused(config: Config) -> Config:
-    """Return a configuration with `versions` and the directory that it leads to, which is created.
+    """Return a configuration whose directory is free; create the directory.
 
-    If the directory of a configuration holds a run, `-2`, `-3`, ... is appended to its name.
+    With `versions`, `-2`, `-3`, ... is appended to the name of a directory that holds a run. Without it,
+    the configuration is returned unchanged.
 
     Raises:
         OSError: a directory cannot be created.

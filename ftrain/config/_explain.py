@@ -17,7 +17,7 @@ from ftrain.core._nearest import nearest
 __all__ = ["explained"]
 
 
-#: Errors of which a message is made; a suggestion for an unknown key takes milliseconds.
+#: The most errors in a message: a suggestion for an unknown key takes milliseconds.
 _MOST = 50
 
 
@@ -74,7 +74,7 @@ def _meant(found: ErrorDetails, path: Path) -> str:
     return ""
 
 
-#: Truth values of YAML 1.1 and of Python, which YAML 1.2 reads as texts and numbers.
+#: Truth values of YAML 1.1 and Python, which YAML 1.2 reads as texts or numbers.
 _TRUTH = {"yes": "true", "on": "true", "1": "true", "no": "false", "off": "false", "0": "false"}
 
 

@@ -1,4 +1,4 @@
-"""Limits of a configuration, which a person writes: more is a mistake, or meant to exhaust memory."""
+"""Limits of a configuration: more than a person writes is a mistake, or an attack on memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ftrain.config.errors import ConfigError
 __all__ = ["DEEPEST", "MOST_CHARACTERS", "MOST_NODES", "check_limits", "check_text", "too_large"]
 
 MOST_CHARACTERS = 1_000_000
-#: More than this is, in YAML, an alias that explodes.
+#: More values than this come from YAML aliases that multiply.
 MOST_NODES = 100_000
 DEEPEST = 60
 #: Longer integers cannot be shown: Python converts at most 4,300 digits.
@@ -29,17 +29,18 @@ def check_limits(value: Any, name: str, path: Path = ()) -> None:
 
     Args:
         value: the document.
-        name: its place in messages.
-        path: of the document.
+        name: the name of the document in messages.
+        path: key path of the document.
     """
-    made, stack = 0, [(value, path)]  # no recursion: the document may be deeper than Python's stack
+    # A list instead of recursion, because the document may be deeper than Python's stack.
+    made, stack = 0, [(value, path)]
     while stack:
         node, path = stack.pop()
         made += 1
         if made > MOST_NODES or len(path) > DEEPEST:
             raise too_large(path, name)
         if isinstance(node, int) and node.bit_length() > MOST_BITS:
-            says = f"expected an integer of at most {MOST_BITS} bits, got {node.bit_length()} bits"
+            says = f"expected an integer of at most {MOST_BITS} bits, got {node.bit_length()}. Round it"
             raise ConfigError.at(join(path), name, says)
         if isinstance(node, (dict, list, tuple)):
             children = node.items() if isinstance(node, dict) else enumerate(node)

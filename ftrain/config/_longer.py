@@ -1,4 +1,4 @@
-"""Note on a resumed run with another length, whose learning-rate schedule changes with it."""
+"""Note that a resumed run has another length, and therefore another learning-rate schedule."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["schedule_note"]
 
 
 def schedule_note(parts: Parts, folder: pathlib.Path, store: Store) -> str | None:
-    """Return a note if the schedule of a resumed run jumps because the run has another length.
+    """Return a note if the schedule of a resumed run jumps because its length changed; else `None`.
 
     Args:
         parts: the resumed run.

@@ -1,4 +1,4 @@
-"""Advice for a step that failed because the model's sizes differ from those of the data."""
+"""Advice for a step that failed because a size of the model differs from that of the data."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ftrain.config.build import Parts
 
 __all__ = ["size_advice"]
 
-#: Arguments of models by the fact about the data that they repeat.
+#: For each fact about the data, the arguments of models that must equal it.
 _ARGUMENTS = {
     "features": ("inputs", "in_features", "input_size", "input_dim", "n_inputs"),
     "classes": ("outputs", "classes", "num_classes", "n_classes", "out_features", "output_size"),
@@ -19,12 +19,12 @@ _ARGUMENTS = {
     "context": ("context", "block_size", "max_length"),
 }
 
-#: Parts of the messages of errors that come from sizes: of torch's operators and of ftrain's losses.
+#: Words in messages of torch's operators and ftrain's losses about sizes that do not fit.
 _SIGNS = re.compile(r"shape|size|channels|\bdim|out of (range|bounds)|one class per row", re.I)
 
 
 def size_advice(parts: Parts, error: BaseException) -> str | None:
-    """Return a sentence that names the key with a size that differs from the data's; else `None`."""
+    """Return a sentence that names each key whose size differs from the data; `None` without one."""
     if not isinstance(error, (RuntimeError, ValueError, IndexError)):
         return None
     if not _SIGNS.search(str(error)):

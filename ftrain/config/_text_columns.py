@@ -1,6 +1,7 @@
-"""Columns of texts, which a compiled step cannot read: they are left out of the batches of a run.
+"""Datasets without columns of texts, for runs with a compiled step.
 
-A text is a constant of a compiled program: a column of texts would compile one program per batch.
+A text is a constant of a compiled program, so that a column of texts would compile one program per
+batch.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = ["without_texts"]
 def without_texts(dataset: Any) -> Any:
     """Return a dataset without the entries of its samples that are texts; warn if there are any.
 
-    Read from the first sample. Arrays, whole batches and samples that are no mappings stay as they are.
+    The first sample decides. Arrays, whole batches and samples that are not mappings stay unchanged.
     """
     indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if not indexed or isinstance(dataset, (Mapping, Gather)) or not len(dataset):
@@ -28,7 +29,7 @@ def without_texts(dataset: Any) -> Any:
     try:
         with preserved_generators():  # a dataset may draw from them
             sample = dataset[0]
-    except Exception:  # the first batch raises it, with its source
+    except Exception:  # reading the first batch raises the same, with its source
         return dataset
     if not isinstance(sample, Mapping):
         return dataset

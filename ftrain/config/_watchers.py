@@ -27,7 +27,8 @@ def watchers(parts: Parts, folder: pathlib.Path) -> list[Any]:
     """Build the callbacks of a run: those under `callbacks`, then those that other keys configure.
 
     Raises:
-        ConfigError: a metric that is monitored cannot be there; a callback may not write where it would.
+        ConfigError: a monitored metric cannot exist; a callback would write outside of the run's
+            directory, which the configuration may not do.
     """
     config = parts.config
     check_callbacks(config)

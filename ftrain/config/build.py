@@ -104,8 +104,8 @@ class Parts:
         """Return the run's step functions with numbers of its optimizer as tensors in the state.
 
         Args:
-            hyperparams: arguments of the configuration's optimizer, `learning_rate` (with a schedule,
-                its peak) among them or not, with the values at which they start.
+            hyperparams: initial values by argument of the configuration's optimizer. With a schedule,
+                `learning_rate` is its peak.
 
         Raises:
             ConfigError: the optimizer does not take such an argument, or refuses its value.
@@ -330,8 +330,8 @@ def schedule_of(resolved: Resolved, total: int | None, evaluation: bool, rate: A
     Args:
         resolved: the configuration.
         total: updates in the whole run; `None`: unknown.
-        evaluation: nothing will be trained.
-        rate: the peak, a number or 0-d tensor; `None`: that of the configuration.
+        evaluation: True if nothing will be trained.
+        rate: the peak, a number or 0-d tensor; `None`: the peak of the configuration.
     """
     config, course = resolved.config, resolved.schedule
     if course is None or course.needs.chained:
@@ -414,7 +414,7 @@ def _filled(target: Target, facts: Mapping[str, Any], resolved: Resolved) -> dic
 def _in_run(
     target: Target, facts: Mapping[str, Any], resolved: Resolved, folder: pathlib.Path | None
 ) -> dict[str, Any]:
-    """Return the arguments of a callback, with `${run}` and `${name}` replaced, and what it needs."""
+    """Return the arguments of a callback, those that it needs included, with `${run}` filled in."""
     config, needs = resolved.config, target.needs
     run = str(config.folder if folder is None else folder)
     found = {**needs.in_run, **_filled(target, facts, resolved)}

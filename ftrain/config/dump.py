@@ -111,8 +111,8 @@ def _float(dumper: yaml.SafeDumper, value: float) -> yaml.Node:
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.Node:
-    # Where they are not escaped, PyYAML takes some for the end of a line, and writes others, which
-    # change the order in which a text is shown, as they are; `to_yaml` escapes these.
+    # PyYAML reads some of these characters as ends of lines, and writes others, which change the order
+    # in which a text is shown, without an escape; `to_yaml` escapes them.
     style = '"' if printable(value, one_line=True) != value else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
 

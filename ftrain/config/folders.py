@@ -39,7 +39,7 @@ def run_config(folder: pathlib.Path, overrides: Sequence[str] = (), *, code: boo
     """
     try:
         str(folder).encode()
-    except UnicodeEncodeError:  # no configuration can hold the name as its `output_dir`
+    except UnicodeEncodeError:  # a configuration cannot hold this name as its `output_dir`
         says = "expected a directory whose name is UTF-8, got other bytes. Rename it"
         raise ConfigError.at("", str(folder), says) from None
     quoted = yaml.safe_dump(

@@ -42,8 +42,8 @@ def load(
         source: a `.yaml`, `.yml`, `.json` or `.toml` file, or a dict of the same keys.
         overrides: `key.path=value`, the value in YAML: `epochs=3`, `model.widths=[64, 32]`,
             `callbacks.0.every=10`, `schedule=null`. A whole section may be set: `optimizer=sgd`.
-        code: False: the configuration may use built-in names only, and `build`, `train` and others
-            refuse one that names code, as of somebody else.
+        code: False: the configuration may use built-in names only, and `build`, `train` and others raise
+            if it names code; for configurations of somebody else.
 
     Returns:
         The checked configuration. It remembers where each key is written.

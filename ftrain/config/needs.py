@@ -38,13 +38,13 @@ _DECLARED_BY: dict[str, tuple[Kind, ...]] = {
 class Needs:
     """Values that a component needs from a run, such as its total number of steps.
 
-    A value that is written in the configuration takes precedence over a declared one. A callable may be
-    an import path, `package.module:NAME`, which is imported when it is used.
+    A value in the configuration takes precedence over a declared value. Instead of a callable, an import
+    path `package.module:NAME` may be given, which is imported when it is used.
 
     Attributes:
         total_steps: of a schedule: the argument that receives the number of updates in the run.
-        remaining_steps: of a schedule: the argument that receives the number of updates in the run less
-            those of its other arguments called `..._steps`.
+        remaining_steps: of a schedule: the argument that receives the number of updates in the run minus
+            the values of its other arguments called `..._steps`.
         chained: of a schedule: True if it is a gradient transformation. It is called without a learning
             rate, and placed after the optimizer.
         facts: of a model, loss, task or callback: the fact about the data that each argument receives,
@@ -52,8 +52,8 @@ class Needs:
         max_classes: of a loss: the largest number of classes that it suits. With 2, `ftrain predict`
             reads a single output as the logit of the second class.
         builds: of a loss: True if the component, called with its arguments, returns the loss function.
-        make_steps: of a callback: a function with the arguments of `ftrain.make_steps`, which takes its
-            place. Further arguments that it has in common with the callback have the callback's values.
+        make_steps: of a callback: a function that replaces `ftrain.make_steps` and takes its arguments.
+            Further arguments with names of the callback's arguments get the callback's values.
         config: of a callback: the argument that receives the run's configuration, a dict of JSON values.
         in_run: of a callback: a default for each argument, in which `${run}` is the run's directory and
             `${name}` its name.

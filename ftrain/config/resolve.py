@@ -119,11 +119,11 @@ _FILLED: dict[Kind, int] = {"loss": 2, "optimizer": 1, "schedule": 1}
 def resolve(config: Config) -> Resolved:
     """Import all named components and check every argument.
 
-    A line is printed before code runs that somebody else may have written (`_code.py`).
+    If somebody else may have written the code, a line is printed before it runs (`_code.py`).
 
     Raises:
-        ConfigError: something may not run, is not there, cannot be imported, or does not take these
-            arguments; all problems that were found are in it.
+        ConfigError: a component may not be used, does not exist, cannot be imported, or does not take
+            these arguments; the error lists all problems that were found.
     """
     check_code(config)
     for index, module in enumerate(config.imports):

@@ -117,12 +117,12 @@ class Run:
         return result
 
     def _complete(self, error: Exception, outcome: pathlib.Path, result: FitResult | None) -> None:
-        """Write the result of a failed run; add to the error how the run is resumed."""
+        """Write the result of a failed run; add the command that resumes it to the error."""
         failed = getattr(error, "fit_result", None)
         try:
             if failed is not None:
                 _write_result(outcome, failed)
-            elif result is not None:  # of a run that ended, whose file could not be written
+            elif result is not None:  # the run ended, but its result could not be written
                 error.fit_result = result  # type: ignore[attr-defined]
         except OSError as another:
             error.add_note(f"{outcome} was not written either: {another.strerror or another}.")
@@ -152,7 +152,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> F
 
 
 def numbered(config: Config) -> Config:
-    """Return a configuration with `versions` and the free directory that it leads to, now created.
+    """Return a configuration whose directory is free, with `versions` a numbered one; create it.
 
     Raises:
         ConfigError: a directory cannot be created.
@@ -274,25 +274,25 @@ def _check_free(config: Config, folder: pathlib.Path, may_hold_a_run: bool) -> N
             config,
             f"expected an unused directory, got {folder}, which holds a run. Resume it: ftrain resume "
             f"{folder}; or write elsewhere: output_dir={folder}-2, or versions=true to number runs; or "
-            "delete it: --overwrite",
+            "delete the run: --overwrite",
         )
 
 
 def _check_replaceable(config: Config, folder: pathlib.Path) -> None:
-    """Raise if something in the directory cannot have been written by a run, before it is changed."""
+    """Raise if a directory holds a link, file or directory where no run would have written one."""
     there = folder / "checkpoints"
     if there.exists() and not there.is_dir():
         raise _refusal(
             config,
-            f"expected a directory of checkpoints, got the file {there}. Move it away, or write "
+            f"expected a directory of checkpoints, got the file {there}. Move the file away, or write "
             "output_dir=...",
         )
     if there.is_symlink():
         raise _refusal(
             config,
-            f"expected a directory, got a symbolic link, {there} to {os.readlink(there)}, where nothing "
-            f"is written or deleted. To keep runs elsewhere, make {folder} itself the link, or write "
-            "output_dir=...; or delete the link",
+            f"expected a directory, got the symbolic link {there} to {os.readlink(there)}, where a run "
+            f"may not write. Delete the link. To keep runs elsewhere, make {folder} itself the link, or "
+            "write output_dir=...",
         )
     for name in FILES:
         if (folder / name).is_dir() and not (folder / name).is_symlink():
@@ -331,7 +331,7 @@ def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
     except OSError as error:
         if error.errno not in NO_LOCKS:
             raise
-        says = f"there are no locks on the file system of {folder} ({error.strerror}). If no other "
+        says = f"the file system of {folder} supports no locks ({error.strerror}). If no other "
         raise _refusal(config, f"{says}process trains in it, write checkpoint.lock=false") from None
     with found as lock:
         if not lock.held:
@@ -360,8 +360,8 @@ def _write_result(path: pathlib.Path, result: FitResult) -> None:
 def _clear(folder: pathlib.Path) -> None:
     """Delete the files and checkpoints that a run has written; keep all other files.
 
-    The checkpoints are deleted first: if that fails, the logs of the run are still there. The directory
-    of checkpoints stays, because it is locked.
+    The checkpoints are deleted first, so that the logs of the run are kept if that fails. The directory
+    of checkpoints is kept, because it is locked.
     """
     for entry in os.scandir(folder / "checkpoints"):
         if entry.is_dir(follow_symlinks=False):

@@ -134,7 +134,7 @@ class Checkpoint(_Section):
     asynchronous: bool = False
     """Write in the background while the next steps run."""
     lock: bool = True
-    """Lock the run's directory against other processes; false: for a file system without locks."""
+    """Lock the run's directory against other processes; write false on file systems without locks."""
 
 
 class EarlyStopping(_Section):
@@ -172,9 +172,9 @@ class Config(_Section):
     seed: Seed = 0
     """Seed of initial weights, sample order, dropout and augmentation."""
     data_seed: Seed | None = None
-    """Seed of sample order and augmentation alone; null: `seed`."""
+    """Seed of sample order and augmentation only; null: `seed`."""
     epochs: Annotated[int | float | None, BeforeValidator(_epochs)] = None
-    """Passes over the training data; a fraction, such as 0.5, of data with a length."""
+    """Passes over the training data; may be a fraction, such as 0.5, if the data have a length."""
     max_steps: Count | None = None
     """Maximum number of updates; the run ends at `epochs` or `max_steps`, whichever comes first."""
 
@@ -229,7 +229,7 @@ class Config(_Section):
     output_dir: Annotated[str, Field(min_length=1)] | None = None
     """The run's directory, relative to the current directory; null: `runs/` and the file's name."""
     versions: bool = False
-    """If the directory holds a run, write to the first free one of its name and `-2`, `-3`, ..."""
+    """If the directory holds a run, append `-2`, `-3`, ... to its name: the first that is free."""
 
     fast_dev_run: bool = False
     """Run a few steps and one evaluation, to check that everything works."""
@@ -257,12 +257,12 @@ class Config(_Section):
 
     @property
     def builtin_only(self) -> bool:
-        """True if the configuration may not name code, but built-in names only."""
+        """True if the configuration may use built-in names only, no code."""
         return self._builtin_only
 
     @property
     def of_run(self) -> bool:
-        """True if the configuration was read as that of a run's directory."""
+        """True if the configuration was read from a run's directory."""
         return self._of_run
 
     @property

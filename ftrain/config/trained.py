@@ -127,8 +127,8 @@ def load_run(
         checkpoint: `"best"` (the newest if no checkpoint is ranked), `"latest"`, the name of one of the
             run's checkpoints, or the path of any.
         overrides: changes to its configuration, such as `device=cpu`.
-        code: False: load the run only if it uses built-in names. A run of somebody else may name any
-            code, which runs in this function.
+        code: False: raise if the run names code that is not built in. A run of somebody else may name
+            any code, which this function runs.
 
     Raises:
         ConfigError: the directory is not a run, or the checkpoint is missing; something that the

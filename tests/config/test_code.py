@@ -73,7 +73,7 @@ def said(capsys: Captured, *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def test_own_run_and_its_copies_run_without_a_line(folder: pathlib.Path, capsys: Captured) -> None:
+def test_own_run_and_its_copies_run_without_a_note(folder: pathlib.Path, capsys: Captured) -> None:
     for arguments in ON_RUNS[:2]:
         assert "note" not in said(capsys, *arguments)
     (folder / "run").rename(folder / "moved")
@@ -132,7 +132,7 @@ def test_no_code_refuses_every_name_of_code_and_runs_none(
     assert "antigravity" not in sys.modules
 
 
-def test_run_of_built_in_names_takes_no_code_and_prints_no_line(
+def test_run_of_built_in_names_runs_with_no_code_and_prints_no_note(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["train", "built_in.yaml", "output_dir=plain", "--no-code"]) == 0
@@ -175,7 +175,7 @@ def test_no_code_refuses_callbacks_that_write_outside_of_the_run(
     assert not (folder / "elsewhere.log").exists()
 
 
-def test_name_of_code_on_the_command_line_is_ones_own(
+def test_code_named_on_the_command_line_runs_without_a_note(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["train", "built_in.yaml", "output_dir=plain"]) == 0

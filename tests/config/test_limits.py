@@ -91,7 +91,7 @@ def test_dict_that_contains_itself_is_refused() -> None:
         ("".join(f"key{i} = 1\n" for i in range(20_000)), ".toml", "and 19,950 more problems"),
     ],
 )
-def test_long_configuration_is_refused_soon(
+def test_long_configuration_is_refused_within_a_second(
     text: str, suffix: str, says: str, tmp_path: pathlib.Path
 ) -> None:
     assert says in refused(text, suffix, tmp_path)

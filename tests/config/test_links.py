@@ -79,7 +79,7 @@ def test_linked_checkpoints_are_refused_before_anything_is_deleted(
     (folder / "checkpoints").rename(elsewhere)
     (folder / "checkpoints").symlink_to(elsewhere)
     before = content(folder), content(elsewhere)
-    with pytest.raises(ConfigError, match="expected a directory, got a symbolic link") as error:
+    with pytest.raises(ConfigError, match="expected a directory, got the symbolic link") as error:
         again(folder, "epochs=5", **{how: True})
     assert error.value.key == "output_dir"
     assert (content(folder), content(elsewhere)) == before

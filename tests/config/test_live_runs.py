@@ -75,7 +75,7 @@ def test_load_run_raises_for_a_named_checkpoint_that_was_deleted(
 def test_load_run_raises_for_a_damaged_checkpoint(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Damaged after it was chosen, and not deleted: reading it again would not help."""
+    """The chosen checkpoint is damaged, not deleted, so that reading it again cannot help."""
 
     def damaged(path: Any, like: Any) -> Any:
         (file,) = pathlib.Path(path).glob("*.safetensors")

@@ -17,7 +17,7 @@ from ftrain.testing import assert_same_bits
 from tests.config.test_fitted import as_json, write
 
 
-def test_dropped_columns_are_no_features(tmp_path: pathlib.Path) -> None:
+def test_dropped_columns_are_not_features(tmp_path: pathlib.Path) -> None:
     rows = [(f"{n}", f"name {n:03}", f"{n % 7}", f"{n % 3}") for n in range(120)]
     table = write(tmp_path / "t.csv", ["id", "name", "a", "y"], rows)
     found = sources.csv(table, "y", table, drop=["id", "name"])
@@ -90,7 +90,7 @@ def test_dates_become_days(
 
 
 @pytest.mark.parametrize("cell", ["2024-02-31", "31.01.2024", "2024-01-31x", "soon", "12"])
-def test_cell_that_is_no_date_is_refused(tmp_path: pathlib.Path, cell: str) -> None:
+def test_cell_that_is_not_a_date_is_refused(tmp_path: pathlib.Path, cell: str) -> None:
     rows = [("2024-01-31", "1"), (cell, "2")]
     table = write(tmp_path / "t.csv", ["when", "y"], rows)
     with pytest.raises(DataError, match="line 3, column 'when': expected a date as in 2024-01-31"):
