@@ -115,7 +115,7 @@ def sweep(directory: str) -> None:
 def _locked(directory: str, *, without_locks: bool = False) -> Iterator[bool]:
     """Lock a directory in the `with` block; yield True if locked and the directory still exists.
 
-    On a file system without locks, yield `without_locks`: nobody sweeps there.
+    On a file system without locks, yield `without_locks`: no process deletes drafts there.
     """
     try:
         lock = Lock.directory(directory)

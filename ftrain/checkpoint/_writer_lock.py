@@ -1,4 +1,4 @@
-"""Lock of a directory of checkpoints for its one writer.
+"""Lock that gives a directory of checkpoints a single writer.
 
 Read next: `store.py`.
 """
@@ -17,7 +17,7 @@ __all__ = ["WriterLock"]
 
 _LOCK = ".lock"
 _WITHOUT_LOCKS = (
-    "There are no locks on this file system. If no other process writes to this directory, write "
+    "The file system does not support locks. If no other process writes to this directory, write "
     "Store(..., lock=False)."
 )
 
@@ -27,7 +27,7 @@ class WriterLock:
 
     Args:
         directory: the directory.
-        enabled: False: create the directory only, for file systems without locks.
+        enabled: False: only create the directory, for file systems without locks.
     """
 
     def __init__(self, directory: pathlib.Path, enabled: bool = True) -> None:
@@ -35,7 +35,7 @@ class WriterLock:
         self._lock: Lock | None = None
 
     def acquire(self) -> bool:
-        """Lock the directory, created if missing; return True if this call has acquired the lock.
+        """Lock the directory, and create it if missing; return True if this call acquired the lock.
 
         Raises:
             CheckpointWriteError: the directory cannot be created, or its file system has no locks.

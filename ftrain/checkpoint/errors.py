@@ -36,7 +36,7 @@ class _FileError(CheckpointError):
     Attributes:
         path: the file or directory.
         errno: the system's number for what went wrong.
-        remedy: what to do about it.
+        remedy: a sentence that says how to correct the error; `""` if there is no advice.
     """
 
     path: str

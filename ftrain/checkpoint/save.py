@@ -39,7 +39,7 @@ __all__ = ["save"]
 
 _AHEAD = 16  # chunks that may be hashed while writing stalls
 _MOST_BLOCKS = (
-    8  # of a checkpoint beside its bytes: its directory and the partly filled ends of files
+    8  # blocks beside the bytes of a checkpoint: its directory, and partly filled ends of files
 )
 
 
@@ -209,7 +209,7 @@ def refusals(action: str, size: int | None = None) -> Iterator[None]:
 
     Args:
         action: what the block does.
-        size: bytes that it writes, for the remedy of a full disk.
+        size: the number of bytes that the block writes, for the message about a full disk.
     """
     try:
         yield
@@ -219,7 +219,7 @@ def refusals(action: str, size: int | None = None) -> Iterator[None]:
 
 
 def remedy(error: OSError, size: int | None = None) -> str:
-    """Return what to do about an error of the system; `""` if there is no advice."""
+    """Return a sentence that says how to correct an error of the system; `""` if there is no advice."""
     return {
         errno.ENOSPC: f"The disk is full: {_space(error, size)}.",
         errno.EDQUOT: f"The quota is used up: {_space(error, size)}.",
@@ -233,7 +233,7 @@ def remedy(error: OSError, size: int | None = None) -> str:
 
 
 def _space(error: OSError, size: int | None) -> str:
-    """Say how much space to free for a checkpoint of `size` bytes."""
+    """Return the advice how much space to free for a checkpoint of `size` bytes."""
     if size is None or error.filename is None:
         return "free some space"
     path = os.fsdecode(error.filename)

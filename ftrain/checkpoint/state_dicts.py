@@ -33,8 +33,8 @@ Format = Literal["safetensors", "torch"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MOST_INDEX = 256 << 20
-#: By strides of 0, one number in a file of torch fills a tensor of any size. Limits of the bytes of all
-#: tensors: so many times those of the file, or so many.
+#: With strides of 0, one number in a file of torch fills a tensor of any size. All tensors together may
+#: have the first number times the bytes of the file, or the second number of bytes if that is more.
 _WIDEST, _ALWAYS = 1024, 1 << 28
 
 
@@ -191,10 +191,10 @@ def _import_torch(path: str) -> dict[str, torch.Tensor]:
         except Exception as error:  # many kinds, for a file that is not one
             if (
                 isinstance(error, OSError) and error.errno != errno.EINVAL
-            ):  # a seek before its start
+            ):  # EINVAL: a seek before the start of the file
                 error.filename = error.filename or path
                 raise
-            # Before this, torch's message advises to load the file without restrictions.
+            # The part before these words advises to load the file without restrictions.
             reason = str(error).rpartition("WeightsUnpickler error:")[2]
             raise CheckpointCorruptError(
                 f"{path}: expected a state dict written by torch.save, got an error: "
@@ -228,7 +228,7 @@ def _check_sizes(file: BinaryIO) -> None:
         with zipfile.ZipFile(file) as archive:
             sizes = sum(part.file_size for part in archive.infolist())
         if sizes > os.fstat(file.fileno()).st_size:
-            raise ValueError("its parts are larger than the file")
+            raise ValueError("the parts of the archive are larger than the file")
     file.seek(0)
 
 
@@ -261,7 +261,7 @@ def _check_format(format: Format) -> None:
 
 
 def _open(path: str) -> int:
-    """Open a regular file, through symbolic links, because hub caches use them for their files."""
+    """Open a regular file; follow symbolic links, because hub caches use them for their files."""
     return _files.system.open_regular(os.path.realpath(path), path)
 
 

@@ -60,11 +60,11 @@ class Store:
         copy: True if an asynchronous save copies the state first, because the loop donates its states
             (`ftrain.compile(..., donate=True)`) or writes to them. False: states are immutable.
         fingerprint: as for `checkpoint.save`; compared at loading.
-        lock: False for a file system without locks; the caller then ensures that no other process
-            writes to the directory.
+        lock: False: take no lock, for file systems without locks. The caller must then ensure that no
+            other process writes to the directory.
 
     Attributes:
-        keeps_best: True if the best checkpoints are kept, beside the newest.
+        keeps_best: True if the store keeps the best checkpoints as well as the newest.
 
     Raises:
         ValueError: a policy that keeps nothing; the directory is a file, or itself a checkpoint.
@@ -125,7 +125,7 @@ class Store:
 
         Raises:
             CheckpointWriteError: the directory cannot be created, or its file system has no locks.
-            CheckpointLockedError: another writer is at work here, or may be, as for `save`.
+            CheckpointLockedError: another writer holds the lock, or the locked directory was replaced.
         """
         with self._turns.taken():
             return self._lock.acquire()

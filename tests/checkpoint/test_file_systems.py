@@ -34,7 +34,7 @@ NO_LOCK = [Without("lock", code) for code in (errno.ENOLCK, errno.ENOSYS, errno.
 
 @pytest.mark.parametrize("system", NO_SYNC, ids=lambda each: errno.errorcode[each.code])
 def test_save_tolerates_a_directory_that_cannot_be_synced(tmp_path: Path, system: Files) -> None:
-    """EINVAL, of some network file systems, once refused every checkpoint of a run."""
+    """Some network file systems return EINVAL, with which once every checkpoint of a run failed."""
     with _files.replaced(system), Store(tmp_path / "new" / "run", keep_last=1) as store:
         for step in (1, 2):
             store.save(train_state(step), step=step)
@@ -56,7 +56,7 @@ def test_store_without_locks_names_the_option(tmp_path: Path, system: Files) -> 
     with _files.replaced(system):
         with (
             Store(tmp_path) as store,
-            pytest.raises(CheckpointWriteError, match="no locks on this file system") as error,
+            pytest.raises(CheckpointWriteError, match="does not support locks") as error,
         ):
             store.lock()
         assert str(error.value).endswith("write Store(..., lock=False).")
@@ -69,7 +69,7 @@ def test_store_without_locks_names_the_option(tmp_path: Path, system: Files) -> 
 
 
 def test_save_on_a_file_system_without_locks_leaves_other_drafts(tmp_path: Path) -> None:
-    """Whether their writers live is unknown there."""
+    """Without locks, it is unknown whether the writers of the drafts are alive."""
     draft = tmp_path / ".tmp-1-0123abcd"
     draft.mkdir()
     with _files.replaced(NO_LOCK[0]):
