@@ -321,8 +321,8 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "no alpha": (lambda key: random.dirichlet(key, torch.ones(2, 0)), "n >= 1"),
     "count type": (lambda key: random.poisson(key, 1.0, dtype=torch.float32), "int32 or int64"),
     "alpha": (lambda key: random.dirichlet(key, 0.5), "write|tensor"),  # type: ignore[arg-type]
-    "too many": (lambda key: random.choice(key, 3, (4,), replace=False), "as many draws"),
-    "nothing": (lambda key: random.choice(key, 0, (4,)), "as many draws"),
+    "too many": (lambda key: random.choice(key, 3, (4,), replace=False), "4 or more elements"),
+    "nothing": (lambda key: random.choice(key, 0, (4,)), "1 or more elements"),
     "weights": (lambda key: random.choice(key, 3, (4,), p=torch.ones(2)), r"shape \(3,\)"),
     "categories": (
         lambda key: random.categorical(key, torch.zeros(3), shape=(4,), replace=False),

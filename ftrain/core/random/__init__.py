@@ -3,7 +3,8 @@
 A draw is a pure function of its key: the same bits eager, compiled, vmapped, on a CPU or an accelerator;
 nothing reads or moves torch's global generators. `keys.py` makes and branches keys; `sample.py`,
 `continuous.py`, `discrete.py`, `gammas.py` and `vectors.py` draw from them; `keyed.py` makes torch's own
-functions do so. How is in the files with a leading underscore, `_operators.py` first.
+functions draw from them. The files with a leading underscore hold the implementation; begin with
+`_operators.py`.
 """
 
 from ftrain.core.random.continuous import exponential, gumbel, laplace, truncated_normal

@@ -1,8 +1,8 @@
 """Exponentials, powers and the error function in float64, with the same bits on every device.
 
-Built, like the logarithms of `_normal.py`, from operations that IEEE 754 rounds in one way, none of them
-fused: the library functions differ in the last bit between machines. A device without float64 uses
-torch's own functions in float32.
+The functions of a system's library differ in the last bit between machines. These are built, like the
+logarithms of `_normal.py`, from operations whose rounding IEEE 754 fixes, none of them fused. A device
+without float64 uses torch's own functions in float32.
 
 Read next: `_normal.py`.
 """
@@ -50,7 +50,7 @@ def exp(x: Tensor) -> Tensor:
 
 
 def log(x: Tensor) -> Tensor:
-    """Return `log(x)` of x >= 0: 0 gives -infinity, infinity and NaN give themselves."""
+    """Return `log(x)` for x >= 0: -infinity for 0, infinity for infinity, NaN for NaN."""
     value = _log(x.clamp_min(torch.finfo(x.dtype).tiny))
     value = torch.where(x > 0, value, -math.inf)
     return torch.where(x < math.inf, value, x)  # infinity and NaN
@@ -90,7 +90,8 @@ def total(x: Tensor) -> Tensor:
 def cumulative(x: Tensor) -> Tensor:
     """Return the running sums of the last dimension, added in the order of `jax.lax.cumsum` on a CPU.
 
-    Blelloch's scan ("Prefix sums and their applications", 1990): of neighbours in pairs, then between.
+    Blelloch's scan ("Prefix sums and their applications", 1990): first the sums of pairs of neighbours,
+    then the sums between them.
     """
     if x.shape[-1] < 2:
         return x

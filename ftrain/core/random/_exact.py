@@ -2,8 +2,8 @@
 
 An operator draws the same bits in eager, compiled and vmapped code, but has no derivative; a formula of
 torch operations has derivatives of every order, but its last bits depend on the machine, and on whether
-it was fused. `exact` joins the two. It does so whether or not a tensor requires a gradient: under
-`torch.func.jvp`, and in a `vmap` inside a gradient, `requires_grad` is False.
+it was fused. `exact` joins the two, also if no tensor requires a gradient, because `requires_grad` is
+False under `torch.func.jvp`, and in a `vmap` inside a gradient.
 
 Read next: `sample.py`, whose `uniform` is the simplest use.
 """
@@ -17,8 +17,8 @@ from torch import Tensor
 
 
 def exact(value: Tensor, formula: Tensor) -> Tensor:
-    """Return the elements of `value`, differentiable as `formula`, of the same shape and dtype."""
-    if torch.compiler.is_dynamo_compiling():  # it does not trace a function that has a `jvp` (2.13)
+    """Return `value` with the derivatives of `formula`, which has the same shape and dtype."""
+    if torch.compiler.is_dynamo_compiling():  # Dynamo traces no function that has a `jvp` (2.13)
         change = formula - formula.detach()
         return value.detach() + torch.where(
             change.isnan(), 0.0, change
@@ -28,7 +28,7 @@ def exact(value: Tensor, formula: Tensor) -> Tensor:
 
 
 class _Exact(torch.autograd.Function):
-    """Identity in its first argument in the forward pass, in its second one for derivatives."""
+    """Function that returns its first argument and has the derivatives of its second."""
 
     @staticmethod
     def forward(value: Tensor, formula: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 As in `_operators.py`, an operator takes keys `(*batch, 2)` and returns `(*batch, *shape)`; each row
 equals the draw from that row's key and parameters alone.
 
-Read next: `_elementary.py`, their arithmetic; `_jax_samplers.py`, those that reject proposals.
+Read next: `_elementary.py`, the arithmetic; `_jax_samplers.py`, the samplers that reject proposals.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ftrain.core.random._families import (
 Ints = Sequence[int]
 
 
-# Of the uniform distribution's inverse: a key and a shape.
+# Draws by the inverse of a distribution function, from a key and a shape.
 
 
 def _exponential_kernel(key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype) -> Tensor:
@@ -88,7 +88,7 @@ gumbel = _operators._define(
 )
 
 
-# Of parameters in the shape of the result.
+# Draws with parameters, which have the shape of the result.
 
 
 def _truncated_kernel(key: Tensor, folds: Ints, lower: Tensor, upper: Tensor) -> Tensor:
@@ -109,7 +109,8 @@ def _truncated_kernel(key: Tensor, folds: Ints, lower: Tensor, upper: Tensor) ->
 def _compact(x: Tensor) -> Tensor:
     """Return a tensor that broadcasts to `x`, without the repetitions of its expanded dimensions.
 
-    The bounds of a million draws are most often two numbers, whose error functions take 1.2 s otherwise.
+    The bounds of a million draws are most often two numbers. Expanded to a million elements, their error
+    functions take 1.2 s.
     """
     for dim in range(x.ndim):
         if x.stride(dim) == 0 and x.shape[dim] > 1:
@@ -120,7 +121,7 @@ def _compact(x: Tensor) -> Tensor:
 def _log_gamma_slope_kernel(alpha: Tensor, log_sample: Tensor) -> Tensor:
     """Return d log(x) / d alpha of samples x.
 
-    Of an x near 0, with P(X < x) = x^alpha / Gamma(alpha + 1): (digamma(alpha + 1) - log x) / alpha.
+    Near 0, where P(X < x) = x^alpha / Gamma(alpha + 1), it is (digamma(alpha + 1) - log x) / alpha.
     """
     a, log_x = _wide(alpha), _wide(log_sample)
     x = log_x.clamp(-30.0, 700.0).exp()
@@ -181,7 +182,7 @@ class _GammaDraw(_Sample):
 
     @staticmethod
     def slope(alpha: Tensor, sample: Tensor) -> Tensor:
-        """Return the derivative; 0, its limit, for a sample that underflowed to 0."""
+        """Return the derivative; for a sample that underflowed to 0, return its limit, 0."""
         least = torch.finfo(sample.dtype).tiny
         slope = _slope(_gamma_slope, alpha, sample.clamp_min(least))
         return torch.where(sample >= least, slope, 0.0)

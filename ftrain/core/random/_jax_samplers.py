@@ -1,9 +1,10 @@
-"""Samplers that may need several draws an element, with the keys and the arithmetic of JAX's.
+"""Samplers that may need several draws for each element, with the keys and the arithmetic of JAX.
 
-A gamma element has a key of its own, `split(key, n)[i]`, and takes new ones from it until it accepts. A
-Poisson element reads element i of each round's array. So each element is independent of the number of
-rounds that its neighbours need, and each row of a vmap equals the draw from its own key. The samplers of
-`_rejection.py` serve `keyed`, whose draws are not JAX's: one key a call instead of one an element.
+A gamma element has a key of its own, `split(key, n)[i]`, and derives new keys from it until a proposal
+is accepted. A Poisson element reads element i of each round's array. So each element is independent of
+the number of rounds that its neighbours need, and each row of a vmap equals the draw from its own key.
+The samplers of `_rejection.py` serve `keyed`, whose draws are not JAX's: one key for each call, not for
+each element.
 
 These run inside operators (`_jax_families.py`), on plain tensors. Arithmetic is in the dtype of the
 parameters, as in JAX, since an acceptance test in another precision accepts other proposals.
@@ -23,7 +24,7 @@ from ftrain.core.random import _elementary, _normal, _operators
 
 Ints = Sequence[int]
 
-# A round of gamma accepts with probability 0.95 at least, one of Poisson with 0.7.
+# A round of gamma accepts with probability 0.95 or more, a round of Poisson with 0.7 or more.
 _MOST_ROUNDS = 1000
 _SQUEEZE = 0.0331
 # Lanczos' coefficients for g = 7 and n = 9.
@@ -85,7 +86,7 @@ def poisson(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
     keys, rates = _operators._fold(key, folds).reshape(-1, 2), rate.reshape(shape)
     small = rates < _KNUTH
     knuth = _knuth(keys, torch.where(small, rates, 0.0))
-    # JAX draws 1e5 for elements that Knuth's method serves; they count in the number of rounds
+    # JAX also draws for elements that Knuth's method serves, at rate 1e5: they add to the rounds
     rejection = knuth.clone()
     rows = (~small).any(1).nonzero().squeeze(1)
     rejection[rows] = _transformed_rejection(keys[rows], torch.where(small, 1e5, rates)[rows])
@@ -107,9 +108,9 @@ def _knuth(keys: Tensor, rate: Tensor) -> Tensor:
 
 
 def _transformed_rejection(keys: Tensor, rate: Tensor) -> Tensor:
-    """Draw for each row of `rate` `(rows, n)` until all elements of that row have been accepted.
+    """Return draws for each row of `rate` `(rows, n)`, repeated until all elements of it are accepted.
 
-    As in JAX, an element that accepts several proposals in this time takes the last one.
+    As in JAX, an element that accepts several proposals meanwhile takes the last one.
     """
     sample, accepted = torch.full_like(rate, -1.0), torch.zeros_like(rate, dtype=torch.bool)
     rows = torch.arange(rate.shape[0], device=rate.device)
@@ -158,8 +159,8 @@ def _proposal(keys: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 def _log_factorial(k: Tensor) -> Tensor:
     """Return `log(k!)` by Lanczos' approximation (SIAM J. Numerical Analysis 1, 1964), as XLA does.
 
-    Of a large k the error in float32 decides which proposals JAX accepts: with `torch.lgamma` 0.015 of
-    the samples of rate 1e5 differ from JAX, with this 0.003.
+    For a large k, the float32 error of this function decides which proposals JAX accepts: of the samples
+    of rate 1e5, 0.015 differ from JAX with `torch.lgamma`, and 0.003 with this function.
     """
     series = torch.full_like(k, _LANCZOS[0])
     for i, coefficient in enumerate(_LANCZOS[1:]):

@@ -25,8 +25,8 @@ def filled(
 ) -> tuple[Sequence[int], list[Tensor]]:
     """Return the shape of the result, and the parameters expanded to it in its dtype.
 
-    The default shape is the one to which the parameters broadcast; the default dtype is that of the
-    tensors among them, promoted, and float32 for numbers and integers.
+    The default shape is the one to which the parameters broadcast. The default dtype is the promoted
+    dtype of the floating-point tensors among them, and float32 without one.
     """
     tensors = tensors_of(name, key, parameters, dtype)
     if shape is None:
@@ -35,7 +35,8 @@ def filled(
         except RuntimeError as error:
             shapes = " and ".join(str(tuple(t.shape)) for t in tensors)
             raise ValueError(
-                f"{name}: expected parameters that broadcast to one shape, got {shapes}"
+                f"{name}: expected parameters that broadcast to one shape, got {shapes}. Reshape one "
+                "of them."
             ) from error
     else:
         size = _shape(shape)
@@ -50,7 +51,10 @@ def tensors_of(
     given = [p for p in parameters if isinstance(p, Tensor)]
     for tensor in given:
         if tensor.is_complex() or tensor.dtype == torch.bool:
-            raise ValueError(f"{name}: expected parameters of real numbers, got {tensor.dtype}")
+            raise ValueError(
+                f"{name}: expected parameters of real numbers, got {tensor.dtype}. Convert them to "
+                "float32."
+            )
     if dtype is None:
         dtype = torch.float32
         floats = [p.dtype for p in given if p.is_floating_point()]

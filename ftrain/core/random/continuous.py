@@ -1,6 +1,6 @@
 """Draws of real numbers from keys: exponential, Gumbel, Laplace and truncated normal.
 
-Each is a function of one uniform draw an element, with the logarithm or error function of
+Each element is a function of one uniform draw, computed with the logarithm or error function of
 `_elementary.py`: the same bits on every machine, and within the stated distance of JAX 0.10.2.
 
 Read next: `gammas.py`, whose draws reject proposals.
@@ -99,8 +99,8 @@ def gumbel(
         key: a single key, int32 `(2,)`.
         shape: of the result.
         dtype: float32, float64, bfloat16 or float16.
-        mode: `"high"` draws two uniforms an element, so that the largest float32 value is near 32
-            instead of 16 and events of probability below 1e-7 keep theirs.
+        mode: `"high"` draws two uniforms for each element, so that the largest float32 value is near 32
+            instead of 16, and events of probability below 1e-7 occur with that probability.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
@@ -131,9 +131,9 @@ def truncated_normal(
 ) -> Tensor:
     """Return standard normal floats in (lower, upper): `sqrt(2) erfinv(u)`.
 
-    u is uniform between `erf(lower / sqrt(2))` and `erf(upper / sqrt(2))`. As in JAX, the tails are
-    coarse where erf is near 1: an interval beyond 5 (float32) or 8 (float64) gives its own ends. Draw
-    tails in float64.
+    u is uniform between `erf(lower / sqrt(2))` and `erf(upper / sqrt(2))`. As in JAX, samples in the
+    tails are coarse, because erf is near 1 there: an interval beyond 5 (float32) or 8 (float64) gives
+    only its own ends. Draw tails in float64.
 
     Args:
         key: a single key, int32 `(2,)`.
@@ -144,9 +144,10 @@ def truncated_normal(
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, differentiable with respect to `lower` and `upper` for a fixed draw. For bounds
-        within [-2, 2], or infinite, at most 4 ulp from `jax.random.truncated_normal` (float64: for all
-        of the intervals measured); float32 with bounds up to 4: 500 eps, one ulp of erf being as much.
+        `dtype` `shape`, differentiable with respect to `lower` and `upper` for a fixed draw. Distance
+        from `jax.random.truncated_normal`: at most 4 ulp for bounds within [-2, 2] or infinite (float64:
+        for all intervals that were measured); 500 eps for float32 with bounds up to 4, where one ulp of
+        erf changes a sample by as much.
 
     Raises:
         ValueError: for another dtype, bounds that do not broadcast to `shape`, or an array of keys
@@ -173,5 +174,7 @@ def truncated_normal(
 
 def _is_high(mode: str, name: str) -> bool:
     if mode not in ("low", "high"):
-        raise ValueError(f'{name}: expected mode to be "low" or "high", got {mode!r}')
+        raise ValueError(
+            f'{name}: expected mode to be "low" or "high", got {mode!r}. Write mode="low".'
+        )
     return mode == "high"

@@ -33,17 +33,19 @@ def categorical(
 ) -> Tensor:
     """Return categories with probabilities `softmax(logits, axis)`.
 
-    The argmax of the logits plus Gumbel draws; without replacement, the largest of these sums.
+    A draw is the argmax of the logits plus Gumbel noise; draws without replacement are the largest of
+    these sums.
 
     Args:
         key: a single key, int32 `(2,)`.
         logits: floats `(..., n, ...)`: unnormalized log probabilities; -infinity is drawn only if too
             few others are left.
         axis: the axis of the categories.
-        shape: of the result, which ends in the shape of `logits` without `axis` (or one to which that
-            broadcasts); default: that shape. Dimensions before it count further draws.
-        replace: with False, the draws that the leading dimensions of `shape` count are distinct.
-        mode: that of `gumbel`; `"high"` for probabilities below 1e-7.
+        shape: shape of the result. It ends in the shape of `logits` without `axis`, or in a shape to
+            which that broadcasts; dimensions before it are further draws. Default: the shape of `logits`
+            without `axis`.
+        replace: False: the draws along the leading dimensions of `shape` are distinct.
+        mode: mode of `gumbel`; `"high"` for probabilities below 1e-7.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
@@ -120,17 +122,17 @@ def choice(
         a: an integer, or a tensor of at least one dimension.
         shape: of the draws.
         replace: with False, the draws are distinct.
-        p: floats `(n,)`: the weight of each element (default: equal ones). They need not sum to 1 with
-            replacement; without, at least as many as are drawn must be positive. On the CPU weights
-            that are negative, infinite or NaN, or all 0, raise.
-        axis: the axis of a tensor that is drawn from.
-        mode: that of `gumbel`, for draws without replacement with weights.
+        p: floats `(n,)`: the weight of each element; default: equal weights. Weights need not sum to 1.
+            Without replacement, at least as many weights as draws must be positive. On the CPU, a
+            negative, infinite or NaN weight raises, and so do weights that are all 0.
+        axis: the axis of the tensor `a` along which slices are drawn.
+        mode: mode of `gumbel`, which serves weighted draws without replacement.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        int64 `shape` for an integer; for a tensor, its dtype and `shape` in the place of `axis`,
-        differentiable in the tensor. Equal to `jax.random.choice` (under `jax_enable_x64`); with p,
-        except where a draw is within 4 ulp of the border of two elements.
+        For an integer: int64 `shape`. For a tensor: its dtype, and its shape with `shape` in the place
+        of `axis`, differentiable in the tensor. Equal to `jax.random.choice` (under `jax_enable_x64`);
+        with p, except where a draw is within 4 ulp of the border of two elements.
 
     Raises:
         ValueError: for nothing to choose from, too many draws without replacement, p of another shape
@@ -149,8 +151,8 @@ def choice(
     if draws and (count <= 0 or (not replace and draws > count)):
         kind = "with" if replace else "without"
         raise ValueError(
-            f"choice: expected at most as many draws as elements, got {draws} draws {kind} replacement "
-            f"from {count} elements"
+            f"choice: expected {1 if replace else draws} or more elements for {draws} draws {kind} "
+            f"replacement, got {count}. Pass more elements, or draw fewer."
         )
     if p is None and not replace and isinstance(a, Tensor):
         return _inserted_slices(permutation(key, a, axis, folds=folds), axis, size, draws)
@@ -175,10 +177,16 @@ def _weighted(
     mode: Literal["low", "high"],
     folds: Sequence[int],
 ) -> Tensor:
-    """Return indices drawn by inverting the running sums of p, or by the largest of noisy logarithms."""
+    """Return drawn indices, int64 `size`.
+
+    With replacement: the running sums of p, inverted. Without: the largest of log(p) plus Gumbel draws.
+    """
     if not isinstance(p, Tensor) or p.shape != (count,):
         got = tuple(p.shape) if isinstance(p, Tensor) else p
-        raise ValueError(f"choice: expected p to be a tensor of shape ({count},), got {got!r}")
+        raise ValueError(
+            f"choice: expected p to be a tensor of shape ({count},), got {got!r}. Pass one weight for "
+            "each element."
+        )
     check_wide(p.dtype, "choice")
     p = p.detach()
     if replace:
@@ -189,7 +197,7 @@ def _weighted(
 
 
 def _inserted_slices(a: Tensor, axis: int, size: Sequence[int], draws: int) -> Tensor:
-    """Return the first slices of `a` along `axis`, with that axis parted into the dimensions `size`."""
+    """Return the first `draws` slices of `a` along `axis`, with this axis reshaped to `size`."""
     return a.narrow(axis, 0, draws).reshape((*a.shape[:axis], *size, *a.shape[axis + 1 :]))
 
 
@@ -212,9 +220,9 @@ def poisson(
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, without a derivative. The counts of `jax.random.poisson` for rates up to 100;
-        above, rounding decides some acceptances otherwise: 6 counts in 100,000 at a rate of 1,000, 450
-        at 10^6. As in JAX, an element above 10 depends on the others of the array.
+        `dtype` `shape`, without a derivative. Equal to `jax.random.poisson` for rates up to 100. Above,
+        rounding changes which proposals are accepted: 6 counts in 100,000 differ at a rate of 1,000, and
+        450 at 10^6. As in JAX, an element with a rate above 10 depends on the others of the array.
 
     Raises:
         ValueError: for a rate out of range or NaN, another dtype, a rate that does not broadcast
@@ -230,7 +238,9 @@ def poisson(
     """
     _check_single(key, "poisson")
     if dtype not in (torch.int32, torch.int64):
-        raise ValueError(f"poisson: expected dtype to be int32 or int64, got {dtype}")
+        raise ValueError(
+            f"poisson: expected dtype to be int32 or int64, got {dtype}. Write dtype=torch.int64."
+        )
     if isinstance(lam, Tensor):
         rate = lam.detach().to(torch.float32)
     else:
@@ -270,7 +280,10 @@ def rademacher(
     """
     _check_single(key, "rademacher")
     if dtype.is_complex or not dtype.is_signed:
-        raise ValueError(f"rademacher: expected a signed integer or floating dtype, got {dtype}")
+        raise ValueError(
+            f"rademacher: expected a signed integer or floating dtype, got {dtype}. Write "
+            "dtype=torch.int32."
+        )
     # JAX draws uniforms of its default float for `bernoulli(key, 0.5)`.
     uniform = torch.float64 if dtype.itemsize == 8 else torch.float32
     u = _operators.threefry_uniform(key, _folds(folds), _shape(shape), uniform, 0.0, 1.0)
@@ -285,6 +298,6 @@ def _axis(name: str, axis: int, tensor: Tensor) -> int:
     if not -tensor.ndim <= axis < tensor.ndim:
         raise ValueError(
             f"{name}: expected axis to be in [-{tensor.ndim}, {tensor.ndim}), an axis of a tensor of "
-            f"shape {tuple(tensor.shape)}, got {axis}"
+            f"shape {tuple(tensor.shape)}, got {axis}. Write axis=-1 for the last one."
         )
     return axis % tensor.ndim

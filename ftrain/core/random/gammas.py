@@ -2,8 +2,8 @@
 
 A sample is an implicit function of its parameters: `dx / dalpha = -(dF / dalpha) / f` with the
 distribution function F and its density f (Figurnov, Mohamed and Mnih, "Implicit reparameterization
-gradients", NeurIPS 2018). It is torch's approximation, of a relative error of 5e-4; second derivatives
-raise. `ftrain.compile` traces draws and derivatives; torch.compile the draws only (2.13).
+gradients", NeurIPS 2018). The derivative is torch's approximation, with a relative error of 5e-4; second
+derivatives raise. `ftrain.compile` traces draws and derivatives; torch.compile (2.13) traces draws only.
 
 Read next: `_jax_samplers.py`, the sampler.
 """
@@ -37,16 +37,16 @@ def gamma(
     Args:
         key: a single key, int32 `(2,)`.
         a: shape parameter, positive; a number or a tensor that broadcasts to `shape`. A negative,
-            infinite or NaN one gives NaN.
+            infinite or NaN value gives NaN.
         shape: of the result; default: the shape of `a`.
         dtype: float32 or float64; default: that of a tensor `a`, float32 for a number.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, differentiable in `a`. For a from 0.5 to 1e4 the samples of `jax.random.gamma`
-        within a relative distance of 200 eps, except where rounding decides an acceptance otherwise (1
-        float32 sample in 10^6; more for a above 1e5). Of small a, `x` is near `u^(1 / a)`: the distance
-        is `8 eps max(1, |log x|)`, and some samples underflow to 0.
+        `dtype` `shape`, differentiable in `a`. For `a` from 0.5 to 1e4, samples are within a relative
+        distance of 200 eps of `jax.random.gamma`, except where rounding changes which proposal is
+        accepted (1 float32 sample in 10^6; more for `a` above 1e5). For a small `a`, a sample x is near
+        `u^(1 / a)`: the distance is `8 eps max(1, |log x|)`, and some samples underflow to 0.
 
     Raises:
         ValueError: for another dtype, `a` that does not broadcast to `shape`, or an array of keys
@@ -76,7 +76,7 @@ def beta(
 ) -> Tensor:
     """Return Beta(a, b) floats in [0, 1], of density proportional to `x^(a - 1) (1 - x)^(b - 1)`.
 
-    The share of one of two gamma samples, computed from their logarithms.
+    Computed as `x / (x + y)` of gamma samples x and y, from their logarithms.
 
     Args:
         key: a single key, int32 `(2,)`.
@@ -87,8 +87,8 @@ def beta(
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, differentiable in `a` and `b`; for parameters from 0.5 to 100 the samples of
-        `jax.random.beta` within a relative distance of 200 eps (see `gamma`).
+        `dtype` `shape`, differentiable in `a` and `b`. For parameters from 0.5 to 100, samples are
+        within a relative distance of 200 eps of `jax.random.beta` (see `gamma`).
 
     Raises:
         ValueError: for another dtype, parameters that do not broadcast to `shape`, or an array of keys
@@ -117,7 +117,7 @@ def dirichlet(
 ) -> Tensor:
     """Return Dirichlet(alpha) vectors, of density proportional to `prod x_i^(alpha_i - 1)`.
 
-    The shares of gamma samples in their sum, computed from their logarithms.
+    Computed as gamma samples over their sum, from their logarithms.
 
     Args:
         key: a single key, int32 `(2,)`.
@@ -128,9 +128,9 @@ def dirichlet(
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `(*shape, n)`, with a last dimension that sums to 1, differentiable in `alpha`; for
-        parameters from 0.5 to 100 the samples of `jax.random.dirichlet` within a relative distance of
-        200 eps (see `gamma`).
+        `dtype` `(*shape, n)`, with a last dimension that sums to 1, differentiable in `alpha`. For
+        parameters from 0.5 to 100, samples are within a relative distance of 200 eps of
+        `jax.random.dirichlet` (see `gamma`).
 
     Raises:
         ValueError: for another dtype, `alpha` without dimensions or that does not broadcast to

@@ -1,7 +1,7 @@
 """Draws of vectors and matrices from keys: multivariate normal, orthogonal matrices, points of a ball.
 
-Factorizations are LAPACK's, whose last bits depend on the machine; everything else is as in
-`continuous.py`.
+Factorizations are computed by LAPACK, so their last bits depend on the machine. Everything else has the
+same bits on every machine, as in `continuous.py`.
 
 Read next: `_jax_families.py`, the operators.
 """
@@ -35,14 +35,14 @@ def multivariate_normal(
 ) -> Tensor:
     """Return normal vectors `mean + L z`, where `L L^T = cov` (Cholesky) and z is standard normal.
 
-    JAX's other factors, of `eigh` and `svd`, have signs that depend on the library, and are not
-    offered: add a small multiple of the identity to a singular covariance.
+    JAX can also factorize by `eigh` and `svd`. These factors have signs that depend on the library, so
+    they are not offered here. Add a small multiple of the identity to a singular covariance.
 
     Args:
         key: a single key, int32 `(2,)`.
         mean: `(..., n)`.
-        cov: `(..., n, n)`, positive definite; the mean of it and its transpose is used. A matrix that is
-            not positive definite gives NaN.
+        cov: `(..., n, n)`, positive definite; `(cov + cov^T) / 2` is used. A matrix that is not positive
+            definite gives NaN.
         shape: of the result without its last dimension n; default: that to which the leading dimensions
             of `mean` and `cov` broadcast.
         dtype: float32 or float64; default: that of the tensors.
@@ -66,13 +66,13 @@ def multivariate_normal(
             got = tuple(value.shape) if isinstance(value, Tensor) else value
             raise ValueError(
                 f"multivariate_normal: expected {name} to be a tensor of at least {least} dimension"
-                f"{'s'[: least - 1]}, got {got!r}"
+                f"{'s'[: least - 1]}, got {got!r}. Add the missing dimension."
             )
     n = mean.shape[-1]
     if tuple(cov.shape[-2:]) != (n, n):
         raise ValueError(
             f"multivariate_normal: expected cov to be (..., {n}, {n}), for a mean of "
-            f"{tuple(mean.shape)}, got {tuple(cov.shape)}"
+            f"{tuple(mean.shape)}, got {tuple(cov.shape)}. Pass a square matrix of the mean's length."
         )
     mean, cov = tensors_of("multivariate_normal", key, (mean, cov), dtype)
     if shape is None:
@@ -98,7 +98,7 @@ def orthogonal(
 ) -> Tensor:
     """Return orthogonal matrices `(n, n)` of uniform (Haar) distribution, or semi-orthogonal `(n, m)`.
 
-    The Q of a QR decomposition of normal draws, with columns in the signs of R's diagonal.
+    Q of a QR decomposition of normal draws, each column multiplied by the sign of R's diagonal entry.
 
     Args:
         key: a single key, int32 `(2,)`.
@@ -127,7 +127,9 @@ def orthogonal(
     check_wide(dtype, "orthogonal")
     columns = n if m is None else m
     if n < 0 or columns < 0:
-        raise ValueError(f"orthogonal: expected n and m to be 0 or more, got {n} and {columns}")
+        raise ValueError(
+            f"orthogonal: expected n and m to be 0 or more, got {n} and {columns}. Pass positive sizes."
+        )
     size = (*_shape(shape), max(n, columns), min(n, columns))
     q, r = torch.linalg.qr(normal(key, size, dtype, folds=folds))
     x: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
@@ -154,9 +156,9 @@ def ball(
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `(*shape, d)`, the points of `jax.random.ball` within 64 eps for p from 0.5 to 5, in the
-        mode in which JAX has the dtype. Coordinates of larger p are computed from logarithms; in JAX
-        they underflow to 0, a third of them for p = 100 in float32.
+        `dtype` `(*shape, d)`, within 64 eps of `jax.random.ball` for p from 0.5 to 5, in the mode (with
+        or without `jax_enable_x64`) in which JAX has the dtype. For larger p, coordinates are computed
+        from logarithms; in JAX they underflow to 0, a third of them for p = 100 in float32.
 
     Raises:
         ValueError: for another dtype, p or d out of range, or an array of keys (`torch.vmap` over them
@@ -173,7 +175,7 @@ def ball(
     _check_single(key, "ball")
     check_wide(dtype, "ball")
     if not isinstance(p, int | float) or not 0 < p < math.inf:
-        raise ValueError(f"ball: expected p to be a positive finite number, got {p!r}")
+        raise ValueError(f"ball: expected p to be a positive finite number, got {p!r}. Write p=2.")
     if d < 0:
-        raise ValueError(f"ball: expected d to be 0 or more, got {d}")
+        raise ValueError(f"ball: expected d to be 0 or more, got {d}. Pass a positive dimension.")
     return _jax_families.ball(key, _folds(folds), _shape(shape), dtype, d, float(p))
