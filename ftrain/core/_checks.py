@@ -20,7 +20,7 @@ from ftrain.core.state import TrainState
 def isolated(device_type: str) -> contextlib.AbstractContextManager[Any]:
     """Return a context, to be entered at once, in which autocast, grad and inference mode are off.
 
-    Inside of `keeping_graph` it leaves grad mode as it is.
+    Inside of `keeping_graph` grad mode stays unchanged.
     """
     if may_keep_graph():
         return without_autocast(device_type)
@@ -42,7 +42,7 @@ def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]
     return torch.autocast(device_type, enabled=False)
 
 
-_NOTHING = contextlib.nullcontext()  # 0.2 µs to enter and leave; a generator of one's own 1.3 µs
+_NOTHING = contextlib.nullcontext()  # 0.2 µs to enter and leave; a context of a generator 1.3 µs
 
 
 class _Checked(threading.local):
@@ -106,7 +106,7 @@ def _differentiated(by: str, name: str) -> ValueError:
     return ValueError(
         "a step returns tensors without an autograd graph, so no gradient can flow through it: expected "
         f"no gradient taken around a step, got {by}. Call ftrain.transforms.differentiable(step), whose "
-        f"results keep their graph, or detach: ftrain.tree.map(torch.Tensor.detach, {name})."
+        f"results keep their graph, or write ftrain.tree.map(torch.Tensor.detach, {name})."
     )
 
 

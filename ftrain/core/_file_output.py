@@ -1,9 +1,9 @@
 """Writing of a run's files without following links or changing a file under another name.
 
-A link, or a second name of one inode (`cp -al runs/a runs/b`), in a run directory would make an output
-overwrite a file elsewhere. So a new content is written to a draft under a random name, created
-exclusively, synced, and renamed, which replaces a link itself; a log is appended to only if it is a
-regular file, and copied first if its inode has another name.
+If a file of a run directory is a link, or has a second name (`cp -al runs/a runs/b`), writing to it
+would change a file in another directory. So new content is written to a draft with a random name,
+created exclusively, synced, and renamed, which replaces a link instead of its target. A log is appended
+to only if it is a regular file; if its inode has another name, the log is copied first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 def new_draft(path: pathlib.Path) -> pathlib.Path:
-    """Create an empty file beside `path`, with a random hidden name and the same suffix; return it.
+    """Create an empty file beside `path`, with a random hidden name and its suffix; return its path.
 
     Raises:
         OSError: it cannot be created; `path` is a device, a pipe or a directory.
@@ -57,7 +57,7 @@ def publish(written: pathlib.Path, path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def draft(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield a new file to write to, which replaces `path` at the end, or is deleted by an exception."""
+    """Yield a new file, which replaces `path` at the end, or is deleted if the block raises."""
     written = new_draft(path)
     try:
         with _named(written, path):
@@ -135,7 +135,7 @@ def sync(descriptor: int) -> None:
 
 @contextlib.contextmanager
 def _named(written: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
-    """Name `path` in errors about its draft, so that repeated warnings are equal."""
+    """Put `path` into errors about its draft, so that repeated warnings are equal."""
     try:
         yield
     except OSError as error:
@@ -177,7 +177,7 @@ def _write(descriptor: int, content: bytes) -> None:
 
 
 def _replace_inode(path: pathlib.Path) -> None:
-    """Give a file an inode of its own, because its inode has another name, in a copied run."""
+    """Replace a file by a copy of it, because its inode has another name, such as in a copied run."""
     with _opened(path, os.O_RDONLY) as source, draft(path) as written:
         with open(source, "rb", closefd=False) as file, written.open("wb") as copy:
             while chunk := file.read(1 << 20):

@@ -1,8 +1,8 @@
-"""Gates that keep the gradients of a skipped step out of the tensors that it was computed from.
+"""Gates that stop gradients at the inputs of a skipped step.
 
-`commit` selects the old state if a gradient is not finite. The derivative of the state that it does not
-select, and of the step's metrics, is 0 times infinity, so NaN. A gate is an identity whose backward pass
-gives 0 instead.
+`commit` selects the old state if a gradient is not finite. The derivative of the new state, which is not
+selected, and of the step's metrics is then 0 times infinity, which is NaN. A gate is the identity; its
+backward pass returns 0 for a skipped step.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ __all__ = ["Gate", "gated"]
 
 
 class Gate:
-    """Identity on trees of tensors that passes gradients only if `passes`, which may be set later.
+    """Identity on trees of tensors that passes gradients only if `passes` is True.
 
     Attributes:
-        passes: bool, 0-d: the step is applied.
+        passes: bool, 0-d: True if the step is applied. It may be set after the call.
     """
 
     def __init__(self) -> None:
         self.passes: torch.Tensor | None = None
 
     def __call__(self, values: Any) -> Any:
-        """Return the values; tensors that require a gradient pass it through this gate.
+        """Return the values; gradients of tensors that require them pass through this gate.
 
-        Under a transform of torch.func, which knows no such functions, they are unchanged.
+        Under a transform of torch.func, which does not support this gate, the values have none.
         """
         if not keeps_graph() or _torch.inside_functorch() is not None:
             return values
@@ -56,7 +56,7 @@ class _Gated(torch.autograd.Function):
 
 
 def gated(values: Any, passes: torch.Tensor | None) -> Any:
-    """Return the values; tensors that require a gradient get it only if `passes`."""
+    """Return the values; tensors that require a gradient get it only if `passes` is True."""
     if passes is None or not keeps_graph() or value_at_hand(passes) is not None:
         return values
     return tree.map(

@@ -1,7 +1,7 @@
-"""The request that a step's results keep their autograd graph, for the length of one call.
+"""Context in which the results of a step keep their autograd graph.
 
-`ftrain.transforms.differentiable` makes it. The pieces of a step then leave grad mode as it is, take
-states and batches that require gradients, and detach nothing.
+`ftrain.transforms.differentiable` enters it for one call. In it, the pieces of a step leave grad mode
+unchanged, take states and batches that require gradients, and detach nothing.
 
 Read next: `_gate.py`, which keeps skipped steps out of the gradients.
 """
@@ -23,7 +23,7 @@ _request = _Request()
 
 
 class keeping_graph:
-    """Context manager in which the pieces of a step keep the graph of their results, in this thread."""
+    """Context manager in which the steps of this thread keep the graph of their results."""
 
     def __enter__(self) -> None:
         self._outer, _request.is_made = _request.is_made, True

@@ -107,8 +107,8 @@ def call_loss(
                 if "dtype" in str(error) and any(t.dtype in _OF_NUMPY for t in places.values()):
                     error.add_note(
                         "float64 and int32 are NumPy's default dtypes; models and losses of torch "
-                        "expect float32 numbers and int64 classes. Convert the data, "
-                        "array.astype('float32'), or the batch in the loss, x.float()"
+                        "expect float32 numbers and int64 classes. Convert the data with "
+                        "array.astype('float32'), or the batch in the loss with x.float()"
                     )
                 raise
     if watched.takes_extras:

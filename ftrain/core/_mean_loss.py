@@ -186,7 +186,7 @@ class MeanLoss:
                     cotangent = cotangent * scale
                 return cotangent.to(loss.total.dtype)
 
-        if self._own is not None and not keeps_graph():  # as a function it has one graph
+        if self._own is not None and not keeps_graph():  # a kept graph needs a single function
             return self._own.forward_backward(self._calls, params, buffers, key, part, seed)
 
         def run(until: contextlib.ExitStack, params: Any) -> tuple[torch.Tensor, Any]:

@@ -105,7 +105,7 @@ class ModelCalls:
             ValueError: the value depends on a tensor that requires a gradient and is not in `x`.
         """
         site = where if site is None else site
-        # A kept graph leads to tensors outside of the parameters on purpose.
+        # A kept graph may contain tensors other than the parameters.
         is_searched = site in self._searched or keeps_graph()
         outside_leaves: list[torch.Tensor] | None = None if is_searched else []
         until = contextlib.ExitStack()

@@ -1,8 +1,8 @@
 """Reading of files that somebody else may have written: regular files of bounded size only.
 
-A pipe, a device, and a sparse file of terabytes raise an `OSError` at once, whose `strerror` says what
-was expected. Every file of a run directory is opened here, except those of checkpoints
-(`ftrain/checkpoint/_files.py`).
+A pipe, a device or a sparse file of terabytes raises an `OSError` at once, whose `strerror` names the
+kind or size of file that was expected. Every file of a run directory is opened here, except those of
+checkpoints (`ftrain/checkpoint/_files.py`).
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from typing import Any, BinaryIO
 
 __all__ = ["MOST_CONFIG", "MOST_JSON", "MOST_LOG", "read_json", "read_lines", "read_regular"]
 
-#: Bytes of a configuration, which a person writes.
+#: The most bytes of a configuration, which a person writes.
 MOST_CONFIG = 1 << 20
 
-#: Bytes of a `result.json` or `data.json`.
+#: The most bytes of a `result.json` or `data.json`.
 MOST_JSON = 64 << 20
 
-#: Bytes of a `metrics.jsonl`, which is read line by line.
+#: The most bytes of a `metrics.jsonl`, which is read line by line.
 MOST_LOG = 1 << 30
 
-#: Bytes of a line; a row of digests of 85 leaves has 7,000.
+#: The most bytes of a line; a row of digests of 85 leaves has 7,000.
 _LONGEST_LINE = 16 << 20
 
 _KINDS = (
@@ -94,7 +94,7 @@ def read_lines(path: str | os.PathLike[str], most: int = MOST_LOG) -> Iterator[s
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str], most: int) -> Iterator[tuple[BinaryIO, int]]:
     """Open a regular file; yield it with its size, which a writer may increase meanwhile."""
-    _check(os.stat(path), path, most)  # before it is opened, which on a device may have effects
+    _check(os.stat(path), path, most)  # first, because opening a device may have effects
     # O_NONBLOCK: opening a pipe that took the file's place would wait for a writer.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags), "rb") as file:

@@ -1,7 +1,7 @@
-"""Text for the terminal: control characters escaped, and what to do if it cannot be written.
+"""Output of text to the terminal: escapes for control characters, and errors of a closed output.
 
-Names of files, keys of a configuration and metrics of a run directory may come from somebody else; on a
-terminal, the control characters in them move the cursor, rename the window or answer for the user.
+Names of files, keys of a configuration and metrics of a run directory may come from somebody else. On a
+terminal, control characters in them move the cursor, rename the window or enter input for the user.
 Commands print through `say`; callbacks that print pass their text through `printable`.
 """
 
@@ -22,15 +22,15 @@ _CONTROL_OR_LINE = re.compile(f"{_CONTROL.pattern}|[\n\t]")
 
 
 class OutputClosedError(OSError):
-    """Error for a standard output that nobody reads any more, or that is full."""
+    """Error for a standard output that is closed or full."""
 
 
 def printable(text: object, *, one_line: bool = False) -> str:
-    r"""Return a text with its control characters as escapes; line ends and tabs stay.
+    r"""Return a text with its control characters as escapes, except line ends and tabs.
 
     Args:
         text: the text, or a value whose `str` is printed.
-        one_line: escape line ends and tabs as well, as in a cell of a table.
+        one_line: True: escape line ends and tabs as well, as for a cell of a table.
 
     Example:
         >>> print(printable("\x1b[31mred\x1b[0m \u202eabc"), printable("a\nb", one_line=True))
@@ -45,12 +45,12 @@ def say(*lines: object, error: bool = False, end: str = "\n", raw: bool = False)
 
     Args:
         lines: texts, or values whose `str` is printed; each may have several lines.
-        error: write to standard error. If that fails, nothing happens.
+        error: True: write to standard error, and ignore a failure.
         end: the end of the last line.
-        raw: data for another program: escape nothing unless the output is a terminal.
+        raw: True: the lines are data for another program; escape them on a terminal only.
 
     Raises:
-        OutputClosedError: standard output cannot be written. What is printed later is discarded.
+        OutputClosedError: standard output cannot be written. Later output is discarded.
     """
     stream: TextIO | None = sys.stderr if error else sys.stdout
     if stream is None:  # the process was started without it, `ftrain ... >&-`
@@ -80,8 +80,8 @@ def discard_output() -> None:
 def reserve_streams() -> None:
     """Open the null device as each standard stream that the process was started without.
 
-    Otherwise the next file that is opened, such as a checkpoint, gets the number 1, and what a library
-    prints is written into it.
+    Otherwise the next file that is opened, such as a checkpoint, gets the descriptor 1, and the output
+    of a library is written into it.
     """
     for number in range(3):
         try:
@@ -95,6 +95,6 @@ def reserve_streams() -> None:
 
 
 def _encodable(text: str, stream: TextIO) -> str:
-    """Return a text with an escape for each character that the stream's encoding does not have."""
+    """Return a text with an escape for each character that the stream cannot encode."""
     encoding = getattr(stream, "encoding", None) or "utf-8"
     return text.encode(encoding, "backslashreplace").decode(encoding)

@@ -295,7 +295,7 @@ def value_at_hand(flag: torch.Tensor) -> bool | None:
 def unwatched() -> contextlib.AbstractContextManager[Any]:
     """Disable every TorchFunctionMode inside the context (torch 1.13 and later): saves 1 µs a call.
 
-    For operations that draw nothing: reading attributes of tensors, detaching them, weighting a loss.
+    Use it for operations that draw nothing: reading attributes, detaching tensors, weighting a loss.
     """
     return torch._C.DisableTorchFunction()
 

@@ -34,7 +34,7 @@ def allocation_changes(profile: Any) -> list[int]:
         for event in events
         if event.name() == "[memory]" and event.device_index() in (-1, 0)
     ]
-    # In the order of the events where two have the same time.
+    # Events with equal times stay in their order.
     return [change for _, change in sorted(changes, key=lambda pair: pair[0])]
 
 

@@ -1,6 +1,6 @@
 """Private torch APIs: the modules that inductor generates, and kernel events of the profiler.
 
-Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
+Like `_torch.py`, this file names the versions that have each API, and the behaviour without it.
 """
 
 from __future__ import annotations

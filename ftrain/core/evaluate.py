@@ -96,8 +96,8 @@ def _called(
     """Call `fn(module, batch)` in eval mode and the policy's precision; draws come from the state's key.
 
     Grad mode is on for derivatives inside (forces of an energy, residuals of a differential equation).
-    No tensor of the state or the batch requires a gradient, so that nothing else is recorded, unless the
-    caller keeps the graph.
+    Unless the caller keeps the graph, no tensor of the state or the batch requires a gradient, so that
+    nothing else is recorded.
     """
     # An average is kept in float32, whatever the parameters' precision is.
     extras = state.extras if fn.takes_extras else {}

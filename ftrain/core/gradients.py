@@ -79,7 +79,7 @@ class GradientFn:
     def viewing(self, view: Callable[[TrainState], TrainState]) -> GradientFn:
         """Return a function of state and batch that takes the gradients at `view(state)`.
 
-        For a loss that reads extras computed from the state.
+        Use it for a loss that reads extras which are computed from the state.
 
         Args:
             view: a pure function that returns a state with the same parameters.

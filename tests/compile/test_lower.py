@@ -113,6 +113,6 @@ def test_program_inside_another_trace_becomes_part_of_it() -> None:
     assert torch.equal(outer(torch.ones(3)), torch.full((3,), 4.0))
 
 
-def test_what_cannot_be_compiled_raises_when_it_is_lowered() -> None:
+def test_function_that_cannot_be_compiled_raises_in_lower() -> None:
     with pytest.raises(ImpureFunctionError):
         ftrain.compile(lambda x: x.add_(1), backend="eager").lower(torch.ones(3))

@@ -61,7 +61,7 @@ def test_sparse_file_of_terabytes_is_refused(tmp_path: pathlib.Path) -> None:
 def test_pipe_that_takes_the_place_of_a_file_is_refused(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is checked twice: before it is opened, and then again what was opened."""
+    """The path is checked before it is opened, and the open file is checked again."""
     (tmp_path / "a").write_text("text")
     os.mkfifo(tmp_path / "pipe")
     before = os.stat(tmp_path / "a")

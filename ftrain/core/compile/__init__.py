@@ -86,7 +86,7 @@ def compile(
 
     Returns:
         The compiled function; `n_compiles` counts its programs, `graph(*args)` shows the traced graph,
-        `cost(*args)` returns a `Cost`, which tells where the time of a call goes, and
+        `cost(*args)` returns a `Cost`, the time of each operator and kernel of a call, and
         `lower(*args).compile()` compiles ahead of the first call.
 
     Raises:

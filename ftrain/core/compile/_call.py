@@ -181,7 +181,7 @@ class Call:
         if any(_other_length(leaf, old) for leaf, old in tensors):
             said.append(
                 "One program serves one shape. Pad sequences to a multiple, so that few lengths occur: "
-                "pad_to_multiple_of=64 of a collator of transformers, or the same in a function "
+                "use pad_to_multiple_of=64 of a collator of transformers, or a function of your own, "
                 "ftrain.data.Loader(..., collate=...); or read rows of similar length together "
                 "(ftrain.data.ByLength)."
             )
@@ -196,7 +196,7 @@ class Call:
         if texts:
             column = re.sub(r"(\[\d+\])+$", "", texts[0])
             said.append(
-                f"A text is a constant of the program: leave {column} out of the batches, "
+                f"A text is a constant of the program. Leave {column} out of the batches with "
                 "ftrain.data.Loader(ftrain.data.select(dataset, columns), ...), or turn it into numbers "
                 "before."
             )
@@ -210,7 +210,7 @@ class Call:
 
 def _other_length(leaf: torch.Tensor, old: Any) -> bool:
     """Return True if a tensor differs from the earlier one in a dimension other than the first."""
-    if len(old) != 4 or len(old[0]) != leaf.ndim:  # was no tensor, or one of another rank
+    if len(old) != 4 or len(old[0]) != leaf.ndim:  # not a tensor, or a tensor of another rank
         return False
     return bool(leaf.shape[1:] != old[0][1:])
 

@@ -133,11 +133,11 @@ class Compiled(Generic[P, R]):
         """Trace a call without running it; `lower(...).compile()` compiles ahead of the first call.
 
         Returns:
-            The traced function. Its method `compile` returns the program, which takes such arguments
-            only; calls of this function use the program too.
+            The traced function. Its method `compile` returns the program, which takes arguments of the
+            same structure, shapes and dtypes only. Calls of this function use the program too.
 
         Raises:
-            TraceError: as the call would.
+            TraceError: the function cannot be traced.
         """
         call = Call(self._fn, args, kwargs)
         self._check(call)
@@ -149,10 +149,10 @@ class Compiled(Generic[P, R]):
         """Return what one call costs: its operators and kernels with time, FLOPs, bytes and floor.
 
         The program runs several times, on copies of a donated state, and is compiled first if no earlier
-        call did. Takes a second or two beyond that, since the machine's rates are measured too.
+        call compiled it. Measuring the rates of the machine takes a second or two more.
 
         Returns:
-            A `Cost`; `print` shows it as tables.
+            A `Cost`, which `print` shows as tables.
         """
         graph = self.graph(*args, **kwargs)
         device = next(
@@ -181,7 +181,7 @@ class Compiled(Generic[P, R]):
     def _run_only(
         self, program: Program, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> R:
-        """Run a program, or raise `TypeError` for arguments that it does not fit."""
+        """Run a program; raise `TypeError` if it was compiled for other arguments."""
         if not is_tracing() and program.settings == global_settings():
             tensors = program.read(args, kwargs)
             if tensors is not None:
@@ -198,7 +198,7 @@ class Compiled(Generic[P, R]):
             raise TypeError(
                 f"the program of `{self._name}` was compiled for other arguments.\n"
                 f"{_listed(changes)}\nPass arguments like those of lower(), or call the compiled "
-                "function itself, which compiles again."
+                "function, which compiles again for others."
             )
         call.leaves.clear()
         return self._find_and_run(args, kwargs)
@@ -257,7 +257,7 @@ class Compiled(Generic[P, R]):
         self, call: Call, instead_of: Program | None, traced: Traced | None = None
     ) -> Program:
         reason = self._reason(call, instead_of) if self._programs else ""
-        if reason and traced is None:  # otherwise the caller asked for a program of its own
+        if reason and traced is None:  # `lower(...).compile()` asks for the program
             warnings.warn(reason, RecompileWarning, stacklevel=4)
         with observed(self._name, reason):
             traced = traced or self._trace(call)
@@ -355,10 +355,10 @@ class Compiled(Generic[P, R]):
 
 
 def _is_inlined(call: Call) -> bool:
-    """Return True if a call becomes part of the trace, or of the loss, that it is made in."""
+    """Return True if a call becomes part of the trace or the loss around it."""
     if is_tracing() or any(isinstance(t, _torch.FakeTensor) for t in call.tensors()):
         return True  # part of that graph
-    # Inside a loss it is differentiated and keyed with its caller.
+    # Inside a loss, the call is differentiated with the loss and draws from the key of the loss.
     return bool(_torch.function_mode_depth()) and innermost_stream() is not None
 
 

@@ -16,7 +16,7 @@ R = TypeVar("R")
 class Executable(Generic[P, R]):
     """Compiled program for one kind of arguments; made by `Lowered.compile`.
 
-    Where a compiled function compiles again, this raises.
+    It raises for arguments for which a compiled function would compile again.
     """
 
     def __init__(self, name: str, run: Callable[[tuple[Any, ...], dict[str, Any]], R]) -> None:
@@ -39,7 +39,7 @@ class Executable(Generic[P, R]):
 class Lowered(Generic[P, R]):
     """Function traced for one kind of arguments; made by the method `lower` of a compiled function.
 
-    It refers to the arguments until it is compiled: donated tensors among them would be copied.
+    It refers to its arguments until it is compiled. Meanwhile, a donated state among them is copied.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class Lowered(Generic[P, R]):
 
     @property
     def graph(self) -> fx.GraphModule:
-        """Traced operators; the compiler may change them."""
+        """Graph of the traced operators, before the compiler changes them."""
         return self._graph
 
     def compile(self) -> Executable[P, R]:
-        """Compile the graph; later calls return the same program.
+        """Compile the graph and return the program; later calls return the same program.
 
-        The compiled function that this was lowered from uses the program as well: its first call with
-        such arguments compiles nothing.
+        The compiled function that was lowered uses the program as well: its first call with such
+        arguments compiles nothing.
         """
         if self._executable is None:
             assert self._finish is not None

@@ -1,7 +1,7 @@
-"""Cost of a call: FLOPs, bytes, time and the least possible time of its operators and kernels.
+"""Cost of a call: FLOPs, bytes, time and least possible time of its operators and kernels.
 
 Read next: `cost.py` (the result), `_flops.py` (the traced graph), `_kernels.py` (a timed run),
-`rates.py` (how fast this machine is).
+`rates.py` (the speed of the machine).
 """
 
 from ftrain.core.cost.cost import Cost, CostRow, call_cost

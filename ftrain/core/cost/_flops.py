@@ -1,8 +1,8 @@
 """Floating-point operations and bytes of operators, from shapes alone.
 
-Products, convolutions and attention count, by the formulas of `torch.utils.flop_counter`: one
-multiplication and one addition are two operations, and causal attention counts in full. All other
-operators count as 0, as is usual for the FLOPs of a model.
+Only products, convolutions and attention count, as is usual for the FLOPs of a model, by the formulas of
+`torch.utils.flop_counter`: one multiplication and one addition are two operations, and causal attention
+counts in full. All other operators count as 0.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Work(NamedTuple):
     Attributes:
         calls: the number of calls.
         flops: floating-point operations by dtype of the factors, such as `{"float32": 1024}`.
-        bytes: bytes of the tensors that it reads and writes, each tensor once a call.
+        bytes: bytes of the tensors that it reads and writes, each tensor once per call.
     """
 
     calls: int
@@ -44,7 +44,7 @@ class Work(NamedTuple):
 
 NONE = Work(0, {}, 0)
 
-# Torch leaves them untyped.
+# Formulas of torch, which have no types.
 _FORWARD: Callable[..., int] = sdpa_flop_count
 _BACKWARD: Callable[..., int] = sdpa_backward_flop_count
 
@@ -52,8 +52,8 @@ _BACKWARD: Callable[..., int] = sdpa_backward_flop_count
 def graph_work(module: fx.GraphModule) -> dict[str, Work]:
     """Return the work of each kind of operator in a traced graph, bodies of loops and branches included.
 
-    A loop of n iterations counts its body n times; `while_loop`, whose number of iterations is unknown,
-    counts one; a branch counts as the branch with the most FLOPs.
+    The body of a loop of n iterations counts n times. The body of `while_loop`, whose number of
+    iterations is unknown, counts once. Of several branches, the one with the most FLOPs counts.
     """
     found: dict[str, Work] = {}
     for node in module.graph.nodes:

@@ -1,7 +1,7 @@
 """Kernels of a call, each with its time: operators, and loops that inductor has compiled.
 
-On the CPU a dispatch mode sees operators, and inductor's kernels are found by name among the globals
-of its generated modules (`_torch_kernels.py`). On CUDA torch's profiler reports both.
+On the CPU a dispatch mode times operators, and the kernels of inductor are found by name among the
+globals of its generated modules (`_torch_kernels.py`). On CUDA torch's profiler reports both.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Kernel(NamedTuple):
     Attributes:
         name: the operator, or the name that inductor gave to a fused kernel.
         seconds: its time.
-        work: its FLOPs and bytes; none known on CUDA.
+        work: its FLOPs and bytes; on CUDA they are unknown and 0.
     """
 
     name: str
@@ -47,9 +47,10 @@ def kernels_of(call: Callable[[], Any], device: torch.device) -> list[Kernel]:
 
 
 def _mode(found: list[Kernel]) -> _Mode:
-    """Return the mode, hidden from Dynamo if that is loaded.
+    """Return the mode, hidden from Dynamo if Dynamo is loaded.
 
-    In a function of `torch.compile` it would compile the mode's own frames, after each graph break.
+    Inside a function of `torch.compile`, Dynamo would compile the frames of the mode after a graph
+    break.
     """
     dynamo = sys.modules.get("torch._dynamo")
     if dynamo is None:
@@ -60,7 +61,7 @@ def _mode(found: list[Kernel]) -> _Mode:
 
 
 def _timed(name: str, kernel: Callable[..., Any], found: list[Kernel]) -> Callable[..., Any]:
-    """Wrap a kernel of inductor, which takes tensors and numbers, and writes its results into them."""
+    """Return a timed kernel of inductor, which takes tensors and numbers and writes to the tensors."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -95,7 +96,7 @@ class _Mode(DispatchMode):
         return result
 
     def _watched(self, argument: Any) -> Any:
-        """Wrap the body of a loop or branch to run under this mode, which torch disables there."""
+        """Return the body of a loop or branch, run under this mode, which torch disables there."""
         if not isinstance(argument, torch.nn.Module):
             return argument
 

@@ -26,10 +26,10 @@ class CostRow(NamedTuple):
     Attributes:
         name: the operator, or the name that inductor gave to a fused kernel.
         calls: the number of calls in one call of the function.
-        seconds: its time in one call of the function; `None`: not timed.
+        seconds: its total time in one call of the function; `None`: not timed.
         flops: floating-point operations of products, convolutions and attention.
         bytes: bytes that it reads and writes.
-        floor: the least seconds for these, at the machine's measured rates.
+        floor: the least possible seconds for these FLOPs and bytes, at the machine's measured rates.
     """
 
     name: str
@@ -50,8 +50,9 @@ class Cost:
 
     Attributes:
         operators: rows of the traced graph, before operators are fused; `()` if nothing was traced.
-        kernels: rows of what ran, the longest first.
-        flops: floating-point operations by dtype; of the graph, or without one of the kernels.
+        kernels: rows of the kernels that ran, the longest first.
+        flops: floating-point operations by dtype, counted in the graph, or without a graph in the
+            kernels.
         seconds: the time in kernels.
         floor: the sum of the floors of the kernels.
         rates: the measured rates.
@@ -134,13 +135,13 @@ def call_cost(
     graph: fx.GraphModule | None = None,
     rates: Rates | None = None,
 ) -> Cost:
-    """Return the cost of a call, which is made several times.
+    """Return the cost of a call; make the call several times.
 
     Args:
-        prepare: returns a function that makes the call; what `prepare` itself does is not counted.
-        device: where it runs.
-        graph: its traced graph; `None`: it cannot be traced.
-        rates: of the machine; `None` measures them.
+        prepare: returns a function that makes the call; `prepare` itself is not timed.
+        device: the device on which the call runs.
+        graph: the traced graph of the call; `None`: it cannot be traced.
+        rates: rates of the machine; `None`: measure them.
     """
     works = graph_work(graph) if graph is not None else {}
     prepare()()

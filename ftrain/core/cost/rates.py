@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 __all__ = ["Product", "Rates", "fastest_product", "measure_rates", "synchronize"]
 
-_COPIED = (2**20, 2**23, 2**26)  # bytes read and written: within the caches, and beyond them
+_COPIED = (2**20, 2**23, 2**26)  # bytes read and written: inside and outside of the caches
 _REPEATS = 5
 
 
@@ -30,15 +30,15 @@ class Rates:
     bandwidth: Mapping[int, float]
 
     def floor(self, flops: Mapping[str, int], size: int) -> float:
-        """Return the least seconds for work: that of its products or of its bytes, whichever is more.
+        """Return the least seconds for work: those of its products or of its bytes, whichever are more.
 
         Args:
-            flops: floating-point operations by dtype; those of a dtype that was not measured count 0.
+            flops: floating-point operations by dtype; dtypes that were not measured take no time.
             size: bytes that are read and written.
         """
         rates = self.flops
         compute = sum(count / rates[dtype] for dtype, count in flops.items() if dtype in rates)
-        # Data that fit in a cache may be there already: the best rate at this size or beyond.
+        # Data that fit in a cache may be there already, so the best rate at this size or above counts.
         measured = self.bandwidth
         least = min(size, max(measured, default=0))
         rate = max((rate for amount, rate in measured.items() if amount >= least), default=math.inf)
@@ -50,8 +50,8 @@ class Product:
     """Matrix product of two square matrices.
 
     Attributes:
-        call: computes it.
-        flops: its floating-point operations.
+        call: a function that computes the product.
+        flops: the number of its floating-point operations.
     """
 
     call: Callable[[], Any]
@@ -59,7 +59,7 @@ class Product:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until a device has finished; the CPU always has."""
+    """Wait until a device has finished its work; return at once for the CPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -70,7 +70,7 @@ def fastest_product(dtype: str, device: torch.device, size: int | None = None) -
     n = size or (8192 if device.type == "cuda" else 1024)
     with torch.no_grad():
         a, b = (torch.ones(n, n, dtype=of, device=device) for _ in range(2))
-        # float16 products of a CPU without such instructions take seconds.
+        # On a CPU without float16 instructions, large float16 products take seconds.
         while size is None and n > 64 and _seconds(lambda: torch.mm(a, b), device, 1) > 0.05:  # noqa: B023
             n //= 2
             a, b = a[:n, :n].contiguous(), b[:n, :n].contiguous()
@@ -80,7 +80,7 @@ def fastest_product(dtype: str, device: torch.device, size: int | None = None) -
                 x, y = a.to_mkldnn(), b.to_mkldnn()
                 F.linear(x, y)
                 calls.append(_without_grad(lambda: F.linear(x, y)))
-            except RuntimeError:  # a build or processor without it
+            except RuntimeError:  # this build or processor has no such product
                 pass
         best = min(calls, key=lambda call: _seconds(call, device, 3))
     return Product(best, 2 * n**3)
@@ -120,7 +120,7 @@ def _without_grad(call: Callable[[], Any]) -> Callable[[], Any]:
 
 
 def _seconds(call: Callable[[], Any], device: torch.device, repeats: int) -> float:
-    """Return the shortest time of several calls, after one that is not counted."""
+    """Return the shortest time of several calls, after one call to warm up."""
     call()
     best = float("inf")
     for _ in range(repeats):
