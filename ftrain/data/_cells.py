@@ -26,15 +26,15 @@ from ftrain.data._files import PathLike, existing
 
 __all__ = ["Column", "Table", "is_missing", "is_number"]
 
-#: Cells of a column of numbers that stand for a missing number, in upper or lower case.
+#: Cells that stand for a missing number in a column of numbers, in upper or lower case.
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 
 _FORMAT = Format()
 
-#: Cells that are parsed in one call, if a column has fewer.
+#: Cells that are parsed in one call, of several columns if each has fewer.
 _AT_ONCE = 1 << 16
 
-#: A number, for Python and for RE2.
+#: Pattern of a number, valid in Python and in RE2.
 _NUMBER = r"^[-+]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|(?i:inf|infinity|nan))$"
 
 
@@ -92,7 +92,7 @@ class Table:
             )
         last = self.cells.columns[-1][-1].as_py()
         content = self.path.read_bytes() if "\n" in last else b""
-        if content.count(b'"') % 2:  # pyarrow has read this cell to the end of the file
+        if content.count(b'"') % 2:  # pyarrow reads an unclosed cell to the end of the file
             line = content.count(b"\n") - last.count("\n") + 1
             says = "expected a closing quote, got the end of the file. Close the quote"
             raise DataError(f"{self.path}, line {line}: {says}")
@@ -140,7 +140,7 @@ class Table:
 
     @functools.cached_property
     def _parsed(self) -> dict[int, _Parsed]:
-        """The columns that were read last, by the place of the first."""
+        """The columns that were parsed last, by the index of the first."""
         return {}
 
 
@@ -189,12 +189,12 @@ class Column:
         table: the table of the column.
         name: its name.
         cells: a `pyarrow.StringArray`, without white space around the words.
-        values: float64 `(n,)`: the numbers, NaN where a cell is none.
-        is_number: bool `(n,)`: the cell is a number; `nan` is one.
-        is_missing: bool `(n,)`: the cell stands for a missing number; `nan` does.
-        missing: the number that replaces missing ones; `None`: they are errors.
-        target: True for the column to predict, which is never filled in.
-        expected: what a cell should be, for messages.
+        values: float64 `(n,)`: the numbers; NaN for a cell that is not a number.
+        is_number: bool `(n,)`: True if the cell is a number; `nan` is a number.
+        is_missing: bool `(n,)`: True if the cell stands for a missing number, as `nan` does.
+        missing: the number that replaces missing numbers; `None`: they are errors.
+        target: True for the column to predict, in which missing numbers are always errors.
+        expected: the expected kind of cell, for messages.
     """
 
     table: Table
@@ -225,7 +225,7 @@ class Column:
         elif not valid.all() and self.table.cells.format.decimal == ".":
             cell = self.cells[int(np.argmin(valid))].as_py()
             if cell.count(",") == 1 and is_number(cell.replace(",", ".")):
-                remedy = f"Set decimal to ',' if it stands before decimals. {remedy}"
+                remedy = f"Set decimal to ',' if the file has decimal commas. {remedy}"
         self.check(valid, self.expected, remedy)
         if self.missing is None:
             self.check_present(self.is_missing, self.expected)
@@ -233,7 +233,7 @@ class Column:
         return np.where(self.is_missing, self.missing, self.values)
 
     def days(self, format: str | None = None) -> Column:
-        """Return the days since 1970 of a column of dates, in UTC unless a cell has an offset.
+        """Return a column of dates as days since 1970, in UTC unless a cell has an offset.
 
         Args:
             format: as of `datetime.strptime`; `None`: ISO 8601.
@@ -265,7 +265,7 @@ class Column:
     ) -> Tensor:
         """Return each cell's index in `words`, int64 `(n,)`.
 
-        Other cells raise, or are -1 with `unknown`.
+        A cell that is not in `words` raises, or has the index -1 if `unknown` is True.
         """
         known = {word: place for place, word in enumerate(words)}
         encoded = self.cells.dictionary_encode()
@@ -285,7 +285,7 @@ class Column:
             note = ", which stands for a missing number" if self.cells[row].as_py() else ""
             remedy = "Delete the row, or set `missing` to the number that replaces it"
             if self.target:
-                remedy = "Delete the row, as a target is never filled in"
+                remedy = "Delete the row: a missing target is never replaced"
             raise self.wrong(row, expected, remedy, note)
 
     def check(self, valid: np.ndarray, expected: str, remedy: str) -> None:
@@ -342,5 +342,5 @@ def _listed(words: Sequence[str], most: int) -> str:
 
 
 def _shown(text: str) -> str:
-    """Return a text in quotes, of which a long one is cut off."""
+    """Return a text in quotes, shortened if it is long."""
     return repr(text if len(text) <= 80 else text[:77] + "...")

@@ -1,6 +1,6 @@
 """Reading of CSV files as text cells, with pyarrow: delimiter, encoding, errors with their lines.
 
-Read next: `table.py`, which makes numbers of the cells.
+Read next: `_cells.py`, which converts cells to numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ftrain.data._files import check_memory, not_utf8, reading
 
 __all__ = ["Cells", "Format", "delimiter_hint", "line_of", "read_cells"]
 
-#: Delimiters that are tried, in this order; and the rows that they are tried on.
+#: Delimiters to try, in this order; and the number of rows to try them on.
 _DELIMITERS, _TRIED = (",", ";", "\t", "|"), 6
 
 
@@ -26,8 +26,9 @@ class Format(NamedTuple):
     """Spelling of a CSV file.
 
     Attributes:
-        delimiter: the character between cells; `None`: the one that splits the first rows alike.
-        encoding: Python's name of it.
+        delimiter: the character between cells; `None`: guess the one that splits the first rows into
+            equally many cells.
+        encoding: Python's name of the encoding.
         decimal: the character before the decimals of a number.
     """
 
@@ -39,7 +40,7 @@ class Format(NamedTuple):
         """Return the same format, with the byte order mark of UTF-8 left out.
 
         Raises:
-            ValueError: delimiter, encoding or decimal is not one.
+            ValueError: the delimiter, encoding or decimal character is invalid.
         """
         for name in ("delimiter", "decimal"):
             value = getattr(self, name)
@@ -66,9 +67,9 @@ class Cells(NamedTuple):
     """Cells of a CSV file.
 
     Attributes:
-        names: of the columns.
-        columns: a `pyarrow.StringArray` for each.
-        format: how they were read.
+        names: the names of the columns.
+        columns: a `pyarrow.StringArray` for each column.
+        format: the format in which the cells were read.
     """
 
     names: list[str]
@@ -80,9 +81,9 @@ def read_cells(path: Path, format: Format, header: bool) -> Cells:
     """Read all cells of a file.
 
     Raises:
-        DataError: it is not a table of rows of one length in this encoding.
+        DataError: the file is not a table of rows of one length in this encoding.
         ImportError: pyarrow is not installed.
-        ValueError: the format is not one.
+        ValueError: the format is invalid.
     """
     try:
         arrow = importlib.import_module("pyarrow")
@@ -112,7 +113,7 @@ def read_cells(path: Path, format: Format, header: bool) -> Cells:
                     use_threads=False,
                     block_size=size,
                     autogenerate_column_names=not header,
-                    encoding=format.encoding,  # also of UTF-8: then invalid bytes have a place
+                    encoding=format.encoding,  # given for UTF-8 too: errors then name the position
                 ),
                 reader.ParseOptions(
                     delimiter=format.delimiter, newlines_in_values=True, invalid_row_handler=refused
@@ -128,7 +129,7 @@ def read_cells(path: Path, format: Format, header: bool) -> Cells:
                 "the encoding of the file with `encoding`"
             ) from None
         except arrow.ArrowInvalid as error:
-            if not ragged:  # among them: "Empty CSV file"
+            if not ragged:  # such as "Empty CSV file"
                 says = one_line(error)
                 raise DataError(f"{path}: expected a CSV table, got an error: {says}") from None
             line = line_of(path, format, ragged[0].number - 1)
@@ -160,7 +161,7 @@ def delimiter_hint(columns: int) -> str:
 
 
 def _named(names: list[str], columns: list[Any]) -> tuple[list[str], list[Any]]:
-    """Leave out columns without a name and cells, as a delimiter at the end of each line makes one."""
+    """Return the cells without columns of no name and no cells, such as after a final delimiter."""
     kept = [
         place
         for place, name in enumerate(names)
@@ -173,7 +174,7 @@ def _named(names: list[str], columns: list[Any]) -> tuple[list[str], list[Any]]:
 def _guessed(path: Path, encoding: str) -> str:
     """Return the first delimiter that splits each of the first rows into the same number of cells.
 
-    If none does, the header alone decides; a file with one column has a comma.
+    If none does, the header alone decides. For a file with one column, return a comma.
     """
     found = {}
     limit = python_csv.field_size_limit(2**31 - 1)
@@ -182,7 +183,7 @@ def _guessed(path: Path, encoding: str) -> str:
             with path.open(newline="", encoding=encoding, errors="replace") as file:
                 rows = python_csv.reader(file, delimiter=delimiter)
                 found[delimiter] = [len(row) for row in itertools.islice(rows, _TRIED) if row]
-    except (UnicodeError, python_csv.Error):  # pyarrow says what is wrong
+    except (UnicodeError, python_csv.Error):  # pyarrow raises the error with its position
         return ","
     finally:
         python_csv.field_size_limit(limit)

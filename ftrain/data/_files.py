@@ -1,4 +1,4 @@
-"""Checks of files: that they exist, what a reader raises for a damaged one, what fits in memory."""
+"""Checks of files: existence, kind, damage that a reader reports, and size in memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ftrain.core.errors import DataError
 
 PathLike = str | os.PathLike[str]
 
-#: Errors of the system, which say nothing about the content.
+#: Errors of the system, which do not show that the content is damaged.
 _OF_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
 #: The largest ratio of zip's and gzip's compression (https://zlib.net/zlib_tech.html).
@@ -28,7 +28,7 @@ def existing(path: PathLike) -> Path:
         raise DataError(f"{found}: expected a file, got a directory. Name a file in it")
     if not found.exists():
         raise FileNotFoundError(f"file not found: {found}{_nearest(found)}")
-    if not found.is_file():  # to open a pipe would wait for its writer
+    if not found.is_file():  # opening a pipe would wait for its writer
         raise DataError(
             f"{found}: expected a regular file, got a pipe, a device or a socket. Write its content to "
             "a file"
@@ -51,7 +51,7 @@ def reading(path: Path, what: str = "it") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
             raise DataError(
-                f"{path}: cannot be read: {error.strerror}. Check who may read it, and the disk"
+                f"{path}: cannot be read: {error.strerror}. Check its permissions, and the disk"
             ) from None
         raise DataError(
             f"{path}: {what} is damaged: {one_line(error)}. Create or copy the file again"
@@ -81,7 +81,7 @@ def _memory() -> int:
     """Return the bytes of memory of this machine."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # not on every system
+    except (AttributeError, OSError, ValueError):  # some systems do not report it
         return 1 << 62
 
 
@@ -100,7 +100,7 @@ def existing_folder(path: PathLike) -> Path:
 def decoded(path: Path) -> str:
     """Return the text of a UTF-8 file, without a byte order mark."""
     path = existing(path)
-    check_memory(path, "its text", 8 * path.stat().st_size)  # as tokens, measured: 7.1 times
+    check_memory(path, "its text", 8 * path.stat().st_size)  # tokens take 7.1 times the file
     with reading(path):
         try:
             return path.read_text(encoding="utf-8-sig")

@@ -1,6 +1,6 @@
-"""Global random generators and the number of threads while samples are read.
+"""Settings of the process while samples are read: global random generators and number of threads.
 
-Both belong to the whole process, so one thread at a time may change them.
+They belong to the whole process, so only one thread at a time may change them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 __all__ = ["one_thread", "preserved_generators", "seed_generators"]
 
-#: Seconds after which a thread gives up: the thread that reads may be waiting for this one.
+#: Seconds after which a waiting thread raises: the reading thread may be waiting for it.
 LONGEST_WAIT = 120.0
 
 
@@ -64,7 +64,7 @@ def one_thread() -> Iterator[None]:
 
 
 class _Turn:
-    """Lock of this process; a block may be entered again inside of itself."""
+    """Lock of this process, which one thread may enter several times."""
 
     lock = threading.RLock()
 
@@ -73,7 +73,7 @@ def _renew() -> None:
     _Turn.lock = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_renew)  # the thread that held it is not in the child
+os.register_at_fork(after_in_child=_renew)  # the child has no thread that holds the lock
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def _alone() -> Iterator[None]:
         raise RuntimeError(
             "dataset: expected to read samples at once, got another thread that has been reading for "
             f"{LONGEST_WAIT:g} s; both use the global random generators. Read the data in one thread, "
-            "or with workers=1, which has generators of its own"
+            "or write workers=1: a worker process has generators of its own"
         )
     try:
         yield

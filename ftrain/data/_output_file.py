@@ -183,7 +183,7 @@ class Draft:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Extend a file, with space on the disk: writing to mapped memory without it kills the process.
+    """Extend a file and reserve its space: on a full disk, a write to mapped memory kills the process.
 
     Raises:
         OSError: the disk is full.
@@ -195,7 +195,7 @@ def _reserve(path: Path, size: int) -> None:
         except OSError as error:
             if error.errno not in (errno.EINVAL, errno.ENOTSUP):
                 raise OSError(error.errno, error.strerror, str(path)) from None
-        except AttributeError:  # not on every system
+        except AttributeError:  # some systems do not have it
             pass
 
 

@@ -123,8 +123,8 @@ class _Header(NamedTuple):
     """Header of an array in NumPy's format.
 
     Attributes:
-        shape: of the array.
-        dtype: of its numbers.
+        shape: shape of the array.
+        dtype: dtype of its numbers.
         length: bytes of the header itself.
     """
 
@@ -140,7 +140,7 @@ class _Header(NamedTuple):
             (1, 0): npy_format.read_array_header_1_0,
             (2, 0): npy_format.read_array_header_2_0,
         }
-        if version not in readers:  # (3, 0) has names of fields alone, which are no numbers
+        if version not in readers:  # (3, 0) serves names of fields only, which are not numbers
             raise ValueError(f"expected version 1.0 or 2.0 of the format, got {version}")
         shape, _, dtype = readers[version](file)
         return cls(shape, dtype, file.tell())
@@ -151,7 +151,7 @@ class _Header(NamedTuple):
         return math.prod(self.shape) * self.dtype.itemsize
 
     def check(self, path: Path, what: str, size: int) -> None:
-        """Raise `DataError` unless these are numbers, as many as fit into `size` bytes."""
+        """Raise `DataError` unless the array has numbers that fit into `size` bytes."""
         where = str(path) if what == "it" else f"{path}, {what.removeprefix('the ')}"
         if self.dtype.hasobject:
             raise DataError(
@@ -169,14 +169,14 @@ class _Header(NamedTuple):
             )
 
     def tensor(self, array: Any) -> Tensor:
-        """Return the array that was read as a tensor."""
+        """Return a tensor from the array that was read."""
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
         return torch.from_numpy(array)
 
 
 def _check_ratio(member: zipfile.ZipInfo) -> None:
-    """Raise if a zip says that content unpacks to more than its compression can hold."""
+    """Raise if a zip announces more bytes than its compressed content can unpack to."""
     if member.compress_type == zipfile.ZIP_DEFLATED:
         check_deflated(member.compress_size, member.file_size)
     elif member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:

@@ -30,7 +30,7 @@ from ftrain.data._files import (
 
 __all__ = ["idx", "mnist"]
 
-#: Axes of an array of numpy.
+#: The most axes of a NumPy array.
 _MOST_AXES = 64
 
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}

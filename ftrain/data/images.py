@@ -21,16 +21,16 @@ from ftrain.data.cursor import is_count
 
 __all__ = ["images"]
 
-#: Files with other suffixes are not images; of these, the ones that Pillow cannot read are refused.
+#: Suffixes of images. Other files are left out; a file with one of these that is not an image raises.
 _SUFFIXES = {
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg"),
     *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
 
-#: Formats to try, whatever the suffix. Pillow reads others too, EPS by running another program.
+#: Formats to try for any suffix. Pillow reads more formats, and runs another program for EPS.
 _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
-#: The EXIF tag of the rotation with which a camera stored a photo, and how to undo each of its values.
+#: The EXIF tag of the rotation with which a camera stored a photo; the operation that undoes each value.
 _ORIENTATION = 0x0112
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -99,9 +99,9 @@ class Images:
 
         Args:
             path: the folder or file.
-            size: to scale every image to; `None`: they have the size `trained` already.
-            mode: of Pillow.
-            trained: the size of the images that a model was trained on.
+            size: size to scale every image to; `None`: all images must have the size `trained`.
+            mode: mode of Pillow.
+            trained: size of the images that a model was trained on.
         """
         _check_mode(_pillow(), mode)
         place = Path(path)
@@ -142,9 +142,12 @@ class Images:
 
     def _read(self, index: int) -> Any:
         """Return an image of the mode `self.mode`, upright, in its own size."""
-        path, pillow = self.files[index][0], _pillow()  # no attribute: worker processes pickle this
+        path, pillow = (
+            self.files[index][0],
+            _pillow(),
+        )  # not an attribute: workers pickle the dataset
         formats = [name for name in _FORMATS if name in pillow.OPEN]
-        with warnings.catch_warnings():  # of many pixels and of odd EXIF data: the image is read
+        with warnings.catch_warnings():  # warnings of many pixels and odd EXIF data
             warnings.simplefilter("ignore")
             return self._decoded(path, pillow, formats)
 
@@ -159,7 +162,7 @@ class Images:
         with opened:
             try:
                 return _converted(pillow, _upright(pillow, opened), self.mode)
-            except Exception as error:  # where Pillow decodes; as above
+            except Exception as error:  # Pillow decodes here; as above
                 raise DataError(
                     f"{path} is damaged: {one_line(error)}. Create or copy the file again"
                 ) from None
@@ -179,8 +182,8 @@ def images(
 
     Args:
         folder: holds a folder for each class.
-        size: `(height, width)` to scale every image to, or one number for both; default: they have one
-            size already.
+        size: `(height, width)` to scale every image to, or one number for both; default: all images must
+            have the same size.
         mode: `"RGB"` for three channels, `"L"` for one.
         classes: the classes in the order of their labels, such as those that a model was trained on;
             default: the folders' names.
@@ -214,12 +217,12 @@ def _is_image(path: Path) -> bool:
 
 
 def _is_shown(path: Path) -> bool:
-    """Return False for hidden files, such as `.ipynb_checkpoints`, and those that macOS calls `._*`."""
+    """Return False for hidden files, such as `.ipynb_checkpoints` and the `._*` files of macOS."""
     return not path.name.startswith(".")
 
 
 def _check_names(place: Path, names: list[str]) -> None:
-    """Raise `DataError` for the name of a class that is not UTF-8, which no file of a run can hold."""
+    """Raise `DataError` for a class name that is not UTF-8: the files of a run cannot hold it."""
     for name in names:
         try:
             name.encode()
@@ -249,8 +252,8 @@ def _check_mode(pillow: Any, mode: str) -> None:
 
 
 def _upright(pillow: Any, image: Any) -> Any:
-    """Return the image as its EXIF orientation says; damaged EXIF data are ignored, as by viewers."""
-    image.load()  # formats that turn the image themselves do it here, and remove the tag
+    """Return the image turned by its EXIF orientation; ignore damaged EXIF data, as viewers do."""
+    image.load()  # decoders that turn the image do it here, and remove the tag
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION))
     except Exception:  # a decoder raises errors of any kind
@@ -259,7 +262,7 @@ def _upright(pillow: Any, image: Any) -> Any:
 
 
 def _converted(pillow: Any, image: Any, mode: str) -> Any:
-    """Return the image in another mode; Pillow itself clips numbers of more than 8 bits at 255."""
+    """Return the image in another mode; reduce 16 bits to 8, which Pillow would clip at 255."""
     if image.mode.startswith("I;16"):
         image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F") and mode != image.mode:
@@ -275,5 +278,5 @@ def _pillow() -> Any:
             "data.images reads files with Pillow, which is not installed. Run "
             "`pip install 'ftrain[images]'`, or `pip install pillow`."
         ) from None
-    found.init()  # all formats
+    found.init()  # registers all formats
     return found

@@ -38,7 +38,7 @@ LastBatch = Literal["drop", "keep", "pad"]
 #: Positions whose samples are computed at once: a batch's share of that costs a microsecond or two.
 _AT_ONCE = 8192
 
-#: Each worker is a process with memory of its own.
+#: The most workers; each is a process with memory of its own.
 _MOST_WORKERS = 1024
 
 #: Number and length of the stretches of positions whose samples identify an order.
@@ -360,8 +360,8 @@ def _check_options(loader: Loader) -> None:
             )
     if loader.workers > _MOST_WORKERS:
         raise ValueError(
-            f"workers: expected at most {_MOST_WORKERS} processes, got {loader.workers}. Write one for "
-            "each processor core at most"
+            f"workers: expected at most {_MOST_WORKERS} processes, got {loader.workers}. Write at most "
+            "the number of processor cores"
         )
     if not is_count(loader.rank, 0) or loader.rank >= loader.ranks:
         raise ValueError(

@@ -68,8 +68,9 @@ def with_outputs(
     Raises:
         DataError: the file holds outputs of another teacher or of other data, or is damaged.
         TypeError: samples are not mappings; `fn` returns neither a tensor nor a mapping of tensors.
-        ValueError: `source` holds nothing; `fn` draws random numbers (a teacher in training mode); an
-            output has another number of rows than the batch, or the name of an entry.
+        ValueError: `source` has no tensor; `fn` draws random numbers, as a teacher in training mode
+            does; an output has another number of rows than the batch, or the name of an entry of the
+            batch.
 
     Example:
         >>> import tempfile
@@ -217,7 +218,7 @@ def _compute(
 
 @contextlib.contextmanager
 def _refusing_draws() -> Iterator[None]:
-    """Raise at a draw, since outputs that are stored once must not depend on it."""
+    """Raise at a random draw, because outputs that are stored once must not depend on draws."""
     try:
         yield
     except UnkeyedRandomError as error:

@@ -28,12 +28,12 @@ def select(dataset: Any, columns: Iterable[str]) -> Any:
         columns: the names of the entries to keep.
 
     Returns:
-        A dict for a mapping; what `dataset.select_columns` returns for an object that has it; else a
-        dataset that reads a sample, then drops its other entries.
+        For a mapping, a dict. For an object with `select_columns`, the result of this method. Otherwise
+        a dataset that reads a sample, then drops its other entries.
 
     Raises:
         KeyError: a sample has no such entry.
-        TypeError: the dataset is unsupported; `columns` is one text.
+        TypeError: the dataset is unsupported; `columns` is a single string.
 
     Example:
         >>> rows = [{"text": "good", "input_ids": [1, 2], "label": 1}]
@@ -74,7 +74,7 @@ class _Selected:
 
 
 class _SelectedMany(_Selected):
-    """The same, of a dataset that reads several samples at once."""
+    """Dataset with some entries of the samples of a dataset that reads several samples at once."""
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         return [_kept(each, self.columns) for each in self.dataset.__getitems__(indices)]

@@ -1,6 +1,6 @@
 """Reader of CSV files as columns of numbers, with pyarrow.
 
-Read next: `_cells.py`, which makes numbers of cells; `sources/table.py`, which scales the columns for a
+Read next: `_cells.py`, which converts cells to numbers; `sources/table.py`, which scales columns for a
 run.
 """
 
@@ -44,9 +44,9 @@ def csv(
         categories: for a column of words, the words; a cell becomes its word's place in the list, int64.
         missing: the number that replaces an empty cell of a column of numbers, and `NA`, `n/a`, `nan`,
             `null`, `none`, `?` and `-`; the target is never filled in. Default: all of these are errors.
-        delimiter: the separator between cells, such as `"\\t"`; default: that of `,`, `;`, tab and `|`
-            which splits the first rows into equally many cells.
-        encoding: Python's name of it, such as `"latin-1"`.
+        delimiter: the separator between cells, such as `"\\t"`; default: the one of `,`, `;`, tab and
+            `|` that splits the first rows into equally many cells.
+        encoding: Python's name of the encoding, such as `"latin-1"`.
         decimal: the character before the decimals of a number, `"."` or `","`.
         header: True if the first line names the columns; otherwise they are named "0", "1", ...
 
@@ -59,7 +59,7 @@ def csv(
         DataError: a cell is not a number, a row has another number of cells than the header, a column is
             missing; the message names file, line, column and remedy.
         ImportError: pyarrow is not installed.
-        ValueError: delimiter, encoding or decimal is not one.
+        ValueError: the delimiter, encoding or decimal character is invalid.
 
     Example:
         >>> import pathlib, tempfile

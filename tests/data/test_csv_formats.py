@@ -70,7 +70,7 @@ def test_decimal_comma_reads_numbers_and_refuses_points(tmp_path: pathlib.Path) 
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-8", "UTF8", "utf-8-sig"])
-def test_encoding_of_names_and_cells(tmp_path: pathlib.Path, encoding: str) -> None:
+def test_encoding_option_reads_names_and_cells(tmp_path: pathlib.Path, encoding: str) -> None:
     content = "Größe,Ort\n1,Zürich\n2,Köln\n".encode(encoding)
     found = table(tmp_path, content, encoding=encoding, categories={"Ort": ["Köln", "Zürich"]})
     assert lists(found) == {"Größe": [1, 2], "Ort": [1, 0]}
@@ -105,7 +105,7 @@ def test_other_encoding_is_refused_with_the_option(
         ("decimal", ""),
     ],
 )
-def test_format_that_is_not_one_is_refused(tmp_path: pathlib.Path, option: str, value: str) -> None:
+def test_invalid_format_is_refused(tmp_path: pathlib.Path, option: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{option}: expected") as caught:
         table(tmp_path, "a\n1\n", **{option: value})
     assert not isinstance(caught.value, DataError)

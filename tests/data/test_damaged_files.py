@@ -173,7 +173,7 @@ def test_bomb_is_refused_before_it_is_unpacked(tmp_path: pathlib.Path, name: str
 def test_content_larger_than_the_memory_is_refused_with_the_remedy(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Consistent files, which this machine might unpack."""
+    """The files are consistent, and a larger machine could unpack them."""
     np.savez_compressed(tmp_path / "x.npz", x=np.zeros(10_000))
     np.save(tmp_path / "x.npy", np.zeros(10_000))
     image = bytes([0, 0, 8, 1]) + struct.pack(">I", 80_000) + bytes(80_000)
@@ -231,7 +231,7 @@ def test_message_of_a_damaged_state_dict_is_short_and_gives_no_dangerous_advice(
 
 
 def test_state_dict_with_a_place_before_its_start_is_damaged(tmp_path: pathlib.Path) -> None:
-    """Torch seeks there, which is an error of the operating system."""
+    """Torch seeks to the negative position, which the operating system refuses."""
     path = tmp_path / "model.pt"
     with pytest.MonkeyPatch.context() as patch:
         torch.save({"w": torch.zeros(3)}, path)

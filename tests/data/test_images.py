@@ -72,7 +72,7 @@ def test_images_of_32_bits_are_refused(tmp_path: pathlib.Path) -> None:
         data.images(folder_of(tmp_path, image, "1.tif"))
 
 
-def test_hidden_files_and_folders_are_no_samples_and_no_classes(tmp_path: pathlib.Path) -> None:
+def test_hidden_files_and_folders_are_left_out(tmp_path: pathlib.Path) -> None:
     folder = folder_of(tmp_path, Image.new("RGB", (5, 4)), "1.png")
     (folder / "a" / "._1.png").write_bytes(b"resource fork")
     (folder / ".ipynb_checkpoints").mkdir()

@@ -87,7 +87,7 @@ def trained(dataset: Any) -> int:
 
 def test_column_of_texts_warns_with_its_name_and_the_remedy() -> None:
     expected = (
-        r"A text is a constant of the program: leave batch\['text'\] out of the batches, "
+        r"A text is a constant of the program\. Leave batch\['text'\] out of the batches with "
         r"ftrain\.data\.Loader\(ftrain\.data\.select\(dataset, columns\), \.\.\.\)"
     )
     with pytest.warns(RecompileWarning, match=expected):

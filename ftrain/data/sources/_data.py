@@ -46,8 +46,9 @@ class Inputs(NamedTuple):
 
     Attributes:
         batches: `size -> batches` of at most `size` samples, each a tensor or a mapping of tensors.
-        target: `name`, and what `tasks.predictions` takes; or `alphabet`, of a text; or `numbers`: True
-            if the targets were numbers, False if they were classes without names.
+        target: a mapping with `name` and other arguments of `tasks.predictions`; or with `alphabet`, for
+            a text; or with `numbers`: True if the targets were numbers, False if they were unnamed
+            classes.
         columns: columns of the table of predictions that name the samples, such as their files.
     """
 

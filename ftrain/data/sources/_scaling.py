@@ -1,4 +1,4 @@
-"""Means and scales of the columns of a table: fitted on training rows, applied to any.
+"""Means and scales of the columns of a table: fitted on training rows, applied to any rows.
 
 Read next: `table.py`, which reads the columns.
 """
@@ -20,7 +20,7 @@ from ftrain.data.sources._data import sha256
 
 __all__ = ["Known", "check_means", "feature_names", "filled", "fit", "scaled", "scaled_inputs"]
 
-#: What is known of a column: `one_of` which words, `classes`; `mean` and `scale` if it is standardized.
+#: Fitted facts of a column: its words, `one_of`; its `classes`; `mean` and `scale` if standardized.
 Known = Mapping[str, Any]
 
 
@@ -41,7 +41,7 @@ def feature_names(known: Known) -> list[str]:
 def fit(
     train: dict[str, Tensor], known: Known, standardize: bool, scale_target: bool, means: bool
 ) -> dict[str, Any]:
-    """Fit the preprocessing (means, scales, words) on the training rows."""
+    """Return the preprocessing (means, scales, words), fitted on the training rows."""
     columns: dict[str, Any] = {}
     place = 0
     for name, one in known["columns"].items():
@@ -68,7 +68,7 @@ def check_means(table: Table, x: Tensor, names: list[str]) -> None:
 
 
 def filled(x: Tensor, used: Known) -> Tensor:
-    """Replace missing numbers (NaN) by the fitted means of their columns."""
+    """Return features with missing numbers (NaN) replaced by the fitted means of their columns."""
     means = []
     for name, one in used["columns"].items():
         if "one_of" not in one and "mean" not in one:
@@ -83,7 +83,7 @@ def filled(x: Tensor, used: Known) -> Tensor:
 def _moments(column: Tensor) -> dict[str, float]:
     """Return mean and standard deviation, with exact sums that do not depend on the order of rows."""
     values = column.numpy()
-    values = values[~np.isnan(values)]  # missing numbers, under `missing: .nan`
+    values = values[~np.isnan(values)]  # NaN: missing numbers, under `missing: .nan`
     if not len(values) or values.min() == values.max():
         return {"mean": float(values.min()) if len(values) else 0.0, "scale": 1.0}
     mean = math.fsum(values.tolist()) / len(values)
@@ -94,7 +94,7 @@ def _moments(column: Tensor) -> dict[str, float]:
 
 
 def scaled(part: dict[str, Tensor], used: Known, path: pathlib.Path) -> dict[str, Tensor]:
-    """Standardize `x` and a numeric `y` with the fitted means and scales; convert them to float32."""
+    """Return `x` and a numeric `y` standardized with the fitted means and scales, as float32."""
     y, goal = part["y"], used["target"]
     if "classes" not in goal:
         y = (y - goal.get("mean", 0.0)) / goal.get("scale", 1.0)
@@ -103,7 +103,7 @@ def scaled(part: dict[str, Tensor], used: Known, path: pathlib.Path) -> dict[str
 
 
 def scaled_inputs(x: Tensor, used: Known, path: pathlib.Path) -> Tensor:
-    """Standardize `x` with the fitted means and scales; convert it to float32."""
+    """Return `x` standardized with the fitted means and scales, as float32."""
     columns = [one for one in used["columns"].values() for _ in range(_width(one))]
     columns = [one if "scale" in one else {} for one in columns]
     mean, scale = (

@@ -19,7 +19,7 @@ from ftrain.data.sources._data import Data, Fitted, Inputs, Share, parted, sha25
 
 __all__ = ["arrays", "arrays_inputs", "digits", "images", "images_inputs"]
 
-#: Names of an array of targets, as in `ftrain.tasks`.
+#: Names of an array of targets, those of `ftrain.tasks`.
 _LABELS = ("labels", "label", "targets", "target", "y")
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -71,7 +71,7 @@ def images(
         path: the folder.
         held_out: the number of images to evaluate on, a share of them, or another such folder; 0: none.
         size: height and width in pixels to scale every image to, `64` or `[48, 64]`; null: all images
-            have one size already.
+            must have the same size.
         mode: `RGB` for three channels, `L` for grey, one channel.
         fitted: names of the classes that a run fitted, and the size of its images.
 
@@ -112,9 +112,9 @@ def images(
 def arrays_inputs(
     path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None
 ) -> Inputs:
-    """Return the arrays in a file that a run knows; those of its targets may be missing.
+    """Return the arrays of a file that a run was trained on; arrays of targets may be missing.
 
-    The arguments are those of `arrays`; `fitted` must hold what a run has fitted, and `held_out` is
+    The arguments are those of `arrays`; `fitted` must be the preprocessing of a run, and `held_out` is
     unused.
     """
     if not fitted:
@@ -142,7 +142,7 @@ def images_inputs(
 ) -> Inputs:
     """Return the images in a folder, at any depth, or one image, as `images` reads them.
 
-    The arguments are those of `images`; `fitted` must hold what a run has fitted, and `held_out` is
+    The arguments are those of `images`; `fitted` must be the preprocessing of a run, and `held_out` is
     unused.
     """
     if not fitted:

@@ -73,13 +73,13 @@ def csv(
         missing: the number that replaces an empty cell in a column of numbers (`NA`, `n/a`, `nan`,
             `null`, `none`, `?` and `-` count as empty); `mean`: the mean of the column's training
             rows; null: an empty cell is an error. A target is never filled in.
-        delimiter: the separator between cells; null: that of `,`, `;`, tab and `|` which splits the
+        delimiter: the separator between cells; null: the one of `,`, `;`, tab and `|` that splits the
             first rows into equally many cells.
-        encoding: that of the file, such as `latin-1`.
+        encoding: encoding of the file, such as `latin-1`.
         decimal: the character before the decimals of a number.
-        drop: columns to leave out, such as a row's number; not with `columns`.
-        unknown: what to do about a word in another file that the training table does not have; ignore:
-            all features of its column are 0.
+        drop: columns to leave out, such as the number of a row; not together with `columns`.
+        unknown: words in another file that the training table does not have: "error" raises, "ignore"
+            sets all features of the column to 0.
         dates: columns of dates, which become days since 1970: a list of columns in ISO 8601, or a
             mapping of columns to formats, `{born: "%d.%m.%Y"}`.
         fitted: the columns, words, means and standard deviations that a run fitted.
@@ -157,7 +157,7 @@ class _Options(NamedTuple):
     """Arguments of `csv` that say how the cells of features are read.
 
     Attributes:
-        missing: the number that replaces missing ones; NaN if their mean will.
+        missing: the number that replaces missing numbers; NaN if their mean replaces them.
         unknown: True if words that the training table does not have are ignored.
         dates: the format of each column of dates; `None`: ISO 8601.
     """
@@ -312,7 +312,7 @@ def _inputs(table: Table, known: Known, options: _Options) -> Tensor:
 def _values(column: Column, words: list[str] | None, unknown: bool = False) -> Tensor:
     """Return the numbers of a column as float64, or the indices of its cells in `words` as int64.
 
-    A cell that is not among the words raises, or is -1 with `unknown`.
+    A cell that is not among the words raises, or has the index -1 if `unknown` is True.
     """
     if words is not None:
         empty = column.is_missing

@@ -65,9 +65,9 @@ def text_inputs(
     held_out: float | pathlib.Path = 0.1,
     fitted: Fitted = None,
 ) -> Inputs:
-    """Return the windows of a text in which each character but the first is predicted once.
+    """Return windows of a text, in which each character except the first is predicted once.
 
-    The arguments are those of `text`; `fitted` must hold what a run has fitted; `held_out` is unused.
+    The arguments are those of `text`; `fitted` must be the preprocessing of a run; `held_out` is unused.
     """
     if not fitted:
         raise ValueError(
