@@ -22,14 +22,14 @@ _REMEDY = (
 def check_keeps_best(store: Any) -> None:
     """Raise `ValueError` unless a trainer has a store that keeps its best checkpoints."""
     if not isinstance(store, Store) or not store.keeps_best:
-        got = "one that keeps none" if store is not None else "no store"
+        got = "a store that keeps none" if store is not None else "no store"
         raise ValueError(
             f"load_best: expected a trainer whose store keeps best checkpoints, got {got}. {_REMEDY}"
         )
 
 
 def with_best_state(result: FitResult, store: Any) -> FitResult:
-    """Return a result with the state and path of the best checkpoint; an interrupted one unchanged."""
+    """Return a result with state and path of the best checkpoint; unchanged if it was interrupted."""
     if result.status not in ("completed", "stopped"):
         return result
     path = store.best()

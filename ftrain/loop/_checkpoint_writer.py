@@ -50,13 +50,15 @@ class CheckpointWriter:
         self._written = _Written(
             None, step, None if unfinished else step, step if unfinished else None
         )
-        self._before = self._written  # until an asynchronous save is durable
+        self._before = (
+            self._written
+        )  # the steps before an asynchronous save that is not durable yet
         self._metrics: tuple[int, Mapping[str, float]] = (
             -1,
             {},
-        )  # of the last attempt, with its step
+        )  # the metrics of the last attempt to save, with its step
         self._notices: list[str] = []
-        self._said: object = None  # the kind of error of the last notice
+        self._said: object = None  # kind of the last reported error
         self.error: Exception | None = None
 
     @property
@@ -78,7 +80,7 @@ class CheckpointWriter:
         assert self._store is not None
         self._settle()
         step = state.progress.step
-        # Metrics of a save that failed rank the checkpoint that is written at the same step after all.
+        # The metrics of a failed save rank a checkpoint of the same step that is written later.
         earlier = self._metrics[1] if self._metrics[0] == step else {}
         self._metrics = step, {**earlier, **metrics}
         try:

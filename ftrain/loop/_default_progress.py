@@ -1,7 +1,7 @@
 """Default progress bar of `Trainer.fit`, in a terminal or a notebook.
 
-It consumes the events of the run and is not one of its callbacks, so checkpoints do not depend on where
-a run was started.
+It receives the events of the run but is not one of its callbacks, so that checkpoints do not depend on
+the terminal or notebook in which a run was started.
 
 Read next: `callbacks/progress.py`, the bar.
 """
@@ -22,7 +22,7 @@ __all__ = ["DefaultProgress", "default_progress"]
 
 
 def default_progress(callbacks: Sequence[Any]) -> DefaultProgress | None:
-    """Return the bar of a run; `None` if its callbacks have one, or the output is a file or a pipe."""
+    """Return the bar of a run; `None` if its callbacks have a bar, or the output is a file or pipe."""
     if any(isinstance(each, ProgressBar) for each in callbacks):
         return None
     shown = in_notebook() or (sys.stderr is not None and sys.stderr.isatty())

@@ -53,7 +53,7 @@ class Emitter:
         yield from self.emit(Notice(*self.header(), message))
 
     def notice_once(self, message: str | None) -> Events:
-        """Emit a `Notice` unless there is no message, or this one was emitted before."""
+        """Emit a `Notice` with a message, unless it is `None` or was emitted before."""
         if message is not None and message not in self.runtime.noticed:
             self.runtime.noticed.add(message)
             yield from self.notice(message)

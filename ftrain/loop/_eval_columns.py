@@ -63,7 +63,7 @@ def _without_values(eval_step: Callable[..., Any], state: Any, batch: Any) -> An
         return mode.from_tensor(leaf) if isinstance(leaf, torch.Tensor) else leaf
 
     state, batch = tree.map(fake, (state, batch))
-    with mode, _torch.silent(_LOG):  # it logs the traceback of an error, which is ignored here
+    with mode, _torch.silent(_LOG):  # torch logs the traceback of an error, which is ignored here
         return eval_step.__wrapped__(state, batch)  # type: ignore[attr-defined]  # functools'
 
 

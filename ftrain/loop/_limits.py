@@ -33,7 +33,7 @@ def whole_limits(
         per_epoch: steps per epoch; `None`: unknown.
 
     Raises:
-        ValueError: the number of epochs is fractional, and that of steps per epoch unknown.
+        ValueError: `epochs` is fractional and `per_epoch` is `None`.
 
     Example:
         >>> whole_limits(2.5, None, 10), whole_limits(2.5, 8, 10), whole_limits(2.0, None, None)
@@ -51,7 +51,7 @@ def whole_limits(
 
 
 def steps_of(epochs: float, steps_per_epoch: int) -> int:
-    """Return the number of steps in a number of epochs, which may be fractional; at least that part.
+    """Return the number of steps in a number of epochs, rounded up if `epochs` is fractional.
 
     Example:
         >>> steps_of(2, 30), steps_of(0.1, 30), steps_of(2.5, 3)

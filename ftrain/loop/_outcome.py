@@ -96,7 +96,7 @@ def attach_result(error: Exception, result: FitResult, phase: str, last: int | N
     Args:
         error: the exception.
         result: the result.
-        phase: what the run was doing.
+        phase: the phase of the run in which the error was raised, such as "save".
         last: step of the newest checkpoint; `None`: there is none.
     """
     error.fit_result = result  # type: ignore[attr-defined]

@@ -21,7 +21,7 @@ class Signals:
     """Context that records the first signal instead of raising an exception.
 
     Outside of the main thread, where Python allows no signal handlers, it does nothing. A signal that
-    is ignored when it is entered stays ignored. In a run inside of another run, the signal ends both.
+    the process already ignores stays ignored. In a run inside of another run, a signal ends both.
 
     Attributes:
         received: number of the first signal; `None` before it.

@@ -16,7 +16,7 @@ from ftrain.loop._format_number import format_number
 
 __all__ = ["EpochResult", "FitResult", "Status"]
 
-_TOLD = 0.1  # share of skipped steps from which on a printed result mentions them
+_TOLD = 0.1  # the least share of skipped steps that a printed result mentions
 
 Status = Literal["completed", "stopped", "interrupted", "failed"]
 
@@ -86,7 +86,7 @@ class EpochResult:
         return self.tokens / self.duration if self.duration and self.tokens else None
 
     def value(self, monitor: str) -> float:
-        """Return the value of a metric given as for `FitResult.best`; NaN if this is not its result.
+        """Return the value of a metric, named as for `FitResult.best`; NaN if this result has none.
 
         Example:
             >>> EpochResult("eval/ema", 1, 9, {"loss": 0.5}, 8, 0).value("eval/ema/loss")
@@ -264,7 +264,7 @@ class FitResult:
 
     @property
     def skipped_message(self) -> str:
-        """Statement of how many steps were skipped."""
+        """Clause that says how many steps were skipped."""
         return (
             f"{self.skipped:.4g} of {self.step} steps were skipped because of non-finite gradients, and "
             "changed no parameter"

@@ -90,8 +90,8 @@ class Trainer:
             as failed; for an ensemble, steps skipped by every member. Checked when metrics are read.
             `None`: never.
         count_samples: `batch -> (samples, tokens)`, for logs and speeds.
-        progress: True if `fit` shows a progress bar in a terminal or a notebook; with a
-            `callbacks.ProgressBar`, that one alone is shown.
+        progress: True if `fit` shows a progress bar in a terminal or a notebook. If the callbacks have a
+            `ProgressBar`, only that bar is shown.
 
     Raises:
         TypeError: `steps` is not a supported kind of step, or a callback is not a callback.
@@ -176,7 +176,7 @@ class Trainer:
                 is a checkpoint, else start; a path: resume from that checkpoint. A resumed run takes
                 the same steps as an uninterrupted one.
             load_best: `True`: the result holds state and path of the best checkpoint by the store's
-                metric, unless the run was interrupted; its `step` stays the last one.
+                metric, unless the run was interrupted; its `step` is still the last step of the run.
 
         Returns:
             The state, the history, and how the run ended.
@@ -328,7 +328,7 @@ class Trainer:
         step = self._step
         runtime = Runtime(
             step=step,
-            # Not of `torch.vmap(step)`, whose wrapped function takes a single state.
+            # `torch.vmap(step)` is not unwrapped: its wrapped function takes a single state.
             plain_step=step.__wrapped__ if isinstance(step, Compiled) else step,  # type: ignore[attr-defined]  # functools'
             eval_step=self._eval_step,
             train_data=train,

@@ -50,7 +50,7 @@ def test_fractional_epochs_need_data_with_a_length() -> None:
 
 
 @pytest.mark.parametrize("epochs", [-0.5, float("nan"), float("inf"), "3", True])
-def test_fit_refuses_other_numbers_of_epochs(epochs: object) -> None:
+def test_fit_refuses_an_invalid_number_of_epochs(epochs: object) -> None:
     with pytest.raises(ValueError, match="epochs: expected a number of at least 0, got"):
         fit(trainer(), epochs=epochs)
 
@@ -69,7 +69,7 @@ def test_configuration_with_fractional_epochs_ends_its_schedule_with_the_run(
 
 
 @pytest.mark.parametrize("epochs", [0, -1, float("inf"), "1.5", True])
-def test_configuration_refuses_other_numbers_of_epochs(epochs: object) -> None:
+def test_configuration_refuses_an_invalid_number_of_epochs(epochs: object) -> None:
     with pytest.raises(ConfigError, match="epochs: expected a number above 0, such as 10 or 0.5"):
         load({**DIGITS, "epochs": epochs})
 

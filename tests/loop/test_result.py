@@ -62,7 +62,7 @@ def batches(bad: int, n: int = 8) -> list[dict[str, torch.Tensor]]:
     ("bad", "printed", "noted"), [(0, False, False), (2, True, False), (7, True, True)]
 )
 def test_result_names_the_share_of_skipped_steps(bad: int, printed: bool, noted: bool) -> None:
-    """A run of which 86 of 88 steps were skipped once ended without a word, under loss scaling."""
+    """Under loss scaling, a run with 86 of 88 steps skipped once ended without a message."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         outcome = trainer(log_every=100).fit(STEPS.init_state(0), batches(bad), epochs=2)

@@ -46,7 +46,7 @@ def logged(folder: Path, **options: Any) -> Any:
 
 @pytest.mark.parametrize("resume", [None, "auto"])
 def test_second_process_is_refused_before_its_first_write(tmp_path: Path, resume: Any) -> None:
-    """It once truncated the first process's log, trained to its end, and only then raised."""
+    """A second process once truncated the log of the first, trained to the end, and only then raised."""
     command = [sys.executable, "-c", _FIRST, str(tmp_path)]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True

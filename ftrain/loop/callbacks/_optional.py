@@ -1,4 +1,4 @@
-"""Import of optional packages, and what their services are given and refuse."""
+"""Import of optional packages, hyper-parameters for their services, and notices of refusals."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def need(module: str, who: str, package: str) -> Any:
 
 
 def refused(who: str, error: Exception, remedy: str) -> tuple[Notify]:
-    """Return the notice that a service refused a run, which goes on without it.
+    """Return the notice that a service refused a run; the run continues without it.
 
     Example:
         >>> refused("WandbLogger", ConnectionError("no network"), "Write mode='offline'.")[0].message
@@ -47,7 +47,7 @@ def refused(who: str, error: Exception, remedy: str) -> tuple[Notify]:
 
 
 def flattened(values: Mapping[str, Any], prefix: str = "") -> dict[str, bool | int | float | str]:
-    """Return nested hyper-parameters as one level of dotted names, without those that are `None`.
+    """Return nested hyper-parameters as one dict with dotted names, without `None` values.
 
     Example:
         >>> flattened({"seed": 0, "ema": None, "optimizer": {"name": "sgd"}, "widths": [8, 8]})

@@ -19,7 +19,7 @@ from ftrain.loop.events import Event, Logged, TrainBegin, TrainEnd
 
 __all__ = ["RowLogger", "Rows"]
 
-_MOST_UNWRITTEN = 10_000  # rows that are kept while they cannot be written; then the oldest is lost
+_MOST_UNWRITTEN = 10_000  # rows to keep while writing fails; beyond it the oldest row is lost
 
 
 class Rows(TypedDict):
@@ -49,7 +49,7 @@ class RowLogger(abc.ABC):
         self._before = 0.0  # seconds of the previous processes of this run
         self._begun = False  # the file has been truncated to the rows of the state
         self._unwritten: deque[Mapping[str, Any]] = deque(maxlen=_MOST_UNWRITTEN)
-        self._written = 0  # rows that the state does not count yet, because a later one failed
+        self._written = 0  # written rows that the state does not count, because a later row failed
 
     def init(self) -> Rows:
         """Return the initial state: no row is written yet."""
@@ -82,7 +82,7 @@ class RowLogger(abc.ABC):
             row = self._unwritten.popleft()
             try:
                 self._write(row)
-            except OSError:  # on a full disk, for example: tried again with the next row
+            except OSError:  # such as on a full disk; the next row tries again
                 self._unwritten.appendleft(row)
                 raise
             self._written += 1

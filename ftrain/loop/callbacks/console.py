@@ -83,7 +83,7 @@ class ConsoleLogger:
         self._step = -1  # step of the last row
         self._due = 0.0  # in seconds of the run
         self._left_out: list[str] | None = None  # rows of that step; `None` if printed
-        self._failed = False  # the output could not be written
+        self._failed = False  # True once the output could not be written
 
     def _print(self, line: str) -> None:
         """Print a line; after a failure, such as a full or closed output, print no more in this run."""

@@ -34,8 +34,8 @@ class MLflowLogger:
     Args:
         experiment: name of the experiment; in a configuration, by default the run's name.
         tracking_uri: URI of the server or database, `sqlite:///mlflow.db`; default: MLflow's default.
-        hyperparameters: logged as MLflow's params when the run begins; in a configuration, the whole of
-            it.
+        hyperparameters: logged as MLflow's params when the run begins; in a configuration, by default
+            the whole configuration.
         **options: options of `mlflow.start_run`: `run_name`, `tags`, ...
 
     Raises:
@@ -75,7 +75,7 @@ class MLflowLogger:
                 run = self._begin(run_id)
             except Exception as error:
                 self._begun = False
-                remedy = "Check tracking_uri, and that its server answers."
+                remedy = "Check tracking_uri and its server."
                 return state, refused("MLflowLogger", error, remedy)
             self._begun = True
             return {"run_id": run.info.run_id}, ()
@@ -93,6 +93,6 @@ class MLflowLogger:
             self._mlflow.set_tracking_uri(self._uri)
         self._mlflow.set_experiment(self.experiment)
         run = self._mlflow.start_run(run_id=run_id, **self._options)
-        if run_id is None and self._hyperparameters:  # those of an existing run cannot change
+        if run_id is None and self._hyperparameters:  # params of an existing run cannot change
             self._mlflow.log_params(self._hyperparameters)
         return run

@@ -45,8 +45,8 @@ class ProgressBar:
     If the stream is not a terminal, it prints a plain line every few seconds instead. Ranks other than
     0 are silent.
 
-    `Trainer.fit` shows one by default in terminals and notebooks; list it among the callbacks to
-    choose its options, or to print lines elsewhere.
+    `Trainer.fit` shows a bar by default in terminals and notebooks. List a `ProgressBar` among the
+    callbacks to choose its options, or to print lines into files and pipes.
 
     Args:
         refresh: seconds between two updates of the bar.
@@ -100,7 +100,7 @@ class ProgressBar:
     def _begin(self, event: TrainBegin) -> None:
         self._display, self._due = None, float("inf")
         stream = sys.stderr if self._wanted is None else self._wanted
-        if not is_main() or stream is None:  # `None`: the process was started without it
+        if not is_main() or stream is None:  # `None`: the process has no standard error
             return
         notebook = self._wanted is None and in_notebook()
         if notebook or stream.isatty():

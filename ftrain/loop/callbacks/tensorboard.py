@@ -23,7 +23,7 @@ class TensorBoardLogger:
     Args:
         folder: directory of the event files; in a configuration, by default `${run}/tensorboard`.
         hyperparameters: shown as the text "config" from the beginning, and in the table HPARAMS beside
-            the last metrics when the run ends; in a configuration, the whole of it.
+            the last metrics when the run ends; in a configuration, by default the whole configuration.
 
     Raises:
         ImportError: tensorboard is not installed.
@@ -62,7 +62,7 @@ class TensorBoardLogger:
                 self._writer = self._writer_of(self._folder, purge_step=purge)
             except Exception as error:
                 self._writer = None
-                return None, refused("TensorBoardLogger", error, "Write to another folder.")
+                return None, refused("TensorBoardLogger", error, "Choose another folder.")
             if self._hyperparameters:
                 lines = [f"    {name}: {value}" for name, value in self._hyperparameters.items()]
                 self._writer.add_text("config", "\n".join(lines), step)

@@ -32,11 +32,11 @@ class WandbLogger:
 
     Args:
         project: name of the project; in a configuration, by default the run's name.
-        config: the hyper-parameters; in a configuration, the whole of it.
+        config: the hyper-parameters; in a configuration, by default the whole configuration.
         **options: options of `wandb.init`: `name`, `id`, `mode="offline"`, `dir`, ...
 
-    If the service refuses the run, for example because nobody is logged in, one `Notice` says so, and
-    the run continues without it.
+    If the service refuses the run, for example because of a missing login, the logger emits one
+    `Notice`, and the run continues without it.
 
     Raises:
         ImportError: wandb is not installed.
@@ -70,7 +70,9 @@ class WandbLogger:
             if event.resumed and state["id"]:
                 how = {"id": state["id"], "resume": "allow"}
                 if "config" in self._options:
-                    how["allow_val_change"] = True  # a longer run has other values
+                    how["allow_val_change"] = (
+                        True  # a run that is resumed for longer has other values
+                    )
             try:
                 self._run = self._wandb.init(**{**self._options, **how})
             except Exception as error:

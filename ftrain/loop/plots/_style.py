@@ -213,7 +213,7 @@ def dress(ax: Axes, dark: bool, title: str) -> None:
     ax.grid(axis="y", color=colours.grid, linewidth=0.8)
     ax.set_axisbelow(True)
     ax.tick_params(colors=colours.quiet, labelsize=8, length=0, which="both")
-    # A `$` in a name begins no formula.
+    # Without this, a `$` in a name would begin a formula.
     bold: dict[str, Any] = {"fontsize": 10, "fontweight": "bold", "color": colours.text}
     ax.set_title(title, loc="left", parse_math=False, **bold)
     for name in (ax.xaxis.label, ax.yaxis.label):
@@ -222,7 +222,7 @@ def dress(ax: Axes, dark: bool, title: str) -> None:
 
 
 def write(figure: Figure, out: Any) -> None:
-    """Write the figure to a file, unless `out` is `None`; readers never see a part of it."""
+    """Write the figure to a file, atomically, unless `out` is `None`."""
     if out is None:
         return
     colour = figure.get_facecolor()

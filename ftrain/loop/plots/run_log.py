@@ -181,7 +181,7 @@ def _passes(step: float, ends: Sequence[float]) -> float:
     return done + (step - begin) / size if size else float(done)
 
 
-#: Larger numbers are drawn as gaps, like infinities: the ends of matplotlib's axes would overflow.
+#: Larger numbers are drawn as gaps, like infinities: they would overflow the ends of matplotlib's axes.
 _LARGEST = 1e300
 
 

@@ -20,7 +20,7 @@ LOWER = ("loss", "perplexity", "error", "nll", "mae", "mse", "rmse", "wer", "cer
 #: Metrics of which larger values are better.
 HIGHER = ("accuracy", "f1", "auc", "bleu", "rouge", "recall", "precision", "iou", "r2", "top")
 
-#: Values of a `config.yaml` that is read; PyYAML reads 13,000 a second.
+#: The most values of a `config.yaml`; PyYAML reads 13,000 a second.
 _MOST_VALUES = 10_000
 
 #: Settings that name or locate a run and do not affect its result.
@@ -90,7 +90,7 @@ def _settings(log: RunLog) -> dict[str, str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader of few values, without aliases, of which a page can make billions."""
+    """PyYAML's safe loader with a limit on values, and without aliases, which multiply them."""
 
     nodes = 0
 

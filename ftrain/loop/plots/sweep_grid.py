@@ -27,16 +27,16 @@ def sweep_grid(
     title: str | None = None,
     dark: bool = False,
 ) -> Figure:
-    """Draw a metric of all members of a sweep; members that differ in `seed` alone share a place.
+    """Draw a metric of all members of a sweep over the hyper-parameters that differ.
 
-    Two hyper-parameters give a map of the means over the seeds. Another number gives one chart for each:
-    a dot for each member, and a line through the means.
+    For two hyper-parameters, the figure is a map of the means over the seeds. For any other number, it
+    has one chart for each hyper-parameter, with a dot for each member and a line through the means.
 
     Args:
         members: the values of each member, such as `transforms.grid(...)`, numbers by name.
-        values: of the metric, one per member; those that are not finite are left out of means.
+        values: the metric of each member; means leave out values that are not finite.
         out: the file to write, `.png`, `.svg` or `.pdf`; `None`: no file.
-        metric: its name, for labels.
+        metric: name of the metric, for labels.
         title: title of the figure; default: the metric.
         dark: draw light on dark.
 

@@ -109,7 +109,7 @@ def test_bar_holds_no_state_while_the_next_step_runs(progress: bool) -> None:
     assert alive == [0, 1, 1, 1]
 
 
-def test_progress_is_true_or_false() -> None:
+def test_trainer_refuses_a_progress_that_is_not_a_bool() -> None:
     with pytest.raises(
         TypeError, match=r"progress: expected True or False, got 'bar'\. Write prog"
     ):
@@ -131,7 +131,7 @@ def shown_in_notebook(monkeypatch: pytest.MonkeyPatch, run: Callable[[], Any]) -
     return stream
 
 
-def test_bar_in_a_notebook_is_that_of_tqdm_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_bar_in_a_notebook_uses_tqdm_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     from tqdm.auto import tqdm
 
     made: list[Any] = []
@@ -148,7 +148,7 @@ def test_bar_in_a_notebook_is_that_of_tqdm_auto(monkeypatch: pytest.MonkeyPatch)
     assert ", eval loss " in last_line(stream)
 
 
-def test_progress_bar_callback_is_a_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_bar_callback_draws_a_bar_in_a_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     bar = callbacks.ProgressBar()
     stream = shown_in_notebook(monkeypatch, lambda: fit(trainer(bar), epochs=1))
     assert "\r" in stream.getvalue()

@@ -50,6 +50,6 @@ def test_two_hyperparameters_are_a_map_of_means_over_seeds(tmp_path: pathlib.Pat
     assert (tmp_path / "map.svg").stat().st_size > 1000
 
 
-def test_a_picture_refuses_other_numbers_of_values() -> None:
+def test_sweep_grid_refuses_another_number_of_values_than_members() -> None:
     with pytest.raises(ValueError, match="got 1 for 2 members"):
         plots.sweep_grid(transforms.grid(seed=range(2)), [1.0])
