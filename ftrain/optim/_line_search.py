@@ -92,7 +92,7 @@ def strong_wolfe(
         new_high = torch.where(too_far, point, torch.where(passed, low, high))
         new_low = torch.where(too_far, low, point)
         is_bracketed = torch.isfinite(new_high[T])
-        # Without an end, one at a finite place, or the derivative of what is not selected is NaN.
+        # A missing end is put at a finite place: else the derivative of a value not selected is NaN.
         between = _between(new_low, torch.where(is_bracketed, new_high, new_low + 1))
         trial = torch.where(is_bracketed, between, 2 * t)
         return Bracket(found, trial, torch.where(found, point, new_low), new_high)
@@ -116,7 +116,7 @@ def _between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
     (a, fa, da), (b, fb, db) = low.unbind(), high.unbind()
     s = da + db - 3 * (fa - fb) / _divisor(a - b)
     square = s * s - da * db
-    # Not `clamp(min=0).sqrt()`, whose derivative at 0 is infinite.
+    # `clamp(min=0).sqrt()` would have an infinite derivative at 0.
     has_root = ~(square <= 0)  # True for NaN as well
     root = torch.where(has_root, torch.where(has_root, square, 1).sqrt(), 0) * torch.sign(b - a)
     divisor = db - da + 2 * root
@@ -128,5 +128,5 @@ def _between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
 
 
 def _divisor(x: torch.Tensor) -> torch.Tensor:
-    """Return 1 for 0, so that a quotient that is not used has a finite derivative."""
+    """Return `x` with 1 in the place of 0, so that an unused quotient has a finite derivative."""
     return torch.where(x == 0, 1, x)

@@ -1,8 +1,8 @@
-"""Values with which `with_hyperparams` starts in place of those that it was built with.
+"""Initial values of `with_hyperparams` in the place of the values that it was built with.
 
 A sweep has only the functions of a training run. An initial state may depend on a hyper-parameter
 (`initial_accumulator_value`, the learning rate that a state records), so each member is initialised with
-its own values; setting them afterwards would leave the rest of the state as it was.
+its own values; setting them afterwards would not change other parts of the state.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _current: contextvars.ContextVar[StartingValues | None] = contextvars.ContextVar
 
 @contextmanager
 def starting_with(values: StartingValues) -> Iterator[None]:
-    """Let `with_hyperparams` start with `values` in this context."""
+    """Make `with_hyperparams` start with `values` in this context."""
     values.outer = _current.get()
     token = _current.set(values)
     try:

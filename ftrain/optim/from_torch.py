@@ -139,14 +139,14 @@ def from_torch(
 
 
 def _refuse_derivatives(optimizer: type, inputs: list[torch.Tensor]) -> None:
-    """Raise if a caller of `ftrain.transforms.differentiable` could differentiate the update."""
+    """Raise if an input requires a gradient inside of `ftrain.transforms.differentiable`."""
     tracked = keeps_graph() and any(map(requires_grad_outside, inputs))
     if tracked or (may_keep_graph() and any(map(is_dual, inputs))):
         own = own_algorithm(optimizer.__name__)
         instead = f"optim.{own}" if own else "a GradientTransformation"
         raise NotImplementedError(
             f"`from_torch({optimizer.__name__})`: expected a step through which no derivative is taken, "
-            "because torch's optimizers update in place, got inputs that require one. Write "
+            "because torch's optimizers update in place, got inputs that require a gradient. Write "
             f"{instead}, whose updates are differentiable."
         )
 

@@ -16,9 +16,9 @@ __all__ = ["as_classes", "as_parameters"]
 
 
 def as_parameters(parameters: Iterable[Tensor], *inputs: Any) -> tuple[Any, ...]:
-    """Return the inputs of a model, float64 tensors in the dtype of its parameters; warn once.
+    """Return the inputs of a model, float64 tensors converted to its parameters' dtype; warn once.
 
-    If there are no parameters, or some are float64, the inputs stay as they are.
+    If there are no parameters, or some are float64, the inputs stay unchanged.
     """
     if not any(isinstance(x, Tensor) and x.dtype == torch.float64 for x in inputs):
         return inputs
@@ -39,22 +39,22 @@ def as_parameters(parameters: Iterable[Tensor], *inputs: Any) -> tuple[Any, ...]
 def as_classes(labels: Tensor) -> Tensor:
     """Return integer labels as int64, the dtype that torch's losses take; warn once.
 
-    Labels of other dtypes, such as soft labels, stay as they are.
+    Labels of other dtypes, such as soft labels, stay unchanged.
     """
     if labels.dtype not in _INTEGERS:
         return labels
     _warn_once(
-        f"batch: expected classes of torch.int64, got {labels.dtype}. Each batch is converted; to do so "
-        "once, convert the data: y.astype('int64')"
+        f"batch: expected classes of torch.int64, got {labels.dtype}. Each batch is converted; to "
+        "convert only once, convert the data: y.astype('int64')"
     )
     return labels.to(torch.int64)
 
 
-#: Not uint8, which torch's losses take.
+#: Dtypes to convert. uint8 is not one of them, because torch's losses take it.
 _INTEGERS = (torch.bool, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32)
 
 
-#: Messages that were given, unless all warnings were ignored, as when a `Trainer` looks for columns.
+#: Messages that were given while warnings were shown: a `Trainer` that looks for columns ignores them.
 _GIVEN: set[str] = set()
 
 

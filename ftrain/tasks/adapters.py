@@ -60,10 +60,10 @@ def output_and_labels(
     Args:
         model: a module or a function.
         batch: a tuple `(x, ..., labels)`, a mapping, a dataclass or a NamedTuple.
-        input: the name, or in a tuple the place, of the entry that the model takes as its only
+        input: the name, or in a tuple the index, of the entry that the model takes as its only
             argument; `None`: as `call_model` decides.
-        target: the name or place of the labels; `None`: as `find_labels` decides.
-        output: the name or place of the output; `None`: as `find_output` decides.
+        target: the name or index of the labels; `None`: as `find_labels` decides.
+        output: the name or index of the output; `None`: as `find_output` decides.
 
     Raises:
         KeyError: an entry is missing, or more than one could be meant.
@@ -90,9 +90,9 @@ def call_model(
 ) -> Any:
     """Call a model with the inputs in a batch, and return its outputs.
 
-    - A tensor is the only argument. Of a tuple or list of two or more entries, the last (or the one at
-      the place `target`) holds the labels, and the others are the arguments; of one entry, that is the
-      argument.
+    - A tensor is the only argument. In a tuple or list of two or more entries, the last (or the one at
+      index `target`) holds the labels, and the others are the arguments. In a tuple or list of one
+      entry, this entry is the argument.
     - Entries with names are passed as keywords to the arguments of those names; entries that the model
       does not take, and the labels, are not passed. If no name fits, the one entry called `x`, `input`,
       `inputs`, `input_ids`, `input_values`, `pixel_values`, `image` or `tokens` is passed by position.
@@ -101,8 +101,8 @@ def call_model(
     Args:
         model: a module or a function.
         batch: see above.
-        input: the name, or in a tuple the place, of the entry that is the only argument.
-        target: the name or place of the labels, which are not passed on.
+        input: the name, or in a tuple the index, of the entry that is the only argument.
+        target: the name or index of the labels, which are not passed on.
         has_labels: False: every entry of a tuple is an argument, as for pairs of images and texts.
 
     Raises:
@@ -123,7 +123,7 @@ def call_model(
     if input is not None:
         raise TypeError(
             f"batch: expected named entries with {input!r}, got {a_or_an(type(batch).__name__)}. "
-            "Return dicts from the data function, leave out `input`, or give a place in the tuple: "
+            "Return dicts from the data function, leave out `input`, or give an index in the tuple: "
             "input=0"
         )
     if isinstance(batch, Sequence) and not isinstance(batch, str):
@@ -144,10 +144,11 @@ def find_labels(batch: Any, target: str | int | None = None) -> Tensor:
     Args:
         batch: a tuple or list of two or more entries, whose last is the labels; or named entries, of
             which one is called `labels`, `label`, `targets`, `target` or `y`.
-        target: the name of the entry, if it has another; or its place in a tuple, if it is not the last.
+        target: the name of the entry, if it is not a usual one; or its index in a tuple, if not the
+            last.
 
     Raises:
-        KeyError: no entry has such a name or place, or more than one has such a name.
+        KeyError: no entry has such a name or index, or more than one has such a name.
         TypeError: the batch is a tensor, or a tuple of one entry.
 
     Example:
@@ -183,7 +184,7 @@ def find_output(outputs: Any, output: str | int | None = None) -> Tensor:
         outputs: a tensor; a tuple or list, whose first tensor with axes is taken, so that a loss before
             or after it is passed over; or named entries (a `ModelOutput`, say), of which one is called
             `logits`, `prediction`, `predictions` or `output`.
-        output: the name of the entry, or its place in a tuple.
+        output: the name of the entry, or its index in a tuple.
 
     Raises:
         KeyError: no entry has such a name, or more than one has.
@@ -230,12 +231,12 @@ def named_entries(value: Any) -> Mapping[str, Any] | None:
 
 
 def entry_at(batch: Any, place: int, option: str) -> Any:
-    """Return the entry at a place of a tuple or list; if there is none, raise an error that says so."""
+    """Return the entry at an index of a tuple or list; raise if the index is out of range."""
     is_tuple = isinstance(batch, Sequence) and not isinstance(batch, str)
     if is_tuple and -len(batch) <= place < len(batch):
         return batch[place]
     raise KeyError(
-        f"batch: expected a tuple with an entry at {place}, got {_shape_of(batch)}. Give another place "
+        f"batch: expected a tuple with an entry at {place}, got {_shape_of(batch)}. Give another index "
         f"with `{option}`; in a configuration, loss: {{name: ..., {option}: 0}}"
     )
 

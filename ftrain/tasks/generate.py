@@ -1,4 +1,4 @@
-"""Generation of tokens by a model of the next token, as a pure function of a key.
+"""Generation of tokens by a model that predicts the next token, as a pure function of a key.
 
 Read next: `ftrain/cli/sample.py`, which generates text with a trained run.
 """
@@ -27,7 +27,7 @@ def generate(
     temperature: float = 1.0,
     top_k: int | None = None,
 ) -> Tensor:
-    r"""Continue tokens by tokens drawn from a model's predictions.
+    r"""Return a prompt continued by tokens that are drawn from a model's predictions.
 
     Token $i$ of a row is drawn from $\operatorname{softmax}(z / T)$, where $z$ are the logits after all
     tokens before it and $T$ is the temperature. The draws depend on `key` alone: the same key gives
@@ -36,10 +36,10 @@ def generate(
     Args:
         predict: `tokens (n, length) -> logits (n, length, vocabulary)`, or an output that holds them.
         prompt: int64 `(n, t)`, with `t` of at least 1.
-        key: of `ftrain.random`.
-        length: number of new tokens.
-        context: the most tokens that `predict` takes; the last ones are passed. `None`: all.
-        temperature: below 1: likelier tokens are drawn more often; 0: the likeliest is taken.
+        key: a key of `ftrain.random`.
+        length: the number of new tokens.
+        context: the most tokens that `predict` takes; it gets the last ones. `None`: it gets all.
+        temperature: $T$. Below 1, likelier tokens are drawn more often; 0 takes the likeliest.
         top_k: draw from the `top_k` likeliest tokens only; `None`: from all.
 
     Returns:
@@ -56,7 +56,7 @@ def generate(
                 [7, 8, 9, 9, 9]])
 
     References:
-        The draw is the largest of logits with Gumbel noise: Gumbel, 1954; Maddison et al., 2014 (arXiv
+        Draws by the largest of the logits plus Gumbel noise: Gumbel, 1954; Maddison et al., 2014 (arXiv
         1411.0030). Top-k: Fan et al., 2018 (arXiv 1805.04833).
     """
     _check(prompt, length, context, temperature, top_k)

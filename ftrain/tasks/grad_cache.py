@@ -78,7 +78,7 @@ def grad_cache(
     Args:
         encode: `encode(model, inputs) -> embeddings`, or the name of a submodule or method of the model.
             `inputs` are rows of the whole batch. Or several encoders by name, `{name: encode}`: the
-            inputs of each are rows of the entry `name` of the batch (a place in a tuple: an int), and
+            inputs of each are rows of the entry `name` of the batch (an index in a tuple: an int), and
             the entries may differ in their numbers of rows. Encoders may share parameters. Inputs and
             embeddings are trees of tensors, `(rows, ...)`; 0-d tensors and constants of the inputs go to
             every chunk. With a parameter `key`, `encode(model, inputs, key)`, it gets a key of its own.

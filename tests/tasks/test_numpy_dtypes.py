@@ -106,7 +106,7 @@ NUMERIC: dict[str, tuple[Any, Any, Any]] = {
     ],
 )
 def test_float64_inputs_train_as_float32_does(name: str, precision: Any, container: str) -> None:
-    """Numbers to predict that are float64 stay so: the loss has their digits."""
+    """float64 targets that are numbers are not converted, so that the loss has all their digits."""
     model, loss, labels = NUMERIC[name]
     single = X.astype(np.float32)
     pairs = [{"x": x, "y": labels} for x in (single, X)]
@@ -128,7 +128,7 @@ def test_tokens_of_int32_train_as_int64_does(loss: Any) -> None:
     assert_same_bits(got[0].params, expected[0].params)
 
 
-def test_each_conversion_is_said_once() -> None:
+def test_each_conversion_warns_once() -> None:
     batch = batch_of({"x": X, "y": LABELS.astype(np.int32)})
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
@@ -181,7 +181,7 @@ def test_npz_file_of_numpys_default_dtypes_trains_evaluates_and_predicts(
     assert run.predict({"x": torch.from_numpy(inputs)}).dtype == torch.float32
 
 
-def test_dtype_error_in_a_loss_of_ones_own_names_the_conversion() -> None:
+def test_dtype_error_in_a_custom_loss_names_the_conversion() -> None:
     def loss(model: Any, batch: Any) -> Any:
         return model(batch["x"]).square().mean()
 

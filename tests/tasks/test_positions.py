@@ -72,7 +72,7 @@ def test_places_hold_for_other_entries_of_losses() -> None:
 
 
 @pytest.mark.parametrize(("input", "target"), [(2, 1), (0, 5), (-3, 1)])
-def test_missing_place_is_named(input: int, target: int) -> None:
+def test_index_out_of_range_is_named_in_the_error(input: int, target: int) -> None:
     chosen = functools.partial(tasks.cross_entropy, input=input, target=target)
     with pytest.raises(KeyError, match=r"expected a tuple with an entry at .*a tuple of Tensor, T"):
         loss_of(chosen, (X, Y))

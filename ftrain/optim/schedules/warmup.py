@@ -75,18 +75,18 @@ def warmup_cosine(
 def warmup_linear(
     peak: Hyperparameter, warmup_steps: int, total_steps: int, end: Hyperparameter = 0.0
 ) -> Schedule:
-    """Return a schedule: linear warmup to `peak`, then a line to `end` at `total_steps`.
+    """Return a schedule: linear warmup to `peak`, then linear decay to `end` at `total_steps`.
 
     With `end=0` it is the schedule that `transformers` calls "linear", the default of its `Trainer`.
 
     Args:
         peak: the rate at count `warmup_steps`; a finite number >= 0 or a 0-d tensor.
-        warmup_steps: updates of the warmup, >= 0. They are part of `total_steps`.
-        total_steps: updates until `end` is reached, more than `warmup_steps`.
-        end: the rate from there on.
+        warmup_steps: the number of updates of the warmup, >= 0; `total_steps` includes them.
+        total_steps: the number of updates until `end` is reached, more than `warmup_steps`.
+        end: the rate at count `total_steps` and later.
 
     Raises:
-        ValueError: nothing is left for the decay.
+        ValueError: `total_steps` leaves no update for the decay.
 
     Example:
         >>> rate = warmup_linear(1.0, 2, 6)

@@ -43,7 +43,8 @@ def info_nce(
         symmetric: average the loss of queries among documents and of documents `0 ... n - 1` among
             queries, as CLIP does (arXiv 2103.00020). False: of queries alone (arXiv 1807.03748).
         normalize: divide each row by its norm.
-        mask: bool `(n,)`: pairs that count; others are nobody's negatives, and may hold any values.
+        mask: bool `(n,)`: pairs that count; other pairs are not negatives either, and may hold any
+            values.
         chunk_size: the number of rows whose scores are in memory at a time; the backward pass computes
             them again. 0: the scores of all rows. A `torch.func` transform or `vmap` outside of
             ftrain's own functions needs 0, because it allows no checkpointing.
@@ -109,7 +110,7 @@ def supervised_contrastive(
         labels: classes `(n,)`.
         temperature: a number, or a 0-d tensor.
         normalize: divide each row by its norm.
-        mask: bool `(n,)`: rows that count; others are not compared with, and may hold any values.
+        mask: bool `(n,)`: rows that count; no row is compared with others, which may hold any values.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -140,7 +141,7 @@ def supervised_contrastive(
 
 
 def _only(rows: Tensor, mask: Tensor) -> Tensor:
-    """Set the rows that the mask leaves out to zero, because the product of 0 and NaN is NaN."""
+    """Return the rows with 0 for those outside of the mask, because the product of 0 and NaN is NaN."""
     return rows.masked_fill(~mask[:, None], 0.0)
 
 

@@ -42,7 +42,7 @@ def prediction(
 ) -> Prediction:
     """Call the model; return output and labels.
 
-    Names of entries (a loss has default ones) are not used for a tuple; places in it are.
+    For a tuple, indices are used, but names of entries are not (a loss has default names).
     """
     return output_and_labels(
         model, batch, input=of_batch(batch, input), target=of_batch(batch, target)
@@ -58,7 +58,7 @@ def prediction_of_classes(
 
 
 def of_batch(batch: Any, name: str | int | None) -> str | int | None:
-    """Return the name or place of an entry; `None` for a name if the entries of the batch have none."""
+    """Return the name or index of an entry; `None` for a name if the batch has unnamed entries."""
     return None if isinstance(name, str) and named_entries(batch) is None else name
 
 
@@ -85,7 +85,7 @@ def inputs_and_labels(
 
 
 def entry(batch: Any, name: str | int, option: str | None = None) -> Tensor:
-    """Return a batch entry by name or place; errors suggest the loss argument `option` for another."""
+    """Return a batch entry by name or index; errors suggest the loss argument `option`."""
     named = named_entries(batch)
     if named is None and isinstance(name, int):
         there: Tensor = entry_at(batch, name, option or "input")

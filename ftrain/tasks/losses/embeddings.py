@@ -42,8 +42,8 @@ def info_nce(
         model: gives two embeddings `(n, width)`: a tuple, or named outputs.
         batch: a tuple of the model's arguments, or entries named as they are. Rows of `weight` 0, such
             as padding, are left out; other weights count as 1.
-        first: the place or name of the first embedding.
-        second: the place or name of the second.
+        first: the index or name of the first embedding.
+        second: the index or name of the second embedding.
         temperature: the divisor of the scores; not used with `logit_scale`.
         logit_scale: the name of a parameter of the model, 0-d, that is trained: the logarithm of one
             over the temperature, as in CLIP.
