@@ -10,15 +10,15 @@
     per_sample_grads                 the gradients of each example
     gradient_noise_scale  tracin     noise of gradients; influence of examples
     private_steps  private_gradients DP-SGD, on batches of poisson_sample
-    dp_epsilon  dp_noise_multiplier  its guarantee
-    hessian_vector_product           and gauss_newton_, fisher_vector_product: curvature
-    hutchinson_trace  top_eigenvalues  hutchinson_diagonal  sharpness: from products alone
+    dp_epsilon  dp_noise_multiplier  the guarantee of DP-SGD
+    hessian_vector_product           also gauss_newton_ and fisher_vector_product: curvature
+    hutchinson_trace  hutchinson_diagonal  top_eigenvalues  sharpness: curvature from products alone
     unroll(train_step, k)            k steps that can be differentiated: hypergradients, MAML
     differentiable(step)             a step whose results keep their graph
     implicit(condition, solution)    derivatives of a minimum; conjugate_gradients, neumann
     with_ema  with_target            averages and target networks in the state
-    branch  interleave  alternate    the better of two steps; several tasks; a GAN as one step
-    from_gradients(gradients, ...)   a step from with_sam, with_gradient_noise, project_conflicts
+    branch  interleave  alternate    the better of two steps; several tasks in turn; GANs
+    from_gradients(gradients, ...)   a step from the gradients of with_sam, project_conflicts, ...
 
 A training step is a function, so it composes like one: `scan(sweep(stoppable(steps), 8).train_step, 4)`.
 Compile last. This package imports `core` and `optim` only. Start reading at `sweep.py`.

@@ -10,7 +10,7 @@ __all__ = ["check_not_compiled"]
 
 
 def check_not_compiled(name: str, step: Any) -> None:
-    """Raise if a step is a compiled function: a transformation of a program is not one program.
+    """Raise if a step is compiled: calls of its program would not become part of one program.
 
     Raises:
         TypeError: `step` is compiled.

@@ -1,8 +1,8 @@
 """Regions of a computation that a backward pass computes again, with gradients taken inside them.
 
-`ftrain.remat` records a region once and recomputes what autograd saved. A gradient that is taken inside
-the region would make it recompute within its forward pass, once for each gradient. A region of this file
-keeps its inputs only, and its backward pass differentiates a second run of the region.
+`ftrain.remat` recomputes the tensors that autograd saved in a region. If a gradient is taken inside the
+region, it would recompute them in the forward pass already, once for each gradient. A region of this
+file keeps its inputs only, and its backward pass runs the region again and differentiates that run.
 
 Read next: `unroll.py`.
 """
@@ -25,7 +25,7 @@ __all__ = ["refuse_captured", "region"]
 def region(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return a function of trees with the values of `fn` that saves only its inputs for autograd.
 
-    Without grad mode, and under torch.func transforms and in forward mode, it is `fn`.
+    Outside of grad mode, under torch.func transforms and in forward mode, it calls `fn` directly.
     """
 
     def call(*args: Any) -> Any:
@@ -108,21 +108,21 @@ def _input(x: torch.Tensor, need: bool, again: bool) -> torch.Tensor:
         return x.detach()
     x = x.view_as(x) if again else x.detach()
     if isinstance(x, TRACED_TENSORS):
-        x = start_recomputation(x, [])  # or a compiler merges the second run with the first
+        x = start_recomputation(x, [])  # keeps a compiler from merging the two runs
     return x if again else x.requires_grad_()
 
 
 def refuse_captured(
     function: str, outputs: list[torch.Tensor], wanted: list[torch.Tensor], inputs: list[Any]
 ) -> None:
-    """Raise if the outputs depend on a leaf that is not an input, whose gradient would be lost."""
+    """Raise if the outputs depend on a tensor that is not an input: its gradient would be lost."""
     tensors = [x for x in inputs if isinstance(x, torch.Tensor)]
     captured = unknown_leaves(outputs, tensors, ends=wanted, held=True)
     if captured:
         shapes = ", ".join(str(tuple(x.shape)) for x in captured)
         remedy = (
-            "Put them in state.extras or the batch, or keep hyper-parameters in the state with "
-            "optim.with_hyperparams; or keep the whole graph: unroll(train_step, k, remat=False)."
+            "Put them in state.extras or in the batch (hyper-parameters: optim.with_hyperparams), or "
+            "write unroll(train_step, k, remat=False), which keeps the whole graph."
             if function == "unroll"
             else "Pass them as arguments: implicit(condition, solution, *args)."
         )

@@ -1,4 +1,4 @@
-"""Steps that call another step: they keep its name and what a loop reads from it."""
+"""Steps that call another step and keep its name and the attributes that a loop reads."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def check_free(function: str, state: TrainState, name: str) -> None:
 
 
 def is_applied(old: TrainState, new: TrainState) -> torch.Tensor:
-    """Return a 0-d bool tensor: the step between the two states was not skipped."""
+    """Return a 0-d bool tensor: True if the step between the two states was not skipped."""
     return new.step != old.step
 
 
 def named(metrics: Metrics, name: str) -> dict[str, Any]:
-    """Return the entries of metrics under `name/`."""
+    """Return metrics with `name/` before each name."""
     return {f"{name}/{each}": entry for each, entry in metrics.entries.items()}

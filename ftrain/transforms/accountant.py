@@ -1,6 +1,6 @@
 """Privacy cost of DP-SGD, computed by the library dp-accounting.
 
-Read next: `private.py`, the training that it describes.
+Read next: `private.py`, the training whose cost it is.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def dp_epsilon(
     *,
     accountant: Accountant = "pld",
 ) -> float:
-    """Return epsilon of the (epsilon, delta) guarantee of steps of `private_steps`.
+    """Return the epsilon of the (epsilon, delta) guarantee for training with `private_steps`.
 
     Neighbouring data sets differ in one example that is added or removed, and each example enters each
     batch independently (Poisson sampling).
@@ -35,7 +35,7 @@ def dp_epsilon(
             upper bound, faster).
 
     Raises:
-        ImportError: dp-accounting is not installed: `pip install 'ftrain[privacy]'`.
+        ImportError: dp-accounting is not installed; the message says how to install it.
         ValueError: an argument is out of range.
 
     References:
@@ -47,7 +47,10 @@ def dp_epsilon(
     1.71
     """
     if not noise_multiplier > 0:
-        raise ValueError(f"noise_multiplier: expected a positive number, got {noise_multiplier!r}")
+        raise ValueError(
+            f"noise_multiplier: expected a positive number, got {noise_multiplier!r}. Write "
+            "noise_multiplier=1.1."
+        )
     _check(sample_rate, steps, delta)
     made = _new(accountant)
     made.compose(_event(noise_multiplier, sample_rate), steps)
@@ -67,14 +70,14 @@ def dp_noise_multiplier(
     The inverse of `dp_epsilon`.
 
     Args:
-        epsilon: the guarantee; positive.
+        epsilon: the epsilon of the guarantee; positive.
         sample_rate: as of `dp_epsilon`.
         steps: as of `dp_epsilon`.
         delta: as of `dp_epsilon`.
         accountant: as of `dp_epsilon`.
 
     Raises:
-        ImportError: dp-accounting is not installed: `pip install 'ftrain[privacy]'`.
+        ImportError: dp-accounting is not installed; the message says how to install it.
         ValueError: an argument is out of range.
 
     >>> noise = dp_noise_multiplier(1.71, 0.01, 1000, 1e-5, accountant="rdp")
@@ -82,7 +85,9 @@ def dp_noise_multiplier(
     1.1
     """
     if not epsilon > 0:
-        raise ValueError(f"epsilon: expected a positive number, got {epsilon!r}")
+        raise ValueError(
+            f"epsilon: expected a positive number, got {epsilon!r}. Write epsilon=3.0."
+        )
     _check(sample_rate, steps, delta)
     library = _library()
     found: float = library.calibrate_dp_mechanism(
@@ -102,7 +107,9 @@ def _event(noise_multiplier: float, sample_rate: float) -> Any:
 
 def _new(accountant: str) -> Any:
     if accountant not in ("pld", "rdp"):
-        raise ValueError(f"accountant: expected 'pld' or 'rdp', got {accountant!r}")
+        raise ValueError(
+            f"accountant: expected 'pld' or 'rdp', got {accountant!r}. Write accountant='pld'."
+        )
     library = _library()
     return library.pld.PLDAccountant() if accountant == "pld" else library.rdp.RdpAccountant()
 
@@ -114,8 +121,8 @@ def _library() -> Any:
         import dp_accounting.rdp  # noqa: PLC0415
     except ImportError as error:
         raise ImportError(
-            "the privacy accountant needs the library dp-accounting. Write pip install "
-            "'ftrain[privacy]'."
+            "the privacy accountant requires dp-accounting, which is not installed. Run "
+            "`pip install 'ftrain[privacy]'`."
         ) from error
     return dp_accounting
 
@@ -123,9 +130,12 @@ def _library() -> Any:
 def _check(sample_rate: float, steps: int, delta: float) -> None:
     if not 0 < sample_rate <= 1:
         raise ValueError(
-            f"sample_rate: expected a number above 0 and at most 1, got {sample_rate!r}"
+            f"sample_rate: expected a number above 0 and at most 1, got {sample_rate!r}. Pass the "
+            "expected batch size over the number of examples."
         )
     if steps < 1:
-        raise ValueError(f"steps: expected at least 1, got {steps!r}")
+        raise ValueError(f"steps: expected at least 1, got {steps!r}. Pass the number of steps.")
     if not 0 < delta < 1:
-        raise ValueError(f"delta: expected a number between 0 and 1, got {delta!r}")
+        raise ValueError(
+            f"delta: expected a number between 0 and 1, got {delta!r}. Write delta=1e-5."
+        )

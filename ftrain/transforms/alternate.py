@@ -1,4 +1,4 @@
-"""Several states with losses of their own that train against each other in one step, as a GAN does."""
+"""One step that trains several states with losses of their own against each other, such as a GAN."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ States = dict[str, TrainState]
 def alternate(players: Mapping[str, Steps], turns: Sequence[str] | None = None) -> Steps:
     """Return the steps of several players, each with a state, a loss and an optimizer of its own.
 
-    In its turn a player takes one training step. Its loss reads the newest tensors of the others in
-    `extras["players"]`, by name, as constants: `{"params": ..., "buffers": ...}`, to be called with
-    `ftrain.bind`:
+    A player is a model that trains together with others, such as the generator or the critic of a GAN.
+    In its turn, it takes one training step. Its loss reads the newest tensors of the other players from
+    `extras["players"][name]`, `{"params": ..., "buffers": ...}`, as constants, and calls the other
+    models with `ftrain.bind`:
 
         generate = ftrain.bind(generator)
         def critic_loss(model, real, key, extras):
@@ -39,8 +40,8 @@ def alternate(players: Mapping[str, Steps], turns: Sequence[str] | None = None) 
         `eval_step(states, batch)` evaluates each player on the same batch.
 
     Raises:
-        ValueError: a player is missing in `turns`, or unknown; in a call, the number of batches is not
-            that of the turns; a state has an entry `players` in its extras.
+        ValueError: `turns` leaves out a player, or has an unknown name; in a call, the number of batches
+            is not the number of turns, or a state has an entry `players` in its extras.
 
     Example:
         >>> import ftrain, torch
@@ -84,7 +85,7 @@ def alternate(players: Mapping[str, Steps], turns: Sequence[str] | None = None) 
         if not isinstance(batches, (tuple, list)) or len(batches) != len(order):
             got = len(batches) if isinstance(batches, (tuple, list)) else type(batches).__name__
             raise ValueError(
-                f"batches: expected one for each of {len(order)} turns, got {got}. Write a tuple: "
+                f"batches: expected one batch for each of {len(order)} turns, got {got}. Write "
                 f"train_step(states, (batch,) * {len(order)})."
             )
         states, merged = dict(states), dict[str, Metrics]()

@@ -20,8 +20,9 @@ Score = Callable[[TrainState, Any], torch.Tensor]
 def branch(first: Step, second: Step, score: Score) -> Step:
     """Return a step that takes two steps from the same state, and keeps the one with the lower score.
 
-    Both start with the same key, so they draw the same masks. The choice is made on the device, leaf by
-    leaf. On a tie, or if both scores are NaN, the first is kept; a NaN loses against a number.
+    Both steps start with the same key, so they draw the same masks. The choice is made on the device,
+    leaf by leaf. On a tie, or if both scores are NaN, the first step is kept; a number is better than
+    NaN.
 
     Args:
         first: `(state, batch) -> (state, metrics)`.
@@ -30,8 +31,8 @@ def branch(first: Step, second: Step, score: Score) -> Step:
             `lambda state, batch: eval_step(state, batch)["loss"]`.
 
     Returns:
-        `(state, batch) -> (state, metrics)`; the metrics are those of the step that was kept, with
-        `branch`, 0 or 1.
+        `(state, batch) -> (state, metrics)`. The metrics are those of the kept step, with the entry
+        `branch`: 0 for the first step, 1 for the second.
 
     Raises:
         ValueError: in a call, the two steps return different structures, or a score is not 0-d.
@@ -57,13 +58,14 @@ def branch(first: Step, second: Step, score: Score) -> Step:
         difference = tree.first_difference(outputs[1], outputs[0])
         if difference is not None:
             raise ValueError(
-                "branch: expected two steps that return the same structure, got results that differ, "
+                "branch: expected two steps that return one structure, got results that differ: "
                 f"{difference}. Build both with the same model, optimizer and metrics."
             )
         a, b = (score(new, batch) for new, _ in outputs)
         if a.ndim or b.ndim:
             raise ValueError(
-                f"branch: expected a 0-d score, got shape {tuple(a.shape)}. Reduce it: score.mean()."
+                f"branch: expected a 0-d score, got shape {tuple((a if a.ndim else b).shape)}. Reduce "
+                "it: score.mean()."
             )
         is_second = (b < a) | (torch.isnan(a) & ~torch.isnan(b))
         new, metrics = tree.map(lambda x, y: torch.where(is_second, y, x), *outputs)

@@ -1,9 +1,10 @@
 """Curvature of a loss: products of its Hessian, Gauss-Newton and Fisher matrices with a vector.
 
-The matrices have one row for each element of a tree of parameters; none of them is formed. A product is
-two or three backward passes, and a function like any other: it compiles, maps and differentiates.
+The matrices have one row for each element of a tree of parameters; none of them is formed. A product
+takes two or three backward passes. It is a pure function, which `ftrain.compile`, `torch.vmap` and
+`ftrain.value_and_grad` take.
 
-Read next: `spectrum.py`, traces and eigenvalues from products alone.
+Read next: `spectrum.py`, which computes traces and eigenvalues from products alone.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ def hessian_vector_product(
         fn: `params -> value`, 0-d; of a training step, `closures(state, batch)["value_fn"]`.
         params: a tree of floating-point tensors.
         vector: a tree like `params`.
-        dtype: the dtype in which `fn` is called and the product returned, for instance
-            torch.float64; default: that of each leaf. The tensors that `fn` captures must have it too.
+        dtype: dtype of the parameters in the call of `fn`, and of the product, such as torch.float64;
+            default: the dtype of each leaf. Tensors that `fn` captures must have this dtype too.
 
     Returns:
         A tree like `params`.
@@ -50,7 +51,7 @@ def hessian_vector_product(
     zeros = tree.map(torch.zeros_like, vector)
 
     def slope(at: Any) -> Tensor:
-        # The zero term, for a linear loss: value_and_grad refuses a value that no parameter enters.
+        # The zero term is for a linear loss: value_and_grad refuses a value without parameters in it.
         return inner(value_and_grad(fn)(at)[1], vector) + inner(at, zeros)
 
     return value_and_grad(slope)(params)[1]
@@ -66,8 +67,8 @@ def gauss_newton_vector_product(
 ) -> Any:
     r"""Return $J^\top H J v$, with the Jacobian $J$ of outputs and the Hessian $H$ of a loss at them.
 
-    The Hessian of `fn(outputs(params))` without the second derivatives of the outputs: positive
-    semi-definite if `fn` is convex. Of a cross-entropy it is the Fisher matrix.
+    The matrix is the Hessian of `fn(outputs(params))` without the second derivatives of the outputs. It
+    is positive semi-definite if `fn` is convex. For a cross-entropy of logits, it is the Fisher matrix.
 
     Args:
         outputs: `params -> outputs`, a tree of tensors (logits).
@@ -104,9 +105,9 @@ def fisher_vector_product(
 ) -> Any:
     r"""Return $F v$, with $F = \frac{1}{n} \sum_i g_i g_i^\top$ and the gradients $g_i$ of n losses.
 
-    With the losses of the labels of a data set, F is the empirical Fisher matrix; with those of labels
-    drawn from the model's own distribution (`ftrain.random.categorical` of the logits), an unbiased
-    estimate of the Fisher matrix.
+    With the labels of a data set, F is the empirical Fisher matrix. With labels that are drawn from the
+    model's own distribution (`ftrain.random.categorical` of the logits), F is an unbiased estimate of
+    the Fisher matrix.
 
     Args:
         losses: `params -> losses`, `(n,)`: the negative log-likelihood of each example.
@@ -118,8 +119,8 @@ def fisher_vector_product(
         A tree like `params`.
 
     Raises:
-        ValueError: `vector` differs from `params` in structure or shapes; `losses` returns another
-            number of dimensions.
+        ValueError: `vector` differs from `params` in structure or shapes; `losses` does not return
+            a tensor `(n,)`.
 
     References:
         Kunstner, Balles and Hennig, "Limitations of the empirical Fisher approximation", NeurIPS 2019.
@@ -142,7 +143,7 @@ def fisher_vector_product(
 
 
 def _jacobian_product(fn: Callable[[Any], Any], params: Any, vector: Any, at: Any) -> Any:
-    """Return `J v` as the derivative of `<J^T u, v>` with respect to u: it needs no forward mode."""
+    """Return `J v`, computed without forward mode: the derivative of `<J^T u, v>` with respect to u."""
 
     def pulled(cotangent: Any) -> Tensor:
         return inner(_transposed_product(fn, params, cotangent), vector)
@@ -161,7 +162,7 @@ def inner(a: Any, b: Any) -> Tensor:
 
 
 def cast(params: Any, dtype: torch.dtype | None) -> Any:
-    """Return a tree with all leaves in `dtype`; as it is for None."""
+    """Return a tree with all leaves in `dtype`; for `None`, return it unchanged."""
     return params if dtype is None else tree.map(lambda p: p.to(dtype), params)
 
 

@@ -27,17 +27,18 @@ def differentiable(step: F) -> F:
     The results depend on every floating-point leaf of state and batch: parameters (MAML),
     hyper-parameters that `optim.with_hyperparams` keeps in the optimizer's state, extras and batch
     entries that the loss reads (weights of losses and examples, augmentation), and tensors that the loss
-    or the optimizer captures. Metrics keep their graph too. Buffers have no derivative: torch gives
-    statistics of BatchNorm none. A skipped step is the identity, and so is its derivative; its metrics
-    have the derivative 0. Under `torch.vmap` with gradients taken inside, a skipped row's gradients may
-    be NaN instead.
+    or the optimizer captures. Metrics keep their graph too. Buffers have no derivative, because torch
+    computes none for the statistics of BatchNorm. A skipped step is the identity, and its derivative is
+    that of the identity; its metrics have the derivative 0. If gradients are taken inside `torch.vmap`,
+    those of a skipped row may be NaN instead.
 
-    All optimizers of `ftrain.optim` are differentiable. Where an algorithm decides or rounds, the
-    derivative is that of the branch taken: `lion` and `rprop` step by signs, whose derivative is 0,
-    `prodigy` and `lbfgs` select by comparisons.
+    All optimizers of `ftrain.optim` except `from_torch` are differentiable. Where an algorithm compares
+    or rounds, the derivative is that of the branch taken: `lion` and `rprop` step by signs, which have
+    the derivative 0; `prodigy` and `lbfgs` select by comparisons.
 
     Args:
-        step: a function made of ftrain's pieces, not compiled; compile what you make from the result.
+        step: a function made of ftrain's pieces, not compiled. Compile the function that calls the
+            result.
 
     Returns:
         A function with the arguments and results of `step`.

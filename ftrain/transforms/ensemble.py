@@ -1,4 +1,4 @@
-"""Predictions of the members of a sweep, averaged, and how far the members disagree."""
+"""Mean prediction of the members of a sweep, and their disagreement."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class EnsemblePrediction(NamedTuple):
     """Prediction of an ensemble.
 
     Attributes:
-        mean: of numbers, the mean over the members; of logits, the logarithm of the mean probability
-            (itself logits, of which a softmax gives that mean). The shape of one member's prediction.
-        disagreement: of numbers, the standard deviation over the members, in their units and shape; of
-            logits, the mutual information between class and member in nats, without the axis of classes.
-            0 where all members agree.
+        mean: for numbers, the mean over the members; for logits, the logarithm of the mean probability,
+            whose softmax is the mean probability. It has the shape of one member's prediction.
+        disagreement: for numbers, the standard deviation over the members, in the units and the shape of
+            a prediction; for logits, the mutual information between class and member in nats, without
+            the axis of classes. 0 where all members agree.
     """
 
     mean: torch.Tensor
@@ -36,14 +36,14 @@ def ensemble(
     and the disagreement $H[\bar p] - \sum_m w_m H[p_m]$, with $H$ the entropy.
 
     Args:
-        predict: `(state, batch) -> prediction` of a single state, a floating tensor; of logits the last
-            axis has the classes.
+        predict: `(state, batch) -> prediction` for a single state, a floating tensor; the last axis of
+            logits is that of the classes.
         of: `"numbers"` or `"logits"`.
 
     Returns:
         `(states, batch, weights=None) -> EnsemblePrediction`, a pure function. `weights`, `(n,)`, bool
-        or not negative, are those of the members, such as `states.extras["active"]` of `stoppable`
-        steps; a member of weight 0 has no influence, even if its prediction is NaN.
+        or not negative, has one weight per member, such as `states.extras["active"]` of `stoppable`
+        steps. A member of weight 0 has no influence, even if its prediction is NaN.
 
     Raises:
         ValueError: `of` is unknown; in a call, `weights` has another shape.
@@ -65,7 +65,7 @@ def ensemble(
         Classification and Preference Learning" (the mutual information).
     """
     if of not in ("numbers", "logits"):
-        raise ValueError(f"of: expected 'numbers' or 'logits', got {of!r}.")
+        raise ValueError(f"of: expected 'numbers' or 'logits', got {of!r}. Write of='logits'.")
 
     def predicted(
         states: Any, batch: Any, weights: torch.Tensor | None = None

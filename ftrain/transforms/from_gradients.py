@@ -25,15 +25,15 @@ Gradients = Callable[[TrainState, Any], GradientResult]
 def from_gradients(gradients: Gradients, optimizer: Optimizer) -> Step:
     """Return the training step that follows these gradients.
 
-    It composes the three pieces of a step, as one of your own would:
+    It composes the three pieces of a step, as a step of your own would:
 
         result = gradients(state, batch)
         proposed = ftrain.update(optimizer, state, result)
         state, metrics = ftrain.commit(state, proposed, result)
 
     Args:
-        gradients: `(state, batch) -> GradientResult`; `steps.train_step.gradients`, transformed.
-        optimizer: that of the state.
+        gradients: `(state, batch) -> GradientResult`, such as `with_sam(steps.train_step.gradients)`.
+        optimizer: the optimizer of the state.
 
     Returns:
         `(state, batch) -> (state, metrics)`; `steps._replace(train_step=...)` completes the steps.

@@ -10,7 +10,7 @@ __all__ = ["grid"]
 
 
 def grid(**axes: Iterable[Any]) -> list[dict[str, Any]]:
-    """Return every combination of the values of some axes, the last axis fastest.
+    """Return every combination of the values of some axes; the last axis varies fastest.
 
     Args:
         **axes: name -> its values. Names are those of `sweep`: hyper-parameters, entries of the

@@ -28,20 +28,20 @@ def implicit(
     *args: Any,
     solver: Solver | None = None,
 ) -> T:
-    r"""Return `solution` as a differentiable function of `args`, by the condition that it fulfils.
+    r"""Return `solution` as a differentiable function of `args`, by the condition that it satisfies.
 
     If $c(x, a) = 0$ at the solution, then
 
     $$\frac{\mathrm{d} x}{\mathrm{d} a} = -\left(\frac{\partial c}{\partial x}\right)^{-1}
     \frac{\partial c}{\partial a}$$
 
-    so the backward pass solves one linear system with $(\partial c / \partial x)^\top$, by products with
-    it alone. Memory and time do not depend on how the solution was found. The derivative is as exact as
-    solution and solver are.
+    so the backward pass solves one linear system with $(\partial c / \partial x)^\top$, from products
+    with this matrix alone. Memory and time do not depend on how the solution was found. The derivative
+    is as exact as the solution and the solver are.
 
     - At a minimum of a training loss, `condition` is its gradient with respect to the parameters:
       `differentiable(gradients)(state, batch).grads`, as in the example. Its derivative is the Hessian:
-      symmetric, so conjugate gradients solve it where it is positive definite.
+      it is symmetric, so conjugate gradients solve the system where it is positive definite.
     - At a fixed point $x = f(x, a)$, it is $x - f(x, a)$. If $f$ contracts, `neumann` converges for any
       $f$; conjugate gradients need a symmetric derivative.
 
@@ -76,8 +76,8 @@ def implicit(
     """
     if _torch.inside_functorch() is not None or _torch.is_forward_mode():
         raise NotImplementedError(
-            "implicit: expected a call outside of torch.func transforms and forward mode, got one "
-            "inside. Differentiate with ftrain.value_and_grad outside of torch.vmap."
+            "implicit: expected a call outside of torch.func transforms and forward mode, got a call "
+            "inside one. Differentiate with ftrain.value_and_grad outside of torch.vmap."
         )
     solve = solver or functools.partial(conjugate_gradients, iterations=20)
     leaves, treedef = tree.flatten(solution)
@@ -89,7 +89,7 @@ def implicit(
         flat, out_def = tree.flatten(out)
         if out_def != treedef or any(c.shape != x.shape for c, x in zip(flat, xs, strict=True)):
             raise ValueError(
-                "implicit: expected `condition` to return a tree like the solution, got another one "
+                "implicit: expected `condition` to return a tree like the solution, got another tree "
                 f"({tree.first_difference(out, solution) or 'its shapes differ'}). Return one residual "
                 "for each element of the solution."
             )

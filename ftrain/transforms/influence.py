@@ -29,19 +29,19 @@ def tracin(
 ) -> Callable[[Sequence[TrainState], Sequence[float], Any, Any], Tensor]:
     r"""Return the function `(states, learning_rates, batch, other) -> influence` of TracIn.
 
-    $\sum_t \eta_t \langle g_i(t), g_j(t) \rangle$ over checkpoints t: how much steps on example i
-    lowered the loss of example j, to first order. Examples of positive influence are proponents, of
-    negative influence opponents.
+    The influence $\sum_t \eta_t \langle g_i(t), g_j(t) \rangle$ over checkpoints t is the amount by
+    which steps on example i lowered the loss of example j, to first order. Examples of positive
+    influence are called proponents, and examples of negative influence opponents.
 
     Args:
         model: as of `make_steps`.
         loss_fn: as of `make_steps`; called with batches of one example.
         precision: as of `make_steps`.
-        chunk_size: examples at a time; default: all.
+        chunk_size: examples computed at a time; default: all.
 
     Returns:
         A function of the states of checkpoints, the learning rate at each, a batch of n training
-        examples, and a batch of m other examples; its value is `(n, m)`.
+        examples, and a batch of m other examples. It returns a tensor `(n, m)`.
 
     Raises:
         ValueError: as of `per_sample_grads`; in a call, no states, or another number of learning rates.
@@ -70,8 +70,8 @@ def tracin(
     ) -> Tensor:
         if not states or len(states) != len(learning_rates):
             raise ValueError(
-                f"states: expected at least one, each with a learning rate, got {len(states)} states "
-                f"and {len(learning_rates)} learning rates"
+                f"states: expected one or more, each with a learning rate, got {len(states)} states "
+                f"and {len(learning_rates)} learning rates. Pass one learning rate for each state."
             )
         terms = [
             rate * (rows(state, batch) @ rows(state, other).T)

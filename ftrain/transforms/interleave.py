@@ -19,14 +19,15 @@ def interleave(tasks: Mapping[str, Step]) -> Step:
     """Return a step that takes one training step for each task, in the order of the mapping.
 
     All tasks share one state: parameters, optimizer state and key pass from one to the next. The tasks
-    may have different losses, and batches of different structure. An optimizer counts each of the steps.
+    may have different losses, and batches of different structure. The optimizer counts every step.
 
     Args:
         tasks: `(state, batch) -> (state, metrics)` by name, all for states of one structure.
 
     Returns:
         `(state, batches) -> (state, metrics)` with `batches` a mapping by task name. Metrics are
-        `loss`, the mean over the tasks, `skipped`, their sum, and those of each task under `name/`.
+        `loss`, the mean over the tasks; `skipped`, the number of skipped steps; and the metrics of each
+        task under `name/`.
 
     Raises:
         ValueError: there is no task; in a call, the batches have other names.

@@ -27,14 +27,16 @@ def conjugate_gradients(
 ) -> T:
     r"""Return an approximate solution of $(A + \lambda I) x = b$ for a symmetric positive definite $A$.
 
-    In exact arithmetic as many iterations as $A$ has distinct eigenvalues suffice. Nothing waits for the
-    device: iterations after convergence, or after a direction of no positive curvature, change nothing.
+    In exact arithmetic, as many iterations as $A$ has distinct eigenvalues suffice. The number of
+    products is fixed, so that nothing waits for the device: iterations after convergence, or after a
+    direction without positive curvature, change nothing.
 
     Args:
         product: $x \mapsto A x$, a function of trees.
         right_side: $b$, a tree of floating-point tensors.
         iterations: the number of products, at least 1.
-        tolerance: iterations end at $\lVert A x - b \rVert \le \mathrm{tolerance} \, \lVert b \rVert$.
+        tolerance: $x$ stays unchanged once $\lVert A x - b \rVert \le \mathrm{tolerance} \, \lVert b
+            \rVert$.
         damping: $\lambda \ge 0$, for an indefinite or badly conditioned $A$.
 
     Returns:
@@ -77,9 +79,9 @@ def neumann(product: Callable[[T], T], right_side: T, *, terms: int, step_size: 
 
     $$x = \eta \sum_{i=0}^{n-1} (I - \eta A)^i \, b$$
 
-    which converges if all eigenvalues of $I - \eta A$ are smaller than 1 in magnitude. With $\eta$ the
-    learning rate of gradient descent and $A$ the Hessian, $n$ terms give the gradient of $n$ unrolled
-    steps at the solution.
+    The series converges if all eigenvalues of $I - \eta A$ are smaller than 1 in magnitude. With $\eta$
+    the learning rate of gradient descent and $A$ the Hessian, $n$ terms give the gradient of $n$
+    unrolled steps at the solution.
 
     Args:
         product: $x \mapsto A x$, a function of trees.

@@ -1,4 +1,4 @@
-"""Rows of a state with an axis of members: stack them, take one, several, or the best."""
+"""Members of a stacked state: stack states, and select one member, several, or the best."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ Mode = Literal["min", "max"]
 def stack(trees: Sequence[T]) -> T:
     """Return trees of one structure as one tree, whose leaves have a new leading axis.
 
-    States become those of an ensemble, the batches of members one batch for `sweep(...,
-    batches="own")`, and consecutive batches the argument of `scan`.
+    Stack states for an ensemble, one batch for each member for `sweep(..., batches="own")`, and
+    consecutive batches for `scan`.
 
     Args:
-        trees: at least one; leaves at one place have one shape, dtype and device.
+        trees: at least one; leaves at the same path have the same shape, dtype and device.
 
     Raises:
         ValueError: there is no tree, or structures, shapes or dtypes differ; the message names the path.
@@ -43,7 +43,7 @@ def stack(trees: Sequence[T]) -> T:
         difference = tree.first_difference(other, first)
         if difference is not None:
             raise ValueError(
-                f"trees[{i}] differs from trees[0] in structure, {difference}. Pass trees with the same "
+                f"trees[{i}] differs from trees[0] in structure: {difference}. Pass trees with the same "
                 "structure."
             )
         for path, a, b in zip(
@@ -64,11 +64,11 @@ def stack(trees: Sequence[T]) -> T:
 
 
 def member(states: T, i: int) -> T:
-    """Return member `i` of a stacked state (or of metrics) as an ordinary one, in memory of its own.
+    """Return member `i` of a stacked state, or of stacked metrics, in memory of its own.
 
     Args:
         states: a tree whose leaves have the members on their first axis.
-        i: its position; negative ones count from the end.
+        i: its position; negative positions count from the end.
 
     Raises:
         IndexError: there are fewer members.
@@ -88,8 +88,8 @@ def member(states: T, i: int) -> T:
 def select(states: T, rows: torch.Tensor | Sequence[int]) -> T:
     """Return the members at some positions as a smaller stacked state.
 
-    A step of fewer members costs less. `compile` makes one program for each number of them: compile the
-    step anew, since a compiled function warns if it meets another shape.
+    A step of fewer members costs less. `ftrain.compile` makes one program for each number of members.
+    Call `compile` again for the smaller state, because a compiled function warns when it compiles again.
 
     Args:
         states: a tree whose leaves have the members on their first axis.
@@ -112,7 +112,7 @@ def select(states: T, rows: torch.Tensor | Sequence[int]) -> T:
     if index.dtype == torch.bool:
         index = index.nonzero()[:, 0]
     if not len(index):
-        raise ValueError("rows: expected at least one member, got 0. Keep one.")
+        raise ValueError("rows: expected at least one member, got 0. Select one.")
     chosen: T = tree.map(lambda leaf: leaf.index_select(0, index.to(leaf.device)), states)
     return chosen
 
@@ -179,7 +179,7 @@ def ranking(values: torch.Tensor, n: int, mode: Mode) -> torch.Tensor:
         ValueError: the shape of `values` is not `(n,)`, or `mode` is unknown.
     """
     if mode not in ("min", "max"):
-        raise ValueError(f"mode: expected 'min' or 'max', got {mode!r}.")
+        raise ValueError(f"mode: expected 'min' or 'max', got {mode!r}. Write mode='min'.")
     if values.shape != (n,):
         raise ValueError(
             f"values: expected one number per member, shape ({n},), got {kind(values)}. Reduce other "

@@ -40,7 +40,7 @@ class GradientNoise(NamedTuple):
 
     @property
     def noise_scale(self) -> Tensor:
-        """Return the simple noise scale, in examples: where the gain of larger batches levels off."""
+        """Return the simple noise scale: the batch size above which larger batches gain little."""
         return self.trace / self.squared_norm
 
 
@@ -51,21 +51,21 @@ def per_sample_grads(
     precision: Precision | Policy = "32-true",
     chunk_size: int | None = None,
 ) -> Callable[[TrainState, Any], Any]:
-    """Return the function `(state, batch) -> grads` of the gradients of each example.
+    """Return a function `(state, batch) -> grads` that computes the gradient of each example.
 
-    Row i is `gradients(model, loss_fn)` of the batch with example i alone, at the state with the key
-    `fold_in(state.rng, i)`: each example has random draws of its own.
+    Row i of its result is the gradient that `gradients(model, loss_fn)` computes for example i alone,
+    with the key `fold_in(state.rng, i)`: each example has random draws of its own.
 
     Args:
         model: as of `make_steps`.
         loss_fn: as of `make_steps`; called with batches of one example.
         precision: as of `make_steps`.
-        chunk_size: examples at a time; default: all of them, which takes memory for as many gradients'
-            intermediate values.
+        chunk_size: examples computed at a time; default: all. Fewer need less memory for activations.
 
     Returns:
-        A function of a state and a batch whose leaves have a first axis of examples (0-d tensors and
-        other leaves go to each example); its value is a tree like `params`, `(examples, ...)`.
+        A function of a state and a batch whose leaves have a first axis of examples; each example gets
+        0-d tensors and other leaves unchanged. It returns a tree like `params` with leaves
+        `(examples, ...)`.
 
     Raises:
         ValueError: a module computes statistics over the batch (BatchNorm), or a buffer depends on the
@@ -93,17 +93,17 @@ def per_sample_grads(
 def per_sample_results(
     model: Model, loss_fn: LossFn, *, precision: Precision | Policy
 ) -> Callable[[TrainState, Any, range, Tensor], GradientResult]:
-    """Return the function `(state, batch, examples, key) -> result`, with a first axis of examples.
+    """Return a function `(state, batch, examples, key) -> GradientResult` of single examples.
 
-    Its buffers have no such axis: they may not depend on an example.
+    The result has a first axis of examples, except its buffers: they must not depend on the example.
     """
     bound = bind(model)
     statistics = batch_statistics(bound)
     if statistics:
         raise ValueError(
-            f"model: expected modules that treat each example alone, got statistics over a batch in "
-            f"{', '.join(statistics)}, with which an example has no gradient of its own. Use GroupNorm "
-            "or LayerNorm, or call eval() on these modules."
+            f"model: expected modules that treat each example alone, got statistics over the batch in "
+            f"{', '.join(statistics)}, so that an example has no gradient of its own. Use GroupNorm or "
+            "LayerNorm, or call eval() on these modules."
         )
     of_batch = gradients(bound, loss_fn, precision=precision)
 
@@ -128,7 +128,8 @@ def per_sample_results(
                 raise
             raise ValueError(
                 "model: expected buffers that do not depend on the example, got a module that writes "
-                "statistics of its input to a buffer. Freeze it, or replace it by one without state."
+                "statistics of its input to a buffer. Freeze the module, or "
+                "replace it by one without buffers."
             ) from error
         whole: GradientResult = result._replace(buffers=buffers)
         return whole
@@ -161,7 +162,9 @@ def count_examples(batch: Any) -> int:
 def chunks(count: int, chunk_size: int | None) -> list[range]:
     """Return the ranges of examples to compute one after the other."""
     if chunk_size is not None and chunk_size < 1:
-        raise ValueError(f"chunk_size: expected at least 1, got {chunk_size}")
+        raise ValueError(
+            f"chunk_size: expected at least 1, got {chunk_size}. Write None for all examples at once."
+        )
     size = chunk_size or count
     return [range(start, min(start + size, count)) for start in range(0, count, size)]
 
@@ -171,7 +174,7 @@ def _has_examples(leaf: Any) -> bool:
 
 
 def gradient_noise_scale(grads: Any) -> GradientNoise:
-    r"""Return the gradient noise of a batch, $\operatorname{tr} \Sigma$ and $|G|^2$, from its examples.
+    r"""Return the gradient noise, $\operatorname{tr} \Sigma$ and $|G|^2$, from gradients of examples.
 
     With $\Sigma$ the covariance and $G$ the mean of the gradients of single examples, their ratio is the
     batch size above which larger batches gain little.
@@ -198,7 +201,10 @@ def gradient_noise_scale(grads: Any) -> GradientNoise:
     leaves = [g if g.dtype == torch.float64 else g.float() for g in tree.leaves(grads)]
     n = len(leaves[0]) if leaves else 0
     if n < 2:
-        raise ValueError(f"grads: expected gradients of at least 2 examples, got {n}")
+        raise ValueError(
+            f"grads: expected gradients of at least 2 examples, got {n}. Pass a larger batch to "
+            "per_sample_grads."
+        )
     means = [g.mean(0) for g in leaves]
     spread = [(g - mean).square().sum() for g, mean in zip(leaves, means, strict=True)]
     trace = torch.stack(spread).sum() / (n - 1)

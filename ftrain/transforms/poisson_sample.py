@@ -19,9 +19,9 @@ class PoissonSample(NamedTuple):
     """Batch of random size, in a fixed number of rows.
 
     Attributes:
-        indices: int64 `(capacity,)`: the examples, ascending; rows that only fill up hold 0.
-        mask: bool `(capacity,)`: the rows that hold an example. Multiply the losses by it.
-        dropped: int64, 0-d: examples that were drawn beyond the capacity, and left out.
+        indices: int64 `(capacity,)`: positions of the examples, ascending; 0 in rows without an example.
+        mask: bool `(capacity,)`: True for rows with an example. Multiply the losses by it.
+        dropped: int64, 0-d: the number of examples that were drawn but exceeded the capacity.
     """
 
     indices: Tensor
@@ -33,7 +33,7 @@ def poisson_sample(key: Tensor, count: int, sample_rate: float, capacity: int) -
     """Return a batch that each of `count` examples enters independently with probability `sample_rate`.
 
     Pass `batch_size=count * sample_rate` to `private_steps`. A capacity six standard deviations above
-    that is exceeded once in 10^9 batches.
+    this mean is exceeded about once in 10^9 batches.
 
     Args:
         key: a single key, int32 `(2,)`; one for each batch, `fold_in(key, step)`.
@@ -53,10 +53,14 @@ def poisson_sample(key: Tensor, count: int, sample_rate: float, capacity: int) -
         (15, 0)
     """
     if not 0 <= sample_rate <= 1:
-        raise ValueError(f"sample_rate: expected a number from 0 to 1, got {sample_rate!r}")
+        raise ValueError(
+            f"sample_rate: expected a number from 0 to 1, got {sample_rate!r}. Pass the expected batch "
+            "size over the number of examples."
+        )
     if not 1 <= capacity <= count:
         raise ValueError(
-            f"capacity: expected 1 to {count}, the number of examples, got {capacity!r}"
+            f"capacity: expected 1 to {count}, the number of examples, got {capacity!r}. Pass a number "
+            "in this range."
         )
     enters = random.uniform(key, (count,), torch.float64) < sample_rate
     order = enters.logical_not().sort(stable=True).indices[:capacity]

@@ -40,16 +40,18 @@ def private_gradients(
     precision: Precision | Policy = "32-true",
     chunk_size: int | None = None,
 ) -> Callable[[TrainState, Any], GradientResult]:
-    r"""Return the function `(state, batch) -> GradientResult` of DP-SGD, in the place of `gradients`.
+    r"""Return a function `(state, batch) -> GradientResult` that computes the gradient of DP-SGD.
 
+    It takes the place of `ftrain.gradients`. The gradient is
     $\frac{1}{b} \left( \sum_i g_i \min(1, C / |g_i|) + \sigma C z \right)$ with the gradients $g_i$ of
     single examples, the clipping norm C, the noise multiplier $\sigma$ and standard normal z, drawn
-    from the state's key. An example whose gradient is not finite adds 0, so that it cannot skip a step.
+    from the state's key. An example whose gradient is not finite adds 0, so that it cannot cause a
+    skipped step.
 
-    The guarantee of an accountant holds for the parameters, if each example enters a batch independently
-    with equal probability (`poisson_sample`) and `batch_size` is fixed. Fill up a batch with rows whose
-    loss is `Mean(total, weight)` of weight 0. The metrics are not private, and the draws are
-    those of a reproducible generator, not of a cryptographic one: keep the seed secret.
+    The guarantee of `dp_epsilon` holds for the parameters if each example enters a batch independently
+    with equal probability (`poisson_sample`) and `batch_size` is fixed. For rows without an example, let
+    the loss return `Mean(total, weight)` with weight 0. The metrics are not private. The draws come from
+    a reproducible generator, not from a cryptographic one: keep the seed secret.
 
     Args:
         model: as of `make_steps`.
@@ -61,13 +63,14 @@ def private_gradients(
         chunk_size: examples at a time; default: all of them.
 
     Returns:
-        A function for `update` and `commit`. Metrics: `loss`; `grad_norm` of the noisy gradient;
-        `clipped`, the fraction of examples whose gradient was clipped; `skipped`; `nonfinite_examples`;
-        and the loss function's own, which must be means, sums or values of each example.
+        A function whose result `ftrain.update` and `ftrain.commit` take. Metrics: `loss`; `grad_norm` of
+        the noisy gradient; `clipped`, the fraction of examples whose gradient was clipped; `skipped`;
+        `nonfinite_examples`; and the metrics of the loss function, each a mean, a sum or a value per
+        example.
 
     Raises:
         ValueError: an option is out of range, or as of `per_sample_grads`.
-        TypeError: in a call, a metric of another kind.
+        TypeError: in a call, the loss function returns a metric of another kind.
 
     References:
         Abadi, Chu, Goodfellow, McMahan, Mironov, Talwar and Zhang, "Deep learning with differential
@@ -130,12 +133,12 @@ def private_steps(
 ) -> Steps:
     """Return the pure functions of a training run with differential privacy (DP-SGD).
 
-    `make_steps` with `private_gradients` in the place of `gradients`.
+    They are the steps of `make_steps` with `private_gradients` in the place of `gradients`.
 
     Args:
         model: as of `make_steps`.
         loss_fn: as of `make_steps`; called with batches of one example.
-        optimizer: as of `make_steps`; it sees noisy gradients only, and no closures.
+        optimizer: as of `make_steps`; it receives noisy gradients only, and no loss function.
         clip_norm: the largest norm of the gradient of an example.
         noise_multiplier: the standard deviation of the noise, over `clip_norm`.
         batch_size: the expected number of examples; default: the rows of the batch.
@@ -182,7 +185,7 @@ def private_steps(
 
 def _clipped(result: GradientResult, clip_norm: float) -> tuple[Any, Metrics, Any]:
     """Return the sum of the clipped gradients of examples, the merged metrics, and the buffers."""
-    # Not by the result's finite flag: it is False for weight 0 too, where the gradient is 0.
+    # The result's finite flag would not do: it is False for weight 0 too, where the gradient is 0.
     norms, is_finite = row_norms(result.grads)
     # clip_norm / max(norm, clip_norm) is exactly 1 for a norm below clip_norm.
     scale = torch.where(is_finite, clip_norm / norms.clamp_min(clip_norm), 0.0)
@@ -206,7 +209,7 @@ def _clipped(result: GradientResult, clip_norm: float) -> tuple[Any, Metrics, An
 
 
 def _merged(name: str, metric: Any) -> Any:
-    """Return a metric of all examples, from one with a first axis of examples."""
+    """Return a metric of the whole batch, from one with a first axis of examples."""
     if isinstance(metric, Mean):
         kept = torch.where(metric.weight > 0, metric.total, torch.zeros_like(metric.total))
         return Mean(kept.sum(0), metric.weight.sum(0))
@@ -234,15 +237,18 @@ def _check_options(
     clip_norm: float, noise_multiplier: float, batch_size: float | None, policy: Policy
 ) -> None:
     if not 0 < clip_norm < float("inf"):
-        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm!r}")
+        raise ValueError(f"clip_norm: expected a positive number, got {clip_norm!r}. Write 1.0.")
     if not 0 <= noise_multiplier < float("inf"):
         raise ValueError(
-            f"noise_multiplier: expected a number of at least 0, got {noise_multiplier!r}"
+            f"noise_multiplier: expected a number of at least 0, got {noise_multiplier!r}. Write 1.1."
         )
     if batch_size is not None and not batch_size > 0:
-        raise ValueError(f"batch_size: expected a positive number, got {batch_size!r}")
+        raise ValueError(
+            f"batch_size: expected a positive number, got {batch_size!r}. Pass the expected number of "
+            "examples in a batch."
+        )
     if policy.loss_scale is not None:
         raise ValueError(
-            "precision: expected one without loss scaling, which skips steps by the gradients of "
-            "examples, got dynamic loss scaling. Use precision='bf16-mixed'."
+            "precision: expected a precision without loss scaling, which would skip steps by "
+            "gradients of examples, got dynamic loss scaling. Write precision='bf16-mixed'."
         )

@@ -22,7 +22,9 @@ _STREAM = 0x70636772
 
 
 def project_conflicts(tasks: Mapping[str, Gradients]) -> Gradients:
-    r"""Return the sum of several tasks' gradients, each projected off those that it conflicts with.
+    r"""Return a gradient function: the sum of several tasks' gradients without their conflicts.
+
+    Each gradient is projected onto the normal plane of every other gradient that it conflicts with.
 
     For each task $i$ and all others $j$ in random order, drawn from the state's key:
 
@@ -31,8 +33,8 @@ def project_conflicts(tasks: Mapping[str, Gradients]) -> Gradients:
     with the original $g_j$. Without conflicts the result is the sum of the gradients. The projections
     are computed from the matrix of inner products, so they take no more memory than the gradients.
 
-    The tasks are called one after the other: each gets the buffers, loss scale and key that the one
-    before left. A step is skipped if one of them is not finite.
+    The tasks are called one after the other: each gets the buffers, loss scale and key that the task
+    before it returned. A step is skipped if one of the gradients is not finite.
 
     Args:
         tasks: `(state, batch) -> GradientResult` by name, such as `ftrain.gradients(model, loss_fn)` for

@@ -22,17 +22,17 @@ def scan(train_step: Callable[[S, Any], tuple[S, M]], k: int) -> Callable[[S, An
         state, metrics_i = train_step(state, batches[i])    for i in 0 .. k - 1
 
     The result has the bits of `k` calls, eager and traced (`backend="eager"`). Compiled, it is one call
-    of a program whose loop body is compiled once, for any `k`: what a call costs beside arithmetic is
-    paid once instead of `k` times, which pays for small models.
+    of a program whose loop body is compiled once, for any `k`. The overhead of a call is then paid once
+    instead of `k` times, which makes small models faster.
 
     Args:
-        train_step: `(state, batch) -> (state, metrics)`, not compiled; of `make_steps`, a sweep, or your
-            own.
+        train_step: `(state, batch) -> (state, metrics)`, not compiled: a step of `make_steps`, of a
+            sweep, or of your own.
         k: the number of steps, at least 1.
 
     Returns:
         `(state, batches) -> (state, metrics)`. Each leaf of `batches` has a leading axis of length `k`
-        (`transforms.stack` makes one of a list of batches); each leaf of `metrics` gets one.
+        (`transforms.stack` makes it from a list of batches); so has each leaf of `metrics`.
 
     Raises:
         ValueError: `k` is less than 1; in a call, the leading axis is not `k` long.

@@ -4,10 +4,10 @@
     hutchinson_trace(product, params, key)
     top_eigenvalues(product, params, key, count=3)
 
-The loops are unrolled: compiled, a function here is one graph as long as its number of products. For
-many of them compile `product` instead.
+The loops are unrolled: compiled, a function of this file is one graph whose length grows with the number
+of products. For many products, compile `product` instead.
 
-Read next: `curvature.py`, the products.
+Read next: `curvature.py`, which computes the products.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Estimate(NamedTuple):
 
     Attributes:
         value: a 0-d tensor, or a tree of tensors.
-        standard_error: likewise; NaN for a single sample.
+        standard_error: a tensor or tree like `value`; NaN for a single sample.
     """
 
     value: Any
@@ -49,7 +49,7 @@ class Eigenpairs(NamedTuple):
     """Eigenvalues and eigenvectors of a symmetric matrix on a tree.
 
     Attributes:
-        values: float64 `(count,)`, in the order asked for.
+        values: float64 `(count,)`, in the order that `which` gives.
         vectors: a tree like the parameters, with a leading axis `(count, ...)`; each of norm 1.
         residuals: float64 `(count,)`: estimates of `|A v - value v|`. An eigenvalue of the matrix lies
             within that distance of each value, up to rounding.
@@ -70,14 +70,14 @@ def hutchinson_trace(
 ) -> Estimate:
     r"""Return an unbiased estimate of the trace, the mean of $z^\top A z$ over random signs $z$.
 
-    Exact for a diagonal matrix.
+    The estimate is exact for a diagonal matrix.
 
     Args:
-        product: `vector -> A vector`, of trees like `params`.
-        params: a tree of tensors, of which shapes, dtypes and device are read.
-        key: int32 `(2,)`.
+        product: `vector -> A vector`, on trees like `params`.
+        params: a tree of tensors; only its shapes, dtypes and device are used.
+        key: a single key, int32 `(2,)`.
         samples: the number of products.
-        dtype: of the vectors; default: that of each leaf.
+        dtype: dtype of the vectors; default: the dtype of each leaf.
 
     Returns:
         `Estimate` of 0-d tensors.
@@ -112,11 +112,11 @@ def hutchinson_diagonal(
     r"""Return an unbiased estimate of the diagonal, the mean of $z \odot A z$ over random signs $z$.
 
     Args:
-        product: `vector -> A vector`, of trees like `params`.
-        params: a tree of tensors, of which shapes, dtypes and device are read.
-        key: int32 `(2,)`.
+        product: `vector -> A vector`, on trees like `params`.
+        params: a tree of tensors; only its shapes, dtypes and device are used.
+        key: a single key, int32 `(2,)`.
         samples: the number of products.
-        dtype: of the vectors; default: that of each leaf.
+        dtype: dtype of the vectors; default: the dtype of each leaf.
 
     Returns:
         `Estimate` of trees like `params`.
@@ -155,22 +155,22 @@ def top_eigenvalues(
 ) -> Eigenpairs:
     """Return extreme eigenvalues and their eigenvectors by Lanczos' method.
 
-    With full reorthogonalization: memory for `iterations` vectors. An eigenvalue that occurs several
-    times is found once until the iterations reach the number of parameters.
+    Full reorthogonalization needs memory for `iterations` vectors. An eigenvalue that occurs several
+    times is found once, unless there are as many iterations as parameters.
 
     Args:
-        product: `vector -> A vector`, of trees like `params`; A symmetric.
-        params: a tree of tensors, of which shapes, dtypes and device are read.
-        key: int32 `(2,)`, of the first vector.
+        product: `vector -> A vector`, on trees like `params`; A must be symmetric.
+        params: a tree of tensors; only its shapes, dtypes and device are used.
+        key: a single key, int32 `(2,)`, from which the first vector is drawn.
         count: the number of eigenvalues.
-        iterations: products; default: `max(2 count + 10, 20)`. At most the number of parameters, where
-            the result is exact up to rounding.
+        iterations: the number of products; default: `max(2 count + 10, 20)`. More than the number of
+            parameters are not made: at that number the result is exact up to rounding.
         which: `"largest"` (descending), `"smallest"` (ascending) or `"magnitude"` (by absolute value,
             descending).
-        dtype: of the vectors; default: the widest of the leaves. Inner products are in float64.
+        dtype: dtype of the vectors; default: the widest of the leaves. Inner products are in float64.
 
     Returns:
-        `Eigenpairs`, with `residuals` that say how far the iteration converged.
+        `Eigenpairs`; its `residuals` estimate the distance of each value from an eigenvalue.
 
     Raises:
         ValueError: `count` or `iterations` out of range.
@@ -208,14 +208,23 @@ def top_eigenvalues(
 
 
 def _rounds(size: int, count: int, iterations: int | None, which: str) -> int:
-    """Return the number of products of `top_eigenvalues`, of valid arguments."""
+    """Return the number of products of `top_eigenvalues`; raise for invalid arguments."""
     if which not in ("largest", "smallest", "magnitude"):
-        raise ValueError(f"which: expected 'largest', 'smallest' or 'magnitude', got {which!r}")
+        raise ValueError(
+            f"which: expected 'largest', 'smallest' or 'magnitude', got {which!r}. Write "
+            "which='largest'."
+        )
     if not 1 <= count <= size:
-        raise ValueError(f"count: expected 1 to {size}, the number of parameters, got {count}")
+        raise ValueError(
+            f"count: expected 1 to {size}, the number of parameters, got {count}. Pass a number in this "
+            "range."
+        )
     rounds = min(size, max(2 * count + 10, 20) if iterations is None else iterations)
     if rounds < count:
-        raise ValueError(f"iterations: expected at least count = {count}, got {iterations}")
+        raise ValueError(
+            f"iterations: expected at least count = {count}, got {iterations}. Write None for the "
+            "default."
+        )
     return rounds
 
 
@@ -239,7 +248,7 @@ def sharpness(
 ) -> Tensor:
     """Return the sharpness of a loss, the largest eigenvalue of its Hessian.
 
-    Gradient descent of learning rate h is stable along that eigenvector up to a sharpness of 2 / h.
+    Gradient descent of learning rate h is stable along the eigenvector if the sharpness is below 2 / h.
 
     Args:
         fn: `params -> value`, 0-d; of a training step, `closures(state, batch)["value_fn"]`.
@@ -270,10 +279,11 @@ def sharpness(
 def _lanczos(
     multiply: Callable[[Tensor], Tensor], starts: Tensor, size: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return an orthonormal basis `(rounds, size)` and the tridiagonal matrix of products in it.
+    """Return an orthonormal basis `(rounds, size)`, and the tridiagonal matrix in this basis.
 
-    A vector that the basis already spans is replaced by a random one orthogonal to it, with 0 beside
-    the diagonal, so that no spurious eigenvalue appears.
+    The matrix is given by its diagonal and its off-diagonal, `(rounds,)` each. A vector that the basis
+    already spans is replaced by a random vector orthogonal to the basis, with 0 in the off-diagonal, so
+    that no spurious eigenvalue appears.
     """
     basis: list[Tensor] = []
     diagonal, beside = [], []
@@ -295,7 +305,7 @@ def _lanczos(
 
 
 def _orthogonal(vector: Tensor, basis: list[Tensor]) -> Tensor:
-    """Return the part of a vector orthogonal to a basis, projected twice against rounding."""
+    """Return the part of a vector orthogonal to a basis; project twice, because of rounding."""
     rows = torch.stack(basis)
     for _ in range(2):
         vector = vector - rows.T @ (rows @ vector)
@@ -310,7 +320,9 @@ def _unit(vector: Tensor) -> Tensor:
 
 def _samples(samples: int) -> range:
     if samples < 1:
-        raise ValueError(f"samples: expected a whole number of at least 1, got {samples!r}")
+        raise ValueError(
+            f"samples: expected a whole number of at least 1, got {samples!r}. Write samples=10."
+        )
     return range(samples)
 
 

@@ -1,4 +1,4 @@
-"""Steps whose state can be frozen: members of a sweep that diverged or were pruned."""
+"""Steps that can freeze their state, for members of a sweep that diverged or were pruned."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def stoppable(steps: Steps, diverged: Diverged | None = None) -> Steps:
     """Return steps that freeze a state whose `extras["active"]` is False.
 
     An active state takes the step of `steps`, to the bit. A frozen state does not change: parameters,
-    buffers, optimizer state, key, step count and scaler keep their bits. A state whose step has diverged
-    freezes as it was before that step. Under `sweep`, each member freezes on its own, at the cost of a
-    step all the same; `select` makes the program smaller.
+    buffers, optimizer state, key, step count and scaler keep their bits. A state whose step diverges
+    freezes with its values before that step. Under `sweep`, each member freezes on its own. A frozen
+    member still costs as much as a step; `select` the others to make the program smaller.
 
     Args:
         steps: of `ftrain.make_steps`, or other steps on a `TrainState`.
@@ -40,8 +40,8 @@ def stoppable(steps: Steps, diverged: Diverged | None = None) -> Steps:
         have `active`; a frozen step counts in `skipped`.
 
     Raises:
-        ValueError: the state has an entry `active` in its extras already, or has none in a step;
-            `diverged` returns no bool 0-d tensor.
+        ValueError: in `init_state`, the extras have an entry `active` already; in a step, they have
+            none; `diverged` does not return a bool 0-d tensor.
         TypeError: the train step is compiled already.
 
     Example:

@@ -19,13 +19,13 @@ def successive_halving(
 ) -> torch.Tensor:
     r"""Return a mask of the best $\lceil \mathrm{keep} \cdot m \rceil$ of $m$ active members.
 
-    Nothing waits for the device. Members with equal values stay in their order, and NaN is worse than
+    Nothing waits for the device. Of members with equal values the first are kept, and NaN is worse than
     any number. Apply the mask with `select` (fewer members, a smaller program) or `deactivate` (the same
     program).
 
     Args:
         values: `(n,)`, one per member, such as `metrics["loss"]` of an evaluation.
-        keep: in (0, 1], the part that stays; at least one member does.
+        keep: the fraction of members to keep, in (0, 1]; at least one member is kept.
         mode: `"min"` if smaller is better, `"max"` if larger is.
         active: bool, `(n,)`: the members that take part; default: all.
 
@@ -59,7 +59,7 @@ def successive_halving(
             "state.extras['active'] of the sweep."
         )
     active_first = order[torch.argsort((~active[order]).to(torch.int8), stable=True)]
-    # Rounding must not keep one more: 0.1 * 30 is 3.0000000000000004.
+    # A rounding error must not keep one more member: 0.1 * 30 is 3.0000000000000004.
     count = torch.ceil(active.sum().double() * keep - 1e-9).clamp(min=1)
     rank = torch.empty_like(order)
     rank = rank.scatter(0, active_first, torch.arange(len(order), device=order.device))

@@ -42,7 +42,7 @@ def sweep(
     batches: Batches = "shared",
     chunk_size: int | None = None,
 ) -> Steps:
-    """Return steps that train many members at once: each leaf of the state has a leading axis of them.
+    """Return steps that train many members at once; leaves of the state have a leading axis of members.
 
     Row `i` is the single run with the seed and the hyper-parameters of member `i`: the same random bits
     and counts, and the same numbers but for rounding, since a batched product may add in another order.
@@ -54,22 +54,23 @@ def sweep(
 
     Args:
         steps: of `ftrain.make_steps`, or other pure steps.
-        n: the number of seeds, 0 to n - 1; with `over`, for each of its combinations (fastest).
-        over: name -> values, of which all combinations are trained, as `grid` orders them; or a list
-            with one dict for each member.
+        n: the number of seeds, 0 to n - 1. With `over`, each of its combinations is trained with each
+            seed; the seed varies fastest.
+        over: name -> values: all combinations are trained, in the order of `grid`; or a list with one
+            dict for each member.
         batches: `"shared"`: one batch for all members; `"own"`: each leaf of a batch has a leading axis
             of members (`transforms.stack`), in training and in evaluation.
-        chunk_size: the number of members computed at a time; default: all. Less memory for activations,
-            in a loop that is compiled once.
+        chunk_size: the number of members computed at a time; default: all. Fewer need less memory for
+            activations; the loop over chunks is compiled once.
 
     Returns:
-        `Steps`. `init_state(seed)` gives member `i` the single run's initial state with `seed` plus
-        its own seed (0 if `over` has none). Metrics have a leading axis of members, as `Trainer` takes
-        them.
+        `Steps`. `init_state(seed)` gives each member the initial state of a single run with the sum of
+        `seed` and the member's own seed (0 if `over` has none). Metrics have a leading axis of members,
+        which `Trainer` takes.
 
     Raises:
-        ValueError: no member, names that differ between members, an option out of range; in
-            `init_state`, a hyper-parameter out of its range or whose name is not unique.
+        ValueError: there is no member, names differ between members, or an option is out of range; in
+            `init_state`, a hyper-parameter is out of its range, or its name is not unique.
         LookupError: in `init_state`, the state has no such hyper-parameter and no such extra.
         TypeError: a step is compiled already, or a value is not a number.
 
@@ -89,7 +90,9 @@ def sweep(
         check_not_compiled("sweep", step)
     members = _members(n, over)
     if batches not in ("shared", "own"):
-        raise ValueError(f"batches: expected 'shared' or 'own', got {batches!r}.")
+        raise ValueError(
+            f"batches: expected 'shared' or 'own', got {batches!r}. Write batches='shared'."
+        )
     if chunk_size is not None and (isinstance(chunk_size, bool) or chunk_size < 1):
         raise ValueError(
             f"chunk_size: expected an integer of at least 1, got {chunk_size!r}. Write None for all "
@@ -105,7 +108,7 @@ def sweep(
 def _mapped(
     step: Callable[..., Any], batches: Batches, chunk_size: int | None
 ) -> Callable[[Any, Any], Any]:
-    """Return a step of all members, in chunks if asked for."""
+    """Return a step of all members, `chunk_size` of them at a time."""
     own = batches == "own"
     mapped = torch.vmap(step, in_dims=(0, 0 if own else None))
 
@@ -135,7 +138,7 @@ def _mapped(
 
 
 def _members(n: int | None, over: Over | None) -> list[dict[str, Any]]:
-    """Return the values of each member, with a seed."""
+    """Return one dict of values for each member, its seed included."""
     if n is None and over is None:
         raise ValueError("sweep: expected n or over, got neither. Write sweep(steps, 16).")
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
@@ -185,12 +188,12 @@ def _check_value(where: str, name: str, value: Any) -> None:
 def _initial_states(
     init_state: Callable[[Any], Any], members: list[dict[str, Any]], seed: int
 ) -> Any:
-    """Return the stacked initial states of all members, each of its own values."""
+    """Return the stacked initial states of all members, each made with its own values."""
     names = [name for name in members[0] if name != "seed"]
     rows = [{name: float(row[name]) for name in names} for row in members]
     offsets = [int(row["seed"]) for row in members]
     if isinstance(seed, int):
-        for offset in offsets:  # raises for a seed of more than 64 bits
+        for offset in offsets:  # this raises for a seed of more than 64 bits
             torch.tensor(seed + offset, dtype=torch.int64)
 
     def initial(own_seed: Any, values: dict[str, torch.Tensor]) -> Any:
@@ -208,12 +211,12 @@ def _initial_states(
         rows_alone = (tree.map(lambda x, i=i: x[i], columns) for i in range(len(members)))
         singles = zip(offsets, rows_alone, strict=True)
         states = stack([initial(seed + offset, values) for offset, values in singles])
-    # Rows that are equal share memory under vmap, and compiled steps have one program per strides.
+    # Under vmap, equal rows share memory, and a compiled step has one program for each set of strides.
     return tree.map(lambda x: x.clone(memory_format=torch.contiguous_format), states)
 
 
 def _with_values(state: Any, values: dict[str, torch.Tensor], starting: StartingValues) -> Any:
-    """Set the values that no optimizer started with, such as extras."""
+    """Return the states with the values set that no optimizer started with, such as extras."""
     if values and not isinstance(state, TrainState):
         raise TypeError(
             f"over: expected steps on an ftrain.TrainState, which has an optimizer's state and extras, "
@@ -225,8 +228,8 @@ def _with_values(state: Any, values: dict[str, torch.Tensor], starting: Starting
         places += [f".extras[{name!r}]"] if name in state.extras else []
         if len(places) > 1:
             raise ValueError(
-                f"{name}: expected the name of one value in the state, got that of {len(places)}: "
-                f"{', '.join(places)}. Give them names of their own in one with_hyperparams: "
+                f"{name}: expected the name of one value in the state, got the name of {len(places)}: "
+                f"{', '.join(places)}. Give each its own name in one with_hyperparams: "
                 "optim.with_hyperparams(lambda rate_a, rate_b: ..., rate_a=0.1, rate_b=0.01)."
             )
         if name in state.extras:
@@ -261,6 +264,6 @@ def _set(opt_state: Any, name: str, value: torch.Tensor) -> Any:
         return optim.set_hyperparams(opt_state, **{name: value})
     except LookupError as error:
         raise LookupError(
-            f"{error} Build the optimizer so: optim.with_hyperparams(optim.adamw, {name}=...); or keep "
+            f"{error} Build the optimizer with optim.with_hyperparams(optim.adamw, {name}=...), or keep "
             f"the number in state.extras[{name!r}]."
         ) from None

@@ -37,33 +37,34 @@ def unroll(
         state, metrics_i = train_step(state, batches[i])    for i in 0 .. k - 1
 
     Its results are differentiable with respect to every floating-point leaf of state and batches, as
-    `differentiable` lists them, and have the bits of `k` calls of `train_step`. In reverse mode the
-    forward pass keeps the states at the starts of segments of about $\sqrt k$ steps. The backward pass
-    computes one segment again, keeps the states in it, then computes each of its steps again: memory for
-    $2 \sqrt k$ states and the graph of one step, in the time of two more forward passes. Draws depend on
-    the state's key alone, so dropout masks are the same in each. Gradients of any order can be taken;
-    their backward passes keep the graphs of the first.
+    `differentiable` lists them, and have the bits of `k` calls of `train_step`. In reverse mode, the
+    forward pass stores the states at the starts of segments of about $\sqrt k$ steps. The backward pass
+    computes one segment again, stores the states in it, then computes each of its steps again. So it
+    needs memory for $2 \sqrt k$ states and the graph of one step, and the time of two more forward
+    passes. Draws depend on the state's key alone, so dropout masks are the same in each pass. Gradients
+    of any order can be taken; those of second and higher order store the graph of the first backward
+    pass.
 
-    In forward mode (`torch.func.jvp`) nothing is kept. Under `torch.vmap`, and other transforms of
-    torch.func, there is no recomputation: the same values and gradients, with the memory of `k` graphs.
-    Compiled (`compile(hypergradient)`), it is one program whose size grows with `k`. A compiler orders
-    its operators anew and keeps little of the saving: nine steps of an MLP took 0.37 times the memory of
-    the whole graph in eager mode and 0.86 times compiled, and compiled four times as long. Compile with
+    In forward mode (`torch.func.jvp`), no states are stored. Under `torch.vmap` and other transforms of
+    torch.func, nothing is recomputed: values and gradients are the same, with the memory of `k` graphs.
+    Compiled (`ftrain.compile(hypergradient)`), it is one program whose size grows with `k`. The compiler
+    reorders operators and loses most of the saving: nine steps of an MLP took 0.37 times the memory of
+    the whole graph in eager mode, 0.86 times compiled, and four times as long to compile. Compile with
     `remat=False`.
 
     Args:
         train_step: `(state, batch) -> (state, metrics)`, not compiled.
         k: the number of steps, at least 1.
         remat: recompute in the backward pass; False keeps the graphs of all `k` steps.
-        truncate: detach the state after every `truncate` steps (but not after the last). Of the final
-            state the gradient is then that of the last `truncate` steps if these divide `k`, biased
-            towards the near future; metrics of each window have the gradient of their window.
+        truncate: detach the state after every `truncate` steps, except after the last. The gradient of
+            the final state is then that of the last window (of `truncate` steps if `truncate` divides
+            `k`), biased towards the near future; metrics have the gradient of their own window.
         detach: the function that detaches the state for `truncate`; default: `detach_training`, which
             keeps the hyper-parameters of `optim.with_hyperparams` and the extras connected.
 
     Returns:
         `(state, batches) -> (state, metrics)`. Each leaf of `batches` has a leading axis of length `k`
-        (`transforms.stack` makes one of a list of batches); each leaf of `metrics` gets one.
+        (`transforms.stack` makes it from a list of batches); so has each leaf of `metrics`.
 
     Raises:
         ValueError: a number is less than 1; in a call, the leading axis of a leaf is not `k` long; in a
@@ -102,7 +103,9 @@ def unroll(
     if truncate is not None:
         _checks.positive_int("truncate", truncate)
     elif detach is not None:
-        raise ValueError("detach: expected `truncate` too, got None. Write truncate=n, detach=fn.")
+        raise ValueError(
+            "detach: expected `truncate` as well, got None. Write unroll(..., truncate=n, detach=fn)."
+        )
     cut = detach or detach_training
     step = differentiable(train_step)
 

@@ -23,10 +23,11 @@ def with_ema(steps: Steps, decay: Hyperparameter = 0.999, *, name: str = "ema") 
 
     $$a \leftarrow a + (1 - d) (p - a)$$
 
-    after each applied step, from $a = p$ before the first, in float32 at least. The loss may read it
-    (`loss_fn(model, batch, extras)`: mean teachers, self-distillation). To evaluate it, pass it as the
-    parameters: `eval_step(state.replace(params=state.extras["ema"]), batch)`. `optim.ema` keeps an
-    average in the optimizer's state, with a warmup.
+    The average $a$ of the parameters $p$ is updated after each applied step, in float32 or wider, and is
+    $p$ before the first step. The loss may read it (`loss_fn(model, batch, extras)`: mean teachers,
+    self-distillation). To evaluate it, pass it as the parameters:
+    `eval_step(state.replace(params=state.extras["ema"]), batch)`. `optim.ema` keeps an average in the
+    optimizer's state instead, with a warmup.
 
     Args:
         steps: of `make_steps`, or of another transformation.

@@ -1,4 +1,4 @@
-"""Gradients with normal noise that fades over training."""
+"""Gradients with normal noise whose variance decays over training."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ _STREAM = 0x6E6F6973
 def with_gradient_noise(
     gradients: Gradients, eta: Hyperparameter = 0.3, gamma: Hyperparameter = 0.55
 ) -> Gradients:
-    r"""Return gradients with noise of decaying variance, drawn from the state's key.
+    r"""Return a gradient function that adds noise of decaying variance, drawn from the state's key.
 
     $$g + n, \qquad n \sim N\left(0, \frac{\eta}{(1 + t)^\gamma}\right)$$
 
-    with $t$ the updates applied so far. `optim.add_noise` is the same as a part of an optimizer, with a
-    key of its own.
+    with $t$ the number of updates applied so far. `optim.add_noise` does the same as part of an
+    optimizer, with a key of its own.
 
     Args:
         gradients: `(state, batch) -> GradientResult`.
-        eta: the first variance, a finite number >= 0; the paper tries 0.01, 0.3 and 1.
-        gamma: how fast it falls, a finite number >= 0.
+        eta: the variance at the first step, a finite number >= 0; the paper tries 0.01, 0.3 and 1.
+        gamma: the exponent of the decay, a finite number >= 0.
 
     Returns:
         A function with the arguments and results of `gradients`.

@@ -1,4 +1,4 @@
-"""Sharpness-aware gradients: those at the worst point nearby."""
+"""Sharpness-aware gradients: gradients at a nearby point where the loss is larger."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ _TINY = 1e-12  # keeps a zero gradient from dividing by zero, as in the paper's 
 
 
 def with_sam(gradients: Gradients, rho: Hyperparameter = 0.05) -> Gradients:
-    r"""Return sharpness-aware gradients: those at $p + \rho \, g / \lVert g \rVert$.
+    r"""Return a function of the gradients at $p + \rho \, g / \lVert g \rVert$, with $g$ those at $p$.
 
-    Both gradients are of the same batch, with the same random draws and buffers. Metrics and buffers are
-    those at $p$. A step is skipped if either is not finite. `optim.sam` is the same as an optimizer,
-    which computes the second gradient itself and checks the first one only.
+    Both gradients are computed on the same batch, with the same random draws and buffers. Metrics and
+    buffers of the result are those at $p$. A step is skipped if either gradient is not finite.
+    `optim.sam` does the same as an optimizer: it computes the second gradient itself, and checks the
+    first one only.
 
     Args:
         gradients: `(state, batch) -> GradientResult`.
-        rho: the distance, a finite number >= 0.
+        rho: the distance of the two points, a finite number >= 0.
 
     Returns:
         A function with the arguments and results of `gradients`.
@@ -73,7 +74,7 @@ def with_sam(gradients: Gradients, rho: Hyperparameter = 0.05) -> Gradients:
         return first._replace(
             grads=second.grads,
             finite=finite,
-            # The loss scale falls if either gradient overflowed, and grows once a step.
+            # An overflow of either gradient lowers the loss scale; two finite ones count as one step.
             scaler=tree.map(lambda a, b: torch.where(is_second, a, b), first.scaler, second.scaler),
             metrics=Metrics({**first.metrics.entries, "skipped": skipped}),
         )

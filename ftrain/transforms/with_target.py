@@ -33,8 +33,8 @@ def with_target(
     Args:
         steps: of `make_steps`, or of another transformation.
         rate: in (0, 1]; a soft update $t \leftarrow t + \mathrm{rate} (p - t)$ after each applied
-            step, in float32 at least.
-        every: at least 1; a hard update $t \leftarrow p$ whenever `state.step` becomes a multiple.
+            step, in float32 or wider.
+        every: at least 1; a hard update $t \leftarrow p$ whenever `state.step` becomes a multiple of it.
         name: the entry of the extras.
 
     Returns:

@@ -127,7 +127,7 @@ def test_hessian_product_equals_finite_differences_of_the_gradient() -> None:
     torch.testing.assert_close(flat(product), difference, rtol=1e-6, atol=1e-8)
 
 
-def test_products_in_float64_of_float32_parameters() -> None:
+def test_products_of_float32_parameters_are_computed_in_float64() -> None:
     narrow = tree.map(lambda p: p.float(), PARAMS)
     ours = transforms.hessian_vector_product(value, narrow, VECTOR, dtype=F64)
     wide = tree.map(lambda p: p.double(), narrow)
@@ -257,7 +257,7 @@ def test_spectra_compile_as_one_graph() -> None:
     torch.testing.assert_close(compiled, expected, rtol=1e-10, atol=1e-12)
 
 
-def test_curvature_of_a_training_step_in_float64() -> None:
+def test_curvature_of_a_training_step_is_computed_in_float64() -> None:
     """The value function of a step, at a state and a batch in float64."""
 
     def loss_fn(module: nn.Module, batch: Any) -> Tensor:

@@ -51,7 +51,7 @@ def test_compiled_samples_equal_eager_ones() -> None:
         assert same_bytes(a, b)
 
 
-def test_wrong_arguments_are_refused() -> None:
+def test_poisson_sample_refuses_arguments_out_of_range() -> None:
     with pytest.raises(ValueError, match="sample_rate"):
         transforms.poisson_sample(random.key(0), 9, 1.5, 3)
     with pytest.raises(ValueError, match="capacity: expected 1 to 9"):

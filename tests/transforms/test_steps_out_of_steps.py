@@ -259,7 +259,7 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_wrong_arguments_are_refused(name: str) -> None:
+def test_steps_out_of_steps_refuse_invalid_arguments(name: str) -> None:
     call, match = REFUSALS[name]
     with pytest.raises(ValueError, match=match):
         call()
