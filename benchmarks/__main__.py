@@ -19,7 +19,11 @@ NAMES = (
     "chains",
     "digests",
 )
-LONG = ("optimizers", "grad_cache", "sweep")  # minutes to a quarter of an hour: only by name
+LONG = (
+    "optimizers",
+    "grad_cache",
+    "sweep",
+)  # they take up to a quarter of an hour, so they run by name only
 
 
 def main() -> int:

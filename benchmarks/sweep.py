@@ -5,8 +5,8 @@
 The models are MLPs of three 16-wide layers on batches of 8, with AdamW and clipping by norm, and
 LeNet-5 on batches of 8 and 32 images, one batch for all models. Each contender trains n models for one
 step: as one compiled graph; with ftrain's single compiled step, called once for each model; and with
-eager loops written by hand, of which the fastest of three counts. All run on one thread: on two, waiting
-for the second costs more than it saves at these sizes, and more so on a busy machine.
+eager loops written by hand, of which the fastest of three counts. All run on one thread: at these sizes,
+waiting for a second thread costs more than it saves, especially on a busy machine.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def run(
     for n in sizes:
         compare(report, "mlp", mlp_task(), n, rounds, seconds, backend, (10.0, 6.0), n == most)
     count = 2 if quick else 16
-    for rows in (8, 32):  # at 32 the convolutions themselves take nearly all of the time
+    for rows in (8, 32):  # at 32, convolutions take nearly all of the time
         name, task = f"lenet5 of {rows} images", lenet5(rows)
         compare(report, name, task, count, rounds, seconds, backend, (2.0, None), rows == 8)
     return report

@@ -2,15 +2,16 @@
 
     python examples/maml_sines.py
 
-A task is a sine of random amplitude and phase, seen at ten points. The outer loss trains inside: from
-the shared parameters it takes one step on ten points, then measures the error on ten others.
-`transforms.differentiable` keeps the graph of the inner step, `torch.vmap` takes it for 25 tasks at
-once, and the outer step is an ordinary one of `ftrain.make_steps`.
+A task is a sine of random amplitude and phase, given at ten points. The outer loss contains a training
+step: from the shared parameters, it takes one step on ten points, then measures the error on ten other
+points. `transforms.differentiable` keeps the graph of the inner step, `torch.vmap` maps it over 25
+tasks, and the outer step is an ordinary step of `ftrain.make_steps`.
 
-One sees a bar, the error on new sines after 0, 1, 5 and 10 steps, beside that of a network that was
-trained on all sines together, and the path of a picture of both curves. The error falls from 3.2 to 0.41
-with one step and to 0.11 with ten; without meta-learning, to 2.5 and 1.5 (seed 0, 10,000 steps). As in
-the paper, the first step brings most of the gain.
+The program shows a bar and prints the error on new sines after 0, 1, 5 and 10 steps, for the
+meta-trained network and for a network that was trained on all sines together; then it prints the path of
+a picture of both curves. The error falls from 3.2 to 0.41 with one step and to 0.11 with ten; without
+meta-learning, to 2.5 and 1.5 (seed 0, 10,000 steps). As in the paper, the first step brings most of the
+gain.
 
 Read next: `ftrain/transforms/unroll.py`.
 
@@ -75,7 +76,7 @@ def errors_after(params: Any, task: dict[str, Batch], steps: int) -> Tensor:
 
 
 def meta_loss(model: nn.Module, tasks: dict[str, Batch]) -> Tensor:
-    """Return the mean error after one step on each sine, differentiable by the parameters."""
+    """Return the mean error after one step on each sine, differentiable in the parameters."""
     params = dict(model.named_parameters())
     return torch.vmap(lambda task: errors_after(params, task, 1)[1])(tasks).mean()
 
@@ -96,7 +97,7 @@ def train(loss_fn: Any, steps: int, *, seed: int = 0, compiled: bool = True) -> 
 
 
 def curve(params: Any, *, steps: int = 10, n: int = 200) -> Tensor:
-    """Return the mean error on `n` sines never trained on, after 0 to `steps` steps: `(steps + 1,)`."""
+    """Return the mean error on `n` new sines after 0 to `steps` steps: `(steps + 1,)`."""
     tasks = sines(random.key(2**31), n)
     with torch.no_grad():
         return torch.vmap(lambda task: errors_after(params, task, steps))(tasks).mean(0)

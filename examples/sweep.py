@@ -2,10 +2,11 @@
 
     python examples/sweep.py
 
-One sees a bar, then the best member, the accuracy of the ensemble of the best four, and the path of a
-picture: the accuracy on held-out digits over the learning rate. Most of the time goes into compiling the
-one step of all members. After a third of the steps the worse half of the members is dropped, and again
-after two thirds (successive halving): each time the step is compiled for fewer members.
+The program shows a bar, and prints the best member, the accuracy of the ensemble of the members that
+trained to the end, and the path of a picture of the accuracy on held-out digits over the learning rate.
+Most of the time is spent on compiling the single step of all members. The worse half of the members is
+dropped after a third of the steps, and again after two thirds (successive halving). Each time, the step
+is compiled again for fewer members.
 
 The data are the 1,797 scans of 8 x 8 pixels that come with scikit-learn; 360 of them are held out.
 
@@ -33,10 +34,10 @@ Batch = dict[str, torch.Tensor]  # image: float32 (n, 64); label: int64 (n,)
 
 class Swept(NamedTuple):
     members: list[dict[str, Any]]  # learning rate and seed of each of the 64
-    accuracy: torch.Tensor  # (64,): of each member, when it was dropped or at the end
+    accuracy: torch.Tensor  # (64,): of each member, when it was dropped, or at the end
     kept: torch.Tensor  # positions of the members that trained to the end
     ensemble: float  # accuracy of their mean prediction
-    disagreement: torch.Tensor  # (360,), nats: of those members on each held-out digit
+    disagreement: torch.Tensor  # (360,), nats: of the kept members on each held-out digit
 
 
 def model() -> nn.Module:
@@ -58,7 +59,9 @@ def train(steps_of_all: int = 480, rates: int = 16, seeds: int = 4, compiled: bo
 
     steps = ftrain.make_steps(model, loss_fn, optim.with_hyperparams(optimizer, learning_rate=1e-3))
     over = transforms.grid(learning_rate=torch.logspace(-4, 0, rates).tolist(), seed=range(seeds))
-    swept = transforms.sweep(transforms.stoppable(steps), over=over)  # those with NaN stop
+    swept = transforms.sweep(
+        transforms.stoppable(steps), over=over
+    )  # a member with a NaN loss stops
     backend: Any = "inductor" if compiled else "eager"
     step: Any = ftrain.compile(swept.train_step, donate=True, backend=backend)
 
@@ -99,7 +102,7 @@ def main(argv: list[str] | None = None) -> Swept:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--steps", type=int, default=480, help="a multiple of 3")
-    add("--no-compile", action="store_true", help="no C++ compiler, slower steps")
+    add("--no-compile", action="store_true", help="run without a C++ compiler; steps are slower")
     add("--out", type=pathlib.Path, default=pathlib.Path("runs/sweep"))
     options = parser.parse_args(argv)
 

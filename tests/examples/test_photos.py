@@ -53,7 +53,7 @@ def test_photos_of_any_size_train_evaluate_and_predict(
 
 
 def test_facts_of_images_fit_every_model(tmp_path: pathlib.Path) -> None:
-    """Channels for a convolutional model, the number of numbers for a multilayer perceptron."""
+    """A convolutional model needs the channels, a multilayer perceptron the numbers in an image."""
     photos = take_photos(tmp_path / "photos", count=5)
     found = sources.images(photos, size=(8, 12), mode="L")
     assert found.facts == {
