@@ -50,8 +50,8 @@ class Options:
         for variant in self.variants or ():
             if variant not in VARIANTS:
                 raise ValueError(
-                    f"variants: expected some of {', '.join(VARIANTS)}, got {variant!r}. Leave "
-                    f"it out.{did_you_mean(variant, VARIANTS)}"
+                    f"variants: expected some of {', '.join(VARIANTS)}, got {variant!r}."
+                    f"{did_you_mean(variant, VARIANTS) or ' Leave it out.'}"
                 )
 
 

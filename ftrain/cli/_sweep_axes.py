@@ -87,7 +87,9 @@ def _spaced(
     key: str, argument: str, first: float, last: float, count: int, spacing: str | None
 ) -> list[float]:
     if count < 2:
-        raise _refusal(key, argument, f"expected at least 2 values, got {count}. Write its value")
+        raise _refusal(
+            key, argument, f"expected at least 2 values, got {count}. Write one value alone"
+        )
     if key == "seed":
         raise _refusal(
             key, argument, f"expected whole numbers, got {count} values. Write seed=0..3"

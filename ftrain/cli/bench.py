@@ -86,7 +86,10 @@ def _target(
     name, overrides, code = options.target, options.overrides, not options.no_code
     if ":" in name:
         if not code:
-            says = f"expected a configuration with --no-code, got a function, {name}. Name one"
+            says = (
+                f"expected a configuration with --no-code, got a function, {name}. Name a "
+                "configuration"
+            )
             raise ConfigError.at("", name, says)
         yield _of_function(name, overrides, swept), count_samples
         return
@@ -175,7 +178,9 @@ def _variants(text: str | None) -> Any:
 
 def _at_least(value: Any, least: int, option: str) -> Any:
     if not value >= least:
-        raise ConfigError.at("", option, f"expected at least {least}, got {value}. Write more")
+        raise ConfigError.at(
+            "", option, f"expected at least {least}, got {value}. Write {least} or more"
+        )
     return value
 
 

@@ -138,7 +138,7 @@ def test_a_report_of_another_machine_is_refused_before_anything_is_measured(
         (["steps.py:pure", "--against", "steps.py"], "expected a report of a benchmark"),
         (
             ["steps.py:pure", "--against", "steps.py", "--limit", "0.9"],
-            "--limit: expected a number",
+            "--limit: expected at least 1, got",
         ),
     ],
 )

@@ -90,7 +90,7 @@ def test_table_reads_integers_of_64_bits(tmp_path):
         (
             "a,b\n1,\n",
             {"target": "b", "missing": 0},
-            "got ''. Delete the row, as a target is never filled in",
+            "got ''. Delete the row: a missing target is never replaced",
         ),
         ('a,b\n1,"2,5"\n', {}, "line 2, column 'b': expected a number, got '2,5'"),
         ("a,b\n1,2\n1,2,3\n", {}, "line 3: expected 2 cells, got 3"),

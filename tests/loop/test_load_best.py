@@ -60,6 +60,6 @@ def test_load_best_without_a_store_that_keeps_the_best_is_refused_before_the_fir
     with pytest.raises(ValueError, match="load_best: expected .*, got no store. Write Trainer"):
         fit(trainer(), epochs=1, load_best=True)
     for store in (tmp_path / "run", checkpoint.Store(tmp_path / "run")):
-        with pytest.raises(ValueError, match="got one that keeps none"):
+        with pytest.raises(ValueError, match="got a store that keeps none"):
             fit(trainer(store=store), epochs=1, load_best=True)
     assert not (tmp_path / "run").exists()

@@ -165,7 +165,7 @@ def test_models_whose_examples_depend_on_each_other_are_refused() -> None:
     def normalized() -> nn.Module:
         return nn.Sequential(nn.Linear(5, 3), nn.BatchNorm1d(3))
 
-    with pytest.raises(ValueError, match=r"statistics over a batch in 1, with which"):
+    with pytest.raises(ValueError, match=r"statistics over the batch in 1, so that"):
         transforms.per_sample_grads(normalized, cross_entropy)
     state = state_of(lambda: Counter(True), cross_entropy)
     grads_of = transforms.per_sample_grads(lambda: Counter(True), cross_entropy)

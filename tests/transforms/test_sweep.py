@@ -359,7 +359,7 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
             line_steps(partitioned(learning_rate=0.1)), over={"learning_rate": [0.1]}
         ).init_state(0),
         ValueError,
-        r"got that of 2: .opt_state",
+        r"got the name of 2: .opt_state",
     ),
 }
 

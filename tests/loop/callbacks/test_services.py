@@ -128,7 +128,7 @@ def refuse(*_: Any, **__: Any) -> Any:
             "torch.utils.tensorboard",
             "SummaryWriter",
             lambda: callbacks.TensorBoardLogger("x"),
-            "Write to another folder",
+            "Choose another folder",
         ),
     ],
 )
