@@ -15,7 +15,7 @@ from ftrain.core._torch import is_wrapped
 from ftrain.core._torch_dispatch import DispatchMode
 from ftrain.loop._ensemble_members import members_of
 
-__all__ = ["first_nonfinite"]
+__all__ = ["first_nonfinite", "nonfinite_leaf"]
 
 _FOREIGN = (
     *(str(pathlib.Path(str(module.__file__)).resolve().parent) for module in (torch, optree)),
@@ -31,12 +31,10 @@ def first_nonfinite(step: Callable[..., Any], state: Any, batch: Any) -> str:
         state: the state before the step. Not changed.
         batch: the batch of the step.
     """
-    for name, value in (("batch", batch), ("state", state)):
-        for path, leaf in zip(tree.paths(value), tree.leaves(value), strict=True):
-            bad = _bad(leaf)
-            if bad:
-                whose = _members_with(leaf, members_of(state)) if name == "state" else ""
-                return f"{name}{path} holds {bad}{whose}"
+    there = nonfinite_leaf("batch", batch)
+    there = there or nonfinite_leaf("state", state, members=members_of(state))
+    if there is not None:
+        return there
     found = _Watch()
     try:
         with found:
@@ -45,6 +43,24 @@ def first_nonfinite(step: Callable[..., Any], state: Any, batch: Any) -> str:
         if found.first is None:
             return f"this step raised {type(error).__name__} when it was computed again: {error}"
     return found.first or "all values are finite when this step is computed again"
+
+
+def nonfinite_leaf(
+    name: str, value: Any, where: str = "", members: int | None = None
+) -> str | None:
+    """Describe the first non-finite tensor of a pytree; `None` if all its tensors are finite.
+
+    Args:
+        name: name of the pytree.
+        value: the pytree.
+        where: text after the tensor's path.
+        members: number of members, if the pytree is the state of an ensemble.
+    """
+    for path, leaf in zip(tree.paths(value), tree.leaves(value), strict=True):
+        bad = _bad(leaf)
+        if bad:
+            return f"{name}{path}{where} holds {bad}{_members_with(leaf, members)}"
+    return None
 
 
 class _Watch(DispatchMode):

@@ -265,9 +265,11 @@ class FitResult:
     @property
     def skipped_message(self) -> str:
         """Clause that says how many steps were skipped."""
+        whole = self.step and self.skipped >= self.step
+        effect = "the run trained nothing" if whole else "changed no parameter"
         return (
             f"{self.skipped:.4g} of {self.step} steps were skipped because of non-finite gradients, and "
-            "changed no parameter"
+            f"{effect}"
         )
 
     def _last(self, split: str) -> EpochResult | None:

@@ -29,7 +29,7 @@ from ftrain.loop._evaluate import evaluate
 from ftrain.loop._first_call import check_compiler, is_compiled_next, timed_first_call
 from ftrain.loop._metric_columns import check_names, without_examples
 from ftrain.loop._metric_totals import MetricTotals
-from ftrain.loop._nan_loss import nan_eval_loss_message, nan_loss_message
+from ftrain.loop._nan_loss import nan_eval_loss_message, nan_loss_message, nonfinite_batch
 from ftrain.loop._out_of_memory import cut
 from ftrain.loop._outcome import attach_result, epoch_result, fit_result, is_intact, status_of
 from ftrain.loop._read_metrics import read_metrics
@@ -67,11 +67,13 @@ class Run(Emitter):
 
     Attributes:
         before_boundary: during a boundary, the state before it, which a failure saves; else `None`.
+        last_batch: the batch of the last step, once the steps have ended.
     """
 
     def __init__(self, state: LoopState, runtime: Runtime) -> None:
         super().__init__(state.replace(cursor=state.cursor or runtime.train_data.start()), runtime)
         self.before_boundary: LoopState | None = None
+        self.last_batch: Any = None
         # The duration of a window or an epoch that a previous process began is unknown.
         if not state.window.steps:
             runtime.clock.restart("window")
@@ -160,6 +162,7 @@ class Run(Emitter):
             if at_boundary or runtime.signals.received is not None:
                 yield from self._boundary(batch)
                 if self._status() is not None:
+                    self.last_batch = batch
                     return
                 boundary = next_boundary(plan, progress.step)
             runtime.phase = "data"
@@ -258,7 +261,7 @@ class Run(Emitter):
             yield from self.notice(message)
         result = window.result("train", epoch, step)
         row, seen = result.values(), (window.steps, window.samples, window.tokens)
-        yield from self.notice_once(None if skipped else nan_loss_message(row))
+        yield from self.notice_once(None if skipped else nan_loss_message(row, batch))
         self.state = self.state.replace(pending=(*self.state.pending, Log(row, "train")))
         yield from self.emit(WindowEnd(*self.header(), row, *seen, duration, result.members))
         if batch is None or most is None or skipped_by_all(nonfinite) < most:
@@ -320,7 +323,8 @@ class Run(Emitter):
         result = totals.result(split, epoch, step, pause.seconds)
         prefix = f"{name}/" if name else ""
         row = {f"{prefix}{key}": value for key, value in result.values().items()}
-        yield from self.notice_once(nan_eval_loss_message(result.values(), self.state.train))
+        noticed = (self.state.train, runtime.eval_data, runtime.noticed)
+        yield from self.notice_once(nan_eval_loss_message(result.values(), *noticed))
         self.state = self.state.replace(
             history=(*self.state.history, result),
             pending=(*self.state.pending[1:], Log(row, "eval")),
@@ -374,7 +378,8 @@ class Run(Emitter):
         self.state = read_metrics(self.state)
         result = fit_result(self.state, runtime, status)
         if status == "completed" and 2 * result.skipped > result.step:
-            yield from self.notice(f"{result.skipped_message}. Check the loss and its inputs")
+            advice = nonfinite_batch(self.last_batch) or "Check the loss and its inputs"
+            yield from self.notice(f"{result.skipped_message}. {advice}")
         if status != "interrupted" and self.state.window.steps:
             # A row for the last, partial window; a resumed run includes its steps in a full one.
             yield from self._end_window(None)

@@ -10,7 +10,7 @@ from torch import nn
 
 import ftrain
 from ftrain import optim
-from ftrain.loop import Notice, Trainer
+from ftrain.loop import Notice, TrainEnd, Trainer
 
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 HALF = {"x": X, "y": torch.tensor([0, 1, 2, 0, -100, -100, -100, -100])}
@@ -58,3 +58,50 @@ def test_skipped_steps_and_broken_models_get_no_such_notice() -> None:
     diverged = {"x": X * float("nan"), "y": FULL["y"]}
     found = notices(sum_loss, diverged, FULL, nonfinite="ignore")
     assert not [each for each in found if "no label" in each]
+
+
+def test_non_finite_evaluation_batch_is_named_instead_of_missing_labels() -> None:
+    bad = {"x": X.clone().index_fill_(0, torch.tensor(2), float("nan")), "y": FULL["y"]}
+    steps = ftrain.make_steps(lambda: nn.Linear(3, 3), mean_loss, optim.sgd(0.1))
+    held_out = Reads([FULL, bad])
+    trainer = Trainer(steps, compile=False)
+    events = trainer.events(steps.init_state(0), [FULL], held_out, epochs=3, kinds=(Notice,))
+    (message,) = [event.message for event in events]
+    assert "no label" not in message
+    assert "batch['x'] (batch 1) holds 3 NaN of 24 values. Correct these values" in message
+    assert held_out.passes == 4  # three evaluations, and one search
+
+
+class Reads(list[Any]):
+    """Batches that count the passes over them."""
+
+    passes = 0
+
+    def __getitem__(self, i: Any) -> Any:
+        self.passes += i == 0
+        return super().__getitem__(i)
+
+    def __iter__(self) -> Any:
+        self.passes += 1
+        return super().__iter__()
+
+
+def test_run_of_skipped_steps_names_the_non_finite_input_at_its_end() -> None:
+    steps = ftrain.make_steps(lambda: nn.Linear(3, 3), mean_loss, optim.sgd(0.1))
+    trainer = Trainer(steps, compile=False)
+    bad = {"x": X * float("inf"), "y": FULL["y"]}
+    events = list(
+        trainer.events(steps.init_state(0), [bad] * 3, epochs=1, kinds=(Notice, TrainEnd))
+    )
+    whole = "3 of 3 steps were skipped because of non-finite gradients, and the run trained nothing"
+    messages = [event.message for event in events if isinstance(event, Notice)]
+    assert any(each.startswith(f"{whole}. batch['x'] holds 24 infinite of 24") for each in messages)
+    assert whole in str(events[-1].result)
+
+
+def test_training_batch_that_is_not_finite_is_named_where_gradients_are_finite() -> None:
+    def detached_loss(model: nn.Module, batch: Any) -> Any:
+        return model(torch.ones(2, 3)).sum() + batch["x"].sum()
+
+    (message,) = notices(detached_loss, {"x": X * float("nan"), "y": FULL["y"]})
+    assert "batch['x'] holds 24 NaN of 24 values" in message
