@@ -15,6 +15,7 @@ from ftrain.core import tree
 from ftrain.core._captured import Captured
 from ftrain.core._kept_graph import kept
 from ftrain.core._leftovers import guard
+from ftrain.core._loss_notes import add_notes
 from ftrain.core._torch import unwatched
 from ftrain.core._words import kind
 from ftrain.core._writes import FirstCalls, unchanged
@@ -32,7 +33,6 @@ _CAPTURED_REMEDY = (
     "as a buffer, or carry it in state.extras"
 )
 _INPUT_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
-_OF_NUMPY = (torch.float64, torch.int32)
 
 
 class WatchedLoss:
@@ -98,18 +98,9 @@ def call_loss(
             try:
                 out = watched(module, own["batch"], own["state.extras"])
             except Exception as error:
-                shapes = ", ".join(
-                    f"{name(place)}: {kind(t)}"
-                    for place, t in places.items()
-                    if name(place).startswith("batch")
-                )
-                error.add_note(f"while computing {where} on {shapes}")
-                if "dtype" in str(error) and any(t.dtype in _OF_NUMPY for t in places.values()):
-                    error.add_note(
-                        "float64 and int32 are NumPy's default dtypes; models and losses of torch "
-                        "expect float32 numbers and int64 classes. Convert the data with "
-                        "array.astype('float32'), or the batch in the loss with x.float()"
-                    )
+                tensors = {name(place): t for place, t in places.items()}
+                in_batch = {path: t for path, t in tensors.items() if path.startswith("batch")}
+                add_notes(error, where, batch, in_batch)
                 raise
     if watched.takes_extras:
         _refuse_assigned(own["state.extras"], given["state.extras"], where)

@@ -12,6 +12,7 @@ from ftrain.core import random, tree
 from ftrain.core._checks import check_batch, check_state, isolated
 from ftrain.core._kept_graph import keeps_graph
 from ftrain.core._loss import LossFn, WatchedLoss, call_loss, split_loss
+from ftrain.core._loss_notes import refuse_torch_loss
 from ftrain.core.functional import Bound, bind, describe
 from ftrain.core.metrics import Metrics
 from ftrain.core.precision import Policy, Precision
@@ -31,6 +32,7 @@ def evaluation(
 
     The same state and batch give the same metrics, even if dropout was left on.
     """
+    refuse_torch_loss("eval_fn", eval_fn)
     bound = bind(model)
     watched = WatchedLoss(eval_fn)
     policy = Policy.named(precision)

@@ -18,6 +18,7 @@ from ftrain.core import _torch, random, tree
 from ftrain.core._bodies import own_memory
 from ftrain.core._differentiate import differentiate
 from ftrain.core._hooks import hooked, note_call, parameter_hooks
+from ftrain.core._loss_notes import note_arguments
 from ftrain.core._row_buffers import copy_of
 from ftrain.core._skeleton import Skeleton, skeleton_of
 from ftrain.core._structure import (
@@ -131,7 +132,13 @@ class Bound:
 
         def run() -> tuple[Any, Tensors]:
             with random.keyed(key):
-                return self.call(lambda module: module(*args, **kwargs), params, buffers, training)
+                try:
+                    return self.call(
+                        lambda module: module(*args, **kwargs), params, buffers, training
+                    )
+                except Exception as error:
+                    note_arguments(error, args, kwargs)
+                    raise
 
         device = key.device if isinstance(key, torch.Tensor) else None  # `keyed` refuses others
         return own_memory(self._watch(run, device), (params, buffers, args, kwargs))  # type: ignore[no-any-return]

@@ -17,6 +17,7 @@ from ftrain.core import random, tree
 from ftrain.core._checks import check_batch, check_state, isolated, without_autocast
 from ftrain.core._gate import Gate
 from ftrain.core._loss import LossFn, WatchedLoss
+from ftrain.core._loss_notes import refuse_torch_loss
 from ftrain.core._mean_loss import GradReduce, MeanLoss
 from ftrain.core._raise_nonfinite import require_finite
 from ftrain.core._words import brief
@@ -147,7 +148,7 @@ def gradients(
 
     Raises:
         ValueError: an option is out of range; the model has no trainable parameters.
-        TypeError: a parameter is complex.
+        TypeError: a parameter is complex; the loss is a name, or one of torch.
 
     >>> from torch import nn
     >>> def loss_fn(model, batch):
@@ -159,6 +160,7 @@ def gradients(
     >>> sorted(result.grads), result.metrics["loss"].shape
     (['bias', 'weight'], torch.Size([]))
     """
+    refuse_torch_loss("loss_fn", loss_fn)
     bound = bind(model)
     loss_fn = WatchedLoss(loss_fn)
     policy = Policy.named(precision)

@@ -119,7 +119,7 @@ def make_steps(
 
     Raises:
         ValueError: an option is out of its range; the model is lazy.
-        TypeError: the model builds no module.
+        TypeError: the model builds no module; a loss is a name, or a loss of torch.
 
     >>> from ftrain import optim
     >>> def loss_fn(model, batch):
@@ -169,7 +169,8 @@ def make_steps(
         batch_statistics(bound),
         Watch(loss_fn, bound.skeleton.module, optimizer, grad_reduce),
     )
-    return Steps(init_state, train_step, evaluation(bound, eval_fn or loss_fn, precision=policy))
+    eval_fn = loss_fn if eval_fn is None else eval_fn
+    return Steps(init_state, train_step, evaluation(bound, eval_fn, precision=policy))
 
 
 def batch_statistics(bound: Bound) -> tuple[str, ...]:

@@ -61,7 +61,7 @@ def nan_eval_loss_message(
 
 
 def nonfinite_batch(batch: Any, position: int | None = None) -> str | None:
-    """Return a sentence on the first non-finite tensor of a batch, with a remedy; `None`: all are finite.
+    """Return a sentence on the first non-finite tensor of a batch, with a remedy; else `None`.
 
     Args:
         batch: a tree of tensors.

@@ -1,4 +1,4 @@
-"""Conversion of NumPy's default dtypes, float64 and int32, to those that models and losses take.
+"""Conversion of float64, NumPy's default, and of small integers to those that models and losses take.
 
 Read next: `adapters.py`, which calls a model with the converted inputs.
 """

@@ -116,10 +116,16 @@ def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> _OutOfRang
     if not places:
         return None
     where = tuple(places[0])
+    negative, too_large = bool((labels[wrong] < 0).any()), bool((labels >= classes).any())
+    remedy = "Give the model more outputs, or correct the labels"
+    if negative:
+        remedy = "Correct the labels"
+        if not too_large and labels[wrong].unique().numel() == 1:
+            remedy += f", or leave them out of the loss: ignore_index={labels[where].item()}"
     error = _OutOfRangeError(
         f"labels: expected classes 0 to {classes - 1}, or {ignore_index} for labels to ignore, got "
         f"{labels[where].item()} at {list(where)} ({len(places)} of {labels.numel()} labels are out of "
-        "range). Give the model more outputs, or correct the labels"
+        f"range). {remedy}"
     )
     error.classes = classes
     return error

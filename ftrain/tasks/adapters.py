@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from ftrain.core._loss_notes import not_tensors
 from ftrain.core._words import a_or_an
 from ftrain.tasks._numpy_dtypes import as_parameters
 
@@ -76,6 +77,7 @@ def output_and_labels(
         (torch.Size([4, 2]), torch.Size([4]))
     """
     labels = find_labels(batch, target)
+    _refuse_lists(labels)
     outputs = call_model(model, batch, input=input, target=target)
     return Prediction(find_output(outputs, output), labels, outputs)
 
@@ -217,6 +219,17 @@ def find_output(outputs: Any, output: str | int | None = None) -> Tensor:
         f"outputs of the model: expected {wanted}, got {_shape_of(outputs)}. Name the output: "
         "output='logits', or output=0 for a position in a tuple"
     )
+
+
+def _refuse_lists(labels: Any) -> None:
+    """Raise if labels are words or a list of values instead of a tensor."""
+    for name, what in not_tensors("labels", labels):
+        remedy = (
+            "Give each word a number: np.unique(words, return_inverse=True)[1] numbers them from 0"
+            if what in ("a str", "a list of str", "a tuple of str")
+            else "Convert them in the data: np.asarray(y, 'int64') for classes, 'float32' for numbers"
+        )
+        raise TypeError(f"{name}: expected a tensor of classes or numbers, got {what}. {remedy}")
 
 
 def named_entries(value: Any) -> Mapping[str, Any] | None:

@@ -1,0 +1,175 @@
+"""Notes on an error inside of a model or a loss: the batch it was computed on, and the likely remedy.
+
+Made after an exception only, so that they cost a step nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ftrain.core._torch import is_wrapped
+from ftrain.core._words import a_or_an, kind
+
+__all__ = ["add_notes", "not_tensors", "note_arguments", "refuse_torch_loss"]
+
+_MOST = 8  # entries listed in a note
+_NAMES = {  # of dtypes that few models and losses take, in messages of torch
+    torch.float64: r"\b(Double|double|float64)\b",
+    torch.int32: r"\b(Int|int|int32)\b",
+    torch.int16: r"\b(Short|short|int16)\b",
+    torch.int8: r"\b(Char|char|int8)\b",
+    torch.uint8: r"\b(Byte|unsigned char|uint8)\b",
+    torch.bool: r"\b(Bool|bool)\b",
+}
+_DTYPE = re.compile(r"dtype|scalar type|data type|not implemented for '")
+_OUT_OF_RANGE = re.compile(
+    r"Target -?\d+ is out of bounds|out of range in self|index .*out of bounds"
+)
+
+
+def add_notes(
+    error: Exception, where: str, batch: Any, tensors: Mapping[str, torch.Tensor]
+) -> None:
+    """Add notes to an exception of a loss function.
+
+    Args:
+        error: the exception.
+        where: name of the loss function.
+        batch: its batch.
+        tensors: the tensors of the batch, by path.
+    """
+    shapes = [f"{name}: {kind(t)}" for name, t in tensors.items()]
+    others: list[tuple[str, str]] = []
+    with contextlib.suppress(Exception):  # a note must not replace the error
+        others += not_tensors("batch", batch)
+    shapes += [f"{name}: {what}" for name, what in others]
+    more = ", ..." if len(shapes) > 4 * _MOST else ""
+    error.add_note(f"while computing {where} on {', '.join(shapes[: 4 * _MOST])}{more}")
+    with contextlib.suppress(Exception):
+        for note in (_dtypes(error, tensors), _ranges(error, tensors), _conversion(error, others)):
+            if note:
+                error.add_note(note)
+
+
+def note_arguments(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    """Add a note to an exception of a model that was called with lists or arrays, not tensors."""
+    with contextlib.suppress(Exception):
+        given = [(f"args[{i}]", value) for i, value in enumerate(args)] + list(kwargs.items())
+        note = _conversion(error, [x for name, value in given for x in not_tensors(name, value)])
+        if note is not None:
+            error.add_note(note)
+
+
+def _conversion(error: Exception, others: Sequence[tuple[str, str]]) -> str | None:
+    """Return a note on values that are not tensors, after an error that they can cause; else `None`."""
+    if not others or not isinstance(error, (TypeError, AttributeError, ValueError)):
+        return None
+    if "expected a tensor" in str(error):  # it has a remedy of its own
+        return None
+    listed = ", ".join(f"{name} is {what}" for name, what in others[:_MOST])
+    words = any(what == "a str" or "of str" in what for _, what in others)
+    number = (
+        " Words need numbers: np.unique(words, return_inverse=True)[1] numbers them from 0."
+        if words
+        else ""
+    )
+    return (
+        f"{listed}: not a tensor. If the model or the loss computes with it, convert it in the data: "
+        f"np.asarray(x, 'float32') for numbers, 'int64' for classes, or torch.as_tensor(x).{number}"
+    )
+
+
+def not_tensors(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield path and description of the lists, words and arrays in a tree; a list is one value.
+
+    >>> list(not_tensors("batch", {"x": torch.ones(2), "y": ["cat", "dog"], "n": [[1.5]]}))
+    [("batch['y']", 'a list of str'), ("batch['n']", 'a list of lists')]
+    """
+    if isinstance(value, torch.Tensor):
+        return
+    if isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from not_tensors(f"{name}[{key!r}]", one)
+        return
+    is_list = isinstance(value, (list, tuple))
+    if not is_list and not isinstance(value, str) and not hasattr(value, "__array__"):
+        return
+    if is_list and any(isinstance(x, (torch.Tensor, Mapping)) for x in value):
+        for i, one in enumerate(value):
+            yield from not_tensors(f"{name}[{i}]", one)
+        return
+    kinds = list(dict.fromkeys(type(x).__name__ for x in value)) if is_list else []
+    inside = {"list": "lists", "tuple": "tuples"}.get(kinds[0], kinds[0]) if kinds else "no entries"
+    yield name, a_or_an(type(value).__name__) + (f" of {inside}" if is_list else "")
+
+
+def _dtypes(error: Exception, tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Return a note on the tensors whose dtype an error of torch names; `None` if there are none."""
+    text = str(error)
+    if isinstance(error, AttributeError) or not _DTYPE.search(text):
+        return None
+    named = {
+        name: t.dtype
+        for name, t in tensors.items()
+        if t.dtype in _NAMES and re.search(_NAMES[t.dtype], text)
+    }
+    if not named:
+        return None
+    listed = ", ".join(
+        f"{name} is {str(dtype).removeprefix('torch.')}"
+        for name, dtype in list(named.items())[:_MOST]
+    )
+    default = ", NumPy's default" if torch.float64 in named.values() else ""
+    return (
+        f"{listed}{default}; models of torch expect float32 numbers, and losses int64 classes. Convert "
+        "the data, x.astype('float32') or y.astype('int64'), or the batch in the loss, x.float() or "
+        "y.long()"
+    )
+
+
+def _ranges(error: Exception, tensors: Mapping[str, torch.Tensor]) -> str | None:
+    """Return a note on the values of integer tensors, after an error about an index; else `None`."""
+    if not _OUT_OF_RANGE.search(str(error)):
+        return None
+    listed = ", ".join(
+        f"{name} has values from {int(t.min())} to {int(t.max())}"
+        for name, t in tensors.items()
+        if not (t.is_floating_point() or t.is_complex() or is_wrapped(t) or t.is_meta) and t.numel()
+    )
+    if not listed:
+        return None
+    return (
+        f"{listed}. Labels must be from 0 to the number of outputs less one, and indices less than the "
+        "size of what they index. Give the model more outputs or rows, or correct the values"
+    )
+
+
+def refuse_torch_loss(argument: str, fn: Callable[..., Any] | Any) -> None:
+    """Raise unless a loss function may take `(model, batch)`; losses of torch take other arguments.
+
+    Raises:
+        TypeError: it is a name, another thing that is not callable, or a loss of torch.
+    """
+    expected = f"{argument}: expected a function (model, batch) -> loss"
+    if not callable(fn):
+        remedy = (
+            "Names stand for losses in configurations; in Python pass the function itself, such as "
+            "ftrain.tasks.cross_entropy"
+            if isinstance(fn, str)
+            else "Pass a function, such as ftrain.tasks.cross_entropy"
+        )
+        raise TypeError(f"{expected}, got {fn!r}. {remedy}.")
+    kind_of = fn if isinstance(fn, type) else type(fn)
+    of_torch = kind_of.__module__ == "torch.nn.modules.loss"
+    if of_torch or getattr(fn, "__module__", None) == "torch.nn.functional":
+        name = kind_of.__name__ if of_torch else getattr(fn, "__name__", "loss")
+        made = f"nn.{name}()" if of_torch else f"F.{name}"
+        raise TypeError(
+            f"{expected}, got torch's {name}, which takes an output and labels. Write "
+            f"lambda model, batch: {made}(model(batch['x']), batch['y'])."
+        )
