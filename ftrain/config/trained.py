@@ -27,6 +27,8 @@ from ftrain.config.folders import run_config, run_folder
 from ftrain.config.run import environment
 from ftrain.config.schema import Config
 from ftrain.core import tree
+from ftrain.core._loss_notes import not_tensors
+from ftrain.core._words import kind
 from ftrain.core.evaluate import prediction
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
@@ -78,6 +80,11 @@ class Trained:
 
         Returns:
             The model's outputs: without gradient, in memory of their own, on the run's device.
+
+        Raises:
+            TypeError: the inputs are a list, a path or another thing that the model does not take.
+            ValueError: rows of a table have another number of features than those of the run.
+            KeyError: a batch does not have the model's input.
         """
         if isinstance(inputs, Mapping) and (name := self._input(inputs)) is not None:
             if name not in inputs:
@@ -87,7 +94,37 @@ class Trained:
         device = self.parts.device
         here = tree.map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, inputs)
         (here,) = as_parameters(self.state.params.values(), here)
-        return prediction(self.parts.model, precision=self.config.precision)(self.state, here)
+        try:
+            return prediction(self.parts.model, precision=self.config.precision)(self.state, here)
+        except Exception as error:
+            cause = self._refusal(inputs)
+            if cause is None:
+                raise
+            raise cause from error
+
+    def _refusal(self, inputs: Any) -> Exception | None:
+        """Return an error that names the fault of inputs with which the model failed; else `None`."""
+        if isinstance(inputs, (str, os.PathLike)):
+            return TypeError(
+                f"inputs: expected a tensor, got {os.fspath(inputs)!r}. To predict the rows of a file, "
+                f"write in a shell: ftrain predict {self.folder} data.path={os.fspath(inputs)}"
+            )
+        others = list(not_tensors("inputs", inputs))
+        if others:
+            name, what = others[0]
+            made = "torch.as_tensor" if "ndarray" in what else "torch.tensor"
+            return TypeError(f"{name}: expected a tensor, got {what}. Write {made}({name})")
+        facts = self.parts.facts or {}
+        features, columns = facts.get("features"), facts.get("columns") or ()
+        if not isinstance(inputs, torch.Tensor) or not isinstance(features, int):
+            return None
+        if inputs.ndim != 2 or inputs.shape[1] == features:
+            return None
+        listed = f" ({', '.join(map(str, columns))})" if columns else ""
+        return ValueError(
+            f"inputs: expected rows of {features} features{listed}, got {kind(inputs)}. Give each row "
+            "the features of the training data, in their order"
+        )
 
     def module(self) -> nn.Module:
         """Return an ordinary `nn.Module` with copies of the weights, in eval mode.

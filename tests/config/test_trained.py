@@ -172,11 +172,40 @@ def test_predict_accepts_a_batch_or_the_input(
     assert_same_bits(run.predict({"x": x}), run.predict(x))
     with pytest.raises(KeyError, match="expected a batch with 'x'.*'image'"):
         run.predict({"image": x})
-    with pytest.raises(RuntimeError) as caught:
+    with pytest.raises(
+        ValueError, match=r"expected rows of 64 features, got float32\[2, 7\]"
+    ) as caught:
         run.predict(torch.rand(2, 7))
-    assert "`Sequential`" in caught.value.__notes__[-1]
+    assert caught.value.__cause__ is not None
+    assert "`Sequential`" in caught.value.__cause__.__notes__[-1]
+    with pytest.raises(RuntimeError) as caught_in_the_model:
+        run.predict(torch.rand(2, 1, 8, 9))
+    assert "`Sequential`" in caught_in_the_model.value.__notes__[-1]
+    assert caught_in_the_model.value.__cause__ is None
     average = ftrain.optim.get(run.state.opt_state, "ema")
     assert average.keys() == run.state.params.keys()
+
+
+@pytest.mark.parametrize(
+    ("inputs", "kind", "says"),
+    [
+        ([[0.0, 0.0, 0.0]], TypeError, r"got a list of lists\. Write torch\.tensor\(inputs\)"),
+        (
+            torch.zeros(2, 3).numpy(),
+            TypeError,
+            r"got an ndarray\. Write torch\.as_tensor\(inputs\)",
+        ),
+        ("new.csv", TypeError, r"got 'new\.csv'\. .*ftrain predict .*32-true data\.path=new\.csv"),
+        (pathlib.Path("new.csv"), TypeError, r"got 'new\.csv'"),
+        ({"x": [[0.0, 0.0, 0.0]]}, TypeError, r"got a list of lists"),
+        (torch.zeros(2, 4), ValueError, r"rows of 3 features \(u, v, w\), got float32\[2, 4\]"),
+    ],
+)
+def test_predict_refuses_other_inputs_with_the_reason(
+    project: pathlib.Path, inputs: Any, kind: type[Exception], says: str
+) -> None:
+    with pytest.raises(kind, match=rf"inputs.*: expected .*{says}"):
+        load_run(project / "32-true").predict(inputs)
 
 
 def test_run_that_cannot_be_loaded_raises_with_the_reason(
