@@ -29,6 +29,9 @@ __all__ = ["Column", "Table", "is_missing", "is_number"]
 #: Cells that stand for a missing number in a column of numbers, in upper or lower case.
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 
+#: Cells of a column of words that stand for a missing word; "none" is a word, as in a column of garages.
+_MISSING_WORDS = tuple(cell for cell in _MISSING if cell != "none")
+
 _FORMAT = Format()
 
 #: Cells that are parsed in one call, of several columns if each has fewer.
@@ -207,6 +210,25 @@ class Column:
     target: bool
     expected: str = "a number"
 
+    def missing_words(self, known: Sequence[str] = ()) -> np.ndarray:
+        """Return which cells stand for a missing word and are not among `known`, bool `(n,)`."""
+        encoded = self.cells.dictionary_encode()
+        absent = np.array(
+            [
+                word.lower() in _MISSING_WORDS and word not in known
+                for word in encoded.dictionary.to_pylist()
+            ],
+            dtype=bool,
+        )
+        found: np.ndarray = absent[_array(encoded.indices)]
+        return found
+
+    def replaced(self, places: np.ndarray, word: str) -> Column:
+        """Return the same column with `word` in the cells that are marked in `places`."""
+        compute = importlib.import_module("pyarrow.compute")
+        mask = importlib.import_module("pyarrow").array(places)
+        return dataclasses.replace(self, cells=compute.if_else(mask, word, self.cells))
+
     def numbers(self) -> Tensor:
         """Return the column as float32 `(n,)`."""
         values = self.doubles()
@@ -217,18 +239,20 @@ class Column:
         )
         return torch.from_numpy(result)
 
-    def doubles(self, remedy: str = "Correct it, or list the words in `categories`") -> np.ndarray:
-        """Return the column as float64 `(n,)`."""
+    def doubles(
+        self,
+        remedy: str = "Correct it, or list the words in `categories`",
+        absent: str = "set `missing` to the number that replaces it",
+    ) -> np.ndarray:
+        """Return the column as float64 `(n,)`; `absent` is a remedy for a missing number."""
         valid = self.is_number | self.is_missing
         if self.expected != "a number":
             remedy = "Correct it, or change `dates`"
-        elif not valid.all() and self.table.cells.format.decimal == ".":
-            cell = self.cells[int(np.argmin(valid))].as_py()
-            if cell.count(",") == 1 and is_number(cell.replace(",", ".")):
-                remedy = f"Set decimal to ',' if the file has decimal commas. {remedy}"
+        elif not valid.all() and self.has_other_decimal(self.cells[int(np.argmin(valid))].as_py()):
+            remedy = f"{self.decimal_remedy}. {remedy}"
         self.check(valid, self.expected, remedy)
         if self.missing is None:
-            self.check_present(self.is_missing, self.expected)
+            self.check_present(self.is_missing, self.expected, absent)
             return self.values
         return np.where(self.is_missing, self.missing, self.values)
 
@@ -274,18 +298,36 @@ class Column:
         self.check((found >= 0) | unknown, f"one of the categories {_listed(words, 20)}", remedy)
         return torch.from_numpy(found.astype(np.int64))
 
-    def different(self) -> set[str]:
-        """Return the set of the non-empty texts in the column."""
-        return {*self.cells.unique().to_pylist()} - {""}
+    def different(self, among: np.ndarray | None = None) -> set[str]:
+        """Return the set of the non-empty texts in the column, or in its cells that are marked."""
+        cells = self.cells
+        if among is not None:
+            cells = cells.filter(importlib.import_module("pyarrow").array(among))
+        return {*cells.unique().to_pylist()} - {""}
 
-    def check_present(self, absent: np.ndarray, expected: str) -> None:
+    def has_other_decimal(self, cell: str) -> bool:
+        """Return True if a cell would be a number with the other character before its decimals."""
+        other = "," if self.table.cells.format.decimal == "." else "."
+        return cell.count(other) == 1 and is_number(cell.replace(other, "."))
+
+    @property
+    def decimal_remedy(self) -> str:
+        """The sentence that names the other character before decimals."""
+        other = "," if self.table.cells.format.decimal == "." else "."
+        return f"Set decimal to '{other}' if it stands before decimals (`decimal: \"{other}\"`)"
+
+    def check_present(
+        self, absent: np.ndarray, expected: str, remedy: str, kind: str = "number"
+    ) -> None:
         """Raise `DataError` for the first cell that is marked in `absent` as missing."""
         if absent.any():
             row = int(np.argmax(absent))
-            note = ", which stands for a missing number" if self.cells[row].as_py() else ""
-            remedy = "Delete the row, or set `missing` to the number that replaces it"
+            note = f", which stands for a missing {kind}" if self.cells[row].as_py() else ""
+            remedy = f"Delete the row, or {remedy}"
             if self.target:
                 remedy = "Delete the row: a missing target is never replaced"
+                if note and kind == "word":
+                    remedy += ". If it is a class, set `classes: true`"
             raise self.wrong(row, expected, remedy, note)
 
     def check(self, valid: np.ndarray, expected: str, remedy: str) -> None:

@@ -15,6 +15,7 @@ from ftrain.core.errors import DataError
 from ftrain.data._cells import Table
 from ftrain.data._csv_file import Format
 from ftrain.data._files import PathLike
+from ftrain.data._problems import Problems
 
 __all__ = ["csv"]
 
@@ -57,7 +58,7 @@ def csv(
     Raises:
         FileNotFoundError: the file does not exist.
         DataError: a cell is not a number, a row has another number of cells than the header, a column is
-            missing; the message names file, line, column and remedy.
+            missing; the message names file, line, column and remedy, for each column with an error.
         ImportError: pyarrow is not installed.
         ValueError: the delimiter, encoding or decimal character is invalid.
 
@@ -70,20 +71,28 @@ def csv(
     """
     table = Table.read(path, Format(delimiter, encoding, decimal), header)
     categories = dict(categories or {})
-    for asked in (*(columns or ()), *integers, *categories, *((target,) if target else ())):
-        table.place(asked)
+    missing_columns = Problems()
+    for asked in dict.fromkeys(
+        (*(columns or ()), *integers, *categories, *((target,) if target else ()))
+    ):
+        with missing_columns:
+            table.place(asked)
+    missing_columns.check()
     chosen = list(table.names if columns is None else columns)
     if target is not None and target not in chosen:
         chosen.append(target)
     found: dict[str, Tensor] = {}
+    problems = Problems()
     for name in chosen:
         column = table.column(name, None if name == target else missing, name == target)
-        if name in categories:
-            found[name] = column.categories(categories[name])
-        elif name in integers:
-            found[name] = column.integers()
-        else:
-            found[name] = column.numbers()
+        with problems:
+            if name in categories:
+                found[name] = column.categories(categories[name])
+            elif name in integers:
+                found[name] = column.integers()
+            else:
+                found[name] = column.numbers()
+    problems.check()
     if target is None:
         return found
     features = [values.to(torch.float32) for name, values in found.items() if name != target]

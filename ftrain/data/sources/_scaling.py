@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ftrain.core.errors import DataError
 from ftrain.data._cells import Table
+from ftrain.data._problems import Problems
 from ftrain.data.sources._data import sha256
 
 __all__ = ["Known", "check_means", "feature_names", "filled", "fit", "scaled", "scaled_inputs"]
@@ -59,12 +60,15 @@ def fit(
 
 
 def check_means(table: Table, x: Tensor, names: list[str]) -> None:
+    problems = Problems()
     for name, empty in zip(names, x.isnan().all(0).tolist(), strict=True):
-        if empty:
-            raise DataError(
-                f"{table.path}, column {name!r}: expected a number in the training rows, got "
-                "none. Leave the column out of `columns`"
-            )
+        with problems:
+            if empty:
+                raise DataError(
+                    f"{table.path}, column {name!r}: expected a number in the training rows, got "
+                    "none. Leave the column out of `columns`"
+                )
+    problems.check()
 
 
 def filled(x: Tensor, used: Known) -> Tensor:
@@ -115,10 +119,13 @@ def scaled_inputs(x: Tensor, used: Known, path: pathlib.Path) -> Tensor:
 
 def _to_float32(path: pathlib.Path, names: list[str], values: Tensor) -> Tensor:
     found = values.to(torch.float32)
+    problems = Problems()
     for name, infinite in zip(names, found.isinf().any(0).tolist(), strict=True):
-        if infinite:
-            raise DataError(
-                f"{path}, column {name!r}: expected numbers within float32, got a larger one. "
-                "Scale the column"
-            )
+        with problems:
+            if infinite:
+                raise DataError(
+                    f"{path}, column {name!r}: expected numbers within float32, got a larger one. "
+                    "Scale the column"
+                )
+    problems.check()
     return found

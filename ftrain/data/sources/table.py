@@ -24,6 +24,7 @@ from torch.nn.functional import one_hot
 from ftrain.core.errors import DataError
 from ftrain.data._cells import Column, Table, is_missing, is_number
 from ftrain.data._csv_file import Format
+from ftrain.data._problems import Problems
 from ftrain.data.sources._data import Data, Fitted, Share, parted
 from ftrain.data.sources._scaling import (
     Known,
@@ -55,6 +56,7 @@ def csv(
     drop: list[str] | None = None,
     unknown: Literal["error", "ignore"] = "error",
     dates: list[str] | dict[str, str] | None = None,
+    missing_word: str | None = None,
     fitted: Fitted = None,
 ) -> Data:
     """Read a CSV table as features `x`, float32 `(n, features)`, and target `y`, `(n,)`.
@@ -82,6 +84,9 @@ def csv(
             sets all features of the column to 0.
         dates: columns of dates, which become days since 1970: a list of columns in ISO 8601, or a
             mapping of columns to formats, `{born: "%d.%m.%Y"}`.
+        missing_word: the word that replaces an empty cell in a column of words, such as `unknown`, which
+            then is a category (`NA`, `n/a`, `nan`, `null`, `?` and `-` count as empty); null: an empty
+            cell is an error.
         fitted: the columns, words, means and standard deviations that a run fitted.
 
     Returns:
@@ -90,7 +95,7 @@ def csv(
         and `target_scale`.
     """
     form = Format(delimiter, encoding, decimal)
-    options = _Options.of(missing, unknown, dates)
+    options = _Options.of(missing, unknown, dates, missing_word)
     whole = Table.read(path, form)
     if fitted:
         _check_same(fitted, target, columns, classes, standardize)
@@ -137,6 +142,7 @@ def csv_inputs(
     drop: list[str] | None = None,
     unknown: Literal["error", "ignore"] = "error",
     dates: list[str] | dict[str, str] | None = None,
+    missing_word: str | None = None,
     fitted: Fitted = None,
 ) -> Tensor:
     """Return the features `x` of a CSV table, as the source `csv` does, without its target column.
@@ -147,7 +153,7 @@ def csv_inputs(
         raise ValueError("csv_inputs: expected fitted preprocessing, got none. Train the run again")
     _check_same(fitted, target, columns, classes, standardize)
     table = Table.read(path, Format(delimiter, encoding, decimal))
-    x = _inputs(table, fitted, _Options.of(missing, unknown, dates))
+    x = _inputs(table, fitted, _Options.of(missing, unknown, dates, missing_word))
     if missing == "mean":
         x = filled(x, fitted)
     return scaled_inputs(x, fitted, path)
@@ -160,11 +166,13 @@ class _Options(NamedTuple):
         missing: the number that replaces missing numbers; NaN if their mean replaces them.
         unknown: True if words that the training table does not have are ignored.
         dates: the format of each column of dates; `None`: ISO 8601.
+        missing_word: the word that replaces missing ones; `None`: they are errors.
     """
 
     missing: float | None
     unknown: bool
     dates: Mapping[str, str | None]
+    missing_word: str | None
 
     @classmethod
     def of(
@@ -172,10 +180,17 @@ class _Options(NamedTuple):
         missing: float | Literal["mean"] | None,
         unknown: str,
         dates: list[str] | dict[str, str] | None,
+        missing_word: str | None,
     ) -> _Options:
+        if missing_word is not None and not missing_word.strip():
+            raise ValueError(
+                f"missing_word: expected a word, got {missing_word!r}. Write `missing_word: unknown`, "
+                "for instance"
+            )
         number = math.nan if missing == "mean" else missing
         formats = dates if isinstance(dates, dict) else dict.fromkeys(dates or ())
-        return cls(number, unknown == "ignore", formats)
+        word = None if missing_word is None else missing_word.strip()
+        return cls(number, unknown == "ignore", formats, word)
 
     def column(self, table: Table, name: str) -> Column:
         """Return a column of features; dates as numbers."""
@@ -196,26 +211,35 @@ def _kinds(
     table: Table, target: str, chosen: list[str], classes: bool | None, options: _Options
 ) -> dict[str, Any]:
     """Return the target and feature columns; for columns of words, with their distinct words."""
-    for name in (*chosen, target):
-        table.place(name)
+    problems = Problems()
+    for name in dict.fromkeys((*chosen, target)):
+        with problems:
+            table.place(name)
+    problems.check()
     for name in options.dates:
         if name not in chosen or name == target:
             got = "the target" if name == target else "another"
             raise ValueError(
                 f"dates: expected columns to predict from, got {got}, {name!r}. Remove it from `dates`"
             )
-    features = {
-        name: None if name in options.dates else _words(table.column(name))
-        for name in chosen
-        if name != target
-    }
-    if not features:
+    if not {*chosen} - {target}:
         raise DataError(
             f"{table.path}: expected columns besides the target {target!r}, got none. Add a column "
             "of inputs"
         )
-    goal = table.column(target, target=True)
-    labels = _words(goal, classes)
+    features: dict[str, Known] = {}
+    for name in chosen:
+        if name != target:
+            with problems:
+                words = None if name in options.dates else _feature_words(table, name, options)
+                features[name] = {} if words is None else {"one_of": words}
+    goal, labels = table.column(target, target=True), None
+    with problems:
+        labels = _words(goal, classes)
+    if problems:
+        with problems:  # of the remaining columns, too
+            _inputs(table, {"columns": features}, options)
+        problems.check()
     if classes is False and labels is not None:
         raise ValueError(
             f"{table.path}: expected numbers in the target {target!r}, got words. Remove "
@@ -224,27 +248,33 @@ def _kinds(
     if classes and labels is None:
         cells = [cell for cell in goal.different() if not is_missing(cell)]
         labels = sorted(cells, key=lambda cell: float(cell.replace(",", ".")))
-    for name, words in features.items():
-        if words is not None and len(words) > _MOST_WORDS:
-            listed = ", ".join(map(repr, words[:3]))
-            raise DataError(
-                f"{table.path}, column {name!r}: expected at most {_MOST_WORDS} different words, each a "
-                f"feature, got {len(words)} ({listed}, ...). Leave it out with `drop`, or list it in "
-                "`dates` if these are dates"
-            )
     return {
-        "columns": {
-            name: {} if words is None else {"one_of": words} for name, words in features.items()
-        },
+        "columns": features,
         "target": {"name": target, **({} if labels is None else {"classes": labels})},
     }
 
 
-def _words(column: Column, classes: bool | None = None) -> list[str] | None:
+def _feature_words(table: Table, name: str, options: _Options) -> list[str] | None:
+    """Return the words of a column of features, of which each becomes one; `None` for numbers."""
+    words = _words(table.column(name), missing_word=options.missing_word)
+    if words is not None and len(words) > _MOST_WORDS:
+        listed = ", ".join(map(repr, words[:3]))
+        raise DataError(
+            f"{table.path}, column {name!r}: expected at most {_MOST_WORDS} different words, each a "
+            f"feature, got {len(words)} ({listed}, ...). Leave it out with `drop`, or list it in "
+            "`dates` if these are dates"
+        )
+    return words
+
+
+def _words(
+    column: Column, classes: bool | None = None, missing_word: str | None = None
+) -> list[str] | None:
     """Return the sorted distinct words of a column; `None` if it is a column of numbers.
 
     Raises:
-        DataError: it holds some words among numbers, and `classes` is not True.
+        DataError: it holds some words among numbers, or numbers with another character before their
+            decimals, and `classes` is not True; a word is missing, and nothing replaces it.
     """
     present = ~column.is_missing
     words = present & ~column.is_number
@@ -256,8 +286,24 @@ def _words(column: Column, classes: bool | None = None) -> list[str] | None:
         if column.target:
             remedy = "Correct it, or set `classes: true` if the numbers are classes"
         expected = f"a number, as in {numbers} of the {cells} cells of the column"
+        cell = column.cells[int(np.argmax(words))].as_py()
+        if column.has_other_decimal(cell):
+            remedy = f"{column.decimal_remedy}. {remedy}"
         raise column.wrong(int(np.argmax(words)), expected, remedy)
-    return sorted(column.different())
+    if not classes and all(map(column.has_other_decimal, column.different(words))):
+        character = column.table.cells.format.decimal
+        remedy = f"{column.decimal_remedy}, or leave the column out with `drop`"
+        if column.target:
+            remedy = f"{column.decimal_remedy}, or set `classes: true` if these are classes"
+        expected = f"words, or numbers with {character!r} before their decimals"
+        raise column.wrong(int(np.argmax(words)), expected, remedy)
+    different = column.different()
+    absent = column.missing_words(known=[*different] if classes else [])
+    if missing_word is None:
+        remedy = "set `missing_word` to the word that replaces it, such as `missing_word: unknown`"
+        column.check_present(absent, "a word", remedy, "word")
+        return sorted(different)
+    return sorted(column.replaced(absent, missing_word).different())
 
 
 def _check_same(
@@ -293,37 +339,57 @@ def _check_same(
 def _encoded(table: Table, known: Known, options: _Options) -> dict[str, Tensor]:
     """Return features `x` and target `y` of a table before standardization, in float64 or int64."""
     goal = known["target"]
-    x = _inputs(table, known, options)
-    return {"x": x, "y": _values(table.column(goal["name"], target=True), goal.get("classes"))}
+    problems, found = Problems(), {}
+    with problems:
+        found["x"] = _inputs(table, known, options)
+    with problems:
+        found["y"] = _values(table.column(goal["name"], target=True), goal.get("classes"))
+    problems.check()
+    return found
 
 
 def _inputs(table: Table, known: Known, options: _Options) -> Tensor:
-    features = []
+    problems, features = Problems(), [torch.empty(table.rows, 0, dtype=torch.float64)]
     for name, one in known["columns"].items():
         words = one.get("one_of")
-        values = _values(options.column(table, name), words, options.unknown)
-        if words is None:
-            features.append(values[:, None])
-        else:  # a cell of another word is -1
-            features.append(one_hot(values + 1, len(words) + 1)[:, 1:].double())
+        with problems:
+            column = options.column(table, name)
+            values = _values(column, words, options.unknown, options.missing_word)
+            if words is None:
+                features.append(values[:, None])
+            else:  # a cell of another word is -1
+                features.append(one_hot(values + 1, len(words) + 1)[:, 1:].double())
+    problems.check()
     return torch.cat(features, dim=1)
 
 
-def _values(column: Column, words: list[str] | None, unknown: bool = False) -> Tensor:
+def _values(
+    column: Column,
+    words: list[str] | None,
+    unknown: bool = False,
+    missing_word: str | None = None,
+) -> Tensor:
     """Return the numbers of a column as float64, or the indices of its cells in `words` as int64.
 
     A cell that is not among the words raises, or has the index -1 if `unknown` is True.
     """
     if words is not None:
-        empty = column.is_missing
-        if not all(map(is_number, words)):  # a word such as "none" may be among them
-            empty = empty & np.array([not cell for cell in column.cells.to_pylist()])
-        column.check_present(empty, "a word")
+        absent = column.is_missing
+        if not all(map(is_number, words)):  # a class such as "?" may be among them
+            absent = column.missing_words(known=words)
+        if missing_word is not None:
+            column = column.replaced(absent, missing_word)
+        elif not unknown:
+            remedy = "set `missing_word` to the word that replaces it, or set `unknown: ignore`"
+            column.check_present(absent, "a word", remedy, "word")
         remedy = "Correct it, delete the row, or set `unknown: ignore`"
         if column.target:
             remedy = "Correct it, or delete the row"
         return column.categories(words, remedy, unknown)
-    values = column.doubles("Correct it, or delete the row")
+    values = column.doubles(
+        "Correct it, or delete the row",
+        "set `missing` to `mean`, or to the number that replaces it",
+    )
     remedy = "Correct it, or delete the row"
     column.check(np.isfinite(values) | column.is_missing, "a finite number", remedy)
     return torch.from_numpy(values)
