@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import Dataset, Subset, TensorDataset, default_collate, get_worker_info
+from torch.utils.data import Dataset, Subset, TensorDataset, get_worker_info
 
 from ftrain.core import random, tree
+from ftrain.data._collate import collate_samples
 from ftrain.data._generators import one_thread, preserved_generators, seed_generators
 from ftrain.data._hash import words
 
@@ -92,7 +93,7 @@ class Fetch:
 
     def __init__(self, dataset: Any, augment: Augment | None, collate: Collate | None) -> None:
         self.dataset, self.augment = dataset, augment
-        self.collate = collate or default_collate
+        self.collate = collate or collate_samples
         self.at_once = isinstance(dataset, Gather)
         # Seeding takes 7 us a sample, and reading from a list draws nothing.
         self.may_draw = augment is not None or type(dataset) is not list

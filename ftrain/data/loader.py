@@ -67,7 +67,7 @@ class Loader:
             position) decide. On in-memory data it is vmapped over the batch, else called for each
             sample, in the workers.
         collate: `collate(samples) -> batch` for data read sample by sample (refused for other data);
-            default: torch's.
+            default: torch's, except that a list of numbers in a sample is an array.
         workers: processes that fetch; 0: fetch in this process. Batches do not depend on it.
         prefetch: batches that each worker prepares; if positive, batches are also copied to a CUDA
             device ahead of time.

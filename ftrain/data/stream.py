@@ -14,8 +14,9 @@ from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, default_collate
+from torch.utils.data import DataLoader
 
+from ftrain.data._collate import collate_samples
 from ftrain.data._device import transferred
 from ftrain.data._fetch import Collate, sample_keys
 from ftrain.data._generators import preserved_generators, seed_generators
@@ -50,7 +51,8 @@ class Stream:
         batch_size: items to put together; `None`: its items are batches already.
         seed: the seed of the source's draws: an integer of 64 bits.
         replay: read the source again up to the cursor, even if it has a state of its own.
-        collate: `collate(items) -> batch`, used with `batch_size`; default: torch's.
+        collate: `collate(items) -> batch`, used with `batch_size`; default: torch's, except
+            that a list of numbers in an item is an array.
         device: the device of the batches; `None`: unchanged.
 
     Raises:
@@ -205,4 +207,4 @@ class Stream:
         if self.batch_size is None:
             return next(items, _END)
         found = [item for _, item in zip(range(self.batch_size), items, strict=False)]
-        return (self.collate or default_collate)(found) if found else _END
+        return (self.collate or collate_samples)(found) if found else _END
