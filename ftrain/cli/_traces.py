@@ -26,6 +26,11 @@ def trimmed(error: BaseException, everything: bool = False) -> str:
     found = traceback.TracebackException.from_exception(error, compact=True)
     own = [frame for frame in found.stack if not frame.filename.startswith((*_OTHERS, "<"))]
     message = "".join(found.format_exception_only()).rstrip()
+    said = error.args[0] if isinstance(error, KeyError) and error.args else None
+    if (
+        isinstance(said, str) and " " in said
+    ):  # a sentence, not a key: without the quotes of its repr
+        message = message.replace(repr(said), said, 1)
     hint = "(--traceback shows every frame)"
     if not own:
         return f"{message}\n{hint}"

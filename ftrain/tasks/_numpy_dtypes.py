@@ -5,14 +5,16 @@ Read next: `adapters.py`, which calls a model with the converted inputs.
 
 from __future__ import annotations
 
+import contextlib
+import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["as_classes", "as_parameters"]
+__all__ = ["as_classes", "as_parameters", "integers_explained"]
 
 
 def as_parameters(parameters: Iterable[Tensor], *inputs: Any) -> tuple[Any, ...]:
@@ -36,6 +38,36 @@ def as_parameters(parameters: Iterable[Tensor], *inputs: Any) -> tuple[Any, ...]
     )
 
 
+#: Messages of torch about inputs of another dtype than the weights; not those about indices.
+_OTHER_DTYPE = re.compile(r"(?i)(same|expected) dtype|scalar type|should be the same|data ?type")
+
+
+@contextlib.contextmanager
+def integers_explained(parameters: Iterable[Tensor], *inputs: Any) -> Iterator[None]:
+    """Convert torch's error for integer inputs of a model in a `with` block to one with a remedy.
+
+    They are not converted like float64 inputs: a model may index with them, and images need a scale.
+
+    Raises:
+        TypeError: the model raised an error about dtypes, and some inputs are integers.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        dtypes = [x.dtype for x in inputs if isinstance(x, Tensor) and x.dtype in _WHOLE]
+        floats = [p.dtype for p in parameters if p.is_floating_point()]
+        about = _OTHER_DTYPE.search(str(error)) and "indices" not in str(error)
+        if not (dtypes and floats and about):
+            raise
+        remedy = "x.astype('float32')"
+        if torch.uint8 in dtypes:
+            remedy = "x.astype('float32') / 255 for pixels, x.astype('float32') for other numbers"
+        raise TypeError(
+            f"batch: expected inputs of {floats[0]}, the dtype of the model's parameters, got "
+            f"{dtypes[0]}. Convert the data: {remedy}"
+        ) from error
+
+
 def as_classes(labels: Tensor) -> Tensor:
     """Return integer labels as int64, the dtype that torch's losses take; warn once.
 
@@ -49,6 +81,8 @@ def as_classes(labels: Tensor) -> Tensor:
     )
     return labels.to(torch.int64)
 
+
+_WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 #: Dtypes to convert. uint8 is not one of them, because torch's losses take it.
 _INTEGERS = (torch.bool, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ftrain.core._loss_notes import not_tensors
 from ftrain.core._words import a_or_an
-from ftrain.tasks._numpy_dtypes import as_parameters
+from ftrain.tasks._numpy_dtypes import as_parameters, integers_explained
 
 __all__ = ["Prediction", "call_model", "find_labels", "find_output", "output_and_labels"]
 
@@ -76,6 +76,9 @@ def output_and_labels(
         >>> found.output.shape, found.labels.shape
         (torch.Size([4, 2]), torch.Size([4]))
     """
+    named = named_entries(batch)
+    if named is not None and isinstance(input, str) and isinstance(target, str):
+        _check_pair(named, input, target)
     labels = find_labels(batch, target)
     _refuse_lists(labels)
     outputs = call_model(model, batch, input=input, target=target)
@@ -255,7 +258,9 @@ def entry_at(batch: Any, place: int, option: str) -> Any:
 
 
 def _called(model: Callable[..., Any], *inputs: Any) -> Any:
-    return model(*as_parameters(_weights(model), *inputs))
+    converted = as_parameters(_weights(model), *inputs)
+    with integers_explained(_weights(model), *converted):
+        return model(*converted)
 
 
 def _weights(model: Callable[..., Any]) -> Iterable[Tensor]:
@@ -286,7 +291,8 @@ def _call_with_names(
             f"got {_listed(named)}. Add them to the batch, or write your own loss: file.py:loss_fn"
         )
     converted = as_parameters(_weights(model), *fitting.values())
-    return model(**dict(zip(fitting, converted, strict=True)))
+    with integers_explained(_weights(model), *converted):
+        return model(**dict(zip(fitting, converted, strict=True)))
 
 
 def _parameters(model: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
@@ -324,7 +330,7 @@ def _one(
     raise KeyError(
         f"{what}: expected one entry called {', '.join(map(repr, usual[:-1]))} or {usual[-1]!r}, got "
         f"{got}. Name the entry with `{option}`; in a configuration, "
-        f"loss: {{name: ..., {option}: {found[0] if found else next(iter(named), '...')}}}"
+        f"loss: {{name: ..., {option}: {found[0] if found else _suggested(named, option)}}}"
     )
 
 
@@ -338,8 +344,31 @@ def named_entry(named: Mapping[str, Any], name: str | int, what: str, option: st
         )
     raise KeyError(
         f"{what}: expected a key {name!r}, got {_listed(named)}. Name another entry with `{option}`; "
-        f"in a configuration, loss: {{name: ..., {option}: {next(iter(named), '...')}}}"
+        f"in a configuration, loss: {{name: ..., {option}: {_suggested(named, option)}}}"
     )
+
+
+def _check_pair(named: Mapping[str, Any], input: str, target: str) -> None:
+    """Raise one error for an input and labels that are both missing."""
+    if input in named or target in named:
+        return
+    names = f"input: {_suggested(named, 'input')}, target: {_suggested(named, 'target')}"
+    raise KeyError(
+        f"batch: expected the keys {input!r} and {target!r}, got {_listed(named)}. Name other entries "
+        f"with `input` and `target`; in a configuration, loss: {{name: ..., {names}}}"
+    )
+
+
+def _suggested(named: Mapping[str, Any], option: str) -> Any:
+    """Return the entry that an option may mean: one with a usual name, or the only other; or `...`."""
+    roles = {"input": (INPUTS, OF_THE_LOSS), "target": (LABELS, INPUTS)}
+    if option not in roles:
+        return next(iter(named), "...")
+    usual, of_the_other = roles[option]
+    lower = {str(name).lower(): name for name in named}
+    found = [lower[name] for name in usual if name in lower]
+    others = [name for text, name in lower.items() if text not in of_the_other]
+    return found[0] if found else others[0] if len(others) == 1 else "..."
 
 
 def _listed(named: Mapping[str, Any]) -> str:

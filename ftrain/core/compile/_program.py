@@ -13,7 +13,7 @@ from torch import fx
 from ftrain.core import _torch, tree
 from ftrain.core.compile._call import AUTOCAST, Call
 from ftrain.core.compile._cuda_graph import ReplayedProgram, replays, why_not_captured
-from ftrain.core.compile._errors import describe, describe_key
+from ftrain.core.compile._errors import describe, describe_key, dtype_notes
 from ftrain.core.compile._lower import Backend, Lowered, lower, separate
 from ftrain.core.compile._reader import compile_reader
 from ftrain.core.compile._trace import TENSOR, Traced
@@ -120,6 +120,8 @@ class Program:
                 f"{', '.join(f'{name}: {kind}' for name, kind in last)}; "
                 "the same call without ftrain.compile shows the line)"
             )
+            for note in dtype_notes(str(error), zip(self.tensor_names, inputs, strict=True)):
+                error.add_note(note)
             raise
         self._call, outputs = separate(self._lowered, inputs, outputs)
         if self._device is not None:

@@ -74,8 +74,8 @@ def cross_entropy(
     soft = labels.is_floating_point()
     if soft and labels.ndim < 2:
         raise TypeError(
-            f"cross_entropy: expected integer classes as {named}, got {labels.dtype}. Write "
-            "`data.classes: true` to read the numbers of a csv as classes, or `loss: mse` to predict "
+            f"cross_entropy: expected integer classes as {named}, got {labels.dtype}. Convert the "
+            "labels, y.astype('int64'); of a csv, write `data.classes: true`, or `loss: mse` to predict "
             "numbers"
         )
     if logits.ndim < 2 or labels.shape != (
