@@ -8,7 +8,7 @@ import importlib
 import importlib.metadata
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from ftrain.cli._notes import notes
 from ftrain.cli._options import unknown_options
@@ -26,6 +26,13 @@ class _Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         if message:
             say(message, end="", error=file is not sys.stdout)
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong with the arguments, and exit; optional ones are not called required."""
+        head, colon, names = message.partition("are required: ")
+        optional = {action.metavar for action in self._actions if action.nargs == "*"}
+        needed = [name for name in names.split(", ") if name not in optional]
+        super().error(f"{head}{colon}{', '.join(needed)}")
 
     def parse_all(self, arguments: Sequence[str], options: argparse.Namespace) -> None:
         """Parse the arguments; if one is unknown, print the arguments to write instead, and exit."""

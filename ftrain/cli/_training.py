@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ftrain.checkpoint import CheckpointWriteError
 from ftrain.cli._runs import outcome
+from ftrain.config._directory import holds_a_run
 from ftrain.config.errors import ConfigError
 from ftrain.config.folders import run_config
 from ftrain.config.run import numbered, train
@@ -17,7 +19,7 @@ from ftrain.config.schema import Config
 from ftrain.core._terminal import OutputClosedError, say
 from ftrain.loop import FitResult
 
-__all__ = ["report"]
+__all__ = ["report", "train_command"]
 
 
 def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
@@ -39,6 +41,15 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
     if result.status == "interrupted" and not config.fast_dev_run:
         say(f"resume with: ftrain resume {config.folder}", error=True)
     return result.exit_code
+
+
+def train_command(config: Config, *arguments: str) -> str:
+    """Return the command that trains with these arguments, in another directory if a run is there."""
+    folder, more = config.folder, []
+    if holds_a_run(folder) and not config.versions:
+        names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+        more = [f"output_dir={next(name for name in names if not holds_a_run(name))}"]
+    return " ".join(["ftrain train", *arguments, *more])
 
 
 def _print_metrics(result: FitResult | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,8 +75,11 @@ def _inputs(run: Trained, in_python: str) -> Inputs:
         says = f"expected {FILE} in {run.folder}, got none. Train the run again"
         raise _refusal(run, "data", says)
     if not config.places.typed(("data", "path")):
+        path = pathlib.PurePath(str(config.data.arguments.get("path", "")))
+        example = "FILE" if path.suffix else "FOLDER"
         says = (
-            "expected the file of the samples on the command line, got none. Write data.path=FILE"
+            "expected the file of the samples on the command line, got none. Write "
+            f"data.path={example}"
         )
         raise _refusal(run, "data.path", says)
     arguments = {**target.arguments, "fitted": run.fitted}

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from ftrain.config._yaml import scalar
 from ftrain.core._nearest import nearest
 
-__all__ = ["KEYS", "component_alias", "unquoted", "value_alias"]
+__all__ = ["KEYS", "component_alias", "unquoted", "value_alias", "with_point"]
 
 #: Keys.
 KEYS = {
@@ -192,6 +192,17 @@ def unquoted(value: object) -> str | None:
     if not isinstance(value, str):
         return None
     return value if isinstance(scalar(value.strip()), (bool, int, float)) else None
+
+
+def with_point(value: object) -> str | None:
+    """Return a number that was written with a decimal comma with a point; else `None`.
+
+    Example:
+        >>> with_point("0,01"), with_point("1e-3"), with_point(3)
+        ('0.01', None, None)
+    """
+    found = isinstance(value, str) and re.fullmatch(r"[-+]?\d+,\d+([eE][-+]?\d+)?", value.strip())
+    return str(value).strip().replace(",", ".") if found else None
 
 
 def _plain(text: str) -> str:

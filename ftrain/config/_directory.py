@@ -7,11 +7,12 @@ import itertools
 import os
 import pathlib
 
+from ftrain.checkpoint.locks import Lock
 from ftrain.config.schema import Config
 from ftrain.core._regular_files import read_json
 from ftrain.data.fitted import FILE
 
-__all__ = ["FILES", "LOCK", "holds_a_run", "unused"]
+__all__ = ["FILES", "LOCK", "holds_a_run", "in_use", "unused"]
 
 #: Files that a run writes into its directory, beside `checkpoints/`.
 FILES = (
@@ -41,6 +42,17 @@ def holds_a_run(folder: pathlib.Path) -> bool:
         return True
     # Without a lock, the configuration is not a run's: a run locks its directory before it writes.
     return not (folder / LOCK).exists() and not (checkpoints / LOCK).exists()
+
+
+def in_use(folder: pathlib.Path) -> bool:
+    """Return True if another process holds the lock of a run's directory."""
+    if not (folder / LOCK).is_file():
+        return False
+    try:
+        with Lock.file(folder / LOCK) as lock:
+            return not lock.held
+    except OSError:  # without locks, it cannot be determined
+        return False
 
 
 def unused(config: Config) -> Config:

@@ -7,7 +7,7 @@ import re
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from ftrain.config._aliases import KEYS, unquoted, value_alias
+from ftrain.config._aliases import KEYS, unquoted, value_alias, with_point
 from ftrain.config._places import Path, Places, join
 from ftrain.config.errors import Problem
 from ftrain.config.keys import SECTIONS, keys
@@ -67,6 +67,8 @@ def _meant(found: ErrorDetails, path: Path) -> str:
         plain = unquoted(value)
         if plain is not None:
             return f". Write {plain} without the quotes"
+        if (point := with_point(value)) is not None:
+            return f". Write {point}"
         if kind.startswith("bool_") and str(value).lower() in _TRUTH:
             return f". Write {_TRUTH[str(value).lower()]}"
     if kind == "string_type" and (near := value_alias(str(path[-1]), value)):

@@ -24,6 +24,8 @@ def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
     except ConfigError:
         raise
     except (DataError, FileNotFoundError) as error:
+        typed = [(*target.path, name) for name in target.files]
+        place = next((config.places.of(at) for at in typed if config.places.typed(at)), place)
         sentences = [str(error), *_missing_paths(config, target)]
         raise ConfigError.at(key, place, ". ".join(sentences).replace("?. ", "? ")) from None
     except Exception as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -40,7 +42,8 @@ def _parsed(override: str) -> tuple[Path, Any]:
         raise ConfigError.at(
             "",
             place,
-            f"expected key=value, such as optimizer.learning_rate=1e-3, got {shown!r}",
+            f"expected key=value, such as optimizer.learning_rate=1e-3, got {shown!r}"
+            + (f". Write data.path={shown}" if not equals and _is_data(text or override) else ""),
         )
     if len(keys) > DEEPEST:
         raise too_large(tuple(keys), place)
@@ -54,6 +57,15 @@ def _parsed(override: str) -> tuple[Path, Any]:
     path = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in keys)
     check_limits(value, place, path)
     return path, value
+
+
+def _is_data(name: str) -> bool:
+    """Return True if an argument is the name of a file or folder of data, not of a configuration."""
+    suffix = pathlib.PurePath(name).suffix.lower()
+    known = (".csv", ".tsv", ".txt", ".npz", ".safetensors", ".png", ".jpg", ".jpeg")
+    return suffix in known or (
+        suffix not in (".yaml", ".yml", ".json", ".toml") and os.path.exists(name)
+    )
 
 
 def _put(parent: Any, path: Path, value: Any, done: Path, place: str) -> Any:

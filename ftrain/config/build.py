@@ -236,7 +236,8 @@ def _device(config: Config) -> torch.device:
         reason = str(error).splitlines()[0]
         why = "" if "at start of device string" in reason else f" ({reason})"  # torch's own list
         near = value_alias("device", config.device)
-        remedy = f"Did you mean {near}?" if near else "Write cpu, cuda, cuda:1 or auto"
+        names = "cpu, cuda, cuda:1 or auto" if torch.cuda.is_available() else "cpu or auto"
+        remedy = f"Did you mean {near}?" if near else f"Write {names}"
         if near and near != "auto" and not torch.cuda.is_available():
             remedy += (
                 " This machine has no CUDA device; write cpu or auto to train on its processor"

@@ -42,9 +42,8 @@ def run_config(folder: pathlib.Path, overrides: Sequence[str] = (), *, code: boo
     except UnicodeEncodeError:  # a configuration cannot hold this name as its `output_dir`
         says = "expected a directory whose name is UTF-8, got other bytes. Rename it"
         raise ConfigError.at("", str(folder), says) from None
-    quoted = yaml.safe_dump(
-        str(folder), default_style='"', width=1 << 20
-    )  # JSON splits an emoji in two
+    # JSON splits an emoji in two.
+    quoted = yaml.safe_dump(str(folder), default_style='"', width=1 << 20).strip()
     here = f"output_dir={quoted}"
     found = load(folder / "config.yaml", [*overrides, here], code=code)
     found._of_run = True

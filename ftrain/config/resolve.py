@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from ftrain.config._aliases import unquoted
+from ftrain.config._aliases import unquoted, with_point
 from ftrain.config._code import check_code
 from ftrain.config._places import Path, join
 from ftrain.config.errors import ConfigError, Problem, did_you_mean
@@ -291,7 +291,7 @@ def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:
     try:
         found = adapter.validate_json(json.dumps(value), strict=True)
     except ValidationError as error:
-        raise ValueError(_refused(error, value, hint)) from None
+        raise ValueError(_refused(error, value, hint, adapter)) from None
     except ValueError as error:
         raise ValueError(f"{error}, got {value!r}") from None
     if isinstance(found, pathlib.Path):
@@ -299,12 +299,27 @@ def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:
     return found, False
 
 
-def _refused(error: ValidationError, value: Any, hint: Any) -> str:
-    reasons = [found["msg"].replace("Input should be", "expected") for found in error.errors()]
+def _refused(error: ValidationError, value: Any, hint: Any, adapter: TypeAdapter[Any]) -> str:
+    reasons = [
+        found["msg"].replace("Input should be", "expected").replace("a valid array", "a list")
+        for found in error.errors()
+    ]
     reason = reasons[0] if len(set(reasons)) == 1 else f"expected {_spelled(hint)}"
     plain = unquoted(value)
     meant = f". Write {plain} without the quotes" if plain else ""
+    for other in (with_point(value), [value] if not isinstance(value, (list, dict)) else None):
+        if not meant and other is not None and _fits(other, adapter):
+            meant = f". Write {other}"
     return f"{reason}, got {value!r}{meant}"
+
+
+def _fits(value: Any, adapter: TypeAdapter[Any]) -> bool:
+    """Return True if a type has the value; a text stands for the number that it spells."""
+    try:
+        adapter.validate_json(value if isinstance(value, str) else json.dumps(value), strict=True)
+    except ValueError:
+        return False
+    return True
 
 
 def _spelled(hint: Any) -> str:

@@ -36,7 +36,7 @@ from ftrain.checkpoint.save import refusals, remedy
 from ftrain.config import _data_json, _watchers
 from ftrain.config._checkpoints import store
 from ftrain.config._code import ORIGIN, origin
-from ftrain.config._directory import FILES, LOCK, holds_a_run, unused
+from ftrain.config._directory import FILES, LOCK, holds_a_run, in_use, unused
 from ftrain.config._longer import schedule_note
 from ftrain.config._step_advice import size_advice
 from ftrain.config.build import Parts, build
@@ -196,7 +196,7 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(_alone(config, folder))
             # Checked again under the lock: another process may have completed a run there meanwhile.
-            _check_free(config, folder, resume or overwrite or config.fast_dev_run)
+            _check_free(config, folder, resume or overwrite or config.fast_dev_run, locked=True)
             _check_replaceable(config, folder)
             kept = trainer.store
             assert isinstance(kept, Store)
@@ -267,9 +267,17 @@ def _will_compile(parts: Parts) -> bool:
     return compiles and parts.total_steps != 0
 
 
-def _check_free(config: Config, folder: pathlib.Path, may_hold_a_run: bool) -> None:
+def _check_free(
+    config: Config, folder: pathlib.Path, may_hold_a_run: bool, locked: bool = False
+) -> None:
     """Raise if the directory contains a run that took steps, unless `may_hold_a_run`."""
     if not may_hold_a_run and holds_a_run(folder):
+        if not locked and config.checkpoint.lock and in_use(folder):
+            raise _refusal(
+                config,
+                f"another process is training in {folder}. Wait for it, or end it; or write elsewhere: "
+                f"output_dir={folder}-2, or versions=true to number runs",
+            )
         raise _refusal(
             config,
             f"expected an unused directory, got {folder}, which holds a run. Resume it: ftrain resume "
@@ -373,4 +381,6 @@ def _clear(folder: pathlib.Path) -> None:
 
 
 def _refusal(config: Config, message: str) -> ConfigError:
+    if config.of_run:  # named by its directory, not by a key that the user wrote
+        return ConfigError.at("", "", message)
     return ConfigError.at("output_dir", config.places.of(("output_dir",)), message)

@@ -34,6 +34,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Print the suggested learning rate, and the command that trains with it."""
     config = load(options.config, options.overrides, code=not options.no_code)
+    from ftrain.cli._training import train_command  # noqa: PLC0415
     from ftrain.cli.find_rate import find_rate  # noqa: PLC0415  # imports torch: after the keys are checked
 
     found, picture = find_rate(config, options.lowest, options.highest, options.steps, options.out)
@@ -42,5 +43,5 @@ def run(options: argparse.Namespace) -> int:
     if found.suggestion is None:
         return 1
     rate = f"optimizer.learning_rate={found.suggestion:.2g}"
-    say(f"use it: {' '.join(['ftrain train', options.config, *options.overrides, rate])}")
+    say(f"use it: {train_command(config, options.config, *options.overrides, rate)}")
     return 0

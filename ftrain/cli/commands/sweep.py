@@ -57,10 +57,11 @@ def run(options: argparse.Namespace) -> int:
             load(options.config, [*overrides, f"{key}={value!r}"])
     optimizers = [f"{key}={values[0]!r}" for key, values in axes.items() if key != "seed"]
     config = load(options.config, [*overrides, *optimizers], code=not options.no_code)
+    from ftrain.cli._training import train_command  # noqa: PLC0415
     from ftrain.cli.sweep import sweep  # noqa: PLC0415  # imports torch: after the keys are checked
 
     found = sweep(config, axes, options.metric, options.mode, options.chunk_size, options.out)
     say(found)
     chosen = [f"{key}={value!r}" for key, value in found.best_values.items()]
-    say(f"train it: {' '.join(['ftrain train', options.config, *overrides, *chosen])}")
+    say(f"train it: {train_command(config, options.config, *overrides, *chosen)}")
     return 0

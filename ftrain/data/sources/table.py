@@ -99,6 +99,7 @@ def csv(
     whole = Table.read(path, form)
     if fitted:
         _check_same(fitted, target, columns, classes, standardize)
+        _check_target(whole, target)
         known = fitted
     else:
         known = _kinds(whole, target, _chosen(whole, columns, drop), classes, options)
@@ -334,6 +335,16 @@ def _check_same(
                 f"{name}: expected {was!r}, as in the run that fitted the preprocessing, got {now!r}. "
                 f"Set {name} to {was!r}, or begin a new run"
             )
+
+
+def _check_target(table: Table, target: str) -> None:
+    """Raise if a later file has no target; predictions need none."""
+    if target not in table.names:
+        try:
+            table.place(target)
+        except DataError as error:
+            says = f"{error}".rstrip("?.")
+            raise DataError(f"{says}. `ftrain predict` reads files without it") from None
 
 
 def _encoded(table: Table, known: Known, options: _Options) -> dict[str, Tensor]:

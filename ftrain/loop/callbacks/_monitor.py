@@ -113,9 +113,12 @@ class Monitor:
     def unknown(self, values: Collection[str]) -> UnknownMetricError:
         """Return the error for an unknown metric; its message lists the names in `values`."""
         meant = did_you_mean(self.name, values)
+        split = self.name.partition("/")[0]
+        perplexity = f"{split}/perplexity"
+        more = f"; {perplexity} if batches count tokens" if perplexity not in values else ""
         return UnknownMetricError(
             self.name,
-            f"monitor: unknown metric {self.name!r}.{meant} Known metrics: {', '.join(values)}",
+            f"monitor: unknown metric {self.name!r}.{meant} Known metrics: {', '.join(values)}{more}",
         )
 
     def is_better(self, value: float, than: float | None, by: float = 0.0) -> bool:
