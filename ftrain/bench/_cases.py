@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 import statistics
 import time
 import warnings
@@ -84,6 +85,7 @@ class Subject:
                 "benchmark(train_step, state, batch)."
             )
         args = tuple(each for each in (state, batch) if each is not MISSING)
+        _check_arguments(step, args)
         return cls(step, args, state is not MISSING, settings or {})
 
     @classmethod
@@ -184,6 +186,22 @@ class Subject:
         if self.graph is None:
             self.graph = compile(self.step).graph(*self.args)
         return Case(self, variant, Pure(fn, self.args, returns, donate))
+
+
+def _check_arguments(step: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Raise if a step takes more or fewer arguments than it is measured with."""
+    try:
+        signature = inspect.signature(step)
+    except (TypeError, ValueError):  # a builtin without a signature
+        return
+    try:
+        signature.bind(*args)
+    except TypeError as error:
+        raise TypeError(
+            f"step: expected its arguments ({', '.join(signature.parameters)}), got {len(args)} of "
+            f"them: {error}. Write benchmark(step, state, batch), or benchmark(step, batch=batch) for a "
+            "step that updates a model in place."
+        ) from None
 
 
 class _LeftOutError(Exception):

@@ -156,6 +156,8 @@ def make_steps(
     def init_state(seed: int) -> TrainState:
         return initial_state(bound, optimizer, seed, policy)
 
+    init_state.__qualname__ = "init_state"  # in Python's message about a missing seed
+
     def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
         result = gradients_of(state, batch)
         closures = gradients_of.closures(*gated((state, batch), result.finite))

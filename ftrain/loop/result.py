@@ -145,7 +145,8 @@ class EpochResult:
         what = self.split
         if what == "train":
             what = "train (epoch mean)" if self.whole else "train (epoch so far)"
-        parts = [f"epoch {self.epoch}", f"step {self.step}", what]
+        parts = [f"epoch {self.epoch}"] if self.epoch else []  # none outside of a run
+        parts += [f"step {self.step}", what]
         for name, (value, extremes) in with_extremes(self.metrics).items():
             if name != "skipped" or value:
                 parts.append(f"{name} {value:.4g}{extremes}")

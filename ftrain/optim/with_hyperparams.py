@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
+from ftrain.core._words import did_you_mean
 from ftrain.optim import _checks
 from ftrain.optim._checked import checked, other_options
 from ftrain.optim._leaves import first_device, parameters
@@ -143,7 +144,15 @@ def _not_one(name: str, where: list[str], there_are: list[str]) -> Exception:
             f'entry around the one you mean, `optim.set_hyperparams(state, "<holder>", {name}=...)`.'
         )
     listed = ", ".join(there_are) or "none; `with_hyperparams` keeps them"
-    return LookupError(f"no hyper-parameter in this state is called {name!r}. It has: {listed}.")
+    names = [path.rpartition(".hyperparams[")[2].strip("]'\"") for path in there_are]
+    meant = did_you_mean(_OTHER_NAMES.get(name, name), names)
+    return LookupError(
+        f"no hyper-parameter in this state is called {name!r}.{meant} It has: {listed}."
+    )
+
+
+#: Names of torch and of everyday use, and those of this library.
+_OTHER_NAMES = {"lr": "learning_rate", "rate": "learning_rate", "wd": "weight_decay"}
 
 
 def _replaced(name: str, old: torch.Tensor, value: Hyperparameter) -> torch.Tensor:

@@ -67,7 +67,9 @@ def dp_noise_multiplier(
 ) -> float:
     """Return the least noise multiplier of `private_steps` for an (epsilon, delta) guarantee.
 
-    The inverse of `dp_epsilon`.
+    The inverse of `dp_epsilon`, found by a search that computes it for many multipliers: the accountant
+    `"pld"` takes ten times as long as `"rdp"` or longer (15 s and 1.3 s were measured on a CPU for
+    `epsilon=3, sample_rate=0.02, steps=100, delta=1e-5`).
 
     Args:
         epsilon: the epsilon of the guarantee; positive.

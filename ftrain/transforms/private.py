@@ -57,7 +57,7 @@ def private_gradients(
         model: as of `make_steps`.
         loss_fn: as of `make_steps`; called with batches of one example.
         clip_norm: C, positive.
-        noise_multiplier: sigma, 0 or more.
+        noise_multiplier: sigma, 0 or more. 0 clips only: there is no privacy guarantee.
         batch_size: b, the expected number of examples; default: the rows of the batch.
         precision: as of `make_steps`, without loss scaling.
         chunk_size: examples at a time; default: all of them.
@@ -140,7 +140,8 @@ def private_steps(
         loss_fn: as of `make_steps`; called with batches of one example.
         optimizer: as of `make_steps`; it receives noisy gradients only, and no loss function.
         clip_norm: the largest norm of the gradient of an example.
-        noise_multiplier: the standard deviation of the noise, over `clip_norm`.
+        noise_multiplier: the standard deviation of the noise, over `clip_norm`. 0 adds no noise: there
+            is no privacy guarantee, however small the gradients are.
         batch_size: the expected number of examples; default: the rows of the batch.
         precision: as of `make_steps`, without loss scaling.
         chunk_size: examples at a time; default: all of them.

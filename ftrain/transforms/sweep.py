@@ -98,8 +98,13 @@ def sweep(
             f"chunk_size: expected an integer of at least 1, got {chunk_size!r}. Write None for all "
             "members at once."
         )
+
+    def init_state(seed: int) -> Any:
+        return _initial_states(steps.init_state, members, seed)
+
+    init_state.__qualname__ = "init_state"  # in Python's message about a missing seed
     return Steps(
-        functools.partial(_initial_states, steps.init_state, members),
+        init_state,
         _mapped(steps.train_step, batches, chunk_size),
         _mapped(steps.eval_step, batches, chunk_size),
     )
@@ -263,7 +268,10 @@ def _set(opt_state: Any, name: str, value: torch.Tensor) -> Any:
     try:
         return optim.set_hyperparams(opt_state, **{name: value})
     except LookupError as error:
+        if "Did you mean" in str(error):
+            raise
+        known = "learning_rate" if name == "lr" else name  # torch's name
         raise LookupError(
-            f"{error} Build the optimizer with optim.with_hyperparams(optim.adamw, {name}=...), or keep "
-            f"the number in state.extras[{name!r}]."
+            f"{error} Build the optimizer with optim.with_hyperparams(optim.adamw, {known}=...) and "
+            f"sweep over {known!r}, or keep the number in state.extras[{name!r}]."
         ) from None

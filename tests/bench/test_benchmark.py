@@ -206,3 +206,17 @@ def test_benchmark_refuses_an_argument_that_is_not_a_step() -> None:
         sweep(steps.wrong, {})
     with pytest.raises(TypeError, match="got int"):
         sweep(lambda: 3, {})  # type: ignore[arg-type, return-value]  # on purpose
+
+
+def test_a_missing_batch_is_named_before_anything_is_measured() -> None:
+    calls = []
+
+    def step(state: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return state - batch
+
+    with pytest.raises(
+        TypeError, match=r"\(state, batch\), got 1 of them: .*'batch'.*Write benchmark"
+    ):
+        ftrain.benchmark(step, torch.zeros(3), backend="eager")
+    assert not calls

@@ -51,6 +51,11 @@ def test_best_finds_values_of_named_evaluations() -> None:
     assert best.epoch == 2
 
 
+def test_result_outside_of_a_run_has_no_epoch_when_printed() -> None:
+    assert str(EpochResult("eval", 0, 30, {"loss": 0.5}, 8, 0)) == "step 30  eval  loss 0.5"
+    assert str(EpochResult("eval", 2, 30, {"loss": 0.5}, 8, 0)).startswith("epoch 2  step 30")
+
+
 def batches(bad: int, n: int = 8) -> list[dict[str, torch.Tensor]]:
     found = [{name: x[8 * i % 56 :][:4] for name, x in rows().items()} for i in range(n)]
     return [

@@ -349,6 +349,28 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
         LookupError,
         "no hyper-parameter in this state is called 'weight_decay'",
     ),
+    "torch's name of a hyper-parameter": (
+        lambda: transforms.sweep(line_steps(), over={"lr": [0.1]}).init_state(0),
+        LookupError,
+        r"is called 'lr'\. Did you mean 'learning_rate'\? It has: .*'learning_rate'\]\.$",
+    ),
+    "a misspelled name": (
+        lambda: transforms.sweep(line_steps(), over={"learnig_rate": [0.1]}).init_state(0),
+        LookupError,
+        r"Did you mean 'learning_rate'\? It has: .*'learning_rate'\]\.$",
+    ),
+    "torch's name without a hyper-parameter": (
+        lambda: transforms.sweep(
+            ftrain.make_steps(Line(), squares, optim.sgd(0.1)), over={"lr": [0.1]}
+        ).init_state(0),
+        LookupError,
+        r"optim\.with_hyperparams\(optim\.adamw, learning_rate=\.\.\.\) and sweep over 'learning_rate'",
+    ),
+    "no seed": (
+        lambda: transforms.sweep(line_steps(), 2).init_state(),  # type: ignore[call-arg]
+        TypeError,
+        r"^init_state\(\) missing 1 required positional argument: 'seed'",
+    ),
     "a value out of range": (
         lambda: transforms.sweep(line_steps(), over={"learning_rate": [0.1, -1.0]}).init_state(0),
         ValueError,
