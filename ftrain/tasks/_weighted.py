@@ -120,7 +120,7 @@ def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> _OutOfRang
     remedy = "Give the model more outputs, or correct the labels"
     if negative:
         remedy = "Correct the labels"
-        if not too_large and labels[wrong].unique().numel() == 1:
+        if not too_large and len(set(labels[wrong].tolist())) == 1:
             remedy += f", or leave them out of the loss: ignore_index={labels[where].item()}"
     error = _OutOfRangeError(
         f"labels: expected classes 0 to {classes - 1}, or {ignore_index} for labels to ignore, got "

@@ -28,7 +28,7 @@ def test_snippets_of_the_guide_for_users_of_other_libraries_run(
     snippets = re.findall(
         r"^```python\n(.*?)^```", (DOCS / "coming_from.md").read_text(), re.S | re.M
     )
-    assert len(snippets) == 11
+    assert len(snippets) == 12
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "coming_from"}
     for number, snippet in enumerate(snippets):
