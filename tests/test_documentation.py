@@ -71,12 +71,11 @@ def test_every_name_of_the_reference_can_be_evaluated_as_for_help() -> None:
 
 
 def test_name_that_a_module_shares_is_resolved_to_the_function() -> None:
-    hooks = module("docs/hooks.py")
-    page = "::: ftrain.transforms.unroll\n\n::: ftrain.optim.adamw\n\n::: ftrain.make_steps\n"
-    full = (
-        "::: ftrain.transforms.unroll.unroll\n\n::: ftrain.optim.adamw\n\n::: ftrain.make_steps\n"
-    )
-    assert hooks.on_page_markdown(page) == full
+    resolved = module("docs/hooks.py").on_page_markdown
+    assert resolved("::: ftrain.transforms.unroll") == "::: ftrain.transforms.unroll.unroll"
+    assert resolved("::: ftrain.tasks.distillation") == "::: ftrain.tasks.distillation.distillation"
+    for name in ("ftrain.optim.adamw", "ftrain.core.debug.print", "ftrain.make_steps"):
+        assert resolved(f"# Page\n\n::: {name}\n") == f"# Page\n\n::: {name}\n"
 
 
 def test_site_navigation_lists_every_page() -> None:
