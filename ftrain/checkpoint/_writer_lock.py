@@ -5,6 +5,7 @@ Read next: `store.py`.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 
@@ -33,6 +34,7 @@ class WriterLock:
     def __init__(self, directory: pathlib.Path, enabled: bool = True) -> None:
         self._directory, self._enabled = directory, enabled
         self._lock: Lock | None = None
+        self._created: list[pathlib.Path] = []
 
     def acquire(self) -> bool:
         """Lock the directory, and create it if missing; return True if this call acquired the lock.
@@ -52,6 +54,7 @@ class WriterLock:
                 "content, then call store.close(), and save again."
             )
         with refusals(f"lock {directory}"):
+            self._created = [x for x in (directory, *directory.parents) if not x.exists()]
             make_directories(str(directory))
             if not self._enabled:
                 return False
@@ -69,6 +72,15 @@ class WriterLock:
             )
         self._lock = lock
         return True
+
+    def discard_unused(self) -> None:
+        """Delete the directories that this lock has created, if they hold nothing but the lock."""
+        if self._lock is None or not self._created or os.listdir(self._directory) != [_LOCK]:
+            return
+        with contextlib.suppress(OSError):  # another process may have written to one meanwhile
+            os.unlink(self._directory / _LOCK)
+            for each in self._created:
+                os.rmdir(each)
 
     def close(self) -> None:
         """Release the lock."""

@@ -130,6 +130,11 @@ class Store:
         with self._turns.taken():
             return self._lock.acquire()
 
+    def discard_unused(self) -> None:
+        """Delete the directories that `lock` has created, if they hold nothing but its lock."""
+        with self._turns.taken():
+            self._lock.discard_unused()
+
     def save(
         self,
         state: Any,

@@ -296,6 +296,7 @@ class Trainer:
             return self._prepared(state, train, held_out, epochs, max_steps, resume, store)
         except BaseException:
             if store is not None and acquired:
+                store.discard_unused()
                 store.close()
             raise
 

@@ -160,7 +160,7 @@ def test_trainer_refuses_options_out_of_range(options: Any, said: str) -> None:
 def test_fit_raises_for_missing_or_invalid_arguments() -> None:
     with pytest.raises(ValueError, match="expected epochs or max_steps"):
         run(BATCHES)
-    with pytest.raises(ValueError, match="epochs: expected an integer of at least 0, got -1"):
+    with pytest.raises(ValueError, match="epochs: expected a number of at least 0, got -1"):
         run(BATCHES, epochs=-1)
     with pytest.raises(TypeError, match="eval_data: expected a trainer with an evaluation step"):
         trainer(steps=STEPS.train_step).fit(STEPS.init_state(0), BATCHES, BATCHES, epochs=1)

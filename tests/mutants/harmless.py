@@ -20,10 +20,10 @@ HARMLESS: dict[tuple[str, str, str], str] = {
     ): f"{PERFORMANCE}, since no traced value is a plain tensor",
     (
         "_torch_dynamo",
-        "changes = sorted(((event.start_ns(), event.nbytes()) for event in events if event.name() == "
-        "'[memory]' and event.device_index() in (-1, 0)))",
-        "changes = sorted(((event.start_ns(), event.nbytes()) for event in events if event.name() == "
-        "'[memory]' and event.device_index() in (-1, 1)))",
+        "changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "
+        "'[memory]' and event.device_index() in (-1, 0)]",
+        "changes = [(event.start_ns(), event.nbytes()) for event in events if event.name() == "
+        "'[memory]' and event.device_index() in (-1, 1)]",
     ): "unreachable on this version: torch 2.13 numbers the CPU -1, and only others number it 0",
     (
         "_traced_branch",
