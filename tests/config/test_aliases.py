@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import typing
 from typing import Any
 
@@ -105,4 +106,4 @@ def test_value_that_resembles_nothing_gets_no_suggestion(tmp_path: pathlib.Path)
 def test_device_without_an_alias_lists_no_internals_of_torch() -> None:
     with pytest.raises(ConfigError) as error:
         build(load({**MINIMAL, "device": "quantum"}))
-    assert str(error.value).endswith("got 'quantum'. Write cpu, cuda, cuda:1 or auto")
+    assert re.search(r"got 'quantum'\. Write cpu(, cuda, cuda:1)? or auto$", str(error.value))

@@ -94,5 +94,5 @@ def test_turns_must_name_each_player(turns: tuple[str, ...]) -> None:
 
 
 def test_batches_must_be_as_many_as_turns() -> None:
-    with pytest.raises(ValueError, match="one for each of 3 turns, got 2"):
+    with pytest.raises(ValueError, match="one batch for each of 3 turns, got 2"):
         STEPS.train_step(STEPS.init_state(0), batches(0)[:2])

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -99,7 +99,7 @@ def csv(
     whole = Table.read(path, form)
     if fitted:
         _check_same(fitted, target, columns, classes, standardize)
-        _check_target(whole, target)
+        _check_target(whole, target, fitted["columns"])
         known = fitted
     else:
         known = _kinds(whole, target, _chosen(whole, columns, drop), classes, options)
@@ -337,9 +337,9 @@ def _check_same(
             )
 
 
-def _check_target(table: Table, target: str) -> None:
-    """Raise if a later file has no target; predictions need none."""
-    if target not in table.names:
+def _check_target(table: Table, target: str, features: Iterable[str]) -> None:
+    """Raise if a later file has all features, but no target; predictions need none."""
+    if target not in table.names and all(name in table.names for name in features):
         try:
             table.place(target)
         except DataError as error:
