@@ -172,7 +172,11 @@ def test_set_hyperparams_selects_the_group_by_name():
         ({"learning_rate": float("nan")}, ValueError, "learning_rate must be a finite number >= 0"),
         ({"b1": 1.0}, ValueError, r"b1 must lie in \[0, 1\), got 1.0"),
         ({"b1": "high"}, TypeError, "b1 must be a number, got str 'high'"),
-        ({"rate": 0.1}, LookupError, r"called 'rate'. It has: .hyperparams\['b1'\]"),
+        (
+            {"rate": 0.1},
+            LookupError,
+            r"called 'rate'. Did you mean 'learning_rate'\? It has: .hyperparams\['b1'\]",
+        ),
         (
             {"b1": torch.zeros(3)},
             ValueError,
