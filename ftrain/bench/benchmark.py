@@ -31,7 +31,7 @@ Sizes = Callable[[Any], tuple[int, int]]
 
 @dataclasses.dataclass(frozen=True)
 class Options:
-    """How steps are measured; the fields are the keyword arguments of `benchmark`."""
+    """Options of a measurement; the fields are the keyword arguments of `benchmark`."""
 
     variants: tuple[Variant, ...] | None = None
     rounds: int = 15

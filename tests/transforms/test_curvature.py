@@ -226,7 +226,7 @@ DEGENERATE = {
 @pytest.mark.parametrize("case", DEGENERATE)
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 def test_eigenvalues_of_degenerate_matrices_are_complete(case: str, dtype: torch.dtype) -> None:
-    """Where the Krylov space ends early, no zero appears that the matrix does not have."""
+    """Find no zero that the matrix does not have, although the Krylov space ends early."""
     scales = torch.tensor(DEGENERATE[case], dtype=dtype)
     found = transforms.top_eigenvalues(lambda v: scales * v, scales, KEY, len(scales))
     expected = scales.double().sort(descending=True).values

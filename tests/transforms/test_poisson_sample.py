@@ -35,7 +35,7 @@ def test_samples_of_rate_1_hold_every_example_and_of_rate_0_none() -> None:
 
 
 def test_examples_enter_independently_with_the_sample_rate() -> None:
-    """Of 4,000 batches; 5 standard errors of each frequency and of the variance of the size."""
+    """Compare frequencies and the variance of the size over 4,000 batches, within 5 standard errors."""
     draw = lambda key: transforms.poisson_sample(key, 20, 0.3, 20)  # noqa: E731
     sample = torch.vmap(draw)(random.split(random.key(1), 4000))
     entered = torch.zeros(4000, 20).scatter_add_(1, sample.indices, sample.mask.float())

@@ -127,7 +127,7 @@ def test_a_gradient_whose_square_leaves_the_range_of_float32_is_clipped(size: fl
 
 
 def test_noise_has_the_deviation_of_the_multiplier() -> None:
-    """Of 20,000 gradients of one parameter; 5 standard errors."""
+    """Compare the noise of 20,000 gradients of one parameter, within 5 standard errors."""
     single = lambda: nn.Linear(1, 1, bias=False)  # noqa: E731
     square = lambda module, batch: module(batch).square().mean()  # noqa: E731
     state = ftrain.make_steps(single, square, optim.sgd(0.1)).init_state(0)
