@@ -15,7 +15,7 @@ import torch
 from ftrain.core._torch import is_wrapped
 from ftrain.core._words import a_or_an, kind
 
-__all__ = ["add_notes", "not_tensors", "note_arguments", "refuse_torch_loss"]
+__all__ = ["add_notes", "dtype_note", "not_tensors", "note_arguments", "refuse_torch_loss"]
 
 _MOST = 8  # entries listed in a note
 _NAMES = {  # of dtypes that few models and losses take, in messages of torch
@@ -26,7 +26,9 @@ _NAMES = {  # of dtypes that few models and losses take, in messages of torch
     torch.uint8: r"\b(Byte|unsigned char|uint8)\b",
     torch.bool: r"\b(Bool|bool)\b",
 }
-_DTYPE = re.compile(r"dtype|scalar type|data type|not implemented for '")
+_INT64 = {torch.int64: r"\b(Long|long|int64)\b"}  # of inputs; losses do expect it of labels
+_OF_INPUTS = re.compile(r"same dtype, but got|Input type \(")
+_DTYPE = re.compile(rf"dtype|scalar type|data type|not implemented for '|{_OF_INPUTS.pattern}")
 _OUT_OF_RANGE = re.compile(
     r"Target -?\d+ is out of bounds|out of range in self|index .*out of bounds"
 )
@@ -51,7 +53,11 @@ def add_notes(
     more = ", ..." if len(shapes) > 4 * _MOST else ""
     error.add_note(f"while computing {where} on {', '.join(shapes[: 4 * _MOST])}{more}")
     with contextlib.suppress(Exception):
-        for note in (_dtypes(error, tensors), _ranges(error, tensors), _conversion(error, others)):
+        for note in (
+            dtype_note(error, tensors),
+            _ranges(error, tensors),
+            _conversion(error, others),
+        ):
             if note:
                 error.add_note(note)
 
@@ -108,15 +114,16 @@ def not_tensors(name: str, value: Any) -> Iterator[tuple[str, str]]:
     yield name, a_or_an(type(value).__name__) + (f" of {inside}" if is_list else "")
 
 
-def _dtypes(error: Exception, tensors: Mapping[str, torch.Tensor]) -> str | None:
+def dtype_note(error: Exception, tensors: Mapping[str, torch.Tensor]) -> str | None:
     """Return a note on the tensors whose dtype an error of torch names; `None` if there are none."""
     text = str(error)
     if isinstance(error, AttributeError) or not _DTYPE.search(text):
         return None
+    names = {**_NAMES, **_INT64} if _OF_INPUTS.search(text) else _NAMES
     named = {
         name: t.dtype
         for name, t in tensors.items()
-        if t.dtype in _NAMES and re.search(_NAMES[t.dtype], text)
+        if t.dtype in names and re.search(names[t.dtype], text)
     }
     if not named:
         return None
@@ -125,10 +132,11 @@ def _dtypes(error: Exception, tensors: Mapping[str, torch.Tensor]) -> str | None
         for name, dtype in list(named.items())[:_MOST]
     )
     default = ", NumPy's default" if torch.float64 in named.values() else ""
+    pixels = "x.astype('float32') / 255 for pixels, " if torch.uint8 in named.values() else ""
     return (
         f"{listed}{default}; models of torch expect float32 numbers, and losses int64 classes. Convert "
-        "the data, x.astype('float32') or y.astype('int64'), or the batch in the loss, x.float() or "
-        "y.long()"
+        f"the data, {pixels}x.astype('float32') or y.astype('int64'), or the batch in the loss, "
+        "x.float() or y.long()"
     )
 
 

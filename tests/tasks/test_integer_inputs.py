@@ -100,3 +100,18 @@ def test_compiled_product_of_integers_raises_with_the_line_to_write() -> None:
         note = found.value.__notes__[-1]
         assert "batch['x']" in note
         assert ("x.astype('float32') / 255" in note) == (dtype == torch.uint8)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_convolution_of_integers_in_a_loss_of_ones_own_raises_with_the_line_to_write(
+    compiled: bool,
+) -> None:
+    steps = ftrain.make_steps(
+        lambda: torch.nn.Conv2d(1, 2, 3), lambda m, b: m(b["x"]).mean(), optim.sgd(0.1)
+    )
+    step = ftrain.compile(steps.train_step, backend="eager") if compiled else steps.train_step
+    with pytest.raises(RuntimeError) as found:
+        step(steps.init_state(0), {"x": torch.ones(2, 1, 4, 4, dtype=torch.uint8)})
+    notes = "\n".join(found.value.__notes__)
+    assert "batch['x'] is uint8" in notes
+    assert "x.astype('float32') / 255 for pixels" in notes

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import linecache
-import re
 import types
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -19,7 +18,6 @@ __all__ = [
     "current_line",
     "describe",
     "describe_key",
-    "dtype_notes",
     "first_line",
     "note_index",
     "user_line",
@@ -89,29 +87,3 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         todo += [current.__cause__, current.__context__, getattr(current, "inner_exception", None)]
-
-
-#: Integer dtypes under the names that they have in messages of torch.
-_INTEGERS = {
-    "Bool": torch.bool,
-    "Byte": torch.uint8,
-    "Char": torch.int8,
-    "Short": torch.int16,
-    "Int": torch.int32,
-    "Long": torch.int64,
-}
-
-
-def dtype_notes(message: str, inputs: Iterable[tuple[str, torch.Tensor]]) -> Iterator[str]:
-    """Yield a remedy if a product of two dtypes failed and entries of the batch have one of them."""
-    found = re.search(r"same dtype, but got (\w+) and (\w+)", message)
-    named = {_INTEGERS.get(word) for word in found.groups()} - {None} if found else set()
-    if names := [name for name, x in inputs if name.startswith("batch") and x.dtype in named]:
-        dtype = str(next(iter(named))).removeprefix("torch.")
-        scale = (
-            " / 255 for pixels, x.astype('float32') for other numbers" if dtype == "uint8" else ""
-        )
-        yield (
-            f"({' or '.join(names)} is {dtype}, and the weights are not. Convert the inputs in the "
-            f"data: x.astype('float32'){scale})"
-        )

@@ -11,9 +11,10 @@ import torch
 from torch import fx
 
 from ftrain.core import _torch, tree
+from ftrain.core._loss_notes import dtype_note
 from ftrain.core.compile._call import AUTOCAST, Call
 from ftrain.core.compile._cuda_graph import ReplayedProgram, replays, why_not_captured
-from ftrain.core.compile._errors import describe, describe_key, dtype_notes
+from ftrain.core.compile._errors import describe, describe_key
 from ftrain.core.compile._lower import Backend, Lowered, lower, separate
 from ftrain.core.compile._reader import compile_reader
 from ftrain.core.compile._trace import TENSOR, Traced
@@ -120,8 +121,10 @@ class Program:
                 f"{', '.join(f'{name}: {kind}' for name, kind in last)}; "
                 "the same call without ftrain.compile shows the line)"
             )
-            for note in dtype_notes(str(error), zip(self.tensor_names, inputs, strict=True)):
-                error.add_note(note)
+            pairs = zip(self.tensor_names, inputs, strict=True)
+            of_batch = {name: x for name, x in pairs if name.startswith("batch")}
+            if note := dtype_note(error, of_batch):
+                error.add_note(f"({note})")
             raise
         self._call, outputs = separate(self._lowered, inputs, outputs)
         if self._device is not None:
