@@ -50,13 +50,10 @@ class CheckpointWriter:
         self._written = _Written(
             None, step, None if unfinished else step, step if unfinished else None
         )
-        self._before = (
-            self._written
-        )  # the steps before an asynchronous save that is not durable yet
-        self._metrics: tuple[int, Mapping[str, float]] = (
-            -1,
-            {},
-        )  # the metrics of the last attempt to save, with its step
+        # The steps before an asynchronous save that is not durable yet.
+        self._before = self._written
+        # The step of the last attempt to save, and its metrics.
+        self._metrics: tuple[int, Mapping[str, float]] = (-1, {})
         self._notices: list[str] = []
         self._said: object = None  # kind of the last reported error
         self.error: Exception | None = None
