@@ -39,6 +39,10 @@ THREADS = int(os.environ.get("FTRAIN_TEST_THREADS", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(THREADS))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+# `make test` runs this suite inside make: a test that calls make or pytest must not see the outer one.
+for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"):
+    os.environ.pop(_name, None)
+
 # Before torch is imported: the cache must not be shared with another process that could clean it.
 _OWN_CACHE = "TORCHINDUCTOR_CACHE_DIR" not in os.environ
 if _OWN_CACHE:
