@@ -6,6 +6,7 @@ cursor at no cost:
     Loader(dataset, batch_size, seed=0)    data with length and items: arrays, lists, map-style datasets
     Stream(source, batch_size)             iterables; loaders of other libraries
     Cursor                                 position of a run in its data: seed, epoch, position
+    Padded(batch, weight)                  a batch that is not a mapping, with `last_batch="pad"`
     sample_keys(seed, epoch, positions)    keys for the augmentation of samples
 
 Orders, for `Loader(..., sampler=...)`:
@@ -33,6 +34,7 @@ A `datasets.Dataset` of Hugging Face works in `Loader` unchanged, an `IterableDa
 Start reading at `loader.py`.
 """
 
+from ftrain.core.padded import Padded
 from ftrain.data._fetch import sample_keys
 from ftrain.data.arrays import npy, npz, safetensors
 from ftrain.data.cursor import Cursor
@@ -53,6 +55,7 @@ __all__ = [
     "Cursor",
     "Loader",
     "Mixed",
+    "Padded",
     "Sampler",
     "Sequential",
     "Shuffled",

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Subset, TensorDataset, get_worker_info
 
 from ftrain.core import random, tree
+from ftrain.core.padded import Padded
 from ftrain.data._collate import collate_samples
 from ftrain.data._generators import one_thread, preserved_generators, seed_generators
 from ftrain.data._hash import words
@@ -265,9 +266,9 @@ def sample_keys(seed: int, epoch: int, positions: Tensor | NDArray[np.int64]) ->
 
 
 def weighted(batch: Any, weight: Tensor) -> Any:
-    """Add the sample weights to a batch: as entry "weight" of a mapping, else as `(batch, weight)`."""
+    """Add the sample weights to a batch: as entry "weight" of a mapping, else in a `Padded`."""
     if not isinstance(batch, Mapping) or tree.is_leaf(batch):
-        return batch, weight
+        return Padded(batch, weight)
     if "weight" in batch:
         raise ValueError(
             'dataset: expected no entry "weight", which last_batch="pad" adds to each batch, got one. '

@@ -58,8 +58,8 @@ class Loader:
         shuffle: True: another order in each epoch; False: the stored order.
         sampler: another order, such as `Weighted(...)`, instead of `shuffle`.
         last_batch: treatment of a last batch that is not full: `"drop"`, `"keep"`, or `"pad"` with rows
-            of weight zero, so that every batch has one shape. With `"pad"`, each batch gets a float32
-            `(rows,)` of weights, as its entry `"weight"` if it is a mapping, else as `(batch, weight)`.
+            of weight zero, so that every batch has one shape. With `"pad"`, each batch gets float32
+            weights `(rows,)`: a mapping as its entry `"weight"`, others in a `Padded(batch, weight)`.
             The padding repeats a sample: a loss leaves it out by its weight, but BatchNorm in training
             takes its statistics over all rows, and a `Trainer` refuses such a model. Default: `"keep"`
             with neither shuffle nor sampler, else `"drop"`.

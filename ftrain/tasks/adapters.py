@@ -1,7 +1,8 @@
 """Adapters that call a model with any kind of batch, and find the output and the labels for a loss.
 
 A batch may be a tensor, a tuple `(x,)` or `(x, ..., labels)`, or have named entries: a dict, any other
-mapping (`UserDict`, Hugging Face's `BatchEncoding`), a dataclass or a NamedTuple. A model may return a
+mapping (`UserDict`, Hugging Face's `BatchEncoding`), a dataclass or a NamedTuple. Of a `data.Padded`,
+its `batch` is meant. A model may return a
 tensor, a tuple, a mapping, a dataclass or a Hugging Face `ModelOutput`. Where more than one entry could
 be meant, a function raises instead of choosing. float64 inputs, NumPy's default, are converted to the
 dtype of the model's parameters.
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 
 from ftrain.core._loss_notes import not_tensors
 from ftrain.core._words import a_or_an
+from ftrain.core.padded import unpadded
 from ftrain.tasks._numpy_dtypes import as_parameters, integers_explained
 
 __all__ = ["Prediction", "call_model", "find_labels", "find_output", "output_and_labels"]
@@ -76,6 +78,7 @@ def output_and_labels(
         >>> found.output.shape, found.labels.shape
         (torch.Size([4, 2]), torch.Size([4]))
     """
+    batch = unpadded(batch)
     named = named_entries(batch)
     if named is not None and isinstance(input, str) and isinstance(target, str):
         _check_pair(named, input, target)
@@ -118,6 +121,7 @@ def call_model(
         >>> call_model(lambda a, b: a + b, {"b": torch.ones(1), "a": torch.ones(1), "y": torch.ones(1)})
         tensor([2.])
     """
+    batch = unpadded(batch)
     named = named_entries(batch)
     if named is not None:
         if input is not None:
@@ -161,6 +165,7 @@ def find_labels(batch: Any, target: str | int | None = None) -> Tensor:
         >>> find_labels((torch.ones(2, 3), torch.tensor([0, 1])))
         tensor([0, 1])
     """
+    batch = unpadded(batch)
     named = named_entries(batch)
     if named is not None:
         found: Tensor = _one(named, target, LABELS, "batch", "target")

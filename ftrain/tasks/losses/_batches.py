@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ftrain.core.metrics import Mean
+from ftrain.core.padded import Padded, unpadded
 from ftrain.tasks._numpy_dtypes import as_classes
 from ftrain.tasks._weighted import over
 from ftrain.tasks.adapters import (
@@ -59,13 +60,15 @@ def prediction_of_classes(
 
 def of_batch(batch: Any, name: str | int | None) -> str | int | None:
     """Return the name or index of an entry; `None` for a name if the batch has unnamed entries."""
-    return None if isinstance(name, str) and named_entries(batch) is None else name
+    has_names = named_entries(unpadded(batch)) is not None
+    return name if has_names or not isinstance(name, str) else None
 
 
 def inputs_and_labels(
     batch: Any, input: str | int | None, target: str | int | None
 ) -> tuple[Tensor, Tensor]:
     """Return the input and the labels of a batch; raise if it has several inputs."""
+    batch = unpadded(batch)
     named = named_entries(batch)
     if named is None:
         input, target = of_batch(batch, input), of_batch(batch, target)
@@ -86,6 +89,7 @@ def inputs_and_labels(
 
 def entry(batch: Any, name: str | int, option: str | None = None) -> Tensor:
     """Return a batch entry by name or index; errors suggest the loss argument `option`."""
+    batch = unpadded(batch)
     named = named_entries(batch)
     if named is None and isinstance(name, int):
         there: Tensor = entry_at(batch, name, option or "input")
@@ -100,7 +104,9 @@ def entry(batch: Any, name: str | int, option: str | None = None) -> Tensor:
 
 
 def row_weights(batch: Any) -> Tensor | None:
-    """Return the entry `weight` of a batch with named entries, `(n,)`; `None` if there is none."""
+    """Return the weights of the rows, `(n,)`: of a `Padded`, or the entry `weight`; else `None`."""
+    if isinstance(batch, Padded):
+        return batch.weight
     named = named_entries(batch)
     return None if named is None else named.get("weight")
 

@@ -12,11 +12,19 @@ from torch import Tensor, nn
 
 from ftrain.core._words import a_or_an
 from ftrain.core.metrics import Mean
+from ftrain.core.padded import unpadded
 from ftrain.tasks import functional, metrics
 from ftrain.tasks._numpy_dtypes import as_classes
 from ftrain.tasks._weighted import classes_in_range, places_in, weighted
 from ftrain.tasks.adapters import Prediction, call_model, find_output
-from ftrain.tasks.losses._batches import Loss, entry, prediction, prediction_of_classes, row_weights
+from ftrain.tasks.losses._batches import (
+    Loss,
+    entry,
+    prediction,
+    prediction_of_classes,
+    row_weights,
+    without_padding,
+)
 
 __all__ = ["causal_lm", "ctc", "dpo", "masked_lm", "next_token"]
 
@@ -29,13 +37,15 @@ def next_token(model: nn.Module, batch: Any, *, ignore: int = -100) -> Mean:
         batch: windows, int64 `(n, length + 1)`.
         ignore: tokens that are not to be predicted, such as padding.
     """
+    weights, batch = row_weights(batch), unpadded(batch)
     if not isinstance(batch, Tensor) or batch.ndim != 2:
         got = tuple(batch.shape) if isinstance(batch, Tensor) else a_or_an(type(batch).__name__)
         raise TypeError(
             f"next_token: expected windows of tokens, int64 (n, length + 1), as the batch, got {got}. "
             "Return tensors from the data function, or write `loss: causal_lm` for named entries"
         )
-    logits, targets = find_output(model(batch[:, :-1])), as_classes(batch)[:, 1:]
+    logits = find_output(model(batch[:, :-1]))
+    targets = without_padding(as_classes(batch)[:, 1:], weights, ignore)
     with places_in(batch, ignore), classes_in_range(targets, logits.shape[-1], ignore):
         total = F.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), ignore_index=ignore, reduction="sum"
@@ -194,6 +204,7 @@ def _tokens(
     model: nn.Module, batch: Any, input: str | int | None, target: str | int | None
 ) -> tuple[Tensor, Tensor]:
     """Return logits and labels; if the batch is one tensor of tokens, it is also the labels."""
+    batch = unpadded(batch)
     if isinstance(batch, Tensor):
         return find_output(call_model(model, batch)), as_classes(batch)
     found: Prediction = prediction_of_classes(model, batch, input, target)

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ftrain.core.metrics import Mean
+from ftrain.core.padded import unpadded
 from ftrain.tasks import functional, losses, metrics
 from ftrain.tasks._numpy_dtypes import as_classes
 from ftrain.tasks.adapters import call_model, find_output
@@ -66,10 +67,10 @@ def language_modeling(
 
     def predicted(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return logits, the labels at the same positions, and the weights of rows or labels."""
+        weights, batch = row_weights(batch), unpadded(batch)
         if isinstance(batch, Tensor) and objective == "causal":
-            return find_output(call_model(model, batch[:, :-1])), as_classes(batch)[:, 1:], None
+            return find_output(call_model(model, batch[:, :-1])), as_classes(batch)[:, 1:], weights
         logits, labels, _ = prediction_of_classes(model, batch, input, target)
-        weights = row_weights(batch)
         if objective == "masked":
             return logits, labels, weights
         if weights is not None and weights.ndim > 1:
