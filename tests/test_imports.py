@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 FLOORS = [
     {"core"},
     {"bench", "optim", "data", "checkpoint"},
-    {"tasks", "testing", "transforms"},
+    {"distributed", "tasks", "testing", "transforms"},
     {"loop"},
     {"config"},
     {"cli"},
@@ -25,6 +25,7 @@ FLOORS = [
 # Rooms that may import fewer rooms than their floor allows.
 # `testing` resumes runs from real checkpoints, draws optimizers and switches the workers of loaders.
 ONLY = {
+    "distributed": {"core", "optim", "checkpoint"},
     "tasks": {"core", "optim"},
     "transforms": {"core", "optim"},
     "testing": {"core", "optim", "data", "checkpoint"},
