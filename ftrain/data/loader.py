@@ -18,6 +18,7 @@ import collections
 import dataclasses
 import functools
 import hashlib
+import traceback
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -336,7 +337,12 @@ def _in_workers(
     try:
         for batch in fetched:
             yield batch, cursors.popleft()
-    except RuntimeError as error:
+    except Exception as error:
+        # One frame of torch refers to the exception and so to itself, another to the workers. If the
+        # garbage collector frees them, the queues close first, and each worker takes 5 s to end.
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            if frame.f_globals.get("__name__", "").startswith("torch."):
+                frame.clear()
         if str(error).startswith("DataLoader worker (pid"):
             error.add_note(
                 "A worker process of the loader exited without an error; it may have been killed for "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import pickle
 import random as python_random
@@ -138,6 +139,17 @@ def test_closing_the_batch_iterator_ends_its_workers():
 def test_an_error_in_a_worker_contains_the_index_of_the_sample():
     with pytest.raises(RuntimeError, match="while fetching sample 2 of the dataset"):
         list(Loader(Broken(range(4)), 1, shuffle=False, workers=1))
+
+
+def test_an_error_in_a_worker_ends_the_workers_without_the_garbage_collector():
+    before = set(torch.multiprocessing.active_children())
+    gc.disable()
+    try:
+        with pytest.raises(RuntimeError, match="the disk"):
+            list(Loader(Broken(range(4)), 1, shuffle=False, workers=2))
+        assert set(torch.multiprocessing.active_children()) <= before
+    finally:
+        gc.enable()
 
 
 class Broken(list):
