@@ -207,38 +207,42 @@ def drawing_elsewhere(draw: Callable[[], Any]) -> Iterator[Callable[[], int]]:
 
 
 DRAWS = {"torch": lambda: torch.rand(1), "numpy": lambda: np.random.rand(), "python": random.random}
-# A call of `torch.jit` sends no event to the search, so that what another thread draws meanwhile looks
-# like its own; the operator mode separates torch's draws.
-MISTAKEN = pytest.mark.xfail(
-    strict=False, raises=UnkeyedRandomError, reason="torch.jit hides that it lets other threads run"
-)
 
 
 @pytest.mark.parametrize(
-    ("way", "name"),
-    [
-        *(("torch.rand", name) for name in DRAWS),
-        ("jit", "torch"),
-        pytest.param("jit", "numpy", marks=MISTAKEN),
-        pytest.param("jit", "python", marks=MISTAKEN),
-    ],
+    ("way", "name"), [*(("torch.rand", name) for name in DRAWS), ("jit", "torch")]
 )
 def test_draws_of_another_thread_during_a_step_neither_raise_nor_are_undone(
     way: str, name: str
 ) -> None:
+    assert check_beside_draws(way, name) == 0
+
+
+@pytest.mark.parametrize("name", ["numpy", "python"])
+def test_draws_of_another_thread_during_a_step_with_torch_jit_change_no_result(name: str) -> None:
+    """A step may be refused by mistake: `torch.jit` hides that it lets other threads run."""
+    check_beside_draws("jit", name)
+
+
+def check_beside_draws(way: str, name: str) -> int:
+    """Run a step ten times beside a thread that draws; return how often it was refused."""
     init_state, train_step, _ = steps_of(lambda: Drawn(called=(KEYED[way],)))
     state = init_state(0)
     expected = ftrain.tree.digest(train_step(state, BATCH))
     fresh = steps_of(lambda: Drawn(called=(KEYED[way],))).train_step
     before = generators()
+    refused = 0
     with drawing_elsewhere(DRAWS[name]) as count:
         started = count()
         for _ in range(10):
-            assert ftrain.tree.digest(fresh(state, BATCH)) == expected
+            digest, done = outcome(lambda: fresh(state, BATCH))
+            assert not done or digest == expected
+            refused += not done
         deadline = time.monotonic() + 10
         while count() == started and time.monotonic() < deadline:
             time.sleep(0.001)
     assert generators() != before
+    return refused
 
 
 @contextlib.contextmanager
@@ -319,11 +323,11 @@ def test_step_is_not_delayed_by_a_busy_thread(
     init_state, train_step, _ = steps_of(lambda: Drawn(called=(pause_and_draw,)))
     state = init_state(0)
     expected = ftrain.tree.digest(train_step(state, BATCH))
-    began = time.monotonic()
+    began = time.process_time()  # of both threads: a busy machine does not lengthen it
     with without_pauses(DRAWS["numpy"]):
         for _ in range(3):
             assert ftrain.tree.digest(train_step(state, BATCH)) == expected
-    assert time.monotonic() - began < 30  # one switch of threads took a minute
+    assert time.process_time() - began < 30  # one switch of threads took a minute
 
 
 @pytest.mark.parametrize("compiled", [False, True])
