@@ -88,7 +88,7 @@ def test_truncated_normal_draws_are_within_4_ulp_of_jax(
 
 
 def test_truncated_normal_draws_with_tensor_bounds_equal_those_with_numbers() -> None:
-    low, high = torch.tensor([-1.0, 0.0, 1.0]), torch.tensor([[0.5], [INF]])
+    low, high = torch.tensor([-1.0, 0.0, 0.25]), torch.tensor([[0.5], [INF]])
     ours = random.truncated_normal(random.key(0), low, high, (4, 2, 3))
     theirs = jax.random.truncated_normal(
         jax_key(0), low.numpy(), high.numpy(), (4, 2, 3), "float32"
@@ -313,6 +313,24 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "negative weight": (
         lambda key: random.choice(key, 3, (2,), False, p=torch.tensor([1.0, -1.0, 1.0])),
         "finite weights p of 0 or more",
+    ),
+    "few weights": (
+        lambda key: random.choice(key, 4, (3,), False, p=torch.tensor([0.0, 0.5, 0.0, 0.5])),
+        "at least 3 positive weights p for 3 draws without replacement, got 2",
+    ),
+    "few weights of a row": (
+        lambda key: torch.vmap(lambda k, p: random.choice(k, 3, (2,), False, p=p))(
+            random.split(key, 2), torch.eye(3)[:2] + torch.tensor([[1.0, 0.0, 0.0]])
+        ),
+        "at least 2 positive weights p for 2 draws without replacement, got 1",
+    ),
+    "empty interval": (
+        lambda key: random.truncated_normal(key, 2.0, -2.0),
+        "expected lower < upper",
+    ),
+    "empty interval of a tensor": (
+        lambda key: random.truncated_normal(key, torch.tensor([0.0, 1.0]), 1.0),
+        "expected lower < upper",
     ),
     "no categories": (
         lambda key: random.categorical(key, torch.zeros(2, 0)),

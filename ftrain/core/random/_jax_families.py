@@ -94,6 +94,11 @@ gumbel = _operators._define(
 def _truncated_kernel(key: Tensor, folds: Ints, lower: Tensor, upper: Tensor) -> Tensor:
     dtype, shape = lower.dtype, lower.shape[key.ndim - 1 :]
     lower, upper = _compact(lower), _compact(upper)
+    if lower.is_cpu and bool((lower >= upper).any()):  # on an accelerator, the draw would wait
+        raise ValueError(
+            "truncated_normal: expected lower < upper, got an interval with lower >= upper. Swap the "
+            "bounds, or select other intervals with torch.where first."
+        )
     root2 = torch.full((), math.sqrt(2.0), dtype=dtype, device=lower.device)
     low, high = (_elementary.erf(_wide(v / root2)).to(dtype) for v in (lower, upper))
     u = _floats.scale(_operators._uniform(key, folds, shape, dtype, 0.0, 1.0), low, high)
@@ -240,9 +245,19 @@ def _check_weights(p: Tensor) -> None:
         )
 
 
-def _log_weights(p: Tensor) -> Tensor:
+def _log_weights_kernel(p: Tensor, draws: int) -> Tensor:
+    """Return log(p); raise if fewer weights than draws are positive."""
     _check_weights(p)
+    if p.is_cpu and bool((fewest := (p > 0).sum(-1).min()) < draws):
+        raise ValueError(
+            f"choice: expected at least {draws} positive weights p for {draws} draws without "
+            f"replacement, got {int(fewest)}. Draw fewer, or give more elements a positive weight."
+        )
     return _elementary.log(p)
+
+
+def _log_weights_rule(info: Any, dims: Any, p: Tensor, draws: int) -> Any:
+    return log_weights(*_rows(info.batch_size, dims[:1], (p,)), draws), 0
 
 
 def _choice_kernel(key: Tensor, folds: Ints, shape: Ints, p: Tensor) -> Tensor:
@@ -261,7 +276,12 @@ def _choice_rule(info: Any, dims: Any, key: Tensor, folds: Ints, shape: Ints, p:
 
 poisson = _define("poisson_draw", "Tensor rate", _poisson_kernel)
 poisson32 = _define("poisson_draw32", "Tensor rate", functools.partial(_poisson_kernel, bits=32))
-log_weights = _define_slope("log_weights", "Tensor p", _log_weights)
+log_weights = _operators._define(
+    "log_weights(Tensor p, SymInt draws)",
+    _log_weights_kernel,
+    lambda p, draws: torch.empty_like(p),
+    _log_weights_rule,
+)
 choice = _operators._define(
     "threefry_choice(Tensor key, int[] folds, SymInt[] shape, Tensor p)",
     _choice_kernel,

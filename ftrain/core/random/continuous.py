@@ -138,7 +138,8 @@ def truncated_normal(
     Args:
         key: a single key, int32 `(2,)`.
         lower: lower end; a number or a tensor that broadcasts to `shape`; may be -infinity.
-        upper: upper end; likewise.
+        upper: upper end; likewise, above `lower`. On the CPU, an empty interval raises (JAX returns
+            numbers outside of it; so does ftrain on other devices, where a check would wait).
         shape: of the result; default: that to which `lower` and `upper` broadcast.
         dtype: float32 or float64; default: that of the tensors, float32 for numbers.
         folds: integers in [0, 2^32) to fold into the key first.
@@ -150,8 +151,8 @@ def truncated_normal(
         erf changes a sample by as much.
 
     Raises:
-        ValueError: for another dtype, bounds that do not broadcast to `shape`, or an array of keys
-            (`torch.vmap` over them instead).
+        ValueError: for another dtype, bounds that do not broadcast to `shape`, `lower >= upper`, or an
+            array of keys (`torch.vmap` over them instead).
 
     >>> from ftrain.core.random import key
     >>> truncated_normal(key(0), -2.0, 2.0, (2,))

@@ -123,8 +123,9 @@ def choice(
         shape: of the draws.
         replace: with False, the draws are distinct.
         p: floats `(n,)`: the weight of each element; default: equal weights. Weights need not sum to 1.
-            Without replacement, at least as many weights as draws must be positive. On the CPU, a
-            negative, infinite or NaN weight raises, and so do weights that are all 0.
+            On the CPU, a negative, infinite or NaN weight raises, and so do weights that are all 0
+            or, without replacement, fewer positive weights than draws (JAX draws elements of weight 0
+            then; so does ftrain on other devices, where a check would wait for the device).
         axis: the axis of the tensor `a` along which slices are drawn.
         mode: mode of `gumbel`, which serves weighted draws without replacement.
         folds: integers in [0, 2^32) to fold into the key first.
@@ -136,7 +137,7 @@ def choice(
 
     Raises:
         ValueError: for nothing to choose from, too many draws without replacement, p of another shape
-            or dtype, or an array of keys (`torch.vmap` over them instead).
+            or dtype, weights as above, or an array of keys (`torch.vmap` over them instead).
 
     >>> from ftrain.core.random import key
     >>> choice(key(0), 10, (3,), replace=False)
@@ -191,9 +192,11 @@ def _weighted(
     p = p.detach()
     if replace:
         return _jax_families.choice(key, _folds(folds), size, p)
-    noisy: Tensor = gumbel(key, (count,), p.dtype, mode, folds=folds) + _jax_families.log_weights(p)
+    draws = math.prod(size)
+    logs = _jax_families.log_weights(p, draws)
+    noisy: Tensor = gumbel(key, (count,), p.dtype, mode, folds=folds) + logs
     order = noisy.sort(dim=-1, descending=True, stable=True).indices
-    return order[: math.prod(size)].reshape(size)
+    return order[:draws].reshape(size)
 
 
 def _inserted_slices(a: Tensor, axis: int, size: Sequence[int], draws: int) -> Tensor:
