@@ -26,6 +26,7 @@ from ftrain.core._outside import (
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_levels import n_mapped
 from ftrain.core._torch_tensors import is_zero_tensor
+from ftrain.core._transform_errors import no_second_derivative
 from ftrain.core._user_line import user_line
 from ftrain.core._write_line import with_line
 from ftrain.core._writes import versions
@@ -85,8 +86,15 @@ def differentiate(
     else:
         by = _by_vjp if _torch.inside_functorch() else _by_autograd
         # Checkpointed regions run plainly under transforms, which allow them no hooks.
-        with around_regions(lambda: contextlib.nullcontext):
-            value, aux, surveyed = by(checked, leaves, seed, differentiable, outside_leaves, name)
+        try:
+            with around_regions(lambda: contextlib.nullcontext):
+                value, aux, surveyed = by(
+                    checked, leaves, seed, differentiable, outside_leaves, name
+                )
+        except RuntimeError as error:
+            if (refusal := no_second_derivative(error)) is None:
+                raise
+            raise refusal from error
         grads = _filled(leaves, surveyed, name)
     return value, aux, tree.unflatten(treedef, grads)
 

@@ -6,6 +6,7 @@ Torch's own messages name no line of the user's, or the wrong cause.
 from __future__ import annotations
 
 import os
+import re
 import traceback
 
 import torch
@@ -13,7 +14,7 @@ import torch
 from ftrain.core._row_buffers import is_refused_write
 from ftrain.core._user_line import user_line
 
-__all__ = ["under_transforms"]
+__all__ = ["no_second_derivative", "under_transforms"]
 
 _LIBRARY = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "_library") + os.sep
 
@@ -65,6 +66,24 @@ def under_transforms(error: Exception) -> RuntimeError | None:
     for note in getattr(error, "__notes__", ()):
         refusal.add_note(note)
     return refusal
+
+
+def no_second_derivative(error: RuntimeError) -> NotImplementedError | None:
+    """Return a clearer error for an operator without a second derivative; `None` for other errors."""
+    found = re.search(r"derivative for (aten::\w+) is not implemented", str(error))
+    if found is None:
+        return None
+    operator = found[1]
+    remedy = (
+        "Select the math kernel in the loss function: `with torch.nn.attention.sdpa_kernel("
+        "torch.nn.attention.SDPBackend.MATH):` around the model's call."
+        if "attention" in operator
+        else "Write this operation with others that torch can differentiate twice."
+    )
+    return NotImplementedError(
+        f"the function cannot be differentiated twice: torch has no derivative of {operator}, an "
+        f"operator of its first derivative. {remedy}"
+    )
 
 
 def _found(error: Exception) -> tuple[str, str] | None:

@@ -237,16 +237,7 @@ def hutchinson_diagonal(value_fn: ValueFn, params: PyTree, key: torch.Tensor) ->
 
     if not leaves:
         return params
-    try:
-        _, turned = value_and_grad(slope)(params)
-    except RuntimeError as error:
-        if "derivative for" not in str(error):
-            raise
-        raise NotImplementedError(
-            f"the loss cannot be differentiated twice, which Hessian products need: {error}. For "
-            "attention, select the math kernel: `with torch.nn.attention.sdpa_kernel("
-            "torch.nn.attention.SDPBackend.MATH):` around the model's call in the loss function."
-        ) from error
+    _, turned = value_and_grad(slope)(params)
     products = [h * z for h, z in zip(tree.leaves(turned), signs, strict=True)]
     return tree.unflatten(treedef, products)
 

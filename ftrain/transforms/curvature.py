@@ -2,29 +2,49 @@
 
 The matrices have one row for each element of a tree of parameters; none of them is formed. A product
 takes two or three backward passes. It is a pure function, which `ftrain.compile`, `torch.vmap` and
-`ftrain.value_and_grad` take.
+`ftrain.value_and_grad` take. `F.scaled_dot_product_attention` runs its math kernel in a product: torch
+has no second derivative of the others.
 
 Read next: `spectrum.py`, which computes traces and eigenvalues from products alone.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ftrain.core import tree
 from ftrain.core.functional import value_and_grad
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 __all__ = ["fisher_vector_product", "gauss_newton_vector_product", "hessian_vector_product"]
 
 
+def _with_math_attention(product: F) -> F:
+    """Return a function that runs attention by the math kernel, backward passes included."""
+
+    @functools.wraps(product)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with sdpa_kernel(SDPBackend.MATH):
+            return product(*args, **kwargs)
+
+    return run  # type: ignore[return-value]
+
+
+@_with_math_attention
 def hessian_vector_product(
     fn: Callable[[Any], Tensor], params: Any, vector: Any, *, dtype: torch.dtype | None = None
 ) -> Any:
     r"""Return $H v$ with the Hessian $H = \nabla^2 f$, as $\nabla \langle \nabla f, v \rangle$.
+
+    Attention (`F.scaled_dot_product_attention`) runs its math kernel, because torch has no second
+    derivative of its other kernels. It needs memory for the matrix of attention weights.
 
     Args:
         fn: `params -> value`, 0-d; of a training step, `closures(state, batch)["value_fn"]`.
@@ -57,6 +77,7 @@ def hessian_vector_product(
     return value_and_grad(slope)(params)[1]
 
 
+@_with_math_attention
 def gauss_newton_vector_product(
     outputs: Callable[[Any], Any],
     fn: Callable[[Any], Tensor],
@@ -69,6 +90,7 @@ def gauss_newton_vector_product(
 
     The matrix is the Hessian of `fn(outputs(params))` without the second derivatives of the outputs. It
     is positive semi-definite if `fn` is convex. For a cross-entropy of logits, it is the Fisher matrix.
+    Attention runs its math kernel, as in `hessian_vector_product`.
 
     Args:
         outputs: `params -> outputs`, a tree of tensors (logits).
@@ -100,6 +122,7 @@ def gauss_newton_vector_product(
     return _transposed_product(outputs, params, hessian_vector_product(fn, at, change))
 
 
+@_with_math_attention
 def fisher_vector_product(
     losses: Callable[[Any], Tensor], params: Any, vector: Any, *, dtype: torch.dtype | None = None
 ) -> Any:
@@ -107,7 +130,7 @@ def fisher_vector_product(
 
     With the labels of a data set, F is the empirical Fisher matrix. With labels that are drawn from the
     model's own distribution (`ftrain.random.categorical` of the logits), F is an unbiased estimate of
-    the Fisher matrix.
+    the Fisher matrix. Attention runs its math kernel, as in `hessian_vector_product`.
 
     Args:
         losses: `params -> losses`, `(n,)`: the negative log-likelihood of each example.

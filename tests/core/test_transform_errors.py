@@ -134,3 +134,19 @@ def test_custom_operator_wrapped_as_the_error_message_suggests_runs_under_vmap()
     expected = mapped(lambda x: x * 2)[0](state, ROWS)
     testing.assert_same_bits(step(state, ROWS), expected)
     testing.assert_same_bits(ftrain.compile(step, backend="eager")(state, ROWS), expected)
+
+
+def test_second_derivative_of_flash_attention_names_the_math_kernel() -> None:
+    """torch implements none on the CPU; its own message has no remedy."""
+    q = torch.ones(1, 1, 3, 4)
+
+    def attended(q: Tensor) -> Tensor:
+        return nn.functional.scaled_dot_product_attention(q, q, q).square().sum()
+
+    def penalized(q: Tensor) -> Tensor:
+        return ftrain.value_and_grad(attended)(q)[1].square().sum()
+
+    with pytest.raises(NotImplementedError, match=r"differentiated twice.*SDPBackend\.MATH"):
+        ftrain.value_and_grad(penalized)(q)
+    with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
+        assert ftrain.value_and_grad(penalized)(q)[1].isfinite().all()

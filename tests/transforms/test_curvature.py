@@ -295,3 +295,65 @@ def test_spectra_refuse_wrong_arguments(case: str) -> None:
     call, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         call()
+
+
+class Attends(nn.Module):
+    """One layer of attention, whose kernels on the CPU have no second derivative (but for math)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.qkv, self.out = nn.Linear(3, 12), nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, 1, 4)).permute(2, 0, 3, 1, 4)
+        mixed: Tensor = self.out(F.scaled_dot_product_attention(q, k, v, is_causal=True))
+        return mixed
+
+
+ATTENTION = ftrain.bind(Attends)
+WEIGHTS: Any = tree.map(lambda p: p.double(), ATTENTION.init(random.key(0))[0])
+
+
+def attended(params: Any) -> Tensor:
+    out, _ = ATTENTION(params, {}, KEY, X.view(2, 3, 3))
+    return out.flatten()
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("hessian", "eager"), ("hessian", "compiled"), ("gauss-newton", "eager"), ("fisher", "eager")],
+)
+def test_products_through_attention_are_derivatives_of_gradients(name: str, mode: str) -> None:
+    """Compare with central differences in float64; their error is near 1e-9."""
+    step = 1e-5
+    vector = tree.map(lambda p: random.normal(KEY, p.shape, F64), WEIGHTS)
+    ahead, behind = (
+        tree.map(lambda p, v, s=sign: p + s * step * v, WEIGHTS, vector) for sign in (1, -1)
+    )
+
+    def slope(fn: Callable[[Any], Tensor], *where: Any) -> Tensor:
+        found = [flat(ftrain.value_and_grad(fn)(at)[1]) for at in where]
+        return (found[0] - found[1]) / (2 * step)
+
+    change = (attended(ahead) - attended(behind)) / (2 * step)
+    products: dict[str, tuple[Callable[[Any], Any], Tensor]] = {
+        "hessian": (
+            lambda v: transforms.hessian_vector_product(
+                lambda p: attended(p).square().sum(), WEIGHTS, v
+            ),
+            slope(lambda p: attended(p).square().sum(), ahead, behind),
+        ),
+        "gauss-newton": (
+            lambda v: transforms.gauss_newton_vector_product(
+                attended, lambda z: z.square().sum(), WEIGHTS, v
+            ),
+            flat(ftrain.value_and_grad(lambda p: attended(p) @ (2 * change))(WEIGHTS)[1]),
+        ),
+        "fisher": (
+            lambda v: transforms.fisher_vector_product(attended, WEIGHTS, v),
+            flat(ftrain.value_and_grad(lambda p: attended(p) @ change / 6)(WEIGHTS)[1]),
+        ),
+    }
+    product, expected = products[name]
+    run = product if mode == "eager" else ftrain.compile(product, backend="eager")
+    torch.testing.assert_close(flat(run(vector)), expected, rtol=1e-6, atol=1e-7)
