@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -276,10 +277,31 @@ def test_accountants_refuse_wrong_arguments() -> None:
         (lambda: transforms.dp_epsilon(1.0, 0.1, 0, 1e-5), "steps"),
         (lambda: transforms.dp_epsilon(1.0, 0.1, 1, 1.0), "delta"),
         (lambda: transforms.dp_epsilon(1.0, 0.1, 1, 0.1, accountant="gdp"), "accountant"),  # type: ignore[arg-type]
+        (lambda: transforms.dp_epsilon(math.inf, 0.1, 1, 0.1), "noise_multiplier: expected"),
+        (lambda: transforms.dp_epsilon(1.0, 0.1, 1.5, 0.1), "steps: expected an integer"),  # type: ignore[arg-type]
         (lambda: transforms.dp_noise_multiplier(0.0, 0.1, 1, 0.1), "epsilon"),
+        (lambda: transforms.dp_noise_multiplier(math.inf, 0.1, 1, 0.1), "at most 1000"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
+
+
+EXTREME: dict[str, tuple[Any, str]] = {
+    "epsilon beyond the memory of pld": ((1e-3, 0.5, 100, 1e-5), "at most 1000 .* got about 5.5e"),
+    "steps beyond the memory of pld": ((1.1, 0.01, 10**9, 1e-5), "at most 1000 .* got about 7.3"),
+    "delta below the precision of pld": ((1.1, 0.01, 3, 1e-300), "got inf .* accountant='rdp'"),
+    "noise whose square underflows": ((1e-300, 1.0, 1, 1e-5), "finite epsilon, got inf"),
+    "noise whose square overflows": ((1e300, 0.5, 100, 1e-5), "OverflowError .* less extreme"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("case", EXTREME)
+def test_epsilon_raises_a_clear_error_for_extreme_arguments(case: str) -> None:
+    pytest.importorskip("dp_accounting")
+    arguments, message = EXTREME[case]
+    with pytest.raises(ValueError, match=message):
+        transforms.dp_epsilon(*arguments)
 
 
 def test_accountants_name_the_extra_that_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
