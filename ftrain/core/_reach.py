@@ -372,9 +372,6 @@ class _Walk:
         self.found.caches.append(cache)
         self.meet(path, getattr(cache, "__wrapped__", None))
 
-    def tensor(self, path: Path, tensor: torch.Tensor) -> None:
-        self.found.tensors.append((path, tensor))
-
     def buffer(self, path: Path, buffer: Any) -> None:
         array = isinstance(buffer, np.ndarray)
         size = buffer.nbytes if array else len(memoryview(buffer).cast("B"))
@@ -386,7 +383,7 @@ class _Walk:
 
 
 _VISITS: tuple[tuple[Any, Callable[..., None]], ...] = (
-    (torch.Tensor, _Walk.tensor),
+    (torch.Tensor, lambda walk, path, tensor: walk.found.tensors.append((path, tensor))),
     (nn.Module, _Walk.module),
     (dict, _Walk.mapping),
     ((list, collections.deque, tuple), _Walk.sequence),

@@ -270,20 +270,18 @@ class Metrics(Mapping[str, torch.Tensor]):
             ValueError: a name, or the kind of a metric, differs between the two.
         """
         if self.entries.keys() != other.entries.keys():
-            missing = sorted(self.entries.keys() - other.entries.keys())
-            added = sorted(other.entries.keys() - self.entries.keys())
-            raise ValueError(
-                "metrics of two batches have different names: "
-                + "; ".join(
-                    part
-                    for part in (
-                        f"{missing} only in the first" if missing else "",
-                        f"{added} only in the second" if added else "",
-                    )
-                    if part
+            only = [
+                f"{sorted(names)} only in the {which}"
+                for names, which in (
+                    (self.entries.keys() - other.entries.keys(), "first"),
+                    (other.entries.keys() - self.entries.keys(), "second"),
                 )
-                + ". A loss function must return the same metrics for every batch: give a metric "
-                "that does not apply weight zero, Mean(total, weight=0)."
+                if names
+            ]
+            raise ValueError(
+                f"metrics of two batches have different names: {'; '.join(only)}. A loss function must "
+                "return the same metrics for every batch: give a metric that does not apply weight "
+                "zero, Mean(total, weight=0)."
             )
         pairs = {
             name: (_bare(mine), _bare(other.entries[name])) for name, mine in self.entries.items()
@@ -352,10 +350,9 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     items = values.items() if isinstance(values, Mapping) else enumerate(values)
     for name, value in items:
         path = f"{prefix}{name}"
-        if isinstance(value, Metrics):
-            yield from _flat(value.entries, f"{path}/")
-        elif isinstance(value, (Mapping, list, tuple)) and not _is_metric(value):
-            yield from _flat(value, f"{path}/")
+        inner = value.entries if isinstance(value, Metrics) else value
+        if isinstance(inner, (Mapping, list, tuple)) and not _is_metric(inner):
+            yield from _flat(inner, f"{path}/")
         else:
             yield path, value
 

@@ -15,8 +15,9 @@ from ftrain.core import tree
 from ftrain.core._words import kind
 from ftrain.core.accumulate import check_constants
 from ftrain.core.scan import scan
+from ftrain.tasks.adapters import named_entries
 
-__all__ = ["Chunks", "cut", "each", "over"]
+__all__ = ["Chunks", "cut", "each", "entry", "over"]
 
 
 class Chunks(NamedTuple):
@@ -61,6 +62,24 @@ class Chunks(NamedTuple):
     def last(self, tensors: list[Tensor]) -> list[Tensor]:
         """Return the rows after the last chunk of `size` rows."""
         return [x[self.whole * self.size :] for x in tensors]
+
+
+def entry(batch: Any, name: str | int | None) -> Any:
+    """Return the entry of a batch that an encoder reads."""
+    named = named_entries(batch)
+    if (
+        isinstance(name, int)
+        and isinstance(batch, (tuple, list))
+        and -len(batch) <= name < len(batch)
+    ):
+        return batch[name]
+    if named is not None and name in named:
+        return named[name]  # type: ignore[index]  # a mapping has keys of any kind
+    got = list(named) if named is not None else f"a {type(batch).__name__}"
+    raise KeyError(
+        f"batch: expected an entry {name!r} for the encoder of that name, got {got}. Name the encoders "
+        "as the entries of the batch, or pass one function of the whole batch"
+    )
 
 
 def cut(batch: Any, size: int, what: str) -> Chunks:

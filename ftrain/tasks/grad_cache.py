@@ -32,8 +32,8 @@ from ftrain.core.functional import describe
 from ftrain.core.metrics import Metrics
 from ftrain.core.random._keyed_sites import KeyStream
 from ftrain.core.random.keyed import innermost_stream
-from ftrain.tasks._chunks import Chunks, cut, each, over
-from ftrain.tasks.adapters import call_model, named_entries
+from ftrain.tasks._chunks import Chunks, cut, each, entry, over
+from ftrain.tasks.adapters import call_model
 
 __all__ = ["GradCache", "grad_cache"]
 
@@ -323,7 +323,7 @@ class GradCache(OwnGradients):
         if None in self._encoders:
             return {None: cut(batch, self._sizes[None], "batch")}
         return {
-            name: cut(_entry(batch, name), self._sizes[name], f"batch[{name!r}]")
+            name: cut(entry(batch, name), self._sizes[name], f"batch[{name!r}]")
             for name in self._encoders
         }
 
@@ -390,21 +390,3 @@ def _encoder(encode: Encoder) -> _Function:
         return call_model(found, inputs, has_labels=False)
 
     return _Function(WatchedLoss(of_path), f"`model.{path}`")
-
-
-def _entry(batch: Any, name: str | int | None) -> Any:
-    """Return the entry of a batch that an encoder reads."""
-    named = named_entries(batch)
-    if (
-        isinstance(name, int)
-        and isinstance(batch, (tuple, list))
-        and -len(batch) <= name < len(batch)
-    ):
-        return batch[name]
-    if named is not None and name in named:
-        return named[name]  # type: ignore[index]  # a mapping has keys of any kind
-    got = list(named) if named is not None else f"a {type(batch).__name__}"
-    raise KeyError(
-        f"batch: expected an entry {name!r} for the encoder of that name, got {got}. Name the encoders "
-        "as the entries of the batch, or pass one function of the whole batch"
-    )

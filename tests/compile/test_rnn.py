@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ftrain.core import _torch, tree
+from ftrain.core import _torch_recurrent, tree
 from ftrain.core.compile import compile
 from ftrain.testing import assert_close_norm
 from tests.compile.cases import same_bytes
@@ -77,7 +77,7 @@ def test_bfloat16_lstm_uses_torchs_own_kernel_where_onednn_has_none(how, monkeyp
     """Processors without AVX-512 lack the kernel, and torch's layer cannot run under autocast there."""
     switched = []
     switch = torch._C._set_mkldnn_enabled
-    monkeypatch.setattr(_torch, "_bfloat16_lstm", lambda: False)
+    monkeypatch.setattr(_torch_recurrent, "_bfloat16_lstm", lambda: False)
     monkeypatch.setattr(
         torch._C, "_set_mkldnn_enabled", lambda on: (switched.append(on), switch(on))
     )

@@ -17,6 +17,7 @@ import torch
 
 from ftrain.core import _torch
 from ftrain.core._torch_dispatch import RECURRENT
+from ftrain.core._torch_recurrent import recurrent_kernels
 
 __all__ = ["KINDS", "recurrent_layer"]
 
@@ -71,7 +72,7 @@ class _Layer(NamedTuple):
             if self.autocast:
                 dtype = getattr(torch, self.autocast)
                 stack.enter_context(torch.autocast(x.device.type, dtype, cache_enabled=False))
-            stack.enter_context(_torch.recurrent_kernels(x.device.type))
+            stack.enter_context(recurrent_kernels(x.device.type))
             output = layer(x, hx, list(weights), *self[1:7])
         return tuple(part.to(self.dtype(x, start)) for part in output)
 

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftrain.core._torch import inside_vmap, recurrent_kernels
+from ftrain.core._torch import inside_vmap
 from ftrain.core._torch_dispatch import is_batched_tensor
+from ftrain.core._torch_recurrent import recurrent_kernels
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random._keyed_draws import Handler
 from ftrain.core.random._keyed_sites import KeyStream

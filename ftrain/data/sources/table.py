@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import pathlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -26,6 +26,7 @@ from ftrain.data._cells import Column, Table, is_missing, is_number
 from ftrain.data._csv_file import Format
 from ftrain.data._problems import Problems
 from ftrain.data.sources._data import Data, Fitted, Share, parted
+from ftrain.data.sources._same_columns import check_same, check_target
 from ftrain.data.sources._scaling import (
     Known,
     check_means,
@@ -98,8 +99,8 @@ def csv(
     options = _Options.of(missing, unknown, dates, missing_word)
     whole = Table.read(path, form)
     if fitted:
-        _check_same(fitted, target, columns, classes, standardize)
-        _check_target(whole, target, fitted["columns"])
+        check_same(fitted, target, columns, classes, standardize)
+        check_target(whole, target, fitted["columns"])
         known = fitted
     else:
         known = _kinds(whole, target, _chosen(whole, columns, drop), classes, options)
@@ -152,7 +153,7 @@ def csv_inputs(
     """
     if not fitted:
         raise ValueError("csv_inputs: expected fitted preprocessing, got none. Train the run again")
-    _check_same(fitted, target, columns, classes, standardize)
+    check_same(fitted, target, columns, classes, standardize)
     table = Table.read(path, Format(delimiter, encoding, decimal))
     x = _inputs(table, fitted, _Options.of(missing, unknown, dates, missing_word))
     if missing == "mean":
@@ -305,46 +306,6 @@ def _words(
         column.check_present(absent, "a word", remedy, "word")
         return sorted(different)
     return sorted(column.replaced(absent, missing_word).different())
-
-
-def _check_same(
-    fitted: Known, target: str, columns: list[str] | None, classes: bool | None, standardize: bool
-) -> None:
-    """Raise if the arguments of `csv` differ from those with which the preprocessing was fitted."""
-    known, features = fitted["target"], fitted["columns"]
-    former = next((name for name, one in features.items() if "words" in one), None)
-    if former is not None:
-        raise ValueError(
-            f"saved preprocessing: expected a feature for each word in column {former!r}, got one "
-            "feature for the whole column, as in an earlier version of ftrain. Begin a new run"
-        )
-    names = list(features)
-    asked = names if columns is None else [name for name in columns if name != target]
-    is_class = "classes" in known
-    numbers = [one for one in features.values() if "one_of" not in one]
-    numbers = numbers or ([] if is_class else [known])
-    scaled = any("scale" in one for one in numbers) if numbers else standardize
-    for name, now, was in (
-        ("target", target, known["name"]),
-        ("columns", asked, names),
-        ("classes", is_class if classes is None else classes, is_class),
-        ("standardize", standardize, scaled),
-    ):
-        if now != was:
-            raise ValueError(
-                f"{name}: expected {was!r}, as in the run that fitted the preprocessing, got {now!r}. "
-                f"Set {name} to {was!r}, or begin a new run"
-            )
-
-
-def _check_target(table: Table, target: str, features: Iterable[str]) -> None:
-    """Raise if a later file has all features, but no target; predictions need none."""
-    if target not in table.names and all(name in table.names for name in features):
-        try:
-            table.place(target)
-        except DataError as error:
-            says = f"{error}".rstrip("?.")
-            raise DataError(f"{says}. `ftrain predict` reads files without it") from None
 
 
 def _encoded(table: Table, known: Known, options: _Options) -> dict[str, Tensor]:
