@@ -1,6 +1,6 @@
-"""Copies of trees, on which a check repeats a call.
+"""Copies of trees, so that a check can repeat a call with unchanged arguments.
 
-Read next: `laws/_subject.py`, the calls.
+Read next: `laws/_subject.py`, which defines the calls.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from ftrain.core import _torch, tree
 
 __all__ = ["copied"]
 
-_ALIGNMENT = 64  # bytes; bits depend on where in memory a tensor begins
+_ALIGNMENT = 64  # bytes; results of operators can depend on the alignment of a tensor
 
 
 class _Memory(NamedTuple):
-    """Copy of the part of a storage that some leaves share.
+    """Copy of the part of a storage that several leaves share.
 
     Attributes:
         storage: the copy.
-        start: the first byte that was copied.
+        start: the offset in bytes of the part in the original storage.
     """
 
     storage: torch.UntypedStorage
@@ -34,8 +34,9 @@ class _Memory(NamedTuple):
 def copied(values: Any) -> Any:
     """Return a tree with copies of its leaves.
 
-    Leaves that are one object are one object in the copy, and leaves that share memory share memory.
-    Tensors have no graph; leaves that are not tensors are deep copies where that is possible.
+    Two leaves that are the same object are the same object in the copy, and leaves that share memory
+    share it in the copy too. Copied tensors have no autograd graph. Other leaves are deep-copied if
+    possible.
 
     >>> flat = torch.arange(4)
     >>> new = copied({"head": flat[:3], "tail": flat[1:]})
@@ -56,9 +57,7 @@ def _copied(leaf: Any, shared: dict[int, _Memory], memo: dict[int, Any]) -> Any:
         return memo[id(leaf)]
     try:
         return copy.deepcopy(leaf, memo)
-    except (
-        Exception
-    ):  # an open file, a tensor with a graph inside of an object: it is passed itself
+    except Exception:  # cannot be copied, such as an open file: return the original
         return leaf
 
 
@@ -72,7 +71,7 @@ def _view(leaf: torch.Tensor, shared: dict[int, _Memory]) -> torch.Tensor:
 
 
 def _shared_memory(leaves: Sequence[Any]) -> dict[int, _Memory]:
-    """Return a copy of each storage in which several leaves lie, by its address."""
+    """Return `{address: copy}` for the storages that are shared by several leaves."""
     tensors = {id(leaf): leaf for leaf in leaves if _is_plain(leaf)}
     addresses = {key: leaf.untyped_storage().data_ptr() for key, leaf in tensors.items()}
     found = {}
@@ -84,7 +83,7 @@ def _shared_memory(leaves: Sequence[Any]) -> dict[int, _Memory]:
 
 
 def _memory_of(views: Sequence[torch.Tensor]) -> _Memory:
-    """Copy the bytes of a storage from the first element of some views to the last one."""
+    """Copy the part of a storage that views cover, from their first byte to their last."""
     extents = [_extent(view) for view in views]
     start, end = min(first for first, _ in extents), max(last for _, last in extents)
     start -= start % _ALIGNMENT
@@ -94,7 +93,7 @@ def _memory_of(views: Sequence[torch.Tensor]) -> _Memory:
 
 
 def _extent(view: torch.Tensor) -> tuple[int, int]:
-    """Return the first byte of a view in its storage, and the one after its last byte."""
+    """Return the byte offsets in its storage at which a view begins and ends (end excluded)."""
     size, first = view.element_size(), int(view.storage_offset())
     last = first + sum(
         (n - 1) * int(stride) for n, stride in zip(view.shape, view.stride(), strict=True)
@@ -103,7 +102,7 @@ def _extent(view: torch.Tensor) -> tuple[int, int]:
 
 
 def _is_plain(leaf: Any) -> bool:
-    """Return True for a tensor with elements, all of which are in memory of its own or of others."""
+    """Return True for a strided tensor with at least one element, all of them stored in memory."""
     return (
         type(leaf) in (torch.Tensor, torch.nn.Parameter)
         and leaf.layout == torch.strided

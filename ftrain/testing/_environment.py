@@ -1,6 +1,6 @@
 """Report of the settings and operators that make the bits of a run depend on the process.
 
-Read next: `_operators.py`, how operators are examined.
+Read next: `_operators.py`, which examines the operators.
 """
 
 from __future__ import annotations
@@ -82,11 +82,12 @@ def environment(
 ) -> Environment:
     """Return the settings that bits depend on, and the operators of a step that do not reproduce bits.
 
-    Each kind of operator that the step runs is repeated alone: equal inputs, several numbers of
-    threads, inputs at another place in memory. This takes memory for the arguments of all kinds, and
-    for a GPT of 0.2 million parameters 40 s on two busy cores. A race between threads that shows in none
-    of the repeats is missed; more repeats find more. A compiled step is examined through its function,
-    operator by operator: machine code of inductor is another computation.
+    Each kind of operator that the step runs is repeated by itself: with equal inputs, with several
+    numbers of threads, and with inputs at another memory address. The examination stores a copy of the
+    arguments of each kind; for a GPT of 0.2 million parameters it took 40 s on two busy cores. A race
+    between threads that changes none of the repeats is missed; more repeats find more races. Of a
+    compiled step, the Python function is examined operator by operator; machine code of inductor is not
+    examined.
 
     Args:
         step: a function, such as a training step; `None`: settings only.

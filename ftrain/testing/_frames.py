@@ -21,7 +21,8 @@ _SKIPPED = (
     os.path.dirname(torch.__file__) + os.sep,
     *("<eval_with_key", "<frozen ", "<ftrain ", "<string>"),  # generated code
 )
-_PASSED = frozenset({"__torch_function__", "__torch_dispatch__"})  # modes, which act for a caller
+# Methods of modes, which run on behalf of a caller.
+_PASSED = frozenset({"__torch_function__", "__torch_dispatch__"})
 
 
 def is_ours(frame: traceback.FrameSummary) -> bool:
@@ -33,7 +34,7 @@ def innermost(*, ours: bool = True) -> traceback.FrameSummary | None:
     """Return the innermost stack frame outside torch and `ftrain.testing`; `None` if there is none.
 
     Args:
-        ours: False to skip all files of ftrain.
+        ours: False to skip frames in any file of ftrain.
     """
     skipped = _SKIPPED if ours else (*_SKIPPED, _OURS)
     frame: types.FrameType | None = sys._getframe(1)

@@ -1,7 +1,8 @@
 """Detection of code that reads a tensor's value on the host.
 
 A dispatch mode sees the operators that read a value or need one for the shape of their output. Methods
-that read the memory of a CPU tensor without an operator (`tolist`, `numpy`) are replaced meanwhile.
+that read the memory of a CPU tensor without an operator (`tolist`, `numpy`) are replaced during the
+block.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from ftrain.testing._frames import innermost, is_ours
 
 __all__ = ["no_host_sync"]
 
-# `__repr__` too: while it reads, it disables torch.func for its frame, which an exception keeps alive.
+# `__repr__` is replaced too: it disables torch.func while its frame exists, and the traceback of an
+# error raised inside it would keep that frame alive.
 _METHODS = ("numpy", "tolist", "__array__", "__dlpack__", "__repr__")
 _INDEXED = ("index", "index_put", "index_put_", "_unsafe_index")
 
@@ -96,7 +98,7 @@ class _Watch:
 
     @contextlib.contextmanager
     def cuda_errors(self) -> Iterator[None]:
-        """Raise at CUDA calls that wait for the device, as at reads of CPU tensors."""
+        """Raise for CUDA calls that wait for the device, as for reads of CPU tensors."""
         if not torch.cuda.is_available():
             yield
             return
@@ -138,7 +140,7 @@ def _read(func: Any, args: tuple[Any, ...]) -> torch.Tensor | None:
     first = next((each for each in args if isinstance(each, torch.Tensor)), None)
     if first is None or not isinstance(func, OpOverload):
         return None
-    if names_of(func)[0] in _INDEXED:  # `dynamic_output_shape` also for integer indices
+    if names_of(func)[0] in _INDEXED:  # only masks read values, but the tags cover all indices
         indices = args[1] if len(args) > 1 else ()
         masks = (torch.bool, torch.uint8)
         found = [i for i in indices if isinstance(i, torch.Tensor) and i.dtype in masks]

@@ -1,6 +1,6 @@
-"""Reproducibility of single operators: each is repeated with equal inputs, threads, alignments.
+"""Repetition of single operators, to find those whose results are not reproducible.
 
-Read next: `_environment.py`, which reports what is found.
+Read next: `_environment.py`, which reports the results.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from ftrain.testing._generators import seeded
 __all__ = ["OperatorBits", "examine"]
 
 
-_TOGETHER = 2**28  # bytes of arguments that are copied at once
-# Repeats of an operator in which threads may race, for one of another: not every call shows it.
+_TOGETHER = 2**28  # largest total size in bytes of the argument copies that exist at one time
+# Factor on the repeats of an operator whose threads may race: not every call shows the race.
 _MORE = 10
 
 
 class OperatorBits(NamedTuple):
-    """Result of repeating one operator of a step: on what its bits depend.
+    """Result of repeating one operator of a step: the settings on which its bits depend.
 
     Attributes:
         name: the operator, `aten.embedding_dense_backward`.
@@ -73,8 +73,9 @@ def examine(
     with _threads_restored():
         for count in threads:
             torch.set_num_threads(count)
-            # Also for copies: threads that were started or woken just now hardly run at the same time,
-            # and the race in the backward of `x[index]` was missed in 5 of 8 examinations instead of 1.
+            # The number of threads also applies while arguments are copied: threads that have just
+            # started or woken rarely run at the same time as others, and without this the race in the
+            # backward of `x[index]` was missed in 5 of 8 examinations instead of 1.
             trials.append([_tried(record, repeats, racing=count > 1) for record in records])
         return tuple(
             _row(record, of_record) for record, *of_record in zip(records, *trials, strict=True)
@@ -135,7 +136,7 @@ def _kinds(arguments: Any) -> Any:
 
 
 class _Trial(NamedTuple):
-    """Bytes of the first of several equal calls, and True if all calls returned the same."""
+    """Result of several equal calls: bytes of the first one, and True if all returned these bytes."""
 
     first: list[Any]
     is_same: bool
@@ -173,8 +174,8 @@ def _adds_into(func: Any) -> bool:
 def _outcomes(record: _Record, shifts: Sequence[int]) -> list[list[Any]]:
     """Call an operator once for each memory offset of its arguments; return the bytes of each result.
 
-    The calls follow each other without a pause, because threads that wake up late do not run at the same
-    time, and then nothing races. Large arguments are copied call by call instead.
+    All arguments are copied before the first call: with a pause between the calls, threads would wake up
+    at different times and would not race. Large arguments are copied before each call, to save memory.
     """
     if len(shifts) > 1 and _size(record.args) * len(shifts) > _TOGETHER:
         return [outcome for shift in shifts for outcome in _outcomes(record, [shift])]
@@ -184,7 +185,7 @@ def _outcomes(record: _Record, shifts: Sequence[int]) -> list[list[Any]]:
     for args, kwargs in arguments:
         with seeded(0) if random else contextlib.nullcontext():
             results.append(record.func(*args, **kwargs))
-    # The arguments too, which the operator may have written.
+    # Compare the arguments too, because the operator may have written to them.
     return [
         [_bytes(leaf) for leaf in tree.leaves(outcome)]
         for outcome in zip(results, arguments, strict=True)

@@ -31,7 +31,8 @@ _DEVICES = ("cpu", "cuda", "mps", "xpu")
 # Variables that torch, its compiler, pytest and CUDA set when they are first used.
 _OF_LIBRARIES = ("TORCH", "_TORCH", "TRITON", "PYTEST", "CUDA", "KMP_")
 _VARIABLES = "environment variables"
-_ATTENTION = ("flash", "mem_efficient", "math")  # the switches of CUDA, which the CPU obeys too
+# Switches of torch.backends.cuda, which also apply to the CPU.
+_ATTENTION = ("flash", "mem_efficient", "math")
 
 
 def world() -> dict[str, Any]:
@@ -70,7 +71,7 @@ def world() -> dict[str, Any]:
         "dispatch modes": dispatch_depth(),
         "transforms": _torch.inside_functorch() is not None,
         "recursion limit": sys.getrecursionlimit(),
-        # Float arithmetic of this thread; torch has no function that tells.
+        # Detected by computing a subnormal number, because torch has no getter for this setting.
         "flushing of subnormal floats to zero": sys.float_info.min / 2 == 0.0,
         "print options of torch": print_options(),
         "print options of numpy": np.get_printoptions(),

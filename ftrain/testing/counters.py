@@ -41,7 +41,7 @@ class Compiles:
     Attributes:
         programs: one text for each program of `ftrain.compile`: its function, the line that called it,
             and the reason if it was not the first.
-        graphs: the number of graphs of `torch.compile`; known when the block has ended.
+        graphs: the number of graphs of `torch.compile`; set when the block ends.
     """
 
     programs: list[str] = dataclasses.field(default_factory=list)
@@ -121,7 +121,7 @@ def assert_no_host_sync() -> Iterator[None]:
     output shape depends on values: `nonzero`, `x[mask]`, `unique`. On the CPU, reads in the code that
     calls ftrain and torch are recognized, so that a test needs no accelerator; ftrain's own reads of CPU
     tensors do not count. With CUDA, torch's sync debug mode is on as well. Compilation inside the block
-    is excluded. Machine code of inductor is not looked into: it contains no reads by Python.
+    is excluded. Machine code of inductor is not examined, because it contains no reads by Python.
 
     Raises:
         AssertionError: at the read; the message names the operation and the line.
@@ -146,7 +146,8 @@ class PeakMemory:
     """Memory that a block of `assert_peak_memory` allocated.
 
     Attributes:
-        peak: the most bytes at one time beyond those at the start; `None` until the block has ended.
+        peak: the largest number of bytes allocated at one time, minus those allocated at the start;
+            `None` until the block ends.
     """
 
     peak: int | None = None
@@ -158,7 +159,7 @@ def assert_peak_memory(
 ) -> Iterator[PeakMemory]:
     """Raise at the end of a `with` block if torch's memory grew by more than `limit` bytes at its peak.
 
-    Memory that exists at the start does not count, but its release inside the block makes room.
+    Memory allocated before the block does not count; memory released in the block is subtracted.
 
     Args:
         limit: the largest number of bytes; `None` to measure only.
@@ -166,7 +167,7 @@ def assert_peak_memory(
             which costs about a microsecond for each operator and cannot be nested.
 
     Returns:
-        The memory, known when the block has ended.
+        The measured memory, set when the block ends.
 
     Raises:
         AssertionError: more was allocated.
@@ -212,9 +213,9 @@ def deterministic(*, threads: int | None = None, seed: int | None = None) -> Ite
     request a number of threads and seeds of the global generators.
 
     Args:
-        threads: the number of threads inside an operator; `None` leaves it.
-        seed: the seed of torch's, NumPy's and Python's generators, which get their own states back
-            afterwards; `None` leaves them.
+        threads: the number of threads inside an operator; `None` leaves it unchanged.
+        seed: the seed of torch's, NumPy's and Python's generators, whose states are restored afterwards;
+            `None` leaves them unchanged.
 
     Raises:
         RuntimeError: CUDA is initialized, and `CUBLAS_WORKSPACE_CONFIG` was not set before.

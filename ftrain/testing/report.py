@@ -149,7 +149,7 @@ class LawViolation(AssertionError):
         super().__init__(self._message())
 
     def under(self, law: str) -> LawViolation:
-        """Return the violation as one of another law, which includes this one."""
+        """Return the violation as a violation of another law, which includes this one."""
         return LawViolation(
             law,
             self.summary,

@@ -50,8 +50,8 @@ class Alignment(NamedTuple):
 def align(a: Sequence[OperatorRecord], b: Sequence[OperatorRecord]) -> Alignment:
     """Align two sequences of operators.
 
-    First by name, shapes, module and source line; then, between the operators aligned so, by name and
-    shapes alone, because another version of the code has other lines.
+    Operators are aligned by name, shapes, module and source line first. Operators between these pairs
+    are then aligned by name and shapes alone, because source lines differ between versions of the code.
     """
     placed_a, placed_b = ([(*each.signature, each.place) for each in side] for side in (a, b))
     plain_a, plain_b = ([each.signature for each in side] for side in (a, b))
@@ -76,7 +76,7 @@ class _Block(NamedTuple):
 def _blocks(one: Sequence[Any], two: Sequence[Any], a: range, b: range) -> list[_Block]:
     """Return `difflib`'s equal and differing blocks of the ranges `a` and `b` of two sequences.
 
-    Equal beginnings and ends are taken off first: matching takes quadratic time.
+    The common prefix and suffix are removed first, because matching takes quadratic time.
     """
     least = min(len(a), len(b))
     head = next((i for i in range(least) if one[a[i]] != two[b[i]]), least)

@@ -19,15 +19,15 @@ __all__ = ["compare_recorded", "compare_traces", "environment_notes", "repetitio
 Leaves = Mapping[str, TensorRecord]
 
 _UNRECORDED = (
-    "unknown, because the operators of this step were not recorded: record(..., steps=[{}])"
+    "unknown, because the operators of this step were not recorded; call record(..., steps=[{}])"
 )
 _MACHINE_CODE = (
     "the operators give equal results when they run one by one: the difference arises in the machine "
     "code of a compiled step, or the step is not deterministic"
 )
 _UNREPEATED = (
-    "{}: running step {} again gave other bits, so it is not deterministic, and the first operator may "
-    "be another in each call"
+    "{}: running step {} again gave other bits, so the step is not deterministic, and the first "
+    "differing operator may change from call to call"
 )
 
 
@@ -36,12 +36,12 @@ def compare_traces(a: Trace, b: Trace, *, relative: float = 0.0) -> Divergence |
 
     Steps are compared in order: batch, new state and metrics. If these differ and the operators of the
     step were recorded, the two sequences of operators are aligned by name and shapes. The first aligned
-    pair with different results is reported; or, if its inputs come from an operator without a
-    counterpart, that operator.
+    pair with different results is reported. If the inputs of that pair come from an operator without a
+    counterpart, that operator is reported instead.
 
     Args:
-        a: from `record`, in this process or another one.
-        b: likewise.
+        a: the trace of run A, from `record` in this or another process.
+        b: the trace of run B.
         relative: largest estimated distance of two floating-point tensors, relative to their norms,
             that counts as equal; 0 compares bytes.
 
@@ -131,10 +131,10 @@ class _Part(NamedTuple):
     """Leaves that differ in one part of a step (batch, state or metrics).
 
     Attributes:
-        kind: the part.
+        kind: the name of the part.
         paths: the paths of these leaves.
-        a: all leaves in A.
-        b: all leaves in B.
+        a: the records of all leaves of the part in run A.
+        b: the records of all leaves of the part in run B.
     """
 
     kind: Kind

@@ -23,13 +23,13 @@ class Divergence:
         kind: what differs first: the initial state, the batch, the result of an operator, the new state
             although no operator differs, or the metrics.
         where: path of the leaf, or name of the operator.
-        cause: what the records say about the reason.
+        cause: the reason, as far as the records show it.
         a: the value in A.
         b: the value in B.
         place: module and source line of an operator; "" for a leaf.
         ulps: distance of the first differing elements in units in the last place; `None` if it is
             unknown, as for traces, or undefined.
-        follows: what differs as a consequence, one line each.
+        follows: further differences that result from the first one, one line each.
         notes: other differences of the two runs, such as library versions and operators without a
             counterpart.
 

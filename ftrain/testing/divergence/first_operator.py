@@ -13,15 +13,16 @@ __all__ = ["FirstOperator", "first_operator", "gap_notes"]
 
 Operators = Sequence[OperatorRecord]
 
-_ALONE = "it has no counterpart"
+_ALONE = "it has no counterpart in the other run"
 _KERNEL = (
-    "equal inputs gave other results: another kernel, reduction order, number of threads or library"
+    "equal inputs gave different results: kernel, reduction order, number of threads or a library "
+    "version may differ"
 )
 _CAPTURED = (
     "no recorded operator computed its differing tensor arguments (numbers {}, counted from 0): they "
     "are leaves, captured tensors, or views of other parts of equal tensors"
 )
-_TOLERATED = "its inputs differ within the tolerance, its results by more"
+_TOLERATED = "its inputs differ by less than the tolerance, its results by more"
 _BETWEEN = (
     "every aligned operator has equal results, and no other operator computed the leaf: the step "
     "returns another tensor, or computes it without operators"

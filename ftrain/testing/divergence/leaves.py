@@ -31,7 +31,7 @@ def differing(
 
 
 def listed(names: Sequence[str]) -> str:
-    """Join names for a message: the first few, and the number of the others.
+    """Join the first few names for a message, and append the number of the remaining ones.
 
     >>> listed(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'

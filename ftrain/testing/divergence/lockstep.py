@@ -40,14 +40,14 @@ def first_divergence(
 
     Args:
         a: the result of `ftrain.make_steps`, or a step `(state, batch) -> (state, metrics)`.
-        b: likewise.
+        b: the other variant, of the same kinds.
         state: the state to begin with. Not changed, nor donated.
         batches: one batch for each step.
         relative: largest distance of two floating-point tensors, relative to their norms, that counts
             as equal; 0 compares bytes. Distances are estimated from four random projections.
 
     Returns:
-        The first difference; in its `a` and `b` the values of the first differing element.
+        The first difference; its `a` and `b` are the values of the first differing element.
 
     Raises:
         TypeError: `a` or `b` is not a step.
@@ -96,7 +96,7 @@ def _located(
         for note in repetition_notes(name, variant.form, each)
     ]
     found = compare_recorded(records[0], records[1], relative)
-    assert found is not None  # these results differ
+    assert found is not None  # the caller found a difference in this step
     divergence, operator = found
     divergence = dataclasses.replace(divergence, notes=(*notes, *divergence.notes))
     if operator is None:

@@ -25,7 +25,7 @@ class MachineDifference(NamedTuple):
     Attributes:
         name: the operator.
         place: its module and source line.
-        difference: of the results; `expected` is the eager kernel's.
+        difference: the difference of its results; `expected` is the eager kernel's value.
     """
 
     name: str
@@ -38,8 +38,8 @@ def first_machine_operator(
 ) -> MachineDifference | None:
     """Return the first operator whose compiled result differs from the eager one; `None` if none does.
 
-    The graph is compiled once more with the results of all operators as outputs. The compiler may fuse
-    operators differently then, and a difference may vanish: then this returns `None`.
+    The graph is compiled once more with the results of all operators as outputs. This can change how the
+    compiler fuses operators, so that the difference no longer occurs; `None` is returned then.
 
     Args:
         compiled: the step.

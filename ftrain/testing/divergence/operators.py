@@ -1,7 +1,7 @@
-"""Recording of the operators that one call of a step runs, eagerly or by its graph.
+"""Recording of the operators that one call of a step runs, eagerly or from its graph.
 
 An eager call runs under a dispatch mode. A compiled step is traced, and its graph runs operator by
-operator, with the kernels of the eager backend; each node has the place where its operator was traced.
+operator, with the kernels of the eager backend; each node stores the source line of its operator.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from ftrain.testing.divergence.trace import OperatorRecord, record_tensor
 
 __all__ = ["PLACE", "Recorder", "computes", "record_eager", "record_graph", "traced_with_places"]
 
-# Copies, and views that do not say so in their schemas.
+# Copies, and views whose schemas do not mark them as views.
 _COPIES = frozenset({"_unsafe_view", "_reshape_alias", "clone", "lift_fresh", "lift_fresh_copy"})
-_SHOWN = 200  # characters of the arguments
-PLACE = "ftrain place"  # key in a node's metadata
+_SHOWN = 200  # largest number of characters of an operator's arguments that is stored
+PLACE = "ftrain place"  # key of an operator's location in the metadata of its graph node
 
 
 class Recorder:
@@ -64,7 +64,7 @@ class Recorder:
             return func(*args, **kwargs)
         where = place()
         inputs = list(_tensors((*args, *kwargs.values())))
-        with _torch.unwatched(), torch.no_grad():  # now: an operator may write to its inputs
+        with _torch.unwatched(), torch.no_grad():  # before the call, which may write to the inputs
             digests = tuple(map(leaf_digest, inputs))
         result = func(*args, **kwargs)
         outputs = list(_tensors(result)) or list(_tensors(written(func, args, kwargs)))
@@ -98,7 +98,7 @@ def record_graph(
     traced, inputs = traced_with_places(fn, args)
     graph = traced.graph
     places = {node.name: node.meta.get(PLACE, Place()) for node in graph.graph.nodes}
-    # Nothing is compiled; it changes the graph as for a run on the eager backend.
+    # The eager backend compiles nothing; this call applies its changes to the graph.
     lower(graph, inputs, "eager", None, n_donated=0)
     recorder = Recorder(keep)
     autocast = _torch.without_autocast() if _torch.any_autocast() else contextlib.nullcontext()
@@ -132,7 +132,7 @@ class _Eager(DispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         if any(map(runs_by_others, types)):
-            return NotImplemented  # the subclass runs other operators, which reach this mode
+            return NotImplemented  # the subclass then calls operators that this mode records
         return self._recorder.run(func, args, kwargs or {}, self._places.here)
 
 
@@ -173,7 +173,7 @@ class _Interpreter(fx.Interpreter):
 
 @functools.cache
 def computes(func: Any) -> bool:
-    """Return True for an operator that computes new values: no view, copy or allocation."""
+    """Return True for an operator that computes new values, and not for views, copies or allocations."""
     if isinstance(func, HigherOrderOperator):
         return True
     if not isinstance(func, OpOverload):

@@ -18,8 +18,8 @@ from ftrain.testing.report import aligned
 
 __all__ = ["Section", "page", "text", "trace_sections"]
 
-_MOST = 2000  # rows of a table
-_SHOWN = 6  # rows of a table in text
+_MOST = 2000  # largest number of rows of a table
+_SHOWN = 6  # largest number of rows of a table in text output
 
 _CSS = """
 :root{color-scheme:light dark;--page:#f5f6f8;--panel:#fff;--edge:#e1e4ea;--text:#1f2430;--quiet:#667085;

@@ -24,9 +24,10 @@ from ftrain.core._user_line import is_foreign
 __all__ = ["Place", "Places"]
 
 _FTRAIN = str(pathlib.Path(__file__).resolve().parents[2]) + os.sep
-# Rooms whose frames only pass calls on.
+# Packages whose frames only pass calls on.
 _PASSING = tuple(
-    os.path.join(_FTRAIN, room) + os.sep for room in ("testing", "core/random", "core/compile")
+    os.path.join(_FTRAIN, package) + os.sep
+    for package in ("testing", "core/random", "core/compile")
 )
 _CHECKPOINT = str(torch.utils.checkpoint.__file__)
 
@@ -60,8 +61,8 @@ class _Around(NamedTuple):
     Attributes:
         modules: the running modules, innermost first.
         line: the innermost line of user code, or of ftrain's.
-        is_backward: True if these run inside a backward pass.
-        is_recomputed: True if they run a checkpointed region again.
+        is_backward: True if the operator runs in a backward pass.
+        is_recomputed: True if the operator is part of a recomputed checkpoint region.
     """
 
     modules: list[nn.Module]
@@ -81,7 +82,7 @@ class Places:
         self._boundary = boundary
         self._by_node: dict[int, Place] = {}
         self._known: dict[CodeType, bool] = {}
-        # The modules are kept, so that no id is used twice.
+        # References to the modules prevent Python from reusing their ids.
         self._names: dict[int, tuple[nn.Module, dict[int, str]]] = {}
         self._paths: dict[int, tuple[nn.Module, str]] = {}
 
@@ -90,11 +91,12 @@ class Places:
         node, around = current_node(), self._walk(sys._getframe(1))
         place = Place(self._path(around.modules), around.line)
         if node is not None and not around.is_recomputed:
-            if around.line and around.is_backward:  # in the backward of an autograd.Function
+            if around.line and around.is_backward:  # Python code of an autograd.Function's backward
                 return dataclasses.replace(place, backward=True)
             forward = self._by_node.get(node_number(node), place)
             return dataclasses.replace(forward, backward=True)
-        # The operator's own node was the last to be numbered; later operators without one keep it.
+        # The newest autograd node is this operator's. A later operator without a node of its own sees
+        # the same number, so the first entry stays.
         self._by_node.setdefault(sequence_number() - 1, place)
         return place
 
@@ -128,7 +130,8 @@ class Places:
         if not modules:
             return ""
         above = modules[-1]
-        # A recomputed region begins below the module that ran it at first.
+        # In a recomputed region the outermost module on the stack is inside the model: use the path that
+        # the forward pass stored for it.
         _, path = self._paths.setdefault(id(above), (above, type(above).__name__))
         for module in reversed(modules[:-1]):
             if module is not above:

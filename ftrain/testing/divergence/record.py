@@ -41,9 +41,9 @@ def record(
 ) -> Trace:
     """Run a step over batches and return a `Trace`: digests of batches, states, metrics and operators.
 
-    Of each step the trace has the digests, norms and extremes of the batch, of the new state and of the
-    metrics; of chosen steps also those of every operator, with its module and source line. Traces of
-    other processes, machines, numbers of threads and commits can be compared with it.
+    For each step, the trace has digests, norms and extreme values of the batch, the new state and the
+    metrics. For chosen steps it also has those of every operator, with its module and source line.
+    Traces from different processes, machines, thread counts and commits can be compared.
 
     A compiled step is recorded in two ways: its results come from the compiled program, its operators
     from its graph, which is run operator by operator with the kernels of the eager backend.
@@ -53,15 +53,16 @@ def record(
             or not. It runs on copies; a step whose operators are recorded runs twice.
         state: the state before the first batch. Not changed, nor donated.
         batches: one batch for each step.
-        path: a file to write the trace to, whose folder is made if it is missing; `None`: none.
+        path: the file to write the trace to, whose folder is created if it is missing; `None` writes no
+            file.
         steps: the numbers of the steps whose operators are recorded; `None`: all. Each must be reached.
         first_step: the number of the first step, for a state that comes from a checkpoint.
 
     Raises:
         TypeError: `step` is not a step; a leaf is not a tensor, a number or a string.
-        ValueError: a number in `steps` is not that of a step; nothing is written then.
-        NotADirectoryError: `path` leads through a file; no step is run then.
-        IsADirectoryError: `path` is a folder; likewise.
+        ValueError: `steps` has the number of a step that does not run; no file is written then.
+        NotADirectoryError: a parent of `path` is a file; no step is run then.
+        IsADirectoryError: `path` is a folder; no step is run then.
 
     Example:
         >>> def step(state, batch):

@@ -32,12 +32,12 @@ class TensorRecord(NamedTuple):
     """Record of one tensor: dtype, shape, digest and norms.
 
     Attributes:
-        dtype: `"float32"`; the class of a value that is not a tensor.
-        shape: its axes.
+        dtype: the dtype, such as `"float32"`; for a value that is not a tensor, its class.
+        shape: the sizes of its axes.
         digest: 16 hexadecimal digits of the sha256 of dtype, shape and bytes.
         norm: Euclidean norm, in float64.
-        low: smallest element; NaN if an element is NaN or there is none.
-        high: largest element, likewise.
+        low: smallest element; NaN if any element is NaN or the tensor is empty.
+        high: largest element; NaN in the same cases.
         sketch: four projections on fixed random signs. The root mean square of the differences of two
             sketches estimates the norm of the difference of their tensors.
     """
@@ -53,8 +53,8 @@ class TensorRecord(NamedTuple):
     def distance(self, other: TensorRecord) -> float:
         """Return the estimated norm of the difference, relative to the larger of the two norms.
 
-        0 for equal digests; infinity for other shapes and for elements that are not finite. The
-        estimate is within a factor of two in nine cases of ten.
+        The result is 0 for equal digests, and infinity if the shapes differ or an element is not finite.
+        The estimate is within a factor of two in nine cases of ten.
         """
         if self.digest == other.digest:
             return 0.0
@@ -78,7 +78,7 @@ class OperatorRecord(NamedTuple):
     """Record of one call of an operator that computes new values (not a view or a copy).
 
     Attributes:
-        name: `"aten.addmm.default"`.
+        name: the operator, such as `"aten.addmm.default"`.
         inputs: the digests of its tensors.
         shapes: their shapes.
         arguments: its other arguments, as text.
@@ -178,7 +178,7 @@ class Trace:
         try:
             content = gzip.decompress(pathlib.Path(path).read_bytes())
             written, trace = _adapter().validate_json(content)
-        except (OSError, EOFError, ValueError) as error:  # pydantic's is a ValueError
+        except (OSError, EOFError, ValueError) as error:  # ValidationError is a ValueError
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
             raise DataError(
                 f"{os.fspath(path)}: expected a trace written by ftrain.testing.record, got a file that "

@@ -33,7 +33,7 @@ class Variant:
 
     @staticmethod
     def of(step: Any, name: str = "step") -> Variant:
-        """Return the variant of `Steps`, or of a step `(state, batch) -> (state, metrics)`.
+        """Return the `Variant` for `Steps`, or for a step `(state, batch) -> (state, metrics)`.
 
         Raises:
             TypeError: `step` is neither; `name` is the name of the argument.

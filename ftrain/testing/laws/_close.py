@@ -23,7 +23,7 @@ __all__ = ["LOOSE", "Apart", "apart_by_leaf", "apart_by_tree", "smooth", "tolera
 #: gradient that is mathematically 0 (a bias before BatchNorm) into an update of full size.
 LOOSE = 2e-2
 
-#: Relative norms for gradients and metrics, by the least exact dtype.
+#: Relative norms for gradients and metrics, by the least precise dtype of a call.
 _SMALL = 1e-3
 _SMOOTH = ("loss", "grad_norm")
 _RELATIVE = {
@@ -42,7 +42,7 @@ class Apart(NamedTuple):
     Attributes:
         difference: its first element that differs.
         distance: the relative norm; `None` if the leaf must be equal in bytes.
-        relative: the largest one allowed.
+        relative: the largest relative norm that is allowed.
     """
 
     difference: Difference
@@ -68,8 +68,8 @@ def smooth(metrics: Any, relative: float) -> Any:
     """Return the metrics that are smooth in the inputs; an accuracy may jump because of rounding.
 
     Args:
-        metrics: a mapping; loss and norm are kept, all if it has neither.
-        relative: the tolerance; a small one keeps all.
+        metrics: a mapping; only `loss` and `grad_norm` are returned, or all metrics if it has neither.
+        relative: the tolerance; if it is at most 1e-3, all metrics are returned.
     """
     if (
         relative <= _SMALL

@@ -17,18 +17,19 @@ from ftrain.testing.report import LawViolation
 
 __all__ = ["require_counting"]
 
-#: The first integer whose successor rounds to itself.
+#: By dtype, the first integer n for which n + 1 rounds to n.
 _LARGEST = {torch.bfloat16: 2**8, torch.float16: 2**11, torch.float32: 2**24}
-#: Dtypes that count beyond the steps of any run.
+#: Dtypes whose counts are not tested: integers do not round, and float64 is exact up to 2**53.
 _EXACT = (torch.float64, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def require_counting(whole: Subject, states: Sequence[Any]) -> int:
     """Raise if a step count in the state stops growing at a large value; return the number of counts.
 
-    A leaf counts if each step adds exactly 1 to it. It is then set to the largest count of its dtype,
-    and must still count, unless the step does not depend on a count as large as that (Adam's
-    corrections are 1 by then).
+    A leaf is a step count if each step adds exactly 1 to it. The check sets such a leaf to the largest
+    count of its dtype and runs a step, after which the leaf must have grown. A leaf that stops is
+    allowed if the step no longer depends on a count of that size (Adam's bias corrections are 1 by
+    then).
 
     Args:
         whole: the step, which runs once more.

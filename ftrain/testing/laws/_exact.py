@@ -18,7 +18,7 @@ from ftrain.testing._copies import copied
 
 __all__ = ["ConstantDraws", "doubled", "finite", "in_float64", "is_float", "is_inexact"]
 
-#: Operators of ftrain whose results may be replaced: no loop waits for other numbers.
+#: Operators of ftrain whose results can be replaced by constants, because no rejection loop uses them.
 _DRAWS = ("threefry_bernoulli", "threefry_uniform", "threefry_normal")
 
 
@@ -56,7 +56,7 @@ def in_float64() -> Iterator[None]:
 class ConstantDraws(DispatchMode):
     """Dispatch mode that replaces random draws by constants, independent of key and number of rows.
 
-    Uniform numbers are 0.5, normal ones too; nothing is dropped.
+    Uniform and normal draws return 0.5. Dropout keeps every element.
     """
 
     def __torch_dispatch__(

@@ -24,7 +24,7 @@ from ftrain.testing.laws._named_classes import of_users
 
 __all__ = ["Held", "memory_of", "roots_of"]
 
-_MOST = 50_000  # objects; further ones are ignored
+_MOST = 50_000  # largest number of objects in a snapshot; further ones are ignored
 _GLOBAL = (torch.default_generator, *GLOBAL)
 
 
@@ -46,7 +46,7 @@ class Held:
     """
 
     def __init__(self, *roots: Any, follow_globals: bool = False) -> None:
-        self._roots = roots if follow_globals else ()  # whose class a message names
+        self._roots = roots if follow_globals else ()  # used to name the owner in messages
         self._owned = Owned(
             [("", root) for root in roots], follow_globals=follow_globals, limit=_MOST
         )
@@ -84,7 +84,7 @@ class Held:
         return len(self._owned.found.paths)
 
     def restore(self) -> list[str]:
-        """Restore the Python objects; return the names of changed ones, and `!` with each failure."""
+        """Restore the Python objects; return the names of changed ones, and each failure after a `!`."""
         paths: dict[str, None] = {}
         refused = []
         for owned in (self._owned, self._of_classes):
@@ -100,17 +100,17 @@ class Held:
         """Return the path of a restored object, with the name of its first changed attribute."""
         if isinstance(change.node, Globals):
             now = zip(change.node.names, change.values, strict=True)
-            scope = change.node.scope  # restored
+            scope = change.node.scope  # has its old values again
             return next(f"the global variable {n!r}" for n, x in now if scope.get(n, None) is not x)
         if not path:
             owners = (getattr(root, "__self__", root) for root in self._roots)
-            node = getattr(change.node, "instance", change.node)  # of slots
+            node = getattr(change.node, "instance", change.node)  # an instance with __slots__
             of_root = (o for o in owners if o is node or getattr(o, "__dict__", None) is node)
             path = next((type(owner).__name__ for owner in of_root), "")
         if not isinstance(change.node, dict) or change.keys is None:
             return path
         if not path and not self._roots:
-            return ""  # the model itself
+            return ""  # the changed object is the model itself
         after = dict(zip(change.keys, change.values, strict=True))
         names = [
             name
@@ -154,7 +154,7 @@ def _cached(found: Found) -> list[tuple[Path, torch.Tensor]]:
     tensors = []
     for cache in found.caches:
         name = spell(found.paths.get(id(cache)))
-        # Garbage collection is the one way into the cache, which is an object of C.
+        # The cache is a C object, whose contents only the garbage collector lists.
         results = [
             x for x in gc.get_referents(cache) if not isinstance(x, (type, types.FunctionType))
         ]

@@ -51,7 +51,7 @@ def changed_by(fn: Any, run: Callable[[], Any]) -> str | None:
 
     Args:
         fn: the function.
-        run: calls it.
+        run: a function without arguments that calls `fn`.
     """
     held = Held(*roots_of(fn), follow_globals=True)
     with kept(fn):

@@ -1,7 +1,7 @@
 """Data of the classes that functions name, such as the counter in `Stats.steps += 1`.
 
-The walk over a function's objects looks at the classes of instances; a class that a function only names
-is compared here.
+`Held` compares the classes of the instances that a function reaches. This module compares the classes
+that a function reads by name only.
 
 Read next: `_held.py`, which uses it.
 """
@@ -18,7 +18,7 @@ __all__ = ["ClassData", "of_users"]
 
 
 class ClassData:
-    """Data attributes of a class, as they were when this was made.
+    """Snapshot of the data attributes of a class.
 
     Attributes:
         name: the class in messages.
@@ -35,7 +35,7 @@ class ClassData:
         return {name: scope[name] for name in data_names(self._cls)}
 
     def restore(self) -> Iterator[str]:
-        """Restore the attributes; yield a name of each that had been set, replaced or deleted."""
+        """Restore the attributes; yield the names of those that had been added, replaced or deleted."""
         now = self._read()
         for name in {**self.values, **now}:
             if name not in self.values:
@@ -50,7 +50,7 @@ class ClassData:
 def of_users(classes: Iterable[type]) -> list[ClassData]:
     """Return the data of classes and their bases, without those of libraries that the core skips.
 
-    An enumeration stores combinations of its flags when they are first used, which is no change.
+    An enumeration stores combinations of its flags at their first use; this does not count as a change.
     """
     bases = {
         base: None

@@ -21,8 +21,8 @@ from ftrain.testing.report import LawViolation, Row
 
 __all__ = ["require_same_update", "skipped_in"]
 
-#: Relative norm of the update. Half the scale halves or doubles an update on which it has an influence;
-#: float16 gradients of another scale round otherwise only where they are subnormal.
+#: Largest relative difference of the update. If the update depends on the loss scale, half the scale
+#: halves or doubles it. If it does not, only subnormal float16 gradients round differently.
 _LIMIT = 0.1
 
 
@@ -35,10 +35,12 @@ def require_same_update(
         whole: the step; its last batch has finite gradients.
         before: the state before the skipped step.
         after: the state after it.
-        is_free: tells by path whether a skipped step may change a leaf; floats among those are scales.
+        is_free: `(path) -> bool`; True if a skipped step may change the leaf. Floats among these leaves
+            are taken to be loss scales.
 
     Returns:
-        A row of the report; none if no scale has changed, or if this batch is skipped too.
+        A list with one row of the report; empty if no scale has changed, or if this batch is skipped
+        too.
     """
     paths, treedef = tree.paths(before), tree.structure(before)
     leaves = list(zip(paths, tree.leaves(before), tree.leaves(after), strict=True))
@@ -49,7 +51,7 @@ def require_same_update(
     }
     if not scales:
         return []
-    # Only the scales: with the key of `before` both steps draw the same numbers.
+    # Only the scales are replaced: with the key of `before`, both steps draw the same numbers.
     scaled = tree.unflatten(treedef, [scales.get(path, old) for path, old, _ in leaves])
     runs = [whole.stepped(state, whole.batches[-1]) for state in (before, scaled)]
     if any(bool(skipped_in(metrics)) for _, metrics in runs):

@@ -129,7 +129,7 @@ def origin_of(
         return first_new(events, others)
     known = {digest for event in others for digest in (*event.inputs, *event.outputs)}
     wanted, site = _digest(leaves[path]), None
-    if wanted in known:  # this run of the call gave the values of the other one
+    if wanted in known:  # in this repetition, both runs computed the same values
         return None
     for event in reversed(events):
         if wanted in event.outputs:
@@ -148,7 +148,7 @@ def find_write(
 
     Args:
         call: the call.
-        watched: returns the tensor from the copied arguments, or one that the function holds.
+        watched: returns the tensor: a part of the copied arguments, or one that the function holds.
     """
     args = copied(call.args)
     tensor = watched(args)
@@ -158,7 +158,7 @@ def find_write(
     try:
         with mode:
             call.run(args)
-    except Exception:  # the first call raised nothing: this one runs on what that one has changed
+    except Exception:  # caused by the changes of the first call, which raised no error
         return mode.site
     return mode.site
 

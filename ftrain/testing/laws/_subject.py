@@ -2,7 +2,7 @@
 
 Every check reduces its subject to calls, each of which it may repeat with copies of the arguments.
 
-Read next: `_held.py`, what functions hold; `pure.py`, the first law.
+Read next: `_held.py`, which collects the objects that functions hold; `pure.py`, the first law.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class Subject:
     Attributes:
         step: `(state, batch) -> (state, metrics)`.
         evaluate: `(state, batch) -> metrics`; `None` if the subject is a step alone.
-        init_state: `(seed) -> state`; `None` likewise.
+        init_state: `(seed) -> state`; `None` if the subject is a step alone.
         state: the state before the first batch.
         batches: the batches.
     """
@@ -151,11 +151,11 @@ def calls_of(
     """Return the calls to check: each step of a run, and one evaluation of its first state.
 
     Args:
-        subject: as for every check.
-        batches: likewise.
-        state: likewise.
-        seed: likewise.
-        args: the arguments of a pure function, which the subject then is.
+        subject: steps or a function, as every check accepts them.
+        batches: the batches of the run.
+        state: the state before the first batch; `None` to call `init_state(seed)`.
+        seed: the seed of the initial state.
+        args: the arguments of the subject, if it is a pure function.
         evaluate: add the evaluation, if the subject has one.
     """
     return list(each_call(subject, batches, state, seed, args, evaluate=evaluate))
@@ -172,7 +172,8 @@ def each_call(
 ) -> Iterator[Call]:
     """Yield the calls of `calls_of` one by one, each step before the next call is computed.
 
-    What only the first call of a process changes (a cache, a seed, a setting) is found in this way.
+    In this way, checks also find what only the first call in a process changes (a cache, a seed, a
+    setting).
     """
     if args is not None:
         if isinstance(subject, str):

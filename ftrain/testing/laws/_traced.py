@@ -33,7 +33,7 @@ _LINE = re.compile(r"^  (\S[^\n]*:\d+ in [^\n]*\n    [^\n]*)$", re.MULTILINE)
 
 _CAUSES: dict[type[Exception], tuple[str, str]] = {
     TraceError: (
-        "a compiled step is one graph of operators, which is traced before there are values.",
+        "a compiled step is one graph of operators; while it is traced, tensors have no values.",
         "Write torch.where or ftrain.cond instead of a branch on a value; return values as metrics.",
     ),
     ImpureFunctionError: (

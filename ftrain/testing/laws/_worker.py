@@ -32,7 +32,7 @@ def _load_main(path: str | None) -> None:
     """Run the main program's file as a module, so that pickled functions of `__main__` are found."""
     if path is None or not path.endswith(".py"):
         return
-    module = types.ModuleType("__mp_main__")  # the name that multiprocessing gives it
+    module = types.ModuleType("__mp_main__")  # the name that multiprocessing uses in new processes
     module.__dict__.update(runpy.run_path(path, run_name="__mp_main__"))
     sys.modules["__main__"] = sys.modules["__mp_main__"] = module
 

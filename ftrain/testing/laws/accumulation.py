@@ -32,10 +32,11 @@ __all__ = ["Accumulated", "check_accumulation"]
 Accumulated = Callable[[Any, Sequence[Any]], tuple[Any, Any]]
 
 _PARTS = (2, 4, 8)
-# In float64; a loss that casts its logits to float32 adds 1e-8. Else by the dtype of the parameters.
+# Default of `relative` if the model runs in float64; a loss that casts its logits to float32 adds 1e-8.
+# `_ROUNDED`: for other models, by the dtype of the parameters.
 _EXACT = 1e-6
 _ROUNDED = {torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
-_UPDATES = 1e-3  # of a plain step, whose updates in float32 have lost digits
+_UPDATES = 1e-3  # for steps not made by ftrain: updates in float32 have lost digits
 
 
 @unchanging
@@ -60,20 +61,23 @@ def check_accumulation(
         batches: a list of batches.
         state: the state before the first batch; default: `init_state(seed)`.
         seed: of the initial state.
-        parts: the numbers of micro-batches, which divide the rows; default: 2, 4 and 8, if they do,
-            times `accumulate` of the step.
-        ragged: cut into parts of unequal size too; a loss must then return `Mean(total, weight)`.
+        parts: the numbers of micro-batches; default: 2, 4 and 8, times the step's `accumulate`. Numbers
+            that do not divide the number of rows are left out.
+        ragged: also cut the batch into parts of unequal size; the loss must then return `Mean(total,
+            weight)`.
         accumulated: `(state, micro_batches) -> (state, metrics)`, the step of your own that accumulates;
             its updates are compared with those of `subject`, and the metric `loss`, if both have it.
-        relative: the largest norm of the difference over the norm of the gradients; default: 1e-6, by
-            parameter dtype 1e-5 to 3e-2 for a model that does not run in float64, 1e-3 for updates.
+        relative: the largest norm of the difference, divided by the norm of the gradients; default:
+            1e-6; for a model that does not run in float64, 1e-5 to 3e-2 depending on its dtype; for
+            updates, 1e-3.
 
     Returns:
         The report.
 
     Raises:
         LawViolation: the gradients differ; the message names the parameter.
-        ValueError: the law does not apply: statistics over a batch, or rows that no number divides.
+        ValueError: the law does not apply, because the model computes statistics over a batch, or
+            because no number in `parts` divides the number of rows.
 
     Example:
         >>> def step(state, batch):
@@ -150,14 +154,14 @@ def _whole(step: TrainStep, state: TrainState, batch: Any) -> tuple[bool, Any, T
         except (RuntimeError, TypeError, ValueError):
             if not is_exact:
                 raise
-            continue  # the model casts to a dtype of its own
+            continue  # the model does not run in float64: repeat in its own dtype
         if first_difference(other.grads, result.grads) is not None:
             raise InapplicableError(
                 "subject: expected a step whose draws can be made constant, got one that draws integers "
                 "or permutations, which differ between micro-batches. Check the model without them."
             )
         return is_exact, result, each, rows
-    raise AssertionError  # the second attempt returns or raises
+    raise AssertionError  # unreachable: the second attempt returns or raises
 
 
 def _updates(

@@ -97,7 +97,7 @@ def assert_skips(
         step: the step; its metrics have an entry `skipped`.
         state: a `TrainState`, or a tree of another class with fields or keys.
         poisoned_batch: a batch whose gradients are not finite.
-        moving: fields of the state that must change, if it has them: the key.
+        moving: fields that must change, if the state has them; default: the key.
         free: fields of the state that may change.
 
     Example:
@@ -141,7 +141,7 @@ def assert_vmap_rows(
         batch: one batch, the same for each row.
         relative: the largest relative distance of a row's state (a batched matrix product may sum in
             another order than a single one); 0 requires the same bits.
-        compile: applied to the vmapped step; `ftrain.compile`, say.
+        compile: a function applied to the vmapped step, such as `ftrain.compile`.
     """
     with _brief():
         check_vmap(

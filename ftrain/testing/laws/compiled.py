@@ -42,10 +42,10 @@ def check_compiled(
         seed: of the initial state.
         args: the arguments of a pure function, instead of batches and a state.
         backend: "eager" runs the traced graph operator by operator; "inductor" compiles machine code.
-        relative: the largest norm of the difference of a leaf over its norm; 0 compares bytes. Default:
-            0 for "eager" (a graph with an LSTM or GRU, which runs another kernel, needs more); for
-            "inductor" 1e-4 for metrics and outputs (5e-2 with bfloat16 leaves, 5e-3 with float16) and
-            2e-2 for the state as a whole, since Adam amplifies rounding.
+        relative: the largest norm of a leaf's difference, divided by the leaf's norm; 0 compares bytes.
+            Default: 0 for "eager" (a graph with an LSTM or GRU, which runs another kernel, needs more);
+            for "inductor" 1e-4 for metrics and outputs (5e-2 with bfloat16 leaves, 5e-3 with float16)
+            and 2e-2 for the state as a whole, since Adam amplifies rounding.
 
     Returns:
         The report.
@@ -107,7 +107,7 @@ def _apart(call: Call, got: Any, expected: Any, relative: float | None) -> tuple
         return apart_by_leaf(got, expected, limit), f"relative norm at most {limit:.3g}"
     limit = tolerance(call.fn, call.args)
     state = apart_by_tree([got[0]], [expected[0]], LOOSE)
-    # A list of two, so that paths begin with [1].
+    # The empty first entry makes the paths of metrics begin with [1], as in the output of the step.
     metrics = apart_by_leaf([(), smooth(got[1], limit)], [(), smooth(expected[1], limit)], limit)
     return metrics or state, f"relative norm at most {limit:.3g} (state: {LOOSE:.3g})"
 

@@ -31,7 +31,7 @@ _OTHER = (
     "Draw random numbers from a key in the state, keep no state outside of it, and call "
     "torch.use_deterministic_algorithms(True) if the operator sums in parallel."
 )
-_SEARCHES = 8  # repeated calls, until two of them differ under the mode that records operators
+_SEARCHES = 8  # most repetitions of a call under the mode that records operators
 
 
 @unchanging
@@ -66,7 +66,7 @@ def check_deterministic(
 
     Raises:
         LawViolation: two calls differ; the message names the leaf, and the first operator whose result
-            differs if it differs again.
+            differs if a repetition shows the difference again.
         TypeError: a new process cannot find the subject.
 
     Example:

@@ -32,7 +32,7 @@ Check = Callable[[], Report]
 
 #: Laws whose checks repeat a step most often; they look at the first batch only.
 _ONE_BATCH = ("vmap", "exception_safety", "gradients")
-_MOST = 50  # operators of each call at which an exception is raised
+_MOST = 50  # largest number of operators of each call at which an exception is raised
 _CHECKS: dict[str, Callable[..., Report]] = {
     "pure": check_pure,
     "deterministic": check_deterministic,
@@ -81,7 +81,7 @@ def check_all(
             with "compiled", "donation" and "vmap" nothing is traced.
 
     Returns:
-        The reports, which print as a table. A law that does not apply has its reason there.
+        The reports, which print as a table. The report of a law that does not apply gives the reason.
 
     Raises:
         LawViolation: a law is violated. All laws are checked first; the error is that of the first one

@@ -46,8 +46,8 @@ def check_exception_safety(
     """Check that a call changes nothing if an exception is raised at any of its operators.
 
     The call is repeated with an exception in the place of its first, second, ... operator, those of the
-    backward pass included. After each, inputs, modules, other objects that the function holds, random
-    states and settings must be what they were.
+    backward pass included. After each exception, inputs, modules, other objects that the function holds,
+    random states and settings must be unchanged.
 
     Args:
         subject: `Steps`, another `(init_state, train_step, eval_step)`, a step
@@ -147,7 +147,7 @@ def _violation(mode: _Inject, summary: str, difference: Any = None) -> LawViolat
         summary,
         difference=difference,
         **located(mode.site),
-        cause="the call changes it before this operator, and would have restored it after it.",
+        cause="the call changes it before this operator and restores it only afterwards.",
         remedy="Restore it in a finally clause or a context manager, or compute with a copy.",
     )
 

@@ -47,9 +47,10 @@ def check_fixpoint(
 ) -> Report:
     """Check law 3: the state keeps its structure, shapes, dtypes, devices and strides.
 
-    Every leaf must be a tensor that requires no gradient. Leaves that share memory must go on to do so,
-    and a count of steps must not stop (float32 cannot count beyond 16,777,216). Then one compiled
-    program serves all batches of one kind, which is checked too: the step is traced as one graph.
+    Every leaf must be a tensor that requires no gradient. Leaves that share memory must continue to
+    share it, and a step count must not stop growing (float32 cannot count beyond 16,777,216). One
+    compiled program then serves all batches of one layout; this is checked by tracing the step as one
+    graph.
 
     Args:
         subject: `Steps`, another `(init_state, train_step, eval_step)`, or a step
@@ -80,7 +81,7 @@ def check_fixpoint(
     start = time.perf_counter()
     whole = subject_of(subject, batches, state, seed)
     states = [copied(whole.state)]
-    was = layout_of(whole.state)  # not of a copy, which is contiguous
+    was = layout_of(whole.state)  # of the original: a copy would be contiguous
     for i, batch in enumerate(whole.batches):
         states.append(whole.stepped(states[-1], batch)[0])
         _compare(layout_of(states[-1]), was, i + 1)

@@ -29,7 +29,7 @@ __all__ = ["check_gradients"]
 
 Point = dict[str, torch.Tensor]  # by path
 _STEPS = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-_FEW = 64  # elements of a leaf that are tried one by one
+_FEW = 64  # largest number of elements of a leaf that are tried one by one
 
 
 class _Function(NamedTuple):
@@ -37,7 +37,7 @@ class _Function(NamedTuple):
 
     Attributes:
         value: `(point) -> 0-d tensor`.
-        point: the leaves that it is differentiated by.
+        point: the leaves with respect to which it is differentiated.
         grads: the gradients under check.
         dtype: the dtype in which the value is rounded.
     """
@@ -73,8 +73,8 @@ def check_gradients(
         batches: a list of batches; each one is checked at the initial state.
         state: the state; default: `init_state(seed)`.
         seed: of the initial state and of the directions.
-        args: the arguments of a differentiable function, whose outputs are weighted at random and
-            summed; it is differentiated by all floats.
+        args: the arguments of a differentiable function. The sum of its outputs, with random weights, is
+            differentiated with respect to all floating tensors.
         directions: the number of directions.
         relative: the largest difference, relative to the derivative, or to its typical size
             $\lVert \nabla f \rVert / \sqrt n$.

@@ -46,8 +46,8 @@ def check_keyed(
 ) -> Report:
     """Check law 4: no call advances a random generator, and each key in use changes at each step.
 
-    Compared are torch's global generators, NumPy's and Python's, and those that the function holds in
-    its closure, in global variables and in modules. A call may make a generator itself, from a key.
+    The check covers torch's, NumPy's and Python's global generators, and those that the function holds
+    in its closure, in global variables and in modules. A call may create a generator from a key.
 
     Args:
         subject: `Steps`, another `(init_state, train_step, eval_step)`, a step
@@ -82,7 +82,7 @@ def check_keyed(
     try:
         calls = calls_of(subject, batches, state, seed, args)
         found = [drawn_in(call) for call in calls]
-    except UnkeyedRandomError as error:  # ftrain's own steps refuse such a draw
+    except UnkeyedRandomError as error:  # raised by ftrain's own steps
         raise LawViolation("keyed", str(error), cause=_CAUSE, remedy=_REMEDY) from error
     for call, drawn in zip(calls, found, strict=True):
         if drawn.generator is not None:

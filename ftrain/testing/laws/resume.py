@@ -37,8 +37,8 @@ def check_resume(
 ) -> Report:
     """Check law 7: resuming from a checkpoint before any step gives the same states and metrics.
 
-    The state is written by `ftrain.checkpoint.save` and read by `load` into fresh memory. One batch
-    is taken twice, so that a run has a middle.
+    The state is written by `ftrain.checkpoint.save` and read by `load` into fresh memory. A single batch
+    is used twice, so that the run can be interrupted between two steps.
 
     Args:
         subject: `Steps`, another `(init_state, train_step, eval_step)`, or a step

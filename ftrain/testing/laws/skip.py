@@ -60,7 +60,7 @@ def check_skip(
 
     Raises:
         LawViolation: the state changes, or the metric `skipped`, if there is one, is not 1.
-        ValueError: the batch cannot be poisoned, or its poison leaves all results finite.
+        ValueError: the batch cannot be poisoned, or all results of the poisoned batch are finite.
 
     Example:
         >>> def step(state, batch):

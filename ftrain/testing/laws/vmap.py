@@ -47,13 +47,14 @@ def check_vmap(
         batches: a list of batches, each the same for all rows.
         state: the state before the first batch; default: `init_state(seed)`.
         seed: of the first row's initial state.
-        args: the arguments of a pure function, each of whose leaves has the rows on its first axis.
+        args: the arguments of a pure function, with the rows on the first axis of every leaf.
         states: the rows. Default: three seeds, or for a step alone the states of a run.
-        relative: the largest norm of the difference of a leaf of a row over its norm: a batched product
-            may sum in another order. Leaves that are not floats must have the same bytes; 0 compares all
-            bytes. Default: by dtype, 1e-4 in float32; of an ftrain step that holds for the gradients,
-            and 2e-2 for the new state as a whole, since Adam amplifies rounding.
-        compile: applied to the vmapped step: `ftrain.compile`, say.
+        relative: the largest norm of the difference of a leaf in one row, divided by the leaf's norm,
+            because a batched product may sum in another order. Leaves that are not floats must have the
+            same bytes; 0 compares the bytes of all leaves. Default: by dtype, 1e-4 in float32. For a
+            step of ftrain, this default applies to the gradients, and 2e-2 to the new state as a whole,
+            since Adam amplifies rounding.
+        compile: a function applied to the vmapped step, such as `ftrain.compile`.
 
     Returns:
         The report.

@@ -2,9 +2,8 @@
 
     TestTraining = training_machine(make, batches).TestCase     # pytest collects it
 
-The run is compared with a model, a list of bytes: those of the state after each step of a run that
-nothing ever interrupted. When they differ, Hypothesis prints the shortest sequence of rules that
-shows it.
+The run is compared with a model: digests of the state after each step of an uninterrupted run. If they
+differ, Hypothesis prints the shortest sequence of rules that reproduces the difference.
 
 Read next: `training_machine.py`, the rules.
 """

@@ -32,8 +32,9 @@ def training_machine(
 
     Args:
         steps: a function that builds `Steps` as a new process would, called again after each crash, so
-            that what is kept outside the state is lost; with a parameter `accumulate` if
-            `accumulates` is given. A `Steps` itself survives crashes, and hides such faults.
+            that anything stored outside the state is lost; with a parameter `accumulate` if
+            `accumulates` is given. A `Steps` passed instead of a function survives crashes, and hides
+            such faults.
         batches: a sequence of batches, used over and over, or a `ftrain.data.Loader`.
         seed: as in `TrainingMachine`, like all other arguments.
         donates: False if the step cannot be compiled.
@@ -43,7 +44,8 @@ def training_machine(
         tolerance: the largest relative distance between gradients with and without micro-batches.
 
     Raises:
-        TypeError: `steps` cannot be built with `accumulate`; `batches` is no sequence and no loader.
+        TypeError: `steps` cannot be built with `accumulate`; `batches` is neither a sequence nor a
+            loader.
 
     Example:
         >>> from hypothesis import settings
@@ -58,7 +60,7 @@ def training_machine(
         >>> run_state_machine_as_test(machine, settings=few)
     """
     build = builder(steps, needs_accumulate=any(k != 1 for k in accumulates))
-    feed_of(batches)  # raises now, not in each example
+    feed_of(batches)  # raises for wrong batches here instead of in each example
     attributes = {
         "make_steps": lambda self, accumulate: build(accumulate),
         "make_batches": lambda self: batches,

@@ -31,7 +31,8 @@ from ftrain.testing.report import LawViolation
 
 __all__ = ["TrainingMachine"]
 
-# Checkpoints go into memory if possible: to wait for a disk took 9 of 16 s until a fault was shrunk.
+# Checkpoints are written to memory if possible: of the 16 s in which Hypothesis found and shrank a
+# fault, 9 s were waits for the disk.
 _MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
 
 
@@ -50,13 +51,13 @@ class TrainingMachine(RuleBasedStateMachine):
 
     Attributes:
         seed: the seed of the run's first state.
-        donates: True to switch donation on and off: the step is then compiled with `backend="eager"`.
+        donates: True to switch donation on and off during a run, with `backend="eager"`.
         has_nan_batches: True to train on batches that contain NaN, too.
         accumulates: the numbers of micro-batches between which `make_steps` is switched; `()`: only 1.
         workers: the numbers of workers between which the loader is switched.
         tolerance: the largest relative distance between the gradients of one batch with and without
             micro-batches (between the new parameters, if the step has no attribute `gradients`).
-        model: a digest of the state after each step so far, of a run without interruptions.
+        model: digests of the state after each step so far, from the uninterrupted run.
         state: the state of the run; `None` between a crash and the next rule.
     """
 
@@ -86,7 +87,7 @@ class TrainingMachine(RuleBasedStateMachine):
         self._start_process()
         self._begin()
 
-    # What users provide.
+    # Methods that users override.
 
     def make_steps(self, accumulate: int) -> Any:
         """Build the steps as a fresh process would; called at the start and after each crash.
@@ -225,13 +226,13 @@ class TrainingMachine(RuleBasedStateMachine):
         self._close()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    # What the rules are made of.
+    # Helpers of the rules.
 
     def _resume(self) -> None:
         """Restore the run if it has crashed.
 
-        Each rule does so, instead of being excluded until `restore`: Hypothesis drops the rules of a
-        sequence one by one, and what it chooses next must not depend on those before.
+        Each rule calls this first, so that every rule may follow a crash: Hypothesis shrinks a sequence
+        by dropping its rules one by one, which fails if the choice of a rule depends on earlier rules.
         """
         if self.state is None:
             self.restore()
@@ -244,7 +245,7 @@ class TrainingMachine(RuleBasedStateMachine):
     def _check(self, law: str = "resume") -> None:
         """Compare the bytes of the state with those of the uninterrupted run.
 
-        Each rule does so itself: Hypothesis would print an invariant after every rule.
+        Each rule calls this itself, because Hypothesis would print an `@invariant` after every rule.
         """
         if tree.digest(self.state) != self.model[-1]:
             _compare(
@@ -300,7 +301,7 @@ class TrainingMachine(RuleBasedStateMachine):
         self._history = history
         self.model.append(tree.digest(expected.state))
         if digest(metrics) != digest(expected.metrics):
-            self._check()  # a difference in the state says more
+            self._check()  # report a difference in the state first, if there is one
             raise LawViolation(
                 "resume",
                 f"the metrics of step {position} differ from those in an uninterrupted run: expected "

@@ -25,18 +25,18 @@ def batches(
     """Return a strategy of batches with the structure of `spec`, which shrink to zeros.
 
     Args:
-        spec: a tree. A tensor stands for tensors of its shape and dtype, its integers within the range
-            of its values; a tensor on the meta device for those of its shape and dtype, its integers 0
-            or 1; a Hypothesis strategy for its own values; another leaf for itself.
+        spec: a tree. A tensor is replaced by tensors of its shape and dtype, with integers in the range
+            of its values (0 or 1 for a tensor on the meta device). A Hypothesis strategy is replaced by
+            its values. Any other leaf is used as it is.
         rows: the size of the first axis of every tensor, or a strategy of it; default: as in `spec`.
-        weight: the path of a tensor of weights, as `tree.paths` spells it, or a key of `spec`. It is
-            drawn ragged, of zeros and ones: in one of shape `(rows, length)`, each row has ones up to a
-            length of its own; in one of shape `(rows,)`, a row counts or not.
+        weight: the path of a tensor of weights, as `tree.paths` spells it, or a key of `spec`. The
+            weights are drawn from 0 and 1. For the shape `(rows, length)`, each row has ones up to a
+            length of its own, then zeros; for the shape `(rows,)`, each row has the weight 0 or 1.
         allow_zero_weight: True to draw total weight 0 too.
         **options: arguments of `tensors` for floating tensors: `max_value=1.0`, `allow_nan=True`.
 
     Raises:
-        ValueError: `weight` is no path of `spec`; `rows` is given and a leaf has no axis to change.
+        ValueError: `weight` is not a path of `spec`; `rows` is given and a leaf has no axis.
 
     Example:
         >>> from hypothesis import find
@@ -110,7 +110,7 @@ def _like(leaf: Any, rows: int | None, options: dict[str, Any]) -> SearchStrateg
 
 @st.composite
 def _ragged(draw: Any, shape: tuple[int, ...], dtype: torch.dtype, allow_zero: bool) -> Any:
-    """Draw weights of 0 and 1: ones, then zeros along the last axis; in any order for one axis."""
+    """Draw weights of 0 and 1: ones, then zeros along the last axis; in any order for a 1-d tensor."""
     if len(shape) < 2:
         counts = draw(st.lists(st.booleans(), min_size=shape[0], max_size=shape[0]))
         if not allow_zero and counts and not any(counts):

@@ -24,7 +24,7 @@ _NAMES = (
 # Algorithms whose learning rate is a number only.
 _CONSTANT = ("rprop",)
 
-# Options besides the learning rate that are drawn too, as forms of their own.
+# Further options: an algorithm listed here is also drawn with these options set.
 _FORMS: dict[str, dict[str, float]] = {"sgd": {"momentum": 0.9}, "adamw": {"weight_decay": 0.1}}
 
 
@@ -85,7 +85,8 @@ def _bare(draw: Any, names: tuple[str, ...], learning_rates: SearchStrategy[Any]
     forms: list[tuple[str, dict[str, float]]] = [(name, {}) for name in names]
     forms += [(name, _FORMS[name]) for name in names if name in _FORMS]
     name, options = draw(st.sampled_from(forms))
-    # Two branches in both cases: Hypothesis prefers fewer choices, and `sgd` is the simplest.
+    # The union has two branches for every algorithm: Hypothesis shrinks to the form with fewer choices,
+    # which would be `rprop` instead of `sgd`.
     rate: SearchStrategy[Any] = rates() | (rates() if name in _CONSTANT else schedules())
     if learning_rates is not None:
         rate = learning_rates

@@ -20,7 +20,7 @@ _NUMPY: dict[torch.dtype, Any] = {
     torch.float64: np.float64,
     torch.float32: np.float32,
     torch.float16: np.float16,
-    torch.bfloat16: np.float32,  # NumPy has no bfloat16: drawn in float32, then rounded
+    torch.bfloat16: np.float32,  # NumPy has no bfloat16: numbers are drawn in float32, then rounded
     torch.int64: np.int64,
     torch.int32: np.int32,
     torch.int16: np.int16,
@@ -28,7 +28,7 @@ _NUMPY: dict[torch.dtype, Any] = {
     torch.uint8: np.uint8,
     torch.bool: np.bool_,
 }
-_BOUND = 8.0  # of a value by default: sums, products and exponentials of a few stay finite
+_BOUND = 8.0  # default bound of values: sums, products and exponentials of a few stay finite
 
 
 def tensors(
