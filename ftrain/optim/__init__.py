@@ -9,7 +9,7 @@ Example:
     >>> updates, state = optimizer.update({"w": torch.ones(2, 2)}, state, params)
     >>> params = optim.apply_updates(params, updates)
 
-    Read next: `protocol.py`, the pair; `adam.py`, a whole algorithm.
+    Read next: `protocol.py`, which defines the pair; `adam.py`, a complete algorithm.
 """
 
 from ftrain.core.norm import global_norm

@@ -24,16 +24,17 @@ def checked(
     """Return a transformation whose `update` first checks its state and its parameters.
 
     Args:
-        name: of the transformation, for messages.
+        name: the transformation's name, for messages.
         state_type: the class of its state.
         init: `params -> state`.
         update: `(grads, state, params, **extra) -> (updates, state)`.
-        needs_params: True if `update` reads the parameters; a text says for which option.
-        unused: fields of the state that are `()` at these options.
+        needs_params: True if `update` always reads the parameters; a string names the option for which
+            it does.
+        unused: fields of the state that are `()` with these options.
 
     Raises:
         TypeError: in `update`: the state is of another class.
-        ValueError: in `update`: the state is of other options, or the parameters are missing.
+        ValueError: in `update`: the state was made with other options, or the parameters are missing.
     """
     who = f"{name} with {needs_params}" if isinstance(needs_params, str) else name
 

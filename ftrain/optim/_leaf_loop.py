@@ -1,7 +1,7 @@
 """Loop that applies an algorithm's update rule to each parameter, after checks of the trees.
 
-An algorithm then reads as its paper does: the scalars of this update, computed once in float64, and a
-rule from gradient and memory to update and new memory.
+An algorithm can then be written as in its paper: the scalars of an update, computed once in float64, and
+a rule that maps gradient and memory (the leaf's optimizer state) to the update and the new memory.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Leaf(NamedTuple):
 
 
 Rule = Callable[..., tuple[torch.Tensor, ...]]
-"""`(leaf, **scalars) -> (update, *new memory)`; further tensors become further trees."""
+"""`(leaf, **scalars) -> (update, *new memory)`; each further tensor becomes a leaf of a further tree."""
 
 
 def each_leaf(
@@ -66,7 +66,7 @@ def each_leaf(
     """Apply an update rule to every parameter; return trees of the updates and of the new state.
 
     Args:
-        rule: from a `Leaf` and the scalars by name to `(update, *new memory)`.
+        rule: `(leaf, **scalars) -> (update, *new memory)`.
         grads: the gradients.
         params: the parameters, or None if the rule reads none.
         memory: each tree of the algorithm's memory, by its name in the state.
@@ -78,8 +78,8 @@ def each_leaf(
             memory.
 
     Returns:
-        The updates, each tree of the new memory in the order of the old, then what else the rule
-        returns.
+        The updates, each tree of the new memory in the order of `memory`, then one tree for each further
+        tensor that the rule returns.
     """
     named = [(f"state.{name}", values) for name, values in (memory or {}).items()]
     if named:
@@ -125,7 +125,7 @@ def stateless(name: str | None, rule: Rule, **scalars: Hyperparameter) -> Gradie
     """Return a transformation without state that applies a rule to every leaf.
 
     Args:
-        name: of the transformation, if its rule reads the parameters; else None.
+        name: the transformation's name if its rule reads the parameters, else None.
         rule: `(leaf, **scalars) -> (update,)`.
         **scalars: as in `each_leaf`.
     """

@@ -20,17 +20,17 @@ __all__ = ["strong_wolfe"]
 Line = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 """Function from a step length (float64, 0-d) to the value there and the slope along the line."""
 
-T, VALUE, SLOPE = range(3)  # of a point
+T, VALUE, SLOPE = range(3)  # indices of a point's step length, value and slope
 
 
 class Bracket(NamedTuple):
     """State of the line search; each point is a float64 tensor `(3,)` of step, value and slope.
 
     Attributes:
-        found: bool, 0-d. `low` meets both conditions.
+        found: bool, 0-d. True if `low` meets both conditions.
         trial: float64, 0-d. The next step to try.
-        low: the best point that decreases the value enough; the start, as long as there is none.
-        high: the other end of the bracket; infinitely far, as long as there is none.
+        low: the best point that decreases the value enough; initially, the start of the line.
+        high: the other end of the bracket; initially, at infinity.
     """
 
     found: torch.Tensor
@@ -53,9 +53,8 @@ def strong_wolfe(
 
     $$f(t) \le f(0) + c_1 t f'(0), \qquad |f'(t)| \le c_2 |f'(0)|$$
 
-    Within the rounding of $f$ the first condition is computed from the slopes, as in Hager and
-    Zhang (2005), "A New Conjugate Gradient Method with Guaranteed Descent": near the minimum the
-    values differ by rounding only.
+    Near the minimum, values of $f$ differ by rounding only. There the first condition is computed from
+    the slopes, as in Hager and Zhang (2005), "A New Conjugate Gradient Method with Guaranteed Descent".
 
     Args:
         line: the function along the line.
@@ -63,8 +62,8 @@ def strong_wolfe(
         slope: 0-d, `f'(0)`, negative.
         first: float64, 0-d. The first trial.
         trials: the maximum number of trials.
-        c1: of the sufficient decrease.
-        c2: of the curvature.
+        c1: the constant of the sufficient-decrease condition.
+        c2: the constant of the curvature condition.
 
     Returns:
         float64, 0-d: the step; if none met both conditions, the best that met the first one; 0 if none
@@ -92,7 +91,8 @@ def strong_wolfe(
         new_high = torch.where(too_far, point, torch.where(passed, low, high))
         new_low = torch.where(too_far, low, point)
         is_bracketed = torch.isfinite(new_high[T])
-        # A missing end is put at a finite place: else the derivative of a value not selected is NaN.
+        # An infinite `high` is replaced by a finite point: otherwise the derivative of `between` would
+        # be NaN, even where `where` does not select it.
         between = _between(new_low, torch.where(is_bracketed, new_high, new_low + 1))
         trial = torch.where(is_bracketed, between, 2 * t)
         return Bracket(found, trial, torch.where(found, point, new_low), new_high)

@@ -1,4 +1,4 @@
-"""Initial values of `with_hyperparams` in the place of the values that it was built with.
+"""Initial hyper-parameters that replace those with which `with_hyperparams` was built.
 
 A sweep has only the functions of a training run. An initial state may depend on a hyper-parameter
 (`initial_accumulator_value`, the learning rate that a state records), so each member is initialised with

@@ -37,12 +37,12 @@ def step_once(
 
     Args:
         make: the class.
-        options: its arguments, less the learning rate.
+        options: its arguments, without the learning rate.
         rate: the learning rate; float64, 0-d.
         params: of any floating dtype.
         grads: like `params`.
-        entries: the memory of each parameter, in tensors.
-        numbers: which of its names the optimizer keeps as Python numbers.
+        entries: the optimizer's state of each parameter, as tensors.
+        numbers: the names of state entries that the optimizer stores as Python numbers.
     """
     symbolic = _without_values(params)
     copies = [_own(p, symbolic) for p in params]
@@ -69,10 +69,10 @@ def first_entries(
 ) -> list[Entries]:
     """Return the state that a `torch.optim` optimizer has for each parameter before its first step.
 
-    torch fills its state during the first step. So one step is taken with zero gradients: the first
-    value stored under each name is the start; a value stored after the initialization is a result,
-    whose start is zero (the momentum of SGD). Without a `rate` the class's own is used; dtypes and
-    shapes are the same.
+    torch fills its state during the first step, so one step is run with zero gradients. The first value
+    stored under each name is the initial value. A value first stored after the initialization is a
+    result of the step; its initial value is zero (the momentum of SGD). Without a `rate`, the class's
+    default is used, which changes no dtype or shape.
     """
     symbolic = _without_values(params)
     copies = [p.detach().clone() for p in params]
@@ -161,7 +161,8 @@ _OWN = (
 
 def _own(value: torch.Tensor, symbolic: bool) -> torch.Tensor:
     if symbolic and value.ndim == 0:
-        # Counts: `1 - b ** t` in float32 is off by 5e-5 at first, and torch takes it in Python floats.
+        # 0-d entries are counts: in float32 `1 - b ** t` is off by 5e-5 at first; torch uses Python
+        # floats.
         return value.detach().to(torch.float64, copy=True)
     return value.detach().clone()
 

@@ -22,9 +22,9 @@ class AdaBeliefState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
-        nu: running mean of their squared distance from it, likewise.
+        nu: running mean of the squared distance between gradient and `mu`; a tree like `mu`.
     """
 
     count: Count
@@ -50,18 +50,20 @@ def adabelief(
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        b1: decay of the mean, in [0, 1). At 0 a gradient never strays from its mean.
-        b2: decay of the squares, in [0, 1).
-        eps: >= 0, added outside the root, after the correction of `s`.
+        b1: decay of the mean of gradients, in [0, 1). With 0 the mean equals the gradient, and the
+            distance is 0.
+        b2: decay of the mean of squares, in [0, 1).
+        eps: >= 0, added to the square root of the bias-corrected `s`.
         eps_root: >= 0, added to `s` at each update.
 
     Returns:
-        A transformation with an `AdaBeliefState`. For decoupled decay write
-        `chain(adabelief(...), ...)` as `adamw` is written in parts.
+        A transformation with an `AdaBeliefState`. It has no decoupled weight decay; for an L2 penalty
+        write `chain(add_decayed_weights(...), adabelief(...))`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; gradients and parameters differ in structure or
+            shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = adabelief(0.1)

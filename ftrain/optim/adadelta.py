@@ -22,7 +22,7 @@ class AdadeltaState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         nu: running mean of the squared gradients, a tree like the parameters; at least float32.
         delta: running mean of the squared steps (before the rate), likewise.
     """
@@ -47,14 +47,15 @@ def adadelta(
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
         rho: decay of both means, in [0, 1).
-        eps: >= 0, added under the roots. At 0 nothing ever moves.
+        eps: >= 0, added under the square roots. With 0, all updates are 0.
 
     Returns:
         A transformation with an `AdadeltaState`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; gradients and parameters differ in structure or
+            shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = adadelta(eps=0.01)

@@ -26,11 +26,11 @@ class AdafactorState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         row: mean squares of each row, a tree like the parameters with last dimension 1; empty for
             vectors and scalars. At least float32.
-        column: mean squares of each column, likewise, with last dimension but one 1.
-        nu: mean squares of vectors and scalars; empty for the others.
+        column: mean squares of each column, like `row`, but with second-to-last dimension 1.
+        nu: mean squares of the elements of vectors and scalars; empty for other parameters.
     """
 
     count: Count
@@ -61,28 +61,28 @@ def adafactor(
     c / \mathrm{mean}(r)$, from the means $r$ and $c$ of $g^2$ over rows and columns. Tensors of
     more dimensions are stacks of matrices in their last two.
 
-    The same as `torch.optim.Adafactor`. `optax.adafactor` factors the two largest dimensions, from
-    128 on only, has no $1 / \sqrt{t}$, adds 1e-30 to $g^2$ where this bounds $v$, and does not
-    multiply the decay by the rate.
+    The same as `torch.optim.Adafactor`. `optax.adafactor` factors the two largest dimensions, and only
+    if both are at least 128, has no $1 / \sqrt{t}$, adds 1e-30 to $g^2$ where this bounds $v$, and does
+    not multiply the decay by the rate.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0). It
             is relative: at 0.01 a step changes parameters by about one in a hundred.
-        beta2_decay: <= 0, the power of the update's number that new squares weigh.
-        eps1: >= 0, a bound below `mean(r)` and `sqrt(v)`; None for the machine epsilon of the dtype
-            computed in.
-        eps2: >= 0, the least size that a parameter is taken to have.
-        d: > 0, where the root mean square of `x` is clipped.
-        weight_decay: >= 0, multiplied by the rate.
-        mask: what decays: a tree of bools, a function of the parameters, or None for all.
+        beta2_decay: <= 0. At update `t`, the new squares have the weight `t ** beta2_decay`.
+        eps1: >= 0, a lower bound of `mean(r)` and `sqrt(v)`; None for the machine epsilon of the compute
+            dtype.
+        eps2: >= 0, a lower bound of `rms(p)`.
+        d: > 0, the value at which the root mean square of `x` is clipped.
+        weight_decay: >= 0, multiplied by the learning rate.
+        mask: the parameters that decay: a tree of bools, a function of the parameters, or None for all.
 
     Returns:
         A transformation with an `AdafactorState`. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
-            parameters; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; the mask's structure is not that of the
+            parameters; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = adafactor(0.1)
@@ -143,7 +143,7 @@ def adafactor(
         d: Hyperparameter,
         least: Hyperparameter,
     ) -> tuple[torch.Tensor, ...]:
-        # Its memory has other shapes than the parameter, so it is passed as `also`.
+        # The statistics have other shapes than the parameter, so they are passed as `also`.
         dtype = leaf.also[0].dtype
         least = torch.finfo(dtype).eps if eps1 is None else least
         g, p = leaf.grad.to(dtype), leaf.param.to(dtype)

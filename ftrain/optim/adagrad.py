@@ -23,7 +23,7 @@ class AdagradState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         nu: sum of the squared gradients, a tree like the parameters; at least float32.
     """
 
@@ -49,15 +49,16 @@ def adagrad(
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        eps: >= 0, added outside the root.
-        initial_accumulator_value: >= 0, where the sum starts.
+        eps: >= 0, added to the square root.
+        initial_accumulator_value: >= 0, the initial value of the sum.
 
     Returns:
         A transformation with an `AdagradState`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; gradients and parameters differ in structure or
+            shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = adagrad(0.1)

@@ -29,7 +29,7 @@ class ScaleByAdamState(NamedTuple):
     Attributes:
         count: int64, 0-d. Updates so far.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
-        nu: running mean of their squares, likewise.
+        nu: running mean of the squared gradients; a tree like `mu`.
     """
 
     count: Count
@@ -42,9 +42,9 @@ class AdamState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
-        nu: running mean of their squares, likewise.
+        nu: running mean of the squared gradients; a tree like `mu`.
     """
 
     count: Count
@@ -75,10 +75,10 @@ def adamw(
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        b1: decay of the mean, in [0, 1).
-        b2: decay of the squares, in [0, 1).
-        eps: >= 0, added outside the root, after the correction of `v`.
-        weight_decay: >= 0, multiplied by the rate.
+        b1: decay of the mean of gradients, in [0, 1).
+        b2: decay of the mean of squares, in [0, 1).
+        eps: >= 0, added to the square root of the bias-corrected `v`.
+        weight_decay: >= 0, multiplied by the learning rate.
         mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`,
             no decay on vectors and scalars; `optim.everything` decays all, as torch and optax do.
 
@@ -86,9 +86,9 @@ def adamw(
         A transformation with an `AdamState`. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
-            parameters; gradients of other structure or shape than the parameters.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; the mask's structure is not that of the
+            parameters; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> from ftrain import optim
@@ -147,23 +147,24 @@ def adam(
     $$u = -\eta \, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}, \qquad
     m = \beta_1 m + (1 - \beta_1) g, \quad v = \beta_2 v + (1 - \beta_2) g^2$$
 
-    The operations come in the order of `torch.optim.Adam(foreach=False)`: equal to it to the bit in
-    eager float32 on the CPU. `optax.adam` has the same `eps`, outside the root, and divides the
+    The order of the operations is that of `torch.optim.Adam(foreach=False)`: in eager float32 on the
+    CPU, results are equal to the bit. `optax.adam` has the same `eps`, outside the root, and divides the
     moments instead of the step: it differs by rounding only.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        b1: decay of the mean, in [0, 1).
-        b2: decay of the squares, in [0, 1).
-        eps: >= 0, added outside the root, after the correction of `v`.
+        b1: decay of the mean of gradients, in [0, 1).
+        b2: decay of the mean of squares, in [0, 1).
+        eps: >= 0, added to the square root of the bias-corrected `v`.
 
     Returns:
         A transformation with an `AdamState`. For an L2 penalty write
         `chain(add_decayed_weights(...), adam(...))`; for decoupled decay, `adamw`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; gradients and parameters differ in structure or
+            shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = adam(0.1)
@@ -203,16 +204,17 @@ def scale_by_adam(
     with the moments of `adam`.
 
     Args:
-        b1: decay of the mean, in [0, 1).
-        b2: decay of the squares, in [0, 1).
-        eps: >= 0, added outside the root, after the correction of `v`.
+        b1: decay of the mean of gradients, in [0, 1).
+        b2: decay of the mean of squares, in [0, 1).
+        eps: >= 0, added to the square root of the bias-corrected `v`.
 
     Returns:
         A transformation with a `ScaleByAdamState`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; gradients and parameters differ in structure or
+            shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> params = {"w": torch.tensor([1.0, -2.0])}

@@ -22,9 +22,9 @@ class AdamaxState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
-        nu: their decaying maximum, likewise.
+        nu: decaying maximum of the absolute gradients; a tree like `mu`.
     """
 
     count: Count
@@ -49,7 +49,7 @@ def adamax(
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        b1: decay of the mean, in [0, 1).
+        b1: decay of the mean of gradients, in [0, 1).
         b2: decay of the maximum, in [0, 1).
         eps: >= 0, added to the size of each gradient.
 
@@ -57,8 +57,9 @@ def adamax(
         A transformation with an `AdamaxState`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; gradients and parameters differ in structure or
+            shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = adamax(0.1)

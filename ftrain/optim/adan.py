@@ -23,11 +23,11 @@ class AdanState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
-        diff: running mean of the differences between successive gradients, likewise.
-        nu: running mean of the squares of the gradients extrapolated by them, likewise.
-        previous: the last gradient, likewise; zeros before the first.
+        diff: running mean of the differences between successive gradients; a tree like `mu`.
+        nu: running mean of the squares of the extrapolated gradients; a tree like `mu`.
+        previous: the last gradient, a tree like `mu`; initially zeros.
     """
 
     count: Count
@@ -60,28 +60,28 @@ def adan(
 
     where $g'$ is the previous gradient ($g' = g$ at the first update).
 
-    The betas are weights of the past, as in Adam and in the authors' code; the paper writes $1 -
-    \beta$. `optax.adan` (0.2.8) weighs the differences by $1 - \beta_2$, 0.08, where paper and
+    The betas are the weights of earlier values, as in Adam and in the authors' code; the paper writes
+    $1 - \beta$. `optax.adan` (0.2.8) weighs the differences by $1 - \beta_2$, 0.08, where paper and
     authors have 0.92. The decay is decoupled as in `adamw`; the paper divides by $1 + \eta \lambda$
     instead.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        b1: decay of the mean, in [0, 1).
+        b1: decay of the mean of gradients, in [0, 1).
         b2: decay of the mean difference, and the weight of differences, in [0, 1).
         b3: decay of the squares, in [0, 1).
-        eps: >= 0, added outside the root.
-        eps_root: >= 0, added under it.
-        weight_decay: >= 0, multiplied by the rate.
-        mask: what decays: a tree of bools, a function of the parameters, or None for all.
+        eps: >= 0, added to the square root.
+        eps_root: >= 0, added under the square root.
+        weight_decay: >= 0, multiplied by the learning rate.
+        mask: the parameters that decay: a tree of bools, a function of the parameters, or None for all.
 
     Returns:
         A transformation with an `AdanState`. `update` needs `params` for weight decay only.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
-            parameters; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; the mask's structure is not that of the
+            parameters; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = adan(0.1)

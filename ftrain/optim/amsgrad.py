@@ -23,9 +23,9 @@ class AMSGradState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
-        nu: running mean of their squares, likewise.
+        nu: running mean of the squared gradients; a tree like `mu`.
         nu_max: the largest `nu` so far, element by element.
     """
 
@@ -54,25 +54,25 @@ def amsgrad(
     with the moments of `adam`.
 
     The same as `amsgrad=True` of `torch.optim.Adam` and `AdamW`. `optax.amsgrad` takes the maximum
-    after the correction, over $v / (1 - \beta_2^t)$: its first gradients weigh more, for the whole
-    run.
+    after the correction, over $v / (1 - \beta_2^t)$: the first gradients have more weight there, for the
+    whole run.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        b1: decay of the mean, in [0, 1).
-        b2: decay of the squares, in [0, 1).
+        b1: decay of the mean of gradients, in [0, 1).
+        b2: decay of the mean of squares, in [0, 1).
         eps: >= 0, added outside the root, after the correction.
-        weight_decay: >= 0, decoupled: multiplied by the rate. For an L2 penalty write
+        weight_decay: >= 0, decoupled: multiplied by the learning rate. For an L2 penalty write
             `chain(add_decayed_weights(...), amsgrad(...))`.
-        mask: what decays: a tree of bools, a function of the parameters, or None for all.
+        mask: the parameters that decay: a tree of bools, a function of the parameters, or None for all.
 
     Returns:
         A transformation with an `AMSGradState`. `update` needs `params` for weight decay only.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
-            parameters; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; the mask's structure is not that of the
+            parameters; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = amsgrad(0.1)

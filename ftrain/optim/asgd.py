@@ -22,9 +22,9 @@ class ASGDState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
-        average: mean of the parameters after `t0` updates, their latest value before; a tree like
-            them, at least float32. What to evaluate.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
+        average: the mean of the parameters since update `t0`, and before it the current parameters; a
+            tree like the parameters, at least float32. Evaluate the model with it.
     """
 
     count: Count
@@ -51,15 +51,16 @@ def asgd(
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
         lambd: >= 0, how fast the step shrinks, and an L2 penalty on all parameters.
-        alpha: >= 0, the power by which it shrinks.
+        alpha: >= 0, the exponent with which the step shrinks.
         t0: >= 0, the number of updates after which the average starts.
 
     Returns:
         A transformation with an `ASGDState`. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; gradients and parameters differ in structure or
+            shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = asgd(0.1, t0=1)

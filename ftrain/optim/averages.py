@@ -48,7 +48,7 @@ class SwaState(NamedTuple):
 
     Attributes:
         updates_seen: int64, 0-d. Updates so far.
-        averaged: int64, 0-d. Number of updates whose parameters the average is the mean of.
+        averaged: int64, 0-d. Number of sets of parameters in the mean.
         swa: the average, a tree like the parameters, at least float32; before `start` a copy of them.
         inner: the optimizer's own state.
     """
@@ -66,18 +66,18 @@ def ema(
 
     $$a = d a + (1 - d) p$$
 
-    after each update, from $a = p$ before the first. The updates of `inner` are not changed. With
-    warmup $d = \min(\mathrm{decay}, (1 + t) / (10 + t))$ at the update after $t$ others, so that
-    the average of a short run forgets its start; without, $d$ is `decay`.
+    after each update, with $a = p$ before the first one. The updates of `inner` are not changed. With
+    warmup, $d = \min(\mathrm{decay}, (1 + t) / (10 + t))$ after $t$ earlier updates, so that the average
+    of a short run does not depend on its start; without warmup, $d$ is `decay`.
 
     Make it the outermost wrapper, around everything that changes the updates: it averages the
-    resulting parameters. Around `multi_steps` it would average at each micro-step; inside, at each
-    update.
+    resulting parameters. Around `multi_steps` it averages at each micro-step; inside of `multi_steps`,
+    at each update.
 
     Args:
         inner: the whole optimizer.
         decay: in [0, 1).
-        warmup: whether the decay grows from 0.1 to `decay`.
+        warmup: True to let the decay grow from 0.1 to `decay`.
 
     Returns:
         A transformation with an `EmaState`. `update` needs `params`.
@@ -128,15 +128,15 @@ def swa(inner: GradientTransformation, start: int, every: int = 1) -> GradientTr
     """Return `inner` with stochastic weight averaging: the mean of late parameters in its state.
 
     The mean is over the parameters after updates `start`, `start + every`, `start + 2 every`, ...
-    (the first update is number 1); before `start` the average equals the parameters. The rate of
-    the averaging phase is the optimizer's schedule: constant or cyclic in the paper. Layers with
-    statistics (BatchNorm) need those of the averaged weights: run the model over some batches with
-    them.
+    (the first update is number 1); before `start` the average equals the parameters. The learning rate
+    of the averaging phase is set by the optimizer's schedule; in the paper it is constant or cyclic.
+    Statistics of BatchNorm layers must be recomputed: run the model with the averaged weights over some
+    batches.
 
     Args:
         inner: the whole optimizer.
-        start: updates before the first average, >= 1.
-        every: updates from one to the next, >= 1; the length of a cycle.
+        start: the number of the first update whose parameters are averaged, >= 1.
+        every: the number of updates from one averaged value to the next, >= 1; the length of a cycle.
 
     Returns:
         A transformation with a `SwaState`. `update` needs `params`.

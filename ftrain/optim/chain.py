@@ -15,8 +15,8 @@ def chain(*links: GradientTransformation) -> GradientTransformation:
     """Compose transformations, applied from left to right.
 
     Args:
-        *links: each is handed the updates of the one before it, its own state, the parameters, and
-            all extra arguments.
+        *links: the transformations. Each gets the updates of the previous one, its own state, the
+            parameters, and all extra arguments.
 
     Returns:
         A transformation whose state is the tuple of the links' states.

@@ -23,10 +23,10 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransformation:
     $$u = g \, \min\left(1, \frac{\mathrm{max\_norm}}{\lVert g \rVert + 10^{-6}}\right)$$
 
     Equal to the bit to `torch.nn.utils.clip_grad_norm_` on gradients of float32 or float64.
-    `optax.clip_by_global_norm` has no `1e-6`: it passes on unchanged what is shorter than
-    `max_norm` and scales the rest to exactly that length, where this result is shorter by a
-    relative `1e-6 / ||g||`. A norm of NaN makes every update NaN, an infinite one makes it zero or
-    NaN: whether to skip such a step is decided by the step.
+    `optax.clip_by_global_norm` has no `1e-6`: it leaves gradients unchanged if their norm is below
+    `max_norm`, and scales others to exactly `max_norm`; the result here is shorter by a relative
+    `1e-6 / ||g||`. A norm of NaN makes every update NaN, and an infinite norm makes it zero or NaN: the
+    training step decides whether to skip such an update.
 
     Args:
         max_norm: a finite number >= 0, in units of the gradient.
@@ -50,7 +50,7 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransformation:
         leaves, treedef = gradients(grads)
         if not leaves:
             return grads, state
-        # The very expression of the step's `grad_norm`: a compiled step evaluates it once.
+        # The same expression as the step's `grad_norm`, so that a compiled step evaluates it once.
         norm = global_norm(grads)
         place = scalars_by_device(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
 
@@ -89,7 +89,7 @@ def clip_by_block_rms(threshold: Hyperparameter) -> GradientTransformation:
 
     $$u = \frac{g}{\max(1, \mathrm{rms}(g) / \mathrm{threshold})}$$
 
-    The same as `optax.clip_by_block_rms`: the update clipping of Adafactor.
+    The same as `optax.clip_by_block_rms`. Adafactor clips its updates like this.
 
     Args:
         threshold: a finite number > 0, in units of the gradient.
@@ -126,8 +126,9 @@ def adaptive_clip(clipping: Hyperparameter, eps: Hyperparameter = 1e-3) -> Gradi
     the last axis, JAX's layout. The paper excludes the last layer.
 
     Args:
-        clipping: the largest ratio of gradient to weights, a finite number >= 0; the paper's is 0.01.
-        eps: the length that shorter weights count as, >= 0: with 0, weights of zero stay zero.
+        clipping: the largest ratio of gradient norm to weight norm, a finite number >= 0; the paper uses
+            0.01.
+        eps: a lower bound of the weight norm, >= 0; with 0, weights of zero stay zero.
 
     Returns:
         A transformation without state. `update` needs `params`.

@@ -47,19 +47,20 @@ def scale_by_rms(
     $$u = \frac{g}{\sqrt{v} + \epsilon}, \qquad v = \rho v + (1 - \rho) g^2$$
 
     `eps` is outside the root and the decay $\rho$ is 0.99 as in `torch.optim.RMSprop`;
-    `optax.scale_by_rms` has 0.9, and the same `eps` with `eps_in_sqrt=False`. $v$ starts at zero
-    and is not corrected for it.
+    `optax.scale_by_rms` has 0.9, and the same `eps` with `eps_in_sqrt=False`. $v$ starts at zero,
+    without bias correction.
 
     Args:
-        decay: of the squares, in [0, 1).
+        decay: the decay of the mean of squares, in [0, 1).
         eps: >= 0, in units of the gradient.
 
     Returns:
         A transformation with a `ScaleByRmsState`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; gradients and parameters differ in structure or
+            shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> params = {"w": torch.tensor([1.0, -2.0])}
@@ -104,15 +105,16 @@ def scale_by_lion(b1: Hyperparameter = 0.9, b2: Hyperparameter = 0.99) -> Gradie
     m = \beta_2 m + (1 - \beta_2) g \text{ (after the step)}$$
 
     Args:
-        b1: the weight of the past in the step, in [0, 1).
-        b2: decay of the mean, in [0, 1).
+        b1: the weight of the running mean in the direction, in [0, 1).
+        b2: decay of the running mean, in [0, 1).
 
     Returns:
         A transformation with a `ScaleByLionState`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; gradients and parameters differ in structure or
+            shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> params = {"w": torch.tensor([3.0, -0.5])}

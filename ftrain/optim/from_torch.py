@@ -32,9 +32,9 @@ class FromTorchState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
-        entries: the optimizer's memory, name -> a tree like the parameters (`Masked()` where it
-            has nothing under that name). Numbers are 0-d tensors.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
+        entries: the optimizer's state: for each entry's name, a tree like the parameters, with
+            `Masked()` for parameters without this entry. Numbers are 0-d tensors.
     """
 
     count: Count
@@ -47,27 +47,29 @@ def from_torch(
 ) -> GradientTransformation:
     """Convert an optimizer class of `torch.optim`, or a similar one, to a `GradientTransformation`.
 
-    Each update constructs an optimizer of copies, gives it its memory, lets it step, and returns
-    what changed: nothing outside is touched, and the update is torch's own, within the one rounding
-    of `p + (p_new - p)`. Parameters of low precision are updated in float32. It compiles with the
-    step around it if `torch.compile` can compile the optimizer. Where ftrain has the algorithm, its
-    own is faster: every update here copies parameters, gradients and memory.
+    Each update constructs a torch optimizer for copies of the parameters, loads its state, runs one
+    step, and returns the change. No argument is modified, and the result is torch's, except for the
+    rounding of `p + (p_new - p)`. Parameters of low precision are updated in float32. The update
+    compiles together with a training step if `torch.compile` can compile the optimizer. If ftrain has
+    the same algorithm, that one is faster, because every update here copies parameters, gradients and
+    state.
 
     Args:
         optimizer: the class, such as `torch.optim.Adagrad`.
-        lr: a finite number >= 0, a 0-d tensor, or a schedule; the class's own default without it.
+        lr: a finite number >= 0, a 0-d tensor, or a schedule; default: the class's default.
         **options: the other arguments of the class. `foreach=False` unless given.
 
     Returns:
         A transformation with a `FromTorchState`. `update` needs `params`.
 
     Raises:
-        TypeError: not an optimizer class, an unknown option, or an algorithm that needs a closure
-            (L-BFGS).
-        ValueError: an option out of its range, as the class says; or it keeps memory in its groups.
+        TypeError: `optimizer` is not an optimizer class, an option is unknown, or the algorithm needs a
+            closure (L-BFGS).
+        ValueError: an option is out of the class's range, or the class stores state in its parameter
+            groups.
         NotImplementedError: an update is differentiated (`ftrain.transforms.differentiable`).
         TraceError: raised by a compiled or mapped update if the class's step reads values of tensors,
-            as `torch.optim.Adafactor`'s does; the message names ftrain's own.
+            as `torch.optim.Adafactor`'s does; the message names ftrain's algorithm, if there is one.
 
     Example:
         >>> from ftrain import optim
@@ -82,7 +84,7 @@ def from_torch(
     options, default, numbers = _probed(optimizer, options)
     rate: LearningRate = default if lr is None else lr
 
-    @functools.cache  # not a dict, which would be state that a step changes
+    @functools.cache  # a dict in the closure would be state that a step changes
     def shapes_of(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Shapes:
         zeros = torch.zeros(shape, dtype=dtype, device=device)
         (first,) = first_entries(optimizer, options, None, [zeros])

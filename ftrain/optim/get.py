@@ -16,14 +16,14 @@ __all__ = ["get", "locate", "nodes"]
 def get(state: PyTree, name: str, *within: str) -> Any:
     """Return the value of the only field called `name`: a tensor, or a tree such as `mu` or `ema`.
 
-    Fields of states come before keys of dicts, so that a parameter called `count` hides nothing.
-    Several names select from outside in: `get(state, "backbone", "count")` is the count in the
-    value of `backbone`.
+    Fields of states are searched before keys of dicts, so that a parameter called `count` does not hide
+    the field `count`. Several names select from the outermost entry inwards: `get(state, "backbone",
+    "count")` is the count in the value of `backbone`.
 
     Args:
         state: an optimizer's state, or any other tree.
         name: of a field (`learning_rate`, `count`, `mu`, `ema`), a group or a hyper-parameter.
-        *within: further names, each searched in the value of the one before.
+        *within: further names, each searched in the value that the previous name selected.
 
     Raises:
         LookupError: the name is missing; the message lists the existing names.
@@ -71,8 +71,8 @@ def _one(state: PyTree, name: str) -> tuple[str, Any]:
         )
     paths = "\n".join(f"  {path}" for path, _ in found)
     raise ValueError(
-        f"{len(found)} entries of this state are called {name!r}:\n{paths}\nPass the entry around the "
-        f'one you mean first, `optim.get(state, "<holder>", {name!r})`, or write '
+        f"{len(found)} entries of this state are called {name!r}:\n{paths}\nPass the name of an "
+        f'enclosing entry first, `optim.get(state, "<holder>", {name!r})`, or write '
         f"the path: `state{found[0][0]}`."
     )
 
@@ -87,7 +87,7 @@ def _children(node: PyTree) -> list[tuple[str, Any, Any, bool]]:
         return [(f".{f}", f, child, True) for f, child in zip(fields, below, strict=True)]
     if isinstance(node, (dict, list, tuple)):
         return [(f"[{e!r}]", e, child, False) for e, child in zip(entries, below, strict=True)]
-    # The content of a mapping has an empty entry: it is reached without a step.
+    # A mapping class of the tree has one child with an empty name, which adds nothing to the path.
     return [(f".{e}" if e else "", e, child, True) for e, child in zip(entries, below, strict=True)]
 
 

@@ -24,9 +24,9 @@ class LAMBState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
-        nu: running mean of their squares, likewise.
+        nu: running mean of the squared gradients; a tree like `mu`.
     """
 
     count: Count
@@ -50,26 +50,26 @@ def lamb(
     $$u = -\eta \, \frac{\lVert p \rVert}{\lVert d \rVert} \, d, \qquad
     d = \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon} + \lambda p$$
 
-    with the moments of `adam`. If a norm is 0 the ratio is 1. Where the mask is False there is
-    neither ratio nor decay: Adam.
+    with the moments of `adam`. If a norm is 0 the ratio is 1. Where the mask is False, the update is
+    Adam's, without ratio and decay.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        b1: decay of the mean, in [0, 1).
-        b2: decay of the squares, in [0, 1).
-        eps: >= 0, added outside the root, after the correction of `v`.
-        weight_decay: >= 0, multiplied by rate and ratio.
+        b1: decay of the mean of gradients, in [0, 1).
+        b2: decay of the mean of squares, in [0, 1).
+        eps: >= 0, added to the square root of the bias-corrected `v`.
+        weight_decay: >= 0, multiplied by the learning rate and the ratio.
         mask: a tree of bools, a function of the parameters, or None for all: the parameters to adapt and
-            decay. Default: `optim.matrices`, not vectors and scalars; `optim.everything` adapts all, as
-            optax does.
+            decay. Default: `optim.matrices`, which excludes vectors and scalars; `optim.everything`
+            adapts all, as optax does.
 
     Returns:
         A transformation with a `LAMBState`. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
-            parameters; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; the mask's structure is not that of the
+            parameters; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = lamb(0.1)

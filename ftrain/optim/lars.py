@@ -24,7 +24,7 @@ class LARSState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         momentum: the decaying sum of steps, rates included, a tree like the parameters; at least
             float32.
     """
@@ -50,30 +50,31 @@ def lars(
     $$u = m = \mu m - \eta r d, \qquad d = g + \lambda p, \quad
     r = \frac{\mathrm{trust\_coefficient} \, \lVert p \rVert}{\lVert d \rVert + \epsilon}$$
 
-    and $r = 1$ if a norm is 0. With Nesterov's look-ahead $u = \mu m - \eta r d$ once more. Where
-    the mask is False $d = g$ and $r = 1$: plain momentum.
+    and $r = 1$ if a norm is 0. With Nesterov's look-ahead, $u = \mu m - \eta r d$ with the new $m$.
+    Where the mask is False, $d = g$ and $r = 1$, which is plain momentum.
 
-    As in the paper and in optax, and unlike `sgd`, the rate is inside the sum: earlier steps keep
-    the rates they had.
+    As in the paper and in optax, and unlike `sgd`, the learning rate is inside the sum: earlier steps
+    keep the rates that they had.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
         momentum: in [0, 1).
-        weight_decay: >= 0, multiplied by rate and ratio.
-        trust_coefficient: > 0, how large a part of a layer one step may change.
+        weight_decay: >= 0, multiplied by the learning rate and the ratio.
+        trust_coefficient: > 0, the norm of a layer's step at learning rate 1, relative to the norm of
+            its weights.
         eps: >= 0, added to the norm of `d`.
-        nesterov: whether to look ahead.
+        nesterov: True for Nesterov's look-ahead.
         mask: a tree of bools, a function of the parameters, or None for all: the parameters to adapt and
-            decay. Default: `optim.matrices`, not vectors and scalars; `optim.everything` adapts all, as
-            optax does.
+            decay. Default: `optim.matrices`, which excludes vectors and scalars; `optim.everything`
+            adapts all, as optax does.
 
     Returns:
         A transformation with a `LARSState`. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
-            parameters; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; the mask's structure is not that of the
+            parameters; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = lars(1.0, trust_coefficient=0.1)
@@ -111,7 +112,7 @@ def lars(
             ratio = trust_ratio(p, d, trust_coefficient, eps)
         scaled = d * (ratio * step)
         m = m * momentum + scaled
-        # A sum and an update in one memory would be two outputs that alias.
+        # Without a copy, the update and the new sum would be outputs that share memory.
         return (m * momentum + scaled if nesterov else m.clone()), m
 
     def update(

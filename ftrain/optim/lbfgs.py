@@ -109,9 +109,9 @@ def lbfgs(
         given, is taken for the value at `params`.
 
     Raises:
-        ValueError: an option out of its range; there is no `value_fn`; gradients of other structure or
-            shape than the parameters.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: an option out of its range; there is no `value_fn`; gradients and parameters differ
+            in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> from ftrain import optim
@@ -190,9 +190,9 @@ def scale_by_lbfgs(memory_size: int = 10) -> GradientTransformation:
         A transformation with a `ScaleByLBFGSState`. `update` needs `params`.
 
     Raises:
-        ValueError: `memory_size` is out of its range; gradients of other structure or shape than the
-            parameters.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: `memory_size` is out of its range; gradients and parameters differ in structure or
+            shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> direction = scale_by_lbfgs()

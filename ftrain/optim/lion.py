@@ -24,7 +24,7 @@ class LionState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
     """
 
@@ -47,14 +47,14 @@ def lion(
     $$u = -\eta \left( \mathrm{sign}(\beta_1 m + (1 - \beta_1) g) + \lambda p \right), \qquad
     m = \beta_2 m + (1 - \beta_2) g \text{ (after the step)}$$
 
-    Every coordinate moves by the rate: use a third to a tenth of AdamW's rate, and three to ten
-    times its decay.
+    Every coordinate moves by the learning rate: use a third to a tenth of AdamW's rate, and three to ten
+    times its weight decay.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        b1: weight of the memory in the direction, in [0, 1).
-        b2: decay of the memory, in [0, 1).
-        weight_decay: >= 0, multiplied by the rate.
+        b1: weight of the running mean in the direction, in [0, 1).
+        b2: decay of the running mean, in [0, 1).
+        weight_decay: >= 0, multiplied by the learning rate.
         mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`,
             no decay on vectors and scalars; `optim.everything` decays all, as optax does.
 
@@ -62,9 +62,9 @@ def lion(
         A transformation with a `LionState`. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
-            parameters; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; the mask's structure is not that of the
+            parameters; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = lion(0.1)

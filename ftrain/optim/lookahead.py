@@ -27,9 +27,9 @@ class LookaheadState(NamedTuple):
     """State of `lookahead`.
 
     Attributes:
-        fast_steps: int64, 0-d. Updates since the weights last met, less than `k`.
+        fast_steps: int64, 0-d. Updates since the last move of the slow weights, less than `k`.
         slow: the slow weights, a tree like the parameters; at least float32.
-        inner: the state of the optimizer that goes ahead.
+        inner: the state of the fast optimizer.
     """
 
     fast_steps: torch.Tensor
@@ -44,14 +44,14 @@ def lookahead(
 
     $$s = s + \alpha (p - s), \qquad p = s$$
 
-    at every $k$-th update, where $p$ are the parameters after the update of `inner`. The moments of
-    `inner` are kept. To evaluate the slow weights between two such updates, pass
+    at every $k$-th update, where $p$ are the parameters after the update of `inner`. The state of
+    `inner` is not reset. To evaluate the slow weights between two such updates, pass
     `optim.get(opt_state, "slow")` as the parameters.
 
     Args:
-        inner: the optimizer that goes ahead.
-        k: updates from one meeting to the next, >= 1.
-        alpha: how far the slow weights follow, in [0, 1].
+        inner: the fast optimizer.
+        k: the number of updates of `inner` for each move of the slow weights, >= 1.
+        alpha: the fraction of the distance by which the slow weights move, in [0, 1].
 
     Returns:
         A transformation with a `LookaheadState`. `update` needs `params`.
@@ -72,7 +72,7 @@ def lookahead(
 
     References:
         Zhang, Lucas, Hinton, Ba (2019), [Lookahead Optimizer: k steps forward, 1 step
-        back](https://arxiv.org/abs/1907.08610); `k` and `alpha` as in its image experiments.
+        back](https://arxiv.org/abs/1907.08610); `k` and `alpha` as in the paper's image experiments.
     """
     _checks.optimizer("lookahead", inner)
     _checks.positive_int("k", k)

@@ -1,6 +1,6 @@
 """Optimizers for a part of the parameters: `masked`, `freeze` and `set_to_zero`.
 
-Read next: `partition.py`, several optimizers for several parts.
+Read next: `partition.py`, which combines several optimizers for several parts.
 """
 
 from __future__ import annotations
@@ -23,12 +23,13 @@ __all__ = ["freeze", "masked", "set_to_zero"]
 def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
     """Apply `inner`, a link of a `chain`, where the mask is True; pass other leaves unchanged.
 
-    For transformations such as `trace` or `add_decayed_weights`. Around a whole optimizer the
-    gradients that pass would be added to the parameters: use `freeze` for parameters that stay,
-    `partition` for several optimizers.
+    For transformations such as `trace` or `add_decayed_weights`. With a whole optimizer as `inner`, the
+    unchanged gradients of the other leaves would be added to the parameters: use `freeze` to keep
+    parameters constant, and `partition` for several optimizers.
 
     Args:
-        inner: sees the leaves whose mask is true, in the tree's own shape, `Masked()` elsewhere.
+        inner: the transformation. It gets the tree with `Masked()` in place of each leaf whose mask is
+            False.
         mask: a pattern of names, a tree of bools, or a function from parameters to one.
 
     Returns:

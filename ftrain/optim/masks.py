@@ -50,8 +50,8 @@ def matching(predicate: Callable[[str, torch.Tensor], bool]) -> Callable[[PyTree
 
     Args:
         predicate: `(name, parameter) -> bool`; the name is the keys, fields and indices on the way
-            to it, joined by dots (as `nn.Module.named_parameters` has it). It may read shape and
-            dtype, not at values.
+            to it, joined by dots (as `nn.Module.named_parameters` has it). It may read shape and dtype,
+            but not values.
 
     Example:
         >>> import torch

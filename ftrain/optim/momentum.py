@@ -35,13 +35,13 @@ def trace(decay: Hyperparameter, *, nesterov: bool = False) -> GradientTransform
 
     Args:
         decay: in [0, 1).
-        nesterov: whether to look ahead.
+        nesterov: True for Nesterov's look-ahead.
 
     Returns:
         A transformation with a `TraceState`.
 
     Raises:
-        ValueError: `decay` out of its range; gradients of other structure or shape.
+        ValueError: `decay` out of its range; gradients and parameters differ in structure or shape.
 
     Example:
         >>> heavy_ball = trace(0.5)

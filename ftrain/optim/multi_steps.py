@@ -26,11 +26,13 @@ class MultiStepsState(NamedTuple):
     """State of `multi_steps`.
 
     Attributes:
-        micro_step: int64, 0-d. Gradients gathered since the last update.
-        updates_done: int64, 0-d. Updates of the inner optimizer: the argument of a scheduled `k`.
-        weight: float64, 0-d. The weight of the gradients gathered.
-        loss: float64, 0-d. Their losses, weighted, where losses are handed in.
-        total: their weighted sum, a tree like the parameters; at least float32.
+        micro_step: int64, 0-d. Number of gradients accumulated since the last update.
+        updates_done: int64, 0-d. Updates of the inner optimizer so far; the argument of `k` if that is a
+            function.
+        weight: float64, 0-d. The total weight of the accumulated gradients.
+        loss: float64, 0-d. The weighted sum of their losses, if losses are passed.
+        total: the weighted sum of the accumulated gradients, a tree like the parameters; at least
+            float32.
         inner: the optimizer's own state.
     """
 
@@ -49,21 +51,23 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
     an accelerator), in a compiled step by a branch of the program. At the other steps the
     parameters stay as they are, bit for bit. Schedules inside count updates, not steps.
 
-    `make_steps(accumulate=k)` splits one batch into micro-batches within a step; this is for
-    batches that come one at a time.
+    `make_steps(accumulate=k)` splits one batch into micro-batches within a step; `multi_steps`
+    accumulates over several batches.
 
     Args:
-        inner: the optimizer of the mean gradients. It receives the mean of the losses too. It may call
-            neither `value_fn` nor `grad_fn`, which use the last batch only: swap the wrappers,
-            `sam(multi_steps(...))`.
-        k: steps for an update, >= 1; or a function of the number of updates done (int64, 0-d).
+        inner: the optimizer of the mean gradients. It receives the mean of the losses too. It must not
+            call `value_fn` or `grad_fn`, which use the last batch only: for such an optimizer, swap the
+            wrappers, `sam(multi_steps(...))`.
+        k: the number of steps per update, >= 1; or a function of the number of updates so far (int64,
+            0-d).
 
     Returns:
         A transformation with a `MultiStepsState`. Its `update` takes `weight=`, a 0-d tensor or number:
-        what each gradient counts in the mean, such as its tokens. Without it all count the same.
+        the weight of this gradient in the mean, such as its number of tokens. By default all weights are
+        equal.
 
     Raises:
-        ValueError: `k` below 1; gradients of other structure or shape.
+        ValueError: `k` below 1; gradients and parameters differ in structure or shape.
 
     Example:
         >>> from ftrain import optim

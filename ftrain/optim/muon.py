@@ -35,11 +35,11 @@ class MuonState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
-        adam_learning_rate: float32, 0-d. The same for the parameters that AdamW takes.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
+        adam_learning_rate: float32, 0-d. The same for the parameters that AdamW updates.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
-        nu: running mean of their squares for the parameters that AdamW takes, likewise; shape `(0,)`
-            for the others.
+        nu: running mean of the squared gradients of the parameters that AdamW updates; shape `(0,)` for
+            other parameters.
     """
 
     count: Count
@@ -76,28 +76,28 @@ def muon(
 
     where $O$ is the approximate orthogonal factor of $\mu m + (1 - \mu) g$ (of $m$ itself without
     `nesterov`) and $f$ compensates for the shape. A parameter of more than two dimensions is
-    treated as `(first, all others)`, as is right for convolutions; a stack of layers' weights would
-    be mixed up.
+    treated as `(first, all others)`, as is right for convolutions, but would mix the weights of layers
+    that are stacked in one parameter.
 
-    All other parameters take the step of `adamw`. The method is meant for hidden layers: its
-    authors train embeddings and output layers by AdamW too; select them with `orthogonal`.
+    All other parameters are updated by `adamw`. Muon is meant for hidden layers: its authors train
+    embeddings and output layers with AdamW too; exclude those with `orthogonal`.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
         momentum: in [0, 1).
-        nesterov: whether to look ahead.
-        weight_decay: >= 0, multiplied by the rate; of the orthogonalized parameters.
+        nesterov: True for Nesterov's look-ahead.
+        weight_decay: >= 0, multiplied by the learning rate; for the orthogonalized parameters.
         ns_steps: Newton-Schulz iterations, from 1 to 99.
         ns_coefficients: `(a, b, c)` of the iteration `X -> a X + b (X X') X + c (X X')^2 X`.
-        ns_dtype: what these are computed in; `None`: in the dtype of the momentum.
-        eps: the least norm that a matrix is divided by.
+        ns_dtype: the dtype of these iterations; `None`: the dtype of the momentum.
+        eps: a lower bound of the norm by which a matrix is divided.
         adjust_lr_fn: `"original"`: `f = sqrt(max(1, rows / columns))`; `"match_rms_adamw"`:
-            `f = 0.2 sqrt(max(rows, columns))`, for rates that were found with AdamW.
+            `f = 0.2 sqrt(max(rows, columns))`, for learning rates that were tuned for AdamW.
         orthogonal: which parameters are orthogonalized; a tree of bools, or a function from parameters
             to one. Default: `optim.matrices`, all of two or more dimensions.
-        adam_learning_rate: the rate of the others; default: the same as of the matrices.
-        adam_b1: decay of their mean, in [0, 1).
-        adam_b2: decay of their squares, in [0, 1).
+        adam_learning_rate: the learning rate of AdamW; default: `learning_rate`.
+        adam_b1: AdamW's decay of the mean of gradients, in [0, 1).
+        adam_b2: AdamW's decay of the mean of squares, in [0, 1).
         adam_eps: >= 0.
         adam_weight_decay: >= 0.
 
@@ -105,9 +105,9 @@ def muon(
         A transformation with a `MuonState`. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; a parameter without two dimensions is to be
-            orthogonalized; gradients of other structure or shape than the parameters.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; a parameter without two dimensions is to be
+            orthogonalized; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> from ftrain import optim
@@ -247,7 +247,7 @@ def orthogonalize(
         matrix: floating, `(rows, columns)`.
         ns_steps: iterations.
         ns_coefficients: `(a, b, c)`.
-        eps: the least norm that the matrix is divided by.
+        eps: a lower bound of the norm by which the matrix is divided.
         ns_dtype: the dtype of the computation; `None`: that of the matrix.
 
     Returns:

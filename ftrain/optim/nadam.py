@@ -23,10 +23,10 @@ class NAdamState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
-        mu_product: float64, 0-d. The product of the momenta of all updates done.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
+        mu_product: float64, 0-d. The product of the momenta of all updates so far.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
-        nu: running mean of their squares, likewise.
+        nu: running mean of the squared gradients; a tree like `mu`.
     """
 
     count: Count
@@ -60,21 +60,21 @@ def nadam(
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        b1: decay of the mean, and what the momentum rises to, in [0, 1).
-        b2: decay of the squares, in [0, 1).
-        eps: >= 0, added outside the root, after the correction of `v`.
+        b1: decay of the mean, and the value to which the momentum rises, in [0, 1).
+        b2: decay of the mean of squares, in [0, 1).
+        eps: >= 0, added to the square root of the bias-corrected `v`.
         momentum_decay: >= 0, how fast the momentum rises from `b1 / 2`; None for constant `b1`.
-        weight_decay: >= 0, decoupled: multiplied by the rate. For torch's L2 penalty write
+        weight_decay: >= 0, decoupled: multiplied by the learning rate. For the L2 penalty of torch write
             `chain(add_decayed_weights(...), nadam(...))`.
-        mask: what decays: a tree of bools, a function of the parameters, or None for all.
+        mask: the parameters that decay: a tree of bools, a function of the parameters, or None for all.
 
     Returns:
         A transformation with an `NAdamState`. `update` needs `params` for weight decay only.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
-            parameters; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; the mask's structure is not that of the
+            parameters; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = nadam(0.1, momentum_decay=None)

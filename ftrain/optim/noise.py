@@ -43,20 +43,20 @@ def add_noise(
     $$u = g + n, \qquad n \sim N\left(0, \frac{\eta}{(1 + t)^\gamma}\right)$$
 
     The noise is a function of the key in the state: the same eager, compiled and after a resume,
-    and independent of torch's global generators. `optax.add_noise` has the same variance and other
-    bits.
+    and independent of torch's global generators. `optax.add_noise` has the same variance, but draws
+    other numbers.
 
     Args:
-        eta: the first variance, a finite number >= 0; the paper tries 0.01, 0.3 and 1.
-        gamma: how fast it falls, a finite number >= 0; 0 keeps it.
+        eta: the initial variance, a finite number >= 0; the paper tries 0.01, 0.3 and 1.
+        gamma: the exponent of the decay, a finite number >= 0; with 0 the variance is constant.
         key: a seed, or a key (int32, `(2,)`). Replicas of a vmapped run that are built with one seed
-            draw one noise: build them with the rows of `ftrain.random.split(key, n)`.
+            draw the same noise: build them with the rows of `ftrain.random.split(key, n)`.
 
     Returns:
         A transformation with an `AddNoiseState`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; `key` is a tensor, and no single key.
+        ValueError: a hyper-parameter is out of range; `key` is a tensor, but not a single key.
         TypeError: `key` is neither a tensor nor an integer.
 
     Example:

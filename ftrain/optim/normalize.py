@@ -72,8 +72,8 @@ def normalize_by_update_norm(
     The norm is that of the whole tree, as in `optax.normalize_by_update_norm`.
 
     Args:
-        scale_factor: the length, a finite number >= 0.
-        eps: >= 0, in units of the gradient: much shorter gradients stay short.
+        scale_factor: the norm of the updates, a finite number >= 0.
+        eps: >= 0, in units of the gradient; gradients much shorter than `eps` stay short.
 
     Example:
         >>> normalize_by_update_norm(10.0).update({"w": torch.tensor([3.0, 4.0])}, ())[0]
@@ -105,12 +105,12 @@ def scale_by_trust_ratio(
 
     $$u = c \, g \, \frac{\lVert p \rVert}{\lVert g \rVert + \epsilon}$$
 
-    and $u = g$ if either norm is zero. LARS and LAMB do this to their directions;
-    `optax.scale_by_trust_ratio`.
+    and $u = g$ if either norm is zero. The same as `optax.scale_by_trust_ratio`; LARS and LAMB scale
+    their directions like this.
 
     Args:
-        trust_coefficient: the length of an update in lengths of its parameters, >= 0.
-        min_norm: what shorter norms, of either, count as, >= 0.
+        trust_coefficient: the norm of an update, relative to the norm of its parameters, >= 0.
+        min_norm: a lower bound of both norms, >= 0.
         eps: >= 0, in units of the gradient.
 
     Returns:
@@ -154,10 +154,11 @@ def scale_by_param_block_rms(min_scale: Hyperparameter = 1e-3) -> GradientTransf
 
     $$u = g \, \max(\mathrm{rms}(p), \mathrm{min\_scale})$$
 
-    Steps relative to the size of the weights, as in Adafactor; `optax.scale_by_param_block_rms`.
+    This makes steps relative to the size of the weights, as in Adafactor. The same as
+    `optax.scale_by_param_block_rms`.
 
     Args:
-        min_scale: the size that smaller parameters count as, >= 0: with 0, zeros stay zeros.
+        min_scale: a lower bound of the root mean square, >= 0; with 0, parameters of zero stay zero.
 
     Returns:
         A transformation without state. `update` needs `params`.

@@ -24,24 +24,24 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
             "head": (optim.everything, optim.adamw(1e-3)),
         })
 
-    Each optimizer is what it would be alone, on its own part: a `clip_by_global_norm` inside a group
-    measures that group's gradients (for the norm of all write it before,
-    `chain(clip_by_global_norm(1.0), partition(...))`), and `adamw` decays what its own mask says, by
-    default no norms, no biases.
+    Each optimizer updates its own parameters as it would alone. A `clip_by_global_norm` inside a group
+    uses the norm of that group's gradients; to clip by the norm of all gradients, write
+    `chain(clip_by_global_norm(1.0), partition(...))`. The weight decay of `adamw` follows its own mask,
+    by default without norms and biases.
 
     Args:
         groups: name -> (mask, optimizer), tried in this order. A mask is a pattern of names, a tree of
-            bools, or a function from parameters to one, such as `optim.matching(predicate)`; end with
-            `optim.everything` for the rest.
+            bools, or a function from parameters to one, such as `optim.matching(predicate)`. Use
+            `optim.everything` in the last group to select all remaining parameters.
 
     Returns:
         A transformation whose state is a dict of the groups' states: `optim.get(state, "head",
         "learning_rate")` is a group's learning rate, and a training step reports each.
 
     Raises:
-        ValueError: a parameter is in no group, a pattern in no name, all that a pattern or a tree picks
-            in groups before it (a function may pick nothing), or gradients differ in structure from
-            the parameters; the message names the path.
+        ValueError: a parameter is in no group; a pattern occurs in no name; earlier groups contain every
+            parameter that a pattern or a tree selects (a function may select none); gradients and
+            parameters differ in structure. The message names the path.
         TypeError: a group is not a pair of mask and optimizer.
 
     Example:

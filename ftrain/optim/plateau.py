@@ -27,11 +27,11 @@ class ReduceOnPlateauState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        scale: float64, 0-d. What updates are multiplied by now.
-        best: float64, 0-d. The best value so far; before the first an infinity.
+        scale: float64, 0-d. The current factor of the updates.
+        best: float64, 0-d. The best value so far; initially infinite.
         total: float64, 0-d. The sum of the values since the last comparison.
-        bad_count: int64, 0-d. Comparisons without improvement, one after the other.
-        cooldown_count: int64, 0-d. Comparisons still to come of which bad ones do not count.
+        bad_count: int64, 0-d. Consecutive comparisons without improvement.
+        cooldown_count: int64, 0-d. Remaining comparisons in which a lack of improvement is ignored.
     """
 
     count: Count
@@ -57,28 +57,30 @@ def reduce_on_plateau(
 
     $$u = s \, g, \qquad s = \max(\mathrm{factor} \cdot s, \mathrm{min\_scale})$$
 
-    at the comparison that makes more than `patience` bad ones in a row. Make it the last
-    transformation of a chain, after the algorithm whose steps it shrinks; the `learning_rate` that
-    the algorithm reports is the one before it.
+    when more than `patience` consecutive comparisons show no improvement. Make it the last
+    transformation of a chain, after the algorithm whose steps it shrinks; the `learning_rate` that the
+    algorithm reports does not include this scale.
 
-    The value is `value=` if `update` gets that, else `loss=`, which a training step passes. The
-    rule is that of `torch.optim.lr_scheduler.ReduceLROnPlateau`, whose `step` is one comparison (it
-    ignores changes of the rate below 1e-8; this does not). `optax.contrib.reduce_on_plateau`
-    shrinks one comparison earlier, at the `patience`-th bad one.
+    The value is the argument `value=` of `update` or, without it, `loss=`, which a training step passes.
+    The rule is that of `torch.optim.lr_scheduler.ReduceLROnPlateau`, whose `step` is one comparison (it
+    ignores changes of the rate below 1e-8; this does not). `optax.contrib.reduce_on_plateau` shrinks one
+    comparison earlier, at the `patience`-th one without improvement.
 
     Args:
         factor: in (0, 1).
-        patience: bad comparisons in a row that change nothing, >= 0.
+        patience: the number of consecutive comparisons without improvement that leave the scale
+            unchanged, >= 0.
         mode: `"min"`, lower values are better; `"max"`, higher ones are.
         threshold: the smallest change that counts as an improvement, >= 0 and, if relative, < 1.
-        threshold_mode: `"rel"`, as a part of the best value; `"abs"`, in its units.
-        cooldown: comparisons after a reduction of which bad ones do not count, >= 0.
+        threshold_mode: `"rel"`, as a fraction of the best value; `"abs"`, in the units of the value.
+        cooldown: the number of comparisons after a reduction in which a lack of improvement is ignored,
+            >= 0.
         min_scale: the smallest scale, in [0, 1].
         accumulation_size: the number of values that are averaged for one comparison, >= 1: losses of
             single batches are too noisy to compare.
 
     Returns:
-        A transformation with a `ReduceOnPlateauState`, all of the schedule's memory.
+        A transformation with a `ReduceOnPlateauState`.
 
     Raises:
         ValueError: an option out of its range; `update` is given neither `value` nor `loss`.

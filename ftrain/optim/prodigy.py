@@ -36,9 +36,9 @@ class ProdigyState(NamedTuple):
         distance: float64, 0-d. The estimate `d` of the distance to the solution; it never falls.
         numerator: float64, 0-d. Numerator of the estimate, a decaying sum over the gradients.
         mu: running mean of the scaled gradients `d g`, a tree like the parameters; at least float32.
-        nu: running mean of their squares, likewise.
-        grad_sum: decaying sum of the gradients, likewise.
-        start: the parameters at the beginning, likewise.
+        nu: running mean of the squared scaled gradients; a tree like `mu`.
+        grad_sum: decaying sum of the gradients; a tree like `mu`.
+        start: the initial parameters; a tree like `mu`.
     """
 
     count: Count
@@ -80,13 +80,14 @@ def prodigy(
     Args:
         learning_rate: a factor, best left at 1; a number >= 0, a 0-d tensor, or a schedule with 1 as
             its peak (first called with 0).
-        b1: decay of the mean, in [0, 1).
-        b2: decay of the squares, in [0, 1).
+        b1: decay of the mean of gradients, in [0, 1).
+        b2: decay of the mean of squares, in [0, 1).
         b3: decay of the sums behind the estimate, in [0, 1). Default: `sqrt(b2)`.
         eps: >= 0, multiplied by the estimate.
-        d0: the first estimate, > 0; too small costs some updates, too large cannot be undone.
+        d0: the first estimate, > 0. A value that is too small costs some updates; one that is too large
+            is never corrected.
         d_coef: a factor of the estimate, > 0.
-        weight_decay: >= 0, decoupled.
+        weight_decay: >= 0, decoupled from the gradients.
         safeguard_warmup: leave the rate out of `q` (`s` becomes `d`), for long warmups.
         mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`,
             no decay on vectors and scalars; `optim.everything` decays all, as optax does.
@@ -95,9 +96,9 @@ def prodigy(
         A transformation with a `ProdigyState`. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
-            parameters; gradients of other structure or shape than the parameters.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; the mask's structure is not that of the
+            parameters; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> from ftrain import optim
@@ -124,7 +125,7 @@ def prodigy(
     if b3 is None:
         b3 = b2**0.5
     _checks.fraction("b3", b3)
-    decay_of_sums = b3  # for the closure, never None
+    decay_of_sums = b3  # never None, so that mypy accepts it in the closure
 
     def init(params: PyTree) -> ProdigyState:
         leaves, treedef = parameters(params)
@@ -229,4 +230,4 @@ def _step(
 def _total(numbers: PyTree, like: torch.Tensor) -> torch.Tensor:
     """Return the sum of 0-d tensors, in the dtype (float64) and on the device of `like`."""
     each = [x.to(like.device) for x in tree.leaves(numbers)]
-    return torch.stack([torch.zeros_like(like), *each]).sum()  # promoted in one copy
+    return torch.stack([torch.zeros_like(like), *each]).sum()  # the stack converts to float64

@@ -70,11 +70,11 @@ class GradientTransformation(NamedTuple):
 
     Attributes:
         init: `params -> state`.
-        update: `(grads, state, params, **extra) -> (updates, state)`. `updates` are what
-            `apply_updates` adds: of the parameters' structure and shapes, float32 for parameters
-            of lower precision and of their own dtype otherwise.
+        update: `(grads, state, params, **extra) -> (updates, state)`. `updates` are added to the
+            parameters by `apply_updates`. They have the structure and shapes of the parameters and their
+            dtype, or float32 for parameters of lower precision.
 
-    An algorithm of one's own is two functions:
+    A custom algorithm consists of two functions:
 
     Example:
         >>> def sign_descent(rate):

@@ -23,9 +23,9 @@ class RAdamState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
-        nu: running mean of their squares, likewise.
+        nu: running mean of the squared gradients; a tree like `mu`.
     """
 
     count: Count
@@ -59,20 +59,20 @@ def radam(
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        b1: decay of the mean, in [0, 1).
-        b2: decay of the squares, in [0, 1). Up to 2/3 the step is never adaptive.
-        eps: >= 0, added outside the root, before the correction of `v`.
-        weight_decay: >= 0, decoupled: multiplied by the rate. For torch's L2 penalty write
+        b1: decay of the mean of gradients, in [0, 1).
+        b2: decay of the mean of squares, in [0, 1). Up to 2/3 the step is never adaptive.
+        eps: >= 0, added to the square root of `v` before the bias correction.
+        weight_decay: >= 0, decoupled: multiplied by the learning rate. For the L2 penalty of torch write
             `chain(add_decayed_weights(...), radam(...))`.
-        mask: what decays: a tree of bools, a function of the parameters, or None for all.
+        mask: the parameters that decay: a tree of bools, a function of the parameters, or None for all.
 
     Returns:
         A transformation with an `RAdamState`. `update` needs `params` for weight decay only.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
-            parameters; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; the mask's structure is not that of the
+            parameters; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = radam(0.1)

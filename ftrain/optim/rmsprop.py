@@ -22,10 +22,10 @@ class RMSpropState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         nu: running mean of the squared gradients, a tree like the parameters; at least float32.
-        mu: running mean of the gradients, likewise; `()` unless centered.
-        momentum: the decaying sum of scaled gradients, likewise; `()` without momentum.
+        mu: running mean of the gradients, a tree like `nu`; `()` unless centered.
+        momentum: the decaying sum of scaled gradients, a tree like `nu`; `()` without momentum.
     """
 
     count: Count
@@ -58,16 +58,17 @@ def rmsprop(
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
         alpha: decay of the means, in [0, 1).
-        eps: >= 0, added outside the root.
-        momentum: in [0, 1). At the number 0 no sum is kept; at a tensor one always is.
-        centered: whether to divide by the standard deviation.
+        eps: >= 0, added to the square root.
+        momentum: in [0, 1). With the number 0, no sum is stored; with a tensor, it always is.
+        centered: True to divide by the standard deviation.
 
     Returns:
         A transformation with an `RMSpropState`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; gradients and parameters differ in structure or
+            shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = rmsprop(0.1)

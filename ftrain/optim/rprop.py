@@ -22,8 +22,8 @@ class RpropState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        step_size: the size of the next steps, a tree like the parameters; at least float32.
-        previous: the last gradient, likewise; 0 where its sign had changed.
+        step_size: the current step size of each element, a tree like the parameters; at least float32.
+        previous: the last gradient, a tree like the parameters; 0 where its sign had changed.
     """
 
     count: Count
@@ -46,23 +46,24 @@ def rprop(
 
     where $s$ grows by `eta_plus` while the gradient keeps its sign, and shrinks by `eta_minus` when
     the sign changes; that step is skipped, and the next one leaves $s$ unchanged. The same as
-    `torch.optim.Rprop`. `optax.rprop` (0.2.8) takes each step one update late, and drops it if the
-    sign has changed in between.
+    `torch.optim.Rprop`. `optax.rprop` (0.2.8) applies each step one update late, and drops it if the
+    sign has changed in the meantime.
 
     Args:
-        learning_rate: the first size of every step: a finite number >= 0 or a 0-d tensor. Not a
-            schedule: the sizes go their own way.
+        learning_rate: the initial step size: a finite number >= 0 or a 0-d tensor. A schedule is not
+            accepted, because the step sizes are adapted independently of the update count.
         eta_minus: the factor at a change of sign, in [0, 1).
         eta_plus: the factor otherwise, > 1.
         min_step_size: the least size of a step, >= 0.
-        max_step_size: the largest, > 0.
+        max_step_size: the largest size of a step, > 0.
 
     Returns:
         A transformation with an `RpropState`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; gradients and parameters differ in structure or
+            shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = rprop(0.1)

@@ -18,21 +18,21 @@ from ftrain.optim.scale import scaled
 
 __all__ = ["asam", "sam"]
 
-_TINY = 1e-12  # keeps a zero gradient from dividing by zero, as in both papers' code
+_TINY = 1e-12  # avoids a division by zero for a gradient of zero, as in both papers' code
 
 
 def sam(inner: GradientTransformation, rho: Hyperparameter = 0.05) -> GradientTransformation:
     r"""Return sharpness-aware minimization: `inner` gets the gradient at $p + \rho g / \lVert g \rVert$.
 
-    Each update takes a second gradient, of the same batch with the same random draws: `grad_fn`,
-    which a training step passes. Clipping belongs inside, `sam(chain(clip_by_global_norm(1.0),
-    ...))`. A step that skips non-finite gradients checks the first one only: if the second may
-    overflow, write `sam(skip_nonfinite(...))`. Frozen parameters belong outside, `freeze(sam(...),
-    mask)`: `sam(freeze(...))` perturbs all parameters, frozen ones included.
+    Each update computes a second gradient on the same batch with the same random draws, by
+    `grad_fn`, which a training step passes. Put clipping inside, `sam(chain(clip_by_global_norm(1.0),
+    ...))`. A step that skips non-finite gradients checks the first gradient only: if the second may
+    overflow, write `sam(skip_nonfinite(...))`. Freeze parameters outside, `freeze(sam(...), mask)`:
+    `sam(freeze(...))` perturbs all parameters, frozen ones included.
 
     Args:
         inner: the optimizer of the second gradients.
-        rho: the distance, a finite number >= 0.
+        rho: the distance to the point of the second gradient, a finite number >= 0.
 
     Returns:
         A transformation with the state of `inner`. `update` needs `params` and `grad_fn`.
@@ -74,8 +74,9 @@ def asam(
 
     Args:
         inner: the optimizer of the second gradients.
-        rho: the distance, relative to the parameters; a finite number >= 0.
-        eta: >= 0; lets parameters at zero take part.
+        rho: the distance to the point of the second gradient, relative to the parameters; a finite
+            number >= 0.
+        eta: >= 0; if positive, parameters of zero are perturbed too.
 
     Returns:
         A transformation with the state of `inner`. `update` needs `params` and `grad_fn`.

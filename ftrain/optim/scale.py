@@ -35,7 +35,7 @@ class ScaleByLearningRateState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
     """
 
     count: Count
@@ -47,7 +47,7 @@ class ScaleByScheduleState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        factor: float32, 0-d. The factor of the last update; before the first, of the first.
+        factor: float32, 0-d. The factor of the last update; initially, that of the first update.
     """
 
     count: Count
@@ -113,14 +113,14 @@ def scale_by_learning_rate(learning_rate: LearningRate) -> GradientTransformatio
 def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
     """Multiply every gradient by a factor that follows a schedule: `u = schedule(count) g`.
 
-    The factor may have either sign. A learning rate, which is negated and reported as
-    `learning_rate`, is `scale_by_learning_rate`.
+    The factor may have either sign. For a learning rate, which is negated and reported as
+    `learning_rate`, use `scale_by_learning_rate`.
 
     Args:
         schedule: a function from the count (first 0) to the factor.
 
     Raises:
-        TypeError: `schedule` is a number: that is `scale`.
+        TypeError: `schedule` is a number, for which `scale` exists.
 
     Example:
         >>> from ftrain import optim

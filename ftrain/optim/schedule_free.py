@@ -3,8 +3,8 @@
 There are three points: `z` takes the steps, `x` is their average and is evaluated, and gradients
 are taken between them, at `y = (1 - b1) z + b1 x`. The parameters that a training step holds are
 `y`; the state holds `z`; `schedule_free_eval_params` gives `x`. As `x` is computed from `y`,
-parameters in bfloat16 round the average at every step (some 5 % of the norm after 50): keep them in
-float32, "bf16-mixed".
+bfloat16 parameters round the average at every step (an error of about 5 % of the norm after 50 steps):
+keep the parameters in float32, with precision "bf16-mixed".
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ class ScheduleFreeState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         max_learning_rate: float64, 0-d. The largest rate so far.
         weight_sum: float64, 0-d. The sum of the weights of the averaged points.
-        b1: float64, 0-d. How far gradients are taken towards the average.
-        z: the points that take the steps, a tree like the parameters; at least float32.
-        nu: running mean of the squared gradients, likewise; `()` for SGD.
+        b1: float64, 0-d. The weight of the average in the point at which gradients are taken.
+        z: the point that takes the steps, a tree like the parameters; at least float32.
+        nu: running mean of the squared gradients, a tree like `z`; `()` for SGD.
     """
 
     count: Count
@@ -88,12 +88,13 @@ def schedule_free_adamw(
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0). A warmup
-            helps; a decay is what this does without.
-        b1: in (0, 1). Takes the place of momentum; more for longer runs (0.95, 0.98).
-        b2: decay of the squares, in [0, 1).
-        eps: >= 0, added outside the root, after the correction of `v`.
-        weight_decay: >= 0, multiplied by the rate, of `y`.
-        weight_lr_power: how much less the points of a warmup count in the average.
+            helps; a decay is not needed.
+        b1: in (0, 1). It has the role of momentum; use larger values for longer runs (0.95, 0.98).
+        b2: decay of the mean of squares, in [0, 1).
+        eps: >= 0, added to the square root of the bias-corrected `v`.
+        weight_decay: >= 0, multiplied by the learning rate; applied at `y`.
+        weight_lr_power: the exponent of the rate in the weights; larger values give the warmup less
+            weight.
         mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`,
             no decay on vectors and scalars; `optim.everything` decays all, as optax does.
 
@@ -101,9 +102,9 @@ def schedule_free_adamw(
         A transformation with a `ScheduleFreeState`. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
-            parameters; gradients of other structure or shape than the parameters.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; the mask's structure is not that of the
+            parameters; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> from ftrain import optim
@@ -145,18 +146,19 @@ def schedule_free_sgd(
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        b1: in (0, 1). Takes the place of momentum.
+        b1: in (0, 1). It has the role of momentum.
         weight_decay: >= 0, an L2 penalty at `y`.
-        weight_lr_power: how much less the points of a warmup count in the average.
+        weight_lr_power: the exponent of the rate in the weights; larger values give the warmup less
+            weight.
         mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`.
 
     Returns:
         A transformation with a `ScheduleFreeState`. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
-            parameters; gradients of other structure or shape than the parameters.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; the mask's structure is not that of the
+            parameters; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = schedule_free_sgd(0.5)
@@ -267,7 +269,7 @@ def _schedule_free(
         weight_sum = state.weight_sum + weight
         # The sum of the weights is 0 while the rate is 0, as at the start of a warmup.
         share = torch.where(weight_sum > 0, weight / weight_sum, 0.0)
-        # y' - y, for x = z + (y - z) / b1, without that division.
+        # This is y' - y with x = z + (y - z) / b1 inserted, which cancels the division by b1.
         along = 1 - state.b1 * (1 - share)
         matching_leaves(("params", params), ("grads", grads))
         directions, nu = (grads, state.nu) if adam is None else _scaled(grads, state, *adam)

@@ -26,7 +26,7 @@ class SGDState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         momentum: the decaying sum of gradients, a tree like the parameters, at least float32; `()`
             without momentum.
     """
@@ -59,8 +59,8 @@ def sgd(
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        momentum: in [0, 1). At the number 0 no sum is kept; at a tensor one always is.
-        nesterov: whether to look ahead; needs momentum, and no dampening.
+        momentum: in [0, 1). With the number 0, no sum is stored; with a tensor, it always is.
+        nesterov: True for Nesterov's look-ahead, which needs momentum and excludes dampening.
         dampening: in [0, 1]. `1 - dampening` is the weight of each gradient in the sum.
         weight_decay: >= 0.
         mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`,
@@ -70,9 +70,9 @@ def sgd(
         A transformation with an `SGDState`. `update` needs `params` for weight decay only.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
-            parameters; gradients of other structure or shape than the parameters.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; the mask's structure is not that of the
+            parameters; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> from ftrain import optim

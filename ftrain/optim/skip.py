@@ -24,7 +24,7 @@ class SkipState(NamedTuple):
     """State of `skip_nonfinite` and `skip_large_updates`.
 
     Attributes:
-        skipped: int64, 0-d. Updates left out so far.
+        skipped: int64, 0-d. Number of updates skipped so far.
         inner: the state of the wrapped optimizer, which skipped updates do not change.
     """
 
@@ -35,9 +35,9 @@ class SkipState(NamedTuple):
 def skip_nonfinite(inner: GradientTransformation) -> GradientTransformation:
     """Skip the updates of non-finite gradients.
 
-    Parameters and the state of `inner` stay as they are, bit for bit, if any gradient is infinite
-    or NaN: the criterion of `make_steps(nonfinite="skip")`, for custom loops, and for gradients that
-    an earlier transformation has made.
+    Parameters and the state of `inner` are unchanged, bit for bit, if any gradient is infinite or NaN.
+    This is the criterion of `make_steps(nonfinite="skip")`, for custom loops and for gradients that an
+    earlier transformation of a chain has changed.
 
     Args:
         inner: the optimizer.
@@ -67,7 +67,8 @@ def skip_large_updates(
 
     Args:
         inner: the optimizer.
-        max_norm: a number >= 0 or a 0-d tensor, in units of the gradient; infinite skips NaN only.
+        max_norm: a number >= 0 or a 0-d tensor, in units of the gradient; with infinity, only NaN is
+            skipped.
 
     Returns:
         A transformation with a `SkipState`.
@@ -96,7 +97,7 @@ def _skip(
         grads: PyTree, state: SkipState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, SkipState]:
         gradients(grads)
-        # The very expression of the step's `grad_norm`: a compiled step evaluates it once.
+        # The same expression as the step's `grad_norm`, so that a compiled step evaluates it once.
         good = applies(finite_norm(grads)).to(state.skipped.device)
         updates, new = inner.update(grads, state.inner, params, **extra)
         return (

@@ -26,11 +26,9 @@ from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter,
 
 __all__ = ["SOAPState", "soap"]
 
-SHIFT = (
-    1e-3  # of the mean eigenvalue; a small GPT learns as well with it as with a thousandth of it
-)
+SHIFT = 1e-3  # times the mean eigenvalue; a small GPT learns equally well with 1e-6
 Moments = tuple[list[torch.Tensor], list[torch.Tensor], list[torch.Tensor]]
-Side = torch.Tensor | None  # of a matrix: None where it keeps the basis that it has
+Side = torch.Tensor | None  # eigenbasis of the rows or columns of a matrix; None if not rotated
 
 
 class SOAPState(NamedTuple):
@@ -38,13 +36,14 @@ class SOAPState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         mu: running mean of the gradients in the eigenbases, a tree like the parameters; at least
             float32.
-        nu: running mean of their squares there, likewise.
-        grams: for each preconditioned side of each parameter the running mean of `G G'` (rows) or
+        nu: running mean of the squared gradients in the eigenbases; a tree like `mu`.
+        grams: for each preconditioned side of each parameter, the running mean of `G G'` (rows) or
             `G' G` (columns): a tuple of square matrices, in the order of the parameters' leaves.
-        bases: their eigenvectors, as columns, the largest eigenvalue first: likewise.
+        bases: for each matrix in `grams`, its eigenvectors as columns, in order of descending
+            eigenvalue.
     """
 
     count: Count
@@ -78,21 +77,22 @@ def soap(
     G^\top G$.
 
     The eigenvectors are updated by one step of orthogonal iteration, $Q = \mathrm{qr}(L Q)$, every
-    `precondition_frequency` updates, and at each of the first that many: they start from the
-    identity, where this is Adam. There is no eigendecomposition, which would fail on a non-finite
-    gradient. Vectors and scalars are updated by Adam; a parameter of more than two dimensions is
-    treated as `(first, all others)`.
+    `precondition_frequency` updates, and at each of the first `precondition_frequency` updates. They
+    start as the identity, with which SOAP is Adam. There is no eigendecomposition, which would fail on a
+    non-finite gradient. Vectors and scalars are updated by Adam; a parameter of more than two dimensions
+    is treated as `(first, all others)`.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        b1: decay of the mean, in [0, 1).
-        b2: decay of the squares, in [0, 1).
-        eps: >= 0, added outside the root, after the correction of `v`.
-        weight_decay: >= 0, multiplied by the rate.
+        b1: decay of the mean of gradients, in [0, 1).
+        b2: decay of the mean of squares, in [0, 1).
+        eps: >= 0, added to the square root of the bias-corrected `v`.
+        weight_decay: >= 0, multiplied by the learning rate.
         b3: decay of `L` and `R`, in [0, 1). Default: `b2`.
-        precondition_frequency: updates between two refreshments of the eigenvectors, >= 1. In a compiled
-            step the others do not pay for it; under `torch.vmap` all do.
-        max_precondition_dim: a side longer than this keeps its own basis (a vocabulary, for instance).
+        precondition_frequency: the number of updates from one computation of the eigenvectors to the
+            next, >= 1. In a compiled step the updates between them skip this computation; under
+            `torch.vmap` they do not.
+        max_precondition_dim: a dimension longer than this is not rotated (a vocabulary, for instance).
         mask: which parameters decay; a tree of bools, a function of the parameters, or None for all.
             Default: `optim.matrices`, no decay on vectors and scalars.
 
@@ -100,9 +100,9 @@ def soap(
         A transformation with a `SOAPState`. `update` needs `params`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; the mask's structure is not that of the
-            parameters; gradients of other structure or shape than the parameters.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; the mask's structure is not that of the
+            parameters; gradients and parameters differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = soap(0.1)
@@ -171,7 +171,8 @@ def soap(
             m = torch.lerp(m, turned, one_b1)
             v = torch.addcmul(v * b2, turned * one_b2, turned)
             u = _turned_back(m * step / (safe_sqrt(v) / correction + eps), *basis)
-            # After the step, so that the basis of a step does not depend on its own gradient.
+            # The bases are updated after the step, so that they do not depend on the gradient that they
+            # rotate.
             wide = g.flatten(1) if g.ndim > 1 else g
             if left is not None:
                 grams[left] = torch.lerp(grams[left], wide @ wide.mT, one_b3)
@@ -229,7 +230,8 @@ def _refreshed(
 ) -> Moments:
     """Update the eigenbases by one orthogonal iteration; return the moments in them, and the bases.
 
-    The mean is rotated; the squares cannot be, and only follow the order of the columns.
+    The mean of gradients is rotated. The mean of squares cannot be rotated; it is only permuted like the
+    columns of the bases.
     """
     new = list(bases)
     means, squares = [], []
@@ -250,9 +252,9 @@ def _refreshed(
 def _iterated(gram: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Return `Q` of `qr(gram @ basis)`, sorted by descending eigenvalue, and the column permutation.
 
-    The shift keeps the eigenvectors. It keeps directions in place that no gradient has had yet;
-    without it they would be arbitrary rounding. So would the signs without the last line, by which
-    columns rotate as little as possible.
+    Adding a multiple of the identity (`SHIFT`) does not change the eigenvectors. It keeps directions
+    without any gradient so far in place, which would otherwise consist of rounding noise. The last line
+    flips signs so that columns rotate as little as possible.
     """
     image = gram @ basis
     order = (basis * image).sum(0).argsort(descending=True, stable=True)

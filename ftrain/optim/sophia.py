@@ -36,10 +36,10 @@ class SophiaState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         key: int32, shape (2,). The key of the next estimate.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
-        hessian: running mean of the estimates of the Hessian's diagonal, likewise.
+        hessian: running mean of the estimates of the Hessian's diagonal; a tree like `mu`.
     """
 
     count: Count
@@ -73,20 +73,20 @@ def sophia(
     the key in the state. $c$ is `clip_threshold`.
 
     $H z$ is the derivative of the gradient of `value_fn`, so the loss must be differentiable twice.
-    In a compiled step the other updates do not pay for it; under `torch.vmap` all do. With
+    In a compiled step the other updates skip this computation; under `torch.vmap` they do not. With
     `precision="bf16-mixed"` the product has that precision too: on an MLP and a small GPT the
-    estimate is off by 0.5 to 0.9 % in the norm, where the draw of $z$ alone spreads it by 600 %.
+    estimate is off by 0.5 to 0.9 % in the norm, while the random $z$ alone spreads it by 600 %.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        b1: decay of the mean, in [0, 1).
+        b1: decay of the mean of gradients, in [0, 1).
         b2: decay of the estimates, in [0, 1).
-        eps: >= 0, the least curvature that is divided by.
-        gamma: > 0. More of it clips fewer elements; aim at half of them.
-        clip_threshold: > 0, the longest step of an element, in rates.
-        update_interval: updates between two estimates, >= 1.
-        weight_decay: >= 0, multiplied by the rate.
-        key: of the estimates' signs; a seed, or a key (int32, `(2,)`).
+        eps: >= 0, a lower bound of the curvature in the division.
+        gamma: > 0. Larger values clip fewer elements; choose it so that about half are clipped.
+        clip_threshold: > 0, the largest step of an element, in units of the learning rate.
+        update_interval: the number of updates from one estimate to the next, >= 1.
+        weight_decay: >= 0, multiplied by the learning rate.
+        key: the source of the random signs; a seed, or a key (int32, `(2,)`).
         mask: a tree of bools, a function of the parameters, or None for all. Default: `optim.matrices`,
             no decay on vectors and scalars; `optim.everything` decays all, as optax does.
 
@@ -95,9 +95,9 @@ def sophia(
         `params -> loss`; the steps of `ftrain.make_steps` pass it.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; there is no `value_fn`; gradients of other
-            structure or shape than the parameters.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; there is no `value_fn`; gradients and parameters
+            differ in structure or shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
         NotImplementedError: the loss uses an operator that cannot be differentiated twice.
 
     Example:
@@ -114,8 +114,8 @@ def sophia(
     References:
         Liu, Li, Hall, Liang, Ma (2023), [Sophia: A Scalable Stochastic Second-order Optimizer for
         Language Model Pre-training](https://arxiv.org/abs/2305.14342). As in optax, the signs are
-        Rademacher's where the paper draws normals, the mean is corrected, and an estimate serves
-        from the next update on.
+        Rademacher-distributed where the paper draws normal numbers, the mean is bias-corrected, and an
+        estimate is used from the next update on.
     """
     check_learning_rate(learning_rate)
     _checks.fraction("b1", b1)
@@ -231,7 +231,8 @@ def hutchinson_diagonal(value_fn: ValueFn, params: PyTree, key: torch.Tensor) ->
     def slope(params: PyTree) -> torch.Tensor:
         _, grads = value_and_grad(value_fn, differentiable=True)(params)
         products = [(g * z).sum() for g, z in zip(tree.leaves(grads), signs, strict=True)]
-        # The gradient of a linear function depends on nothing; so it still has one, which is zero.
+        # The gradient of a linear function does not depend on the parameters; these terms connect it to
+        # them, so that its derivative exists and is zero.
         products += [0.0 * p.sum() for p in tree.leaves(params)]
         return torch.stack([product.to(torch.float64) for product in products]).sum()
 

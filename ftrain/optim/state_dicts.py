@@ -76,15 +76,15 @@ def import_state_dict(
             counterpart is filled, the others are unchanged.
         names: the parameters' names in the order in which the torch optimizer was given them: the
             module, for `model.parameters()`, or a list, group after group. Names in the dict itself
-            (`param_names`) win.
+            (`param_names`) take precedence.
         count: the number of updates so far; only for SGD, whose state does not store it.
 
     Returns:
         A new state.
 
     Raises:
-        ValueError: the dict is of another algorithm, parameters or shapes differ, parameters have
-            not all been updated equally often; the message names the parameter.
+        ValueError: the dict belongs to another algorithm; parameters or shapes differ; parameters were
+            not all updated equally often. The message names the parameter.
 
     Example:
         >>> from ftrain import optim
@@ -125,7 +125,7 @@ def export_state_dict(
         A dict like `twin.state_dict()`, with the groups of `twin` and the memory of `opt_state`.
 
     Raises:
-        ValueError: `twin` is of another algorithm; a parameter that moves is not among its own.
+        ValueError: `twin` has another algorithm, or lacks a parameter of the state.
 
     Example:
         >>> from ftrain import optim
@@ -156,10 +156,10 @@ class _Part(NamedTuple):
     """State of one algorithm, inside an optimizer's state, with a counterpart in `torch.optim`.
 
     Attributes:
-        path: where it is.
-        state: itself.
-        columns: torch's name of a memory -> path and tensor of each parameter that has it, by name.
-        names: the parameters that it has a memory of.
+        path: the path of the state.
+        state: the state.
+        columns: `{torch's name of a state entry: {parameter name: (path, tensor)}}`.
+        names: the names of the parameters in the state.
     """
 
     path: str
@@ -220,7 +220,7 @@ def _imported(
     for key, column in part.columns.items():
         for name, (path, old) in column.items():
             if old.numel() == 0 and key not in mine[name]:
-                continue  # Adafactor has rows and columns of matrices only
+                continue  # Adafactor has no rows and columns for vectors and scalars
             if mine[name].get(key) is None:
                 raise ValueError(
                     f"state_dict: expected {key!r} for {name}, which {type(part.state).__name__} needs, "
@@ -371,7 +371,7 @@ def _exported(part: _Part, twin: torch.optim.Optimizer) -> dict[str, dict[str, A
     """Return, by name, the state entries of each parameter in the form of `torch.optim`."""
     step = float(part.state.count)
     if not step:
-        return {}  # torch creates the entries itself
+        return {}  # torch creates the entries at its first step
     common: dict[str, torch.Tensor] = {}
     if not isinstance(part.state, (SGDState, FromTorchState)):
         common["step"] = torch.tensor(step)

@@ -37,21 +37,21 @@ def with_hyperparams(
 ) -> GradientTransformation:
     """Return an optimizer whose hyper-parameters are tensors in its state, not fixed constants.
 
-    It is `build(**hyperparams)` with every number among them kept in the state: in float64, so that
-    eager updates equal those of the plain optimizer to the bit. Setting one (`set_hyperparams`)
-    compiles nothing anew; stacking them (`torch.vmap`) is a sweep.
+    It is `build(**hyperparams)`, with every number stored in the state in float64, so that eager updates
+    equal those of the plain optimizer to the bit. Changing a value (`set_hyperparams`) does not
+    recompile a step; states with stacked values (`torch.vmap`) make a sweep.
 
     Args:
         build: the constructor of the optimizer, such as `optim.adamw`.
         **hyperparams: its arguments. Numbers and 0-d tensors go into the state; all others (schedules,
-            masks, bools) are passed to `build` unchanged. A whole number that counts something (`k=5`)
-            is not a hyper-parameter: bind it, `functools.partial(optim.lookahead, k=5)`.
+            masks, bools) are passed to `build` unchanged. An integer count (`k=5`) cannot be stored:
+            bind it, `functools.partial(optim.lookahead, k=5)`.
 
     Returns:
         A transformation with a `HyperparamsState`.
 
     Raises:
-        ValueError: a number out of its range, as `build` says.
+        ValueError: a number is out of its range for `build`.
         TypeError: `build` does not have such an argument, or none of them is a number.
 
     Example:
@@ -69,7 +69,7 @@ def with_hyperparams(
             "hyperparams: expected at least one number to keep in the state, got 0. Write "
             "`with_hyperparams(optim.adamw, learning_rate=1e-3, weight_decay=0.1)`."
         )
-    build(**hyperparams)  # what is out of range raises here, before any tensor is seen
+    build(**hyperparams)  # raises for a value out of range before any tensor exists
 
     def init(params: PyTree) -> HyperparamsState:
         leaves, _ = parameters(params)
@@ -101,7 +101,8 @@ def set_hyperparams(state: PyTree, *within: str, **values: Hyperparameter) -> Py
 
     Args:
         state: an optimizer's state that holds a `HyperparamsState` somewhere.
-        *within: the names that lead to one of several, such as a group of `partition`.
+        *within: names of enclosing entries, which select one of several hyper-parameters of the same
+            name, such as a group of `partition`.
         **values: numbers or tensors; for a vmapped state a number for all rows, or a tensor of rows. A
             tensor that requires a gradient stays connected: its hypergradient goes through the updates.
 
@@ -109,9 +110,9 @@ def set_hyperparams(state: PyTree, *within: str, **values: Hyperparameter) -> Py
         A new state; the old one stays as it was.
 
     Raises:
-        LookupError: no hyper-parameter is called so, or the names lead nowhere.
-        ValueError: several are, a number is out of the range that this library's optimizers have for its
-            name, or a tensor has another shape.
+        LookupError: no hyper-parameter has the name, or `within` has an unknown name.
+        ValueError: several hyper-parameters have the name, a number is out of the range that the
+            optimizers of ftrain allow for its name, or a tensor has another shape.
 
     Example:
         >>> from ftrain import optim
@@ -141,7 +142,7 @@ def _not_one(name: str, where: list[str], there_are: list[str]) -> Exception:
         listed = "\n".join(f"  {path}" for path in where)
         return ValueError(
             f"{len(where)} hyper-parameters in this state are called {name!r}:\n{listed}\nPass the "
-            f'entry around the one you mean, `optim.set_hyperparams(state, "<holder>", {name}=...)`.'
+            f'name of an enclosing entry, `optim.set_hyperparams(state, "<holder>", {name}=...)`.'
         )
     listed = ", ".join(there_are) or "none; `with_hyperparams` keeps them"
     names = [path.rpartition(".hyperparams[")[2].strip("]'\"") for path in there_are]
@@ -151,7 +152,7 @@ def _not_one(name: str, where: list[str], there_are: list[str]) -> Exception:
     )
 
 
-#: Names of torch and of everyday use, and those of this library.
+#: Names used by torch or in practice, and the names of ftrain.
 _OTHER_NAMES = {"lr": "learning_rate", "rate": "learning_rate", "wd": "weight_decay"}
 
 
@@ -182,8 +183,8 @@ _NON_NEGATIVES = """
     min_step_size weight_lr_power initial_accumulator_value
 """
 
-# The constructors' own checks. A state does not record its constructor: if two constructors check one
-# name differently, the weaker check (`rho` is a distance in `sam`, a fraction in `adadelta`).
+# The checks of the constructors. A state does not record its constructor: if two constructors check one
+# name differently, the weaker check is used (`rho` is a distance in `sam`, a fraction in `adadelta`).
 _CHECKS: dict[str, Callable[[str, Hyperparameter], None]] = {
     **dict.fromkeys(_FRACTIONS.split(), _checks.fraction),
     **dict.fromkeys(_POSITIVES.split(), _checks.positive),

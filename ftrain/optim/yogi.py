@@ -23,9 +23,9 @@ class YogiState(NamedTuple):
 
     Attributes:
         count: int64, 0-d. Updates so far.
-        learning_rate: float32, 0-d. The rate of the last update; before the first, of the first.
+        learning_rate: float32, 0-d. The rate of the last update; initially, that of the first update.
         mu: running mean of the gradients, a tree like the parameters; at least float32.
-        nu: their additive mean of squares, likewise.
+        nu: the second moment of the gradients, which changes additively; a tree like `mu`.
     """
 
     count: Count
@@ -48,21 +48,22 @@ def yogi(
     $$u = -\eta \, \frac{m / (1 - \beta_1^t)}{\sqrt{v / (1 - \beta_2^t)} + \epsilon}, \qquad
     m = \beta_1 m + (1 - \beta_1) g, \quad v = v - (1 - \beta_2) \, \mathrm{sign}(v - g^2) \, g^2$$
 
-    `optax.yogi` starts $m$ at 1e-6 too, where this starts it at 0.
+    `optax.yogi` starts $m$ at 1e-6 too; here it starts at 0.
 
     Args:
         learning_rate: a finite number >= 0, a 0-d tensor, or a schedule (first called with 0).
-        b1: decay of the mean, in [0, 1).
-        b2: decay of the squares, in [0, 1).
-        eps: >= 0, added outside the root, after the correction of `v`.
-        initial_accumulator_value: >= 0, where `v` starts.
+        b1: decay of the mean of gradients, in [0, 1).
+        b2: decay of the mean of squares, in [0, 1).
+        eps: >= 0, added to the square root of the bias-corrected `v`.
+        initial_accumulator_value: >= 0, the initial value of `v`.
 
     Returns:
         A transformation with a `YogiState`.
 
     Raises:
-        ValueError: a hyper-parameter out of its range; gradients of other structure or shape.
-        TypeError: parameters that are not floating tensors; gradients of another dtype.
+        ValueError: a hyper-parameter is out of range; gradients and parameters differ in structure or
+            shape.
+        TypeError: parameters are not floating-point tensors; gradients have another dtype.
 
     Example:
         >>> optimizer = yogi(0.1)

@@ -18,7 +18,8 @@ class ZeroNansState(NamedTuple):
     """State of `zero_nans`.
 
     Attributes:
-        found_nan: a tree like the parameters, of bools, 0-d: True if the last update had a NaN there.
+        found_nan: a tree like the parameters of 0-d bools: True if the leaf had a NaN at the last
+            update.
     """
 
     found_nan: PyTree
@@ -27,8 +28,8 @@ class ZeroNansState(NamedTuple):
 def zero_nans() -> GradientTransformation:
     """Replace each NaN by 0 and record in the state which leaves had one; infinities stay.
 
-    A training step that skips or raises on non-finite gradients never passes one on: this is for
-    steps with `nonfinite="ignore"`.
+    Use it in steps with `nonfinite="ignore"`: other training steps skip or raise before a NaN reaches
+    the optimizer.
 
     Returns:
         A transformation with a `ZeroNansState`.

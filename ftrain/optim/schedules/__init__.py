@@ -1,9 +1,9 @@
 """Learning rates as pure functions of the number of updates done so far.
 
 A schedule takes the count of updates (int64, 0-d) and returns a 0-d tensor on its device, in float64
-(`torch.optim.lr_scheduler` computes the same in Python floats). It has no state to save and none to step
-wrongly: a run that accumulates, skips a step or runs on many devices sees the same curve, because it
-counts the updates that were applied. Any such function is a schedule:
+(`torch.optim.lr_scheduler` computes the same in Python floats). It has no state that must be saved or
+advanced. A run that accumulates, skips a step or runs on many devices follows the same curve, because
+the count is that of applied updates. Any such function is a schedule:
 
 Example:
     >>> import torch
@@ -12,8 +12,8 @@ Example:
     >>> inverse_root(torch.tensor(3))
     tensor(0.0500, dtype=torch.float64)
 
-    Read next: `decay.py`, the simple curves; `join.py`, how larger ones are put together; `plot.py`, a
-    picture of one.
+    Read next: `decay.py`, which has the simple curves; `join.py`, which concatenates schedules;
+    `plot.py`, which plots them.
 """
 
 from ftrain.optim.schedules.cosine import cosine, cosine_restarts, one_cycle

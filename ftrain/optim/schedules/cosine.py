@@ -22,13 +22,13 @@ def cosine(peak: Hyperparameter, steps: int, end: Hyperparameter = 0.0) -> Sched
     $$\mathrm{end} + (\mathrm{peak} - \mathrm{end}) \, \frac{1 + \cos(\pi x)}{2}, \qquad
     x = \min(t / \mathrm{steps}, 1)$$
 
-    The same as `optax.cosine_decay_schedule`, and as `CosineAnnealingLR` of torch up to `T_max`,
-    where that turns up again and this stays.
+    The same as `optax.cosine_decay_schedule`, and as `CosineAnnealingLR` of torch up to `T_max`: from
+    there on, torch's rate rises again, and this one stays constant.
 
     Args:
         peak: the first rate; a finite number >= 0 or a 0-d tensor.
-        steps: updates until `end` is reached, >= 1.
-        end: the rate from there on.
+        steps: the number of updates until `end` is reached, >= 1.
+        end: the rate at count `steps` and later.
 
     Example:
         >>> decay = cosine(1.0, 4)
@@ -54,14 +54,14 @@ def cosine_restarts(
 ) -> Schedule:
     """Return a schedule: half cosines from `peak` to `end`, each `factor` times as long as the last.
 
-    `CosineAnnealingWarmRestarts` of torch (`T_0`, `eta_min`, `T_mult`); for cycles of other heights
-    `join` several `cosine`s, as `optax.sgdr_schedule` does.
+    The same as `CosineAnnealingWarmRestarts` of torch (`T_0`, `eta_min`, `T_mult`). For cycles of
+    different heights, `join` several `cosine`s, as `optax.sgdr_schedule` does.
 
     Args:
         peak: the first rate of every cycle; a finite number >= 0 or a 0-d tensor.
-        steps: updates of the first cycle, >= 1.
-        end: the rate that a cycle runs towards: its last update is one short of it.
-        factor: each cycle's length in lengths of the one before it; an int >= 1.
+        steps: the number of updates of the first cycle, >= 1.
+        end: the rate that a cycle would reach one update after its last.
+        factor: the length of each cycle, divided by that of the previous cycle; an int >= 1.
 
     Example:
         >>> rate = cosine_restarts(1.0, 2, factor=2)
@@ -76,7 +76,8 @@ def cosine_restarts(
     _checks.non_negative("end", end)
     _checks.positive_int("steps", steps)
     _checks.positive_int("factor", factor)
-    # As many cycles as a count of 62 bits can reach: 61 that double, 2 that grow a billionfold.
+    # The number of cycles that a 62-bit count can reach: 61 if each doubles, 2 if each is a billion
+    # times as long.
     cycles = 1 if factor == 1 else max(1, int((62 - math.log2(steps)) / math.log2(factor)))
 
     def schedule(count: torch.Tensor, /) -> torch.Tensor:
@@ -84,7 +85,7 @@ def cosine_restarts(
             since = torch.remainder(count, steps).to(torch.float64)
             length: torch.Tensor | int = steps
         else:
-            # Whole numbers throughout: a logarithm would miss the restart that it rounds across.
+            # Integer arithmetic only: with a logarithm, rounding could put a count into the wrong cycle.
             lengths = steps * factor ** torch.arange(cycles, device=count.device)
             starts = torch.div(lengths - steps, factor - 1, rounding_mode="floor")
             begun = count >= starts
@@ -108,17 +109,17 @@ def one_cycle(
 
     From `peak / div_factor` at count 0 to `peak` at count `pct_start steps - 1`, then to
     `peak / (div_factor final_div_factor)` at count `steps - 1`, then flat: the rates of `OneCycleLR`
-    of torch, which raises past its end and moves the momentum too. Where `pct_start steps < 1` the peak
-    is before count 0, as torch has it: no update has the peak's rate. (Where the product is exactly 1,
-    count 0 has it, and torch divides by zero.) The curve of `optax.cosine_onecycle_schedule` has the
-    same heights, and both its joints one update later.
+    of torch, which raises an error after its end and changes the momentum too. If `pct_start steps < 1`,
+    the peak is before count 0, as in torch, and no update has the peak rate. (If the product is exactly
+    1, count 0 has the peak rate, and torch divides by zero.) `optax.cosine_onecycle_schedule` has the
+    same rates, but reaches both the peak and the end one update later.
 
     Args:
         peak: the highest rate; a finite number >= 0 or a 0-d tensor.
-        steps: updates of the whole cycle, >= 2.
-        pct_start: the fraction of them that rises, in [0, 1).
-        div_factor: the peak in units of the first rate, > 0.
-        final_div_factor: the first rate in units of the last one, > 0.
+        steps: the number of updates of the whole cycle, >= 2.
+        pct_start: the fraction of the updates in which the rate rises, in [0, 1).
+        div_factor: the peak divided by the first rate, > 0.
+        final_div_factor: the first rate divided by the last rate, > 0.
         anneal_strategy: `"cos"`, half a cosine each way; `"linear"`, straight lines.
 
     Example:

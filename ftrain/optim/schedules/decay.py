@@ -40,8 +40,8 @@ def linear(start: Hyperparameter, end: Hyperparameter, steps: int) -> Schedule:
 
     Args:
         start: the rate of the first update; a finite number >= 0 or a 0-d tensor.
-        end: the rate from count `steps` on, likewise.
-        steps: updates until it is reached, >= 1.
+        end: the rate at count `steps` and later; a finite number >= 0 or a 0-d tensor.
+        steps: the number of updates until `end` is reached, >= 1.
 
     Example:
         >>> rate = linear(1.0, 0.2, 4)
@@ -70,9 +70,9 @@ def polynomial(
 
     Args:
         start: the rate of the first update; a finite number >= 0 or a 0-d tensor.
-        end: the rate from count `steps` on, likewise.
-        steps: updates until it is reached, >= 1.
-        power: > 0. At 1 a line, above it steep at first, below it steep at the end.
+        end: the rate at count `steps` and later; a finite number >= 0 or a 0-d tensor.
+        steps: the number of updates until `end` is reached, >= 1.
+        power: > 0. With 1 the curve is a line; above 1 it is steep at first, below 1 at the end.
 
     Example:
         >>> rate = polynomial(1.0, 0.0, 4, power=2)
@@ -103,15 +103,15 @@ def exponential(
 
     $$\mathrm{start} \cdot \mathrm{factor}^{t / \mathrm{steps}}$$
 
-    `ExponentialLR` of torch with `steps=1`; `optax.exponential_decay(start, steps, factor)`. For
-    the same in jumps see `step`.
+    The same as `optax.exponential_decay(start, steps, factor)`, and with `steps=1` as `ExponentialLR` of
+    torch. For a decay in jumps use `step`.
 
     Args:
         start: the rate of the first update; a finite number >= 0 or a 0-d tensor.
         factor: a finite number > 0; above 1 the rate grows (a range test).
         steps: the number of updates over which the factor is spread, >= 1.
-        end: the rate at which it stops, a lower bound for `factor < 1` and else an upper one;
-            default: none.
+        end: the rate at which the decay stops: a lower bound for `factor < 1`, otherwise an upper bound;
+            default: no bound.
 
     Example:
         >>> rate = exponential(1.0, 0.25, 2, end=0.1)

@@ -16,17 +16,17 @@ __all__ = ["join"]
 def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
     """Concatenate schedules; each counts updates from the boundary at which it begins.
 
-    `schedules[i]` gives the rates from count `boundaries[i - 1]` on, and is called with the count
-    less that boundary: `SequentialLR` of torch (`milestones`), `optax.join_schedules`.
+    `schedules[i]` gives the rates from count `boundaries[i - 1]` on, and is called with the count minus
+    that boundary, as in `SequentialLR` of torch (`milestones`) and `optax.join_schedules`.
 
     Args:
         schedules: two or more. They are never called with a count below 0 or past their end, so their
             values there do not matter.
-        boundaries: the counts at which the second, third, ... take over: one fewer than schedules,
-            each larger than the one before it.
+        boundaries: the counts at which the second, third, ... schedule begins, in ascending order: one
+            fewer than schedules.
 
     Raises:
-        ValueError: boundaries too many, too few or out of order.
+        ValueError: there are too many or too few boundaries, or they are not in ascending order.
         TypeError: an entry is not a schedule, or a boundary is not an int.
 
     Example:
@@ -62,8 +62,8 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
         rate = rate_at(schedules[-1], (count - begins[-1]).clamp(min=0))
         for index in reversed(range(len(boundaries))):
             begin, end = begins[index], boundaries[index]
-            # Held inside its span: outside it a rate may overflow, and through `where` an infinity
-            # that is not chosen still makes gradients NaN.
+            # The count is clamped to the schedule's range: outside of it a rate may overflow, and an
+            # infinity makes gradients NaN even if `torch.where` does not select it.
             inside = count.clamp(begin, end) - begin
             rate = torch.where(count < end, rate_at(schedules[index], inside), rate)
         return rate

@@ -23,7 +23,7 @@ def plot_schedule(
 ) -> Figure:
     """Plot the learning rates of a schedule, or of several given by name, at updates 0 to `steps`.
 
-    Every count is drawn, none left out between samples. A figure of its own touches no global state of
+    Every count is drawn. A new figure is created without pyplot, so that it changes no global state of
     matplotlib and needs no display.
 
     Args:
@@ -69,9 +69,9 @@ def plot_schedule(
     ax.set_xlabel("updates applied")
     ax.set_ylabel("learning rate")
     figure = ax.get_figure(root=True)
-    assert figure is not None  # axes that are drawn into belong to a figure
+    assert figure is not None  # a caller's axes belong to a figure too
     if any(named) and own:
-        figure.legend(loc="outside right upper", frameon=False)  # six curves leave no room inside
+        figure.legend(loc="outside right upper", frameon=False)  # inside, it would hide curves
     elif any(named):
         ax.legend(frameon=False)
     return figure

@@ -19,11 +19,12 @@ def step(start: Hyperparameter, steps: int, factor: Hyperparameter = 0.1) -> Sch
 
     $$\mathrm{start} \cdot \mathrm{factor}^{\lfloor t / \mathrm{steps} \rfloor}$$
 
-    `StepLR` of torch (`step_size`, `gamma`); `optax.exponential_decay(..., staircase=True)`.
+    The same as `StepLR` of torch (`step_size`, `gamma`) and `optax.exponential_decay(...,
+    staircase=True)`.
 
     Args:
         start: the rate of the first `steps` updates; a finite number >= 0 or a 0-d tensor.
-        steps: updates from one jump to the next, >= 1.
+        steps: the number of updates from one jump to the next, >= 1.
         factor: a finite number > 0.
 
     Example:
@@ -43,13 +44,15 @@ def step(start: Hyperparameter, steps: int, factor: Hyperparameter = 0.1) -> Sch
 
 
 def piecewise_constant(start: Hyperparameter, factors: Mapping[int, Hyperparameter]) -> Schedule:
-    """Return a schedule: `start` times all `factors[b]` whose `b` is at most the number of updates.
+    """Return a schedule: `start` times every `factors[n]` with `n` at most the number of updates.
 
-    `optax.piecewise_constant_schedule`; `MultiStepLR` of torch, whose factors are all one `gamma`.
+    The same as `optax.piecewise_constant_schedule`, and as `MultiStepLR` of torch, in which all factors
+    are `gamma`.
 
     Args:
         start: the rate of the first update; a finite number >= 0 or a 0-d tensor.
-        factors: counts of updates, each with the factor of the rate there; factors >= 0, counts >= 1.
+        factors: a dict from counts of updates (>= 1) to the factors (>= 0) by which the rate changes
+            there.
 
     Raises:
         TypeError: `factors` is not a mapping from counts to factors.

@@ -29,12 +29,12 @@ def linear_warmup(peak: Hyperparameter, steps: int, start: Hyperparameter = 0.0)
 
     $$\mathrm{start} + (\mathrm{peak} - \mathrm{start}) \min(t / \mathrm{steps}, 1)$$
 
-    With `start=0` the first update has rate 0: it changes moments, not parameters (as in optax and
-    nanoGPT).
+    With `start=0`, as in optax and nanoGPT, the first update has rate 0: it changes the moments, but not
+    the parameters.
 
     Args:
-        peak: the rate reached; a finite number >= 0 or a 0-d tensor.
-        steps: updates until it is reached, >= 1.
+        peak: the rate at count `steps` and later; a finite number >= 0 or a 0-d tensor.
+        steps: the number of updates until `peak` is reached, >= 1.
         start: the rate of the first update.
 
     Example:
@@ -51,16 +51,16 @@ def warmup_cosine(
 ) -> Schedule:
     """Return a schedule: linear warmup to `peak`, then half a cosine to `end` at `total_steps`.
 
-    `optax.warmup_cosine_decay_schedule(0, peak, warmup_steps, total_steps, end)`.
+    The same as `optax.warmup_cosine_decay_schedule(0, peak, warmup_steps, total_steps, end)`.
 
     Args:
         peak: the rate at count `warmup_steps`; a finite number >= 0 or a 0-d tensor.
-        warmup_steps: updates of the warmup, >= 0. They are part of `total_steps`.
-        total_steps: updates until `end` is reached, more than `warmup_steps`.
-        end: the rate from there on.
+        warmup_steps: the number of updates of the warmup, >= 0; included in `total_steps`.
+        total_steps: the total number of updates until `end` is reached, more than `warmup_steps`.
+        end: the rate at count `total_steps` and later.
 
     Raises:
-        ValueError: nothing is left for the decay.
+        ValueError: `total_steps` is not larger than `warmup_steps`.
 
     Example:
         >>> rate = warmup_cosine(1.0, 2, 6, end=0.1)
@@ -112,15 +112,15 @@ def warmup_stable_decay(
 
     The decay is $\mathrm{end} + (\mathrm{peak} - \mathrm{end}) (1 - x)$, or $(1 - \sqrt{x})$ with
     `shape="sqrt"`, where $x$ is the fraction of the decay that is done. Runs of different lengths
-    share their beginning: a longer one continues from a state saved before the decay.
+    share their beginning: a longer run continues from a state that was saved before the decay.
 
     Args:
         peak: the highest rate; a finite number >= 0 or a 0-d tensor.
-        warmup_steps: updates of the warmup, >= 0.
-        stable_steps: updates at `peak`, >= 0.
-        decay_steps: updates of the decay, >= 1.
+        warmup_steps: the number of updates of the warmup, >= 0.
+        stable_steps: the number of updates at `peak`, >= 0.
+        decay_steps: the number of updates of the decay, >= 1.
         end: the rate from count `warmup_steps + stable_steps + decay_steps` on.
-        shape: of the decay: `"linear"`, or `"sqrt"`, steep at first.
+        shape: the shape of the decay: `"linear"`, or `"sqrt"`, which is steep at first.
 
     Example:
         >>> rate = warmup_stable_decay(1.0, 2, 3, 4)
@@ -156,12 +156,12 @@ def inverse_sqrt(peak: Hyperparameter, warmup_steps: int, start: Hyperparameter 
 
     $$\mathrm{peak} \sqrt{\mathrm{warmup\_steps} / t}$$
 
-    Vaswani's rate is `peak = (width warmup_steps)^-1/2`; T5's, which is constant before it decays,
-    has `start=peak`.
+    For the rate of Vaswani et al., pass `peak = (width warmup_steps)^-1/2`; for that of T5, which is
+    constant before the decay, `start=peak`.
 
     Args:
         peak: the rate at count `warmup_steps`; a finite number >= 0 or a 0-d tensor.
-        warmup_steps: updates of the warmup, >= 1: the unit in which the decay counts.
+        warmup_steps: the number of updates of the warmup, >= 1; also the time scale of the decay.
         start: the rate of the first update.
 
     Example:
