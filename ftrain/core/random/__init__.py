@@ -1,10 +1,10 @@
 """Random streams that belong to a key: Threefry-2x32, with the bits of JAX.
 
-A draw is a pure function of its key: the same bits eager, compiled, vmapped, on a CPU or an accelerator;
-nothing reads or moves torch's global generators. `keys.py` makes and branches keys; `sample.py`,
-`continuous.py`, `discrete.py`, `gammas.py` and `vectors.py` draw from them; `keyed.py` makes torch's own
-functions draw from them. The files with a leading underscore hold the implementation; begin with
-`_operators.py`.
+A draw is a pure function of its key: it has the same bits in eager, compiled and vmapped code, on a CPU
+or an accelerator, and does not use torch's global generators. `keys.py` makes keys and derives keys from
+them; `sample.py`, `continuous.py`, `discrete.py`, `gammas.py` and `vectors.py` draw from them;
+`keyed.py` makes torch's own functions draw from them. The files with a leading underscore hold the
+implementation; begin with `_operators.py`.
 """
 
 from ftrain.core.random.continuous import exponential, gumbel, laplace, truncated_normal

@@ -2,12 +2,12 @@
 
 `threefry.cu` is made of the same functions as the CPU's `threefry.c`, so that the bits are the same.
 Tests compare the two, both compiled for the CPU; no GPU has run it yet. Without NVRTC, or with a driver
-that cannot load the kernels, one warning says so and the reference takes over, with the same numbers,
-at a few hundred launches a draw.
+that cannot load the kernels, one warning is issued, and `_reference.py` draws the same numbers with a
+few hundred launches per draw.
 
-A launch waits for nothing and copies nothing: keys are read on the device; folds and bounds are passed
-by value. A CUDA graph can capture it, the first draw of a process too. NVRTC takes 0.2 to 0.3 s of
-processor time for a kind, so nothing is cached on disk.
+A launch needs no synchronization and no copy: keys are read on the device; folds and bounds are passed
+by value. A CUDA graph can capture it, including the first draw of a process. NVRTC compiles a kind of
+draw in 0.2 to 0.3 s of processor time, so nothing is cached on disk.
 
 NVRTC and the driver are called through ctypes: `torch.cuda._compile_kernel` (as of torch 2.14) needs
 an installed CUDA toolkit (`CUDA_HOME`), and its launcher truncates integers to 32 bits.
@@ -39,10 +39,10 @@ _SOURCES = tuple(Path(__file__).with_name(name) for name in ("threefry.h", "thre
 # The order of `enum more` in threefry.cu, which follows that of `enum kind`.
 UNIFORM16, UNIFORMB16, NORMAL16, NORMALB16, INTEGERS32, INTEGERS64, FOLD = range(10, 17)
 
-FOLDS = 32  # of one launch: FOLDS in threefry.cu
+FOLDS = 32  # largest number of folds in one launch; equals FOLDS in threefry.cu
 _BLOCK = 256
-# A thread draws up to this number of elements, so that folding and dividing are paid for once; fewer
-# where there would be too few threads to fill a large GPU (an H200 runs 270,336 at a time).
+# A thread draws up to `_EACH` elements, so that it folds and divides only once; it draws fewer if there
+# would be fewer than `_FILL` threads, too few to fill a large GPU (an H200 runs 270,336 at a time).
 _EACH, _FILL = 8, 2**18
 
 _INVALID_CONTEXT = 201
@@ -70,7 +70,7 @@ class CudaKernel:
 
     def __init__(self, load: Callable[[int], Any], launch: Launch) -> None:
         self._load, self._launch = load, launch
-        # Loading this one shows at once whether the others can be had.
+        # Loading this kernel shows immediately whether the other kernels can be loaded.
         self._functions: dict[int, Any] = {FOLD: load(FOLD)}
 
     def draw(
@@ -113,7 +113,7 @@ class CudaKernel:
         a: float = 0.0,
         b: float = 0.0,
     ) -> None:
-        """Launch a kernel for `count` elements, after others that fold in all but 32 of the integers."""
+        """Launch a kernel for `count` elements; with more than 32 folds, launch fold kernels first."""
         while len(folds) > FOLDS:
             key = self.fold(key, folds[:FOLDS], None, key.new_empty(key.shape))
             folds = folds[FOLDS:]
@@ -184,7 +184,7 @@ def _load(index: int) -> CudaKernel:
         raise _NoKernelError("This build of torch is not for NVIDIA's CUDA.")
     major, minor = torch.cuda.get_device_capability(index)
     driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    context = ctypes.c_void_p()  # that of torch, which is never released
+    context = ctypes.c_void_p()  # torch's CUDA context, which is never released
     _check(driver, driver.cuDevicePrimaryCtxRetain(ctypes.byref(context), ctypes.c_int(index)))
 
     def load(kind: int) -> ctypes.c_void_p:
@@ -192,7 +192,7 @@ def _load(index: int) -> CudaKernel:
         with _current(driver, context), _uncaptured(driver):
             module, function = ctypes.c_void_p(), ctypes.c_void_p()
             _check(driver, driver.cuModuleLoadData(ctypes.byref(module), binary))
-            # Loads the function now, not at its first launch.
+            # This loads the function now instead of at its first launch.
             status = driver.cuModuleGetFunction(ctypes.byref(function), module, b"ftrain_kernel")
             _check(driver, status)
         return function
@@ -230,10 +230,10 @@ def _launcher(driver: ctypes.CDLL, index: int, context: ctypes.c_void_p) -> Laun
     current_device, byref, text = torch.cuda.current_device, ctypes.byref, ctypes.c_char_p
 
     def run(function: Any, threads: int, parameters: bytes) -> None:
-        task = byref(text(parameters))  # an array of one pointer, to a struct passed by value
+        task = byref(text(parameters))  # an array with a pointer to the only argument, a struct
         how = (function, -(-threads // _BLOCK), *sizes, raw_stream(index), task, None)
         status = launch(*how) if current_device() == index else _INVALID_CONTEXT
-        if status == _INVALID_CONTEXT:  # another device's, or a thread that has used none
+        if status == _INVALID_CONTEXT:  # the context of another device, or none in this thread
             with _current(driver, context):
                 status = launch(*how)
         if status:
@@ -259,7 +259,8 @@ def compiled(kind: int, architecture: str) -> bytes:
     nvrtc = _nvrtc()
     options = (
         *(f"--gpu-architecture={architecture}", f"--define-macro=KIND={kind}", "--std=c++17"),
-        # No contraction, IEEE division and square root, subnormals: the bits of the CPU.
+        # The bits equal the CPU's with these flags: no contraction, IEEE division and square root,
+        # subnormals.
         *("--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false"),
         "--device-as-default-execution-space",
     )
@@ -287,11 +288,11 @@ def _nvrtc() -> ctypes.CDLL:
     major = str(torch.version.cuda).partition(".")[0]
     windows = sys.platform == "win32"
     file = f"nvrtc64_{major}0_0.dll" if windows else f"libnvrtc.so.{major}"
-    # Of torch's wheels: nvidia/cu13/lib, nvidia/cuda_nvrtc/lib.
+    # Folders of torch's wheels: nvidia/cu13/lib, nvidia/cuda_nvrtc/lib.
     packages = [path for folder in sys.path for path in Path(folder, "nvidia").glob(f"*/*/{file}")]
     for path in (*packages, Path(file), Path("/usr/local/cuda/lib64", file)):
         try:
-            # NVRTC opens this one by its name, which is found if it is loaded already.
+            # NVRTC opens this library by its name, which is found if the library is already loaded.
             for builtins in sorted(path.parent.glob(f"libnvrtc-builtins.so.{major}.*")):
                 ctypes.CDLL(str(builtins))
             return ctypes.CDLL(str(path))

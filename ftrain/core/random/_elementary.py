@@ -1,8 +1,8 @@
 """Exponentials, powers and the error function in float64, with the same bits on every device.
 
-The functions of a system's library differ in the last bit between machines. These are built, like the
-logarithms of `_normal.py`, from operations whose rounding IEEE 754 fixes, none of them fused. A device
-without float64 uses torch's own functions in float32.
+Math libraries differ between machines in the last bit. The functions here, like the logarithms of
+`_normal.py`, use only operations whose rounding IEEE 754 defines, without fused multiply-adds. A device
+without float64 uses torch's functions in float32.
 
 Read next: `_normal.py`.
 """
@@ -19,7 +19,7 @@ from ftrain.core.random._normal import _horner, _log, _log1p
 _LOG2_E = 1.4426950408889634
 # ln 2 in two pieces: the first has 32 bits, so that its product with an exponent is exact.
 _LN2_HIGH, _LN2_LOW = 6.93147180369123816490e-01, 1.90821492927058770002e-10
-# Taylor's series of exp: on |r| <= ln 2 / 2 the first term left out is below 2^-57.
+# Taylor series of exp: for |r| <= ln 2 / 2, the first omitted term is below 2^-57.
 _SERIES = tuple(1.0 / math.factorial(n) for n in range(13, -1, -1))
 
 # Moshier's erf (Cephes): x T(x²) / U(x²) below 1, else 1 - exp(-x²) P(x) / Q(x).
@@ -90,8 +90,8 @@ def total(x: Tensor) -> Tensor:
 def cumulative(x: Tensor) -> Tensor:
     """Return the running sums of the last dimension, added in the order of `jax.lax.cumsum` on a CPU.
 
-    Blelloch's scan ("Prefix sums and their applications", 1990): first the sums of pairs of neighbours,
-    then the sums between them.
+    This is Blelloch's scan ("Prefix sums and their applications", 1990): it adds pairs of neighbours
+    first, and derives the sums in between from these.
     """
     if x.shape[-1] < 2:
         return x

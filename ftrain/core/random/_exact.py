@@ -2,8 +2,8 @@
 
 An operator draws the same bits in eager, compiled and vmapped code, but has no derivative; a formula of
 torch operations has derivatives of every order, but its last bits depend on the machine, and on whether
-it was fused. `exact` joins the two, also if no tensor requires a gradient, because `requires_grad` is
-False under `torch.func.jvp`, and in a `vmap` inside a gradient.
+it was fused. `exact` combines the two. It does so even if no tensor requires a gradient, because
+`requires_grad` is False under `torch.func.jvp` and in a `vmap` inside a gradient.
 
 Read next: `sample.py`, whose `uniform` is the simplest use.
 """
@@ -18,11 +18,9 @@ from torch import Tensor
 
 def exact(value: Tensor, formula: Tensor) -> Tensor:
     """Return `value` with the derivatives of `formula`, which has the same shape and dtype."""
-    if torch.compiler.is_dynamo_compiling():  # Dynamo traces no function that has a `jvp` (2.13)
-        change = formula - formula.detach()
-        return value.detach() + torch.where(
-            change.isnan(), 0.0, change
-        )  # NaN: of an infinite formula
+    if torch.compiler.is_dynamo_compiling():  # Dynamo cannot trace a function with a `jvp` (2.13)
+        change = formula - formula.detach()  # NaN where the formula is infinite
+        return value.detach() + torch.where(change.isnan(), 0.0, change)
     sample: Tensor = _Exact.apply(value.detach(), formula)  # type: ignore[no-untyped-call]
     return sample
 

@@ -58,7 +58,7 @@ def von_mises(key: Tensor, folds: Ints, concentration: Tensor) -> Tensor:
 
 def _gamma_kernel(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
     sample = _rejection.log_gamma(key, folds, _wide(alpha)).exp().to(alpha.dtype)
-    return sample.clamp_min(torch.finfo(alpha.dtype).tiny)  # as torch: its logarithm is finite
+    return sample.clamp_min(torch.finfo(alpha.dtype).tiny)  # as in torch: the logarithm is finite
 
 
 def _dirichlet_kernel(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
@@ -94,7 +94,7 @@ def _wide(tensor: Tensor) -> Tensor:
 
 
 def _rows(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Move the dimension that vmap maps to the front of each tensor; expand tensors that lack it."""
+    """Move the mapped dimension of a vmap to the front of each tensor; expand tensors without it."""
     return [
         t.expand(size, *t.shape) if dim is None else t.movedim(dim, 0)
         for t, dim in zip(tensors, dims, strict=True)

@@ -4,12 +4,13 @@ Used only before an error is raised, because it makes Python several times slowe
 compared at every line of user code that runs, in this thread and in the threads that the call starts; a
 line that changes the state of one of them has drawn from it.
 
-Draws of the program's other threads are excluded. Beside other threads, the generators are compared at
-every instruction, and a change counts only if the instruction calls something that may draw: torch's
-operators, of which `x + y` is one, and freed tensors let other threads run. These threads hardly run
-at other times (the interpreter's switch interval is raised), and a line counts only if further searches
-find it too. The switch interval is also how long this thread waits for a thread that never pauses, each
-time that an operator lets it run; a search that has waited too long ends without a line.
+Draws of the program's other threads must be excluded. If there are other threads, the generators are
+compared at every instruction, and a change counts only if the instruction calls a function that may
+draw. Other threads can run whenever torch releases the interpreter lock, in an operator (such as `x +
+y`) or when a tensor is freed. At other times they rarely run, because the interpreter's switch interval
+is raised, and a line counts only if repeated searches find it too. Each time that an operator releases
+the lock to a thread that never pauses, the search waits for one switch interval; a search that has
+waited too long ends without a line.
 """
 
 from __future__ import annotations
@@ -40,11 +41,11 @@ from ftrain.core.random._keyed_operators import here
 __all__ = ["Draw", "find_draws", "is_alone"]
 
 _MODE = _keyed_operators.__file__
-_MORE = 7  # searches, if another thread may have drawn during the first
+_MORE = 7  # further searches if another thread may have drawn during the first one
 _SWITCH_INTERVAL = 0.1  # seconds
-_MAX_WAIT = 5.0  # seconds in which a search does not run, but other threads do
-# The instructions that call C code directly, as a prefix of their names; the other instructions that do
-# belong to the operators of tensors, which do not draw.
+_MAX_WAIT = 5.0  # seconds for which other threads may run while a search waits
+# Prefixes of the names of instructions that call C code directly. Other instructions call C code only
+# for operators of tensors, which do not draw.
 _CALLS = (
     *("CALL", "PRECALL", "FOR_ITER", "SEND", "GET_ITER", "UNPACK", "LIST_EXTEND", "SET_UPDATE"),
     *("DICT_", "BEFORE_WITH", "WITH_EXCEPT_START", "LOAD_SPECIAL", "INSTRUMENTED"),
@@ -58,13 +59,13 @@ class _Here(threading.local):
     """State of the search in one thread.
 
     Attributes:
-        at: the line of user code that runs.
-        in_torch: True while C++ code of torch runs that was called since that line began.
+        at: the running line of user code.
+        in_torch: True while the line runs C++ code of torch.
         below: True if the innermost frame is Python code of torch or ftrain, which draws nothing.
-        may_draw: False if the instruction that runs cannot draw, or not any more.
-        calls: the values of `in_torch` around the functions in C that run.
-        returned: the frames that have returned since that instruction began, with their variables:
-            freeing a tensor lets other threads run, so they are freed after a comparison.
+        may_draw: False if the running instruction cannot draw, or cannot draw in its remaining part.
+        calls: a stack of `in_torch` values, one from before each running C function.
+        returned: the frames that have returned since the instruction began, with their variables:
+            freeing a tensor lets other threads run, so the frames are freed after a comparison.
     """
 
     at: tuple[FrameType, int] | None = None
@@ -78,7 +79,7 @@ class _Here(threading.local):
 
 
 class _Waited(BaseException):
-    """Exception that ends a search because other threads kept this one waiting for too long."""
+    """Exception that ends a search because the search has waited too long for other threads."""
 
 
 class Draw(NamedTuple):
@@ -133,11 +134,11 @@ class _Tracer:
     def __init__(self, marks: _generators.Marks) -> None:
         self._thread = threading.get_ident()
         self._has_others = not is_alone()
-        self._has_started = False  # a thread
-        self._at: tuple[FrameType, int] | None = None  # the line of this thread
+        self._has_started = False  # True if the call has started a thread
+        self._at: tuple[FrameType, int] | None = None  # the running line of this thread
         self._here = _Here()
         self._last = _generators.read_again(marks)
-        # By generator: the draws that were not undone, each with the states before it.
+        # For each generator, the draws that were not undone: number, states before the draw, and line.
         self._draws: dict[str, list[tuple[int, _generators.Marks, str]]] = {}
         self._count = 0
         self._waited = time.perf_counter() - time.thread_time()
@@ -147,7 +148,7 @@ class _Tracer:
     def tracing(self) -> Iterator[None]:
         before = sys.gettrace(), threading.gettrace(), sys.getprofile(), sys.getswitchinterval()
         collects = gc.isenabled()
-        gc.disable()  # it frees tensors at any line
+        gc.disable()  # a collection could free tensors at any line
         sys.setswitchinterval(max(before[3], _SWITCH_INTERVAL))
         here.search = self
         threading.settrace(self._trace)
@@ -181,7 +182,7 @@ class _Tracer:
         self._forgive()  # `_profile` has already processed the frame of the mode
 
     def _has_waited(self) -> bool:
-        """Return True if other Python threads have run while this one waited, for too long."""
+        """Return True if this thread has waited too long while other Python threads ran."""
         waited = time.perf_counter() - time.thread_time() - self._waited
         return waited > _MAX_WAIT and _time_of_others() - self._used > _MAX_WAIT
 
@@ -197,12 +198,12 @@ class _Tracer:
 
     def _trace(self, frame: FrameType, event: str, arg: Any) -> Any:
         local = self._here
-        if threading.get_ident() != self._thread:  # one that the call started
+        if threading.get_ident() != self._thread:  # a thread that the call has started
             self._has_started = True
             self._compare(may_be_torch=True)
             local.at = _place(frame) or self._at
             return self._trace
-        if _is_below(frame.f_code.co_filename):  # its draws are those of the line that called it
+        if _is_below(frame.f_code.co_filename):  # its draws count for the user line that called it
             return None
         if local.below or not local.may_draw:
             self._forgive()
@@ -212,7 +213,7 @@ class _Tracer:
             local.may_draw = frame.f_lasti in _calls(frame.f_code)
             return self._trace
         frame.f_trace_opcodes = self._has_others
-        local.may_draw = not self._has_others or event == "return"  # what called it goes on
+        local.may_draw = not self._has_others or event == "return"  # then the caller continues
         local.in_torch = False
         local.at = self._at = _place(frame.f_back if event == "return" else frame)
         return self._trace
@@ -236,7 +237,7 @@ class _Tracer:
             local.in_torch = local.calls.pop()
             local.may_draw = local.may_draw and (not self._has_others or bool(local.calls))
         elif event in ("call", "return"):
-            # A call from Python passed the function mode before; the others are torch's own.
+            # A frame of the operator mode whose call did not pass the function mode was called by torch.
             by_torch = frame.f_code.co_filename == _MODE and _torch.function_mode_depth() > 0
             if local.below or by_torch:
                 self._forgive()
@@ -251,8 +252,9 @@ class _Tracer:
         """Record the running line as a draw if a generator has changed since the last comparison.
 
         Args:
-            may_be_torch: what has run may draw from torch's generator, or seed it. Else another thread
-                of the program has, if there is one: the operator mode keys the draws of a line.
+            may_be_torch: True if the code that has run may draw from torch's generator or seed it. If
+                False and the program has other threads, a change of torch's generator is due to one of
+                them, because the operator mode keys the line's own draws.
         """
         names = _generators.moved_quietly(self._last)
         if may_be_torch or not self._has_others:
@@ -270,7 +272,7 @@ class _Tracer:
             draws = self._draws.setdefault(name, [])
             for index, (_, state, _) in enumerate(draws):
                 if name not in _generators.differing(state, self._last):
-                    del draws[index:]  # back where it was before that draw
+                    del draws[index:]  # the generator has its state before that draw again
                     break
             else:
                 self._count += 1
@@ -281,7 +283,8 @@ class _Tracer:
         self._here.returned.clear()
         if with_torch:
             self._last = _generators.read_again(self._last)
-        # Last, for they run as well while memory of torch is freed.
+        # NumPy's and Python's are read last, because freeing torch's memory above lets other threads
+        # run.
         self._last = _generators.settled(self._last)
 
 
@@ -333,7 +336,7 @@ def _root(function: Any) -> str:
     owner, name = getattr(function, "__self__", None), getattr(function, "__module__", None)
     if name is None and isinstance(owner, types.ModuleType):
         name = owner.__name__
-    if name is None and owner is None:  # static methods keep their owner to themselves
+    if name is None and owner is None:  # static methods do not have `__self__`
         name = repr(function).rpartition(" of ")[2]
     if name is None:
         name = getattr(function, "__objclass__", type(owner)).__module__

@@ -31,7 +31,7 @@ def unit(raw: Tensor, dtype: torch.dtype) -> Tensor:
         floats = ((raw.view(torch.int64) >> 12) & 0x000FFFFFFFFFFFFF) | 0x3FF0000000000000
     elif dtype == torch.float16:
         floats = ((raw.view(torch.int16) >> 6) & 0x03FF) | 0x3C00
-    else:  # bfloat16: its seven mantissa bits come from words of eight
+    else:  # bfloat16: its seven mantissa bits come from 8-bit words
         floats = (raw.to(torch.int16) >> 1) | 0x3F80
     return floats.view(dtype) - 1.0
 
@@ -50,7 +50,7 @@ def threshold(p: float) -> int:
 
 def scale(unit: Tensor, minval: Tensor, maxval: Tensor) -> Tensor:
     """Return `max(minval, unit * (maxval - minval) + minval)`, all of one dtype, rounded as in XLA."""
-    minval = minval + 0.0  # no -0: which zero a maximum returns differs between machines
+    minval = minval + 0.0  # avoids -0: machines differ in which zero a maximum returns
     span = maxval - minval
     if unit.dtype == torch.float32:
         # The product of two float32 is exact in float64; the sum is rounded to odd there, so that

@@ -1,9 +1,9 @@
 """States of the global generators of torch, NumPy and Python: reading, comparing, restoring.
 
-A draw without a key changes one of these states. `read` costs 1.5 µs, cheap enough for every eager step:
-the words of NumPy's and of Python's Mersenne Twister are compared in place in memory (0.25 µs
-each), since `numpy.random.get_state` takes 33 µs and `random.getstate` 8 µs. Where that memory has
-another layout than the one verified at import, those two functions are used.
+A draw without a key changes one of these states. `read` takes 1.5 µs, so it can run at every eager step:
+the words of NumPy's and of Python's Mersenne Twister are read directly from memory (0.25 µs each), since
+`numpy.random.get_state` takes 33 µs and `random.getstate` 8 µs. If the memory layout, which is verified
+at import, is not the expected one, those two functions are used.
 
 Read next: `_watch.py`, which compares the generators before and after a call.
 """
@@ -27,7 +27,7 @@ __all__ = ["NAMES", "Marks", "accelerator", "moved", "read", "read_again", "rest
 NAMES = ("torch", "device", "numpy", "python", "own")
 
 _WORDS = struct.Struct("=624I")
-_MT19937_BYTES = _WORDS.size + 4  # and the index of the next word, an int
+_MT19937_BYTES = _WORDS.size + 4  # the words, and the index of the next word, an int
 
 
 class Marks(NamedTuple):
@@ -86,7 +86,7 @@ def moved(before: Marks) -> tuple[str, ...]:
         and not before.own
         and _same(torch.default_generator.get_state(), before.torch)
     ):
-        return ()  # the common case, 2 µs sooner
+        return ()  # the common case; this shortcut saves 2 µs
     return differing(before, read_again(before))
 
 
@@ -145,7 +145,7 @@ def seed(name: str, words: tuple[int, int]) -> None:
         module.manual_seed(words[0] << 31 | words[1] >> 1)
 
 
-# Not CDLL, which lets other threads run meanwhile.
+# PyDLL instead of CDLL, because CDLL releases the interpreter lock, so that other threads could draw.
 _memcmp = ctypes.PyDLL(None).memcmp
 _memcmp.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t]
 _memcmp.restype = ctypes.c_int
@@ -168,7 +168,7 @@ def _view(address: int, size: int) -> Any:
     return (ctypes.c_char * size).from_address(address)
 
 
-# Python's: `_random.Random` holds an int, the index of the next word, and 624 words.
+# Python's generator: `_random.Random` holds an int, the index of the next word, and 624 words.
 
 
 def _python_memory(generator: random.Random) -> Any:
@@ -205,8 +205,8 @@ def _python_reader() -> tuple[Callable[[], Any], Callable[[Any], None]]:
     return read, restore
 
 
-# NumPy's: the bit generator gives the address of 624 words and an int; the legacy RandomState keeps the
-# second of two normal draws.
+# NumPy's generator: the bit generator gives the address of 624 words and an int; the legacy RandomState
+# also stores the second of two normal draws.
 
 
 def _numpy_memory(bits: Any) -> Any:
@@ -265,7 +265,7 @@ def _numpy_reader() -> tuple[Callable[[], Any], Callable[[Any], None]]:
     def read() -> Any:
         nonlocal bits, words
         current = legacy._bit_generator
-        if current is not bits:  # np.random.set_bit_generator gives it another
+        if current is not bits:  # np.random.set_bit_generator may have replaced the bit generator
             bits = current
             words = _numpy_memory(bits) if type(bits) is np.random.MT19937 else None
         return read_slowly() if words is None else (words.raw, kept.raw)

@@ -16,7 +16,7 @@ from ftrain.core._torch import of_same_bits
 
 _MASK = 0xFFFFFFFF
 
-#: The range of each dtype that can be drawn, and its bits.
+#: The supported dtypes, with their range and number of bits.
 RANGE = {
     dtype: (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
     for dtype in (
@@ -96,9 +96,9 @@ def _remainder64(a: Tensor, n: Tensor) -> Tensor:
     """Return `a mod n` for unsigned 64-bit integers stored as int64, where n = 0 means 2^64."""
     positive = torch.where(n > 0, n, 1)
     quotient = ((a >> 1) & (2**63 - 1)).div(positive, rounding_mode="trunc") << 1
-    rest = a - quotient * positive  # at most one too many
+    rest = a - quotient * positive  # the quotient is at most one too large
     rest = torch.where(_at_least(rest, positive), rest - positive, rest)
-    large = torch.where(_at_least(a, n), a - n, a)  # n >= 2^63 goes in at most once
+    large = torch.where(_at_least(a, n), a - n, a)  # n >= 2^63 fits at most once into a
     return torch.where(n > 0, rest, torch.where(n == 0, a, large))
 
 

@@ -1,13 +1,13 @@
 """Samplers that may need several draws for each element, with the keys and the arithmetic of JAX.
 
 A gamma element has a key of its own, `split(key, n)[i]`, and derives new keys from it until a proposal
-is accepted. A Poisson element reads element i of each round's array. So each element is independent of
-the number of rounds that its neighbours need, and each row of a vmap equals the draw from its own key.
-The samplers of `_rejection.py` serve `keyed`, whose draws are not JAX's: one key for each call, not for
-each element.
+is accepted. A Poisson element reads element i of each round's array. Each element is therefore
+independent of the number of rounds that other elements need, and each row of a vmap equals the draw from
+its own key. `keyed` uses the samplers of `_rejection.py`, whose draws differ from JAX's: they have one
+key for each call instead of one for each element.
 
 These run inside operators (`_jax_families.py`), on plain tensors. Arithmetic is in the dtype of the
-parameters, as in JAX, since an acceptance test in another precision accepts other proposals.
+parameters, as in JAX, since a test in another precision would accept other proposals.
 
 Read next: `_jax_families.py`.
 """
@@ -59,7 +59,7 @@ def gamma(key: Tensor, folds: Ints, alpha: Tensor, log_space: bool) -> Tensor:
         u = _operators._uniform(own, (2,), (), flat.dtype, 0.0, 1.0)
         bound = square * 0.5 + d[left] * ((1.0 - v) + _elementary.log(v))
         rejected = (u >= 1.0 - _SQUEEZE * square * square) & (_elementary.log(u) >= bound)
-        cube[left] = v  # of elements that are rejected, until their next round
+        cube[left] = v  # rejected elements get another value in the next round
         left, own = left[rejected], _operators._fold(own[rejected], (0,))
     _raise_if_any(left, flat)
 
@@ -78,15 +78,16 @@ def gamma(key: Tensor, folds: Ints, alpha: Tensor, log_space: bool) -> Tensor:
 def poisson(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
     """Return Poisson samples of float32 rates, as float32, for keys `(*batch, 2)`.
 
-    Below 10 by Knuth's product of uniforms ("The Art of Computer Programming" 2, 3.4.1), else by
-    transformed rejection (Hörmann, "The transformed rejection method for generating Poisson random
+    Rates below 10 use Knuth's product of uniforms ("The Art of Computer Programming" 2, 3.4.1), others
+    use transformed rejection (Hörmann, "The transformed rejection method for generating Poisson random
     variables", Insurance: Mathematics and Economics 12, 1993).
     """
     shape = (key[..., 0].numel(), math.prod(rate.shape[key.ndim - 1 :]))
     keys, rates = _operators._fold(key, folds).reshape(-1, 2), rate.reshape(shape)
     small = rates < _KNUTH
     knuth = _knuth(keys, torch.where(small, rates, 0.0))
-    # JAX also draws for elements that Knuth's method serves, at rate 1e5: they add to the rounds
+    # JAX also runs the rejection for elements that use Knuth's method, with a rate of 1e5, which can add
+    # rounds.
     rejection = knuth.clone()
     rows = (~small).any(1).nonzero().squeeze(1)
     rejection[rows] = _transformed_rejection(keys[rows], torch.where(small, 1e5, rates)[rows])
@@ -110,7 +111,7 @@ def _knuth(keys: Tensor, rate: Tensor) -> Tensor:
 def _transformed_rejection(keys: Tensor, rate: Tensor) -> Tensor:
     """Return draws for each row of `rate` `(rows, n)`, repeated until all elements of it are accepted.
 
-    As in JAX, an element that accepts several proposals meanwhile takes the last one.
+    As in JAX, an element that accepts several proposals during these rounds takes the last one.
     """
     sample, accepted = torch.full_like(rate, -1.0), torch.zeros_like(rate, dtype=torch.bool)
     rows = torch.arange(rate.shape[0], device=rate.device)
@@ -159,8 +160,9 @@ def _proposal(keys: Tensor, c: Tensor) -> tuple[Tensor, Tensor]:
 def _log_factorial(k: Tensor) -> Tensor:
     """Return `log(k!)` by Lanczos' approximation (SIAM J. Numerical Analysis 1, 1964), as XLA does.
 
-    For a large k, the float32 error of this function decides which proposals JAX accepts: of the samples
-    of rate 1e5, 0.015 differ from JAX with `torch.lgamma`, and 0.003 with this function.
+    For a large k, the float32 error of this function decides which proposals JAX accepts: at a rate of
+    1e5, a fraction of 0.015 of the samples differs from JAX with `torch.lgamma`, and 0.003 with this
+    function.
     """
     series = torch.full_like(k, _LANCZOS[0])
     for i, coefficient in enumerate(_LANCZOS[1:]):

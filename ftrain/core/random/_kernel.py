@@ -35,7 +35,8 @@ BITS8, BITS16, BITS32, BITS64, PAIRS, BELOW, UNIFORM32, UNIFORM64, NORMAL32, NOR
 
 _SOURCE = Path(__file__).with_name("threefry.c")
 _HEADER = Path(__file__).with_name("threefry.h")
-# No contraction: a fused multiply-add rounds once, and the streams would depend on the machine.
+# Contraction is disabled: a fused multiply-add rounds only once, so that bits would depend on the
+# machine.
 _FLAGS = ("-O3", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math", "-fPIC")
 _lock = threading.Lock()
 
@@ -160,13 +161,13 @@ def _load() -> Kernel:
     """Return the fastest library that compiles, loads and passes its check."""
     compiler = _compiler()
     failure: Exception = _NoKernelError("")
-    # OpenMP's symbols are left for torch's own runtime to resolve, so that both share one pool of
-    # threads; where torch brings none (macOS), the kernel uses one thread.
+    # OpenMP is not linked: its symbols are resolved by the runtime that torch has loaded, so that both
+    # share one pool of threads. If torch has no OpenMP runtime (macOS), the kernel uses one thread.
     for extra in (("-march=native", "-fopenmp"), ("-march=native",), ()):
         try:
             return _library(compiler, extra)
         except (PermissionError, FileExistsError, NotADirectoryError):
-            raise  # the cache folder: no flag will help
+            raise  # an error of the cache folder does not depend on the flags
         except (OSError, subprocess.CalledProcessError, _NoKernelError) as error:
             failure = error
     raise failure
@@ -239,7 +240,7 @@ def _processor() -> str:
             seen: dict[str, str] = {}
             for line in lines:
                 if not line.strip():
-                    break  # assumes that all cores are like the first
+                    break  # assumes that all cores equal the first one
                 if line.startswith(wanted):
                     name, _, value = line.partition(":")
                     seen[name.strip()] = value.strip()

@@ -1,8 +1,8 @@
 """Torch's random factories (`torch.rand`, `torch.rand_like`, ...), with keys from a stream.
 
 Each function has the signature of the torch function that it replaces, after the stream.
-Distributions are inverse transforms of one uniform draw, so they can be traced, and under vmap each row
-equals the draw from its own key alone.
+Each sample is an inverse transform of one uniform draw. Draws can therefore be traced, and under vmap
+each row equals the draw from its own key alone.
 
 Read next: `_keyed_fills.py`, the in-place forms, and `_keyed_layers.py`, the layers that draw.
 """
@@ -215,28 +215,29 @@ def multinomial(
                 "multinomial: expected num_samples to be at most the number of categories, "
                 f"{input.shape[-1]}, without replacement, got {num_samples}. Pass replacement=True."
             )
-        # A race: the k categories whose clocks E_i / w_i ring first (Efraimidis & Spirakis 2006).
+        # Exponential race: take the k categories with the smallest E_i / w_i (Efraimidis & Spirakis
+        # 2006).
         rate = weights / exponential(stream.uniform(weights.shape, wide, weights.device))
         return _deliver(rate.topk(num_samples, dim=-1).indices, **form)
-    # Inverse of the cumulative weight: the first category whose running sum passes u · total.
+    # Invert the cumulative weights: take the first category whose running sum exceeds u · total.
     total = weights.double().cumsum(-1)
     shape = (*input.shape[:-1], num_samples)
     point = stream.uniform(shape, torch.float64, weights.device) * total[..., -1:]
-    # u · total may round up to total, which no running sum passes.
+    # u · total may round up to total, which no running sum exceeds.
     point = torch.minimum(
         point, torch.nextafter(total[..., -1:], torch.zeros_like(total[..., -1:]))
     )
     return _deliver(torch.searchsorted(total, point, right=True), **form)
 
 
-# Memory to fill. Under vmap a fill from a batched key needs memory with a row for each key.
+# Replacements for torch.empty: under vmap, a fill from a batched key needs memory with a row per key.
 
 
 def memory(allocate: Callable[..., Tensor]) -> Handler:
     """Return a replacement for `torch.empty` or the like that allocates a row per key under vmap.
 
-    So `torch.vmap` over keys gives each row its own initial weights, and `empty_like(x).exponential_()`
-    its own noise, where torch would refuse to write batched values into unbatched memory.
+    With it, `torch.vmap` over keys gives each row its own initial weights, and its own noise in
+    `empty_like(x).exponential_()`; torch raises for batched values written into unbatched memory.
     """
 
     def allocated(stream: KeyStream, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,8 +1,9 @@
 """Torch's draws from gamma, Poisson and similar distributions, from a stream of keys.
 
-So `torch.distributions.Gamma`, `Beta`, `Chi2`, `StudentT`, `FisherSnedecor`, `InverseGamma`,
-`Dirichlet`, `Poisson`, `NegativeBinomial`, `Binomial`, `LKJCholesky` and `VonMises` draw from a key. As
-in `_keyed_draws.py`, each function has the signature of the torch function that it replaces.
+With these functions, `torch.distributions.Gamma`, `Beta`, `Chi2`, `StudentT`, `FisherSnedecor`,
+`InverseGamma`, `Dirichlet`, `Poisson`, `NegativeBinomial`, `Binomial`, `LKJCholesky` and `VonMises` draw
+from a key. As in `_keyed_draws.py`, each function has the signature of the torch function that it
+replaces.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def binomial(stream: KeyStream, count: Tensor, prob: Tensor, generator: None = N
 def von_mises(
     stream: KeyStream, loc: Tensor, concentration: Tensor, proposal_r: Tensor, x: Tensor
 ) -> Tensor:
-    """Draw like the sampler that `torch.distributions.VonMises.sample` calls, in the shape of `x`."""
+    """Draw von Mises samples in the shape of `x`, as the sampler of `torch.distributions.VonMises`."""
     kappa = concentration.expand(x.shape)
     angle = _sampled(stream, _families.von_mises, "VonMises.sample", kappa)
     return (angle + math.pi + loc) % (2 * math.pi) - math.pi

@@ -1,7 +1,8 @@
 """Torch's random in-place fills of tensors (`uniform_`, `normal_`, ...), with keys from a stream.
 
-They write by `copy_`, which has the gradient of a fill (zero for the old value) and keeps dtype and
-strides. As in `_keyed_draws.py`, each function has the signature of the torch function that it replaces.
+They write with `copy_`, which has the derivative of a fill (zero with respect to the old value) and
+keeps dtype and strides. As in `_keyed_draws.py`, each function has the signature of the torch function
+that it replaces.
 """
 
 from __future__ import annotations
@@ -25,14 +26,15 @@ Number = float | int
 def uniform_(
     stream: KeyStream, self: Tensor, *args: Number, generator: None = None, **bounds: Number
 ) -> Tensor:
-    # The bounds are called `from` and `to`: the first is a keyword in Python.
+    # The bounds are collected in `**bounds` because the name of the first, `from`, is a keyword in
+    # Python.
     low, high = _two(args, bounds, ("from", 0.0), ("to", 1.0))
     if self.is_complex():
         uniform_(stream, torch.view_as_real(self), low, high)
         return self
     wide = torch.promote_types(self.dtype, torch.float32)
     value = stream.uniform(self.shape, wide, self.device, low, high).to(self.dtype)
-    # The value may round to high, which [low, high) excludes.
+    # Rounding may give `high`, which [low, high) excludes.
     return self.copy_(torch.where(value < high, value, low))
 
 
@@ -63,7 +65,7 @@ def bernoulli_(
 def random_(
     stream: KeyStream, self: Tensor, *args: int | None, generator: None = None, **bounds: int | None
 ) -> Tensor:
-    if len(args) == 1:  # random_(to)
+    if len(args) == 1:  # the call random_(to)
         bounds["to"], args = args[0], ()
     low, high = _two(args, bounds, ("from", 0), ("to", None))
     if high is None:
@@ -80,7 +82,8 @@ def exponential_(
 
 def geometric_(stream: KeyStream, self: Tensor, p: Number, *, generator: None = None) -> Tensor:
     unit = _unit(stream, self)
-    # Trials up to the first success, ceil(log(1 - u) / log(1 - p)): at least 1, for Exp(1) is not 0.
+    # The trials up to the first success are ceil(log(1 - u) / log(1 - p)), at least 1, because
+    # `exponential` never returns 0.
     trials = (exponential(unit) / -math.log1p(-p)).ceil() if p < 1 else torch.ones_like(unit)
     return self.copy_(trials)
 
@@ -121,7 +124,7 @@ def _integer_bound(dtype: torch.dtype) -> int:
         return 2
     if dtype.is_floating_point:
         return int(2 / torch.finfo(dtype).eps) + 1
-    # 2^63 does not fit int64: torch's own `random_()` leaves the last value out as well.
+    # The bound 2^63 does not fit int64; torch's own `random_()` excludes the largest value as well.
     return min(torch.iinfo(dtype).max + 1, 2**63 - 1)
 
 
@@ -136,7 +139,7 @@ def _two(
 
 
 def _of_memory(fill: Handler) -> Handler:
-    """Make a fill do nothing for meta tensors, whose arithmetic would import Dynamo (takes seconds)."""
+    """Make a fill do nothing for meta tensors, whose arithmetic would import Dynamo (taking seconds)."""
 
     @functools.wraps(fill)
     def filled(stream: KeyStream, self: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -1,8 +1,8 @@
 """Initial weights that depend on each parameter's path, not on the order of construction.
 
-While a constructor runs, modules do not have paths yet. So a model is built twice: `observe` notes which
-parameter each random draw went to, and `construct` gives these draws, one by one, the key of the path
-that the parameter ended up at. Adding a layer leaves the initial weights of the others as they were.
+While a constructor runs, its modules do not have paths yet. A model is therefore built twice: `observe`
+records which parameter each random draw initializes, and `construct` derives the key of each draw from
+the path of that parameter. Adding a layer does not change the initial weights of other layers.
 
 A draw whose numbers reach a parameter through arithmetic (`nn.Parameter(torch.randn(n) * 0.02)`) has no
 path; its key is derived from the classes of the modules whose constructors run at that moment.
@@ -40,8 +40,8 @@ __all__ = ["InitializerPlan", "construct", "observe"]
 T = TypeVar("T")
 
 _INITIALIZERS = nn.init.uniform_.__code__.co_filename
-_SEEDS = (0x5EED,)  # folded into the key before a generator's number
-_seeding = threading.RLock()  # all threads share the global generators
+_SEEDS = (0x5EED,)  # folded into the key before the index of a global generator
+_seeding = threading.RLock()  # held while the global generators, shared by all threads, are seeded
 
 
 @dataclasses.dataclass
@@ -51,10 +51,9 @@ class InitializerPlan:
     Attributes:
         sites: for each initialisation in the order of construction, the path of the tensor that it
             filled, or "".
-        by_operator: True if some of the draws are seen only by `KeyedOperators`.
-        seeded: each global generator that the function draws from where no key reaches (NumPy's, or
-            torch's in a thread), with the line that draws. It is seeded from the key while the function
-            runs.
+        by_operator: True if only `KeyedOperators` sees some of the draws.
+        seeded: for each global generator whose draws cannot get a key (NumPy's, or torch's in a thread),
+            the line that draws. The generator is seeded from the key while the function runs.
         own: the program's own generators that the function can reach.
     """
 
@@ -91,8 +90,8 @@ def construct(build: Callable[[], T], key: Tensor, plan: InitializerPlan) -> T:
         plan: from `observe`.
 
     Raises:
-        UnkeyedRandomError: the model function draws where no key reaches, and the key has no value to
-            seed the global generators with, because a trace is under way.
+        UnkeyedRandomError: a draw of the model function cannot get a key, and the global generators
+            cannot be seeded from the key, because it has no value during a trace.
     """
     return _watched(lambda: _built(build, _Planned(key, plan.sites), plan), plan)
 
@@ -111,7 +110,7 @@ def _built(build: Callable[[], T], stream: _Initial, plan: InitializerPlan) -> T
 def _watched(run: Callable[[], T], plan: InitializerPlan) -> T:
     """Repeat `run()` until all generators that it advances are seeded by `plan`; return its result.
 
-    Each repetition adds to `plan.seeded` the generators that the call before it advanced.
+    Before each repetition, the generators that the previous call advanced are added to `plan.seeded`.
     """
     while True:
         before = _generators.read(_generators.accelerator(), plan.own)
@@ -129,7 +128,7 @@ def _watched(run: Callable[[], T], plan: InitializerPlan) -> T:
         new = lines.keys() - plan.seeded.keys() - {"own"}
         if not new:
             require_line(run, before, names)
-            return out  # another thread of the program has drawn
+            return out  # the draws are those of another thread
         _generators.restore(before, names)
         plan.seeded.update({name: lines[name] for name in new})
 
@@ -185,13 +184,14 @@ class _Observed(_Initial):
         return super()._path(chain)
 
     def drew(self, result: Any) -> None:
-        if not self._pending:  # a covered function that has drawn nothing
+        if not self._pending:  # the function is covered by `keyed`, but has drawn nothing
             return
         self._pending = False
         if self._initializer is not None:
             result = self._initializer.f_locals.get("tensor")
         if isinstance(result, Tensor):
-            # The weak reference keeps the storage's address from being used again, not its memory.
+            # The weak reference prevents the reuse of the storage's address, but does not keep its
+            # memory.
             self._filled[self._index] = _storage(result), int(result.storage_offset())
 
     def sites(self, module: nn.Module) -> Sequence[str]:
@@ -216,7 +216,8 @@ class _Planned(_Initial):
     def _path(self, chain: list[Running]) -> str:
         nameless = super()._path(chain)
         name = self._sites[self._index] if self._index < len(self._sites) else ""
-        # No module can be called so: a parameter's initial draws are apart from all draws of a forward.
+        # No module's path can end in `=`, so initial draws and draws of a forward pass never share a
+        # site.
         return f"{name}=" if name else nameless
 
 

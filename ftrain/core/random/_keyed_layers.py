@@ -2,7 +2,7 @@
 
 As in `_keyed_draws.py`, each function has the signature of the torch function that it replaces.
 
-Read next: `_keyed_sites.py`, the stream, which gives each draw its key.
+Read next: `_keyed_sites.py`, whose stream gives each draw its key.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from ftrain.core.random._keyed_sites import KeyStream
 
 __all__ = ["LAYERS"]
 
-# The value at which SELU saturates, scale · alpha (Klambauer et al. 2017): what alpha dropout drops to.
+# The value at which SELU saturates, scale · alpha (Klambauer et al. 2017): alpha dropout sets dropped
+# elements to it.
 _ALPHA = 1.7580993408473766
 
 
@@ -108,7 +109,8 @@ def scaled_dot_product_attention(
             scores = torch.where(attn_mask, scores, -math.inf)
         else:
             scores = scores + attn_mask
-        # A query with every key masked gets 0, as in torch's kernels, and no NaN in its gradient.
+        # The output for a query with all keys masked is 0, as in torch's kernels, and its gradient is
+        # not NaN.
         nowhere = (scores == -math.inf).all(-1, keepdim=True)
         scores = torch.where(nowhere, 0, scores)
     wide = torch.promote_types(scores.dtype, torch.float32)
@@ -123,20 +125,21 @@ def recurrent(name: str) -> Handler:
     kernel, operator = getattr(torch, name), getattr(torch.ops.aten, name)
 
     def layers(stream: KeyStream, input: Tensor, second: Any, *rest: Any) -> Any:
-        # (input, hx, weights, bias, num_layers, dropout, training, bidirectional, batch_first) or,
-        # packed, (data, batch_sizes, hx, weights, bias, num_layers, dropout, training, bidirectional).
+        # The arguments are (input, hx, weights, bias, num_layers, dropout, training, bidirectional,
+        # batch_first) or, for packed sequences, (data, batch_sizes, hx, weights, bias, num_layers,
+        # dropout, training, bidirectional).
         if isinstance(second, Tensor) and second.dtype == torch.int64:
             (hx, weights, *options), batch_sizes = rest, [second]
         else:
             hx, (weights, *options), batch_sizes = second, rest, []
-        # The kernels have no batching rule; torch's decomposition of them is made of operators that
-        # have.
+        # The kernels have no batching rule, but the operators of torch's decomposition have.
         decomposed = operator.data.decompose if batch_sizes else operator.input.decompose
         run = decomposed if inside_vmap() else kernel
         has_bias, count, p, training, bidirectional, *batch_first = options
         if p == 0 or not training or count == 1:
             if input.device.type != "cpu":
-                # No dropout acts here; for p > 0, cuDNN would draw a seed from the global generator.
+                # No dropout is applied here, so p is set to 0: for p > 0, cuDNN would draw a seed from
+                # the global generator.
                 rest = (*rest[: -len(options)], has_bias, count, 0.0, training, *options[4:])
             with recurrent_kernels(input.device.type):
                 return run(input, second, *rest)
@@ -182,8 +185,8 @@ def _dropped(
         return input
     if p == 1:
         return input * 0
-    # `where`, not a product with the mask: the backward keeps one byte an element, and an infinite
-    # activation that is dropped is 0, not NaN.
+    # `where` instead of a product with the mask: the backward stores one byte per element, and a dropped
+    # infinite activation becomes 0 instead of NaN.
     return torch.where(stream.bernoulli(1 - p, shape, input.device), input * _gain(p), 0)
 
 

@@ -1,16 +1,16 @@
 """Dispatch mode that gives a key to each random operator, even if function modes cannot see it.
 
-`KeyedOperators` is a dispatch mode. It sees each operator that torch runs in its thread, those of
-`torch.jit`, of C++ and of patched or captured functions included, and redraws those tagged
-`nondeterministic_seeded` from the stream of its context: by a handler of `_keyed_draws.py`,
-`_keyed_fills.py` or `_keyed_layers.py` if one has the operator's meaning. It refuses those without a
-keyed form, calls with a generator, draws under `torch.vmap`, and operators that are opaque to it (custom
-ones, higher-order ones) if they move a global generator. It costs 3 to 5 µs for each operator, so it is
-entered while models are built and while `compile` traces; `_watch.py` says when eager steps enter it.
+`KeyedOperators` is a dispatch mode. It sees each operator that torch runs in its thread, including those
+of `torch.jit`, of C++ code and of patched or captured functions. Operators tagged
+`nondeterministic_seeded` draw from the stream of the context instead, by the equivalent function of
+`_keyed_draws.py`, `_keyed_fills.py` or `_keyed_layers.py`. The mode raises for operators without such a
+function, calls with a generator, draws under `torch.vmap`, and opaque operators (custom or higher-order
+ones) that change a global generator. It costs 3 to 5 µs for each operator, so it is active while models
+are built and while `compile` traces; `_watch.py` describes when eager steps enter it.
 
-A draw seen here belongs to the site `PATH!`, where the function mode's draws at the same module belong
-to `PATH`: the two never shift each other's counts, so the function mode's draws are the same with this
-mode and without it.
+A draw that only this mode sees belongs to the site `PATH!`, while draws of the function mode in the same
+module belong to `PATH`. The two sites have separate counts, so the draws of the function mode do not
+depend on this mode.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ from ftrain.core.random._refusal import refusal
 
 __all__ = ["KeyedOperators", "OpaqueOperators", "ThreadState", "has_opaque", "here"]
 
-# Tagged by torch, but without draws: they choose a kernel, or replay the draws of a forward pass.
+# Operators that torch tags although they do not draw: they choose a kernel, or replay earlier draws.
 _IDLE = ("_fused_sdp_choice", "_nested_tensor_softmax_with_shape", "_fill_mem_eff_dropout_mask_")
-# Namespaces whose operators torch tags if they draw.
+# Namespaces in which every operator that draws has torch's tag.
 _TAGGED = frozenset({"aten", "prims", "prim", "ftrain"})
 
 
@@ -88,8 +88,8 @@ class KeyedOperators(DispatchMode):
     def __init__(self, stream: KeyStream | None) -> None:
         super().__init__()
         self.stream = stream
-        # Below the dispatcher torch does not report an active vmap: one is active if it was when the
-        # context was entered, or if it has begun since.
+        # Below the dispatcher torch does not report an active vmap. One is active if it was active when
+        # the context was entered, or if it has started since then.
         self._is_mapped, self._vmaps = _torch.inside_vmap(), _count_vmaps()
 
     def is_mapped(self) -> bool:
@@ -100,7 +100,7 @@ class KeyedOperators(DispatchMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
         if types and any(map(_is_composed, types)):
-            return NotImplemented  # the subclass runs other operators, which reach this mode
+            return NotImplemented  # the subclass then calls operators that this mode sees
         action = _ACTIONS.get(func) or _decide(func)
         search = here.search
         if search is None:
@@ -136,7 +136,7 @@ def _is_drawing(func: Any) -> bool:
 
 
 def _pass(mode: KeyedOperators, func: Any, args: Any, kwargs: Any) -> Any:
-    with _torch.unwatched():  # in a backward pass, function modes stand here
+    with _torch.unwatched():  # in a backward pass, function modes are still active here
         return func(*args, **kwargs)
 
 
@@ -147,7 +147,7 @@ def _draw(mode: KeyedOperators, func: OpOverload, args: Any, kwargs: Any) -> Any
         raise refusal(func, "was called with `generator=`, whose state is not part of the key")
     handler = _handler(func)
     if handler is None:
-        # A composite that was not decomposed yet: its operators reach this mode as well.
+        # A composite operator is decomposed, so that this mode sees the operators inside it.
         with mode, _torch.unwatched():
             result = func.decompose(*args, **kwargs)
         if result is NotImplemented:
@@ -170,12 +170,13 @@ def _draw(mode: KeyedOperators, func: OpOverload, args: Any, kwargs: Any) -> Any
 
 def _check(mode: KeyedOperators | None, func: Any, args: Any, kwargs: Any) -> Any:
     """Run an operator whose inner operators the mode does not see; raise if it draws."""
-    # Another thread may have drawn meanwhile, but hardly each time.
+    # Another thread may have drawn in the meantime, but hardly during every attempt.
     is_mutable = isinstance(func, OpOverload) and schema_of(func).is_mutable
     attempts = 1 if is_mutable or len(sys._current_frames()) == 1 else 3
     run = func
     if isinstance(func, HigherOrderOperator):
-        # Past function modes: in a backward pass, they stand here, and have seen it already.
+        # Function modes are bypassed: in a backward pass they are active here, but have already handled
+        # the call.
         run = functools.partial(without_dispatch(HigherOrderOperator.__call__), func)
     first = before = _generators.read(_generators.accelerator())
     names = {*_generators.NAMES}
@@ -199,7 +200,7 @@ def _count_vmaps() -> int:
     return count
 
 
-# Handler of each operator.
+# Handlers by operator.
 
 Handler = Callable[..., Any]
 

@@ -1,9 +1,9 @@
 """Torch functions that draw inside, and copies of them whose draws a function mode can see.
 
 A `TorchFunctionMode` sees `F.multi_head_attention_forward` as one call: torch runs the function's body
-with the mode popped, and the dropout in it would draw from the global generator. The body calls
-`has_torch_function` once, at its start; a copy of the function, for which that call returns False, runs
-torch's own body with the mode in place, in every version of torch.
+without the mode, and the dropout inside would draw from the global generator. At its start the body
+calls `has_torch_function`. In a copy of the function, this call returns False, so that torch's own body
+runs with the mode active, in every version of torch.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class _Torch(types.ModuleType):
         return getattr(torch, name)
 
 
-# Python functions that run the user's hooks and backward functions, whose draws must be keyed.
+# Functions that call hooks and backward functions of the user, whose draws must be keyed.
 RUN_THE_GRAPH: frozenset[Any] = frozenset(
     {torch.Tensor.backward, torch.autograd.backward, torch.autograd.grad}
 )
 
 _Overload = OpOverload[..., Any]
 
-# Composites of operators that draw; torch tags none of them.
+# Composite operators that draw, which torch does not tag.
 _COMPOSITES = frozenset(
     {
         "alpha_dropout_",
@@ -90,7 +90,7 @@ def is_random(func: Callable[..., Any]) -> bool:
 
 
 def draws_nothing(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Return True if a call of a random operator draws nothing: its dropout rate is 0, or eval mode."""
+    """Return True if a call of a random operator draws nothing: dropout rate 0, or eval mode."""
     for overload in _overloads(func):
         given = _arguments(overload, args, kwargs)
         rates = [given[name] for name in ("dropout_p", "dropout") if name in given]
@@ -162,7 +162,7 @@ def draws_inside(func: types.FunctionType) -> bool:
             if isinstance(function, types.FunctionType) and function.__module__.startswith("torch")
         )
 
-    # Keyed by function, because all functions of one decorator have the same code.
+    # The cache key is the function, because all functions from one decorator have the same code object.
     entered: set[types.FunctionType] = set()
 
     def enters(function: types.FunctionType) -> bool:
@@ -193,7 +193,8 @@ def _copy(
     }
     if "overrides" in func.__code__.co_names and scope.get("torch") is torch:
         scope["torch"] = _Torch("torch")
-    # Functions captured by decorators and `boolean_dispatch` dispatch too, under the outer name.
+    # Functions captured by decorators and by `boolean_dispatch` call `has_torch_function` too, with the
+    # name of the outer function.
     cells, captured = func.__closure__ or (), _captured(func)
     closure = tuple(types.CellType(cell.cell_contents) for cell in cells)
     copy = types.FunctionType(func.__code__, scope, func.__name__, func.__defaults__, closure)

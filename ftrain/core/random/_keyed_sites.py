@@ -1,9 +1,9 @@
 """Keys of draws under `keyed`, by call site: the path of the module that draws.
 
 A draw's key is the context's key folded with a hash of the *site* (the path of the module that draws)
-and with the number of draws made at that site before. Two draws at one site never share a key, and a
-draw at one site never moves the draws at another: adding a layer leaves the masks of the others as they
-were.
+and with the number of earlier draws at that site. Two draws at one site never have the same key, and
+draws at one site do not affect those at another: adding a layer does not change the masks of other
+layers.
 
 The path is read off the Python stack at the moment of the draw, from the modules that are being called,
 so a module that draws nothing costs nothing.
@@ -62,8 +62,8 @@ class _Counts:
 
     Attributes:
         draws: the number of draws at each path.
-        nameless: the names given to modules outside of the root's tree, by identity. The module is kept,
-            so that no id is used twice.
+        nameless: the names given to modules outside of the root's tree, by id. A reference to the module
+            prevents the reuse of its id.
         kinds: the number of names given to each class of such modules.
     """
 
@@ -83,7 +83,7 @@ class KeyStream:
 
     Args:
         key: int32 tensor of shape (2,).
-        root: the module whose tree names the sites; without it, the outermost one that is being called.
+        root: the module whose tree names the sites; default: the outermost module that is being called.
 
     Attributes:
         enter: the context in which torch draws from a stream; set by `keyed_by`.
@@ -105,7 +105,8 @@ class KeyStream:
         self._suffix = ""
         self._counts = _Counts()
         self._hashes: dict[str, tuple[int, int]] = {}
-        # Descendants of a module by identity; the module itself is kept, so that no id is used twice.
+        # The names of a module's descendants by id. A reference to the module prevents the reuse of its
+        # id.
         self._names: dict[int, tuple[nn.Module, dict[int, str]]] = {}
 
     @property
@@ -128,7 +129,7 @@ class KeyStream:
 
     def key_of(self, name: str) -> Tensor:
         """Return a key for a name, independent of the keys of all draws."""
-        # The path of a module never ends like this.
+        # No module's path has this ending, so the site is never that of a draw.
         high, low = self._hash(f"{name}=")
         return keys.fold_in(self._key, low, folds=(high,))
 
@@ -164,13 +165,13 @@ class KeyStream:
     def scope(self, kind: str) -> Iterator[Scope]:
         """Give the iterations of a loop, or the branches of a conditional, separate draws.
 
-        The yielded context takes the number of the iteration, an integer or a 0-d tensor. Inside, the
-        key is fold_in(fold_in(key, site of the loop), number) instead of the context's, and sites count
-        from 0. So the draws do not depend on the number of runs in Python: a trace runs the body once.
-        Draws outside are as without the loop. A backward pass may run the body again, for derivatives.
+        The yielded function takes the number of the iteration, an integer or a 0-d tensor, and returns a
+        context. Inside it, the key is fold_in(fold_in(key, site of the loop), number), and counts of
+        sites begin at 0. Draws therefore do not depend on how often Python runs the body: a trace runs
+        it once, and a backward pass may run it again. Draws outside are not affected by the loop.
 
         Args:
-            kind: "scan", "cond" and the like; part of the loop's site.
+            kind: the kind of loop, such as "scan" or "cond"; part of the loop's site.
         """
         frame = sys._getframe(1)
         folds, around = self._next_at(frame, f"={kind}"), self._chain(frame)
@@ -195,7 +196,7 @@ class KeyStream:
         yield numbered
 
     def again(self) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-        """Return a function that makes contexts; draws in each repeat those that follow this call.
+        """Return a function that makes contexts, each of which repeats the draws that follow this call.
 
         A backward pass enters it to recompute a checkpointed region, once or several times.
         """
@@ -204,11 +205,12 @@ class KeyStream:
         return lambda: self.enter(self._like(key, around, counts.copy()))
 
     def _like(self, key: Tensor, around: list[Running], counts: _Counts) -> KeyStream:
-        """Return a stream that runs part of a forward pass again, with its key, modules and counts.
+        """Return a stream for a repetition of part of a forward pass, with its key, modules and counts.
 
         Args:
             key: the key from which its draws are derived.
-            around: the modules that called the part, innermost first; draws are attributed to them.
+            around: the modules that called this part, innermost first; they determine the sites of its
+                draws.
             counts: how often each site had drawn before the part.
         """
         stream = KeyStream(key, self._root)
@@ -272,7 +274,8 @@ class KeyStream:
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(tuple(shape), dtype=dtype, device=device)
-        # Through float32: a bfloat16 uniform has 8 bits, so a normal made from it ends at 2.7 sigma.
+        # Drawn in float32: a bfloat16 uniform has 8 bits, so normals made from it would end at 2.7
+        # sigma.
         wide = torch.promote_types(dtype, torch.float32)
         return sample.normal(self.key_on(device), tuple(shape), wide, folds=folds).to(dtype)
 
@@ -303,14 +306,14 @@ class KeyStream:
         found = self._hashes.get(path)
         if found is None:
             digest = hashlib.blake2b(path.encode(), digest_size=8).digest()
-            # 31 bits each: non-negative in the int32 that a fold is.
+            # Two words of 31 bits, because folds are non-negative int32.
             high, low = (int.from_bytes(digest[i : i + 4], "big") >> 1 for i in (0, 4))
             found = self._hashes[path] = (high, low)
         return found
 
     def _name_in(self, above: nn.Module, module: nn.Module) -> str | None:
         _, names = self._names.get(id(above), (above, {}))
-        if id(module) not in names:  # first time, or registered since
+        if id(module) not in names:  # the first call, or a module registered since the last one
             names = {id(found): name for name, found in above.named_modules()}
             self._names[id(above)] = (above, names)
         return names.get(id(module))
@@ -332,7 +335,7 @@ def _running(frame: FrameType | None) -> list[Running]:
     found: list[Running] = []
     while frame is not None:
         code = frame.f_code
-        # By identity, because hashing or comparing code objects reads their bytes.
+        # Code objects are compared by identity, because `==` and hashing read their bytes.
         if code is MODULE_CALL or code is _APPLY or code.co_name == "__init__":
             module = frame.f_locals.get("self")
             if isinstance(module, nn.Module):

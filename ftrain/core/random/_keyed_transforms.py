@@ -1,7 +1,7 @@
 """Replacements for torch functions that torch.func transforms refuse.
 
-They draw nothing. They are here because `keyed` sees each call of a model, and a model whose rows are
-mapped over (`torch.vmap` of a training step) must do what it does alone.
+These functions draw nothing. They are replaced by `keyed` because it sees each torch call of a model,
+and a model under `torch.vmap` (in a vmapped training step) must compute what it computes alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ __all__ = ["UNDER_TRANSFORMS", "into"]
 def requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
     """Skip `requires_grad_()`, which torch.func refuses, for a tensor that requires a gradient already.
 
-    Models of `transformers` call it on their embeddings, for checkpointing with reentry.
+    Models of `transformers` call it on their embeddings, for reentrant activation checkpointing.
     """
     if requires_grad and tensor.requires_grad:
         return tensor
@@ -59,8 +59,9 @@ def lstm_cell(
 def into(func: Callable[..., Any], *args: Any, out: Any, **kwargs: Any) -> Any:
     """Call a function without `out=`, which vmap refuses, and copy its results into `out`.
 
-    `torch.nn.utils.spectral_norm` writes its vectors so. What torch refuses outside of vmap (a gradient
-    through `out=`, a dtype that loses values) or would resize is left to torch.
+    `torch.nn.utils.spectral_norm` calls torch functions with `out=`. Cases that torch refuses outside of
+    vmap (a gradient through `out=`, a dtype that loses values), and those in which it would resize
+    `out`, are passed to torch.
     """
     outs = (out,) if isinstance(out, Tensor) else tuple(out)
     given = [each for each in (*args, *kwargs.values(), *outs) if isinstance(each, Tensor)]
@@ -79,8 +80,8 @@ def into(func: Callable[..., Any], *args: Any, out: Any, **kwargs: Any) -> Any:
 def taking_two_dtypes(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Make a normalization accept half-precision inputs with float32 parameters under vmap.
 
-    Its kernels take both, but torch's batching rules call them in a form that is refused (torch 2.13).
-    The kernels compute in float32 and round the output, as is done here.
+    The kernels accept both, but torch's batching rules call them in a way that raises (torch 2.13). Like
+    the kernels, this function computes in float32 and rounds the output.
     """
 
     @functools.wraps(norm)

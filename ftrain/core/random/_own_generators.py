@@ -1,9 +1,10 @@
 """Random generators created by user code and reachable from a function, and their states.
 
-`numpy.random.default_rng(0)` or `random.Random(0)` in a closure, in a global variable or in an attribute
-of a model gives other numbers at each call. Nothing counts their draws, so their states are compared
-before and after. One that is made inside the function is not found, and need not be: its numbers depend
-on its seed alone. A `torch.Generator` is seen where it is passed.
+A generator such as `numpy.random.default_rng(0)` or `random.Random(0)` in a closure, in a global
+variable or in an attribute of a model gives different numbers at each call. Its draws cannot be
+intercepted, so its state is compared before and after a call. A generator that the function itself
+creates is not found, and is harmless: its numbers depend on its seed alone. A `torch.Generator` is
+detected in the call to which it is passed.
 """
 
 from __future__ import annotations
@@ -33,12 +34,13 @@ _MOST = 20_000  # maximum number of objects
 def reachable(*roots: Any) -> tuple[Generator, ...]:
     """Return the generators that are reachable from functions and modules.
 
-    Followed: closures, defaults, partial arguments, bound objects, the global variables that user code
-    names, attributes and methods of modules and of plain objects, and containers. The code of installed
-    packages is not followed, and the global generators are left out.
+    The search follows closures, default arguments, partial arguments, bound objects, the global
+    variables that user code names, attributes and methods of modules and of plain objects, and
+    containers. It does not follow the code of installed packages, and does not return the global
+    generators.
     """
     found: dict[int, Generator] = {}
-    seen: dict[int, Any] = {}  # kept, so that no identity is used twice
+    seen: dict[int, Any] = {}  # references prevent the reuse of ids
     todo = list(roots)
     while todo and len(seen) < _MOST:
         value = todo.pop()
@@ -61,7 +63,7 @@ def state_of(generator: Generator) -> bytes:
         return pickle.dumps(generator.get_state(legacy=False))
     try:
         return pickle.dumps(generator.getstate())
-    except NotImplementedError:  # random.SystemRandom
+    except NotImplementedError:  # random.SystemRandom has no state
         return b""
 
 
@@ -87,7 +89,7 @@ _INSTALLED = tuple(
     os.path.abspath(sysconfig.get_path(name)) + os.sep
     for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
-# Attributes that every module has, without its children and with its hooks.
+# Attributes that every module has, including hooks and excluding children.
 _STANDARD = frozenset(nn.Module().__dict__) - {"_modules"}
 _HOOKS = [name for name in _STANDARD if name.endswith("_hooks")]
 
@@ -139,7 +141,7 @@ def _contents(function: types.FunctionType) -> Iterator[Any]:
     for cell in function.__closure__ or ():
         try:
             yield cell.cell_contents
-        except ValueError:  # a name that is not bound yet
+        except ValueError:  # the variable is not bound yet
             continue
 
 

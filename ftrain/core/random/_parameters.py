@@ -1,4 +1,4 @@
-"""Parameters of distributions: numbers or tensors, brought to the shape and dtype of the result.
+"""Parameters of distributions: numbers or tensors, expanded to the shape and dtype of the result.
 
 Read next: `gammas.py`, which uses them.
 """
@@ -26,7 +26,7 @@ def filled(
     """Return the shape of the result, and the parameters expanded to it in its dtype.
 
     The default shape is the one to which the parameters broadcast. The default dtype is the promoted
-    dtype of the floating-point tensors among them, and float32 without one.
+    dtype of the floating-point tensors among them; float32 if there are none.
     """
     tensors = tensors_of(name, key, parameters, dtype)
     if shape is None:

@@ -1,9 +1,9 @@
 """Threefry-2x32 in plain tensor operations: the definition of every draw.
 
-Runs on any device, without a host sync: the key's words never leave it. It draws where there is no
-kernel (other accelerators, no C compiler, no NVRTC) and is the oracle of the kernels. All words are
-int32 tensors that hold the bit patterns of uint32 (torch has few uint32 operations); additions wrap,
-`>>` is arithmetic and therefore masked.
+It runs on any device without a host sync. It is used if there is no kernel (other accelerators, no C
+compiler, no NVRTC), and tests compare the kernels with it. All words are int32 tensors that hold the bit
+patterns of uint32 (torch has few uint32 operations); additions wrap, `>>` is arithmetic and therefore
+masked.
 
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the layout of
 counters and words is that of JAX with `jax_threefry_partitionable`.
@@ -30,7 +30,7 @@ def threefry2x32(key: Tensor, x0: Tensor, x1: Tensor) -> tuple[Tensor, Tensor]:
     """Encrypt the counters `(x0, x1)` under `key` in 20 rounds; `key[..., i]` broadcasts with them."""
     k0, k1 = key[..., 0], key[..., 1]
     schedule = (k0, k1, k0 ^ k1 ^ PARITY)
-    x0, x1 = x0 + k0, x1 + k1  # new tensors: everything below may be in place
+    x0, x1 = x0 + k0, x1 + k1  # makes new tensors, which the lines below modify in place
     for group in range(5):
         for r in ROTATIONS[group % 2]:
             x0 += x1
@@ -86,7 +86,7 @@ def bits(key: Tensor, folds: Sequence[int], shape: Sequence[int], width: int) ->
         out = (x0.to(torch.int64) << 32) | (x1.to(torch.int64) & 0xFFFFFFFF)
     elif width == 32:
         out = x0 ^ x1
-    elif width == 16:  # through the signed type: few devices convert to uint16
+    elif width == 16:  # converted to the signed type first: few devices convert to uint16
         out = (((x0 ^ x1) << 16) >> 16).to(torch.int16)
     else:
         out = ((x0 ^ x1) & 0xFF).to(torch.uint8)
@@ -105,7 +105,7 @@ def low_word(data: Tensor) -> Tensor:
         return data.view(torch.int32)
     if data.dtype == torch.uint64:
         data = data.view(torch.int64)
-    return data.to(torch.int32)  # keeps the lower bits: an integer cast in torch is one in C
+    return data.to(torch.int32)  # an integer cast in torch keeps the lower bits, as in C
 
 
 def broadcast(*shapes: Sequence[int]) -> torch.Size:

@@ -1,8 +1,8 @@
-"""Exact samplers that may need several uniforms a sample: gamma, Poisson, binomial, von Mises.
+"""Exact samplers that may need several uniforms per sample: gamma, Poisson, binomial, von Mises.
 
-Each element proposes until it accepts, with draws of its own, whatever number of rounds its neighbours
-need, so that under vmap each row equals the draw from its own key alone. Computed in float64, where the
-device has it, since the acceptance tests subtract large logarithms.
+For each element, values are proposed with draws of its own until one is accepted, independently of the
+rounds that other elements need, so that under vmap each row equals the draw from its own key alone.
+Arithmetic is in float64, if the device has it, since the acceptance tests subtract large logarithms.
 
 These run inside operators (`_families.py`), on plain tensors: a trace sees no loop and no shape that
 depends on a value. Library logarithms differ between machines in the last bit, so once in some 10^8
@@ -24,7 +24,7 @@ from ftrain.core.random import _operators
 Ints = Sequence[int]
 #: The draws of one round: `uniform(i)` and `normal(i)` are independent for different i.
 Draw = Callable[[int], Tensor]
-#: `(parameters, uniform, normal) -> (values, accepted)`, for the elements that are not done.
+#: `(parameters, uniform, normal) -> (values, accepted)`, for the elements not yet accepted.
 Propose = Callable[[list[Tensor], Draw, Draw], tuple[Tensor, Tensor]]
 
 # A round accepts with probability 0.66 at least, so this number of rounds is never reached by chance.
@@ -50,7 +50,8 @@ def log_gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
         x, u = normal(0), uniform(1)
         t = x / (9 * d).sqrt()
         # log(1 - u) < x²/2 + d (1 - v + log v) with v = (1 + t)³. The right side is 3 d times the
-        # remainder of the series of log(1 + t) after t³: of a large d, the remainder itself.
+        # remainder of the series of log(1 + t) after t³. For small t, that remainder is computed by its
+        # own series, because the direct formula would cancel.
         direct = torch.log1p(t) - t + t * t / 2 - t**3 / 3
         remainder = torch.where(t.abs() < 1e-3, -(t**4) / 4 + t**5 / 5, direct)
         accepted = (t > -1) & (torch.log1p(-u) < 3 * d * remainder)
@@ -143,7 +144,7 @@ def von_mises(key: Tensor, folds: Ints, concentration: Tensor) -> Tensor:
 
     def propose(params: list[Tensor], uniform: Draw, normal: Draw) -> tuple[Tensor, Tensor]:
         kappa = params[0].clamp(1e-150, 1e150)
-        # With excess = r - 1 and below = 1 - f, which a large kappa makes as small as 1 / kappa.
+        # excess = r - 1 and below = 1 - f are computed directly, because they are as small as 1 / kappa.
         root = (1 + 4 * kappa**2).sqrt()
         short = ((2 * (1 + root)).sqrt() - 1 - 1 / (root + 2 * kappa)) / (2 * kappa)  # 1 - rho
         excess = torch.where(kappa < 1e-5, 1 / kappa + kappa - 1, short**2 / (2 * (1 - short)))
@@ -163,8 +164,9 @@ def _rejected(
 ) -> Tensor:
     """Propose values until one is accepted for each valid element; invalid elements become NaN.
 
-    `key` is `(*batch, 2)`, parameters are `(*batch, *shape)`. The first round draws from folds 0 of all
-    elements at once; later ones from a key for each element, folds 1 and its place in `shape`.
+    `key` is `(*batch, 2)`, parameters are `(*batch, *shape)`. The first round draws for all elements at
+    once, from the key with 0 folded in. Later rounds draw from a key for each element, with 1 and the
+    element's index in `shape` folded in.
     """
     like = parameters[0]
     dtype, shape = like.dtype, like.shape[key.ndim - 1 :]
@@ -214,14 +216,14 @@ def _summed(
     """Return the first k whose cumulative probability exceeds u, where `P(k) = P(k - 1) ratio(k)`.
 
     Args:
-        first: P(0); 1 for elements that take no part.
+        first: P(0); 1 for elements whose result is not used.
     """
     found = torch.zeros_like(u).reshape(-1)
     params = [p.reshape(-1) for p in parameters]
     left = (u.reshape(-1) >= first.reshape(-1)).nonzero().squeeze(1)
     own, p = [each[left] for each in params], first.reshape(-1)[left]
     rest = u.reshape(-1)[left] - p
-    # The mean is below 10: the probability of 200 is below the smallest float64.
+    # The mean is below 10, so the probability of k = 200 is below the smallest float64.
     for number in range(1, 200):
         if not left.numel():
             break
@@ -241,8 +243,8 @@ def _uniform(key: Tensor, folds: Ints, like: Tensor) -> Tensor:
 def _log_poisson(k: Tensor, rate: Tensor) -> Tensor:
     """Return log P(k) of a Poisson distribution with a rate of 10 or more.
 
-    Of a large k, by Stirling's series and the deviance k log(k / rate) - k + rate, which the direct
-    formula would find as a difference of large numbers.
+    For a large k, it is computed by Stirling's series and the deviance k log(k / rate) - k + rate,
+    because the direct formula is a difference of large numbers.
     """
     t = (k - rate) / rate
     series = t * t * (1 / 2 - t * (1 / 6 - t * (1 / 12 - t / 20)))

@@ -1,10 +1,11 @@
 """Detection of draws from generators, rather than from keys, in pure functions.
 
 The function mode of `keyed` handles the calls of torch's functions in its thread. Any other draw (below
-the mode, in another thread, or from NumPy's or Python's generator) moves a generator, which is detected
-when the call returns, for 5 µs. A call that moved one is run again under the operator mode, which keys
-all draws of torch in this thread; that function then stays under the operator mode. If a generator moves
-again, no key can reach the draw, and the call is searched for its line.
+the mode, in another thread, or from NumPy's or Python's generator) changes the state of a generator,
+which is detected when the call returns, in 5 µs. Such a call is run again under the operator mode, which
+keys all draws of torch in this thread; later calls of this function run under the operator mode from the
+start. If the state of a generator changes again, the draw cannot get a key, and `_find_draw.py` searches
+for its line.
 
 A program's other threads may draw at any time. That is not an error, and their draws are not undone,
 except during a call that raises or that seeds torch's generator (`torch.random.fork_rng`).
@@ -43,7 +44,7 @@ _ONCE = (
 
 
 class Watch:
-    """Runner of pure functions that raises if they draw without a key; may run them twice.
+    """Runner of pure functions that raises if they draw without a key; it may run them twice.
 
     Args:
         *roots: the functions and modules whose own generators are compared too.
@@ -54,7 +55,7 @@ class Watch:
         self._own: tuple[Any, ...] | None = None
         self._operators = False
         self._run = RowBuffers()
-        self._others = 0  # how often other threads had drawn
+        self._others = 0  # number of calls during which another thread drew
 
     def __call__(self, run: Callable[[], T], device: torch.device | None = None) -> T:
         """Return `run()`; raise if a draw in it did not come from a key.
@@ -66,7 +67,7 @@ class Watch:
         Raises:
             UnkeyedRandomError: a draw came from no key, or a generator was seeded.
         """
-        if here.watching:  # the outermost call watches
+        if here.watching:  # an outer call compares the generators
             return run()
         if self._own is None:
             self._own = reachable(*self._roots)
@@ -107,7 +108,7 @@ class Watch:
         return out
 
     def _is_due(self) -> bool:
-        """Return True if a search for a draw is due now; while other threads draw, ever more rarely."""
+        """Return True if a search for a draw is due: ever more rarely while other threads draw."""
         if self._others == 0 or is_alone():
             return True
         self._others += 1
@@ -138,7 +139,8 @@ def require_line(run: Callable[[], Any] | None, before: Marks, names: tuple[str,
 def failed(error: Exception, before: Marks) -> Exception:
     """Restore the generators after a call raised `error`; return the exception to raise instead.
 
-    With other threads only if the error shows that the call has drawn: their draws are not undone.
+    If the program has other threads, generators are restored only if the error shows that the call has
+    drawn, so that draws of these threads are not undone.
     """
     if is_alone() or isinstance(error, UnkeyedRandomError):
         _generators.restore(before, _generators.moved(before))

@@ -25,7 +25,7 @@ from ftrain.core.random._refusal import unkeyed_draw
 
 __all__ = ["watched_block"]
 
-# The files between a block and this one, and how many blocks are remembered.
+# The files whose frames lie between a block and this file, and the largest number of stored records.
 _BETWEEN = {__file__, contextlib.__file__, os.path.join(os.path.dirname(__file__), "keyed.py")}
 _MANY = 4096
 
@@ -34,7 +34,7 @@ class _Block:
     """Record of one source location at which user code enters `keyed`.
 
     Attributes:
-        code: kept alive, so that its id is not reused.
+        code: the code object; this reference prevents the reuse of its id.
         needs_operators: True if the draws there need `KeyedOperators`; `None` before the first run.
     """
 
@@ -50,9 +50,10 @@ _blocks: dict[tuple[int, int], _Block] = {}
 def watched_block() -> Iterator[None]:
     """Raise at the end of the block if the state of a global generator has changed.
 
-    The block runs under `KeyedOperators` the first time, and later only if that mode keyed a draw then:
-    with small operators the mode doubles the time. If the program has other threads, which may have
-    drawn, a warning replaces the error. Does nothing inside a `Watch` or a trace.
+    The block runs under `KeyedOperators` the first time. Later it does so only if that mode keyed a draw
+    in the first run, because the mode doubles the time of small operators. If the program has other
+    threads, which may have drawn, a warning replaces the error. Does nothing inside a `Watch` or a
+    trace.
     """
     if here.watching or torch.compiler.is_dynamo_compiling():
         yield

@@ -36,12 +36,13 @@ def exponential(
 
     Args:
         key: a single key, int32 `(2,)`.
-        shape: of the result.
+        shape: the shape of the result.
         dtype: float32, float64, bfloat16 or float16.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, within 1 ulp of `jax.random.exponential` (bfloat16 and float16: equal).
+        A tensor of `shape` and `dtype`, within 1 ulp of `jax.random.exponential` (bfloat16 and float16:
+        equal).
 
     Raises:
         ValueError: for another dtype, or an array of keys (`torch.vmap` over them instead).
@@ -66,12 +67,13 @@ def laplace(
 
     Args:
         key: a single key, int32 `(2,)`.
-        shape: of the result.
+        shape: the shape of the result.
         dtype: float32, float64, bfloat16 or float16.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, within 2 ulp of `jax.random.laplace` (bfloat16 and float16: equal).
+        A tensor of `shape` and `dtype`, within 2 ulp of `jax.random.laplace` (bfloat16 and float16:
+        equal).
 
     Raises:
         ValueError: for another dtype, or an array of keys (`torch.vmap` over them instead).
@@ -97,15 +99,15 @@ def gumbel(
 
     Args:
         key: a single key, int32 `(2,)`.
-        shape: of the result.
+        shape: the shape of the result.
         dtype: float32, float64, bfloat16 or float16.
         mode: `"high"` draws two uniforms for each element, so that the largest float32 value is near 32
             instead of 16, and events of probability below 1e-7 occur with that probability.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, within `2 eps max(1, |g|)` of `jax.random.gumbel`, with the eps of the dtype
-        (bfloat16: equal; float16: equal outside `jax.jit`).
+        A tensor of `shape` and `dtype`, within `2 eps max(1, |g|)` of `jax.random.gumbel`, with the eps
+        of the dtype (bfloat16: equal; float16: equal outside `jax.jit`).
 
     Raises:
         ValueError: for another dtype or mode, or an array of keys (`torch.vmap` over them instead).
@@ -138,17 +140,18 @@ def truncated_normal(
     Args:
         key: a single key, int32 `(2,)`.
         lower: lower end; a number or a tensor that broadcasts to `shape`; may be -infinity.
-        upper: upper end; likewise, above `lower`. On the CPU, an empty interval raises (JAX returns
-            numbers outside of it; so does ftrain on other devices, where a check would wait).
-        shape: of the result; default: that to which `lower` and `upper` broadcast.
+        upper: upper end, like `lower`, and above it; may be infinity. On the CPU, an empty interval
+            raises (JAX returns numbers outside of it; so does ftrain on other devices, where a check
+            would wait for the device).
+        shape: the shape of the result; default: that to which `lower` and `upper` broadcast.
         dtype: float32 or float64; default: that of the tensors, float32 for numbers.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, differentiable with respect to `lower` and `upper` for a fixed draw. Distance
-        from `jax.random.truncated_normal`: at most 4 ulp for bounds within [-2, 2] or infinite (float64:
-        for all intervals that were measured); 500 eps for float32 with bounds up to 4, where one ulp of
-        erf changes a sample by as much.
+        A tensor of `shape` and `dtype`, differentiable with respect to `lower` and `upper` for a fixed
+        draw. Distance from `jax.random.truncated_normal`: at most 4 ulp for bounds within [-2, 2] or
+        infinite (float64: for all intervals that were measured); 500 eps for float32 with bounds up to
+        4, where one ulp of erf changes a sample by as much.
 
     Raises:
         ValueError: for another dtype, bounds that do not broadcast to `shape`, `lower >= upper`, or an

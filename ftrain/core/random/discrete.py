@@ -38,19 +38,19 @@ def categorical(
 
     Args:
         key: a single key, int32 `(2,)`.
-        logits: floats `(..., n, ...)`: unnormalized log probabilities; -infinity is drawn only if too
-            few others are left.
+        logits: floats `(..., n, ...)`: unnormalized log probabilities. A category with -infinity is
+            drawn only if too few other categories remain.
         axis: the axis of the categories.
-        shape: shape of the result. It ends in the shape of `logits` without `axis`, or in a shape to
-            which that broadcasts; dimensions before it are further draws. Default: the shape of `logits`
-            without `axis`.
-        replace: False: the draws along the leading dimensions of `shape` are distinct.
+        shape: the shape of the result. It ends in the shape of `logits` without `axis`, or in a shape to
+            which that broadcasts; additional leading dimensions give further draws. Default: the shape
+            of `logits` without `axis`.
+        replace: if False, the draws along the leading dimensions of `shape` are distinct.
         mode: mode of `gumbel`; `"high"` for probabilities below 1e-7.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        int64 `shape`, equal to `jax.random.categorical` except where two sums lie within 4 ulp of each
-        other (none of 600,000 float32 draws from 10 categories).
+        An int64 tensor of `shape`, equal to `jax.random.categorical` except where two sums are within 4
+        ulp of each other (none of 600,000 float32 draws from 10 categories).
 
     Raises:
         ValueError: for logits that are not floats, a `shape` that does not fit them, more draws without
@@ -120,24 +120,26 @@ def choice(
     Args:
         key: a single key, int32 `(2,)`.
         a: an integer, or a tensor of at least one dimension.
-        shape: of the draws.
-        replace: with False, the draws are distinct.
+        shape: the shape of the draws.
+        replace: if False, the draws are distinct.
         p: floats `(n,)`: the weight of each element; default: equal weights. Weights need not sum to 1.
             On the CPU, a negative, infinite or NaN weight raises, and so do weights that are all 0
             or, without replacement, fewer positive weights than draws (JAX draws elements of weight 0
             then; so does ftrain on other devices, where a check would wait for the device).
         axis: the axis of the tensor `a` along which slices are drawn.
-        mode: mode of `gumbel`, which serves weighted draws without replacement.
+        mode: the mode of `gumbel`, which is used for weighted draws without replacement.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        For an integer: int64 `shape`. For a tensor: its dtype, and its shape with `shape` in the place
-        of `axis`, differentiable in the tensor. Equal to `jax.random.choice` (under `jax_enable_x64`);
-        with p, except where a draw is within 4 ulp of the border of two elements.
+        For an integer, an int64 tensor of `shape`. For a tensor, one of its dtype and of its shape with
+        `axis` replaced by `shape`, differentiable in the tensor. Equal to `jax.random.choice` (under
+        `jax_enable_x64`); with p, draws may differ if they are within 4 ulp of the boundary between two
+        elements.
 
     Raises:
-        ValueError: for nothing to choose from, too many draws without replacement, p of another shape
-            or dtype, weights as above, or an array of keys (`torch.vmap` over them instead).
+        ValueError: for no elements to choose from, too many draws without replacement, p of a wrong
+            shape or dtype, weights as described above, or an array of keys (`torch.vmap` over them
+            instead).
 
     >>> from ftrain.core.random import key
     >>> choice(key(0), 10, (3,), replace=False)
@@ -178,9 +180,10 @@ def _weighted(
     mode: Literal["low", "high"],
     folds: Sequence[int],
 ) -> Tensor:
-    """Return drawn indices, int64 `size`.
+    """Return drawn indices, an int64 tensor of shape `size`.
 
-    With replacement: the running sums of p, inverted. Without: the largest of log(p) plus Gumbel draws.
+    With replacement, the cumulative sums of p are inverted. Without replacement, the indices of the
+    largest values of log(p) plus Gumbel noise are taken.
     """
     if not isinstance(p, Tensor) or p.shape != (count,):
         got = tuple(p.shape) if isinstance(p, Tensor) else p
@@ -212,20 +215,21 @@ def poisson(
     *,
     folds: Sequence[int] = (),
 ) -> Tensor:
-    """Return Poisson counts of rate `lam`, of probability `lam^k exp(-lam) / k!`.
+    """Return Poisson counts of rate `lam`; k has the probability `lam^k exp(-lam) / k!`.
 
     Args:
         key: a single key, int32 `(2,)`.
         lam: rate, from 0 to 2^62 (int32: 2^30); a number or a tensor that broadcasts to `shape`, rounded
             to float32 as in JAX.
-        shape: of the result; default: the shape of `lam`.
+        shape: the shape of the result; default: the shape of `lam`.
         dtype: int32 or int64.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, without a derivative. Equal to `jax.random.poisson` for rates up to 100. Above,
-        rounding changes which proposals are accepted: 6 counts in 100,000 differ at a rate of 1,000, and
-        450 at 10^6. As in JAX, an element with a rate above 10 depends on the others of the array.
+        A tensor of `shape` and `dtype`, without a derivative. Equal to `jax.random.poisson` for rates up
+        to 100. For higher rates, rounding changes which proposals are accepted: 6 counts in 100,000
+        differ at a rate of 1,000, and 450 at 10^6. As in JAX, an element with a rate above 10 depends on
+        the other elements of the array.
 
     Raises:
         ValueError: for a rate out of range or NaN, another dtype, a rate that does not broadcast
@@ -265,13 +269,14 @@ def rademacher(
 
     Args:
         key: a single key, int32 `(2,)`.
-        shape: of the result.
+        shape: the shape of the result.
         dtype: a signed integer or floating dtype.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, equal to `jax.random.rademacher` in the mode in which JAX has that dtype: under
-        `jax_enable_x64` for 64 bits (one word of 64 bits a sign), else without it (one of 32).
+        A tensor of `shape` and `dtype`, equal to `jax.random.rademacher` in the mode in which JAX has
+        that dtype: for 64 bits under `jax_enable_x64` (one 64-bit word for each sign), for fewer bits
+        without it (one 32-bit word).
 
     Raises:
         ValueError: for an unsigned or complex dtype or bool, or an array of keys (`torch.vmap` over them

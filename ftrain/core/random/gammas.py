@@ -38,15 +38,16 @@ def gamma(
         key: a single key, int32 `(2,)`.
         a: shape parameter, positive; a number or a tensor that broadcasts to `shape`. A negative,
             infinite or NaN value gives NaN.
-        shape: of the result; default: the shape of `a`.
+        shape: the shape of the result; default: the shape of `a`.
         dtype: float32 or float64; default: that of a tensor `a`, float32 for a number.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, differentiable in `a`. For `a` from 0.5 to 1e4, samples are within a relative
-        distance of 200 eps of `jax.random.gamma`, except where rounding changes which proposal is
-        accepted (1 float32 sample in 10^6; more for `a` above 1e5). For a small `a`, a sample x is near
-        `u^(1 / a)`: the distance is `8 eps max(1, |log x|)`, and some samples underflow to 0.
+        A tensor of `shape` and `dtype`, differentiable in `a`. For `a` from 0.5 to 1e4, samples are
+        within a relative distance of 200 eps of `jax.random.gamma`, except where rounding changes which
+        proposal is accepted (1 float32 sample in 10^6; more for `a` above 1e5). For a small `a`, a
+        sample x is near `u^(1 / a)`: the distance is `8 eps max(1, |log x|)`, and some samples underflow
+        to 0.
 
     Raises:
         ValueError: for another dtype, `a` that does not broadcast to `shape`, or an array of keys
@@ -81,14 +82,14 @@ def beta(
     Args:
         key: a single key, int32 `(2,)`.
         a: first parameter, positive; a number or a tensor that broadcasts to `shape`.
-        b: second parameter; likewise.
-        shape: of the result; default: that to which `a` and `b` broadcast.
+        b: second parameter, like `a`.
+        shape: the shape of the result; default: that to which `a` and `b` broadcast.
         dtype: float32 or float64; default: that of the tensors, float32 for numbers.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, differentiable in `a` and `b`. For parameters from 0.5 to 100, samples are
-        within a relative distance of 200 eps of `jax.random.beta` (see `gamma`).
+        A tensor of `shape` and `dtype`, differentiable in `a` and `b`. For parameters from 0.5 to 100,
+        samples are within a relative distance of 200 eps of `jax.random.beta` (see `gamma`).
 
     Raises:
         ValueError: for another dtype, parameters that do not broadcast to `shape`, or an array of keys
@@ -122,14 +123,14 @@ def dirichlet(
     Args:
         key: a single key, int32 `(2,)`.
         alpha: `(..., n)`, positive.
-        shape: of the result without its last dimension n; `alpha` broadcasts to it. Default:
+        shape: the shape of the result without its last dimension n; `alpha` broadcasts to it. Default:
             `alpha.shape[:-1]`.
         dtype: float32 or float64; default: that of `alpha`.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `(*shape, n)`, with a last dimension that sums to 1, differentiable in `alpha`. For
-        parameters from 0.5 to 100, samples are within a relative distance of 200 eps of
+        A tensor of `dtype` and shape `(*shape, n)`, with a last dimension that sums to 1, differentiable
+        in `alpha`. For parameters from 0.5 to 100, samples are within a relative distance of 200 eps of
         `jax.random.dirichlet` (see `gamma`).
 
     Raises:

@@ -4,7 +4,7 @@ A key is an int32 tensor of shape `(2,)`: the bit patterns of JAX's two uint32 w
 uint32 operations, and a key must survive stacking, indexing and checkpoints). An array of keys is
 `(..., 2)`.
 
-Read next: `sample.py`, what can be drawn from a key.
+Read next: `sample.py`, which draws from a key.
 """
 
 from __future__ import annotations
@@ -27,12 +27,13 @@ def key(seed: int | Tensor, *, device: torch.device | str | None = None) -> Tens
 
     Args:
         seed: an integer in [-2^63, 2^64), or an integer tensor of any shape (of `(n,)`: n keys). As in
-            JAX, a tensor of 32 bits or fewer has no upper word: that of `int32(-1)` is 0.
+            JAX, an integer tensor of 32 bits or fewer has no upper word: the upper word of `int32(-1)`
+            is 0.
         device: the key's device; default: torch's default device, or that of a tensor `seed`.
 
     Returns:
         int32 `(2,)`, or `(*seed.shape, 2)`: the words of `jax.random.key(seed)` under `jax_enable_x64`.
-        Without that mode JAX drops the upper word, which makes a difference to seeds outside [0, 2^32).
+        Without that mode JAX drops the upper word, which changes the key of seeds outside [0, 2^32).
 
     Raises:
         ValueError: if the seed needs more than 64 bits.

@@ -32,13 +32,13 @@ def bits(
 
     Args:
         key: a single key, int32 `(2,)`.
-        shape: of the result; may be `()` or contain zeros.
-        width: 8, 16, 32 or 64 bits a word.
-        folds: integers in [0, 2^32) to fold into the key first, as `fold_in` would one after the other,
-            at no further call.
+        shape: the shape of the result; may be `()` or contain zeros.
+        width: the number of bits of a word: 8, 16, 32 or 64.
+        folds: integers in [0, 2^32) to fold into the key first, in order, as repeated calls of `fold_in`
+            would, without these calls.
 
     Returns:
-        torch.uint8, uint16, uint32 or uint64, equal to `jax.random.bits`.
+        A torch.uint8, uint16, uint32 or uint64 tensor of `shape`, equal to `jax.random.bits`.
 
     Raises:
         ValueError: for another width, or an array of keys (`torch.vmap` over them instead).
@@ -68,17 +68,18 @@ def uniform(
 
     Args:
         key: a single key, int32 `(2,)`.
-        shape: of the result.
+        shape: the shape of the result.
         dtype: float32, float64, bfloat16 or float16.
         minval: lower end, included; a number or a tensor that broadcasts to `shape`.
-        maxval: upper end, excluded up to rounding; likewise.
+        maxval: upper end, excluded up to rounding, like `minval`.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, equal to `jax.random.uniform`. In `u (maxval - minval) + minval`, float32 and
-        float64 round once, as JAX does on a CPU with fused multiply-add; float16 and bfloat16 round
-        after each operation, as JAX does outside `jax.jit`. Jitted JAX may round these once (float16, on
-        a processor with AVX512-FP16); with the default bounds nothing is rounded.
+        A tensor of `shape` and `dtype`, equal to `jax.random.uniform`. In `u (maxval - minval) +
+        minval`, float32 and float64 round once, as JAX does on a CPU with fused multiply-add; float16
+        and bfloat16 round after each operation, as JAX does outside `jax.jit`. Jitted JAX may round
+        these once (float16, on a processor with AVX512-FP16); with the default bounds nothing is
+        rounded.
 
     Raises:
         ValueError: for another dtype, or an array of keys (`torch.vmap` over them instead).
@@ -115,12 +116,13 @@ def normal(
 
     Args:
         key: a single key, int32 `(2,)`.
-        shape: of the result.
+        shape: the shape of the result.
         dtype: float32, float64, bfloat16 or float16.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, within 4 ulp of `jax.random.normal`, and the same bits on every device.
+        A tensor of `shape` and `dtype`, within 4 ulp of `jax.random.normal`, and the same bits on every
+        device.
 
     Raises:
         ValueError: for another dtype, or an array of keys (`torch.vmap` over them instead).
@@ -146,11 +148,11 @@ def bernoulli(
     Args:
         key: a single key, int32 `(2,)`.
         p: a number (taken as float32), or a float tensor that broadcasts to `shape`.
-        shape: of the result; default: the shape of `p`.
+        shape: the shape of the result; default: the shape of `p`.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        torch.bool `shape`, equal to `jax.random.bernoulli`.
+        A bool tensor of `shape`, equal to `jax.random.bernoulli`.
 
     Raises:
         ValueError: if `p` does not broadcast to `shape`, or for an array of keys (`torch.vmap` over them
@@ -183,16 +185,16 @@ def randint(
 
     Args:
         key: a single key, int32 `(2,)`.
-        shape: of the result.
+        shape: the shape of the result.
         minval: lower end, included; an integer or an integer tensor that broadcasts to `shape`. Clipped
             to the range of `dtype`.
-        maxval: upper end, excluded; likewise. `minval >= maxval` gives `minval`.
+        maxval: upper end, excluded, like `minval`. `minval >= maxval` gives `minval`.
         dtype: any integer dtype of torch. Other dtypes give other numbers.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `shape`, equal to `jax.random.randint` of that dtype (under `jax_enable_x64`, so that
-        bounds have 64 bits).
+        A tensor of `shape` and `dtype`, equal to `jax.random.randint` of that dtype (under
+        `jax_enable_x64`, so that bounds have 64 bits).
 
     Raises:
         ValueError: for another dtype, bounds that do not broadcast to `shape`, or an array of keys
@@ -227,7 +229,8 @@ def permutation(
 ) -> Tensor:
     """Return a random order of `range(x)`, or of the slices of a tensor along an axis.
 
-    Sorts by random words, repeatedly, so that ties are improbable (once below 1,626 elements).
+    The elements are sorted by random words, repeatedly, so that ties are improbable (once for fewer than
+    1,626 elements).
 
     Args:
         key: a single key, int32 `(2,)`.

@@ -35,22 +35,22 @@ def multivariate_normal(
 ) -> Tensor:
     """Return normal vectors `mean + L z`, where `L L^T = cov` (Cholesky) and z is standard normal.
 
-    JAX can also factorize by `eigh` and `svd`. These factors have signs that depend on the library, so
-    they are not offered here. Add a small multiple of the identity to a singular covariance.
+    JAX can also factorize by `eigh` and `svd`. The signs of these factors depend on the library, so
+    ftrain does not offer them. Add a small multiple of the identity to a singular covariance.
 
     Args:
         key: a single key, int32 `(2,)`.
         mean: `(..., n)`.
         cov: `(..., n, n)`, positive definite; `(cov + cov^T) / 2` is used. A matrix that is not positive
             definite gives NaN.
-        shape: of the result without its last dimension n; default: that to which the leading dimensions
-            of `mean` and `cov` broadcast.
+        shape: the shape of the result without its last dimension n; default: that to which the leading
+            dimensions of `mean` and `cov` broadcast.
         dtype: float32 or float64; default: that of the tensors.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `(*shape, n)`, differentiable in `mean` and `cov`, within a relative norm of 4 eps of
-        `jax.random.multivariate_normal` for well-conditioned covariances.
+        A tensor of `dtype` and shape `(*shape, n)`, differentiable in `mean` and `cov`, within a
+        relative norm of 4 eps of `jax.random.multivariate_normal` for well-conditioned covariances.
 
     Raises:
         ValueError: for another dtype, shapes that do not fit, or an array of keys (`torch.vmap` over
@@ -98,18 +98,20 @@ def orthogonal(
 ) -> Tensor:
     """Return orthogonal matrices `(n, n)` of uniform (Haar) distribution, or semi-orthogonal `(n, m)`.
 
-    Q of a QR decomposition of normal draws, each column multiplied by the sign of R's diagonal entry.
+    The result is Q of a QR decomposition of normal draws, with each column multiplied by the sign of R's
+    diagonal entry.
 
     Args:
         key: a single key, int32 `(2,)`.
-        n: rows.
+        n: the number of rows.
         shape: leading dimensions of the result.
         dtype: float32 or float64.
-        m: columns; default: n. With n <= m the rows are orthonormal, else the columns.
+        m: the number of columns; default: n. With n <= m the rows are orthonormal, else the columns.
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `(*shape, n, m)`, within `4 n eps` of `jax.random.orthogonal` (measured for n up to 64).
+        A tensor of `dtype` and shape `(*shape, n, m)`, within `4 n eps` of `jax.random.orthogonal`
+        (measured for n up to 64).
 
     Raises:
         ValueError: for another dtype, a negative size, or an array of keys (`torch.vmap` over them
@@ -156,9 +158,10 @@ def ball(
         folds: integers in [0, 2^32) to fold into the key first.
 
     Returns:
-        `dtype` `(*shape, d)`, within 64 eps of `jax.random.ball` for p from 0.5 to 5, in the mode (with
-        or without `jax_enable_x64`) in which JAX has the dtype. For larger p, coordinates are computed
-        from logarithms; in JAX they underflow to 0, a third of them for p = 100 in float32.
+        A tensor of `dtype` and shape `(*shape, d)`, within 64 eps of `jax.random.ball` for p from 0.5 to
+        5, in the mode (with or without `jax_enable_x64`) in which JAX has the dtype. For larger p,
+        coordinates are computed from logarithms; in JAX they underflow to 0, a third of them for p = 100
+        in float32.
 
     Raises:
         ValueError: for another dtype, p or d out of range, or an array of keys (`torch.vmap` over them
