@@ -19,6 +19,7 @@ from ftrain.checkpoint.errors import (
     CheckpointLockedError,
     CheckpointMismatchError,
     CheckpointNotFoundError,
+    CheckpointRankError,
     CheckpointReadError,
     CheckpointVersionError,
     CheckpointWriteError,
@@ -27,9 +28,10 @@ from ftrain.checkpoint.errors import (
 )
 from ftrain.checkpoint.load import load, verify
 from ftrain.checkpoint.locks import Lock
-from ftrain.checkpoint.manifest import FileRecord, LeafRecord, Manifest
+from ftrain.checkpoint.manifest import FileRecord, LeafRecord, Manifest, PieceRecord
 from ftrain.checkpoint.restore import Report, restore
 from ftrain.checkpoint.save import save
+from ftrain.checkpoint.shard import Shard
 from ftrain.checkpoint.state_dicts import read_state_dict, write_state_dict
 from ftrain.checkpoint.store import Store
 
@@ -40,6 +42,7 @@ __all__ = [
     "CheckpointLockedError",
     "CheckpointMismatchError",
     "CheckpointNotFoundError",
+    "CheckpointRankError",
     "CheckpointReadError",
     "CheckpointVersionError",
     "CheckpointWriteError",
@@ -49,7 +52,9 @@ __all__ = [
     "LeafRecord",
     "Lock",
     "Manifest",
+    "PieceRecord",
     "Report",
+    "Shard",
     "Store",
     "compile_cache",
     "load",

@@ -19,9 +19,9 @@ from ftrain.checkpoint._host_copies import Events, PinnedMemory, to_host
 from ftrain.checkpoint.manifest import LeafRecord, Manifest
 from ftrain.core import tree
 
-__all__ = ["Collected", "Draft", "collect", "draft", "step_number"]
+__all__ = ["MOST_IN_A_FILE", "Collected", "Draft", "collect", "content_of", "draft", "step_number"]
 
-_MOST_IN_A_FILE = 4 << 30
+MOST_IN_A_FILE = 4 << 30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Collected:
     def _with(self, copy: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> Collected:
         """Return this content with copied tensors; those with equal memory and layout share a copy."""
         index: dict[Any, int] = {}
-        places = [index.setdefault(_content_of(leaf), len(index)) for leaf in self.leaves]
+        places = [index.setdefault(content_of(leaf), len(index)) for leaf in self.leaves]
         distinct = dict(zip(places, self.leaves, strict=True))
         copies = copy([distinct[i] for i in range(len(index))])
         return dataclasses.replace(self, leaves=[copies[i] for i in places])
@@ -134,7 +134,7 @@ def draft(collected: Collected) -> Draft:
     first: dict[Any, LeafRecord] = {}
     files: dict[str, dict[str, torch.Tensor]] = {}
     for path, (tensor, file) in zip(paths, _spread(collected.leaves), strict=True):
-        content = _content_of(tensor)
+        content = content_of(tensor)
         original = first.get(content) if tensor.numel() else None
         leaf = LeafRecord(
             path=path,
@@ -182,7 +182,7 @@ def _spread(leaves: list[torch.Tensor]) -> list[tuple[torch.Tensor, str]]:
     found, index, filled = [], 0, 0
     for leaf in leaves:
         size = leaf.numel() * leaf.element_size()
-        if filled and filled + size > _MOST_IN_A_FILE:
+        if filled and filled + size > MOST_IN_A_FILE:
             index, filled = index + 1, 0
         filled += size
         found.append((leaf, f"tensors-{index:05d}.safetensors"))
@@ -236,7 +236,7 @@ def _refuse(where: str, leaf: Any) -> None:
     )
 
 
-def _content_of(tensor: torch.Tensor) -> Any:
+def content_of(tensor: torch.Tensor) -> Any:
     """Return a key that is equal for two tensors only if memory, layout and values are the same."""
     memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
     return (*memory, tensor.is_conj(), tensor.is_neg())

@@ -94,6 +94,9 @@ class Files:
     def size(self, descriptor: int, path: str) -> int:
         return int(self.call("stat", path, os.fstat, descriptor).st_size)
 
+    def seek(self, descriptor: int, position: int, path: str) -> None:
+        self.call("seek", path, os.lseek, descriptor, position, os.SEEK_SET)
+
     def read_into(self, descriptor: int, buffer: memoryview, path: str) -> int:
         """Read until a buffer is full or the file ends; return the number of bytes read."""
         done = 0

@@ -9,8 +9,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from ftrain.checkpoint import _files, _safetensors, _tensors
 from ftrain.checkpoint._hashing import CHUNK, Hashing
@@ -26,14 +28,63 @@ from ftrain.checkpoint.manifest import (
     FileRecord,
     LeafRecord,
     Manifest,
+    PieceRecord,
 )
 
-__all__ = ["OpenCheckpoint", "open_checkpoint", "read_body", "read_header"]
+__all__ = [
+    "OpenCheckpoint",
+    "Place",
+    "Target",
+    "open_checkpoint",
+    "read_body",
+    "read_header",
+    "whole",
+]
 
 _MOST_SUMS = 16 << 20
 
-Place = Callable[[LeafRecord], memoryview | None]
 Feed = Callable[[memoryview], object]
+
+
+class Target(NamedTuple):
+    """Buffer for consecutive bytes of a leaf.
+
+    Attributes:
+        buffer: receives the bytes.
+        begin: the position of the first of them in the row-major leaf.
+    """
+
+    buffer: memoryview
+    begin: int = 0
+
+
+Place = Callable[[LeafRecord], Target | None]
+Segment = tuple[int, memoryview | None]  # a size, and the buffer; `None`: discard the bytes
+
+
+class _Part(NamedTuple):
+    """Bytes `begin` to `end - 1` of a leaf, which a file holds under one name.
+
+    Attributes:
+        leaf: the leaf.
+        shape: the shape of the part.
+        piece: its record; `None` if it is a leaf in a checkpoint of one process.
+    """
+
+    leaf: LeafRecord
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+    piece: PieceRecord | None
+
+    def segments(self, target: Target | None) -> list[Segment]:
+        """Split the part into sizes before, in and after a target, with the target's buffer."""
+        if target is None:
+            return [(self.end - self.begin, None)]
+        first = min(max(target.begin, self.begin), self.end)
+        last = max(min(target.begin + len(target.buffer), self.end), first)
+        inside = target.buffer[max(first - target.begin, 0) :][: last - first]
+        return [(first - self.begin, None), (last - first, inside), (self.end - last, None)]
 
 
 class OpenCheckpoint:
@@ -57,19 +108,54 @@ class OpenCheckpoint:
             )
 
     def read(self, place: Place) -> None:
-        """Read every file once, each tensor into the buffer that `place` returns (`None`: verify only).
+        """Read every file once, each tensor into the target that `place` returns (`None`: verify only).
 
         Raises:
             CheckpointCorruptError: a byte differs from those written; discard all buffers.
         """
-        leaves: dict[str, dict[str, LeafRecord]] = {file.name: {} for file in self.manifest.files}
+        parts: dict[str, dict[str, _Part]] = {file.name: {} for file in self.manifest.files}
         for leaf in self.manifest.leaves:
-            if leaf.alias is None:
-                leaves[leaf.file][leaf.path] = leaf
+            for name, part in _parts_of(leaf).items():
+                parts[part.piece.file if part.piece else leaf.file][name] = part
         for record in self.manifest.files:
-            self._read_file(record, leaves[record.name], place)
+            self._read_file(record, parts[record.name], place)
 
-    def _read_file(self, record: FileRecord, leaves: dict[str, LeafRecord], place: Place) -> None:
+    def read_pieces(self, place: Place) -> None:
+        """Read and verify only the pieces that a target needs; of one process's checkpoint, every file.
+
+        Raises:
+            CheckpointCorruptError: a byte differs from those written; discard all buffers.
+        """
+        if not self.manifest.in_pieces:
+            self.read(place)
+            return
+        needed: dict[str, list[tuple[_Part, Target]]] = {}
+        for leaf in self.manifest.leaves:
+            target = place(leaf) if leaf.alias is None else None
+            if target is None:
+                continue
+            end = target.begin + len(target.buffer)
+            for part in _parts_of(leaf).values():
+                if part.piece and max(part.begin, target.begin) < min(part.end, end):
+                    needed.setdefault(part.piece.file, []).append((part, target))
+        for name, wanted in needed.items():
+            with self._open(name) as descriptor:
+                for part, target in wanted:
+                    self._read_piece(descriptor, part, target)
+
+    def _read_piece(self, descriptor: int, part: _Part, target: Target) -> None:
+        assert part.piece is not None
+        path, name = self._path(part.piece.file), part.leaf.piece_name(part.piece)
+        with Hashing() as hashing:
+            _files.system.seek(descriptor, part.piece.begin, path)
+            read_body(descriptor, path, [(name, part.segments(target))], hashing.feed)
+            if hashing.hexdigest() != part.piece.sha256:
+                raise CheckpointCorruptError(
+                    f"{path}: {ascii(name)[:120]} is not what was written: expected the sha256 "
+                    f"{part.piece.sha256} of the manifest, got {hashing.hexdigest()}"
+                )
+
+    def _read_file(self, record: FileRecord, parts: dict[str, _Part], place: Place) -> None:
         path = self._path(record.name)
         with self._open(record.name) as descriptor, Hashing() as hashing:
             size = _files.system.size(descriptor, path)
@@ -78,9 +164,10 @@ class OpenCheckpoint:
                     f"{path}: expected {record.size} bytes, as written, got {size}"
                 )
             entries = read_header(descriptor, path, hashing.feed)
-            _check_listed(entries, leaves, path)
-            targets = ((entry, place(leaves[entry.name])) for entry in entries)
-            read_body(descriptor, path, targets, hashing.feed)
+            _check_listed(entries, parts, record, path)
+            found = ((entry.name, parts[entry.name]) for entry in entries)
+            tensors = ((name, part.segments(place(part.leaf))) for name, part in found)
+            read_body(descriptor, path, tensors, hashing.feed)
             if hashing.hexdigest() != record.sha256:
                 raise CheckpointCorruptError(
                     f"{path} is not what was written: expected the sha256 {record.sha256} of the "
@@ -167,25 +254,30 @@ def read_header(descriptor: int, path: str, feed: Feed) -> list[_safetensors.Ten
     return _safetensors.parse_header(text, size - 8 - length, path)
 
 
+def whole(buffer: memoryview) -> Segment:
+    """Return the segment of a tensor that is read whole."""
+    return len(buffer), buffer
+
+
 def read_body(
     descriptor: int,
     path: str,
-    targets: Iterable[tuple[_safetensors.TensorEntry, memoryview | None]],
+    tensors: Iterable[tuple[str, list[Segment]]],
     feed: Feed,
 ) -> None:
-    """Read the tensors in order, each into its buffer; those with `None` are read and discarded."""
+    """Read tensors in order, each by its name and segments."""
     scratch = _Scratch()
-    for entry, target in targets:
-        size = entry.end - entry.begin
-        for start in range(0, size, CHUNK):
-            count = min(CHUNK, size - start)
-            part = scratch.next(count) if target is None else target[start : start + count]
-            if _files.system.read_into(descriptor, part, path) < count:
-                raise CheckpointCorruptError(
-                    f"{path}: expected {size} bytes of {ascii(entry.name)[:120]}, got fewer: the file "
-                    "became shorter while it was read"
-                )
-            feed(part)
+    for name, segments in tensors:
+        for size, target in segments:
+            for start in range(0, size, CHUNK):
+                count = min(CHUNK, size - start)
+                part = scratch.next(count) if target is None else target[start : start + count]
+                if _files.system.read_into(descriptor, part, path) < count:
+                    raise CheckpointCorruptError(
+                        f"{path}: expected {size} bytes of {ascii(name)[:120]}, got fewer: the file "
+                        "became shorter while it was read"
+                    )
+                feed(part)
 
 
 def _take(descriptor: int, count: int, path: str) -> bytes:
@@ -207,25 +299,51 @@ class _Scratch:
         return memoryview(self._buffers[0])[:count]
 
 
+def _parts_of(leaf: LeafRecord) -> dict[str, _Part]:
+    """Return what files hold of a leaf, by name: the leaf or its pieces, nothing for an alias."""
+    dtype = _tensors.by_name(leaf.dtype)
+    if leaf.alias is not None or dtype is None:
+        return {}
+    if not leaf.pieces:
+        return {leaf.path: _Part(leaf, leaf.shape, 0, math.prod(leaf.shape) * dtype.itemsize, None)}
+    row = math.prod(leaf.shape[1:]) * dtype.itemsize
+    return {
+        leaf.piece_name(piece): _Part(
+            leaf,
+            (piece.rows, *leaf.shape[1:]) if leaf.shape else (),
+            piece.start * row,
+            (piece.start + piece.rows) * row,
+            piece,
+        )
+        for piece in leaf.pieces
+    }
+
+
 def _check_listed(
-    entries: list[_safetensors.TensorEntry], leaves: dict[str, LeafRecord], path: str
+    entries: list[_safetensors.TensorEntry], parts: dict[str, _Part], record: FileRecord, path: str
 ) -> None:
     """Raise unless a file's header lists the same tensors, dtypes and shapes as the manifest."""
+    body = record.size - max((entry.end for entry in entries), default=0)
     for entry in entries:
-        leaf = leaves.get(entry.name)
-        dtype = None if leaf is None else _tensors.by_name(leaf.dtype)
-        if leaf is None or dtype is None:
+        part = parts.get(entry.name)
+        dtype = None if part is None else _tensors.by_name(part.leaf.dtype)
+        if part is None or dtype is None:
             raise CheckpointCorruptError(
                 f"{path}: expected only tensors that the manifest lists for this file, got "
                 f"{ascii(entry.name)[:120]}"
             )
-        if (entry.dtype, entry.shape) != _tensors.stored_as(dtype, leaf.shape):
+        if (entry.dtype, entry.shape) != _tensors.stored_as(dtype, part.shape):
             raise CheckpointCorruptError(
-                f"{path}: {entry.name}: expected {leaf.dtype}{list(leaf.shape)}, as in the manifest, "
-                f"got {entry.dtype}{entry.shape}"
+                f"{path}: {entry.name}: expected {part.leaf.dtype}{list(part.shape)}, as in the "
+                f"manifest, got {entry.dtype}{entry.shape}"
             )
-    if len(entries) != len(leaves):
-        missing = sorted(leaves.keys() - {entry.name for entry in entries})
+        if part.piece is not None and part.piece.begin != body + entry.begin:
+            raise CheckpointCorruptError(
+                f"{path}: {entry.name}: expected it to begin at byte {part.piece.begin}, as in the "
+                f"manifest, got {body + entry.begin}"
+            )
+    if len(entries) != len(parts):
+        missing = sorted(parts.keys() - {entry.name for entry in entries})
         raise CheckpointCorruptError(
             f"{path}: expected the tensor {ascii(missing[0])[:120]}, got a file without it"
         )

@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointLockedError",
     "CheckpointMismatchError",
     "CheckpointNotFoundError",
+    "CheckpointRankError",
     "CheckpointReadError",
     "CheckpointVersionError",
     "CheckpointWriteError",
@@ -82,6 +83,33 @@ class CheckpointVersionError(CheckpointError):
 
 class CheckpointMismatchError(CheckpointError, ValueError):
     """Error for a checkpoint whose state differs from the state `like` that it is loaded into."""
+
+
+class CheckpointRankError(CheckpointError):
+    """Error on every other rank if a rank fails, ends, or does not answer, or holds another state.
+
+    Attributes:
+        rank: the number of the rank that failed.
+        host: the name of its machine; `"?"` if it never answered.
+        cause: the text of its exception, or what happened to it.
+    """
+
+    def __init__(self, action: str, rank: int, host: str, cause: str) -> None:
+        self.rank, self.host, self.cause = rank, host, cause
+        super().__init__(
+            f"could not {action}: rank {rank} on {host}: {cause.rstrip('. ')}. Correct the cause there, "
+            "and repeat the call on all ranks; if a process has ended, start the job again."
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _restore_rank_error, (str(self), self.rank, self.host, self.cause)
+
+
+def _restore_rank_error(message: str, rank: int, host: str, cause: str) -> CheckpointRankError:
+    error = CheckpointRankError.__new__(CheckpointRankError)
+    CheckpointError.__init__(error, message)
+    error.rank, error.host, error.cause = rank, host, cause
+    return error
 
 
 class CorruptCheckpointWarning(UserWarning):

@@ -6,6 +6,7 @@ Read next: `restore.py`, for states that are meant to differ; `_read.py`, how fi
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import warnings
 from collections.abc import Collection, Mapping
@@ -14,9 +15,15 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 
 from ftrain.checkpoint import _determinism, _structure, _tensors
-from ftrain.checkpoint._read import OpenCheckpoint, open_checkpoint
-from ftrain.checkpoint.errors import CheckpointMismatchError, DeterminismWarning
+from ftrain.checkpoint._read import OpenCheckpoint, Place, Target, open_checkpoint
+from ftrain.checkpoint.errors import (
+    CheckpointCorruptError,
+    CheckpointMismatchError,
+    CheckpointNotFoundError,
+    DeterminismWarning,
+)
 from ftrain.checkpoint.manifest import LeafRecord, Manifest
+from ftrain.checkpoint.shard import Layout, Shard, check_layout, full_strides
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
 
@@ -34,6 +41,7 @@ def load(
     *,
     fingerprint: Mapping[str, Any] | None = None,
     on_change: OnChange = "warn",
+    layout: Layout | None = None,
 ) -> tuple[T, Any]:
     """Load the saved state bit for bit, so that a run resumes as if it had never stopped.
 
@@ -47,6 +55,9 @@ def load(
         fingerprint: as given to `save`.
         on_change: what to do if the bits of the run may come out differently here: another torch,
             number of threads, processor, or fingerprint.
+        layout: the rows to load of each leaf that is not loaded whole, by its path; such a leaf has the
+            shape and strides of `like`, and zeros in its padding. Of a checkpoint of several ranks, only
+            pieces with these rows are read; of one process's, every file is read and hashed.
 
     Returns:
         `(state, metadata)`.
@@ -58,6 +69,7 @@ def load(
         CheckpointVersionError: it was written by a newer ftrain.
         CheckpointNotFoundError: the path does not exist.
         CheckpointReadError: a system call failed.
+        ValueError: the layout does not fit `like`.
 
     Example:
         >>> import tempfile
@@ -66,12 +78,26 @@ def load(
         >>> _ = save(path, {"w": torch.arange(3.0)}, metadata={"epoch": 3})
         >>> load(path, like={"w": torch.zeros(3)})
         ({'w': tensor([0., 1., 2.])}, {'epoch': 3})
+        >>> load(path, {"w": torch.zeros(2)}, layout={"['w']": Shard((3,), start=1, rows=2)})[0]
+        {'w': tensor([1., 2.])}
     """
+    state, manifest = load_with_manifest(path, like, fingerprint, on_change, layout or {})
+    return state, manifest.metadata
+
+
+def load_with_manifest(
+    path: str | os.PathLike[str],
+    like: T,
+    fingerprint: Mapping[str, Any] | None,
+    on_change: OnChange,
+    layout: Layout,
+) -> tuple[T, Manifest]:
+    """Load a state as `load` does, and return it with the checkpoint's manifest."""
     with open_checkpoint(path) as source:
-        _check_same_kind(source, like)
+        _check_same_kind(source, like, layout)
         _check_determinism(source, fingerprint, on_change)
-        leaves = _read_leaves(source, tree.leaves(like))
-        return tree.unflatten(tree.structure(like), leaves), source.manifest.metadata
+        leaves = _read_leaves(source, tree.leaves(like), layout)
+        return tree.unflatten(tree.structure(like), leaves), source.manifest
 
 
 def verify(path: str | os.PathLike[str]) -> Manifest:
@@ -88,6 +114,15 @@ def verify(path: str | os.PathLike[str]) -> Manifest:
         return source.manifest
 
 
+def verifies(path: str | os.PathLike[str]) -> bool:
+    """Return True if a checkpoint exists and passes verification."""
+    try:
+        verify(path)
+    except (CheckpointCorruptError, CheckpointNotFoundError):
+        return False
+    return True
+
+
 def read_dense(source: OpenCheckpoint, wanted: Collection[str]) -> dict[str, torch.Tensor]:
     """Verify a checkpoint and return the tensors at the paths `wanted`, row-major in fresh CPU memory.
 
@@ -101,40 +136,85 @@ def read_dense(source: OpenCheckpoint, wanted: Collection[str]) -> dict[str, tor
         if leaf.path in needed
     }
 
-    def place(leaf: LeafRecord) -> memoryview | None:
+    def place(leaf: LeafRecord) -> Target | None:
         target = dense.get(leaf.path)
-        return None if target is None else _tensors.memory_of(target)
+        return None if target is None else Target(_tensors.memory_of(target))
 
     source.read(place)
     return {path: dense[names[path]] for path in wanted}
 
 
-def _read_leaves(source: OpenCheckpoint, likes: list[torch.Tensor]) -> list[torch.Tensor]:
+def _read_leaves(
+    source: OpenCheckpoint, likes: list[torch.Tensor], layout: Layout
+) -> list[torch.Tensor]:
     """Return the tensors in order, in their saved layout, on the devices of the given tensors."""
     leaves = source.manifest.leaves
-    dense = read_dense(source, [leaf.path for leaf in leaves])
-    placed: dict[tuple[str, torch.device], torch.Tensor] = {}
+    shards = [layout.get(leaf.path) for leaf in leaves]
+    dense = _read_rows(
+        source,
+        {(leaf.alias or leaf.path, shard) for leaf, shard in zip(leaves, shards, strict=True)},
+    )
+    placed: dict[tuple[str, Shard | None, torch.device], torch.Tensor] = {}
     found = []
-    for leaf, like in zip(leaves, likes, strict=True):
+    for leaf, shard, like in zip(leaves, shards, likes, strict=True):
         device = torch.device("cpu") if like.is_meta else like.device
-        key = (leaf.alias or leaf.path, device)
+        key = (leaf.alias or leaf.path, shard, device)
         if key not in placed:
-            placed[key] = _placed(dense.pop(leaf.path), leaf, device)
+            rows = dense.pop(key[:2]) if device.type == "cpu" else dense[key[:2]]
+            placed[key] = _placed(rows, leaf, shard, like, device)
         if like.requires_grad:  # of leaves that share a tensor, if any one does
             placed[key].requires_grad_()
         found.append(placed[key])
     return found
 
 
-def _placed(dense: torch.Tensor, leaf: LeafRecord, device: torch.device) -> torch.Tensor:
-    if dense.device == device and dense.stride() == leaf.strides:
+def _read_rows(
+    source: OpenCheckpoint, wanted: Collection[tuple[str, Shard | None]]
+) -> dict[tuple[str, Shard | None], torch.Tensor]:
+    """Verify and return rows of leaves, or whole leaves (`None`), row-major in fresh CPU memory."""
+    records = {leaf.path: leaf for leaf in source.manifest.leaves}
+    found, left = {}, list(wanted)
+    while left:  # once, unless leaves that were one tensor are wanted in different rows
+        now = dict(left)
+        left = [(path, shard) for path, shard in left if now[path] != shard]
+        targets = {}
+        for path, shard in now.items():
+            leaf = records[path]
+            shape = leaf.shape if shard is None else (shard.rows, *leaf.shape[1:])
+            dense = torch.empty(shape, dtype=_tensors.by_name(leaf.dtype))
+            row = math.prod(leaf.shape[1:]) * dense.element_size()
+            found[path, shard] = dense
+            begin = 0 if shard is None else shard.start * row
+            targets[path] = Target(_tensors.memory_of(dense), begin)
+        read = source.read if all(shard is None for shard in now.values()) else source.read_pieces
+        read(_place(targets))
+    return found
+
+
+def _place(targets: Mapping[str, Target]) -> Place:
+    return lambda leaf: targets.get(leaf.path)
+
+
+def _placed(
+    dense: torch.Tensor,
+    leaf: LeafRecord,
+    shard: Shard | None,
+    like: torch.Tensor,
+    device: torch.device,
+) -> torch.Tensor:
+    shape, strides = (leaf.shape, leaf.strides) if shard is None else (like.shape, like.stride())
+    if dense.device == device and dense.shape == shape and dense.stride() == strides:
         return dense
-    laid_out = _tensors.empty(leaf.shape, leaf.strides, dense.dtype, device)
-    _tensors.fill(laid_out, dense)
+    laid_out = _tensors.empty(shape, strides, dense.dtype, device)
+    if shard is None:
+        _tensors.fill(laid_out, dense)
+    else:
+        laid_out[shard.rows :].zero_()
+        _tensors.fill(laid_out[: shard.rows], dense)
     return laid_out
 
 
-def _check_same_kind(source: OpenCheckpoint, like: Any) -> None:
+def _check_same_kind(source: OpenCheckpoint, like: Any, layout: Layout) -> None:
     """Raise if `like` differs from the checkpoint, before any tensor is allocated."""
     if inspect.isroutine(like):
         raise CheckpointMismatchError(
@@ -152,10 +232,12 @@ def _check_same_kind(source: OpenCheckpoint, like: Any) -> None:
         raise CheckpointMismatchError(
             f"{source.path} lists its leaves in another order than `like` does. {_REMEDY}"
         )
+    if layout:
+        check_layout(like, layout)
     differences = [
         f"  {leaf.path or 'the root'}: {text}"
         for leaf, tensor in zip(manifest.leaves, likes, strict=True)
-        if (text := _leaf_difference(leaf, tensor)) is not None
+        if (text := _leaf_difference(leaf, tensor, layout.get(leaf.path))) is not None
     ]
     if differences:
         more = len(differences) - _LISTED
@@ -176,14 +258,21 @@ _REMEDY = (
 )
 
 
-def _leaf_difference(leaf: LeafRecord, like: Any) -> str | None:
+def _leaf_difference(leaf: LeafRecord, like: Any, shard: Shard | None) -> str | None:
     if not isinstance(like, torch.Tensor):
         return f"`like` has {a_or_an(type(like).__name__)} here, not a tensor"
-    saved, wanted = f"{leaf.dtype}{list(leaf.shape)}", f"{_name(like.dtype)}{list(like.shape)}"
+    shape = like.shape if shard is None else shard.shape
+    saved, wanted = f"{leaf.dtype}{list(leaf.shape)}", f"{_name(like.dtype)}{list(shape)}"
     if saved != wanted:
         return f"{saved} in the checkpoint, {wanted} in `like`"
-    if not _tensors.same_strides(leaf.shape, leaf.strides, like.stride()):
-        return f"strides {leaf.strides} in the checkpoint, {like.stride()} in `like`"
+    strides = like.stride()
+    if shard is not None:
+        full = full_strides(like, shard) if shard.rows else leaf.strides
+        if full is None:
+            return f"strides {strides} in `like`, whose rows interleave in memory"
+        strides = leaf.strides[:1] + full[1:] if shard.rows == 1 else full
+    if not _tensors.same_strides(leaf.shape, leaf.strides, strides):
+        return f"strides {leaf.strides} in the checkpoint, {strides} in `like`"
     return None
 
 
@@ -211,5 +300,5 @@ def _check_determinism(
     warnings.warn(
         f"resuming from {source.path} may not give the bits of an uninterrupted run:\n{listed}",
         DeterminismWarning,
-        stacklevel=3,
+        stacklevel=4,
     )

@@ -5,6 +5,9 @@
         manifest.json                 this
         SHA256SUMS                    of all of them, written last; `sha256sum --check SHA256SUMS`
 
+A checkpoint of several ranks has files of each rank, `rank-00001-00000.safetensors`, and lists for
+each leaf the pieces of it. Its manifest requires the feature "pieces"; readers without it refuse.
+
 Read next: `save.py`, which writes one.
 """
 
@@ -20,14 +23,15 @@ from ftrain.checkpoint import _json, _tensors
 from ftrain.checkpoint._determinism import PRNG
 from ftrain.checkpoint.errors import CheckpointCorruptError, CheckpointVersionError
 
-__all__ = ["FileRecord", "LeafRecord", "Manifest"]
+__all__ = ["FileRecord", "LeafRecord", "Manifest", "PieceRecord"]
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
 MOST_MANIFEST = 512 << 20  # bytes: an untrusted one must not fill the memory
 FORMAT = "ftrain checkpoint"
 VERSION = (1, 0)
-FEATURES: frozenset[str] = frozenset()  # supported values of `required_features`
+PIECES = "pieces"
+FEATURES = frozenset({PIECES})  # supported values of `required_features`
 
 T = TypeVar("T")
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -48,6 +52,24 @@ class FileRecord(NamedTuple):
     sha256: str
 
 
+class PieceRecord(NamedTuple):
+    """Record of consecutive rows of a leaf, in a checkpoint of several ranks.
+
+    Attributes:
+        file: the name of the file that holds it.
+        begin: the position of its first byte in the file.
+        start: the index of its first row.
+        rows: the number of rows; a scalar has one.
+        sha256: of its bytes, so that it can be read alone.
+    """
+
+    file: str
+    begin: int
+    start: int
+    rows: int
+    sha256: str
+
+
 class LeafRecord(NamedTuple):
     """Record of one tensor of the state.
 
@@ -56,8 +78,10 @@ class LeafRecord(NamedTuple):
         dtype: `"float32"`.
         shape: its axes.
         strides: its memory layout, in elements; the file holds it in row-major order.
-        file: the name of the file that holds it.
+        file: the name of the file that holds it, or its first piece.
         alias: the path of an earlier leaf that is the same tensor; then `file` holds that one.
+        pieces: the pieces of it, in order of rows; empty in a checkpoint of one process, and for an
+            alias.
     """
 
     path: str
@@ -66,6 +90,25 @@ class LeafRecord(NamedTuple):
     strides: tuple[int, ...]
     file: str
     alias: str | None = None
+    pieces: tuple[PieceRecord, ...] = ()
+
+    def piece_name(self, piece: PieceRecord) -> str:
+        """Return the name of a piece in its file: the path, with a slice unless it is the whole leaf.
+
+        Example:
+            >>> piece = PieceRecord("rank-00000-00000.safetensors", 128, 2, 2, "0" * 64)
+            >>> LeafRecord("['w']", "float32", (6,), (1,), piece.file).piece_name(piece)
+            "['w'][2:4]"
+        """
+        if piece.rows == (self.shape[0] if self.shape else 1):
+            return self.path
+        return f"{self.path}[{piece.start}:{piece.start + piece.rows}]"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the entry of `leaves` in the manifest."""
+        entry = self._asdict()
+        entry["pieces"] = [piece._asdict() for piece in self.pieces]
+        return entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,13 +141,22 @@ class Manifest:
     version: tuple[int, int] = VERSION
     digest: str = dataclasses.field(default="", compare=False)
 
+    @property
+    def in_pieces(self) -> bool:
+        """True for a checkpoint of several ranks, which lists the pieces of each leaf."""
+        return any(leaf.pieces for leaf in self.leaves)
+
     def render(self) -> bytes:
         """Return the bytes of `manifest.json`."""
+        leaves = [leaf.to_json() for leaf in self.leaves]
+        if not self.in_pieces:  # as in checkpoints of earlier versions
+            for entry in leaves:
+                del entry["pieces"]
         return _json.render(
             {
                 "format": FORMAT,
                 "version": list(self.version),
-                "required_features": [],
+                "required_features": [PIECES] if self.in_pieces else [],
                 "step": self.step,
                 "metrics": _json.encode_user(self.metrics, "metrics"),
                 "metadata": _json.encode_user(self.metadata, "metadata"),
@@ -113,7 +165,7 @@ class Manifest:
                 "versions": self.versions,
                 "structure": self.structure,
                 "files": [record._asdict() for record in self.files],
-                "leaves": [leaf._asdict() for leaf in self.leaves],
+                "leaves": leaves,
             }
         )
 
@@ -135,7 +187,9 @@ class Manifest:
         _check_version(content, path)
         try:
             return Manifest(
-                leaves=_leaves(content["leaves"], content["files"]),
+                leaves=_leaves(
+                    content["leaves"], content["files"], PIECES in content["required_features"]
+                ),
                 files=tuple(_file(entry) for entry in content["files"]),
                 structure=content["structure"],
                 metadata=_json.decode_floats(content["metadata"]),
@@ -194,14 +248,14 @@ def _written_by(content: dict[str, Any]) -> str:
     return f" (it was {writer!a})." if isinstance(writer, str) else "."
 
 
-def _leaves(entries: Any, files: Any) -> tuple[LeafRecord, ...]:
+def _leaves(entries: Any, files: Any, in_pieces: bool) -> tuple[LeafRecord, ...]:
     records = [_file(entry) for entry in _of(list, files)]
     room = {record.name: record.size for record in records}
     if len(room) != len(records):
         raise _MalformedError("`files`: expected each file once, got one twice")
     found: dict[str, LeafRecord] = {}
     for entry in _of(list, entries):
-        leaf = _leaf(entry)
+        leaf = _leaf(entry, in_pieces)
         if leaf.path in found:
             raise _MalformedError(f"the leaf {leaf.path!a} appears twice")
         if leaf.file not in room:
@@ -209,14 +263,16 @@ def _leaves(entries: Any, files: Any) -> tuple[LeafRecord, ...]:
                 f"the leaf {leaf.path!a}: expected a file that the checkpoint lists, got {leaf.file!a}"
             )
         dtype = _tensors.by_name(leaf.dtype)
-        if dtype is None or math.prod(leaf.shape) * dtype.itemsize > room[leaf.file]:
+        if dtype is None or not _fits(leaf, dtype.itemsize, room):
             raise _MalformedError(
                 f"the leaf {leaf.path!a}: expected a known dtype and a size that fits in its file, got "
                 f"{leaf.dtype!a}{list(leaf.shape)[:8]}"
             )
         if leaf.alias is not None:
             first = found.get(leaf.alias)
-            if first != leaf._replace(path=leaf.alias, alias=None):
+            if first is None or first._replace(pieces=()) != leaf._replace(
+                path=leaf.alias, alias=None
+            ):
                 raise _MalformedError(
                     f"the leaf {leaf.path!a}: expected the alias to be an earlier leaf of the same "
                     "dtype, shape, strides and file, got another"
@@ -225,10 +281,27 @@ def _leaves(entries: Any, files: Any) -> tuple[LeafRecord, ...]:
     return tuple(found.values())
 
 
-def _leaf(entry: Any) -> LeafRecord:
-    if not isinstance(entry, dict) or not entry.keys() >= set(LeafRecord._fields):
+def _fits(leaf: LeafRecord, itemsize: int, room: dict[str, int]) -> bool:
+    """Return True if a leaf fits in its file, or its pieces in theirs; pieces take up their room.
+
+    Otherwise a small checkpoint could claim a leaf that fills the memory, of one piece repeated.
+    """
+    if not leaf.pieces:
+        return leaf.alias is not None or math.prod(leaf.shape) * itemsize <= room[leaf.file]
+    row = math.prod(leaf.shape[1:]) * itemsize
+    for piece in leaf.pieces:
+        left = room.get(piece.file)
+        if left is None or piece.rows * row > left:
+            return False
+        room[piece.file] = left - piece.rows * row
+    return leaf.file == leaf.pieces[0].file
+
+
+def _leaf(entry: Any, in_pieces: bool) -> LeafRecord:
+    fields = LeafRecord._fields if in_pieces else LeafRecord._fields[:-1]
+    if not isinstance(entry, dict) or not entry.keys() >= set(fields):
         raise _MalformedError(
-            f"`leaves`: expected entries with the fields {LeafRecord._fields}, got {ascii(entry)[:80]}"
+            f"`leaves`: expected entries with the fields {fields}, got {ascii(entry)[:80]}"
         )
     shape = tuple(_count(n) for n in _of(list, entry["shape"]))
     strides = tuple(_count(n) for n in _of(list, entry["strides"]))
@@ -240,7 +313,42 @@ def _leaf(entry: Any) -> LeafRecord:
         )
     if alias is not None:
         _of(str, alias)
-    return LeafRecord(path, dtype, shape, strides, _of(str, entry["file"]), alias)
+    leaf = LeafRecord(path, dtype, shape, strides, _of(str, entry["file"]), alias)
+    return leaf._replace(pieces=_pieces(leaf, entry["pieces"])) if in_pieces else leaf
+
+
+def _pieces(leaf: LeafRecord, entries: Any) -> tuple[PieceRecord, ...]:
+    """Return the pieces of a leaf; raise unless they are all of its rows, in order."""
+    pieces = [_piece(entry) for entry in _of(list, entries)]
+    if leaf.alias is not None and not pieces:
+        return ()
+    end, rows = 0, leaf.shape[0] if leaf.shape else 1
+    for piece in pieces:
+        if piece.start != end or (piece.rows == 0 and rows):
+            break
+        end += piece.rows
+    else:
+        if end == rows and pieces and leaf.alias is None and (rows or len(pieces) == 1):
+            return tuple(pieces)
+    raise _MalformedError(
+        f"the leaf {leaf.path!a}: expected pieces of all its {rows} rows, in order, and none of an "
+        "alias, got others"
+    )
+
+
+def _piece(entry: Any) -> PieceRecord:
+    if not isinstance(entry, dict) or not entry.keys() >= set(PieceRecord._fields):
+        raise _MalformedError(
+            f"`pieces`: expected entries with the fields {PieceRecord._fields}, got "
+            f"{ascii(entry)[:80]}"
+        )
+    sha256 = _of(str, entry["sha256"])
+    if not _SHA256.fullmatch(sha256):
+        raise _MalformedError(
+            f"the sha256 of a piece: expected 64 hexadecimal digits, got {sha256[:80]!a}"
+        )
+    begin, start, rows = (_count(entry[name]) for name in ("begin", "start", "rows"))
+    return PieceRecord(_of(str, entry["file"]), begin, start, rows, sha256)
 
 
 def _file(entry: Any) -> FileRecord:

@@ -97,7 +97,7 @@ def publish(content: Draft, path: str) -> Manifest:
         make_directories(parent)
         with workplace(parent) as temporary:
             manifest = _write(content, headers, temporary)
-            if not _appear(temporary, path, manifest):
+            if not appear(temporary, path, manifest):
                 _files.system.sync_directory(parent)
     return manifest
 
@@ -171,7 +171,7 @@ def write_file(directory: str, name: str, parts: Any) -> FileRecord:
     return FileRecord(name, size, sha256)
 
 
-def _appear(temporary: str, path: str, manifest: Manifest) -> bool:
+def appear(temporary: str, path: str, manifest: Manifest) -> bool:
     """Rename a directory to `path` and sync; return False if `path` already has the same content."""
     parent = os.path.dirname(path)
     try:

@@ -18,7 +18,7 @@ import torch
 
 from ftrain.checkpoint import _files, _safetensors, _tensors
 from ftrain.checkpoint._directories import make_directories, workplace
-from ftrain.checkpoint._read import read_body, read_header
+from ftrain.checkpoint._read import read_body, read_header, whole
 from ftrain.checkpoint.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
@@ -139,8 +139,10 @@ def _import_file(path: str) -> dict[str, torch.Tensor]:
             entry.name: torch.empty(entry.shape, dtype=_tensors.in_header(entry.dtype))
             for entry in entries
         }
-        targets = ((entry, _tensors.memory_of(found[entry.name])) for entry in entries)
-        read_body(descriptor, path, targets, lambda _: None)
+        tensors = (
+            (entry.name, [whole(_tensors.memory_of(found[entry.name]))]) for entry in entries
+        )
+        read_body(descriptor, path, tensors, lambda _: None)
     except CheckpointCorruptError as error:
         if not _looks_pickled(path):
             raise

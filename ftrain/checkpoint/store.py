@@ -23,12 +23,11 @@ from ftrain.checkpoint._read import open_checkpoint
 from ftrain.checkpoint._retention import Mode, RetentionPolicy, StoredStep
 from ftrain.checkpoint._writer_lock import WriterLock
 from ftrain.checkpoint.errors import (
-    CheckpointCorruptError,
     CheckpointError,
     CheckpointExistsError,
     CheckpointNotFoundError,
 )
-from ftrain.checkpoint.load import OnChange, load, verify
+from ftrain.checkpoint.load import OnChange, load, verifies, verify
 from ftrain.checkpoint.locks import Turns
 from ftrain.checkpoint.manifest import MANIFEST, SUMS
 from ftrain.checkpoint.save import publish, refusals
@@ -170,16 +169,7 @@ class Store:
             content = collect(state, metadata, step, metrics, self._fingerprint)
             self._check_metric(metrics or {})
             self._lock.acquire()
-            if not self._asynchronous:
-                self._publish(content.on_host(self._pinned), step, replace)
-            elif self._copy:
-                content = content.copied(self._pinned)
-                self._background.start(lambda: self._publish(content, step, replace))
-            else:  # the thread's streams do not wait for those that compute the state
-                after = computed(content.leaves)
-                self._background.start(
-                    lambda: self._publish(content.on_host(self._pinned, after), step, replace)
-                )
+            self._start(content, step, replace)
             return self._numbered.path(step)
 
     def load(
@@ -218,11 +208,7 @@ class Store:
         if found is not None:
             return found[1]
         if default is None:
-            there = "" if os.path.isdir(self.directory) else " (the directory does not exist)"
-            raise CheckpointNotFoundError(
-                f"no checkpoint found in {self.directory}{there}. To start from `like` in that case, "
-                "pass the initial metadata: store.load(like, default={...})."
-            )
+            raise CheckpointNotFoundError(self._nothing())
         return like, default
 
     def latest(self) -> pathlib.Path | None:
@@ -291,6 +277,13 @@ class Store:
     def __repr__(self) -> str:
         return f"Store({str(self.directory)!r}, steps={self.steps()})"
 
+    def _nothing(self) -> str:
+        there = "" if os.path.isdir(self.directory) else " (the directory does not exist)"
+        return (
+            f"no checkpoint found in {self.directory}{there}. To start from `like` in that case, pass "
+            "the initial metadata: store.load(like, default={...})."
+        )
+
     def _check_metric(self, metrics: Mapping[str, Any]) -> None:
         """Warn once if saved metrics lack the metric by which the store ranks checkpoints."""
         name = self._policy.metric
@@ -308,6 +301,19 @@ class Store:
             stacklevel=3,
         )
 
+    def _start(self, content: Collected, step: int, replace: bool) -> None:
+        """Publish the checkpoint of a step, or start to in the background."""
+        if not self._asynchronous:
+            self._publish(content.on_host(self._pinned), step, replace)
+        elif self._copy:
+            content = content.copied(self._pinned)
+            self._background.start(lambda: self._publish(content, step, replace))
+        else:  # the thread's streams do not wait for those that compute the state
+            after = computed(content.leaves)
+            self._background.start(
+                lambda: self._publish(content.on_host(self._pinned, after), step, replace)
+            )
+
     def _publish(self, collected: Collected, step: int, replace: bool) -> None:
         content = draft(collected)
         self._settle()
@@ -318,10 +324,14 @@ class Store:
             else:
                 publish(content, path)
         except CheckpointExistsError:
-            if _verifies(path):
+            if verifies(path):
                 raise
             warn_corrupt(path, "it is replaced by a new one")
             self._replace(content, step)
+        self._retain(step)
+
+    def _retain(self, step: int) -> None:
+        """Delete the checkpoints that the policy does not keep; that of `step` stays."""
         entries = self._all_entries()
         kept = self._policy.kept(entries) | {step}
         self._discard([entry.step for entry in entries if entry.step not in kept])
@@ -342,7 +352,7 @@ class Store:
         """Complete or undo replacements of checkpoints that a dead or failed writer left unfinished."""
         for step in self._numbered.unsettled():
             new = str(self._numbered.replacement(step))
-            if _verifies(new):
+            if verifies(new):
                 self._take_place(step)
             else:
                 warn_corrupt(new, "it is deleted")
@@ -380,14 +390,6 @@ def _check_directory(directory: pathlib.Path) -> None:
             f"directory: expected a directory of checkpoints, got the single checkpoint {directory}. "
             f"Write Store({str(directory.parent)!r})"
         )
-
-
-def _verifies(path: str) -> bool:
-    try:
-        verify(path)
-    except (CheckpointCorruptError, CheckpointNotFoundError):  # damaged, or none at all
-        return False
-    return True
 
 
 def _raise(error: OSError | None) -> None:

@@ -66,7 +66,7 @@ def test_checkpoint_with_files_mixed_from_two_checkpoints_is_refused(pair):
 def test_checkpoint_with_swapped_tensor_files_is_refused(tmp_path, monkeypatch):
     from ftrain.checkpoint import _draft
 
-    monkeypatch.setattr(_draft, "_MOST_IN_A_FILE", 10)
+    monkeypatch.setattr(_draft, "MOST_IN_A_FILE", 10)
     checkpoint.save(tmp_path / "one", {"a": torch.zeros(3), "b": torch.ones(3)})
     first, second = (tmp_path / "one" / f"tensors-0000{i}.safetensors" for i in range(2))
     for a, b in ((first, second), (second, first)):

@@ -109,7 +109,7 @@ def test_loading_keeps_tied_leaves_tied(tmp_path):
 
 
 def test_save_splits_large_states_into_several_files(tmp_path, monkeypatch):
-    monkeypatch.setattr(_draft, "_MOST_IN_A_FILE", 1000)
+    monkeypatch.setattr(_draft, "MOST_IN_A_FILE", 1000)
     monkeypatch.setattr(importlib.import_module("ftrain.checkpoint.save"), "CHUNK", 64)
     monkeypatch.setattr(_read, "CHUNK", 48)
     state = {str(i): torch.randn(97) for i in range(10)} | {"big": torch.randn(5000)}
