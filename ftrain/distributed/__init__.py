@@ -10,3 +10,9 @@ their keys, so that dropout masks agree. Gradients are summed with their weights
 metrics are merged in rank order. All ranks hold the same state, and decide alike whether a step is
 skipped.
 """
+
+from ftrain.distributed.load import load
+from ftrain.distributed.save import save
+from ftrain.distributed.store import ShardedStore
+
+__all__ = ["ShardedStore", "load", "save"]

@@ -1,0 +1,35 @@
+"""Peers of a mesh: the ranks that save and load one state together."""
+
+from __future__ import annotations
+
+import torch.distributed as dist
+from torch.distributed.device_mesh import DeviceMesh
+
+from ftrain.core._torch_process_group import default_store
+from ftrain.distributed._peers import Peers
+
+__all__ = ["peers_of"]
+
+
+def peers_of(mesh: DeviceMesh, timeout: float, use: str = "") -> Peers:
+    """Return the ranks of a mesh, all of its axes, as peers of this one, for one call.
+
+    Args:
+        mesh: the ranks; a rank's number in messages is its position in the mesh.
+        timeout: seconds that a rank waits for the others.
+        use: a name for calls that may run in a thread beside others.
+
+    Raises:
+        ValueError: this process is not in the mesh, or the time-out is not positive.
+    """
+    if not timeout > 0:
+        raise ValueError(f"timeout: expected seconds > 0, got {timeout}")
+    ranks = mesh.mesh.flatten().tolist()
+    own = dist.get_rank()
+    if own not in ranks:
+        raise ValueError(
+            f"mesh: expected a mesh with rank {own}, this process, got ranks {ranks}. Call this on the "
+            "ranks of the mesh only."
+        )
+    name = "-".join(map(str, ranks)) + use
+    return Peers(default_store(), ranks.index(own), len(ranks), name, timeout)
