@@ -11,8 +11,9 @@ metrics are merged in rank order. All ranks hold the same state, and decide alik
 skipped.
 """
 
+from ftrain.distributed.dcp import from_dcp, to_dcp
 from ftrain.distributed.load import load
 from ftrain.distributed.save import save
 from ftrain.distributed.store import ShardedStore
 
-__all__ = ["ShardedStore", "load", "save"]
+__all__ = ["ShardedStore", "from_dcp", "load", "save", "to_dcp"]

@@ -77,7 +77,7 @@ class Peers:
     """Ranks that agree with one another for the length of one call, in the same order on each.
 
     Args:
-        store: a store that all ranks share.
+        store: a store that all ranks share; `None` for a single rank.
         rank: the number of this rank.
         size: the number of ranks.
         name: the name of these ranks and of what they do; each rank begins as many calls under it.
@@ -85,14 +85,17 @@ class Peers:
     """
 
     def __init__(
-        self, store: KeyValueStore, rank: int, size: int, name: str, timeout: float
+        self, store: KeyValueStore | None, rank: int, size: int, name: str, timeout: float
     ) -> None:
         self.rank, self.size, self.timeout = rank, size, timeout
-        self._store, self._round = store, 0
+        self._round = 0
         self._here = _this_process()
         self._known: dict[int, _Process] = {}
         self._prefix = self._processes = ""
-        if size > 1:  # the store counts, so a process group formed anew begins anew
+        if (
+            store is not None and size > 1
+        ):  # the store counts, so a process group formed anew begins anew
+            self._store = store
             number = store.add(f"ftrain/{name}/calls/{rank}", 1)
             self._prefix, self._processes = f"ftrain/{name}/{number}", f"ftrain/{name}/process"
             store.set(f"{self._processes}/{rank}", json.dumps(self._here))
