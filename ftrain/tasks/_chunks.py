@@ -1,4 +1,4 @@
-"""Chunks of equal length of the rows of a tree, and one shorter chunk at the end; a loop over them.
+"""Chunks of rows of a tree (of equal length, except for a shorter last one), and a loop over them.
 
 Read next: `grad_cache.py`, which encodes a batch chunk by chunk.
 """
@@ -26,7 +26,7 @@ class Chunks(NamedTuple):
     Attributes:
         tensors: the tensors of the tree with axes, `(rows, ...)`.
         structure: the structure of the tree.
-        constants: the other leaves, by their position among all leaves; each chunk has them.
+        constants: the other leaves, by their position among all leaves; they are part of each chunk.
         rows: the number of rows.
         size: the number of rows of a chunk; the last may have fewer.
     """
@@ -93,8 +93,9 @@ def cut(batch: Any, size: int, what: str) -> Chunks:
         what: the tree's name in messages.
 
     Raises:
-        ValueError: tensors with axes or rows are missing, or two tensors differ in their rows.
-        TypeError: the tree holds an object, or a list of numbers or strings, which cannot be cut.
+        ValueError: no tensor has an axis, there are no rows, or two tensors differ in their number of
+            rows.
+        TypeError: the tree has a leaf that cannot be cut: an object, or a list of numbers or strings.
     """
     leaves, structure = tree.flatten(batch)
     paths = tree.paths(batch)
@@ -123,17 +124,17 @@ Body = Callable[[Any, Tensor, Any, list[Tensor]], tuple[Any, Any]]
 def over(
     body: Body, carry: Any, chunks: Chunks, keys: Tensor, more: list[Tensor] | None = None
 ) -> tuple[Any, Any]:
-    """Thread `carry` through `body(carry, key, chunk, more)` over chunks; join its results by rows.
+    """Call `body(carry, key, chunk, more)` for each chunk in order; concatenate the results by rows.
 
-    The body of the chunks of equal length is compiled once, whatever their number is.
+    For the chunks of equal length the body is compiled once, independently of their number.
 
     Args:
         body: a pure function `-> (carry, results)`; results are a tree of tensors, one entry for each
             row of the chunk, or an empty tree.
-        carry: the start.
+        carry: the first value of `carry`, which each call returns for the next one.
         chunks: the chunks.
-        keys: one for each chunk, `(number, 2)`.
-        more: other tensors, `(rows, ...)`, cut like the chunks.
+        keys: a key for each chunk, `(number, 2)`.
+        more: further tensors, `(rows, ...)`, cut like the chunks.
     """
     more = more or []
     inputs, given = chunks.stacked(chunks.tensors), chunks.stacked(more)

@@ -24,7 +24,8 @@ __all__ = ["Adapter", "Settings", "Targets", "adapted", "initial", "matched", "r
 Target: TypeAlias = str | re.Pattern[str] | type[nn.Module]
 Targets: TypeAlias = Target | Sequence[Target]
 """A regular expression, searched for in the names of weights; a module class, which selects the weights
-of its modules and of all modules inside them; or several of both."""
+of its instances and of all modules inside them; or a list of both.
+"""
 
 _LISTED = 8
 _CONVOLUTIONS = (
@@ -75,8 +76,8 @@ class Owner(NamedTuple):
     """Module that holds a weight.
 
     Attributes:
-        path: its path in the model; "" for the model itself.
-        attribute: the name under which it holds the weight.
+        path: the module's path in the model; "" for the model itself.
+        attribute: the attribute of the module that is the weight.
         module: the module, on the meta device.
     """
 
@@ -93,8 +94,10 @@ class Adapter:
         name: the name of the weight.
         shape: the shape of the weight.
         dtype: the dtype of the adapter's tensors.
-        transposed: the first axis of the weight counts inputs (embeddings, `Conv1D` of transformers).
-        embedding: the weight is that of an embedding, whose second matrix starts random, not the first.
+        transposed: True if the first axis of the weight is that of the inputs (embeddings, `Conv1D` of
+            transformers).
+        embedding: True for the weight of an embedding. Its adapter's second matrix starts random, and
+            the first one zero.
         owners: the modules that hold the weight; more than one if it is tied.
     """
 
@@ -127,10 +130,11 @@ class Adapter:
 
 
 def initial(adapter: Adapter, settings: Settings, base: Tensor, key: Tensor) -> dict[str, Tensor]:
-    """Return an adapter's initial values, with which the model's outputs equal those of its base.
+    """Return an adapter's initial values, which do not change the outputs of the base model.
 
-    One matrix is zero. The other is uniform within one over the root of its number of inputs, as the
-    weights of `nn.Linear` are; for an embedding it is standard normal, as those of `nn.Embedding`.
+    One matrix is zero. The other is drawn like the weights of `nn.Linear`, uniformly between plus and
+    minus one over the square root of its number of inputs; for an embedding, it is drawn like those of
+    `nn.Embedding`, from the standard normal distribution.
     """
     (name_a, shape_a), (name_b, shape_b), *_ = adapter.shapes(settings).items()
     a = torch.zeros(shape_a, dtype=adapter.dtype, device=base.device)
@@ -157,11 +161,11 @@ def adapted(
     """Return the weight with its adapter added, rounded once to the dtype of the base.
 
     Args:
-        adapter: place and shape.
-        settings: scale, DoRA and dropout.
+        adapter: the name, owners and shape of the weight.
+        settings: the scale, and the options for DoRA and dropout.
         base: the weight of the base model.
         tensors: the tensors of all adapters, by name.
-        key: the key of the dropout mask; `None`: no dropout.
+        key: the key of the dropout mask; `None` for no dropout.
     """
     dtype = _wide(adapter, base)
     wide = base.to(dtype)
@@ -171,7 +175,7 @@ def adapted(
     weight = wide + _change(adapter, settings, tensors, dtype, mask)
     if settings.dora:
         whole = weight if mask is None else wide + _change(adapter, settings, tensors, dtype)
-        # A constant of the gradient, as in section 4.3 of the paper.
+        # The norm is a constant in the gradient, as in section 4.3 of the DoRA paper.
         norm = _norm(whole.detach(), adapter)
         magnitude = tensors[f"{adapter.name}.magnitude"].to(dtype).reshape(norm.shape)
         weight = magnitude / norm.where(norm > 0, torch.ones_like(norm)) * weight
@@ -206,7 +210,7 @@ def _change(
 
 
 def _norm(weight: Tensor, adapter: Adapter) -> Tensor:
-    """Return the norm over the inputs of each output, with axes of length one in their place."""
+    """Return, for each output, the norm over its inputs, whose axes keep length one."""
     axes = (0,) if adapter.transposed else tuple(range(1, len(adapter.shape)))
     norm: Tensor = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
     return norm
@@ -257,11 +261,11 @@ def matched(
         argument: the argument that holds the pattern, for messages.
         pattern: the regular expression.
         known: the names.
-        others: tensors that cannot be chosen, for the message.
+        others: tensors that cannot be selected, named in the message.
 
     Raises:
-        ValueError: it is not a regular expression, or no name contains it.
-        TypeError: it is not a string or compiled pattern.
+        ValueError: the pattern is not a regular expression, or no name matches it.
+        TypeError: the pattern is not a string or a compiled pattern.
     """
     if not isinstance(pattern, (str, re.Pattern)):
         raise TypeError(
@@ -294,7 +298,7 @@ def matched(
 
 
 def _owners(root: nn.Module) -> dict[str, tuple[Owner, ...]]:
-    """Return the modules that hold each parameter, by the parameter's first name."""
+    """Return, by the first name of each parameter, the modules that hold it."""
     first = {id(tensor): name for name, tensor in named_tensors(root).items()}
     found: dict[str, tuple[Owner, ...]] = {}
     for path, module in root.named_modules(remove_duplicate=False):
@@ -310,7 +314,7 @@ def _adapter(name: str, tensor: Tensor, owners: tuple[Owner, ...]) -> Adapter | 
         return None
     module = owners[0].module
     embedding = isinstance(module, (nn.Embedding, nn.EmbeddingBag))
-    # Only the convolutions of torch say which axes of more than two are inputs.
+    # With more than two axes, only torch's convolutions define which axes are inputs.
     if tensor.ndim > 2 and not _is_convolution(module):
         return None
     transposed = embedding or _is_transposed(module)
@@ -343,7 +347,11 @@ def _others(root: nn.Module, known: Mapping[str, Any]) -> dict[str, Tensor]:
 def _no_module(root: nn.Module, kind: type[nn.Module], known: Mapping[str, Adapter]) -> str:
     classes = {type(owner.module).__name__ for each in known.values() for owner in each.owners}
     there = any(isinstance(module, kind) for module in root.modules())
-    lack = "whose modules hold no weight that can be adapted" if there else "of which it has none"
+    lack = (
+        "whose modules have no weight that can be adapted"
+        if there
+        else "of which the model has no module"
+    )
     return (
         f"targets: expected a class of modules in {type(root).__name__}, got {kind.__name__}, {lack}."
         f"{did_you_mean(kind.__name__, classes)} Modules with weights that can be adapted: "

@@ -1,9 +1,9 @@
 """Search for the first module with a non-finite value, computed in the graph of a step.
 
-Forward: a module begins it if its inputs are finite and its output is not; of several, the first that
-returns. If there is none and the loss is not finite, the loss function begins it. Backward, if the
-forward pass is finite: the module whose parameter receives the first gradient that is not finite, in the
-order of the backward pass, the reverse of that in which modules return.
+In the forward pass, it is the first module to return a non-finite output for finite inputs, or the loss
+function, if the loss is non-finite and there is no such module. If the forward pass is finite, it is the
+module whose parameter receives the first non-finite gradient of the backward pass, whose order is the
+reverse of that in which modules return.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ from ftrain.tasks.gradient_statistics import module_of
 __all__ = ["FORWARD", "LOSS", "nonfinite_modules", "watching_outputs"]
 
 FORWARD, BACKWARD = "nonfinite_output/", "nonfinite_grad/"
-#: The place of the loss function among the paths of modules, none of which has parentheses.
+#: The name of the loss function among the paths of modules, none of which has parentheses.
 LOSS = "(loss)"
 
 
 def watching_outputs(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
     """Return a loss function with a metric `nonfinite_output/PATH` for each module that it calls.
 
-    The metric is the number of calls of the loss in which the module had finite inputs and an output
-    that was not. The metrics stand in the order in which the modules returned; the last is that of the
-    loss function.
+    The metric is the number of calls of the loss in which the module had finite inputs and a non-finite
+    output. The metrics are in the order in which the modules returned, with that of the loss function
+    last.
 
     Raises:
-        ValueError: the loss takes its gradients itself, as `grad_cache` does.
+        ValueError: the loss computes its gradients itself, as that of `grad_cache` does.
     """
     if own_gradients(loss_fn) is not None:
         raise ValueError(
@@ -54,18 +54,18 @@ def watching_outputs(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
         loss, extra = out if is_pair(out) else (out, {})
         metrics = as_metrics(extra, describe(loss_fn))
         total = loss.total if isinstance(loss, Mean) else loss
-        if isinstance(total, Tensor):  # the step refuses others
+        if isinstance(total, Tensor):  # the step raises for any other loss
             flags[LOSS] = ~torch.isfinite(total.detach()).all()
         counts = {f"{FORWARD}{path}": Sum(flag.to(torch.int64)) for path, flag in flags.items()}
         return loss, Metrics({**metrics.entries, **counts})
 
-    # With the signature of the loss, which may have parameters `key` and `extras`; not with what a
-    # callable object holds.
+    # Copy the signature of the loss, which may have parameters `key` and `extras`, but not the
+    # attributes of a callable object.
     functools.update_wrapper(watched, loss_fn, updated=())
     inner = loss_fn
     while isinstance(inner, functools.partial):
         inner = inner.func
-    watched.__qualname__ = getattr(inner, "__qualname__", type(inner).__name__)  # for messages
+    watched.__qualname__ = getattr(inner, "__qualname__", type(inner).__name__)  # named in messages
     return compares_rows(watched) if is_declared(loss_fn) else watched
 
 
@@ -97,7 +97,7 @@ def _outputs_of(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 
 
 def _finite(values: Any) -> Tensor | None:
-    """Return True if all elements of the floating-point tensors are finite; `None` without any."""
+    """Return True if all elements of the floating-point tensors are finite; `None` if there are none."""
     tensors = [x.detach() for x in tree.leaves(values) if isinstance(x, Tensor)]
     return _all_finite([x for x in tensors if x.is_floating_point() or x.is_complex()])
 
@@ -105,7 +105,7 @@ def _finite(values: Any) -> Tensor | None:
 def nonfinite_modules(
     entries: Mapping[str, Any], grads: Mapping[str, Tensor], finite: Tensor
 ) -> dict[str, Any]:
-    """Return metrics that mark the module where non-finite values began, if there is one.
+    """Return metrics that mark the module with the first non-finite value, if there is one.
 
     Args:
         entries: the metrics of a step whose loss is that of `watching_outputs`.
@@ -114,7 +114,7 @@ def nonfinite_modules(
 
     Returns:
         The metrics, with `nonfinite_output/PATH` and `nonfinite_grad/PATH` equal to 1 for the module
-        where a non-finite value begins, and to 0 for the others.
+        where the first non-finite value occurs, and to 0 for all others.
     """
     kept = {name: metric for name, metric in entries.items() if not name.startswith(FORWARD)}
     order = [name for name in entries if name.startswith(FORWARD)]
@@ -125,7 +125,7 @@ def nonfinite_modules(
     for name, grad in grads.items():
         by_module.setdefault(module_of(name), []).append(grad)
     places = {name.removeprefix(FORWARD): i for i, name in enumerate(order)}
-    # Modules whose forward is not called, only their parameters read, come last in the backward pass.
+    # Modules whose forward is not called, and whose parameters are only read, come last.
     backward = sorted(by_module, key=lambda path: -places.get(path, -1))
     is_forward = functools.reduce(torch.logical_or, begins, torch.zeros_like(finite))
     flags = [_all_finite(by_module[path]) for path in backward]
@@ -138,12 +138,13 @@ def nonfinite_modules(
 
 
 def _all_finite(tensors: list[Tensor]) -> Tensor | None:
-    """Return True if all elements are finite; `None` without any element."""
+    """Return True if all elements are finite; `None` if there are no elements."""
     flags: list[Tensor] = []
     real = [torch.view_as_real(x.resolve_conj()) if x.is_complex() else x for x in tensors]
     for x in real:
         if x.numel():
-            # An eighth of the time of `torch.isfinite(x).all()` on a CPU; a NaN makes both NaN.
+            # Both are NaN if an element is. On a CPU, this takes an eighth of the time of
+            # `torch.isfinite(x).all()`.
             low, high = torch.aminmax(x)
             flags.append(torch.isfinite(low) & torch.isfinite(high))
     return functools.reduce(torch.logical_and, flags) if flags else None

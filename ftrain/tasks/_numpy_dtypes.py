@@ -1,4 +1,4 @@
-"""Conversion of float64, NumPy's default, and of small integers to those that models and losses take.
+"""Conversion of float64 (NumPy's default) and small integers to the dtypes that models and losses take.
 
 Read next: `adapters.py`, which calls a model with the converted inputs.
 """
@@ -18,7 +18,7 @@ __all__ = ["as_classes", "as_parameters", "integers_explained"]
 
 
 def as_parameters(parameters: Iterable[Tensor], *inputs: Any) -> tuple[Any, ...]:
-    """Return the inputs of a model, float64 tensors converted to its parameters' dtype; warn once.
+    """Return a model's inputs, with float64 tensors converted to its parameters' dtype; warn once.
 
     If there are no parameters, or some are float64, the inputs stay unchanged.
     """
@@ -38,7 +38,8 @@ def as_parameters(parameters: Iterable[Tensor], *inputs: Any) -> tuple[Any, ...]
     )
 
 
-#: Messages of torch about inputs of another dtype than the weights; not those about indices.
+#: Matches torch's errors for inputs whose dtype differs from that of the weights, but not those for
+#: indices.
 _OTHER_DTYPE = re.compile(r"(?i)(same|expected) dtype|scalar type|should be the same|data ?type")
 
 
@@ -46,7 +47,8 @@ _OTHER_DTYPE = re.compile(r"(?i)(same|expected) dtype|scalar type|should be the 
 def integers_explained(parameters: Iterable[Tensor], *inputs: Any) -> Iterator[None]:
     """Convert torch's error for integer inputs of a model in a `with` block to one with a remedy.
 
-    They are not converted like float64 inputs: a model may index with them, and images need a scale.
+    Integers are not converted like float64 inputs: a model may use them as indices, and images need
+    scaling.
 
     Raises:
         TypeError: the model raised an error about dtypes, and some inputs are integers.
@@ -88,7 +90,8 @@ _WHOLE = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.i
 _INTEGERS = (torch.bool, torch.int8, torch.int16, torch.int32, torch.uint16, torch.uint32)
 
 
-#: Messages that were given while warnings were shown: a `Trainer` that looks for columns ignores them.
+#: Messages already shown. While a `Trainer` determines its columns, it ignores warnings; those are not
+#: recorded here.
 _GIVEN: set[str] = set()
 
 

@@ -17,11 +17,12 @@ __all__ = ["classes_in_range", "one_hot", "over", "places_in", "weighted", "wide
 def weighted(values: Tensor, *factors: Tensor | None) -> Mean:
     """Return the weighted mean of values as a `Mean`; the weights are a product of factors.
 
-    Its total is summed in float32 or wider: in float16 a sum of 700 values of 100 is infinite.
+    The total is summed in float32 or wider: in float16 a sum of 700 values of 100 is infinite.
 
     Args:
         values: any shape.
-        factors: weights; each has the first axes of `values`, and counts for all of the others.
+        factors: weights; the axes of each are the first axes of `values`, and it is broadcast over the
+            remaining ones.
 
     >>> weighted(torch.ones(2, 3), torch.tensor([1.0, 0.0]), torch.ones(2, 3).bool())
     Mean(total=tensor(3.), weight=tensor(3.))
@@ -74,15 +75,15 @@ def one_hot(labels: Tensor, classes: int, ignore_index: int = -100) -> Tensor:
 def classes_in_range(labels: Tensor, classes: int, ignore_index: int) -> Iterator[None]:
     """Replace torch's error for labels out of range, in a `with` block, by one that names the label.
 
-    The labels are read after torch has raised, and so cost nothing while they are in range. Operators
-    of torch on CUDA abort with an assertion instead.
+    The labels are read only after torch has raised, so labels in range cause no extra cost. On CUDA,
+    operators of torch abort with an assertion instead.
     """
     try:
         yield
     except (IndexError, RuntimeError) as error:
         try:
             found = _out_of_range(labels, classes, ignore_index)
-        except Exception:  # a label without a value, under a transform
+        except Exception:  # under a transform, a label has no value to read
             raise error from None
         if found is None:
             raise
@@ -91,7 +92,7 @@ def classes_in_range(labels: Tensor, classes: int, ignore_index: int) -> Iterato
 
 @contextlib.contextmanager
 def places_in(labels: Tensor, ignore_index: int) -> Iterator[None]:
-    """Make the errors of `classes_in_range` in a `with` block give positions in `labels`.
+    """Make errors of `classes_in_range` inside a `with` block name positions in `labels`.
 
     For losses that compare only `labels[:, 1:]`, or parts of it.
     """

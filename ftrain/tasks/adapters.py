@@ -1,11 +1,10 @@
 """Adapters that call a model with any kind of batch, and find the output and the labels for a loss.
 
 A batch may be a tensor, a tuple `(x,)` or `(x, ..., labels)`, or have named entries: a dict, any other
-mapping (`UserDict`, Hugging Face's `BatchEncoding`), a dataclass or a NamedTuple. Of a `data.Padded`,
-its `batch` is meant. A model may return a
-tensor, a tuple, a mapping, a dataclass or a Hugging Face `ModelOutput`. Where more than one entry could
-be meant, a function raises instead of choosing. float64 inputs, NumPy's default, are converted to the
-dtype of the model's parameters.
+mapping (`UserDict`, Hugging Face's `BatchEncoding`), a dataclass or a NamedTuple. For a `data.Padded`,
+its `batch` is used. A model may return a tensor, a tuple, a mapping, a dataclass or a Hugging Face
+`ModelOutput`. If more than one entry is possible, a function raises instead of choosing. float64 inputs,
+NumPy's default, are converted to the dtype of the model's parameters.
 
 Read next: `losses/rows.py`, whose losses take their batches through these functions.
 """
@@ -32,7 +31,7 @@ LABELS = ("labels", "label", "targets", "target", "y")
 INPUTS = ("x", "input", "inputs", "input_ids", "input_values", "pixel_values", "image", "tokens")
 #: Names under which an output is searched, unless a name is given.
 OUTPUTS = ("logits", "prediction", "predictions", "output")
-#: Entries that belong to the loss, and are not passed to a model unless it has an argument of that name.
+#: Entries for the loss, which are passed to a model only if it has an argument of that name.
 OF_THE_LOSS = ("weight", *LABELS)
 
 
@@ -41,7 +40,7 @@ class Prediction(NamedTuple):
 
     Attributes:
         output: logits or predicted values.
-        labels: as the batch holds them.
+        labels: the labels in the batch, unchanged.
         outputs: everything that the model returned.
     """
 
@@ -64,12 +63,12 @@ def output_and_labels(
         model: a module or a function.
         batch: a tuple `(x, ..., labels)`, a mapping, a dataclass or a NamedTuple.
         input: the name, or in a tuple the index, of the entry that the model takes as its only
-            argument; `None`: as `call_model` decides.
-        target: the name or index of the labels; `None`: as `find_labels` decides.
-        output: the name or index of the output; `None`: as `find_output` decides.
+            argument; `None`: chosen by `call_model`.
+        target: the name or index of the labels; `None`: found by `find_labels`.
+        output: the name or index of the output; `None`: found by `find_output`.
 
     Raises:
-        KeyError: an entry is missing, or more than one could be meant.
+        KeyError: an entry is missing, or more than one is possible.
         TypeError: the batch or the outputs have no entries to choose from.
 
     Example:
@@ -111,7 +110,7 @@ def call_model(
         batch: see above.
         input: the name, or in a tuple the index, of the entry that is the only argument.
         target: the name or index of the labels, which are not passed on.
-        has_labels: False: every entry of a tuple is an argument, as for pairs of images and texts.
+        has_labels: if False, every entry of a tuple is an argument, as for pairs of images and texts.
 
     Raises:
         KeyError: an entry that the model needs is missing.
@@ -191,9 +190,9 @@ def find_output(outputs: Any, output: str | int | None = None) -> Tensor:
     """Return the output that a loss reads, among the outputs of a model.
 
     Args:
-        outputs: a tensor; a tuple or list, whose first tensor with axes is taken, so that a loss before
-            or after it is passed over; or named entries (a `ModelOutput`, say), of which one is called
-            `logits`, `prediction`, `predictions` or `output`.
+        outputs: a tensor; a tuple or list, whose first tensor with axes is taken, so that a 0-d loss is
+            skipped; or named entries (such as a `ModelOutput`), of which one is called `logits`,
+            `prediction`, `predictions` or `output`.
         output: the name of the entry, or its index in a tuple.
 
     Raises:
@@ -320,7 +319,7 @@ def _one(
     """Return the entry called `name` or, if `name` is `None`, the only one with a usual name.
 
     Args:
-        whole: the entries that a message lists, if they are more than those that are searched.
+        whole: the entries that a message lists, if there are more than the searched ones.
     """
     if name is not None:
         return named_entry(named, name, what, option)
@@ -365,7 +364,7 @@ def _check_pair(named: Mapping[str, Any], input: str, target: str) -> None:
 
 
 def _suggested(named: Mapping[str, Any], option: str) -> Any:
-    """Return the entry that an option may mean: one with a usual name, or the only other; or `...`."""
+    """Return a suggested name for an option: a usual name, or the only other entry; else `...`."""
     roles = {"input": (INPUTS, OF_THE_LOSS), "target": (LABELS, INPUTS)}
     if option not in roles:
         return next(iter(named), "...")

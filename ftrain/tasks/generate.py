@@ -38,9 +38,9 @@ def generate(
         prompt: int64 `(n, t)`, with `t` of at least 1.
         key: a key of `ftrain.random`.
         length: the number of new tokens.
-        context: the most tokens that `predict` takes; it gets the last ones. `None`: it gets all.
-        temperature: $T$. Below 1, likelier tokens are drawn more often; 0 takes the likeliest.
-        top_k: draw from the `top_k` likeliest tokens only; `None`: from all.
+        context: the largest number of tokens that `predict` accepts; it gets the last ones. `None`: all.
+        temperature: $T$. Below 1, likely tokens are drawn more often; 0 selects the most likely token.
+        top_k: draw from the `top_k` most likely tokens only; `None`: from all.
 
     Returns:
         int64 `(n, t + length)`: the prompt and the new tokens.
@@ -56,7 +56,7 @@ def generate(
                 [7, 8, 9, 9, 9]])
 
     References:
-        Draws by the largest of the logits plus Gumbel noise: Gumbel, 1954; Maddison et al., 2014 (arXiv
+        Sampling by the maximum of logits plus Gumbel noise: Gumbel, 1954; Maddison et al., 2014 (arXiv
         1411.0030). Top-k: Fan et al., 2018 (arXiv 1805.04833).
     """
     _check(prompt, length, context, temperature, top_k)

@@ -1,15 +1,15 @@
 r"""GradCache: contrastive losses of batches that do not fit in memory (arXiv 2101.06983).
 
 A contrastive loss $L(z_1, \ldots, z_n)$ compares the rows of a batch with each other, so micro-batches
-change it. It reads the rows only as embeddings $z_i = f_\theta(x_i)$, which are small:
+change it. It depends on the rows only through embeddings $z_i = f_\theta(x_i)$, which are small:
 
     z = encode(chunk) for each chunk            # no graph
     u = dL/dz                                   # the graph of the loss alone
     grads = dL/dparams + sum over chunks of u_chunk * d encode(chunk) / dparams
 
-The activations of one chunk are in memory at a time, for one more forward pass.
+Only the activations of one chunk are in memory at a time, at the cost of a second forward pass.
 
-Read next: `_chunks.py`, and `OwnGradients` in `ftrain/core/_model_calls.py`, which a step calls.
+Read next: `_chunks.py`, which cuts batches, and `OwnGradients` in `ftrain/core/_model_calls.py`.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ftrain.tasks.adapters import call_model
 __all__ = ["GradCache", "grad_cache"]
 
 Encoder = Callable[..., Any] | str
-Name = str | int | None  # None: the only encoder, of whole batches
+Name = str | int | None  # None for a single encoder, whose inputs are rows of the whole batch
 
 
 class _Function(NamedTuple):
@@ -56,36 +56,36 @@ def grad_cache(
 ) -> GradCache:
     r"""Return a loss function whose step has the activations of one chunk of rows in memory at a time.
 
-    It goes into `make_steps` or `gradients` as it is. The gradients are those of
+    Pass it to `make_steps` or `gradients` like any loss. The gradients are those of
 
         loss(model, embeddings, batch),    embeddings = the encoded chunks, concatenated
 
-    in one graph, up to rounding. Each chunk is encoded twice, with the same key and buffers, so with the
-    same dropout masks. Without dropout and batch statistics this is the loss of the whole batch,
-    whatever the size of a chunk is. With them, a chunk is to its encoder what a micro-batch is to a
-    model:
+    in one graph, up to rounding. Each chunk is encoded twice, with the same key and buffers, and so with
+    the same dropout masks. Without dropout and batch statistics, this is the loss of the whole batch for
+    any chunk size. With them, chunks act like micro-batches:
 
-    - Dropout: each chunk has a key of its own, so another `chunk_size` has other masks.
+    - Dropout: each chunk has its own key, so the masks depend on `chunk_size`.
     - BatchNorm: in training, the rows of a chunk are normalized with the statistics of the chunk. The
-      running statistics are updated once for each chunk, in the first pass only. A chunk starts with
-      the buffers that the chunk before left, as constants; the encoders run in their order, then the
-      loss.
+      running statistics are updated once for each chunk, in the first pass only. A chunk starts with the
+      buffers after the previous chunk, as constants; the encoders run in their order, then the loss.
     - Hooks of parameters run on the gradient of each chunk.
 
-    Called as a function, `loss_fn(model, batch)`, it is that loss in one graph; an evaluation encodes
+    A direct call, `loss_fn(model, batch)`, computes the same loss in one graph; an evaluation encodes
     chunk by chunk as well.
 
     Args:
         encode: `encode(model, inputs) -> embeddings`, or the name of a submodule or method of the model.
-            `inputs` are rows of the whole batch. Or several encoders by name, `{name: encode}`: the
-            inputs of each are rows of the entry `name` of the batch (an index in a tuple: an int), and
-            the entries may differ in their numbers of rows. Encoders may share parameters. Inputs and
+            `inputs` are rows of the whole batch. For several encoders, pass `{name: encode}`: the inputs
+            of each are rows of the entry `name` of the batch (an int is the index in a tuple), and the
+            entries may differ in their numbers of rows. Encoders may share parameters. Inputs and
             embeddings are trees of tensors, `(rows, ...)`; 0-d tensors and constants of the inputs go to
-            every chunk. With a parameter `key`, `encode(model, inputs, key)`, it gets a key of its own.
+            every chunk. If `encode` has a parameter `key`, it gets its own key: `encode(model, inputs,
+            key)`.
         loss: `loss(model, embeddings, batch) -> loss` or `(loss, metrics)`, as a loss function of
             `make_steps`; `embeddings` is what `encode` returned, or `{name: embeddings}`. It may use
             parameters of the model, such as a temperature, and may have a parameter `key`.
-        chunk_size: the number of rows of a chunk, or one for each encoder; the last may have fewer.
+        chunk_size: the number of rows of a chunk, or a dict with one for each encoder; the last chunk
+            may have fewer.
 
     Raises:
         ValueError: a chunk size is not positive, or there is no encoder; in a step: two entries of an
@@ -156,7 +156,7 @@ def grad_cache(
 class GradCache(OwnGradients):
     """Loss function that `grad_cache` returns."""
 
-    compares_rows = True  # and `accumulate` changes it
+    compares_rows = True  # so that `accumulate`, which would change the loss, warns
 
     def __init__(
         self, encoders: dict[Any, _Function], loss: _Function, sizes: dict[Any, int], name: str
@@ -167,7 +167,7 @@ class GradCache(OwnGradients):
     def __call__(self, model: nn.Module, batch: Any) -> Any:
         """Return `loss(model, embeddings, batch)` with all chunks encoded in one graph."""
         embeddings: dict[Name, Any] = {}
-        stream = innermost_stream()  # none where a user calls it with a module
+        stream = innermost_stream()  # None if a user calls it with a module
 
         def encoded(
             name: Name, carry: Any, key: Tensor | None, chunk: Any, more: Any
@@ -180,7 +180,7 @@ class GradCache(OwnGradients):
             body = functools.partial(encoded, name)
             own = None if stream is None else stream.key_of(_site(name))
             keys = None if own is None else random.split(own, chunks.number)
-            # In training, modules write to their buffers, which a scan refuses.
+            # In training, modules may write to their buffers, for which a scan raises.
             if keys is None or model.training:
                 each_key = [None] * chunks.number if keys is None else keys.unbind()
                 pairs = zip(each_key, each(chunks), strict=True)
@@ -243,7 +243,7 @@ class GradCache(OwnGradients):
     ) -> tuple[Any, Any]:
         """Return the buffers after a chunk, and its embeddings, without a graph."""
         encode = self._encoders[name]
-        # Grad mode is on for derivatives inside of an encoder; nothing requires a gradient.
+        # Grad mode is enabled for encoders that compute derivatives; no input requires a gradient.
         with calls.keyed(key), torch.enable_grad():
             out, after = calls(encode.call, params, buffers, key, chunk, where=encode.where)
         return after, tree.map(torch.Tensor.detach, self._encoded(name, out, chunk))
@@ -306,13 +306,15 @@ class GradCache(OwnGradients):
             real = [leaf for leaf in tree.leaves(out) if _is_real(leaf)]
             if any(leaf.requires_grad for leaf in real):
                 depends.add(name)
-            # A sum whose gradient by the embeddings is the cotangents, in a dtype that holds it.
+            # The gradient of this sum with respect to the embeddings is the cotangents; it is computed
+            # in a wide dtype.
             return nothing + sum(
                 (_wide(leaf) * _wide(cotangent)).sum()
                 for leaf, cotangent in zip(real, cotangents, strict=True)
             ), after
 
-        # A value that depends on something in any case: one of the encoders may be frozen.
+        # `nothing` connects the sum to an input that requires a gradient, because an encoder may be
+        # frozen.
         nothing = torch.zeros((), dtype=_wide(cotangents[0]).dtype, device=key.device)
         after, (grads, _) = calls.gradients(
             run, (params, nothing), key, encode.where, site=_site(name)
@@ -328,7 +330,7 @@ class GradCache(OwnGradients):
         }
 
     def _encoded(self, name: Name, out: Any, chunk: Any) -> Any:
-        """Return the embeddings of a chunk, one entry for each of its rows, or raise."""
+        """Return the embeddings of a chunk; raise unless they have one entry for each row."""
         rows = next(len(x) for x in tree.leaves(chunk) if isinstance(x, Tensor) and x.ndim)
         for path, leaf in zip(tree.paths(out), tree.leaves(out), strict=True):
             where = f"embeddings{path} of {self._encoders[name].where}"
@@ -363,7 +365,7 @@ def _loss_input(embeddings: dict[Name, Any], batch: Any) -> dict[str, Any]:
 
 
 def _on_embeddings(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a loss of a model and an input, the two arguments of which a step keeps account."""
+    """Return the loss with two arguments, `(model, {"embeddings": ..., "batch": ...})`."""
     if takes(loss, "key"):
 
         def with_key(model: nn.Module, x: dict[str, Any], key: Tensor) -> Any:

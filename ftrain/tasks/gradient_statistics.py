@@ -34,7 +34,7 @@ def gradient_statistics(
 ) -> dict[str, Any]:
     r"""Return statistics of gradients by module, as metrics called `grad_STATISTIC/PATH`.
 
-    Nothing waits for the device. A step that is skipped counts in none of them.
+    Nothing waits for the device. A skipped step is left out of all statistics.
 
     Args:
         grads: gradients by name of the parameter, such as `GradientResult.grads`.
@@ -42,9 +42,9 @@ def gradient_statistics(
         statistics: any of `"norm"` ($\lVert g \rVert_2$), `"rms"` (the norm over the square root of the
             number of elements), `"max"` (the largest magnitude; over several steps the largest of
             those), `"mean"` and `"zeros"` (the share of elements that are 0).
-        depth: `None`: one entry for each module that holds parameters. Else paths are cut to so many
-            names, and parameters that then have one path form one vector: at 1, `blocks.0.mlp` counts in
-            `blocks`; at 0 all parameters count in `model`.
+        depth: `None` for one entry for each module that has parameters. With a number, paths are cut to
+            this number of names, and parameters whose cut paths are equal form one vector: with 1,
+            `blocks.0.mlp` belongs to `blocks`; with 0, all parameters belong to `model`.
         vanishing_below: report `grad_vanishing/PATH`, the number of steps in which the norm was at most
             this fraction of the largest norm of all modules.
         exploding_above: report `grad_exploding/PATH`, the number of steps in which the norm was above
@@ -69,7 +69,7 @@ def gradient_statistics(
         groups.setdefault(module_of(name, depth), []).append(grad)
     if not groups:
         return {}
-    # Computed once: `norm`, `rms` and both counts read it.
+    # The norm is computed once for `norm`, `rms` and both counts.
     needs_norm = {"norm", "rms"} & {*statistics} or vanishing_below is not None
     norms: dict[str, Tensor] = {}
     if needs_norm or exploding_above is not None:

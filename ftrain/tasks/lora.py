@@ -7,7 +7,7 @@ Only the adapters are in `state.params`, and so in the gradients and the optimiz
 of the base model are in `state.buffers`. Before each call the changed weights are computed from both
 and installed in the module: no module is wrapped, and every use of a weight sees the change.
 
-Read next: `_lora_weights.py`, the formulas; `lora_files.py`, the file format.
+Read next: `_lora_weights.py`, which has the formulas; `lora_files.py`, which reads and writes files.
 """
 
 from __future__ import annotations
@@ -56,33 +56,34 @@ def lora(
     $$W' = W + s B A, \qquad s = \frac{\alpha}{r}$$
 
     with $A$ of shape (rank, inputs) and $B$ of shape (outputs, rank); one of them starts at zero. With
-    DoRA, $W' = m (W + s B A) / \|W + s B A\|$ with the norm over the inputs of each output, which is a
-    constant of the gradient, and $m$ starts at the norm of $W$. A convolution is the matrix of its first
-    axis and all others; the weight of an embedding is transposed.
+    DoRA, $W' = m (W + s B A) / \|W + s B A\|$, where the norm is over the inputs of each output and is a
+    constant in the gradient, and $m$ starts at the norm of $W$. The weight of a convolution is treated
+    as the matrix of its first axis and all other axes; the weight of an embedding is transposed.
 
     The state of `make_steps` has the adapters in `params`, under the names `NAME.lora_A`, `NAME.lora_B`
     and `NAME.magnitude` for a weight `NAME`, and all tensors of the base model in `buffers`, where a
-    step leaves the weights as they are (statistics such as BatchNorm's move on). A tied weight stays
-    tied: its one adapter changes it in every place. The changed weights are computed in float32 or
-    wider, and rounded once to the dtype of the base.
+    step does not change the weights (statistics such as BatchNorm's are updated). A tied weight stays
+    tied: its single adapter changes it wherever it is used. The changed weights are computed in float32
+    or wider, and rounded once to the dtype of the base.
 
-    A step computes the gradient of each changed weight before it projects it, so it takes the time of
-    full training, and memory for one more copy of the changed weights. The optimizer's state is that of
-    the adapters only.
+    A step computes the full gradient of each changed weight and projects it onto the adapter, so it
+    takes as long as full training, and memory for one more copy of the changed weights. The optimizer's
+    state is for the adapters only.
 
     Args:
         model: the base model: an `nn.Module` with pretrained weights, or a function that builds one.
         targets: the weights to adapt: a regular expression that is searched for in their names
-            (`"attention"`, `r"(q|v)_proj\.weight$"`), a module class, or a list of both. A class stands
-            for the weights of its modules and of all modules inside them. Biases and gains are not
+            (`"attention"`, `r"(q|v)_proj\.weight$"`), a module class, or a list of both. A class selects
+            the weights of its instances and of all modules inside them. Biases and gains are not
             adapted.
         rank: the rank $r$ of the change.
         alpha: the numerator $\alpha$ of the scale.
-        rank_stabilized: divide by the root of the rank, $s = \alpha / \sqrt{r}$.
-        dora: train the norm of each output's weights on its own.
+        rank_stabilized: True to divide by the square root of the rank, $s = \alpha / \sqrt{r}$.
+        dora: True to train the norm of each output's weights separately (DoRA).
         dropout: the rate at which inputs of an adapter are set to zero in training, one mask for each
             micro-batch, drawn from the state's key. (peft draws a mask for each token.)
-        unfrozen: a regular expression of parameters that are trained themselves, such as a new head.
+        unfrozen: a regular expression for parameters of the base model that are trained, such as a new
+            head.
 
     Returns:
         A model for `make_steps`, `bind` and `ftrain.export`.
@@ -90,7 +91,7 @@ def lora(
     Raises:
         ValueError: a target or `unfrozen` matches nothing, or both match one weight; an option is out of
             its range.
-        TypeError: a target is neither a pattern nor a class; the model has adapters already.
+        TypeError: a target is neither a pattern nor a class; the model already has adapters.
 
     Example:
         >>> import ftrain
@@ -120,9 +121,9 @@ class LoraModel(Bound):
 
     Attributes:
         base: the model without adapters.
-        adapters: the place and shape of each adapter.
+        adapters: the adapters.
         settings: rank, scale, dropout and DoRA.
-        unfrozen: the names of the base's parameters that are trained themselves.
+        unfrozen: the names of the base model's parameters that are trained.
         shapes: the shape of each tensor of `params`, by name.
     """
 
@@ -167,7 +168,7 @@ class LoraModel(Bound):
         self.shapes: dict[str, tuple[int, ...]] = dict(sorted(shapes.items()))
         kept = {*self.skeleton.trainable, *self.skeleton.carried}.difference(self.unfrozen)
         self._kept = sorted(kept)
-        # Parameters that the base has frozen already may be written to by its own forward.
+        # The base model's own forward may write to parameters that were frozen before.
         self._frozen = sorted(names.intersection(self.skeleton.carried))
         self.constants = frozenset(kept & {*self.skeleton.trainable, *self._frozen})
 
@@ -181,8 +182,8 @@ class LoraModel(Bound):
     def init(self, key: Tensor) -> tuple[Tensors, Tensors]:
         """Return initial values: `(adapters, tensors of the base model)`.
 
-        The base has the values that it has without adapters. An adapter's values are a function of `key`
-        and of the name of its weight.
+        The base model's values do not depend on the adapters. An adapter's values are a function of
+        `key` and of the name of its weight.
 
         Args:
             key: int32, shape (2,).
@@ -239,7 +240,8 @@ class LoraModel(Bound):
     def merge(self, params: Tensors, buffers: Tensors) -> tuple[Tensors, Tensors]:
         """Return `(params, buffers)` of the base model, with the adapters added to its weights.
 
-        The base model computes with them, to the bit, what this model computes in evaluation.
+        With these weights, the outputs of the base model equal the evaluation outputs of this model to
+        the bit.
 
         Args:
             params: the adapters, as `state.params`.
@@ -263,15 +265,16 @@ class LoraModel(Bound):
         r"""Return `(params, buffers)` of the base model before `merge`, up to rounding.
 
         Each element differs from the original by at most $\epsilon (|W| + |s B A|)$ with the machine
-        epsilon of the weight's dtype. The state's `buffers` have the original weights themselves.
+        epsilon of the weight's dtype. The state's `buffers` have the exact original weights.
 
         Args:
             params: the adapters that were merged.
-            merged_params: as `merge` returned them.
-            merged_buffers: as `merge` returned them.
+            merged_params: the parameters that `merge` returned.
+            merged_buffers: the buffers that `merge` returned.
 
         Raises:
-            ValueError: with DoRA, which keeps the directions of the weights only.
+            ValueError: the adapters use DoRA, whose merged weights retain only the directions of the
+                original ones.
         """
         if self.settings.dora:
             raise ValueError(

@@ -3,7 +3,8 @@
     tasks.write_lora("adapters", state, model)      # peft.PeftModel.from_pretrained(module, "adapters")
     model = tasks.read_lora("adapters", module)     # a model of make_steps that starts from them
 
-Adapters that the format cannot express, or that peft would compute in another way, raise.
+Writing raises for adapters that the format cannot express, or for which peft would compute another
+result.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ __all__ = ["read_lora", "write_lora"]
 _TENSORS, _CONFIG = "adapter_model.safetensors", "adapter_config.json"
 _MOST_TENSORS = 64 << 30
 _PREFIX = "base_model.model."
-#: Options of peft that change what a model computes, and that are not supported, unless they are empty.
+#: Options of peft that change what a model computes; they are supported only if they are empty.
 _UNSUPPORTED = (
     "alora_invocation_tokens",
     "alpha_pattern",
@@ -67,19 +68,20 @@ class _Entry(NamedTuple):
 def write_lora(path: str | os.PathLike[str], state: TrainState, model: LoraModel) -> None:
     """Write the adapters of a state to a directory, in the format of the peft library.
 
-    `peft.PeftModel.from_pretrained(module, path)` and `read_lora(path, module)` read it. Parameters that
-    are trained themselves are written as peft's `modules_to_save`, whole modules.
+    `peft.PeftModel.from_pretrained(module, path)` and `read_lora(path, module)` read it. Parameters
+    selected by `unfrozen` are written as peft's `modules_to_save`, as whole modules.
 
     Args:
-        path: the directory; made if it is missing. Existing files of the two names are replaced.
+        path: the directory, which is created if it is missing. Existing files of the two names are
+            replaced.
         state: a state of `model`; `state.replace(params=...)` writes an average.
-        model: as `lora` or `read_lora` returned it.
+        model: the model that `lora` or `read_lora` returned.
 
     Raises:
-        ValueError: the state is of another model; a weight is tied, or is not one that peft adapts (a
-            grouped or dilated convolution, a parameter of `nn.MultiheadAttention`); `unfrozen` has a
-            part of a module; training has moved a buffer of the base outside of whole modules, such as
-            the statistics of a BatchNorm.
+        ValueError: the state belongs to another model; a weight is tied, or peft cannot adapt it (a
+            grouped or dilated convolution, a parameter of `nn.MultiheadAttention`); `unfrozen` selects a
+            part of a module; training has changed a buffer of the base model that is not in a fully
+            trained module, such as BatchNorm statistics.
 
     Example:
         >>> import tempfile
@@ -97,7 +99,7 @@ def write_lora(path: str | os.PathLike[str], state: TrainState, model: LoraModel
             f"model: expected a model of tasks.lora, got {a_or_an(type(model).__name__)}. Write a model "
             "without adapters with ftrain.export(state, model)"
         )
-    model.merge(state.params, state.buffers)  # raises unless they fit
+    model.merge(state.params, state.buffers)  # raises unless the tensors fit
     root = model.skeleton.module
     tensors = {}
     for adapter in model.adapters:
@@ -227,7 +229,7 @@ def _base_values(
         if name == key:
             found[name] = tensor
             continue
-        # peft copies adapted embeddings of transformers into the file.
+        # peft also stores the base weights of adapted embeddings of transformers in the file.
         params, buffers = base.init(random.key(0))
         if not torch.equal({**params, **buffers}[name].cpu(), tensor.to(params[name].dtype)):
             raise ValueError(
@@ -302,7 +304,7 @@ def _whole_modules(root: nn.Module, unfrozen: Iterable[str]) -> list[str]:
 
 
 def _require_base(model: LoraModel, state: TrainState, whole: list[str]) -> None:
-    """Raise if training has moved a tensor of the base that the files do not contain."""
+    """Raise if training has changed a tensor of the base model that the files do not contain."""
     saved = model.skeleton.module.state_dict().keys()
     left = (state.buffers.keys() & saved) - {*whole, *model.constants}
     if not left:
@@ -323,7 +325,7 @@ def _contents(root: nn.Module, modules: Iterable[str]) -> list[str]:
 
 
 def _targets(root: nn.Module, paths: list[str]) -> list[str] | str:
-    """Return the paths of the adapted modules as a list, or a pattern if peft would match others too."""
+    """Return the paths of the adapted modules; as a pattern if peft would match other modules too."""
     others = {path for path, _ in root.named_modules()}.difference(paths)
     if not any(other.endswith(f".{path}") for path in paths for other in others):
         return paths
@@ -350,7 +352,7 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     if config.get("bias", "none") != "none":
         wrong["bias"] = config["bias"]
     if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
-        wrong["init_lora_weights"] = config["init_lora_weights"]  # some change the base
+        wrong["init_lora_weights"] = config["init_lora_weights"]  # others may change the base
     for name, value in wrong.items():
         raise ValueError(
             f"{file}: expected adapters without the option {name!r}, which is not supported, got "

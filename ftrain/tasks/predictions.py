@@ -19,11 +19,12 @@ def predictions(
     Args:
         outputs: logits `(n, classes)`, or numbers `(n,)` or `(n, 1)`.
         target: `name`, and `classes` (their names) or, for a standardized number, `mean` and `scale`.
-        binary: outputs `(n,)` or `(n, 1)` are logits of the second of two classes (default: "0", "1").
+        binary: True if outputs `(n,)` or `(n, 1)` are logits of the second of two classes (default: "0",
+            "1").
 
     Returns:
-        For classes: `name`, the likeliest of each row, and a column `p(CLASS)` of probabilities for each
-        class. For numbers: `name`, in the units of the table.
+        For classes, a column `name` with the most likely class of each row, and for each class a column
+        `p(CLASS)` of its probabilities. For numbers, a column `name` in the units of the table.
 
     Raises:
         ValueError: the outputs have another shape.

@@ -20,9 +20,9 @@ class TwoTower(nn.Module):
         vocabulary: the number of token ids; id 0 is padding.
         width: the width of the token embeddings, which both towers share.
         outputs: the width of the embeddings of queries and documents.
-        dropout: the probability, of token embeddings and of hidden values.
-        temperature: the temperature of the scores at the start. The parameter `logit_scale` is the
-            logarithm of one over it, as in CLIP.
+        dropout: the probability of dropout of token embeddings and of hidden values.
+        temperature: the initial temperature of the scores. The parameter `logit_scale` is the logarithm
+            of one over the temperature, as in CLIP.
 
     Example:
         >>> model = TwoTower(100, width=8, outputs=4)
@@ -56,7 +56,7 @@ class TokenTower(nn.Module):
     Args:
         tokens: token embeddings, which towers may share; id 0 is padding.
         outputs: the width of the result.
-        dropout: the probability, of token embeddings and of hidden values.
+        dropout: the probability of dropout of token embeddings and of hidden values.
     """
 
     def __init__(self, tokens: nn.Embedding, outputs: int, dropout: float) -> None:
@@ -77,7 +77,7 @@ class TokenTower(nn.Module):
         """Return an embedding `(n, outputs)` of each row of token ids `(n, length)`."""
         x = self.dropout(self.tokens(ids))
         scores = self.attention(x).squeeze(-1)
-        # Finite, so that a row of nothing but padding has an embedding.
+        # A finite minimum, so that a row with only padding has an embedding instead of NaN.
         weights = scores.masked_fill(ids == 0, torch.finfo(scores.dtype).min).softmax(-1)
         embedding: Tensor = self.head((weights.unsqueeze(-2) @ x).squeeze(-2))
         return embedding

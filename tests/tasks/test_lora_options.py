@@ -171,8 +171,11 @@ def test_write_to_a_frozen_parameter_is_kept_or_refused() -> None:
             r"only tensors of other kinds, such as 'norm\.weight' \(float32\[5\]\)\. The 5 names",
         ),
         ({"targets": "("}, r"targets: expected a regular expression, got '\('"),
-        ({"targets": nn.Conv3d}, r"got Conv3d, of which it has none\. Did you mean 'Conv2d'\?"),
-        ({"targets": nn.LayerNorm}, r"got LayerNorm, whose modules hold no weight that can be"),
+        (
+            {"targets": nn.Conv3d},
+            r"got Conv3d, of which the model has no module\. Did you mean 'Conv2d'",
+        ),
+        ({"targets": nn.LayerNorm}, r"got LayerNorm, whose modules have no weight that can be"),
         ({"targets": []}, "targets: expected at least one"),
         ({"targets": 3}, "targets: expected a pattern of names or a module class, got 3"),
         ({"rank": 0}, "rank: expected a whole number of at least 1, got 0"),

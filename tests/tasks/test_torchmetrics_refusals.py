@@ -48,7 +48,7 @@ def accuracy_of(preds: Tensor, target: Tensor) -> Tensor:
         (lambda: metrics.from_torchmetrics(3), "metric: expected a torchmetrics.Metric or a func"),
         (
             lambda: metrics.from_torchmetrics(torchmetrics.MetricCollection([Extremes()])),
-            "got MetricCollection. Pass one metric, and",
+            "got MetricCollection. Pass one metric; for",
         ),
         (
             lambda: metrics.from_torchmetrics(torchmetrics.MeanSquaredError),
@@ -70,14 +70,14 @@ def accuracy_of(preds: Tensor, target: Tensor) -> Tensor:
         ),
         (
             lambda: metrics.from_torchmetrics(torchmetrics.PearsonCorrCoef(), keep="states"),
-            "has not full_state_update = False",
+            "does not have full_state_update = False",
         ),
         (
             lambda: metrics.from_torchmetrics(
                 torchmetrics.ClasswiseWrapper(torchmetrics.classification.MulticlassRecall(3)),
                 keep="states",
             ),
-            "holds other metrics",
+            "contains other metrics",
         ),
         (
             lambda: metrics.from_torchmetrics(torch.sum, keep="states"),

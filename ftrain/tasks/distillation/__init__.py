@@ -2,7 +2,7 @@
 
 The teacher is either another model or the optimizer's average of the student.
 
-    Teacher              a model whose tensors lie in `state.extras`
+    Teacher a model whose tensors are in `state.extras`
     with_teacher         steps that start with a teacher in the extras
     self_taught          steps whose teacher is the optimizer's average of the student
     with_running_mean    steps that average a metric over batches, such as DINO's center

@@ -1,6 +1,6 @@
 """Losses of a student and its teacher, as functions of model, batch and the state's extras.
 
-Read next: `ftrain/tasks/functional/distillation.py`, the same losses of tensors.
+Read next: `ftrain/tasks/functional/distillation.py`, which has the same losses as functions of tensors.
 """
 
 from __future__ import annotations
@@ -38,22 +38,22 @@ def distillation(
     ignore_index: int = -100,
     causal: bool = False,
 ) -> Loss:
-    """Return the loss against labels and a teacher's classes, in nats, accuracy, and agreement with it.
+    """Return the loss against labels and a teacher's classes, in nats, the accuracy, and the agreement.
 
     Args:
         model: gives logits `(n, classes)`, `(n, classes, height, width)`, or `(n, length, vocabulary)`
             with `causal`.
         batch: the targets are integer classes, or soft labels like the logits; a `weight` `(n,)` of rows
             is taken into account.
-        extras: those of the state, with the teacher's tensors.
-        teacher: called with the same inputs; null: its logits are an entry of the batch.
-        cached: the name of that entry, as of `data.with_outputs`.
-        input: the name of what goes into both models; null: as their arguments are named.
+        extras: the extras of the state, with the teacher's tensors.
+        teacher: the teacher, called with the same inputs; null: its logits are an entry of the batch.
+        cached: the name of that entry, which `data.with_outputs` adds.
+        input: the name of the input of both models in the batch; null: entries named as their arguments.
         target: the name of the classes; null with `soft_weight: 1`: no labels.
         temperature: the divisor of the logits in the soft loss.
-        soft_weight: the weight of the soft loss, in [0, 1]; the hard loss has the rest.
-        label_smoothing: the share of hard labels that is spread over all classes.
-        ignore_index: labels whose rows do not count.
+        soft_weight: the weight of the soft loss, in [0, 1]; the hard loss has weight `1 - soft_weight`.
+        label_smoothing: the share of each hard label that is spread over all classes.
+        ignore_index: labels whose rows are ignored.
         causal: compare the logits of each place with the next label, as a language model's.
     """
     has_labels = target is not None
@@ -114,19 +114,19 @@ def feature_distillation(
     Args:
         model: gives logits `(n, classes)`; `layer` is one of its modules.
         batch: the targets are integer classes; a `weight` `(n,)` of rows is taken into account.
-        extras: those of the state, with the teacher's tensors.
+        extras: the extras of the state, with the teacher's tensors.
         layer: the path of the student's module whose output is matched, such as `features.3`.
-        teacher: called with the same inputs; null: its features are an entry of the batch.
-        teacher_layer: the path of the teacher's module; null: that of the student's.
+        teacher: the teacher, called with the same inputs; null: its features are an entry of the batch.
+        teacher_layer: the path of the teacher's module; null: the same path as the student's.
         cached: the name of the entry with the teacher's features.
         projection: the path of a module of the student, not called in its forward, that maps its
             features to the teacher's width; it is trained with the student.
         distance: `mse`, or `cosine`.
         feature_axis: the axis of the vectors: 1 for the channels of images.
         feature_weight: the factor of the distance.
-        input: the name of what goes into both models; null: as their arguments are named.
-        target: the name of the classes; null: no labels, and the distance alone.
-        ignore_index: labels whose rows do not count.
+        input: the name of the input of both models in the batch; null: entries named as their arguments.
+        target: the name of the classes; null: there are no labels, and the loss is the distance alone.
+        ignore_index: labels whose rows are ignored.
     """
     weights = row_weights(batch)
     with _output_of(model, layer, "layer") as seen:
@@ -173,19 +173,19 @@ def byol(
     second: str | int = "second",
     predictor: str | None = "predictor",
 ) -> Mean:
-    """Return the distance of predictions of one view from the teacher's output for the other, both ways.
+    """Return the distance of one view's predictions from the teacher's output for the other, both ways.
 
     The teacher is the average of the student: `self_taught`.
 
     Args:
         model: gives embeddings `(n, width)` of a view.
         batch: two named entries; a `weight` `(n,)` of rows is taken into account.
-        extras: those of the state, with the teacher's tensors.
-        teacher: of the same model.
+        extras: the extras of the state, with the teacher's tensors.
+        teacher: a teacher of the same model.
         first: the name of one view.
         second: the name of the other view.
-        predictor: the path of a module of the student that is applied to its embeddings, and which the
-            teacher does not call; null: none.
+        predictor: the path of a module of the student that is applied to its embeddings, but not to the
+            teacher's; null: none.
     """
     views, weights = _views(batch, first, second), row_weights(batch)
     targets = _of_teacher(teacher, extras, views)
@@ -219,13 +219,13 @@ def dino(
     Args:
         model: gives logits `(n, width)` of a view.
         batch: two named entries; a `weight` `(n,)` of rows is taken into account.
-        extras: those of the state, with the teacher's tensors and the center.
-        teacher: of the same model.
+        extras: the extras of the state, with the teacher's tensors and the center.
+        teacher: a teacher of the same model.
         center: the entry of the extras that holds the center, and the name of the metric.
         first: the name of one view.
         second: the name of the other view.
         temperature: the divisor of the student's logits.
-        teacher_temperature: the divisor of the teacher's; smaller, to sharpen.
+        teacher_temperature: the divisor of the teacher's logits; smaller values sharpen.
     """
     views, weights = _views(batch, first, second), row_weights(batch)
     targets = _of_teacher(teacher, extras, views)
@@ -253,7 +253,7 @@ def dino(
 
 
 def _called(model: nn.Module, batch: Any, input: str | int | None, target: str | int | None) -> Any:
-    """Return the model's outputs; the labels, if there are any, are not passed to it."""
+    """Call the model without the labels of the batch, if there are any; return its outputs."""
     has_labels = target is not None
     return call_model(
         model,
@@ -290,7 +290,7 @@ def _features(
 def _output_of(model: nn.Module, path: str, option: str) -> Iterator[Any]:
     """Yield a function that returns the output of a module that was called once in the context.
 
-    It is a copy, because a module after it may write to it: `nn.ReLU(inplace=True)`.
+    The output is a copy, because a later module may write to the original: `nn.ReLU(inplace=True)`.
     """
     seen: list[Tensor] = []
 

@@ -3,8 +3,8 @@
     optimizer = optim.ema(optim.adamw(1e-3), 0.996, warmup=False)
     steps = self_taught(ftrain.make_steps(model, loss_fn, optimizer), teacher)
 
-Nothing is stored twice: the average stays in the optimizer's state, and the loss reads it as an entry
-of the extras for the time of a step.
+Nothing is stored twice: the average stays in the optimizer's state, and during a step the loss reads it
+as an entry of the extras.
 
 Read next: `losses.py`.
 """
@@ -33,19 +33,19 @@ def self_taught(steps: Steps, teacher: Teacher, average: str = "ema") -> Steps:
     """Return steps whose loss reads the average of the student's weights as the teacher's tensors.
 
     The teacher's parameters are the average, in the dtypes of the parameters; its buffers are the
-    student's. A skipped step leaves the average as it was, and with it the teacher. State and
-    checkpoints are those of `steps`. By default `optim.ema` grows its decay from 0.1, as mean teachers
-    do; the teachers of BYOL and DINO move slowly from the start: `warmup=False`.
+    student's. A skipped step changes neither the average nor the teacher. State and checkpoints are
+    those of `steps`. By default `optim.ema` increases its decay from 0.1, as for mean teachers; the
+    teachers of BYOL and DINO change slowly from the start, so pass `warmup=False`.
 
     Args:
-        steps: of `ftrain.make_steps`, with an optimizer that keeps an average.
-        teacher: of the student's model: `Teacher(model)`.
-        average: the field of the optimizer's state that holds the average: `"ema"` of `optim.ema`,
-            `"swa"` of `optim.swa`.
+        steps: the result of `ftrain.make_steps`, with an optimizer that keeps an average.
+        teacher: a teacher of the student's model: `Teacher(model)`.
+        average: the field of the optimizer's state that holds the average: `"ema"` for `optim.ema`,
+            `"swa"` for `optim.swa`.
 
     Raises:
-        LookupError: in a step, the optimizer keeps no such average.
-        TypeError: the train step is not one of `make_steps`, such as a compiled one.
+        LookupError: in a step, the optimizer's state has no such average.
+        TypeError: the train step was not made by `make_steps`, or is compiled.
 
     Example:
         >>> import functools, ftrain
@@ -89,21 +89,21 @@ def with_running_mean(
 
     $$c = d c + (1 - d) \bar{m}$$
 
-    with the mean $\bar{m}$ of the metric over a batch, all micro-batches together, so that it does not
-    depend on `accumulate`. The loss reads $c$ of the earlier batches. It starts at 0; a skipped step or
-    a metric of weight 0 leaves it as it is. The steps do not report the metric.
+    with the mean $\bar{m}$ of the metric over all micro-batches of a batch, so that it does not depend
+    on `accumulate`. The loss reads the $c$ of the earlier batches, which starts at 0; a skipped step or
+    a metric of weight 0 does not change it. The steps do not report the metric.
 
     Args:
-        steps: of `ftrain.make_steps`; the loss returns the metric as `Mean(total, weight)`, and reads
-            `extras[name]`.
-        name: of the metric, and of the entry of the extras.
-        shape: of the metric's total; of one axis, its length.
+        steps: the result of `ftrain.make_steps`; the loss returns the metric as `Mean(total, weight)`,
+            and reads `extras[name]`.
+        name: the name of the metric, and of the entry of the extras.
+        shape: the shape of the metric's total, such as `(width,)`.
         decay: $d$, in [0, 1).
 
     Raises:
-        ValueError: the decay is out of range; the extras have such an entry; in a step, the loss does
-            not return such a metric.
-        TypeError: the train step is not one of `make_steps`, such as a compiled one.
+        ValueError: the decay is out of range; the extras already have the entry; in a step, the loss
+            does not return the metric.
+        TypeError: the train step was not made by `make_steps`, or is compiled.
 
     Example:
         >>> import ftrain

@@ -4,7 +4,7 @@
     loss_fn = functools.partial(tasks.distillation, teacher=teacher, temperature=4.0)
     steps = with_teacher(ftrain.make_steps(Small, loss_fn, optimizer), teacher, params, buffers)
 
-Read next: `self_taught.py`, where the teacher is an average of the student.
+Read next: `self_taught.py`, in which the teacher is an average of the student.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ __all__ = ["Teacher", "with_teacher"]
 class Teacher:
     """Model that a loss evaluates with tensors of `state.extras`, without gradients.
 
-    Its tensors are the entry `{"params": ..., "buffers": ...}` of the extras. The step returns them as
-    they are, so they are in every checkpoint, are moved with the state, and have rows of their own under
-    `vmap`. Inside a loss the policy's precision holds for them too.
+    Its tensors are the entry `{"params": ..., "buffers": ...}` of the extras. The step returns them
+    unchanged, so they are in every checkpoint, move to another device with the state, and have their own
+    rows under `vmap`. Inside a loss, the precision policy applies to them too.
 
     Args:
-        model: a module (its weights are the start), a function that builds one, or a `bind`-ed model.
+        model: a module (whose weights are the initial ones), a function that builds one, or the result
+            of `bind`.
         name: the entry of the extras.
-        training: call the model in train mode, with dropout and statistics of the batch (keyed by the
-            step's key; statistics that the model writes are not kept). Default: eval mode.
+        training: True to call the model in train mode, with dropout (from the step's key) and batch
+            statistics; running statistics that the model writes are discarded. Default: eval mode.
 
     Example:
         >>> teacher = Teacher(nn.Linear(2, 3))
@@ -60,11 +61,11 @@ class Teacher:
     def call(self, extras: Any, fn: Callable[[nn.Module], Any]) -> Any:
         """Return `fn(module)`, with the teacher's tensors in the module.
 
-        For methods and parts of the model: `teacher.call(extras, lambda m: m.features(x))`.
+        Use it to call methods and parts of the model: `teacher.call(extras, lambda m: m.features(x))`.
 
         Args:
-            extras: those of the state, which a loss with a parameter `extras` is given.
-            fn: a function of the module; nothing in it is differentiated.
+            extras: the extras of the state, which are passed to a loss with a parameter `extras`.
+            fn: a function of the module, which is not differentiated.
 
         Raises:
             KeyError: the extras have no entry of the teacher's name.
@@ -76,7 +77,7 @@ class Teacher:
         return tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, out)
 
     def start(self, seed: int = 0) -> dict[str, Any]:
-        """Return the teacher's initial tensors: copies of its module's, or newly initialized ones."""
+        """Return the teacher's initial tensors: copies of its module's, or new initial values."""
         params, buffers = self.model.init(random.key(seed))
         return {"params": params, "buffers": buffers}
 
@@ -84,9 +85,11 @@ class Teacher:
         """Return the state with the teacher's tensors in its extras, as copies on the state's device.
 
         Args:
-            state: of the student.
-            params: of the teacher, such as `trained.params` of its own state; `None`: as `start()`.
-            buffers: of the teacher; `None`: none, or as `start()` if `params` is `None` too.
+            state: the student's state.
+            params: the teacher's parameters, such as `trained.params` of its own state; `None`: those of
+                `start()`.
+            buffers: the teacher's buffers; `None`: none, or those of `start()` if `params` is `None`
+                too.
 
         Raises:
             ValueError: the tensors are not those of the model, or the extras have such an entry.
@@ -138,7 +141,7 @@ class Teacher:
             raise ValueError(f"teacher {self.name!r}: {error}") from None
 
     def _key(self) -> Tensor:
-        """Return a key of the surrounding loss; outside of one, in eval mode, a constant."""
+        """Return a key of the surrounding loss; outside of a loss, a constant key in eval mode."""
         if self.training:
             return random.next_key()
         stream = innermost_stream()
@@ -154,11 +157,11 @@ def with_teacher(steps: Steps, teacher: Teacher, params: Any = None, buffers: An
     The other steps are returned unchanged.
 
     Args:
-        steps: of `ftrain.make_steps`, whose loss evaluates the teacher.
+        steps: the result of `ftrain.make_steps`, whose loss evaluates the teacher.
         teacher: the teacher.
-        params: its parameters, such as those of `config.load_run(folder).state`; `None`: those of its
-            module.
-        buffers: its buffers.
+        params: the teacher's parameters, such as those of `config.load_run(folder).state`; `None`: those
+            of its module.
+        buffers: the teacher's buffers.
 
     Raises:
         ValueError: the tensors are not those of the teacher's model.

@@ -5,9 +5,9 @@
     def loss_fn(model, batch):
         return functional.cross_entropy(model(batch["x"]), batch["y"], label_smoothing=0.1)
 
-A mean keeps its total and its weight: over micro-batches and batches of different sizes it is the mean
-over all rows, and rows of weight 0 and ignored labels add nothing. A loss of nothing but such rows has
-total and weight 0, and no gradient that is not a number.
+A `Mean` stores its total and its weight: merged over micro-batches and batches of different sizes, it is
+the mean over all rows. Rows of weight 0 and ignored labels add nothing. If a batch has only such rows,
+total and weight of the loss are 0, and its gradient is not NaN.
 
 Start reading at `classification.py`. Losses that call the model themselves, for configurations, are in
 `ftrain/tasks/losses.py`.

@@ -26,17 +26,18 @@ def ctc(
 ) -> Mean:
     """Return the mean connectionist temporal classification loss of sequences, in nats.
 
-    A sequence counts once, whatever its length; `torch.nn.functional.ctc_loss` with `reduction="mean"`
-    divides each by its length. It can be neither compiled nor vmapped, because torch reads the
-    lengths on the host.
+    All sequences have equal weight, independently of their length; `torch.nn.functional.ctc_loss` with
+    `reduction="mean"` divides the loss of each by its length. The loss can be neither compiled nor
+    vmapped, because torch reads the lengths on the host.
 
     Args:
         logits: `(n, time, classes)`.
-        labels: int64 `(n, length)`, padded with anything.
+        labels: int64 `(n, length)`, padded with any values.
         input_lengths: int64 `(n,)`: the number of places of each row of `logits`.
         label_lengths: int64 `(n,)`: the number of labels of each row.
         blank: the class of the blank.
-        zero_infinity: count rows with more labels than places, whose loss is infinite, as 0.
+        zero_infinity: True to replace the loss of rows with more labels than places, which is infinite,
+            by 0.
         row_weights: `(n,)`.
 
     Raises:

@@ -30,8 +30,8 @@ def cross_entropy(
 
     $$\frac{\sum_i w_i c_{y_i} \ell_i}{\sum_i w_i c_{y_i}}$$
 
-    with row weights $w$ and class weights $c$, as `torch.nn.functional.cross_entropy` has it. Rows with
-    soft labels have the weight $w_i$, as there.
+    with row weights $w$ and class weights $c$, as in `torch.nn.functional.cross_entropy`. Rows with soft
+    labels have the weight $w_i$, as in torch.
 
     Args:
         logits: floating point, with an axis of classes, the last by default.
@@ -40,8 +40,8 @@ def cross_entropy(
         class_axis: the axis of classes: 1 for images `(n, classes, height, width)`.
         class_weights: `(classes,)`.
         label_smoothing: the share of each label that is spread over all classes.
-        ignore_index: labels that do not count.
-        row_weights: the weights of rows, or of all labels; those of weight 0 add nothing.
+        ignore_index: labels that are ignored.
+        row_weights: the weights of rows, or of all labels; rows or labels of weight 0 add nothing.
 
     Raises:
         ValueError: the shapes do not fit; on a CPU, a label is out of range.
@@ -75,7 +75,7 @@ def cross_entropy(
             label_smoothing=label_smoothing,
             ignore_index=ignore_index,
         ).reshape(shape[:-1])
-    counts, values = labels != ignore_index, widened(values)  # a sum of bfloat16 has two digits
+    counts, values = labels != ignore_index, widened(values)  # bfloat16 has only two digits
     total = values if row_weights is None else values * over(row_weights, values)
     weights = counts if class_weights is None else class_weights[labels.where(counts, 0)] * counts
     if row_weights is not None:
@@ -98,7 +98,8 @@ def multi_label(
         logits: `(n, ..., classes)`.
         labels: 0, 1 or a probability between them, the shape of `logits`; any dtype.
         class_weights: `(classes,)`: the weight of each class in the mean.
-        positive_weights: `(classes,)`: the factor of the loss of positive labels, not of the weight.
+        positive_weights: `(classes,)`: factors of the loss of positive labels; they do not change the
+            weights.
         label_smoothing: the share of each label that is spread over 0 and 1.
         row_weights: the weights of rows, or of all labels.
 
@@ -129,14 +130,14 @@ def mixup(
     $$x_i' = \lambda x_i + (1 - \lambda) x_{\pi(i)}, \quad y_i' = \lambda y_i + (1 - \lambda) y_{\pi(i)},
     \quad \lambda \sim \mathrm{Beta}(\alpha, \alpha)$$
 
-    The rows of a micro-batch are mixed with each other, so `accumulate=k` gives other mixtures.
+    Rows are mixed within a micro-batch, so `accumulate=k` changes the mixtures.
 
     Args:
-        key: of the permutation and of the share, one for the batch.
+        key: the key of the permutation and of $\lambda$, which is one number for the batch.
         inputs: floating point `(n, ...)`.
         labels: soft labels `(n, classes)`; or classes `(n,)`, if `classes` is given.
-        alpha: positive; small: nearly unmixed rows.
-        classes: their number.
+        alpha: positive; small values leave rows nearly unmixed.
+        classes: the number of classes.
 
     Example:
         >>> import ftrain
@@ -155,15 +156,15 @@ def cutmix(
 ) -> tuple[Tensor, Tensor]:
     """Return images with a box of another image of the batch pasted in (arXiv 1905.04899).
 
-    The labels are mixed by the area of the box. The images of a micro-batch are mixed with each other,
-    so `accumulate=k` gives other mixtures.
+    The labels are mixed in proportion to the area of the box. Images are mixed within a micro-batch, so
+    `accumulate=k` changes the mixtures.
 
     Args:
-        key: of the permutation and of the box, one for the batch.
+        key: the key of the permutation and of the box, which is the same for the whole batch.
         inputs: `(n, ..., height, width)`.
         labels: soft labels `(n, classes)`; or classes `(n,)`, if `classes` is given.
-        alpha: positive, of the Beta distribution of the area that is not replaced.
-        classes: their number.
+        alpha: positive; the parameter of the Beta distribution of the area that is not replaced.
+        classes: the number of classes.
 
     Example:
         >>> import ftrain

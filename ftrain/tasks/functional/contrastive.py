@@ -1,7 +1,7 @@
 """Contrastive losses, which compare each embedding with the others of its batch.
 
-A row's negatives are the other rows of the batch. The mean over micro-batches is therefore that of
-smaller sets of negatives, not that of the batch; `triplet` alone is exact over any batch split.
+A row's negatives are the other rows of the batch. Micro-batches have smaller sets of negatives, so their
+mean is not the loss of the batch. Only `triplet` is exact for any division of a batch.
 
 Read next: `preference.py`.
 """
@@ -37,17 +37,18 @@ def info_nce(
 
     Args:
         queries: `(n, width)`.
-        documents: `(m, width)`, `m >= n`: row `i` is the partner of query `i`; rows from `n` on are
-            negatives of all queries.
+        documents: `(m, width)`, `m >= n`: row `i` is the document of query `i`; rows from `n` on are
+            negatives for all queries.
         temperature: a number, or a 0-d tensor, such as `log_temperature.exp()` of a parameter.
         symmetric: average the loss of queries among documents and of documents `0 ... n - 1` among
-            queries, as CLIP does (arXiv 2103.00020). False: of queries alone (arXiv 1807.03748).
+            queries, as CLIP does (arXiv 2103.00020). If False, only queries among documents (arXiv
+            1807.03748).
         normalize: divide each row by its norm.
-        mask: bool `(n,)`: pairs that count; other pairs are not negatives either, and may hold any
-            values.
+        mask: bool `(n,)`: True for valid pairs; other pairs are ignored, also as negatives, and may have
+            any values.
         chunk_size: the number of rows whose scores are in memory at a time; the backward pass computes
-            them again. 0: the scores of all rows. A `torch.func` transform or `vmap` outside of
-            ftrain's own functions needs 0, because it allows no checkpointing.
+            them again. 0 keeps the scores of all rows. `torch.func` transforms and `torch.vmap` called
+            outside of ftrain need 0, because they do not support checkpointing.
 
     Raises:
         ValueError: the shapes do not fit; the chunk size is negative.
@@ -103,14 +104,15 @@ def supervised_contrastive(
     $$\frac{-1}{|P(i)|} \sum_{p \in P(i)} \log \frac{e^{z_i \cdot z_p / \tau}}{\sum_{a \neq i} e^{z_i
     \cdot z_a / \tau}}$$
 
-    A row that is alone in its class has weight 0, and is a negative of the others.
+    A row that is alone in its class has weight 0, and is a negative for all other rows.
 
     Args:
         embeddings: `(n, width)`.
         labels: classes `(n,)`.
         temperature: a number, or a 0-d tensor.
         normalize: divide each row by its norm.
-        mask: bool `(n,)`: rows that count; no row is compared with others, which may hold any values.
+        mask: bool `(n,)`: True for valid rows; no row is compared with the other rows, which may have
+            any values.
 
     Raises:
         ValueError: the shapes do not fit.
@@ -134,14 +136,15 @@ def supervised_contrastive(
         others = others & mask & mask[:, None]
     positives = others & (labels[:, None] == labels)
     counts = positives.sum(1)
-    # A row with nothing to compare with keeps finite scores: its weight is 0.
+    # A row without any other valid row keeps its finite scores, because infinities would make its
+    # gradient NaN; its weight is 0.
     seen = scores.masked_fill(~others & others.any(1, keepdim=True), -torch.inf)
     log_p = (seen - seen.logsumexp(1, keepdim=True)).masked_fill(~positives, 0.0)
     return weighted(-log_p.sum(1) / counts.clamp(min=1), counts > 0)
 
 
 def _only(rows: Tensor, mask: Tensor) -> Tensor:
-    """Return the rows with 0 for those outside of the mask, because the product of 0 and NaN is NaN."""
+    """Replace the rows outside of the mask by 0, because multiplying NaN by 0 gives NaN."""
     return rows.masked_fill(~mask[:, None], 0.0)
 
 
@@ -163,7 +166,7 @@ def triplet(
         negatives: `(n, width)`.
         margin: the term $m$, positive.
         p: the order of the norm.
-        swap: take the negative's distance to the positive where that is smaller.
+        swap: True to use the negative's distance to the positive if that is smaller than to the anchor.
         row_weights: `(n,)`.
 
     Example:
@@ -190,7 +193,7 @@ def _in_chunks(
     temperature: float | Tensor,
     chunk_size: int,
 ) -> Tensor:
-    """Return `_among` of the scores of `one` and `others`, of which a chunk of rows is in memory."""
+    """Return `_among` of the scores of `one` and `others`, with a chunk of rows in memory at a time."""
 
     def values(one: Tensor, others: Tensor, rows: Tensor, partners: Tensor, heat: Any) -> Tensor:
         return _among(one @ others.T / heat, columns, rows, partners)

@@ -31,8 +31,8 @@ def soft_targets(
     $$T^2 \, \mathrm{KL}(p \| q) = T^2 \sum_k p_k \log \frac{p_k}{q_k}, \quad p =
     \mathrm{softmax}(t / T), \quad q = \mathrm{softmax}(s / T)$$
 
-    with the factor $T^2$ (arXiv 1503.02531), by which the size of the gradients hardly depends on the
-    temperature. A class to which the teacher gives probability 0 (a logit of minus infinity) adds
+    with the factor $T^2$ (arXiv 1503.02531), which makes the size of the gradients nearly independent of
+    the temperature. A class to which the teacher gives probability 0 (a logit of minus infinity) adds
     nothing.
 
     Args:
@@ -40,7 +40,7 @@ def soft_targets(
         teacher_logits: the same shape; not differentiated.
         temperature: $T$, positive.
         class_axis: the axis of classes: 1 for images `(n, classes, height, width)`.
-        row_weights: the weights of rows, or of all places; those of weight 0 add nothing.
+        row_weights: the weights of rows, or of all places; rows or places of weight 0 add nothing.
 
     Raises:
         ValueError: the shapes differ; the temperature is not positive.
@@ -80,17 +80,17 @@ def distillation(
     $$(1 - \alpha) \, \ell_{\mathrm{hard}} + \alpha \, T^2 \, \mathrm{KL}(p \| q)$$
 
     with the cross-entropy $\ell_{\mathrm{hard}}$ of the labels, and the divergence of `soft_targets`.
-    Both have one weight: a row whose label is ignored counts in neither.
+    Both losses have the same weights: a row whose label is ignored is left out of both.
 
     Args:
         logits: floating point, with an axis of classes, the last by default.
         teacher_logits: the same shape; not differentiated.
-        labels: as for `cross_entropy`; `None` with `soft_weight=1`: rows without labels.
+        labels: as for `cross_entropy`; `None`, with `soft_weight=1`, if there are no labels.
         temperature: $T$, positive, of the soft loss alone.
         soft_weight: $\alpha$, in [0, 1].
         class_axis: the axis of classes.
-        label_smoothing: of the hard loss.
-        ignore_index: labels whose rows do not count.
+        label_smoothing: the label smoothing of the hard loss.
+        ignore_index: labels whose rows are ignored.
         row_weights: the weights of rows, or of all places.
 
     Raises:
@@ -151,8 +151,8 @@ def feature_matching(
 ) -> Mean:
     r"""Return the mean distance of the student's features from the teacher's (arXiv 1412.6550).
 
-    A row counts once, however many vectors it has: the mean over its vectors of
-    $\frac{1}{d} \|s - t\|^2$, or of $1 - \cos(s, t)$.
+    The value of a row is the mean over its vectors of $\frac{1}{d} \|s - t\|^2$ or of $1 - \cos(s, t)$,
+    so that all rows have equal weight.
 
     Args:
         features: `(n, ..., width)`, or with the widths at another axis.
@@ -197,8 +197,8 @@ def byol(predictions: Tensor, targets: Tensor, *, row_weights: Tensor | None = N
     $$\Big\| \frac{q}{\|q\|} - \frac{z}{\|z\|} \Big\|^2 = 2 - 2 \cos(q, z)$$
 
     Args:
-        predictions: `(n, width)`: of the student, for one view of the samples.
-        targets: `(n, width)`: of the teacher, for the other view; not differentiated.
+        predictions: `(n, width)`: the student's outputs for one view of the samples.
+        targets: `(n, width)`: the teacher's outputs for the other view; not differentiated.
         row_weights: `(n,)`.
 
     Raises:
@@ -226,12 +226,12 @@ def dino(
     $$-\sum_k p_k \log q_k, \quad p = \mathrm{softmax}((t - c) / \tau_t), \quad q = \mathrm{softmax}(s /
     \tau_s)$$
 
-    The center $c$, an average of the teacher's outputs over batches, keeps one class from dominating;
+    The center $c$, an average of the teacher's outputs over batches, prevents one class from dominating;
     the low temperature $\tau_t$ keeps the targets from becoming uniform.
 
     Args:
-        logits: `(n, ..., width)`: of the student, for one view of the samples.
-        teacher_logits: the same shape: of the teacher, for another view; not differentiated.
+        logits: `(n, ..., width)`: the student's outputs for one view of the samples.
+        teacher_logits: the teacher's outputs for another view, in the same shape; not differentiated.
         center: `(width,)`; not differentiated.
         temperature: $\tau_s$, positive.
         teacher_temperature: $\tau_t$, positive; below $\tau_s$ it sharpens.

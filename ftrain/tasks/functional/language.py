@@ -31,13 +31,13 @@ def causal_lm(
 ) -> Mean:
     r"""Return the mean cross-entropy of each token given those before it, in nats.
 
-    The logits at a place are compared with the label at the next place, as in Hugging Face's models;
-    the weight is the number of labels that count.
+    The logits at a place are compared with the label at the next place, as in Hugging Face's models; the
+    weight is the number of labels that are not ignored.
 
     Args:
         logits: `(n, length, vocabulary)`.
         labels: int64 `(n, length)`, not shifted.
-        ignore_index: labels that do not count, such as padding.
+        ignore_index: labels that are ignored, such as padding.
         label_smoothing: the share of each label that is spread over the vocabulary.
         z_loss: the factor of $\log^2 \sum_v e^{x_v}$, added for each token (arXiv 2204.02311, 1e-4).
         row_weights: `(n,)`, or `(n, length)` of labels.
@@ -75,7 +75,7 @@ def masked_lm(
     Args:
         logits: `(n, length, vocabulary)`.
         labels: int64 `(n, length)`: the token at each masked place, and `ignore_index` elsewhere.
-        ignore_index: labels that do not count.
+        ignore_index: labels that are ignored.
         label_smoothing: the share of each label that is spread over the vocabulary.
         z_loss: see `causal_lm`.
         row_weights: `(n,)`, or `(n, length)` of labels.
@@ -117,8 +117,8 @@ def chunked_causal_lm(
 ) -> Mean:
     """Return `causal_lm` of `head(hidden)`, with the logits of one chunk of tokens in memory at a time.
 
-    The backward pass computes the logits of each chunk again. A `torch.func` transform or `vmap` outside
-    of ftrain's own functions needs `chunk_size` 0, because it allows no checkpointing.
+    The backward pass computes the logits of each chunk again. `torch.func` transforms and `torch.vmap`
+    called outside of ftrain need `chunk_size=0`, because they do not support checkpointing.
 
     Args:
         hidden: `(n, length, width)`: the output of the model before its head.

@@ -20,7 +20,7 @@ def sequence_log_probs(logits: Tensor, labels: Tensor, *, ignore_index: int = -1
     Args:
         logits: `(n, length, vocabulary)`.
         labels: int64 `(n, length)`, not shifted; the logits at a place are compared with the next label.
-        ignore_index: labels that do not count, such as those of the prompt and of padding.
+        ignore_index: labels that are ignored, such as those of the prompt and of padding.
 
     Returns:
         `(n,)`.
@@ -62,11 +62,12 @@ def dpo(
 
     Args:
         chosen: `(n,)`: log-probabilities of the preferred texts, from `sequence_log_probs`.
-        rejected: `(n,)`: those of the other texts.
-        reference_chosen: `(n,)`: those of the preferred texts under the reference; not differentiated.
-        reference_rejected: `(n,)`: those of the other texts under the reference.
-        beta: the strength of the pull to the reference.
-        label_smoothing: the share $\epsilon$ of preferences that are taken to be wrong.
+        rejected: `(n,)`: log-probabilities of the rejected texts.
+        reference_chosen: `(n,)`: log-probabilities of the preferred texts under the reference model; not
+            differentiated.
+        reference_rejected: `(n,)`: log-probabilities of the rejected texts under the reference model.
+        beta: the strength of the pull towards the reference model.
+        label_smoothing: the assumed share $\epsilon$ of wrong preferences.
         row_weights: `(n,)`.
 
     Example:

@@ -92,7 +92,7 @@ def gaussian_nll(
 
     $$\tfrac{1}{2} \left( \log 2 \pi + s + (y - \mu)^2 e^{-s} \right), \quad s = \log \sigma^2$$
 
-    A model of the logarithm has no variance that is zero or negative.
+    With the logarithm as output, a variance is never zero or negative.
 
     Args:
         means: any shape.

@@ -1,7 +1,7 @@
 """Segmentation losses, for one class per pixel; see also `cross_entropy(class_axis=1)`.
 
-Dice, Tversky and Lovász losses are ratios of sums over the pixels of one image, averaged over the
-pairs of an image and a class that occurs in its labels, so that the mean over any batches is exact.
+The Dice, Tversky and Lovász losses are computed for each image and each class in its labels, from sums
+over the image's pixels, and then averaged, so that the mean over any batches is exact.
 
 Read next: `classification.py`.
 """
@@ -31,9 +31,9 @@ def focal(
     Args:
         logits: `(n, classes, ...)`.
         labels: int64 `(n, ...)`.
-        gamma: 0 or more; 0: the cross-entropy.
-        class_weights: `(classes,)`: the factor $c$; not part of the weight.
-        ignore_index: labels that do not count.
+        gamma: 0 or more; 0 gives the cross-entropy.
+        class_weights: `(classes,)`: the factor $c$, which does not change the weight in the mean.
+        ignore_index: labels that are ignored.
         row_weights: `(n,)`, or a weight for each label.
 
     Raises:
@@ -48,7 +48,8 @@ def focal(
     known = labels.where(counts, 0)
     with classes_in_range(labels, logits.shape[1], ignore_index):
         log_p = logits.log_softmax(1).gather(1, known.unsqueeze(1)).squeeze(1)
-    # -expm1 keeps the digits of 1 - p; at p = 1 the power of 0 has a gradient that is not finite.
+    # -expm1 computes 1 - p without cancellation; the clamp avoids the non-finite gradient of a power of
+    # 0 at p = 1.
     rest = (-torch.expm1(log_p)).clamp(min=torch.finfo(log_p.dtype).tiny)
     values = -rest.pow(gamma) * log_p
     if class_weights is not None:
@@ -133,7 +134,7 @@ def tversky(
     hits = (p * truth).sum(-1)
     wrong = false_positives * (p.sum(-1) - hits)
     missed = false_negatives * (truth.sum(-1) - hits)
-    # A class that is not in the labels has no weight; 1 keeps its ratio finite.
+    # A class that is not in the labels has weight 0; a denominator of 1 keeps its ratio finite.
     absent = ~truth.any(-1)
     ratio = (hits + smooth) / (hits + wrong + missed + smooth).where(~absent, 1.0)
     return _over_classes(1 - ratio, truth, row_weights)

@@ -1,8 +1,8 @@
 """Losses `loss_fn(model, batch, **arguments)`, for `make_steps` and, by name, for configurations.
 
-Each calls the model and returns a `Mean`, most of them with metrics, so that means over any batches
-merge exactly. A batch has named entries, `x` and `y` by default, or is a tuple `(x, y)`. The entry
-`weight` `(n,)` holds weights of rows; a row of weight 0, such as padding, adds nothing.
+Each loss calls the model and returns a `Mean`, in most cases with metrics, so that means over any
+batches merge exactly. A batch has named entries, `x` and `y` by default, or is a tuple `(x, y)`. The
+entry `weight` `(n,)` holds weights of rows; a row of weight 0, such as padding, adds nothing.
 
 Start reading at `rows.py`. The losses as functions of tensors are in `ftrain.tasks.functional`.
 """

@@ -43,7 +43,7 @@ def prediction(
 ) -> Prediction:
     """Call the model; return output and labels.
 
-    For a tuple, indices are used, but names of entries are not (a loss has default names).
+    For a tuple, indices are used, and names of entries are ignored (losses have default names).
     """
     return output_and_labels(
         model, batch, input=of_batch(batch, input), target=of_batch(batch, target)
@@ -59,7 +59,7 @@ def prediction_of_classes(
 
 
 def of_batch(batch: Any, name: str | int | None) -> str | int | None:
-    """Return the name or index of an entry; `None` for a name if the batch has unnamed entries."""
+    """Return the name or index of an entry; `None` for a name if the batch's entries are unnamed."""
     has_names = named_entries(unpadded(batch)) is not None
     return name if has_names or not isinstance(name, str) else None
 
@@ -104,7 +104,7 @@ def entry(batch: Any, name: str | int, option: str | None = None) -> Tensor:
 
 
 def row_weights(batch: Any) -> Tensor | None:
-    """Return the weights of the rows, `(n,)`: of a `Padded`, or the entry `weight`; else `None`."""
+    """Return the weights of the rows, `(n,)`, from a `Padded` or the entry `weight`, else `None`."""
     if isinstance(batch, Padded):
         return batch.weight
     named = named_entries(batch)

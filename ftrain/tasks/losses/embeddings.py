@@ -33,21 +33,21 @@ def info_nce(
     logit_scale: str | None = None,
     symmetric: bool = True,
 ) -> Loss:
-    """Return the InfoNCE loss of pairs of inputs, and the recall at 1 of the second of each pair.
+    """Return the InfoNCE loss of pairs of inputs, and the recall at 1 of the second input of each pair.
 
-    Micro-batches have other negatives than the batch: `accumulate` changes this loss, and warns.
+    Micro-batches have fewer negatives than the batch, so `accumulate` changes this loss, and warns.
     `grad_cache` keeps all negatives of a batch that does not fit in memory.
 
     Args:
         model: gives two embeddings `(n, width)`: a tuple, or named outputs.
-        batch: a tuple of the model's arguments, or entries named as they are. Rows of `weight` 0, such
-            as padding, are left out; other weights count as 1.
+        batch: a tuple of the model's arguments, or entries with the names of its arguments. Rows of
+            `weight` 0, such as padding, are left out; other weights count as 1.
         first: the index or name of the first embedding.
         second: the index or name of the second embedding.
         temperature: the divisor of the scores; not used with `logit_scale`.
-        logit_scale: the name of a parameter of the model, 0-d, that is trained: the logarithm of one
-            over the temperature, as in CLIP.
-        symmetric: average both directions. False: the second among the seconds for each first.
+        logit_scale: the name of a trained 0-d parameter of the model, the logarithm of one over the
+            temperature, as in CLIP.
+        symmetric: True to average both directions; False: only find the second input for each first one.
     """
     options: Any = {"temperature": temperature, "logit_scale": logit_scale, "symmetric": symmetric}
     loss, scores, weights = pairs(model, batch, first=first, second=second, **options)
@@ -66,7 +66,7 @@ def pairs(
 ) -> tuple[Mean, Tensor, Tensor | None]:
     """Return the loss of `info_nce`, all cosine similarities, and the rows' weights of 0 and 1.
 
-    A row of weight 0 is nobody's negative: its column of cosines is minus infinity.
+    A row of weight 0 is not a negative for any row: its column of cosines is minus infinity.
     """
     outputs = call_model(model, batch, has_labels=False)
     one, two = find_output(outputs, first), find_output(outputs, second)
@@ -84,16 +84,16 @@ def cached_info_nce(
     logit_scale: str | None = None,
     symmetric: bool = True,
 ) -> GradCache:
-    """Return the loss `info_nce` by GradCache, for batches that do not fit in memory; see `grad_cache`.
+    """Return the loss `info_nce` computed by `grad_cache`, for batches that do not fit in memory.
 
-    This builds a loss function; a configuration names it as any loss: `loss: cached_info_nce`. The
-    activations and the scores of `chunk_size` rows are in memory at a time. The recall, which needs the
-    scores of all rows, is a metric of evaluations alone.
+    This function builds a loss function; a configuration names it like any loss: `loss:
+    cached_info_nce`. Only the activations and scores of `chunk_size` rows are in memory at a time. The
+    recall, which needs the scores of all rows, is a metric of evaluations only.
 
     Args:
         first: the name of a submodule or method of the model that gives embeddings `(n, width)`, and of
             the entry of the batch that it encodes.
-        second: the same of the other embedding.
+        second: the same for the other embedding.
         chunk_size: the number of rows that are encoded at a time.
         temperature: see `info_nce`.
         logit_scale: see `info_nce`.
@@ -133,14 +133,14 @@ def supervised_contrastive(
 ) -> Mean:
     """Return the supervised contrastive loss: rows of the same class are positives.
 
-    Micro-batches have other negatives than the batch: `accumulate` changes this loss, and warns.
+    Micro-batches have fewer negatives than the batch, so `accumulate` changes this loss, and warns.
     `grad_cache` keeps all negatives of a batch that does not fit in memory.
 
     Args:
         model: gives embeddings `(n, width)`.
         batch: the targets are classes `(n,)`. Rows of `weight` 0, such as padding, are left out; other
             weights count as 1.
-        input: the name of what goes into the model.
+        input: the name of the model's input in the batch.
         target: the name of the classes.
         temperature: the divisor of the scores.
     """
@@ -164,10 +164,10 @@ def triplet(
     Args:
         model: gives embeddings `(n, width)` of each of the three entries.
         batch: three named entries; a `weight` `(n,)` of rows is taken into account.
-        anchor: the name of the first.
-        positive: the name of the entry that is to be near.
-        negative: the name of the entry that is to be far.
-        margin: the difference of the distances from which the loss is 0.
+        anchor: the name of the entry with the anchors.
+        positive: the name of the entry that should be near the anchor.
+        negative: the name of the entry that should be far from the anchor.
+        margin: the smallest difference of the two distances for which the loss is 0.
     """
     names = {"anchor": anchor, "positive": positive, "negative": negative}
     a, p, n = (find_output(model(entry(batch, name, at))) for at, name in names.items())

@@ -31,10 +31,10 @@ def focal(
     Args:
         model: gives logits `(n, classes, height, width)`.
         batch: the targets are int64 `(n, height, width)`.
-        input: the name of what goes into the model.
+        input: the name of the model's input in the batch.
         target: the name of the classes.
-        gamma: the exponent; 0: the cross-entropy.
-        ignore_index: a class that does not count.
+        gamma: the exponent; 0 gives the cross-entropy.
+        ignore_index: a class that is ignored.
     """
     return _images(functional.focal, model, batch, input, target, ignore_index, gamma=gamma)
 
@@ -53,10 +53,10 @@ def dice(
     Args:
         model: gives logits `(n, classes, height, width)`.
         batch: the targets are int64 `(n, height, width)`.
-        input: the name of what goes into the model.
+        input: the name of the model's input in the batch.
         target: the name of the classes.
-        smooth: a term of numerator and denominator.
-        ignore_index: a class that does not count.
+        smooth: a number that is added to numerator and denominator.
+        ignore_index: a class that is ignored.
     """
     return _images(functional.dice, model, batch, input, target, ignore_index, smooth=smooth)
 
@@ -76,11 +76,11 @@ def tversky(
     Args:
         model: gives logits `(n, classes, height, width)`.
         batch: the targets are int64 `(n, height, width)`.
-        input: the name of what goes into the model.
+        input: the name of the model's input in the batch.
         target: the name of the classes.
-        false_positives: the factor of pixels that are wrongly of a class.
-        false_negatives: the factor of pixels that are wrongly not of a class.
-        ignore_index: a class that does not count.
+        false_positives: the factor of pixels that are wrongly assigned to a class.
+        false_negatives: the factor of pixels of a class that are wrongly not assigned to it.
+        ignore_index: a class that is ignored.
     """
     return _images(
         functional.tversky,
@@ -107,9 +107,9 @@ def lovasz(
     Args:
         model: gives logits `(n, classes, height, width)`.
         batch: the targets are int64 `(n, height, width)`.
-        input: the name of what goes into the model.
+        input: the name of the model's input in the batch.
         target: the name of the classes.
-        ignore_index: a class that does not count.
+        ignore_index: a class that is ignored.
     """
     return _images(functional.lovasz, model, batch, input, target, ignore_index)
 

@@ -56,14 +56,16 @@ def cross_entropy(
         model: gives logits `(n, classes)`, or `(n, classes, height, width)` for images of classes.
         batch: the targets are int64 `(n,)` (`(n, height, width)`) or soft labels like the logits; a
             `weight` `(n,)` of rows is taken into account.
-        input: the name of what goes into the model; null: as `call_model` decides.
-        target: the name of the classes; null: as `find_labels` decides.
+        input: the name of the model's input in the batch; null: chosen by `call_model`.
+        target: the name of the classes; null: found by `find_labels`.
         class_weights: the weight of each class in the mean.
-        label_smoothing: the share that is spread over all classes.
-        ignore_index: a class that does not count.
-        mixup: alpha of `functional.mixup`, in training; 0: none.
-        cutmix: alpha of `functional.cutmix`, in training; 0: none. With both, each batch draws one.
-        classes: their number, to mix integer targets; null: the data's fact of this name.
+        label_smoothing: the share of each label that is spread over all classes.
+        ignore_index: a class that is ignored.
+        mixup: the alpha of `functional.mixup`, in training; 0: no mixup.
+        cutmix: the alpha of `functional.cutmix`, in training; 0: no CutMix. With both, one is drawn for
+            each batch.
+        classes: the number of classes, to mix integer targets; null: the value `classes` that the data
+            provides.
     """
     if (mixup or cutmix) and model.training:
         pair = _mixed(batch, input, target, {"mixup": mixup, "cutmix": cutmix}, classes)
@@ -114,8 +116,8 @@ def binary_cross_entropy(
     Args:
         model: gives logits `(n,)` or `(n, 1)`.
         batch: the targets are 0 or 1, `(n,)`; a `weight` `(n,)` of rows is taken into account.
-        input: the name of what goes into the model.
-        target: the name of the answers.
+        input: the name of the model's input in the batch.
+        target: the name of the labels.
     """
     output, answers, _ = prediction(model, batch, input, target)
     logits = _as_targets(output, answers, target)
@@ -140,11 +142,11 @@ def multi_label(
     Args:
         model: gives logits `(n, classes)`.
         batch: the targets are 0 or 1, `(n, classes)`; a `weight` `(n,)` of rows is taken into account.
-        input: the name of what goes into the model.
+        input: the name of the model's input in the batch.
         target: the name of the labels.
         class_weights: the weight of each class in the mean.
         positive_weights: the factor of the loss of positive labels of each class.
-        label_smoothing: the share that is spread over 0 and 1.
+        label_smoothing: the share of each label that is spread over 0 and 1.
     """
     logits, labels, _ = prediction(model, batch, input, target)
     weights = row_weights(batch)
@@ -172,10 +174,10 @@ def mse(
     Args:
         model: gives `(n,)`, `(n, 1)`, or the shape of the targets.
         batch: the targets are floating-point; a `weight` `(n,)` of rows is taken into account.
-        input: the name of what goes into the model.
+        input: the name of the model's input in the batch.
         target: the name of the numbers to predict.
-        target_scale: the factor of the absolute error; null: the data's fact of this name (the standard
-            deviation of a standardized column), or 1.
+        target_scale: the factor of the absolute error; null: the value `target_scale` that the data
+            provides (the standard deviation of a standardized column), or 1.
     """
     return _regression("mse", torch.square, model, batch, input, target, target_scale)
 
@@ -193,7 +195,7 @@ def mae(
     Args:
         model: gives `(n,)`, `(n, 1)`, or the shape of the targets.
         batch: the targets are floating-point; a `weight` `(n,)` of rows is taken into account.
-        input: the name of what goes into the model.
+        input: the name of the model's input in the batch.
         target: the name of the numbers to predict.
         target_scale: as in `mse`.
     """
@@ -214,7 +216,7 @@ def huber(
     Args:
         model: gives `(n,)`, `(n, 1)`, or the shape of the targets.
         batch: the targets are floating-point; a `weight` `(n,)` of rows is taken into account.
-        input: the name of what goes into the model.
+        input: the name of the model's input in the batch.
         target: the name of the numbers to predict.
         delta: the error from which the loss is linear, in the units of the model's outputs.
         target_scale: as in `mse`.
@@ -239,7 +241,7 @@ def gaussian_nll(
     Args:
         model: gives `(n, 2 * numbers)`: the means, then the logarithms of the variances.
         batch: the targets are floating-point; a `weight` `(n,)` of rows is taken into account.
-        input: the name of what goes into the model.
+        input: the name of the model's input in the batch.
         target: the name of the numbers to predict.
         target_scale: as in `mse`.
     """
@@ -268,7 +270,7 @@ def _regression(
     output, wanted, _ = prediction(model, batch, input, target)
     _floating(name, wanted, target)
     error, weights = _as_targets(output, wanted, target) - wanted, row_weights(batch)
-    # One row a sample, however many numbers it has.
+    # The loss of a row is the mean over its numbers, so that all rows have equal weight.
     loss = weighted(each(error).reshape(len(error), -1).mean(1), weights)
     return loss, {"mae": _away(error, target_scale, weights)}
 
@@ -304,7 +306,7 @@ def _mixed(
     alphas: dict[str, float],
     classes: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return inputs and soft labels, mixed by mixup or CutMix: one of those with nonzero alpha."""
+    """Return inputs and soft labels, mixed by mixup or CutMix (drawn, if both have a nonzero alpha)."""
     if row_weights(batch) is not None:
         raise ValueError(
             "batch: expected no entry 'weight' with mixup or cutmix, because rows of different weights "

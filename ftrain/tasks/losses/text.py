@@ -35,7 +35,7 @@ def next_token(model: nn.Module, batch: Any, *, ignore: int = -100) -> Mean:
     Args:
         model: `(n, length) -> logits (n, length, vocabulary)`.
         batch: windows, int64 `(n, length + 1)`.
-        ignore: tokens that are not to be predicted, such as padding.
+        ignore: tokens that are not predicted, such as padding.
     """
     weights, batch = row_weights(batch), unpadded(batch)
     if not isinstance(batch, Tensor) or batch.ndim != 2:
@@ -70,10 +70,10 @@ def causal_lm(
         batch: entries named as the model's arguments, and labels, int64 `(n, length)`, not shifted; or a
             tensor of tokens, which are the labels as well. A `weight` `(n,)` of rows is taken into
             account.
-        input: the entry that the model takes as its only argument; null: as `call_model` decides.
-        target: the name of the labels; null: as `find_labels` decides.
-        ignore_index: labels that do not count, such as padding.
-        label_smoothing: the share that is spread over the vocabulary.
+        input: the entry that the model takes as its only argument; null: chosen by `call_model`.
+        target: the name of the labels; null: found by `find_labels`.
+        ignore_index: labels that are ignored, such as padding.
+        label_smoothing: the share of each label that is spread over the vocabulary.
         z_loss: the factor of the squared logarithm of the sum of the exponentials of the logits.
     """
     logits, labels = _tokens(model, batch, input, target)
@@ -107,9 +107,9 @@ def masked_lm(
         model: gives logits `(n, length, vocabulary)`, or a Hugging Face `ModelOutput` with them.
         batch: entries named as the model's arguments, and labels, int64 `(n, length)`: the token at each
             masked place, and `ignore_index` elsewhere. A `weight` `(n,)` of rows is taken into account.
-        input: the entry that the model takes as its only argument; null: as `call_model` decides.
-        target: the name of the labels; null: as `find_labels` decides.
-        ignore_index: labels that do not count.
+        input: the entry that the model takes as its only argument; null: chosen by `call_model`.
+        target: the name of the labels; null: found by `find_labels`.
+        ignore_index: labels that are ignored.
     """
     logits, labels, _ = prediction_of_classes(model, batch, input, target)
     weights = row_weights(batch)
@@ -129,15 +129,15 @@ def dpo(
     """Return the DPO loss of pairs of texts, and the share in which the chosen text is preferred.
 
     Args:
-        model: `(n, length) -> logits (n, length, vocabulary)`, causal: padding on the right changes
-            nothing.
-        batch: `chosen` and `rejected`, int64 `(n, length)`; `chosen_labels` and `rejected_labels`, the
-            same with `ignore_index` for prompt and padding; `reference_chosen` and
+        model: `(n, length) -> logits (n, length, vocabulary)`; causal, so that padding on the right has
+            no effect.
+        batch: `chosen` and `rejected`, int64 `(n, length)`; `chosen_labels` and `rejected_labels`, which
+            are the same except for `ignore_index` at prompt and padding; `reference_chosen` and
             `reference_rejected`, `(n,)`, the log-probabilities under the reference model
             (`functional.sequence_log_probs`). A `weight` `(n,)` of rows is taken into account.
-        beta: the strength of the pull to the reference.
-        label_smoothing: the share of preferences that are taken to be wrong.
-        ignore_index: labels that do not count.
+        beta: the strength of the pull towards the reference model.
+        label_smoothing: the assumed share of wrong preferences.
+        ignore_index: labels that are ignored.
     """
 
     def log_probs(name: str) -> Tensor:
@@ -181,12 +181,13 @@ def ctc(
         model: gives logits `(n, time, classes)`.
         batch: named entries; the targets are int64 `(n, length)`. A `weight` `(n,)` of rows is taken
             into account.
-        input: the name of what goes into the model.
+        input: the name of the model's input in the batch.
         target: the name of the labels.
-        input_lengths: the name of the numbers of places of the logits, int64 `(n,)`.
-        label_lengths: the name of the numbers of labels, int64 `(n,)`.
+        input_lengths: the name of the entry with the number of places in each row of logits, int64
+            `(n,)`.
+        label_lengths: the name of the entry with the number of labels of each row, int64 `(n,)`.
         blank: the class of the blank.
-        zero_infinity: count sequences with more labels than places as 0.
+        zero_infinity: True to replace the infinite loss of sequences with more labels than places by 0.
     """
     logits, labels, _ = prediction(model, batch, input, target)
     return functional.ctc(

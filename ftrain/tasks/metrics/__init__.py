@@ -7,10 +7,10 @@
         found = {"f1": metrics.f1(logits, labels), "top5": metrics.top_k_accuracy(logits, labels, k=5)}
         return functional.cross_entropy(logits, labels), found
 
-A function returns the counts and sums of a batch, which merge by addition; `value` is computed from the
-merged ones: the F1 score of a data set is not a mean of the scores of its batches. None of the functions
-waits for the device, so steps may call them, compiled and vmapped ones too. `from_torchmetrics` makes
-such a function of a metric of torchmetrics.
+Each function returns counts and sums of a batch, which merge by addition. The attribute `value` is
+computed from the merged counts, because the F1 score of a data set, for example, is not a mean of the
+scores of its batches. None of the functions waits for the device, so eager, compiled and vmapped steps
+can call them. `from_torchmetrics` makes such a function from a metric of torchmetrics.
 
 Start reading at `rates.py`.
 """

@@ -20,8 +20,8 @@ class CalibrationError(NamedTuple):
 
     Attributes:
         weight: `(bins,)`: the total weight of the labels in each bin of confidence.
-        confidence: `(bins,)`: the sum of their confidences, weighted.
-        hits: `(bins,)`: the weight of those that were predicted.
+        confidence: `(bins,)`: the weighted sum of the confidences in each bin.
+        hits: `(bins,)`: the total weight of the correctly predicted labels in each bin.
     """
 
     weight: Tensor
@@ -49,15 +49,15 @@ def calibration_error(
 ) -> CalibrationError:
     """Return the expected calibration error of the predicted classes (arXiv 1706.04599).
 
-    The confidence is the largest probability; bin `b` of `B` holds those above `b / B` and up to
+    The confidence is the largest probability; bin `b` of `B` has the confidences above `b / B` and up to
     `(b + 1) / B`.
 
     Args:
         logits: floating point, with an axis of classes, the last by default.
         labels: integers, the shape of `logits` without the axis of classes.
-        bins: their number, positive.
+        bins: the number of bins, positive.
         class_axis: the axis of classes.
-        ignore_index: labels that do not count.
+        ignore_index: labels that are ignored.
         row_weights: the weights of rows, or of all labels.
 
     Raises:

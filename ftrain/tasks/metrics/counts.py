@@ -31,7 +31,7 @@ class ConfusionMatrix(NamedTuple):
     """Counts of samples by the class of their label and the predicted class.
 
     Attributes:
-        counts: int64 `(classes, classes)`: rows are classes of labels, columns predicted classes.
+        counts: int64 `(classes, classes)`: rows are classes of labels, columns are predicted classes.
     """
 
     counts: Tensor
@@ -42,7 +42,7 @@ class ConfusionMatrix(NamedTuple):
         return self.counts
 
     def merge(self, other: ConfusionMatrix) -> ConfusionMatrix:
-        """Return the counts of the data of `self` and `other`."""
+        """Return the counts over the data of both `self` and `other`."""
         return type(self)(self.counts + other.counts)
 
 
@@ -56,9 +56,9 @@ class ClassF1(_ClassCounts):
     r"""F1 scores of classes, $2 \, \mathrm{hits} / (\mathrm{predicted} + \mathrm{actual})$.
 
     Attributes:
-        hits: int64 `(classes,)`: labels of a class that were predicted.
-        predicted: int64 `(classes,)`: predictions of a class.
-        actual: int64 `(classes,)`: labels of a class.
+        hits: int64 `(classes,)`: the number of correctly predicted labels of each class.
+        predicted: int64 `(classes,)`: the number of predictions of each class.
+        actual: int64 `(classes,)`: the number of labels of each class.
     """
 
     __slots__ = ()
@@ -69,7 +69,7 @@ class ClassF1(_ClassCounts):
         return 2 * self.hits / (self.predicted + self.actual)
 
     def merge(self: _C, other: _C) -> _C:
-        """Return the counts of the data of `self` and `other`."""
+        """Return the counts over the data of both `self` and `other`."""
         pairs = zip(self, other, strict=True)
         return type(self)(*(mine + theirs for mine, theirs in pairs))
 
@@ -111,7 +111,7 @@ class MeanIoU(ClassF1):
     r"""Mean intersection over union of classes; fields as in `ClassF1`.
 
     $\mathrm{hits} / (\mathrm{predicted} + \mathrm{actual} - \mathrm{hits})$ of the pixels of the data
-    set, averaged over the classes in the labels or predicted.
+    set, averaged over the classes that occur in labels or predictions.
     """
 
     __slots__ = ()
@@ -139,7 +139,7 @@ def confusion_matrix(
         logits: floating point, with an axis of classes, the last by default.
         labels: integers, the shape of `logits` without the axis of classes.
         class_axis: the axis of classes: 1 for images `(n, classes, height, width)`.
-        ignore_index: labels that do not count.
+        ignore_index: labels that are ignored.
 
     Raises:
         ValueError: the shapes do not fit; on a CPU, a label is out of range.
@@ -156,7 +156,8 @@ def confusion_matrix(
             f"{tuple(logits.shape)}, got {tuple(labels.shape)}. Reshape the one that differs"
         )
     counts = labels != ignore_index
-    # A label that is out of range has a cell outside of the matrix, because predictions are in range.
+    # A label that is out of range gives a cell outside of the matrix, since predictions are in range, so
+    # that `scatter_add` raises.
     cells = (labels.where(counts, 0) * classes + found).flatten()
     empty = torch.zeros(classes * classes, dtype=torch.int64, device=labels.device)
     with classes_in_range(labels, classes, ignore_index):
@@ -175,17 +176,18 @@ def f1(
     """Return the F1 score of predicted classes, or of independent labels.
 
     Args:
-        logits: floating point, with an axis of classes, the last by default. The class with the largest
-            logit is predicted; of independent labels, each with a positive logit.
-        labels: integers, the shape of `logits` without the axis of classes; or, independent labels, 0 or
-            1 in the shape of `logits`.
-        average: "macro": the mean over classes in the labels or predicted; "micro": of all classes as
-            one; "weighted": the mean weighted by labels; "none": each class.
+        logits: floating point, with an axis of classes, the last by default. The predicted class is that
+            with the largest logit; for independent labels, each one with a positive logit is predicted.
+        labels: integers, the shape of `logits` without the axis of classes; or independent labels, 0 or
+            1, in the shape of `logits`.
+        average: "macro": the mean over classes that occur in labels or predictions; "micro": the score
+            from counts summed over all classes; "weighted": the mean weighted by numbers of labels;
+            "none": the score of each class.
         class_axis: the axis of classes.
-        ignore_index: labels that do not count.
+        ignore_index: labels that are ignored.
 
     Raises:
-        ValueError: unknown average, or the shapes do not fit; on a CPU, a label is out of range.
+        ValueError: `average` is unknown, or the shapes do not fit; on a CPU, a label is out of range.
 
     Example:
         >>> f1(torch.eye(2), torch.tensor([0, 0])).value
@@ -207,7 +209,7 @@ def mean_iou(
         logits: `(n, classes, ...)`.
         labels: integers `(n, ...)`.
         class_axis: the axis of classes.
-        ignore_index: labels that do not count.
+        ignore_index: labels that are ignored.
 
     Raises:
         ValueError: the shapes do not fit; on a CPU, a label is out of range.

@@ -18,8 +18,8 @@ from ftrain.core.metrics import Metric
 
 __all__ = ["from_torchmetrics"]
 
-#: How two states merge, by the name of the function that torchmetrics reduces over processes with. Its
-#: mean is left out: it is one of batches, whatever their sizes.
+#: How two states merge, by the name of torchmetrics' function for reduction over processes. The mean is
+#: not supported, because it gives all batches the same weight, independently of their sizes.
 _MERGED = {
     "dim_zero_sum": "sum",
     "dim_zero_max": "max",
@@ -27,7 +27,7 @@ _MERGED = {
     "dim_zero_cat": "cat",
 }
 
-#: Metrics of torchmetrics whose states are no sums over rows, although they merge by sum.
+#: Metrics of torchmetrics whose states merge by sum, although they are not sums over rows.
 _NOT_SUMS = {
     "MultilabelRankingLoss": "counts one row of a batch whose rows all have equal labels",
 }
@@ -41,20 +41,20 @@ def from_torchmetrics(
 ) -> Callable[..., Metric]:
     """Return a function that computes a torchmetrics metric of a batch, mergeable over batches.
 
-    Its arguments are those of the metric's `update`, or of a function of `torchmetrics.functional`. What
-    it returns goes into the metrics of a loss or evaluation function, and keeps one of:
+    Its arguments are those of the metric's `update`, or of a function of `torchmetrics.functional`. Put
+    its result into the metrics of a loss or evaluation function. The result stores one of:
 
-    - The inputs, concatenated; `value` calls the metric once, with all of them, outside of the step. So
-      any metric or function of tensors is exact, but the memory grows with the rows: for evaluation.
-    - The states of the metric, most of which have one size however many rows there are. Its `update`
-      runs inside of the step, and must be a pure function of tensors; states merge by sum, maximum,
-      minimum or concatenation.
+    - The inputs, concatenated; `value` calls the metric once, with all of them, outside of the step.
+      This is exact for any metric or function of tensors, but its memory grows with the number of
+      rows, so use it for evaluation.
+    - The states of the metric, most of which have a constant size. Its `update` runs inside of the step,
+      and must be a pure function of tensors; states merge by sum, maximum, minimum or concatenation.
 
-    States are exact if `update` adds sums over rows. Those of `torchmetrics.classification` and
-    `regression` do, with two exceptions: `MultilabelRankingLoss`, which is refused, and metrics that get
-    logits. They decide for each update whether its predictions are logits, by their range: give them
+    States are exact if `update` adds sums over rows. This is true for `torchmetrics.classification` and
+    `regression`, with two exceptions: `MultilabelRankingLoss`, for which an error is raised, and metrics
+    of logits, which decide by the range of the predictions in each update whether these are logits: pass
     probabilities. In a compiled step, `update` must not read values (pass `validate_args=False` to the
-    metric) or call `torch.bincount`, as counts of each class do: keep their inputs.
+    metric) and must not call `torch.bincount`, which counts per class use: keep the inputs for those.
 
     Args:
         metric: a `torchmetrics.Metric`, which is copied, or a function.
@@ -65,9 +65,10 @@ def from_torchmetrics(
         `(*tensors, **tensors) -> Metric`.
 
     Raises:
-        TypeError: not a metric or function; in a call, an argument is not a tensor.
-        ValueError: unknown `keep`, or "states" for a function or for states that do not merge; in a
-            call, `update` sets more than states, or inputs differ in their number of rows.
+        TypeError: `metric` is not a metric or function; in a call, an argument is not a tensor.
+        ValueError: `keep` is unknown, or "states" is given for a function or for states that do not
+            merge; in a call, `update` sets attributes that are not states, or inputs differ in their
+            number of rows.
 
     Example:
         >>> def error(preds, target):                 # or torchmetrics.functional.mean_squared_error
@@ -90,8 +91,8 @@ def from_torchmetrics(
                 else type(metric).__name__
             )
             raise TypeError(
-                f"metric: expected a torchmetrics.Metric or a function, got {got}. Pass one metric, and "
-                "of a MetricCollection each by itself"
+                f"metric: expected a torchmetrics.Metric or a function, got {got}. Pass one metric; for "
+                "a MetricCollection, pass each of its metrics by itself"
             )
         if keep == "states":
             raise ValueError(
@@ -102,7 +103,7 @@ def from_torchmetrics(
     template: Any = copy.deepcopy(metric)
     template.reset()
     for each in template.modules():
-        if hasattr(each, "sync_on_compute"):  # results merge over processes as all metrics do
+        if hasattr(each, "sync_on_compute"):  # ftrain merges the results of all processes itself
             each.sync_on_compute = False
     if keep == "states":
         obstacle = _obstacle(template)
@@ -123,19 +124,18 @@ def _obstacle(template: Any) -> str | None:
     if type(template).__name__ in _NOT_SUMS:
         return _NOT_SUMS[type(template).__name__]
     if any(hasattr(each, "_reductions") for each in template.modules() if each is not template):
-        return "holds other metrics, whose states are not its own"
+        return "contains other metrics, whose states are separate"
     if template.full_state_update is not False:
         return (
-            "has not full_state_update = False: its update may read the states of earlier batches"
+            "does not have full_state_update = False: its update may read the states of earlier "
+            "batches"
         )
     for name, function in template._reductions.items():
         if getattr(function, "__name__", None) not in _MERGED:
             by = getattr(function, "__name__", function)
             return f"has a state {name!r} that is reduced by {by}, not by sum, max, min or cat"
         if isinstance(template._defaults[name], list) != (_MERGED[function.__name__] == "cat"):
-            return (
-                f"has a state {name!r} of which only one form, a list or a tensor, can be reduced"
-            )
+            return f"has a state {name!r} whose reduction fits only one of its forms, a list or a tensor"
     return None
 
 
@@ -278,10 +278,10 @@ def _checked(metric: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T
 
 
 def _start(default: Any) -> Callable[[Tensor], Tensor] | None:
-    """Return a function that makes a state's initial value; `None` for a state that is a list.
+    """Return a function that makes a state's initial value; `None` if the state is a list.
 
-    `new_full` gives a state the device of the inputs without a copy from the host, and under `vmap` the
-    axis of the members, so that an update may add to it in place.
+    `new_full` creates the state on the device of the inputs, without a copy from the host, and under
+    `vmap` with the mapped axis, so that an update may add to it in place.
     """
     if isinstance(default, list):
         return None
@@ -295,7 +295,7 @@ def _merged(how: str, start: Any, one: Tensor, two: Tensor, axis: int) -> Tensor
     if how == "cat":
         return torch.cat([one, two], axis)
     if how == "sum":
-        total: Tensor = one + two - start(one)  # both began with it
+        total: Tensor = one + two - start(one)  # both include the initial value
         return total
     return torch.maximum(one, two) if how == "max" else torch.minimum(one, two)
 

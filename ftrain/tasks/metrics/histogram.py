@@ -1,4 +1,4 @@
-"""Histograms of values between fixed edges, such as those of gradients by module."""
+"""Histograms of values between fixed edges, such as histograms of gradients by module."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ __all__ = ["Histogram", "histogram", "log_edges"]
 
 
 class Histogram(NamedTuple):
-    """Counts of values between fixed edges. The log of a `Trainer` has no columns for it.
+    """Counts of values between fixed edges, for which the log of a `Trainer` has no columns.
 
     Attributes:
-        counts: int64 `(edges + 1,)`: values up to the first edge, between each two (the upper one
-            included), and above the last one or NaN.
+        counts: int64 `(edges + 1,)`: the numbers of values up to the first edge, between each two edges
+            (the upper edge included), and above the last edge or NaN.
     """
 
     counts: Tensor
@@ -58,7 +58,7 @@ def histogram(values: Tensor, edges: Sequence[float]) -> Histogram:
 
 
 def log_edges(low: float = 1e-10, high: float = 100.0, per_decade: int = 1) -> tuple[float, ...]:
-    """Return histogram edges for both signs that are equally spaced on a logarithmic scale.
+    """Return histogram edges of both signs, equally spaced on a logarithmic scale.
 
     Args:
         low: the smallest positive edge; values between `-low` and `low` share one interval.

@@ -31,9 +31,10 @@ class Perplexity(Mean):
 
 
 def perplexity(loss: Mean) -> Perplexity:
-    """Return the perplexity of a loss, such as that of `causal_lm`, without smoothing or z-loss.
+    """Return the perplexity for a loss such as that of `causal_lm`, without smoothing and z-loss.
 
-    The perplexity of merged batches is that of all their tokens, not the mean of their perplexities.
+    The perplexity of merged batches is computed from all their tokens; it is not the mean of their
+    perplexities.
 
     Args:
         loss: in nats, weighted by tokens.
@@ -49,7 +50,7 @@ def perplexity(loss: Mean) -> Perplexity:
 def bits_per_byte(loss: Mean, count: Tensor | int) -> Mean:
     """Return the bits that a language model needs for each byte of text.
 
-    It compares models with different tokenizers.
+    Use it to compare models with different tokenizers.
 
     Args:
         loss: in nats, of the tokens of a batch, without smoothing or z-loss.

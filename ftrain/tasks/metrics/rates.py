@@ -25,11 +25,11 @@ def accuracy(
     """Return the share of labels whose class has the largest logit.
 
     Args:
-        logits: floating point, with an axis of classes, the last by default. The first of equal logits
-            counts.
+        logits: floating point, with an axis of classes, the last by default. Of equal logits, the first
+            one is the prediction.
         labels: integers, the shape of `logits` without the axis of classes.
         class_axis: the axis of classes: 1 for images `(n, classes, height, width)`.
-        ignore_index: labels that do not count.
+        ignore_index: labels that are ignored.
         row_weights: the weights of rows, or of all labels.
 
     Raises:
@@ -60,10 +60,10 @@ def top_k_accuracy(
     """Return the share of labels whose class is among the `k` largest logits.
 
     Args:
-        logits: `(..., classes)`. Of equal logits, the first come first.
+        logits: `(..., classes)`. Equal logits are ranked by position.
         labels: integers `(...)`.
         k: positive.
-        ignore_index: labels that do not count.
+        ignore_index: labels that are ignored.
         row_weights: the weights of rows, or of all labels.
 
     Raises:
@@ -80,12 +80,12 @@ def top_k_accuracy(
 def recall_at_k(
     scores: Tensor, relevant: Tensor, *, k: int, row_weights: Tensor | None = None
 ) -> Mean:
-    """Return recall at `k`: the mean share of a query's relevant documents among its `k` best-scored.
+    """Return recall at `k`: the mean share of a query's relevant documents among its `k` best ones.
 
     Args:
-        scores: `(queries, documents)`. Of equal scores, the first come first.
-        relevant: bool `(queries, documents)`; or int64 `(queries,)`, the one that is relevant. A query
-            without a relevant document does not count.
+        scores: `(queries, documents)`. Equal scores are ranked by position.
+        relevant: bool `(queries, documents)`; or int64 `(queries,)`, the index of the only relevant
+            document. A query without a relevant document is ignored.
         k: positive.
         row_weights: `(queries,)`.
 
@@ -107,9 +107,9 @@ def mean_reciprocal_rank(
     """Return the mean over queries of one over the rank of the first relevant document.
 
     Args:
-        scores: `(queries, documents)`. Of equal scores, the first come first.
-        relevant: bool `(queries, documents)`; or int64 `(queries,)`, the one that is relevant. A query
-            without a relevant document does not count.
+        scores: `(queries, documents)`. Equal scores are ranked by position.
+        relevant: bool `(queries, documents)`; or int64 `(queries,)`, the index of the only relevant
+            document. A query without a relevant document is ignored.
         row_weights: `(queries,)`.
 
     Raises:
@@ -127,7 +127,9 @@ def mean_reciprocal_rank(
 
 def _ranked(scores: Tensor, relevant: Tensor) -> Tensor:
     """Return `relevant` sorted by descending score; entries with score NaN count as not relevant."""
-    order = torch.sort(scores, dim=-1, descending=True, stable=True).indices  # NaN comes first
+    order = torch.sort(
+        scores, dim=-1, descending=True, stable=True
+    ).indices  # `sort` puts NaN first
     return (relevant & ~scores.isnan()).gather(-1, order)
 
 

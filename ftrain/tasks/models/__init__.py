@@ -1,4 +1,4 @@
-"""Models that configurations and examples use: plain modules, to train unchanged or to copy.
+"""Models for configurations and examples: plain modules, which you can train unchanged or copy.
 
     mlp(inputs, outputs)            a multilayer perceptron
     LeNet5(channels, classes)       a convolutional network for images of 32 x 32 pixels

@@ -16,16 +16,17 @@ __all__ = ["GPT"]
 class GPT(nn.Module):
     """Decoder of `layers` blocks with pre-norm and tied embedding and output weights.
 
-    `forward` takes tokens, int64 `(n, length)`, at most `context` of them in a row, and returns the
-    logits of the next ones, `(n, length, vocabulary)`.
+    `forward` takes tokens, int64 `(n, length)` with `length` at most `context`, and returns the logits
+    of the next tokens, `(n, length, vocabulary)`.
 
     Args:
         vocabulary: number of different tokens.
         context: the largest length.
         layers: number of blocks.
-        heads: of attention; they divide `width`.
-        width: of the embeddings.
-        dropout: probability, after the embeddings, in attention, and after each part of a block.
+        heads: number of attention heads; a divisor of `width`.
+        width: width of the embeddings.
+        dropout: probability of dropout after the embeddings, in attention, and after each part of a
+            block.
 
     Example:
         >>> import torch
@@ -52,7 +53,8 @@ class GPT(nn.Module):
         self.head.weight = self.tokens.weight
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                # Each block adds twice to the residual stream: keep its variance at the start.
+                # Each block adds twice to the residual stream: these initial weights keep its variance
+                # constant.
                 shrink = math.sqrt(2 * layers) if name.endswith("out.weight") else 1.0
                 nn.init.normal_(parameter, std=0.02 / shrink)
 

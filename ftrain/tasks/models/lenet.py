@@ -16,9 +16,9 @@ class LeNet5(nn.Module):
     `forward` takes images `(n, channels, 32, 32)`, floating point, and returns logits `(n, classes)`.
 
     Args:
-        channels: of the images.
+        channels: number of channels of the images.
         classes: number of classes.
-        dropout: probability, after each hidden linear layer.
+        dropout: probability of dropout after each hidden linear layer.
 
     Example:
         >>> import torch

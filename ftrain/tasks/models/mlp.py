@@ -1,4 +1,4 @@
-"""Multilayer perceptron, to try out data and settings.
+"""Multilayer perceptron, for trying out data and settings.
 
 Read next: `lenet.py`.
 """
@@ -19,10 +19,10 @@ def mlp(
     """Return a multilayer perceptron: linear layers with GELUs between them.
 
     Args:
-        inputs: numbers in a sample; more than one axis of them is flattened.
-        outputs: numbers to predict: classes, or values.
-        hidden: widths of the layers between; none: a linear model.
-        dropout: probability, after each hidden layer.
+        inputs: number of features of a sample; samples with several axes are flattened.
+        outputs: number of outputs: classes, or values to predict.
+        hidden: widths of the hidden layers; without any, the model is linear.
+        dropout: probability of dropout after each hidden layer.
 
     Example:
         >>> mlp(4, 3, hidden=(8,))

@@ -17,15 +17,15 @@ __all__ = ["ResNet"]
 class ResNet(nn.Module):
     """Residual network for small images (arXiv 1512.03385, section 4.2): `6 * blocks + 2` layers.
 
-    Each width is a stage of residual blocks; from the second on, its first block halves height and
-    width. `forward` takes images `(n, channels, height, width)` of any size, and returns logits
-    `(n, classes)`.
+    For each width there is a stage of residual blocks; from the second stage on, the first block of a
+    stage halves height and width. `forward` takes images `(n, channels, height, width)` of any size, and
+    returns logits `(n, classes)`.
 
     Args:
-        channels: of the images.
+        channels: number of channels of the images.
         classes: number of classes.
-        widths: channels of each stage.
-        blocks: residual blocks in a stage.
+        widths: number of channels of each stage.
+        blocks: number of residual blocks in a stage.
 
     Example:
         >>> import torch

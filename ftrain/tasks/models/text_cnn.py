@@ -23,9 +23,9 @@ class TextCNN(nn.Module):
     Args:
         vocabulary: number of different tokens.
         classes: number of classes.
-        width: of the embeddings, and of the outputs of each convolution.
-        sizes: tokens that a convolution sees at a time.
-        dropout: probability, before the last layer.
+        width: width of the embeddings and of the outputs of each convolution.
+        sizes: kernel sizes of the convolutions, in tokens.
+        dropout: probability of dropout before the last layer.
 
     Example:
         >>> TextCNN(256, 3, width=4)(torch.zeros(2, 9, dtype=torch.int64)).shape

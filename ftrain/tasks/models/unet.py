@@ -20,9 +20,9 @@ class UNet(nn.Module):
     `2 ** depth`, and returns logits `(n, classes, height, width)`.
 
     Args:
-        channels: of the images.
+        channels: number of channels of the images.
         classes: number of classes of a pixel.
-        width: channels at full size; each halving of the size doubles them.
+        width: number of channels at full size, doubled at each halving of the size.
         depth: number of halvings.
 
     Example:
@@ -55,7 +55,7 @@ class UNet(nn.Module):
         for level, block in enumerate(self.down):
             x = block(x if level == 0 else self.pool(x))
             skipped.append(x)
-        skipped.pop()  # the lowest one is `x` itself
+        skipped.pop()  # the last one is `x` itself
         for grow, block in zip(self.grow, self.up, strict=True):
             x = block(torch.cat([skipped.pop(), grow(x)], 1))
         logits: Tensor = self.head(x)

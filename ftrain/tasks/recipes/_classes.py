@@ -18,8 +18,8 @@ class Classified(NamedTuple):
 
     Attributes:
         logits: `(n, classes)`.
-        labels: int64 `(n,)`; of soft labels, the likeliest class.
-        loss: the cross-entropy without class weights and smoothing.
+        labels: int64 `(n,)`; for soft labels, the most likely class.
+        loss: the cross-entropy without class weights or smoothing.
         accuracy: the share of rows whose class has the largest logit.
     """
 
@@ -36,7 +36,7 @@ def classified(
     target: str | int | None,
     ignore_index: int,
 ) -> Classified:
-    """Call a model with a batch with one class per row; return logits, classes and their metrics."""
+    """Call a model with a batch of one class per row; return logits, classes and their metrics."""
     logits, labels, _ = prediction_of_classes(model, batch, input, target)
     options: Any = {"ignore_index": ignore_index, "row_weights": row_weights(batch)}
     loss = functional.cross_entropy(logits, labels, **options)

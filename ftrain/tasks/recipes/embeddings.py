@@ -1,4 +1,4 @@
-"""Task of retrieval with embeddings: to find the partner of each row.
+"""Task of retrieval with embeddings: finding the partner of each row.
 
 Read next: `ftrain/tasks/losses/embeddings.py`.
 """
@@ -28,21 +28,22 @@ def retrieval(
     symmetric: bool = True,
     k: int = 5,
 ) -> Task:
-    """Return the task of retrieval: to find the partner of each row among all partners of a batch.
+    """Return the task of retrieval: finding the partner of each row among all partners of a batch.
 
-    The loss is `losses.info_nce`. Its negatives are the other rows of the batch, and evaluation looks
-    for the partner among them, too: loss and metrics depend on the batch size. Merged over batches they
-    are means over queries, each among the documents of its own batch. `accumulate` changes the loss, and
-    warns; `grad_cache` takes batches that do not fit in memory.
+    The loss is `losses.info_nce`. Its negatives are the other rows of the batch, and evaluation ranks
+    the partner among these rows too, so loss and metrics depend on the batch size. Merged over batches,
+    they are means over queries, each compared with the documents of its own batch. `accumulate` changes
+    the loss, and warns; use `grad_cache` for batches that do not fit in memory.
 
     Args:
-        first: the place or name of the first embedding in the outputs of the model, the query.
-        second: the place or name of the second, the document.
+        first: the index or name of the first embedding (the query) in the outputs of the model.
+        second: the index or name of the second embedding (the document).
         temperature: the divisor of the scores; not used with `logit_scale`.
-        logit_scale: the name of a parameter of the model, 0-d, that is trained: the logarithm of one
-            over the temperature, as in CLIP.
+        logit_scale: the name of a trained 0-d parameter of the model, the logarithm of one over the
+            temperature, as in CLIP.
         symmetric: average both directions in the loss.
-        k: evaluate the share of queries whose document is among the best `k`, too.
+        k: the `K` of the metric `recall_at_K`, the share of queries whose document is among the best
+            `k`.
 
     Returns:
         A `Task` with the metrics `mean_reciprocal_rank`, `recall_at_1` and `recall_at_K`.

@@ -37,15 +37,16 @@ def image_classification(
     The loss is `losses.cross_entropy`. Evaluation leaves out class weights, smoothing and mixing.
 
     Args:
-        input: the entry of a batch that holds the images; `None`: as `call_model` decides.
-        target: the entry with the classes, int64 `(n,)`; `None`: as `find_labels` decides.
+        input: the entry of a batch that holds the images; `None`: chosen by `call_model`.
+        target: the entry with the classes, int64 `(n,)`; `None`: found by `find_labels`.
         class_weights: the weight of each class in the mean.
-        label_smoothing: the share that is spread over all classes.
-        mixup: alpha of `functional.mixup`; 0: none.
-        cutmix: alpha of `functional.cutmix`; 0: none. With both, each batch draws one.
-        classes: their number, needed to mix; in configurations the data's fact of this name.
-        top_k: evaluate `top_K_accuracy`, too, with this number as `K`.
-        ignore_index: a class that does not count.
+        label_smoothing: the share of each label that is spread over all classes.
+        mixup: the alpha of `functional.mixup`; 0: no mixup.
+        cutmix: the alpha of `functional.cutmix`; 0: no CutMix. With both, one is drawn for each batch.
+        classes: the number of classes, needed for mixing; in configurations, by default the value
+            `classes` that the data provides.
+        top_k: the `K` of the additional metric `top_K_accuracy`.
+        ignore_index: a class that is ignored.
 
     Returns:
         A `Task` with the metrics `accuracy`, `calibration_error` and, with `top_k`, `top_K_accuracy`.
@@ -99,16 +100,17 @@ def segmentation(
 
     The loss of an image is a sum of two means, each with a factor: the cross-entropy of its pixels, and
     the Dice loss of the classes in its labels. The loss of a batch is the mean over its images, so that
-    means over any batches are exact. Images whose pixels are all ignored do not count.
+    means over any batches are exact. Images whose pixels are all ignored are left out.
 
     Args:
-        input: the entry of a batch that holds the images; `None`: as `call_model` decides.
-        target: the entry with the classes, int64 `(n, height, width)`; `None`: as `find_labels` decides.
+        input: the entry of a batch that holds the images; `None`: chosen by `call_model`.
+        target: the entry with the classes, int64 `(n, height, width)`; `None`: found by `find_labels`.
         dice: the factor of the Dice loss, 0 or more.
         cross_entropy: the factor of the cross-entropy, 0 or more.
         smooth: see `functional.dice`.
-        label_smoothing: the share that is spread over all classes, in the cross-entropy of training.
-        ignore_index: a class that does not count.
+        label_smoothing: the share of each label that is spread over all classes, in the cross-entropy of
+            training.
+        ignore_index: a class that is ignored.
 
     Returns:
         A `Task` with the metrics `mean_iou` and `accuracy` (of pixels).
@@ -127,7 +129,7 @@ def segmentation(
         )
 
     def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, smoothed: float) -> Mean:
-        # Means over the pixels and over the classes of one image: their weights in it add up to 1.
+        # The weights of the pixels, and those of the classes, add up to 1 within each image.
         counts = labels != ignore_index
         pixels = counts.flatten(1).sum(1)
         known = one_hot(labels, logits.shape[1], ignore_index).flatten(1, -2).any(1).sum(1)

@@ -18,10 +18,10 @@ class Task:
 
     Attributes:
         loss_fn: `(model, batch) -> (loss, metrics)`, for training.
-        eval_fn: the same for evaluation: without smoothing, mixing and other terms that regularize, and
-            with more metrics.
-        metrics: names of the metrics that `eval_fn` returns, beside `loss`; the first is the usual one
-            to compare models by.
+        eval_fn: the same for evaluation, without smoothing, mixing and other regularization, and with
+            more metrics.
+        metrics: names of the metrics that `eval_fn` returns in addition to `loss`; the first is the
+            usual one for comparing models.
 
     Example:
         >>> import ftrain, torch

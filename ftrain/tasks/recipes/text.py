@@ -31,22 +31,22 @@ def language_modeling(
     label_smoothing: float = 0.0,
     z_loss: float = 0.0,
 ) -> Task:
-    """Return the task of language modeling: to predict the next tokens, or masked ones.
+    """Return the task of language modeling: predicting the next tokens, or masked ones.
 
     The loss is `functional.causal_lm` or `functional.masked_lm`. Evaluation leaves out smoothing and the
     z-loss.
 
     A batch has named entries and labels, int64 `(n, length)`, which are not shifted, as for Hugging
     Face's models. Or it is a tensor of windows, int64 `(n, length + 1)`, as `data: text` returns them:
-    the model sees all tokens but the last, and predicts all but the first.
+    the model gets all tokens except the last, and predicts all except the first.
 
     Args:
-        objective: "causal": each token given those before it; "masked": the tokens whose labels are not
-            `ignore_index`, at their own places.
-        input: the entry of a batch that the model takes as its only argument; `None`: as `call_model`
-            decides.
-        target: the entry with the labels; `None`: as `find_labels` decides.
-        ignore_index: labels that do not count, such as padding.
+        objective: "causal": predict each token given those before it; "masked": predict the tokens at
+            places whose label is not `ignore_index`.
+        input: the entry of a batch that the model takes as its only argument; `None`: chosen by
+            `call_model`.
+        target: the entry with the labels; `None`: found by `find_labels`.
+        ignore_index: labels that are ignored, such as padding.
         label_smoothing: the share of each label that is spread over the vocabulary.
         z_loss: the factor of the squared logarithm of the sum of the exponentials of the logits.
 
@@ -54,7 +54,7 @@ def language_modeling(
         A `Task` with the metrics `perplexity` and `accuracy`.
 
     Raises:
-        ValueError: unknown objective.
+        ValueError: the objective is unknown.
 
     Example:
         >>> language_modeling(z_loss=1e-4).metrics
@@ -113,12 +113,12 @@ def text_classification(
     The loss is `losses.cross_entropy`. Evaluation leaves out class weights and smoothing.
 
     Args:
-        input: the entry of a batch that the model takes as its only argument; `None`: entries named as
-            the model's arguments, such as `input_ids` and `attention_mask`, as `call_model` decides.
-        target: the entry with the classes, int64 `(n,)`; `None`: as `find_labels` decides.
+        input: the entry of a batch that the model takes as its only argument; `None`: entries with the
+            names of the model's arguments, such as `input_ids` and `attention_mask` (see `call_model`).
+        target: the entry with the classes, int64 `(n,)`; `None`: found by `find_labels`.
         class_weights: the weight of each class in the mean.
-        label_smoothing: the share that is spread over all classes.
-        ignore_index: a class that does not count.
+        label_smoothing: the share of each label that is spread over all classes.
+        ignore_index: a class that is ignored.
 
     Returns:
         A `Task` with the metrics `accuracy` and `f1` (the mean over classes).
