@@ -1,7 +1,7 @@
 """Loaders, samplers and readers: the batches of a run are a pure function of (seed, epoch, position).
 
-Batches come with a cursor that points after them; it can be saved, and reading can start from any
-cursor at no cost:
+Each batch comes with a cursor, the position after the batch. A cursor can be saved, and reading can
+start at any cursor without delay:
 
     Loader(dataset, batch_size, seed=0)    data with length and items: arrays, lists, map-style datasets
     Stream(source, batch_size)             iterables; loaders of other libraries
@@ -25,9 +25,9 @@ Data sets, without a network:
     idx(path)  mnist(folder)        the format of MNIST, gzipped or not
     images(folder)                  a folder of images for each class (Pillow)
     split(dataset, held_out)        two parts of any of these
-    concat(first, second, ...)      several in sequence
+    concat(first, second, ...)      several data sets in sequence
     select(dataset, columns)        some entries of each sample
-    with_outputs(dataset, fn, path) with a function's outputs for each sample, kept in a file
+    with_outputs(dataset, fn, path) a dataset with a function's outputs, stored in a file
 
 A `datasets.Dataset` of Hugging Face works in `Loader` unchanged, an `IterableDataset` in `Stream`.
 

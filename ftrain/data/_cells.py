@@ -26,15 +26,15 @@ from ftrain.data._files import PathLike, existing
 
 __all__ = ["Column", "Table", "is_missing", "is_number"]
 
-#: Cells that stand for a missing number in a column of numbers, in upper or lower case.
+#: Cells that mean a missing number in a column of numbers, in upper or lower case.
 _MISSING = ("", "na", "n/a", "nan", "null", "none", "?", "-")
 
-#: Cells of a column of words that stand for a missing word; "none" is a word, as in a column of garages.
+#: Cells that mean a missing word in a column of words; "none" is a word, such as in a column `garage`.
 _MISSING_WORDS = tuple(cell for cell in _MISSING if cell != "none")
 
 _FORMAT = Format()
 
-#: Cells that are parsed in one call, of several columns if each has fewer.
+#: Number of cells to parse in one call, which takes several columns if they are short.
 _AT_ONCE = 1 << 16
 
 #: Pattern of a number, valid in Python and in RE2.
@@ -43,11 +43,11 @@ _NUMBER = r"^[-+]?(?:(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?|(?i:inf|in
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Table:
-    """Cells of a CSV file, as text.
+    """CSV file as a table of text cells.
 
     Attributes:
         path: the file.
-        cells: as `read_cells` returns them.
+        cells: the result of `read_cells`.
         header: True if the first line names the columns.
     """
 
@@ -61,7 +61,7 @@ class Table:
 
         Raises:
             FileNotFoundError: the file does not exist.
-            DataError: it is not a table of rows of one length.
+            DataError: the file is not a table whose rows have equal length.
             ImportError: pyarrow is not installed.
         """
         path = existing(path)
@@ -80,7 +80,7 @@ class Table:
         return len(self.cells.columns[0])
 
     def line(self, row: int) -> int:
-        """Return the line of the file on which a row ends."""
+        """Return the number of the line in the file on which a row ends."""
         return line_of(self.path, self.cells.format, row + self.header)
 
     def check(self) -> None:
@@ -95,7 +95,7 @@ class Table:
             )
         last = self.cells.columns[-1][-1].as_py()
         content = self.path.read_bytes() if "\n" in last else b""
-        if content.count(b'"') % 2:  # pyarrow reads an unclosed cell to the end of the file
+        if content.count(b'"') % 2:  # without a closing quote, pyarrow reads to the end of the file
             line = content.count(b"\n") - last.count("\n") + 1
             says = "expected a closing quote, got the end of the file. Close the quote"
             raise DataError(f"{self.path}, line {line}: {says}")
@@ -143,12 +143,12 @@ class Table:
 
     @functools.cached_property
     def _parsed(self) -> dict[int, _Parsed]:
-        """The columns that were parsed last, by the index of the first."""
+        """The columns that were parsed last, by the index of the first one."""
         return {}
 
 
 class _Parsed(NamedTuple):
-    """Some columns of a table: their cells without white space around them, and the numbers in them.
+    """Parsed columns of a table: their cells without surrounding white space, and their numbers.
 
     Attributes:
         cells: a `pyarrow.StringArray` for each column.
@@ -191,11 +191,11 @@ class Column:
     Attributes:
         table: the table of the column.
         name: its name.
-        cells: a `pyarrow.StringArray`, without white space around the words.
+        cells: a `pyarrow.StringArray`, without surrounding white space.
         values: float64 `(n,)`: the numbers; NaN for a cell that is not a number.
         is_number: bool `(n,)`: True if the cell is a number; `nan` is a number.
-        is_missing: bool `(n,)`: True if the cell stands for a missing number, as `nan` does.
-        missing: the number that replaces missing numbers; `None`: they are errors.
+        is_missing: bool `(n,)`: True if the cell means a missing number, such as `nan`.
+        missing: the number that replaces missing numbers; `None` if they are errors.
         target: True for the column to predict, in which missing numbers are always errors.
         expected: the expected kind of cell, for messages.
     """
@@ -211,7 +211,7 @@ class Column:
     expected: str = "a number"
 
     def missing_words(self, known: Sequence[str] = ()) -> np.ndarray:
-        """Return which cells stand for a missing word and are not among `known`, bool `(n,)`."""
+        """Return a mask, bool `(n,)`, of the cells that mean a missing word and are not in `known`."""
         encoded = self.cells.dictionary_encode()
         absent = np.array(
             [
@@ -224,7 +224,7 @@ class Column:
         return found
 
     def replaced(self, places: np.ndarray, word: str) -> Column:
-        """Return the same column with `word` in the cells that are marked in `places`."""
+        """Return the column with `word` in the cells for which the mask `places` is True."""
         compute = importlib.import_module("pyarrow.compute")
         mask = importlib.import_module("pyarrow").array(places)
         return dataclasses.replace(self, cells=compute.if_else(mask, word, self.cells))
@@ -244,7 +244,7 @@ class Column:
         remedy: str = "Correct it, or list the words in `categories`",
         absent: str = "set `missing` to the number that replaces it",
     ) -> np.ndarray:
-        """Return the column as float64 `(n,)`; `absent` is a remedy for a missing number."""
+        """Return the column as float64 `(n,)`; `absent` is the remedy for a missing number."""
         valid = self.is_number | self.is_missing
         if self.expected != "a number":
             remedy = "Correct it, or change `dates`"
@@ -260,7 +260,7 @@ class Column:
         """Return a column of dates as days since 1970, in UTC unless a cell has an offset.
 
         Args:
-            format: as of `datetime.strptime`; `None`: ISO 8601.
+            format: the format for `datetime.strptime`; `None` for ISO 8601.
         """
         encoded = self.cells.dictionary_encode()
         days = np.array([_days(cell, format) for cell in encoded.dictionary.to_pylist()])
@@ -289,7 +289,7 @@ class Column:
     ) -> Tensor:
         """Return each cell's index in `words`, int64 `(n,)`.
 
-        A cell that is not in `words` raises, or has the index -1 if `unknown` is True.
+        For a cell that is not in `words`, raise; if `unknown` is True, return the index -1.
         """
         known = {word: place for place, word in enumerate(words)}
         encoded = self.cells.dictionary_encode()
@@ -299,27 +299,27 @@ class Column:
         return torch.from_numpy(found.astype(np.int64))
 
     def different(self, among: np.ndarray | None = None) -> set[str]:
-        """Return the set of the non-empty texts in the column, or in its cells that are marked."""
+        """Return the set of the non-empty texts in the column, or only in the cells of a mask."""
         cells = self.cells
         if among is not None:
             cells = cells.filter(importlib.import_module("pyarrow").array(among))
         return {*cells.unique().to_pylist()} - {""}
 
     def has_other_decimal(self, cell: str) -> bool:
-        """Return True if a cell would be a number with the other character before its decimals."""
+        """Return True if a cell would be a number with the other decimal character (point or comma)."""
         other = "," if self.table.cells.format.decimal == "." else "."
         return cell.count(other) == 1 and is_number(cell.replace(other, "."))
 
     @property
     def decimal_remedy(self) -> str:
-        """The sentence that names the other character before decimals."""
+        """The remedy that suggests the other decimal character."""
         other = "," if self.table.cells.format.decimal == "." else "."
         return f"Set decimal to '{other}' if it stands before decimals (`decimal: \"{other}\"`)"
 
     def check_present(
         self, absent: np.ndarray, expected: str, remedy: str, kind: str = "number"
     ) -> None:
-        """Raise `DataError` for the first cell that is marked in `absent` as missing."""
+        """Raise `DataError` for the first missing cell, if the mask `absent` has one."""
         if absent.any():
             row = int(np.argmax(absent))
             note = f", which stands for a missing {kind}" if self.cells[row].as_py() else ""
@@ -331,7 +331,7 @@ class Column:
             raise self.wrong(row, expected, remedy, note)
 
     def check(self, valid: np.ndarray, expected: str, remedy: str) -> None:
-        """Raise `DataError` for the first cell that is not marked in `valid`."""
+        """Raise `DataError` for the first invalid cell, for which the mask `valid` is False."""
         if not valid.all():
             raise self.wrong(int(np.argmin(valid)), expected, remedy)
 
@@ -343,7 +343,7 @@ class Column:
 
 
 def _days(cell: str, format: str | None) -> float:
-    """Return the days from 1970 to a date; NaN if the cell is not one."""
+    """Return the days from 1970 to the date in a cell; NaN if the cell is not a date."""
     try:
         if format is None:
             found = datetime.datetime.fromisoformat(cell)
@@ -355,7 +355,7 @@ def _days(cell: str, format: str | None) -> float:
 
 
 def is_missing(cell: str) -> bool:
-    """Return True if a cell is empty or a text for a missing number, such as `N/A`.
+    """Return True if a cell is empty or means a missing number, such as `N/A`.
 
     Example:
         >>> is_missing(" "), is_missing("N/A"), is_missing("0")

@@ -1,6 +1,6 @@
-"""Default collation of samples: torch's, after lists of numbers have become tensors.
+"""Default collation of samples: torch's, with lists of numbers converted to tensors first.
 
-torch takes a list in a sample for separate entries: `{"x": [0.1, 0.2]}` would give a list of two tensors
+torch treats a list in a sample as separate entries: `{"x": [0.1, 0.2]}` would give a list of two tensors
 `(n,)`. Hugging Face datasets return arrays as such lists.
 
 Read next: `_fetch.py`, which collates the samples of a batch.
@@ -21,9 +21,9 @@ __all__ = ["collate_samples"]
 
 
 def collate_samples(samples: list[Any]) -> Any:
-    """Return one batch of samples; a list of numbers inside a sample is an array.
+    """Return one batch of samples; a list of numbers inside a sample is treated as an array.
 
-    Nested lists of one shape are arrays, too: floats in torch's default dtype, integers as int64.
+    Nested lists of equal lengths are arrays too. Floats get torch's default dtype, integers int64.
 
     Example:
         >>> collate_samples([{"x": [0.5, 1.0], "y": 0}, {"x": [1.5, 2.0], "y": 1}])
@@ -34,7 +34,7 @@ def collate_samples(samples: list[Any]) -> Any:
 
 
 def _with_arrays(value: Any) -> Any:
-    """Return a container with the lists of numbers below it as tensors; itself if there are none."""
+    """Return a container with the lists of numbers inside it as tensors; itself if there are none."""
     if isinstance(value, Mapping):
         changed = {key: new for key, old in value.items() if (new := _entry(old)) is not old}
         if not changed:
@@ -51,14 +51,14 @@ def _with_arrays(value: Any) -> Any:
 
 
 def _entry(value: Any) -> Any:
-    """Return an entry of a sample, a list of numbers as a tensor."""
+    """Return an entry of a sample; a list of numbers becomes a tensor."""
     if type(value) is list:
         return value if (found := _array(value)) is None else found
     return _with_arrays(value) if isinstance(value, (tuple, Mapping)) else value
 
 
 def _array(value: list[Any]) -> Tensor | None:
-    """Return nested lists of numbers of one shape as a tensor; `None` if they are something else."""
+    """Return nested lists of numbers as a tensor; `None` for other values or unequal lengths."""
     first: Any = value
     while type(first) is list and first:
         first = first[0]

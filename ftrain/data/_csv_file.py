@@ -1,4 +1,4 @@
-"""Reading of CSV files as text cells, with pyarrow: delimiter, encoding, errors with their lines.
+"""Reading of CSV files as text cells with pyarrow: delimiters, encodings, and errors with line numbers.
 
 Read next: `_cells.py`, which converts cells to numbers.
 """
@@ -18,18 +18,18 @@ from ftrain.data._files import check_memory, not_utf8, reading
 
 __all__ = ["Cells", "Format", "delimiter_hint", "line_of", "read_cells"]
 
-#: Delimiters to try, in this order; and the number of rows to try them on.
+#: Delimiters to try, in this order, and the number of rows on which they are tried.
 _DELIMITERS, _TRIED = (",", ";", "\t", "|"), 6
 
 
 class Format(NamedTuple):
-    """Spelling of a CSV file.
+    """Format of a CSV file.
 
     Attributes:
-        delimiter: the character between cells; `None`: guess the one that splits the first rows into
-            equally many cells.
+        delimiter: the character between cells; `None`: the one that splits the first rows into equal
+            numbers of cells.
         encoding: Python's name of the encoding.
-        decimal: the character before the decimals of a number.
+        decimal: the decimal character of numbers.
     """
 
     delimiter: str | None = None
@@ -37,7 +37,7 @@ class Format(NamedTuple):
     decimal: str = "."
 
     def checked(self) -> Format:
-        """Return the same format, with the byte order mark of UTF-8 left out.
+        """Return the format after checks; the encoding UTF-8 then skips a byte order mark.
 
         Raises:
             ValueError: the delimiter, encoding or decimal character is invalid.
@@ -81,7 +81,7 @@ def read_cells(path: Path, format: Format, header: bool) -> Cells:
     """Read all cells of a file.
 
     Raises:
-        DataError: the file is not a table of rows of one length in this encoding.
+        DataError: the file is not text in this encoding, or its rows differ in length.
         ImportError: pyarrow is not installed.
         ValueError: the format is invalid.
     """
@@ -103,7 +103,7 @@ def read_cells(path: Path, format: Format, header: bool) -> Cells:
 
     length = path.stat().st_size
     check_memory(path, "its cells", 2 * length)
-    widened = length if format.encoding == "utf-8-sig" else 3 * length  # as UTF-8
+    widened = length if format.encoding == "utf-8-sig" else 3 * length  # upper bound as UTF-8
     size = min(max(widened, 1 << 20), 2**31 - 1)  # a row must fit into a block
     with reading(path):
         try:
@@ -113,7 +113,7 @@ def read_cells(path: Path, format: Format, header: bool) -> Cells:
                     use_threads=False,
                     block_size=size,
                     autogenerate_column_names=not header,
-                    encoding=format.encoding,  # given for UTF-8 too: errors then name the position
+                    encoding=format.encoding,  # also for UTF-8, so that errors name the position
                 ),
                 reader.ParseOptions(
                     delimiter=format.delimiter, newlines_in_values=True, invalid_row_handler=refused
@@ -144,7 +144,7 @@ def read_cells(path: Path, format: Format, header: bool) -> Cells:
 
 
 def line_of(path: Path, format: Format, row: int) -> int:
-    """Return the line of the file on which a row ends; pyarrow skips empty lines, which count too."""
+    """Return the number of the line on which a row ends, including empty lines, which pyarrow skips."""
     limit = python_csv.field_size_limit(2**31 - 1)
     try:
         with path.open(newline="", encoding=format.encoding) as file:
@@ -161,7 +161,7 @@ def delimiter_hint(columns: int) -> str:
 
 
 def _named(names: list[str], columns: list[Any]) -> tuple[list[str], list[Any]]:
-    """Return the cells without columns of no name and no cells, such as after a final delimiter."""
+    """Return the cells without columns of no name and no content (after a final delimiter)."""
     kept = [
         place
         for place, name in enumerate(names)
@@ -183,7 +183,7 @@ def _guessed(path: Path, encoding: str) -> str:
             with path.open(newline="", encoding=encoding, errors="replace") as file:
                 rows = python_csv.reader(file, delimiter=delimiter)
                 found[delimiter] = [len(row) for row in itertools.islice(rows, _TRIED) if row]
-    except (UnicodeError, python_csv.Error):  # pyarrow raises the error with its position
+    except (UnicodeError, python_csv.Error):  # pyarrow will raise an error with the position
         return ","
     finally:
         python_csv.field_size_limit(limit)

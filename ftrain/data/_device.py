@@ -40,7 +40,7 @@ def _through_pinned_memory(
         here.wait_event(copied)
         for leaf in tree.leaves(batch):
             if isinstance(leaf, Tensor):
-                leaf.record_stream(here)  # its memory was allocated on the other stream
+                leaf.record_stream(here)  # the memory was allocated on the copy stream
         return batch, after
 
     for item in items:

@@ -1,7 +1,7 @@
 """Construction of batches from sample positions, in the main process or in worker processes.
 
-A batch is a pure function of its request. Randomness is keyed by (seed, epoch, position), never
-drawn from a stream that workers share.
+A batch is a pure function of its request. Random draws use keys derived from (seed, epoch, position),
+and never a generator that workers share.
 
 Read next: `loader.py`, which makes the requests.
 """
@@ -45,16 +45,16 @@ class Request(NamedTuple):
     """Request for the rows of one batch that belong to one rank (process).
 
     Attributes:
-        seed: of the run's data.
-        epoch: of these samples.
-        positions: `(b,)`; positions of the rows in the epoch.
-        indices: `(b,)`; which samples they are.
-        weight: `(b,)`, 0 for rows that only fill the batch; `None` without weights.
+        seed: the seed of the run's data.
+        epoch: the epoch of these samples.
+        positions: `(b,)`; the positions of the rows in the epoch.
+        indices: `(b,)`; the indices of the samples in the dataset.
+        weight: `(b,)`, 0 for padding rows; `None` without weights.
     """
 
     seed: int
     epoch: int
-    positions: NDArray[np.int64]  # not tensors: those travel to workers by shared memory, slower
+    positions: NDArray[np.int64]  # not a tensor: shared memory would make the transfer slower
     indices: NDArray[np.int64]
     weight: NDArray[np.float32] | None
 
@@ -96,7 +96,8 @@ class Fetch:
         self.dataset, self.augment = dataset, augment
         self.collate = collate or collate_samples
         self.at_once = isinstance(dataset, Gather)
-        # Seeding takes 7 us a sample, and reading from a list draws nothing.
+        # Generators are seeded only if draws are possible, because seeding takes 7 µs per sample:
+        # reading from a list draws nothing.
         self.may_draw = augment is not None or type(dataset) is not list
         self._travels = False
 
@@ -105,9 +106,9 @@ class Fetch:
             batch = self._batch(request)
             if not self._travels and get_worker_info() is not None:
                 _check_travels(batch)
-                self._travels = True  # as in the following branches
+                self._travels = True
             return batch
-        except StopIteration as error:  # raised in a worker, it would silently end the epoch
+        except StopIteration as error:  # in a worker, this would end the epoch without an error
             raise RuntimeError(
                 "dataset: expected a sample at every index below len(dataset), got StopIteration. "
                 "Return the sample from __getitem__, or a smaller number from __len__"
@@ -180,7 +181,7 @@ class Fetch:
 
 
 def _check_travels(batch: Any) -> None:
-    """Raise if a batch from a worker cannot be pickled; else the main process would wait forever."""
+    """Raise if a worker's batch cannot be pickled; otherwise the main process would wait forever."""
     for leaf in tree.leaves(batch):
         why: object = None
         if isinstance(leaf, Tensor):
@@ -202,7 +203,7 @@ def _check_travels(batch: Any) -> None:
 def _why_not_pickled(value: Any) -> Exception | None:
     try:
         pickle.dumps(value)
-    except Exception as error:  # pickle's own, an attribute's, whatever a __reduce__ raises
+    except Exception as error:  # `__reduce__` and attributes can raise any exception
         return error
     return None
 
@@ -234,7 +235,7 @@ _DICTS = (dict, collections.OrderedDict, collections.defaultdict)
 
 
 def _is_tree(dataset: Any) -> bool:
-    """Return True if the dataset is a pytree of arrays, not a collection of samples."""
+    """Return True if the dataset is a pytree of arrays instead of a collection of samples."""
     if isinstance(dataset, Dataset):
         return False
     if isinstance(dataset, Mapping):
@@ -249,13 +250,13 @@ def sample_keys(seed: int, epoch: int, positions: Tensor | NDArray[np.int64]) ->
     """Return one random key per sample for its augmentation, determined by (seed, epoch, position).
 
     Args:
-        seed: of the cursor.
-        epoch: of the cursor.
-        positions: int64 `(n,)`: places in the epoch's order.
+        seed: the seed of the cursor.
+        epoch: the epoch of the cursor.
+        positions: int64 `(n,)`: positions in the epoch.
 
     Returns:
-        int32 `(n, 2)`: `fold_in(key of (seed, epoch), position)`. Unrelated to the keys of a training
-        state with the same seed.
+        int32 `(n, 2)`: `fold_in(key of (seed, epoch), position)`. The keys are independent of those of a
+        training state with the same seed.
 
     Example:
         >>> sample_keys(0, 1, torch.arange(3)).shape
@@ -266,7 +267,7 @@ def sample_keys(seed: int, epoch: int, positions: Tensor | NDArray[np.int64]) ->
 
 
 def weighted(batch: Any, weight: Tensor) -> Any:
-    """Add the sample weights to a batch: as entry "weight" of a mapping, else in a `Padded`."""
+    """Add the sample weights to a batch: as the entry "weight" of a mapping, otherwise in a `Padded`."""
     if not isinstance(batch, Mapping) or tree.is_leaf(batch):
         return Padded(batch, weight)
     if "weight" in batch:
@@ -281,7 +282,7 @@ _SIGNED = {torch.uint16: torch.int16, torch.uint32: torch.int32, torch.uint64: t
 
 
 def _rows(leaf: Tensor, indices: Tensor) -> Tensor:
-    signed = _SIGNED.get(leaf.dtype)  # torch indexes no others
+    signed = _SIGNED.get(leaf.dtype)  # torch cannot index these unsigned dtypes
     if signed is None:
         return leaf.index_select(0, indices)
     return leaf.view(signed).index_select(0, indices).view(leaf.dtype)
@@ -290,9 +291,9 @@ def _rows(leaf: Tensor, indices: Tensor) -> Tensor:
 def _tensor(leaf: Any, path: str) -> Tensor:
     if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "biufc" and leaf.dtype.char not in "gG":
         odd = any(stride < 0 or stride % leaf.itemsize for stride in leaf.strides)
-        if odd or not leaf.dtype.isnative:  # torch has neither
+        if odd or not leaf.dtype.isnative:  # torch supports neither
             leaf = leaf.astype(leaf.dtype.newbyteorder("="), order="C")
-        with warnings.catch_warnings():  # of arrays that cannot be written: rows are only read
+        with warnings.catch_warnings():  # torch warns for read-only arrays; rows are only read
             warnings.simplefilter("ignore", UserWarning)
             leaf = torch.from_numpy(leaf)
     if not isinstance(leaf, Tensor):

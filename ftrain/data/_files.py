@@ -1,4 +1,4 @@
-"""Checks of files: existence, kind, damage that a reader reports, and size in memory."""
+"""Checks of files: existence, kind, damage detected by a reader, and size in memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ftrain.core.errors import DataError
 
 PathLike = str | os.PathLike[str]
 
-#: Errors of the system, which do not show that the content is damaged.
+#: Errors of the operating system, which do not mean that the content is damaged.
 _OF_THE_SYSTEM = (errno.EACCES, errno.EPERM, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ESTALE)
 
-#: The largest ratio of zip's and gzip's compression (https://zlib.net/zlib_tech.html).
+#: The largest compression ratio of zip and gzip (https://zlib.net/zlib_tech.html).
 _DEFLATE = 1032
 
 
@@ -28,7 +28,7 @@ def existing(path: PathLike) -> Path:
         raise DataError(f"{found}: expected a file, got a directory. Name a file in it")
     if not found.exists():
         raise FileNotFoundError(f"file not found: {found}{_nearest(found)}")
-    if not found.is_file():  # opening a pipe would wait for its writer
+    if not found.is_file():  # opening a pipe would wait for a writer
         raise DataError(
             f"{found}: expected a regular file, got a pipe, a device or a socket. Write its content to "
             "a file"
@@ -40,7 +40,7 @@ def existing(path: PathLike) -> Path:
 def reading(path: Path, what: str = "it") -> Iterator[None]:
     """Convert the errors of a reader in a `with` block to `DataError` with the path.
 
-    A parser of a damaged file raises errors of any kind: `zlib.error`, `TokenError`, `OverflowError`.
+    For a damaged file, parsers raise errors of any class: `zlib.error`, `TokenError`, `OverflowError`.
     """
     try:
         yield
@@ -59,13 +59,13 @@ def reading(path: Path, what: str = "it") -> Iterator[None]:
 
 
 def check_memory(path: Path, what: str, needed: int) -> None:
-    """Raise `DataError` if content needs more bytes than the machine has, before it is unpacked."""
+    """Raise `DataError` before unpacking content that needs more memory than the machine has."""
     if needed > (there := _memory()):
         raise _too_large(path, what, f"{needed:,} of {there:,} bytes")
 
 
 def check_deflated(packed: int, unpacked: int) -> None:
-    """Raise `ValueError` if compressed bytes are too few to unpack to the announced number."""
+    """Raise `ValueError` if there are too few compressed bytes for the announced unpacked size."""
     if unpacked > _DEFLATE * max(packed, 1):
         raise ValueError(f"{packed:,} bytes cannot hold {unpacked:,}")
 
@@ -78,7 +78,7 @@ def _too_large(path: Path, what: str, needed: str) -> DataError:
 
 
 def _memory() -> int:
-    """Return the bytes of memory of this machine."""
+    """Return the memory of this machine, in bytes."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # some systems do not report it
@@ -100,7 +100,7 @@ def existing_folder(path: PathLike) -> Path:
 def decoded(path: Path) -> str:
     """Return the text of a UTF-8 file, without a byte order mark."""
     path = existing(path)
-    check_memory(path, "its text", 8 * path.stat().st_size)  # tokens take 7.1 times the file
+    check_memory(path, "its text", 8 * path.stat().st_size)  # measured: 7.1 times the file's size
     with reading(path):
         try:
             return path.read_text(encoding="utf-8-sig")

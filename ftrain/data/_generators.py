@@ -1,6 +1,6 @@
 """Settings of the process while samples are read: global random generators and number of threads.
 
-They belong to the whole process, so only one thread at a time may change them.
+They are global, so only one thread at a time may change them.
 """
 
 from __future__ import annotations
@@ -17,15 +17,16 @@ from torch import Tensor
 
 __all__ = ["one_thread", "preserved_generators", "seed_generators"]
 
-#: Seconds after which a waiting thread raises: the reading thread may be waiting for it.
+#: Seconds after which a waiting thread raises an error, because the reading thread may be waiting for
+#: it.
 LONGEST_WAIT = 120.0
 
 
 def seed_generators(key: Tensor) -> None:
     """Seed the global generators of torch (CPU), numpy and Python from one key.
 
-    A dataset that draws from them, as torchvision's transforms do, then gives a sample the same
-    draws in every worker.
+    A dataset that draws from them, such as torchvision's transforms, then makes the same draws for a
+    sample in every worker.
     """
     high, low = key.tolist()
     seed = (high & 0xFFFFFFFF) << 32 | (low & 0xFFFFFFFF)
@@ -38,7 +39,7 @@ def seed_generators(key: Tensor) -> None:
 def preserved_generators() -> Iterator[None]:
     """Restore the global generators of torch (CPU), numpy and Python when the `with` block ends.
 
-    One thread at a time is in such a block, so that the draws of each come from its own seed.
+    Only one thread at a time can be in such a block, so that each thread draws from its own seed.
     """
     with _alone():
         torch_state = torch.default_generator.get_state()
@@ -53,7 +54,7 @@ def preserved_generators() -> Iterator[None]:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Limit torch to one thread in a `with` block, as in worker processes, so that bits are equal."""
+    """Limit torch to one thread in a `with` block, as in worker processes, so that results are equal."""
     with _alone():
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
@@ -73,7 +74,7 @@ def _renew() -> None:
     _Turn.lock = threading.RLock()
 
 
-os.register_at_fork(after_in_child=_renew)  # the child has no thread that holds the lock
+os.register_at_fork(after_in_child=_renew)  # a child does not have the thread that holds the lock
 
 
 @contextmanager

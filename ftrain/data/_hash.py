@@ -27,7 +27,8 @@ def words(purpose: str, seed: int, epoch: int, *more: int) -> Words:
 def mix(x: Words, key_0: np.uint32, key_1: np.uint32) -> Words:
     """Return a hash of each 32-bit word of `x`, a bijection for fixed keys.
 
-    The finaliser of MurmurHash3 (Appleby, 2011) with a key before it and one in its middle.
+    This is the finalizer of MurmurHash3 (Appleby, 2011), with one key added before it and one in its
+    middle.
     """
     h = x ^ key_0
     h *= np.uint32(0x85EBCA6B)
@@ -41,7 +42,7 @@ def mix(x: Words, key_0: np.uint32, key_1: np.uint32) -> Words:
 
 
 def uniform(positions: NDArray[np.int64], keys: Words) -> NDArray[np.float64]:
-    """Return a float64 in [0, 1) for each position below 2^32, with 53 bits from two hashes."""
+    """Return a float64 in [0, 1) for each position below 2^32, with 53 random bits from two hashes."""
     low = positions.astype(np.uint32)
     first = mix(mix(low, keys[0], keys[1]), keys[2], keys[3]).astype(np.uint64)
     second = mix(mix(low, keys[4], keys[5]), keys[6], keys[7]).astype(np.uint64)

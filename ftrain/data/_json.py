@@ -39,7 +39,7 @@ def encode(value: Any, where: str) -> Any:
 
 
 def decode(value: Any) -> Any:
-    """Return the value from the output of `encode`."""
+    """Return the value that `encode` converted."""
     if isinstance(value, list):
         return [decode(item) for item in value]
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Files of the outputs of a function per sample: safetensors, written and read row by row.
+"""Files with a function's outputs for each sample, in safetensors format, written and read row by row.
 
 Read next: `outputs.py`.
 """
@@ -25,7 +25,7 @@ __all__ = ["Draft", "OutputFile", "is_storable", "opened"]
 _FORMAT = "ftrain outputs 1"
 _CHUNK = 8 << 20
 _LONGEST_HEADER = 1 << 20
-#: By their names in a safetensors header.
+#: Dtypes by their names in a safetensors header.
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -39,7 +39,7 @@ _DTYPES = {
     "BOOL": torch.bool,
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_DIGITS = 64  # of a sha256
+_DIGITS = 64  # hexadecimal digits of a sha256
 
 
 def is_storable(dtype: torch.dtype) -> bool:
@@ -52,9 +52,9 @@ class OutputFile(NamedTuple):
 
     Attributes:
         path: the file.
-        metadata: strings by name: the digests.
-        entries: dtype, shape and place of each tensor.
-        start: the place of the first byte after the header.
+        metadata: the digests, as strings by name.
+        entries: dtype, shape and byte offsets of each tensor.
+        start: the offset of the first byte after the header.
     """
 
     path: Path
@@ -69,12 +69,12 @@ class OutputFile(NamedTuple):
         return rows
 
     def is_whole(self) -> bool:
-        """Return True if header and tensors are those that were written; reads the file."""
+        """Read the file; return True if header and tensors have the digests recorded in the header."""
         content = _digest(self.path, self.start, self.metadata, self.entries)
         return content == self.metadata.get("content")
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the tensors, read from the disk when they are indexed; writes stay in memory."""
+        """Return the tensors, read from the disk when indexed; writes to them stay in memory."""
         return {
             name: torch.from_numpy(region)
             .view(_DTYPES[self.entries[name]["dtype"]])
@@ -87,7 +87,7 @@ def opened(path: Path) -> OutputFile:
     """Return the header of a file.
 
     Raises:
-        DataError: it is another kind of file, or of another length than its header says.
+        DataError: the file has another format, or its length differs from its header.
     """
     try:
         if not path.is_file():
@@ -113,10 +113,10 @@ def opened(path: Path) -> OutputFile:
 
 
 class Draft:
-    """File of outputs that is being written; it gets its name when it is complete.
+    """File of outputs that is being written; it gets its final name when it is complete.
 
     Args:
-        path: the name.
+        path: the final name.
         rows: the number of samples.
     """
 
@@ -135,10 +135,10 @@ class Draft:
         self._partial.unlink(missing_ok=True)
 
     def put(self, outputs: dict[str, Tensor], at: int) -> None:
-        """Write the outputs of samples, from sample `at` on.
+        """Write the outputs of some samples, beginning with sample `at`.
 
         Raises:
-            ValueError: they differ from those of the first batch in names, dtypes or shapes.
+            ValueError: the outputs differ from those of the first batch in names, dtypes or shapes.
         """
         if not self._entries:
             self._entries = _layout(outputs, self._rows)
@@ -161,7 +161,7 @@ class Draft:
             self._regions[name][first : first + content.size] = content
 
     def publish(self, digests: dict[str, str]) -> None:
-        """Give the complete file its name, with these digests in its header."""
+        """Write these digests into the header, and give the complete file its final name."""
         for region in self._regions.values():
             region.flush()
         start = self._partial.stat().st_size - _size(self._entries)
@@ -171,7 +171,7 @@ class Draft:
         _file_output.publish(self._partial, self._path)
 
     def _write_header(self, metadata: dict[str, str]) -> int:
-        """Write the header, padded to the same length for all digests; return that length."""
+        """Write the header, padded to a length independent of the digests; return the length."""
         blank = dict.fromkeys(("format", "data", "source", "batch_size", "single", "content"), "")
         padded = {name: x.ljust(_DIGITS) for name, x in {**blank, **metadata}.items()}
         header = {"__metadata__": padded, **self._entries}
@@ -183,7 +183,7 @@ class Draft:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Extend a file and reserve its space: on a full disk, a write to mapped memory kills the process.
+    """Extend a file and reserve its space: on a full disk, writing to mapped memory kills the process.
 
     Raises:
         OSError: the disk is full.
@@ -204,9 +204,10 @@ def _kind(name: str, entry: tuple[str, Any]) -> str:
 
 
 def _layout(outputs: dict[str, Tensor], rows: int) -> dict[str, Any]:
-    """Return dtype, shape and place of tensors with `rows` rows like those of `outputs`."""
+    """Return dtype, shape and offsets of tensors with `rows` rows like those of `outputs`."""
     found, end = {}, 0
-    # Wide numbers first: each tensor begins at a multiple of the size of its numbers.
+    # Tensors with the largest elements come first, so that each begins at a multiple of its element
+    # size.
     for name, x in sorted(outputs.items(), key=lambda each: -each[1].element_size()):
         shape = [rows, *x.shape[1:]]
         size = math.prod(shape) * x.element_size()
@@ -221,7 +222,7 @@ def _size(entries: dict[str, Any]) -> int:
 
 
 def _digest(path: Path, start: int, metadata: dict[str, str], entries: dict[str, Any]) -> str:
-    """Return the sha256 of a header, without this hash, and of the bytes of a file from a place on."""
+    """Return the sha256 of a header (without this hash) and of a file's bytes from an offset on."""
     kept = {name: x for name, x in metadata.items() if name != "content"}
     found = hashlib.sha256(json.dumps([kept, entries], sort_keys=True).encode())
     with path.open("rb") as file:

@@ -1,12 +1,12 @@
 """Pseudorandom permutations of 0 .. n-1 whose elements are computed one by one, in O(1) memory.
 
-A Feistel network over pairs (left, right) with left < a, right < b and a b just above n (Black and
-Rogaway, "Ciphers with arbitrary finite domains", 2002): each round adds a hash of one half to the
-other, modulo its size. A result outside [0, n) passes through again until it is inside ("cycle
-walking"): with a near the square root of n that is about one value in sqrt(n).
+This is a Feistel network over pairs (left, right) with left < a, right < b and a b just above n (Black
+and Rogaway, "Ciphers with arbitrary finite domains", 2002): each round adds a hash of one half to the
+other, modulo its size. A result outside [0, n) is put through the network again until it is inside
+("cycle walking"), which is needed for about one value in sqrt(n).
 
-Eight rounds mix large halves; over tiny ones they do not reach all permutations equally often (a
-chi-squared test sees it up to n of about a thousand). Up to 4,096 numbers are sorted by hashes
+Eight rounds suffice for large halves. For tiny halves, permutations are not equally likely (a
+chi-squared test detects this up to n of about a thousand), so up to 4,096 numbers are sorted by hashes
 instead.
 """
 
@@ -22,7 +22,7 @@ from ftrain.data._hash import Words, mix
 ROUNDS = 8
 SORTED = 4096
 
-#: The halves and the sums in a round must fit 32 bits.
+#: The largest n, because the halves and the sums in a round must fit into 32 bits.
 LARGEST = 2**32
 
 
@@ -30,12 +30,12 @@ def permuted(positions: NDArray[np.int64], n: int, keys: Words) -> NDArray[np.in
     """Return the elements at these positions of a permutation of 0 .. n-1, selected by `keys`.
 
     Args:
-        positions: int64, each in [0, n); one axis or more.
+        positions: int64 with one or more axes, each element in [0, n).
         n: the length, from 1 to 2^32.
         keys: uint32 `(16,)`; they choose the permutation, two words for each round.
 
     Returns:
-        int64, of the shape of `positions`; over all positions each number in [0, n) once.
+        int64 in the shape of `positions`; over all positions, each number in [0, n) occurs once.
     """
     if n <= SORTED:
         hashes = mix(mix(np.arange(n, dtype=np.uint32), keys[0], keys[1]), keys[2], keys[3])
@@ -43,7 +43,7 @@ def permuted(positions: NDArray[np.int64], n: int, keys: Words) -> NDArray[np.in
         return order[positions]
     a = math.isqrt(n - 1) + 1
     b = -(-n // a)
-    b += b % 2  # were both sizes odd, every permutation would be an even one
+    b += b % 2  # if both sizes were odd, every permutation would be even
     out = _network(positions, a, b, keys)
     outside = np.nonzero(out >= n)
     while outside[0].size:
@@ -66,7 +66,7 @@ def _network(x: NDArray[np.int64], a: int, b: int, keys: Words) -> NDArray[np.in
 
 
 def _add(half: Words, hashed: Words, size: np.uint32) -> Words:
-    hashed >>= np.uint32(1)  # 31 bits and a half of at most 17: no overflow
+    hashed >>= np.uint32(1)  # 31 bits, so that adding a half of up to 17 bits cannot overflow
     hashed += half
     hashed %= size
     return hashed

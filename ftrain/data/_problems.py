@@ -1,4 +1,4 @@
-"""Collector of the errors of several columns, which are raised together.
+"""Collector for errors of several columns, which are raised as one error.
 
 Read next: `sources/table.py`, which reads a table column by column.
 """
@@ -13,7 +13,7 @@ __all__ = ["Problems"]
 
 
 class Problems:
-    """Collector of each `DataError` that is raised inside `with problems:`.
+    """Context manager that collects each `DataError` raised inside `with problems:`.
 
     Example:
         >>> problems = Problems()

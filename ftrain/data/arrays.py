@@ -1,8 +1,8 @@
-"""Readers of `.npz`, `.npy` and `.safetensors` files; no code in a file is executed.
+"""Readers for `.npz`, `.npy` and `.safetensors` files, which never execute code from a file.
 
-Each returns data that `Loader` reads by indexing: a dict of tensors, or a tensor.
+Each reader returns data for a `Loader`: a tensor or a dict of tensors.
 
-Read next: `table.py`, for tables of text.
+Read next: `table.py`, which reads CSV files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def npz(path: PathLike) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        DataError: it is damaged, or an array is not numeric (pickled objects are never loaded).
+        DataError: the file is damaged, or an array is not numeric (pickled objects are never loaded).
 
     Example:
         >>> import pathlib, tempfile
@@ -68,12 +68,12 @@ def npy(path: PathLike, *, mmap: bool = False) -> Tensor:
 
     Args:
         path: the file.
-        mmap: leave it on the disk: pages are read when they are indexed. Writes to the tensor stay in
-            memory and never reach the file.
+        mmap: True to map the file into memory: pages are read when they are indexed. Writes to the
+            tensor do not change the file.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        DataError: it is damaged, or holds no numbers (pickled objects are never loaded).
+        DataError: the file is damaged, or has no numbers (pickled objects are never loaded).
 
     Example:
         >>> import pathlib, tempfile
@@ -103,7 +103,7 @@ def safetensors(path: PathLike) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: the file does not exist.
-        DataError: it is damaged.
+        DataError: the file is damaged.
 
     Example:
         >>> import pathlib, tempfile
@@ -125,7 +125,7 @@ class _Header(NamedTuple):
     Attributes:
         shape: shape of the array.
         dtype: dtype of its numbers.
-        length: bytes of the header itself.
+        length: length of the header, in bytes.
     """
 
     shape: tuple[int, ...]
@@ -140,18 +140,18 @@ class _Header(NamedTuple):
             (1, 0): npy_format.read_array_header_1_0,
             (2, 0): npy_format.read_array_header_2_0,
         }
-        if version not in readers:  # (3, 0) serves names of fields only, which are not numbers
+        if version not in readers:  # (3, 0) is used only for names of fields, which are not numbers
             raise ValueError(f"expected version 1.0 or 2.0 of the format, got {version}")
         shape, _, dtype = readers[version](file)
         return cls(shape, dtype, file.tell())
 
     @property
     def bytes(self) -> int:
-        """Bytes of the numbers."""
+        """Size of the numbers in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def check(self, path: Path, what: str, size: int) -> None:
-        """Raise `DataError` unless the array has numbers that fit into `size` bytes."""
+        """Raise `DataError` unless the array is numeric and its size agrees with `size` bytes."""
         where = str(path) if what == "it" else f"{path}, {what.removeprefix('the ')}"
         if self.dtype.hasobject:
             raise DataError(
@@ -169,14 +169,14 @@ class _Header(NamedTuple):
             )
 
     def tensor(self, array: Any) -> Tensor:
-        """Return a tensor from the array that was read."""
+        """Convert the array that was read to a tensor."""
         if not array.dtype.isnative:
             array = array.astype(array.dtype.newbyteorder("="))
         return torch.from_numpy(array)
 
 
 def _check_ratio(member: zipfile.ZipInfo) -> None:
-    """Raise if a zip announces more bytes than its compressed content can unpack to."""
+    """Raise if a zip announces more bytes than its compressed content can expand to."""
     if member.compress_type == zipfile.ZIP_DEFLATED:
         check_deflated(member.compress_size, member.file_size)
     elif member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:

@@ -1,6 +1,6 @@
-"""Position of a run in its data: (seed, epoch, position), a value that the caller stores.
+"""Position of a run in its data, (seed, epoch, position), as a value that the caller stores.
 
-Read next: `loader.py`, which turns a cursor into the batches after it.
+Read next: `loader.py`, which yields the batches after a cursor.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from ftrain.data import _json
 
 __all__ = ["Cursor"]
 
-#: Goes up when the order that (seed, epoch, position) stand for changes.
+#: Version of the order of samples; increased when (seed, epoch, position) select other samples.
 ORDER = 1
 
-# A position counted over all epochs (of up to 2^32 samples) fits 63 bits.
+# The largest number of epochs, for which a count of samples over all epochs (of up to 2^32 samples) fits
+# into 63 bits.
 _EPOCHS = 2**31
 
 
@@ -25,21 +26,22 @@ _EPOCHS = 2**31
 class Cursor:
     """Position in the data, which alone determines the batches that follow.
 
-    A loader yields each batch with the cursor after it: keep the one of the last batch you used,
-    and prefetched batches are not counted. Save `to_json()` beside the state.
+    A loader yields each batch with the cursor after it. Keep the cursor of the last batch that you used;
+    prefetched batches are not counted. Save `to_json()` together with the state.
 
     Attributes:
         seed: the seed of the order and of the augmentations.
-        epoch: passes over the data before this one.
-        position: samples of this epoch that were consumed, by all ranks together (for a `Stream`,
-            batches). So a run may resume with another batch size or number of ranks.
+        epoch: the number of completed passes over the data.
+        position: the number of samples of this epoch that all ranks together have consumed (for a
+            `Stream`, the number of batches). A run may therefore resume with another batch size or
+            number of ranks.
         state: the state from which a stateful `Stream` resumes; `None` for every `Loader`.
-        of: the unit of the position: "100 samples", "a stream". It does not locate the position, but
-            identifies the data: data of another kind or length raise for this cursor. `None`, in a
-            cursor written by hand or by a former version, fits all data.
-        sampler: identifies the order, by the samples at 256 positions of the first epoch:
-            "shuffle=True 5bb5a1a0c1d8". A loader whose `shuffle` or `sampler` gives another order raises
-            for this cursor. `None` for a `Stream`.
+        of: a description of the data: "100 samples", "a stream". A loader of data with another
+            description raises for this cursor. `None`, in a cursor written by hand or by an earlier
+            version, is accepted for any data.
+        sampler: a description of the order, with a hash of the samples at 256 positions of the first
+            epoch: "shuffle=True 5bb5a1a0c1d8". A loader whose `shuffle` or `sampler` gives another order
+            raises for this cursor. `None` for a `Stream`.
 
     Example:
         >>> cursor = Cursor(seed=0, epoch=2, position=128)
@@ -60,7 +62,8 @@ class Cursor:
         """Return a dict that `json.dumps` accepts.
 
         Raises:
-            TypeError: the state of a stream holds what JSON cannot; the message names it.
+            TypeError: the state of a stream has a value that JSON cannot represent; the message names
+                it.
         """
         found: dict[str, Any] = {
             "order": ORDER,
@@ -84,7 +87,8 @@ class Cursor:
             sampler: a description of the order, as in the attribute `sampler`; `None` to accept any.
 
         Raises:
-            TypeError, ValueError: the cursor does not fit; the message names both.
+            TypeError, ValueError: the cursor is invalid or does not fit; the message names both
+                descriptions.
         """
         check_seed(self.seed)
         for name in ("epoch", "position"):
@@ -111,7 +115,7 @@ class Cursor:
                 "Pass the data that the run began with; or, to begin an epoch of this data, pass "
                 f"data.Cursor({self.seed}, {self.epoch})"
             )
-        # Only the hashes are compared: a sampler may be renamed.
+        # Only the hashes are compared, so that a sampler can be renamed.
         if sampler and self.sampler and sampler.split()[-1:] != self.sampler.split()[-1:]:
             raise ValueError(
                 f"cursor: expected a cursor for the order of {sampler}, got one that was made for "
@@ -122,7 +126,7 @@ class Cursor:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> Cursor:
-        """Return the cursor from the output of `to_json`.
+        """Return the cursor that `to_json` converted.
 
         Raises:
             ValueError: an entry is missing, is not a count, or comes from a newer version of ftrain.
@@ -155,7 +159,7 @@ class Cursor:
 
 
 def checked(cursor: object, of: str, sampler: str | None = None) -> Cursor:
-    """Return the cursor; raise if it belongs to data other than `of`, or to another order of samples."""
+    """Return the cursor; raise if it was made for data other than `of`, or for another order."""
     if not isinstance(cursor, Cursor):
         raise TypeError(
             f"cursor: expected a data.Cursor, got {type(cursor).__name__}. Pass loader.start(), or "

@@ -1,6 +1,6 @@
 """Handwritten digits from scikit-learn, without a download.
 
-Read next: `splits.py`, to hold a part of them out.
+Read next: `splits.py`, which holds out a part of a dataset.
 """
 
 from __future__ import annotations

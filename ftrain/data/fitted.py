@@ -1,12 +1,12 @@
 """Preprocessing fitted on training data (scales, classes, an alphabet), stored as JSON.
 
-`data.json` in a run's directory, readable by people as well:
+It is stored as `data.json` in a run's directory:
 
     {"source": "csv", "facts": {"features": 4, ...},
      "fitted": {"rows": 120, "columns": {"weight": {"mean": 4.1, "scale": 0.8}}, ...}}
 
-Data that the run reads later are transformed by `fitted`; `facts` describe the data, so that a model can
-be built without them. Read next: `sources/table.py`, which fits most.
+Data that the run reads later are transformed with `fitted`. `facts` describe the data, so that a model
+can be built without reading them. Read next: `sources/table.py`, which fits most of this.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Stored(NamedTuple):
     Attributes:
         source: the name of the data function.
         fitted: the preprocessing that it fitted.
-        facts: its facts about the data; `None` if JSON cannot hold them.
+        facts: the values with which it describes the data; `None` if JSON cannot represent them.
     """
 
     source: str
@@ -70,7 +70,7 @@ def read(path: pathlib.Path) -> Stored | None:
 
 
 def differences(was: Any, now: Any, key: str = "") -> Iterator[str]:
-    """Yield one line per value that differs between two results of fitting the preprocessing."""
+    """Yield one line for each value that differs between two fitted preprocessings."""
     if isinstance(was, Mapping) and isinstance(now, Mapping):
         for name in dict.fromkeys((*was, *now)):
             path = f"{key}.{name}" if key else name

@@ -1,9 +1,9 @@
-"""Readers of idx files, the format of MNIST, gzipped or not.
+"""Readers for idx files, the format of MNIST, gzipped or not.
 
-Two zero bytes, one for the type, one for the number of axes; each axis as four bytes, the largest
-first; then the numbers, row by row.
+The format is: two zero bytes, a byte for the type, a byte for the number of axes, the size of each axis
+as a big-endian 32-bit integer, then the numbers in row-major order.
 
-Read next: `digits.py`, handwritten digits without a download.
+Read next: `digits.py`, which has handwritten digits without a download.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ftrain.data._files import (
 
 __all__ = ["idx", "mnist"]
 
-#: The most axes of a NumPy array.
+#: The largest number of axes of a NumPy array.
 _MOST_AXES = 64
 
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
@@ -40,14 +40,15 @@ def idx(path: PathLike) -> Tensor:
     """Return the tensor in an idx file.
 
     Args:
-        path: the file; that it is gzipped is seen by its content, not by its name.
+        path: the file; gzip compression is detected by its content, not by its name.
 
     Returns:
-        uint8, int8, int16, int32, float32 or float64, of the shape that the file says.
+        A tensor of uint8, int8, int16, int32, float32 or float64, in the shape given in the file.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        DataError: another magic number, fewer or more numbers than announced, damaged compression.
+        DataError: the magic number is wrong, there are fewer or more numbers than announced, or the
+            compression is damaged.
 
     Example:
         >>> import pathlib, tempfile
@@ -86,7 +87,7 @@ def mnist(folder: PathLike) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
 
     Raises:
         FileNotFoundError: a file is missing; the message says which.
-        DataError: a file is damaged, or there are more images than labels, or the reverse.
+        DataError: a file is damaged, or the numbers of images and labels differ.
     """
     place = existing_folder(folder)
     train, test = (_labelled(place, part) for part in ("train", "t10k"))
@@ -113,7 +114,7 @@ def _labelled(folder: Path, part: str) -> dict[str, Tensor]:
 
 
 def _file(folder: Path, name: str) -> Path:
-    dotted = name.replace("-idx", ".idx")  # as some mirrors have it
+    dotted = name.replace("-idx", ".idx")  # the spelling of some mirrors
     for candidate in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
         if (folder / candidate).is_file():
             return folder / candidate
@@ -150,7 +151,7 @@ def _read(file: IO[bytes] | gzip.GzipFile, path: Path, gzipped: bool) -> Tensor:
         check_deflated(path.stat().st_size, announced)
         check_memory(path, f"the shape {shape}", announced)
     content = bytearray()
-    # In pieces: a damaged header may announce more than the memory holds.
+    # Read in pieces, because a damaged header may announce more bytes than fit in memory.
     while piece := file.read(min(1 << 24, announced + 1 - len(content))):
         content += piece
     if len(content) != announced:

@@ -1,6 +1,6 @@
 """Datasets of image files, with one folder per class.
 
-Read next: `loader.py`; its arguments `augment` and `workers` are made for this.
+Read next: `loader.py`, whose arguments `augment` and `workers` are useful for images.
 """
 
 from __future__ import annotations
@@ -21,16 +21,18 @@ from ftrain.data.cursor import is_count
 
 __all__ = ["images"]
 
-#: Suffixes of images. Other files are left out; a file with one of these that is not an image raises.
+#: Suffixes of images. Other files are ignored; a file with one of these suffixes that is not an image
+#: raises.
 _SUFFIXES = {
     *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jfif", ".jpeg", ".jpg"),
     *(".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"),
 }
 
-#: Formats to try for any suffix. Pillow reads more formats, and runs another program for EPS.
+#: Formats that are tried for any suffix. Others of Pillow are excluded, because for EPS it runs another
+#: program.
 _FORMATS = ("AVIF", "BMP", "GIF", "HEIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
 
-#: The EXIF tag of the rotation with which a camera stored a photo; the operation that undoes each value.
+#: The EXIF tag for the orientation of a photo, and the operation that undoes each of its values.
 _ORIENTATION = 0x0112
 _TURNS = {
     2: "FLIP_LEFT_RIGHT",
@@ -44,10 +46,11 @@ _TURNS = {
 
 
 class Images:
-    """Dataset of the images in a folder with one subfolder per class, read when indexed.
+    """Dataset of the images in a folder with one subfolder per class; indexing reads an image.
 
     Attributes:
-        classes: the folders' names, sorted, or the `classes` argument; a label is an index into these.
+        classes: the sorted names of the folders, or the argument `classes`; a label is an index into
+            them.
         files: `(path, label)` of each sample, sorted by class, then by name.
         size: `(height, width)` of every sample.
         mode: `"RGB"`, `"L"` (grey) or another mode of Pillow.
@@ -95,11 +98,12 @@ class Images:
     def of_files(
         cls, path: PathLike, size: int | tuple[int, int] | None, mode: str, trained: tuple[int, int]
     ) -> Images:
-        """Return the images in a folder, at any depth, or one image, without classes: label -1.
+        """Return the images in a folder, at any depth, or one image; without classes, all labels are -1.
 
         Args:
             path: the folder or file.
-            size: size to scale every image to; `None`: all images must have the size `trained`.
+            size: the size to which every image is scaled; `None`: all images must have the size
+                `trained`.
             mode: mode of Pillow.
             trained: size of the images that a model was trained on.
         """
@@ -141,20 +145,18 @@ class Images:
         return str(self.files[0][0]) if self.classes else "training"
 
     def _read(self, index: int) -> Any:
-        """Return an image of the mode `self.mode`, upright, in its own size."""
-        path, pillow = (
-            self.files[index][0],
-            _pillow(),
-        )  # not an attribute: workers pickle the dataset
+        """Return an image in the mode `self.mode`, upright, in its original size."""
+        # Pillow is not an attribute, because workers pickle the dataset.
+        path, pillow = self.files[index][0], _pillow()
         formats = [name for name in _FORMATS if name in pillow.OPEN]
-        with warnings.catch_warnings():  # warnings of many pixels and odd EXIF data
+        with warnings.catch_warnings():  # Pillow warns of large images and invalid EXIF data
             warnings.simplefilter("ignore")
             return self._decoded(path, pillow, formats)
 
     def _decoded(self, path: Path, pillow: Any, formats: list[str]) -> Any:
         try:
             opened = pillow.open(path, formats=formats)
-        except Exception as error:  # a decoder raises errors of any kind
+        except Exception as error:  # decoders raise errors of any class
             raise DataError(
                 f"{path}: expected an image that Pillow can read, got an error: {one_line(error)}. "
                 "Convert it, or remove it"
@@ -162,7 +164,7 @@ class Images:
         with opened:
             try:
                 return _converted(pillow, _upright(pillow, opened), self.mode)
-            except Exception as error:  # Pillow decodes here; as above
+            except Exception as error:  # Pillow decodes the pixels only here
                 raise DataError(
                     f"{path} is damaged: {one_line(error)}. Create or copy the file again"
                 ) from None
@@ -177,25 +179,25 @@ def images(
 ) -> Images:
     """Return a dataset of the images in `folder/<class>/<name>.png` (.jpg, .webp, ...).
 
-    A photo that the camera stored rotated is turned upright, as its EXIF orientation says. Images with
-    16 bits a channel are reduced to 8. Hidden files and folders are left out.
+    A photo that the camera stored rotated is turned upright according to its EXIF orientation. Images
+    with 16 bits per channel are reduced to 8. Hidden files and folders are ignored.
 
     Args:
-        folder: holds a folder for each class.
-        size: `(height, width)` to scale every image to, or one number for both; default: all images must
-            have the same size.
+        folder: the folder with a subfolder for each class.
+        size: the size `(height, width)` to which every image is scaled, or one number for both; default:
+            all images must have the same size.
         mode: `"RGB"` for three channels, `"L"` for one.
         classes: the classes in the order of their labels, such as those that a model was trained on;
             default: the folders' names.
 
     Returns:
-        A dataset whose samples are `{"image": ..., "label": int}`, the image float32 `(channels, height,
-        width)` from 0 to 1, and the class names in `.classes`.
+        A dataset with samples `{"image": ..., "label": int}`, where the image is float32 `(channels,
+        height, width)` from 0 to 1. Its attribute `classes` has the names of the classes.
 
     Raises:
         FileNotFoundError: the folder does not exist.
-        DataError: it holds no images, or a class that is not among `classes`; and, when a sample is
-            read, the file that is damaged.
+        DataError: the folder has no images, or a class that is not in `classes`; when a sample is read,
+            its file is damaged.
         ImportError: Pillow is not installed.
         ValueError: the size or mode is invalid.
 
@@ -222,7 +224,7 @@ def _is_shown(path: Path) -> bool:
 
 
 def _check_names(place: Path, names: list[str]) -> None:
-    """Raise `DataError` for a class name that is not UTF-8: the files of a run cannot hold it."""
+    """Raise `DataError` for a class name that is not UTF-8, which the files of a run cannot store."""
     for name in names:
         try:
             name.encode()
@@ -252,17 +254,17 @@ def _check_mode(pillow: Any, mode: str) -> None:
 
 
 def _upright(pillow: Any, image: Any) -> Any:
-    """Return the image turned by its EXIF orientation; ignore damaged EXIF data, as viewers do."""
-    image.load()  # decoders that turn the image do it here, and remove the tag
+    """Turn the image according to its EXIF orientation; ignore damaged EXIF data, as viewers do."""
+    image.load()  # some decoders turn the image here, and remove the tag
     try:
         turn = _TURNS.get(image.getexif().get(_ORIENTATION))
-    except Exception:  # a decoder raises errors of any kind
+    except Exception:  # damaged EXIF data raise errors of any class
         turn = None
     return image if turn is None else image.transpose(pillow.Transpose[turn])
 
 
 def _converted(pillow: Any, image: Any, mode: str) -> Any:
-    """Return the image in another mode; reduce 16 bits to 8, which Pillow would clip at 255."""
+    """Convert the image to another mode; scale 16 bits to 8, because Pillow would clip at 255."""
     if image.mode.startswith("I;16"):
         image = pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     elif image.mode in ("I", "F") and mode != image.mode:
@@ -278,5 +280,5 @@ def _pillow() -> Any:
             "data.images reads files with Pillow, which is not installed. Run "
             "`pip install 'ftrain[images]'`, or `pip install pillow`."
         ) from None
-    found.init()  # registers all formats
+    found.init()  # registers all formats of Pillow
     return found

@@ -1,7 +1,7 @@
-"""Outputs of a function (a teacher's logits, say) per sample, computed once and stored in a file.
+"""Outputs of a function per sample (such as a teacher's logits), computed once and stored in a file.
 
 The file is a safetensors file with digests of the data, of the function's tensors and of its own
-content; outputs of another teacher or of other data are refused.
+content, so that outputs of another teacher or for other data raise.
 
 Read next: `loader.py`, which reads the result like any dataset.
 """
@@ -44,33 +44,35 @@ def with_outputs(
     batch_size: int = 256,
     version: str | None = None,
 ) -> Any:
-    """Return the dataset with a function's outputs as further entries of each sample, kept in a file.
+    """Return the dataset with a function's outputs as further entries of each sample, stored in a file.
 
     If the file does not exist, `fn` is called on all samples, in their stored order, and the file
-    appears when it is complete. If it exists, `fn` is not called: the outputs are read from the disk
-    when they are indexed. They belong to the samples' indices, whatever the order of the loader is. They
-    are computed from the stored samples, before a loader's `augment`.
+    appears when it is complete. If it exists, `fn` is not called, and outputs are read from the disk
+    when they are indexed. Outputs belong to the indices of samples, independently of a loader's order.
+    They are computed from the stored samples, before a loader's `augment`.
 
     Args:
         dataset: a mapping of tensors, or a dataset whose samples (or gathered batches) are mappings.
-        fn: `batch -> outputs`, without gradients: a tensor `(n, ...)`, or a mapping of them by name. It
-            sees batches of `batch_size` samples, the last of the remainder.
+        fn: `batch -> outputs`, called without gradients; returns a tensor `(n, ...)` or a mapping from
+            names to such tensors. It is called with batches of `batch_size` samples, the last of which
+            may be smaller.
         path: the file, such as `teacher.safetensors`.
-        source: the tree of tensors (numbers, strings) that decides the outputs: the teacher's weights.
-        name: the entry of an output that is a tensor.
-        batch_size: samples in a batch.
-        version: a name for the content of the data, instead of a digest of all samples, for which data
-            that are read sample by sample are read once more.
+        source: the tree of tensors (numbers, strings) that determines the outputs: the teacher's
+            weights.
+        name: the name of the new entry, if `fn` returns a tensor.
+        batch_size: the number of samples in a batch.
+        version: a name for the content of the data, which replaces a digest of all samples. The digest
+            reads data that are accessed sample by sample once more.
 
     Returns:
         A mapping of tensors, or a dataset of the same length.
 
     Raises:
-        DataError: the file holds outputs of another teacher or of other data, or is damaged.
+        DataError: the file has outputs of another teacher or for other data, or is damaged.
         TypeError: samples are not mappings; `fn` returns neither a tensor nor a mapping of tensors.
         ValueError: `source` has no tensor; `fn` draws random numbers, as a teacher in training mode
-            does; an output has another number of rows than the batch, or the name of an entry of the
-            batch.
+            does; an output has another number of rows than the batch, or its name is already an entry of
+            the batch.
 
     Example:
         >>> import tempfile
@@ -181,7 +183,7 @@ def _digest_of_batches(dataset: Any, batch_size: int) -> str:
 
 
 def _digest(value: Any) -> str:
-    """Return 16 hexadecimal digits of a hash of tensors, numbers and strings, and their paths."""
+    """Return a hash (16 hexadecimal digits) of tensors, numbers and strings, and of their paths."""
     return hashlib.sha256(json.dumps(tree.digests(value)).encode()).hexdigest()[:16]
 
 
@@ -255,7 +257,7 @@ def _named(outputs: Any, name: str) -> dict[str, Tensor]:
 def _check(
     path: Path, stored: dict[str, str], expected: dict[str, str], rows: tuple[int, int]
 ) -> None:
-    """Raise if the outputs are of another teacher or of other data."""
+    """Raise if the outputs were computed by another teacher or for other data."""
     if stored["source"] != expected["source"]:
         raise DataError(
             f"{path}: expected outputs of the source {expected['source']} (the teacher's weights), got "

@@ -1,10 +1,10 @@
 """Samplers, which determine the order of the samples in each epoch.
 
-An order is a pure function of (seed, epoch, position), so reading can start anywhere at no cost,
-and it is the same for every batch size, number of workers and number of ranks. A custom order
-implements `__len__` and `at`.
+An order is a pure function of (seed, epoch, position). Reading can therefore start anywhere without
+delay, and the order is the same for every batch size, number of workers and number of ranks. A custom
+order implements `__len__` and `at`.
 
-Read next: `_permutation.py`, how a billion samples are shuffled without a list of them.
+Read next: `_permutation.py`, which shuffles a billion samples without storing a list of them.
 """
 
 from __future__ import annotations
@@ -62,8 +62,8 @@ class Sequential:
 class Shuffled:
     """Sampler that visits each sample once per epoch, in an order that seed and epoch determine.
 
-    A keyed bijection of [0, n): eight rounds of a Feistel network, so that any element of the order
-    is computed alone, in constant memory (256 elements of a billion take 0.07 ms).
+    The order is a keyed bijection of [0, n), eight rounds of a Feistel network. Any element is computed
+    by itself, in constant memory (256 elements of a billion take 0.07 ms).
 
     Args:
         n: the number of samples, from 1 to 2^32.
@@ -94,8 +94,9 @@ class Weighted:
     r"""Sampler that draws with replacement: sample $i$ with probability $w_i / \sum_j w_j$.
 
     Args:
-        weights: float `(n,)`, not negative, not all zero. A sample of weight zero is never drawn.
-        samples: draws per epoch; default: as many as there are weights.
+        weights: float `(n,)`, all non-negative and at least one positive. A sample of weight zero is
+            never drawn.
+        samples: the number of draws per epoch; default: the number of weights.
 
     Raises:
         ValueError: a weight is negative, infinite or NaN, or no weight is positive.
@@ -109,7 +110,8 @@ class Weighted:
         values = np.asarray(weights, dtype=np.float64)
         _check_weights(values)
         self.n = _checked_length(len(values) if samples is None else samples)
-        # Scaling by a power of two changes no draw, and prevents overflow in the sum and in products.
+        # Scaling the weights by a power of two does not change draws, and prevents overflow in sum and
+        # products.
         self._ends = np.cumsum(np.ldexp(values, -np.frexp(values.max())[1]))
         self._last = int(np.nonzero(values)[0][-1])
 
@@ -127,15 +129,15 @@ class Weighted:
 class ByLength:
     """Sampler that groups samples of similar length, so that batches need little padding.
 
-    Each sample comes once per epoch.
-
-    The shuffled order is cut into windows of `window * group` samples, each window sorted by length
-    and cut into groups, and the groups of a window shuffled. A group should be one batch.
+    Each sample occurs once per epoch. The shuffled order is cut into windows of `window * group`
+    samples. Each window is sorted by length and cut into groups, whose order is shuffled. A group should
+    be one batch.
 
     Args:
         lengths: the length of each sample, `(n,)` numbers.
-        group: samples to a group: the loader's `batch_size`.
-        window: groups to a window: more make lengths more alike, and the order less random.
+        group: the number of samples in a group, such as the loader's `batch_size`.
+        window: the number of groups in a window; with more, lengths are more similar and the order is
+            less random.
 
     Example:
         >>> order = ByLength([5, 1, 4, 1, 5, 4], group=2)
@@ -189,14 +191,14 @@ class ByLength:
 class Mixed:
     """Sampler that mixes several sources by weight, each shuffled and traversed independently.
 
-    The index counts through the sources in sequence, as in `data.concat`. Every 1,024 positions
-    hold each source in its share (rounded to 1/1,024), in random order. A source continues from
-    epoch to epoch: none of its samples repeats before all have come once.
+    Indices refer to the concatenated sources, as in `data.concat`. In every block of 1,024 positions,
+    each source has its share (rounded to 1/1,024), in random order. A source continues from epoch to
+    epoch: no sample repeats before all samples of its source have occurred.
 
     Args:
         sizes: the number of samples of each source.
-        weights: the share of each; default: its size.
-        samples: samples per epoch; default: the sum of the sizes.
+        weights: the share of each source; default: proportional to its size.
+        samples: the number of samples per epoch; default: the sum of the sizes.
 
     Raises:
         ValueError: sizes and weights differ in number, or a weight is negative or not finite.

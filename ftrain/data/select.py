@@ -1,4 +1,4 @@
-"""Selection of columns: a dataset without the entries that a loss does not read.
+"""Selection of columns, to drop entries that a loss does not read.
 
 Read next: `loader.py`.
 """
@@ -19,8 +19,8 @@ __all__ = ["select"]
 def select(dataset: Any, columns: Iterable[str]) -> Any:
     """Return a dataset whose samples have only these entries, such as token ids without their text.
 
-    A text is a constant of a compiled step: a column of texts that the loss does not read compiles one
-    program per batch.
+    Drop columns of texts that the loss does not read: a text is a constant of a compiled step, so each
+    batch with other texts compiles another program.
 
     Args:
         dataset: a mapping of arrays; or an object with `__len__` and `__getitem__` whose samples are
@@ -29,7 +29,7 @@ def select(dataset: Any, columns: Iterable[str]) -> Any:
 
     Returns:
         For a mapping, a dict. For an object with `select_columns`, the result of this method. Otherwise
-        a dataset that reads a sample, then drops its other entries.
+        a dataset that reads each sample and drops its other entries.
 
     Raises:
         KeyError: a sample has no such entry.

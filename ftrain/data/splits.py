@@ -28,7 +28,7 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
         seed: the seed of the choice; keep it fixed when the seed of the run changes.
 
     Returns:
-        Two of the same kind: trees of tensors, or map-style datasets.
+        Two datasets of the same kind as `dataset`: trees of tensors, or map-style datasets.
 
     Raises:
         ValueError: one of the parts would be empty.
@@ -59,7 +59,7 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
 
 
 def concat(*datasets: Any) -> Any:
-    """Concatenate datasets into one; its indices are those that the sampler `Mixed` returns.
+    """Concatenate datasets into one, whose indices are those of the sampler `Mixed`.
 
     Args:
         datasets: trees of tensors of one structure, or map-style datasets.

@@ -3,7 +3,7 @@
     stream = data.Stream(hugging_face_dataset, batch_size=32)       # or a DataLoader, unchanged
     for batch, cursor in stream.batches(cursor): ...
 
-Read next: `loader.py`, which is exact for any number of workers if the data has length and items.
+Read next: `loader.py`, which resumes exactly with any number of workers, for data with length and items.
 """
 
 from __future__ import annotations
@@ -30,27 +30,26 @@ _PARTS = ("dataset", "sampler")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-    """Loader of batches from any iterable, each with the cursor after it.
+    """Loader of batches from any iterable, which yields each batch with the cursor after it.
 
-    Resuming: a source with `state_dict` and `load_state_dict` (torchdata's StatefulDataLoader,
-    Hugging Face's IterableDataset) resumes from its own state, which the cursor carries. Any other
-    source is read again up to the cursor. Both are exact with the same number of the source's own
-    workers only: workers share a stream, so another number gives another order. Some states are not
-    complete: a StatefulDataLoader restores which samples its workers read, not what they draw, and
-    Hugging Face refills a shuffle buffer. If that matters, `replay=True` reads again instead.
-    Persistent workers are restarted in each epoch: their draws would depend on all epochs before.
+    Resuming: a source with `state_dict` and `load_state_dict` (torchdata's StatefulDataLoader, Hugging
+    Face's IterableDataset) resumes from its own state, which is stored in the cursor. Any other source
+    is read again up to the cursor. Both are exact only with an unchanged number of the source's own
+    workers, which determines the order. Some states are incomplete: a StatefulDataLoader restores the
+    samples that its workers read, but not their random draws, and Hugging Face refills a shuffle buffer.
+    If that matters, pass `replay=True` to read again instead. Persistent workers are restarted in each
+    epoch, because their draws would depend on all earlier epochs.
 
-    Draws of the source from the global generators of torch (CPU), numpy and Python are decided by
-    (seed, epoch, position), and the generators are restored for the caller: a plain
-    `DataLoader(dataset, shuffle=True)` gives the same batches every time. A `set_epoch` or
-    `generator` of the source, or of a DataLoader's dataset or sampler, is called with the epoch, or
-    seeded.
+    The global generators of torch (CPU), numpy and Python are seeded from (seed, epoch, position) while
+    the source is read, and restored for the caller, so that a plain `DataLoader(dataset, shuffle=True)`
+    gives the same batches every time. If the source, or a DataLoader's dataset or sampler, has a method
+    `set_epoch`, it is called with the epoch; if it has a `generator`, that is seeded.
 
     Attributes:
-        source: an iterable that starts anew each time it is iterated over (no generator).
-        batch_size: items to put together; `None`: its items are batches already.
+        source: an iterable that starts again each time it is iterated over, so not a generator.
+        batch_size: the number of items in a batch; `None` if the source's items are already batches.
         seed: the seed of the source's draws: an integer of 64 bits.
-        replay: read the source again up to the cursor, even if it has a state of its own.
+        replay: True to read the source again up to the cursor, even if it has its own state.
         collate: `collate(items) -> batch`, used with `batch_size`; default: torch's, except
             that a list of numbers in an item is an array.
         device: the device of the batches; `None`: unchanged.
@@ -104,7 +103,7 @@ class Stream:
 
         Raises:
             ValueError: the source ends before the cursor, or the cursor was made by a `Loader`,
-                or for batches of another size.
+                or for another batch size.
         """
         cursor = self.start() if cursor is None else checked(cursor, self._of)
         if epochs is not None and not is_count(epochs, 0):
@@ -119,7 +118,7 @@ class Stream:
         """Return the description of the stream for `Cursor.of`, such as `a stream of 100`."""
         try:
             length = f" of {len(self.source)}"  # type: ignore[arg-type]  # may have none
-        except (TypeError, NotImplementedError):  # torch's iterable datasets
+        except (TypeError, NotImplementedError):  # torch's iterable datasets have no length
             length = ""
         batches = "" if self.batch_size is None else f", in batches of {self.batch_size}"
         return f"a stream{length}{batches}"
@@ -137,7 +136,7 @@ class Stream:
         position = cursor.position if restored else 0
         batch, state = self._read(items, seed, epoch, position)
         if batch is _END and restored and not position:
-            # The restored state was that of an exhausted source: start the next pass.
+            # The source was exhausted when its state was saved: start the next pass.
             items = iter(self._anew())
             batch, state = self._read(items, seed, epoch, position)
         while batch is not _END:
@@ -187,10 +186,10 @@ class Stream:
         source = self.source
         if not (isinstance(source, DataLoader) and source.persistent_workers):
             return source
-        if hasattr(source, "state_dict"):  # its state is that of its own iterator
+        if hasattr(source, "state_dict"):  # its state belongs to its own iterator
             return source
         source = copy.copy(source)
-        vars(source)["persistent_workers"] = False  # torch rejects other assignments
+        vars(source)["persistent_workers"] = False  # torch rejects a normal assignment
         return source
 
     def _read(self, items: Iterator[Any], seed: int, epoch: int, position: int) -> tuple[Any, Any]:

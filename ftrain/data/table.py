@@ -1,4 +1,4 @@
-"""Reader of CSV files as columns of numbers, with pyarrow.
+"""Reader for CSV files, which returns columns of numbers; needs pyarrow.
 
 Read next: `_cells.py`, which converts cells to numbers; `sources/table.py`, which scales columns for a
 run.
@@ -35,25 +35,26 @@ def csv(
 ) -> dict[str, Tensor]:
     """Read the columns of a CSV file as tensors.
 
-    A number may have an exponent; separators of thousands and units are refused.
+    Numbers may have an exponent; thousands separators and units raise.
 
     Args:
         path: the file; cells may be quoted.
         target: the column to predict.
-        columns: which columns to read, in this order; default: all.
+        columns: the columns to read, in this order; default: all.
         integers: columns to read as int64.
-        categories: for a column of words, the words; a cell becomes its word's place in the list, int64.
-        missing: the number that replaces an empty cell of a column of numbers, and `NA`, `n/a`, `nan`,
-            `null`, `none`, `?` and `-`; the target is never filled in. Default: all of these are errors.
+        categories: for each column of words, the list of its words; a cell becomes the index of its
+            word, int64.
+        missing: the number that replaces missing numbers: empty cells, `NA`, `n/a`, `nan`, `null`,
+            `none`, `?` and `-`. Default: these are errors. A missing target is always an error.
         delimiter: the separator between cells, such as `"\\t"`; default: the one of `,`, `;`, tab and
-            `|` that splits the first rows into equally many cells.
+            `|` that splits the first rows into equal numbers of cells.
         encoding: Python's name of the encoding, such as `"latin-1"`.
-        decimal: the character before the decimals of a number, `"."` or `","`.
+        decimal: the decimal character of numbers, `"."` or `","`.
         header: True if the first line names the columns; otherwise they are named "0", "1", ...
 
     Returns:
-        float32 `(n,)` by column, or int64 where `integers` or `categories` say so. With a target: `x`,
-        float32 `(n, columns)`, the other columns side by side, and `y`, the target `(n,)`.
+        `{column: tensor}`, float32 `(n,)`, or int64 for columns in `integers` or `categories`. With a
+        target: `x`, float32 `(n, columns)` with all other columns, and `y`, the target `(n,)`.
 
     Raises:
         FileNotFoundError: the file does not exist.

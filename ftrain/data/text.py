@@ -1,4 +1,4 @@
-"""Text as integers (characters, bytes, or tokens from another program), cut into windows.
+"""Text as integer tokens (characters, bytes, or tokens from another program), cut into windows.
 
     text = data.text("book.txt")
     rest, held_out = text.split(0.1)
@@ -28,16 +28,16 @@ __all__ = ["Text", "Windows", "standard_library", "text", "tokens"]
 
 
 class Windows:
-    """Dataset of windows of one length over a long token sequence; a `Loader` reads whole batches.
+    """Dataset of windows of one length over a long token sequence; a `Loader` reads whole batches of it.
 
     Args:
         tokens: integers `(n,)`: a tensor or array, in memory or memory-mapped.
-        length: tokens in a window; for next-token prediction the context plus one.
-        stride: tokens between the starts of consecutive windows. 1: all windows, as for training;
-            `length - 1`: each token is predicted once, as for evaluation.
+        length: the number of tokens in a window; for next-token prediction, the context plus one.
+        stride: the number of tokens from the start of one window to the next. Use 1 for all windows, in
+            training, and `length - 1` to predict each token once, in evaluation.
 
     Raises:
-        ValueError: there are fewer tokens than a window has.
+        ValueError: there are fewer tokens than in one window.
 
     Example:
         >>> windows = Windows(torch.arange(7), length=3, stride=2)
@@ -78,7 +78,7 @@ class Windows:
     def gather(self, indices: Tensor) -> Tensor:
         """Return the windows at these indices, int64 `(len(indices), length)`."""
         places = indices[:, None] * self.stride + torch.arange(self.length)
-        if self.tokens.device.type == "cpu":  # numpy indexes the unsigned types too
+        if self.tokens.device.type == "cpu":  # numpy, unlike torch, can index unsigned types
             return torch.from_numpy(self.tokens.numpy()[places.numpy()].astype(np.int64))
         return self.tokens[places.to(self.tokens.device)].to(torch.int64)
 
@@ -89,7 +89,8 @@ class Text:
 
     Attributes:
         tokens: `(n,)`, in the smallest integer type that fits.
-        alphabet: its characters, sorted; a token is an index into it. `None`: the tokens are bytes.
+        alphabet: the sorted characters of the text; a token is an index into it. `None`: the tokens are
+            bytes.
 
     Example:
         >>> greeting = Text.of("hello")
@@ -104,7 +105,7 @@ class Text:
 
     @classmethod
     def of(cls, content: str, alphabet: str | None = None) -> Text:
-        """Convert a string to tokens, which index its own distinct characters or a given alphabet.
+        """Convert a string to tokens: indices into its distinct characters or a given alphabet.
 
         Raises:
             ValueError: a character is not in the alphabet.
@@ -159,7 +160,7 @@ class Text:
         return "".join(self.alphabet[number] for number in numbers)
 
     def split(self, held_out: float) -> tuple[Text, Text]:
-        """Split off the last part, a share `held_out` of the tokens; return both parts as `Text`."""
+        """Split off the share `held_out` of the tokens at the end; return both parts as `Text`."""
         cut = len(self) - round(held_out * len(self))
         if not 0 < cut < len(self):
             raise ValueError(
@@ -183,14 +184,14 @@ def text(
 
     Args:
         path: the file.
-        unit: `"characters"` (the file is UTF-8, and is read whole), or `"bytes"` (any file;
-            memory-mapped, so it may be larger than the memory).
-        alphabet: the characters that the tokens index, such as those of the text a model was trained
-            on; default: the characters of this text.
+        unit: `"characters"` (of a UTF-8 file, which is read whole), or `"bytes"` (of any file, which is
+            memory-mapped, so it may be larger than memory).
+        alphabet: the characters into which the tokens are indices, such as those of the text that a
+            model was trained on; default: the characters of this text.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        DataError: it is empty or not UTF-8, or has a character that is not in the alphabet.
+        DataError: the file is empty or not UTF-8, or has a character that is not in the alphabet.
 
     Example:
         >>> import pathlib, tempfile
@@ -234,15 +235,15 @@ def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
     """Return the memory-mapped tokens in a file of raw integers or an `.npy` file.
 
     Args:
-        path: the file. Writes to the tensor never reach it.
-        dtype: of the numbers in a raw file (numpy's name for it, in this machine's byte order).
+        path: the file. Writes to the tensor do not change it.
+        dtype: numpy's name for the dtype of the numbers in a raw file, in this machine's byte order.
 
     Returns:
-        Integers `(n,)`, for `Windows`.
+        Integers `(n,)`, as `Windows` takes them.
 
     Raises:
         FileNotFoundError: the file does not exist.
-        DataError: it is empty, or its size is not a multiple of a token's.
+        DataError: the file is empty, or its size is not a multiple of a token's size.
 
     Example:
         >>> import pathlib, tempfile
@@ -263,18 +264,17 @@ def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
             f"{path}: expected a whole number of {kind.name} tokens, got {got}. Copy the file "
             "again, or pass the `dtype` of its tokens"
         )
-    # Copy on write: torch has no tensors that cannot be written.
+    # Mapped copy-on-write, because torch has no read-only tensors.
     return torch.from_numpy(np.memmap(path, dtype=kind, mode="c"))
 
 
 def standard_library(characters: int = 1_000_000) -> Text:
     """Return the first characters of the source code of Python's standard library, as an example text.
 
-    A text of some length on every machine, without a network; its content depends on Python's
-    version.
+    It gives a long text on every machine without a network; its content depends on Python's version.
 
     Raises:
-        FileNotFoundError: this Python comes without its sources.
+        FileNotFoundError: this Python was installed without its source files.
 
     Example:
         >>> len(standard_library(10_000))

@@ -1,11 +1,11 @@
 """Built-in data sources, which a configuration selects by name with `data.name`.
 
-Each returns `Data(train, held_out, facts)`; other arguments may refer to a fact, `${data.classes}`.
-A source that fits preprocessing on its training data (the scale of a column, the names of classes,
-an alphabet) returns it as `Data.fitted`, and takes it as its argument `fitted`: the run stores it,
-and data read later are transformed by it.
+Each source returns `Data(train, held_out, facts)`; other parts of the configuration may refer to a fact,
+such as `${data.classes}`. A source that fits preprocessing on its training data (the scale of a column,
+the names of classes, an alphabet) returns it as `Data.fitted` and accepts it as its argument `fitted`.
+The run stores it, and data read later are transformed with it.
 
-Read next: `table.py`, which fits most.
+Read next: `table.py`, the source with the most preprocessing.
 """
 
 from ftrain.data.sources._data import Data, Inputs

@@ -1,4 +1,4 @@
-"""Value that a data function (a function named by `data` in a configuration) returns."""
+"""Return value of a data function, the function that `data` names in a configuration."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ftrain.core.errors import DataError
 
 __all__ = ["Data", "Fitted", "Inputs", "Share", "parted", "sha256"]
 
-#: Number of held-out samples, or a share of them; 0: none.
+#: Number of held-out samples (int) or their share of all samples (float); 0: none.
 Share = int | float
 
-#: Preprocessing fitted on the training data of a run, as JSON. `None`: a new run, which fits it.
-#: Empty: the run stored none, as runs of earlier versions.
+#: Preprocessing fitted on the training data of a run, as JSON. `None` for a new run, which fits it;
+#: empty if the run stored none, as in earlier versions.
 Fitted = Mapping[str, Any] | None
 
 
@@ -27,11 +27,12 @@ class Data(NamedTuple):
 
     Attributes:
         train: a dataset for `ftrain.data.Loader`, or a loader.
-        held_out: the same, for evaluation; `None`: nothing.
-        facts: the values of `${data.NAME}` in the arguments of model, loss and callbacks.
-        sizes: `batch -> (samples, tokens)` for logs and perplexity; `None`: the trainer's.
-        fitted: the preprocessing fitted on these training data, in values that JSON has. A function that
-            has an argument `fitted` receives it when its run is evaluated or resumed.
+        held_out: the same for evaluation; `None`: no evaluation data.
+        facts: values that describe the data, to which arguments of model, loss and callbacks refer by
+            `${data.NAME}`.
+        sizes: `batch -> (samples, tokens)` for logs and perplexity; `None`: the default of the trainer.
+        fitted: the preprocessing fitted on these training data, in values that JSON can represent. A
+            data function with an argument `fitted` receives it when its run is evaluated or resumed.
     """
 
     train: Any
@@ -46,9 +47,9 @@ class Inputs(NamedTuple):
 
     Attributes:
         batches: `size -> batches` of at most `size` samples, each a tensor or a mapping of tensors.
-        target: a mapping with `name` and other arguments of `tasks.predictions`; or with `alphabet`, for
-            a text; or with `numbers`: True if the targets were numbers, False if they were unnamed
-            classes.
+        target: a mapping with `name` and the other entries of `target` in `tasks.predictions`; for a
+            text, with `alphabet`; otherwise with `numbers`, True if the targets were numbers and False
+            if they were classes without names.
         columns: columns of the table of predictions that name the samples, such as their files.
     """
 
@@ -72,11 +73,11 @@ def parted(dataset: Any, held_out: Share, where: pathlib.Path | str) -> tuple[An
 
 
 def sha256(*contents: torch.Tensor | str) -> str:
-    """Return a hash of the training data, which a resumed run compares to detect changes."""
+    """Return a hash of the training data, by which a resumed run detects changes."""
     found = hashlib.sha256()
     for one in contents:
         if isinstance(one, str):
-            found.update(one.encode(errors="surrogateescape"))  # names of files are bytes
+            found.update(one.encode(errors="surrogateescape"))  # names of files may be any bytes
         else:
             found.update(one.contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()[:16]

@@ -21,7 +21,7 @@ from ftrain.data.sources._data import sha256
 
 __all__ = ["Known", "check_means", "feature_names", "filled", "fit", "scaled", "scaled_inputs"]
 
-#: Fitted facts of a column: its words, `one_of`; its `classes`; `mean` and `scale` if standardized.
+#: Fitted values of a column: its words as `one_of`, or its `classes`, or `mean` and `scale`.
 Known = Mapping[str, Any]
 
 
@@ -85,9 +85,9 @@ def filled(x: Tensor, used: Known) -> Tensor:
 
 
 def _moments(column: Tensor) -> dict[str, float]:
-    """Return mean and standard deviation, with exact sums that do not depend on the order of rows."""
+    """Return mean and standard deviation, from exact sums, which do not depend on the order of rows."""
     values = column.numpy()
-    values = values[~np.isnan(values)]  # NaN: missing numbers, under `missing: .nan`
+    values = values[~np.isnan(values)]  # NaN is a missing number with the option `missing: .nan`
     if not len(values) or values.min() == values.max():
         return {"mean": float(values.min()) if len(values) else 0.0, "scale": 1.0}
     mean = math.fsum(values.tolist()) / len(values)

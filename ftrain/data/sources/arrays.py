@@ -19,7 +19,7 @@ from ftrain.data.sources._data import Data, Fitted, Inputs, Share, parted, sha25
 
 __all__ = ["arrays", "arrays_inputs", "digits", "images", "images_inputs"]
 
-#: Names of an array of targets, those of `ftrain.tasks`.
+#: Names of an array of targets, as in `ftrain.tasks`.
 _LABELS = ("labels", "label", "targets", "target", "y")
 _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -37,12 +37,12 @@ def arrays(path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fit
 
     Args:
         path: the file.
-        held_out: the number of samples to evaluate on, a share of them, or another file; 0: none.
+        held_out: the number or share of samples to evaluate on, or another file; 0: none.
         fitted: names and shapes of the arrays that a run was trained on.
 
     Returns:
-        The data with the facts `features`, the numbers in a sample of the inputs (the array `x`, or the
-        only one beside the targets), and `classes`, one more than the largest integer target.
+        The data with the facts `features`, how many numbers a sample of the inputs has (the array `x`,
+        or the only array besides the targets), and `classes`, one more than the largest integer target.
     """
     kinds = dict(fitted["arrays"]) if fitted else None
     train = _arrays(path, kinds)
@@ -69,15 +69,15 @@ def images(
 
     Args:
         path: the folder.
-        held_out: the number of images to evaluate on, a share of them, or another such folder; 0: none.
-        size: height and width in pixels to scale every image to, `64` or `[48, 64]`; null: all images
-            must have the same size.
-        mode: `RGB` for three channels, `L` for grey, one channel.
+        held_out: the number or share of images to evaluate on, or another such folder; 0: none.
+        size: the height and width in pixels to which every image is scaled, `64` or `[48, 64]`; null:
+            all images must have the same size.
+        mode: `RGB` for three channels, `L` for one channel of grey.
         fitted: names of the classes that a run fitted, and the size of its images.
 
     Returns:
-        The data with the facts `classes` (their number), `names`, `channels`, `height`, `width` and
-        `features` (numbers in an image).
+        The data with the facts `classes` (the number of classes), `names` (their names), `channels`,
+        `height`, `width` and `features` (how many numbers an image has).
     """
     known = fitted["classes"] if fitted else None
     whole = _Images(data.images(path, size=size, mode=mode, classes=known))
@@ -112,10 +112,10 @@ def images(
 def arrays_inputs(
     path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None
 ) -> Inputs:
-    """Return the arrays of a file that a run was trained on; arrays of targets may be missing.
+    """Return those arrays of a file on which a run was trained; arrays of targets may be missing.
 
     The arguments are those of `arrays`; `fitted` must be the preprocessing of a run, and `held_out` is
-    unused.
+    not used.
     """
     if not fitted:
         raise ValueError("arrays_inputs: expected fitted arrays, got none. Train the run again")
@@ -143,7 +143,7 @@ def images_inputs(
     """Return the images in a folder, at any depth, or one image, as `images` reads them.
 
     The arguments are those of `images`; `fitted` must be the preprocessing of a run, and `held_out` is
-    unused.
+    not used.
     """
     if not fitted:
         raise ValueError("images_inputs: expected fitted classes, got none. Train the run again")
@@ -174,7 +174,7 @@ class _Images:
 
 
 def _facts(arrays: dict[str, torch.Tensor]) -> dict[str, int]:
-    """Return the numbers of features and of classes, where the arrays show them."""
+    """Return the numbers of features and of classes, if they can be determined from the arrays."""
     label = next((name for name in _LABELS if name in arrays), None)
     inputs = [name for name in arrays if name != label]
     facts = {}

@@ -1,6 +1,6 @@
 """CSV files as features: columns of numbers are standardized, columns of words one-hot encoded.
 
-The preprocessing of the training rows is in `fitted`, in the file's own terms:
+The preprocessing fitted on the training rows is in `fitted`, with the names and words of the file:
 
     {"rows": 120, "sha256": "6b86b273ff34fce1",
      "columns": {"weight": {"mean": 4.1, "scale": 0.8}, "kind": {"one_of": ["cat", "dog"]}},
@@ -39,7 +39,7 @@ from ftrain.data.sources._scaling import (
 
 __all__ = ["csv", "csv_inputs"]
 
-#: Different words of a column, of which each becomes a feature.
+#: Largest number of different words in a column, each of which becomes a feature.
 _MOST_WORDS = 100
 
 
@@ -65,35 +65,35 @@ def csv(
     Args:
         path: the file; its first line names the columns.
         target: the column to predict.
-        held_out: the number of rows to evaluate on, a share of them, or another file with the same
-            columns; 0: none, all rows are trained on.
-        classes: whether the target is a class (int64) or a number (float32); null: a class if it
-            holds words.
-        columns: the columns to predict from; null: all others. A column of words becomes one feature
-            for each different word, in sorted order: 1 where the cell is that word, else 0.
+        held_out: the number or share of rows to evaluate on, or another file with the same columns; 0:
+            none, so that all rows are trained on.
+        classes: true if the target is a class (int64), false if it is a number (float32); null: a class
+            if the column has words.
+        columns: the columns to predict from; null: all except the target. A column of words becomes one
+            feature for each different word, in sorted order: 1 where the cell is that word, else 0.
         standardize: subtract the mean of each column of numbers, and of a numeric target, and divide by
             the standard deviation, both over the training rows.
         missing: the number that replaces an empty cell in a column of numbers (`NA`, `n/a`, `nan`,
-            `null`, `none`, `?` and `-` count as empty); `mean`: the mean of the column's training
-            rows; null: an empty cell is an error. A target is never filled in.
+            `null`, `none`, `?` and `-` are treated as empty); `mean`: the mean of the column's training
+            rows; null: an empty cell is an error. A missing target is always an error.
         delimiter: the separator between cells; null: the one of `,`, `;`, tab and `|` that splits the
-            first rows into equally many cells.
-        encoding: encoding of the file, such as `latin-1`.
-        decimal: the character before the decimals of a number.
-        drop: columns to leave out, such as the number of a row; not together with `columns`.
-        unknown: words in another file that the training table does not have: "error" raises, "ignore"
-            sets all features of the column to 0.
+            first rows into equal numbers of cells.
+        encoding: the encoding of the file, such as `latin-1`.
+        decimal: the decimal character of numbers.
+        drop: columns to leave out, such as row numbers; cannot be combined with `columns`.
+        unknown: treatment of words in another file that the training table does not have: "error"
+            raises, "ignore" sets all features of the column to 0.
         dates: columns of dates, which become days since 1970: a list of columns in ISO 8601, or a
             mapping of columns to formats, `{born: "%d.%m.%Y"}`.
-        missing_word: the word that replaces an empty cell in a column of words, such as `unknown`, which
-            then is a category (`NA`, `n/a`, `nan`, `null`, `?` and `-` count as empty); null: an empty
-            cell is an error.
+        missing_word: the word that replaces an empty cell in a column of words, such as `unknown`, and
+            becomes a category (`NA`, `n/a`, `nan`, `null`, `?` and `-` are treated as empty); null: an
+            empty cell is an error.
         fitted: the columns, words, means and standard deviations that a run fitted.
 
     Returns:
-        The data with the facts `features` (their number) and `columns` (their names; `colour=green` for
-        a word), and `classes` (their number) and `names`; or, for a standardized target, `target_mean`
-        and `target_scale`.
+        The data with the facts `features` (the number of features) and `columns` (their names, such as
+        `colour=green` for a word). If the target is a class, also `classes` (the number of classes) and
+        `names`; if it is standardized, `target_mean` and `target_scale`.
     """
     form = Format(delimiter, encoding, decimal)
     options = _Options.of(missing, unknown, dates, missing_word)
@@ -147,9 +147,10 @@ def csv_inputs(
     missing_word: str | None = None,
     fitted: Fitted = None,
 ) -> Tensor:
-    """Return the features `x` of a CSV table, as the source `csv` does, without its target column.
+    """Return the features `x` of a CSV table like the source `csv`, but without the target column.
 
-    The arguments are those of `csv`; `fitted` must hold what a run has fitted, and `held_out` is unused.
+    The arguments are those of `csv`; `fitted` must be the preprocessing of a run, and `held_out` is not
+    used.
     """
     if not fitted:
         raise ValueError("csv_inputs: expected fitted preprocessing, got none. Train the run again")
@@ -162,13 +163,13 @@ def csv_inputs(
 
 
 class _Options(NamedTuple):
-    """Arguments of `csv` that say how the cells of features are read.
+    """Arguments of `csv` that determine how cells of features are read.
 
     Attributes:
-        missing: the number that replaces missing numbers; NaN if their mean replaces them.
-        unknown: True if words that the training table does not have are ignored.
-        dates: the format of each column of dates; `None`: ISO 8601.
-        missing_word: the word that replaces missing ones; `None`: they are errors.
+        missing: the number that replaces missing numbers; NaN if the mean of the column replaces them.
+        unknown: True to ignore words that the training table does not have.
+        dates: the format of each column of dates; `None` for ISO 8601.
+        missing_word: the word that replaces missing words; `None` if they are errors.
     """
 
     missing: float | None
@@ -195,13 +196,13 @@ class _Options(NamedTuple):
         return cls(number, unknown == "ignore", formats, word)
 
     def column(self, table: Table, name: str) -> Column:
-        """Return a column of features; dates as numbers."""
+        """Return a column of features, with dates converted to numbers."""
         column = table.column(name, self.missing)
         return column.days(self.dates[name]) if name in self.dates else column
 
 
 def _chosen(table: Table, columns: list[str] | None, drop: list[str] | None) -> list[str]:
-    """Return the names of the columns to use, the target among them if it was not dropped."""
+    """Return the names of the columns to use, including the target unless it was dropped."""
     if columns is not None and drop:
         raise ValueError("drop: expected no value with `columns`, got both. Remove one of them")
     for name in drop or ():
@@ -239,7 +240,7 @@ def _kinds(
     with problems:
         labels = _words(goal, classes)
     if problems:
-        with problems:  # of the remaining columns, too
+        with problems:  # collect the errors of the remaining columns, too
             _inputs(table, {"columns": features}, options)
         problems.check()
     if classes is False and labels is not None:
@@ -257,7 +258,7 @@ def _kinds(
 
 
 def _feature_words(table: Table, name: str, options: _Options) -> list[str] | None:
-    """Return the words of a column of features, of which each becomes one; `None` for numbers."""
+    """Return the words of a column, each of which becomes a feature; `None` for a column of numbers."""
     words = _words(table.column(name), missing_word=options.missing_word)
     if words is not None and len(words) > _MOST_WORDS:
         listed = ", ".join(map(repr, words[:3]))
@@ -275,8 +276,8 @@ def _words(
     """Return the sorted distinct words of a column; `None` if it is a column of numbers.
 
     Raises:
-        DataError: it holds some words among numbers, or numbers with another character before their
-            decimals, and `classes` is not True; a word is missing, and nothing replaces it.
+        DataError: the column has words among numbers, or numbers with the other decimal character, and
+            `classes` is not True; a word is missing and has no replacement.
     """
     present = ~column.is_missing
     words = present & ~column.is_number
@@ -309,7 +310,7 @@ def _words(
 
 
 def _encoded(table: Table, known: Known, options: _Options) -> dict[str, Tensor]:
-    """Return features `x` and target `y` of a table before standardization, in float64 or int64."""
+    """Return features `x` and target `y` of a table, in float64 or int64, before standardization."""
     goal = known["target"]
     problems, found = Problems(), {}
     with problems:
@@ -329,7 +330,7 @@ def _inputs(table: Table, known: Known, options: _Options) -> Tensor:
             values = _values(column, words, options.unknown, options.missing_word)
             if words is None:
                 features.append(values[:, None])
-            else:  # a cell of another word is -1
+            else:  # the index of an unknown word is -1
                 features.append(one_hot(values + 1, len(words) + 1)[:, 1:].double())
     problems.check()
     return torch.cat(features, dim=1)
@@ -343,11 +344,11 @@ def _values(
 ) -> Tensor:
     """Return the numbers of a column as float64, or the indices of its cells in `words` as int64.
 
-    A cell that is not among the words raises, or has the index -1 if `unknown` is True.
+    For a cell that is not in `words`, raise; if `unknown` is True, return the index -1.
     """
     if words is not None:
         absent = column.is_missing
-        if not all(map(is_number, words)):  # a class such as "?" may be among them
+        if not all(map(is_number, words)):  # a class may be called "?", for example
             absent = column.missing_words(known=words)
         if missing_word is not None:
             column = column.replaced(absent, missing_word)

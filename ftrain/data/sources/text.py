@@ -27,9 +27,9 @@ def text(
 
     Args:
         path: a file in UTF-8; null: the sources of Python's standard library.
-        context: characters that the model sees at a time.
-        held_out: the share at the end of the text to evaluate on, or a file; each character is
-            predicted once. 0: nothing.
+        context: the number of characters in the model's context.
+        held_out: the share at the end of the text to evaluate on, or a file; each character is predicted
+            once. 0: no evaluation data.
         fitted: the alphabet that a run fitted.
     """
     alphabet = fitted["alphabet"] if fitted else None
@@ -67,7 +67,8 @@ def text_inputs(
 ) -> Inputs:
     """Return windows of a text, in which each character except the first is predicted once.
 
-    The arguments are those of `text`; `fitted` must be the preprocessing of a run; `held_out` is unused.
+    The arguments are those of `text`; `fitted` must be the preprocessing of a run, and `held_out` is not
+    used.
     """
     if not fitted:
         raise ValueError(
@@ -91,7 +92,7 @@ def text_inputs(
 
 
 def predicted(windows: torch.Tensor) -> tuple[int, int]:
-    """Return the number of windows, and of predicted tokens: all tokens but the first of each window."""
+    """Return the number of windows, and of predicted tokens (all except the first of each window)."""
     samples, length = windows.shape
     return samples, samples * (length - 1)
 
@@ -102,7 +103,7 @@ def _read(path: pathlib.Path | None, alphabet: str | None) -> data.Text:
     found = data.standard_library()
     if alphabet in (None, found.alphabet):
         return found
-    return data.Text.of(found.decode(found.tokens), alphabet)  # of another Python
+    return data.Text.of(found.decode(found.tokens), alphabet)  # from another version of Python
 
 
 def _check(
