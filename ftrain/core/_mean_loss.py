@@ -13,14 +13,17 @@ from typing import Any
 import torch
 
 from ftrain.core import random, tree
-from ftrain.core._compares_rows import AccumulationWarning
+from ftrain.core._compares_rows import AccumulationWarning, is_declared
 from ftrain.core._kept_graph import keeps_graph
 from ftrain.core._loss import WatchedLoss, split_loss
 from ftrain.core._model_calls import ModelCalls, own_gradients
 from ftrain.core._torch import unwatched
+from ftrain.core._written_buffers import WrittenBuffers
 from ftrain.core.accumulate import (
     MicroBatches,
     PartFn,
+    Separate,
+    Stacked,
     Sums,
     accumulate_micro_batches,
     safe_weight,
@@ -31,6 +34,7 @@ from ftrain.core.accumulate import (
 from ftrain.core.functional import Bound, describe
 from ftrain.core.metrics import Metrics
 from ftrain.core.precision import LossScale, Policy
+from ftrain.core.ranks import BuildRanks, Ranks
 from ftrain.core.state import TrainState
 
 __all__ = ["GradReduce", "MeanLoss"]
@@ -47,6 +51,10 @@ class MeanLoss:
         policy: the precision of the forward pass.
         accumulate: the number of micro-batches of a batch.
         grad_reduce: as of `gradients`.
+        ranks: the ranks that share a batch.
+
+    Attributes:
+        policy: the precision of the forward pass.
     """
 
     def __init__(
@@ -56,14 +64,38 @@ class MeanLoss:
         policy: Policy,
         accumulate: int,
         grad_reduce: GradReduce | None,
+        ranks: Ranks | None = None,
     ) -> None:
-        self._bound, self._loss_fn, self._policy = bound, loss_fn, policy
-        self._accumulate, self._grad_reduce = accumulate, grad_reduce
+        self.policy = policy
+        self._bound, self._loss_fn = bound, loss_fn
+        self._accumulate, self._grad_reduce, self._ranks = accumulate, grad_reduce, ranks
         self._where = describe(loss_fn)
-        self._calls = ModelCalls(bound, policy)
+        self._written = None if ranks is None else WrittenBuffers()
+        self._calls = ModelCalls(bound, policy, self._written)
         self._own = own_gradients(loss_fn)
         self._warn = AccumulationWarning(loss_fn.function)
         self._warn(accumulate)
+
+    def over(self, build: BuildRanks) -> MeanLoss:
+        """Return the mean loss of a batch that several ranks share.
+
+        Raises:
+            ValueError: the gradients are reduced already; the loss compares the rows of a batch.
+        """
+        if self._grad_reduce is not None or self._ranks is not None:
+            raise ValueError(
+                "steps: expected steps whose gradients are not reduced over ranks, got steps with "
+                f"{'grad_reduce' if self._ranks is None else 'ranks'}. Reduce them in one place only."
+            )
+        ranks = build(self._bound.skeleton.module, self._accumulate)
+        loss_fn = self._loss_fn
+        if ranks.total > 1 and (is_declared(loss_fn.function) or self._own is not None):
+            raise ValueError(
+                f"loss_fn: expected a loss that is a mean over rows, got {self._where}, which compares "
+                "the rows of a batch: each row would be compared with those of its rank and "
+                "micro-batch only. Train it in one process, with tasks.grad_cache for large batches."
+            )
+        return MeanLoss(self._bound, loss_fn, self.policy, ranks.parts, None, ranks)
 
     def value(self, state: TrainState, key: torch.Tensor, batch: Any) -> torch.Tensor:
         """Return the mean loss, differentiable with respect to `state.params`."""
@@ -92,7 +124,7 @@ class MeanLoss:
         They have the dtypes of the parameters.
         """
         scale, inverse = None, None
-        if self._policy.loss_scale is not None:
+        if self.policy.loss_scale is not None:
             scale, inverse = state.scaler.scale, LossScale.inverse(state.scaler)
 
         def of_part(
@@ -116,7 +148,9 @@ class MeanLoss:
 
         extras = self._extras(state)
         # Gradients of one micro-batch are those of its mean loss: neither weighted nor divided.
-        is_mean = self._is_whole(batch) and self._grad_reduce is None
+        ranks = self._ranks
+        is_alone = ranks is None or (ranks.total == 1 and not ranks.cuts_whole)
+        is_mean = self._is_whole(batch) and self._grad_reduce is None and is_alone
 
         def zeros() -> Any:
             return tree.map(lambda p: torch.zeros_like(p, dtype=sum_dtype(p.dtype)), state.params)
@@ -129,7 +163,7 @@ class MeanLoss:
 
     def _extras(self, state: TrainState) -> Any:
         """Return the state's extras as the loss reads them, in the precision of its parameters."""
-        return self._policy.cast(state.extras) if self._loss_fn.takes_extras else {}
+        return self.policy.cast(state.extras) if self._loss_fn.takes_extras else {}
 
     def _is_whole(self, batch: Any) -> bool:
         return self._accumulate == 1 and not isinstance(batch, MicroBatches)
@@ -145,10 +179,15 @@ class MeanLoss:
         scans: bool,
     ) -> Sums:
         """Call `of_part` on each micro-batch, and sum the results over micro-batches and ranks."""
-        if self._is_whole(batch):
+        ranks, written = self._ranks, self._written
+        is_whole = self._is_whole(batch)
+        if is_whole and ranks is None:
             sums = of_part(state.buffers, key, batch, None)
         else:
-            parts = split_batch(batch, self._accumulate)
+            if is_whole and not (ranks and ranks.cuts_whole):
+                parts: Stacked | Separate = Separate((batch,))
+            else:
+                parts = split_batch(batch, self._accumulate)
             self._warn(parts.k)
             parts = parts if scans else parts.unstack()
             # A loop copies what it carries, and gives it a row for each row of a vmap.
@@ -162,7 +201,11 @@ class MeanLoss:
                 sums = of_part({**constants, **buffers}, key, part, weight)
                 return sums._replace(buffers={name: sums.buffers[name] for name in buffers})
 
-            sums = accumulate_micro_batches(of_carried, zeros(), carried, key, parts)
+            if ranks is None or written is None:
+                keys = random.split(key, parts.k)
+                sums = accumulate_micro_batches(of_carried, zeros(), carried, keys, parts)
+            else:
+                sums = ranks.summed(of_carried, zeros, carried, key, parts, written.names)
             after = {**constants, **sums.buffers}
             sums = sums._replace(buffers={name: after[name] for name in state.buffers})
         if self._grad_reduce is not None:

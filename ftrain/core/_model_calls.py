@@ -12,12 +12,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 
 from ftrain.core import random
 from ftrain.core._differentiate import differentiate, outside_leaves_of
 from ftrain.core._kept_graph import keeps_graph
 from ftrain.core._loss import WatchedLoss, call_loss
 from ftrain.core._words import kind
+from ftrain.core._written_buffers import WrittenBuffers
 from ftrain.core.compile._trace import unrecorded
 from ftrain.core.functional import Bound
 from ftrain.core.metrics import Metrics
@@ -37,10 +39,11 @@ class ModelCalls:
     Args:
         bound: the model.
         policy: the precision of the forward pass.
+        written: a record of the buffers that the model writes to.
     """
 
-    def __init__(self, bound: Bound, policy: Policy) -> None:
-        self._bound, self._policy = bound, policy
+    def __init__(self, bound: Bound, policy: Policy, written: WrittenBuffers | None = None) -> None:
+        self._bound, self._policy, self._written = bound, policy, written
         self._searched: set[str] = set()  # sites, for parameters outside of the state
 
     def keyed(self, key: torch.Tensor) -> contextlib.AbstractContextManager[None]:
@@ -71,9 +74,14 @@ class ModelCalls:
             extras: those of the state, for an `fn` with a parameter of this name.
             until: as of `Bound.call`.
         """
-        device = key.device.type
+        device, written = key.device.type, self._written
+
+        def call(module: nn.Module) -> Any:
+            with contextlib.nullcontext() if written is None else written.recording(module):
+                return call_loss(fn, module, part, extras, self._policy, device, where, until)
+
         return self._bound.call(
-            lambda module: call_loss(fn, module, part, extras, self._policy, device, where, until),
+            call,
             params,
             buffers,
             True,

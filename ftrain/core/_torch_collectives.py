@@ -22,6 +22,7 @@ __all__ = [
     "Group",
     "all_gather",
     "all_reduce",
+    "all_reduce_each",
     "all_to_all",
     "broadcast",
     "group_of",
@@ -75,6 +76,14 @@ def group_of(mesh: DeviceMesh, axis: str | int | None = None) -> Group:
 def all_reduce(tensor: torch.Tensor, group: Group, op: Reduction = "sum") -> torch.Tensor:
     """Return the elementwise sum (or maximum, minimum) of a tensor over the ranks of a group."""
     return _waited(_OPERATORS.all_reduce(tensor.contiguous(), op, group.name))
+
+
+def all_reduce_each(
+    tensors: list[torch.Tensor], group: Group, op: Reduction = "sum"
+) -> list[torch.Tensor]:
+    """Return `all_reduce` of each tensor; all are on their way before the first is waited for."""
+    sent = [_OPERATORS.all_reduce(x.contiguous(), op, group.name) for x in tensors]
+    return [_waited(x) for x in sent]
 
 
 def all_gather(tensor: torch.Tensor, group: Group) -> torch.Tensor:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ftrain.core import random, tree
+from ftrain.core import tree
 from ftrain.core._words import a_or_an, brief
 from ftrain.core.compile._reader import static_key
 from ftrain.core.metrics import BatchMean, Metrics, PerExample
@@ -118,7 +118,7 @@ PartFn = Callable[[Any, torch.Tensor, Any, torch.Tensor | None], Sums]
 
 
 def accumulate_micro_batches(
-    of_part: PartFn, zeros: Any, buffers: Any, key: torch.Tensor, parts: Stacked | Separate
+    of_part: PartFn, zeros: Any, buffers: Any, keys: torch.Tensor, parts: Stacked | Separate
 ) -> Sums:
     """Sum the results of `of_part` over micro-batches; each gets the buffers of the one before it.
 
@@ -126,20 +126,19 @@ def accumulate_micro_batches(
         of_part: the function of one part.
         zeros: the start of its totals.
         buffers: the buffers before the first part.
-        key: int32, shape (2,).
+        keys: int32, shape (k, 2); the key of each part.
         parts: `Separate` are looped over; `Stacked` ones are scanned over (one body in a compiled graph,
             whatever their number is).
     """
-    keys = random.split(key, parts.k)
-    dtype = functools.reduce(torch.promote_types, (x.dtype for x in tree.leaves(zeros)))
-    weight = torch.zeros((), dtype=dtype, device=key.device)
+    dtype = common_dtype(zeros)
+    weight = torch.zeros((), dtype=dtype, device=keys.device)
     weights = torch.tensor(parts.weights, dtype=dtype) if parts.weights else None
 
     def body(carry: Any, x: Any) -> tuple[Any, Metrics]:
         totals, weight, buffers = carry
         part_key, part, part_weight = x
         latest = of_part(buffers, part_key, part, part_weight)
-        _check_examples(latest.metrics, part)
+        check_examples(latest.metrics, part)
         totals = tree.map(torch.add, totals, latest.totals)
         return (totals, weight + latest.weight, latest.buffers), latest.metrics
 
@@ -161,22 +160,28 @@ def accumulate_micro_batches(
         return (totals, weight.to(dtype), buffers), metrics
 
     (totals, weight, buffers), stacked = scan(scanned, start, (keys, parts.tensors, weights))
-    return Sums(totals, weight, buffers, _merged(stacked, parts.k))
+    return Sums(totals, weight, buffers, merged(stacked, parts.k))
 
 
-def _merged(stacked: Metrics, k: int) -> Metrics:
+def common_dtype(values: Any) -> torch.dtype:
+    """Return the dtype to which the dtypes of all tensors in a tree promote."""
+    dtypes: list[torch.dtype] = [x.dtype for x in tree.leaves(values)]
+    return functools.reduce(torch.promote_types, dtypes)
+
+
+def merged(stacked: Metrics, k: int) -> Metrics:
     """Merge, in order, the metrics of micro-batches that are stacked along a leading axis."""
     entries = stacked.entries
     each = {name: x for name, x in entries.items() if isinstance(x, PerExample)}
     # A carry of `scan` keeps its shapes.
     grown = {name: _in_order(x, k) for name, x in entries.items() if getattr(x, "grows", False)}
     others = Metrics({name: x for name, x in entries.items() if name not in {*each, *grown}})
-    merged = tree.map(lambda x: x[0], others)
+    first = tree.map(lambda x: x[0], others)
     if k > 1:
         rest = tree.map(lambda x: x[1:], others)
-        merged, _ = scan(lambda merged, latest: (merged.merge(latest), ()), merged, rest)
+        first, _ = scan(lambda before, latest: (before.merge(latest), ()), first, rest)
     joined = {name: type(x)(x.values.flatten(0, 1)) for name, x in each.items()}
-    found = {**merged.entries, **joined, **grown}
+    found = {**first.entries, **joined, **grown}
     return Metrics({name: found[name] for name in entries})
 
 
@@ -186,7 +191,7 @@ def _in_order(stacked: Any, k: int) -> Any:
     return functools.reduce(lambda merged, latest: merged.merge(latest), parts)
 
 
-def _check_examples(metrics: Metrics, part: Any) -> None:
+def check_examples(metrics: Metrics, part: Any) -> None:
     """Raise unless each `PerExample` has a length divisible by the micro-batch's number of rows.
 
     Raises:

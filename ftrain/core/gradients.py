@@ -26,6 +26,7 @@ from ftrain.core.metrics import Last, Mean, Metrics, Sum
 from ftrain.core.norm import finite_norm
 from ftrain.core.precision import LossScale, LossScaleState, Policy, Precision
 from ftrain.core.random._watch import Watch
+from ftrain.core.ranks import BuildRanks
 from ftrain.core.state import TrainState, amount
 
 __all__ = ["GradientFn", "GradientResult", "LossFn", "NonFinite", "gradients"]
@@ -71,6 +72,7 @@ class GradientFn:
     _result: Callable[[TrainState, Any], GradientResult]
     _closures: Callable[[TrainState, Any], dict[str, Callable[[Any], Any]]]
     _watch: Watch
+    _over: Callable[[BuildRanks], GradientFn]
 
     def __call__(self, state: TrainState, batch: Any) -> GradientResult:
         """Return the gradients and by-products of this batch."""
@@ -100,7 +102,21 @@ class GradientFn:
             lambda state, batch: self._result(view(state), batch),
             lambda state, batch: self._closures(view(state), batch),
             self._watch,
+            lambda build: self._over(build).viewing(view),
         )
+
+    def over(self, build: BuildRanks) -> GradientFn:
+        """Return the function that takes the gradients of a batch that several ranks share.
+
+        `ftrain.distributed.data_parallel` calls it.
+
+        Args:
+            build: returns the ranks that share a batch.
+
+        Raises:
+            ValueError: the gradients are reduced already; the loss compares the rows of a batch.
+        """
+        return self._over(build)
 
     def closures(self, state: TrainState, batch: Any) -> dict[str, Callable[[Any], Any]]:
         """Return functions of the parameters that compute this batch's loss and gradients.
@@ -164,10 +180,19 @@ def gradients(
     bound = bind(model)
     loss_fn = WatchedLoss(loss_fn)
     policy = Policy.named(precision)
-    scaling = policy.loss_scale
-    _check_options(accumulate, nonfinite, scaling)
+    _check_options(accumulate, nonfinite, policy.loss_scale)
     _check_parameters(bound)
-    mean_loss = MeanLoss(bound, loss_fn, policy, accumulate, grad_reduce)
+    return _gradients(
+        MeanLoss(bound, loss_fn, policy, accumulate, grad_reduce),
+        nonfinite,
+        Watch(loss_fn, bound.skeleton.module, grad_reduce),
+    )
+
+
+def _gradients(mean_loss: MeanLoss, nonfinite: NonFinite, watch: Watch) -> GradientFn:
+    """Return the first piece of a step, made from a mean loss."""
+    policy = mean_loss.policy
+    scaling = policy.loss_scale
 
     def gradients_of(state: TrainState, batch: Any) -> GradientResult:
         check_batch(batch, state.step.device)
@@ -216,8 +241,10 @@ def gradients(
 
         return {"value_fn": value_fn, "grad_fn": grad_fn}
 
-    watch = Watch(loss_fn, bound.skeleton.module, grad_reduce)
-    return GradientFn(gradients_of, closures_of, watch)
+    def over(build: BuildRanks) -> GradientFn:
+        return _gradients(mean_loss.over(build), nonfinite, watch)
+
+    return GradientFn(gradients_of, closures_of, watch, over)
 
 
 def _require_good(

@@ -12,7 +12,7 @@ Read next: `commit.py`, where a step is skipped, and `compile`, which turns a st
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -37,7 +37,7 @@ from ftrain.core.precision import Policy, Precision
 from ftrain.core.random._watch import Watch
 from ftrain.core.state import TrainState
 
-__all__ = ["Steps", "TrainStep", "make_steps", "update"]
+__all__ = ["Composition", "Steps", "TrainStep", "make_steps", "update"]
 
 
 class Steps(NamedTuple):
@@ -52,6 +52,21 @@ class Steps(NamedTuple):
     init_state: Callable[[int], TrainState]
     train_step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
     eval_step: Callable[[TrainState, Any], Metrics]
+
+
+@dataclass(frozen=True, eq=False)
+class Composition:
+    """The function `(state, batch) -> (state, metrics)` of gradients and an optimizer, and no more."""
+
+    gradients: GradientFn
+    optimizer: Optimizer
+
+    def __call__(self, state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
+        """Return the state after this batch, and the metrics of the step."""
+        result = self.gradients(state, batch)
+        closures = self.gradients.closures(*gated((state, batch), result.finite))
+        proposed = update(self.optimizer, state, result, **closures)
+        return committed(state, proposed, result, is_temporary=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +93,25 @@ class TrainStep:
         """Return the state after this batch, and the metrics of the step."""
         with checked(state):
             return self._watch(lambda: self.fn(state, batch), state.step.device)
+
+    def with_gradients(self, gradients: GradientFn, accumulate: int) -> TrainStep:
+        """Return the same step with another function of the gradients.
+
+        Args:
+            gradients: the new first piece.
+            accumulate: the number of micro-batches into which it splits a batch.
+
+        Raises:
+            ValueError: the step is not the one of `make_steps`: a transformation has replaced `fn`.
+        """
+        if not isinstance(self.fn, Composition):
+            raise ValueError(
+                "train_step: expected the step of make_steps, whose gradients can be replaced, got one "
+                "that a transformation has wrapped. Replace the gradients first, then apply the "
+                "transformation."
+            )
+        fn = Composition(gradients, self.fn.optimizer)
+        return replace(self, fn=fn, gradients=gradients, accumulate=accumulate)
 
 
 def make_steps(
@@ -158,14 +192,8 @@ def make_steps(
 
     init_state.__qualname__ = "init_state"  # in Python's message about a missing seed
 
-    def step(state: TrainState, batch: Any) -> tuple[TrainState, Metrics]:
-        result = gradients_of(state, batch)
-        closures = gradients_of.closures(*gated((state, batch), result.finite))
-        proposed = update(optimizer, state, result, **closures)
-        return committed(state, proposed, result, is_temporary=True)
-
     train_step = TrainStep(
-        step,
+        Composition(gradients_of, optimizer),
         gradients_of,
         accumulate,
         batch_statistics(bound),

@@ -11,9 +11,10 @@ metrics are merged in rank order. All ranks hold the same state, and decide alik
 skipped.
 """
 
+from ftrain.distributed.data_parallel import data_parallel
 from ftrain.distributed.dcp import from_dcp, to_dcp
 from ftrain.distributed.load import load
 from ftrain.distributed.save import save
 from ftrain.distributed.store import ShardedStore
 
-__all__ = ["ShardedStore", "from_dcp", "load", "save", "to_dcp"]
+__all__ = ["ShardedStore", "data_parallel", "from_dcp", "load", "save", "to_dcp"]

@@ -123,7 +123,7 @@ class Pool:
                     # Others may wait for this rank in a collective.
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         if errors:
-            found = "\n".join(f"rank {rank} of {what}: {errors[rank]}" for rank in errors)
+            found = "\n".join(f"rank {rank} of {what}: {errors[rank]}" for rank in sorted(errors))
             raise RankError(f"{found}(time limit {timeout:.0f} s)")
         return [results[rank] for rank in ranks]
 

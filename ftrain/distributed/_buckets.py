@@ -1,0 +1,85 @@
+"""Collectives on trees of tensors, in few operators: one for each dtype, or for each 25 MiB of it.
+
+Each collective has a latency, whatever its size. Tensors of one dtype are therefore copied into one, a
+bucket. A large tree has several, all on their way before the first is waited for; their size is that of
+torch's DistributedDataParallel, 25 MiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+from ftrain.core import tree
+from ftrain.core._torch_collectives import Group, all_gather, all_reduce_each
+
+__all__ = ["gathered", "summed"]
+
+BUCKET_BYTES = 25 * 2**20
+
+
+def summed(values: Any, group: Group) -> Any:
+    """Return the sum of a tree of tensors over ranks, the same bits on every rank."""
+    leaves, structure = tree.flatten(values)
+    buckets = list(_buckets(leaves))
+    flat = [torch.cat([leaves[i].reshape(-1) for i in places]) for places in buckets]
+    for places, total in zip(buckets, all_reduce_each(flat, group), strict=True):
+        sizes = [leaves[i].numel() for i in places]
+        for i, part in zip(places, torch.split(total, sizes), strict=True):
+            leaves[i] = part.reshape(leaves[i].shape)
+    return tree.unflatten(structure, leaves)
+
+
+def gathered(values: Any, group: Group) -> Any:
+    """Return a tree with the tensors of all ranks, stacked in rank order along a new leading axis.
+
+    Args:
+        values: a tree of tensors, with the same shapes and dtypes on every rank.
+        group: the ranks.
+    """
+    leaves, structure = tree.flatten(values)
+    sent = [_sendable(x) for x in leaves]
+    for places in _buckets(sent, limit=None):
+        flat = torch.cat([sent[i].reshape(-1) for i in places])
+        sizes = [sent[i].numel() for i in places]
+        for i, part in zip(places, torch.split(all_gather(flat, group), sizes, dim=1), strict=True):
+            stacked = part.reshape(group.size, *sent[i].shape)
+            leaves[i] = _received(stacked, leaves[i].dtype)
+    return tree.unflatten(structure, leaves)
+
+
+def _buckets(leaves: list[torch.Tensor], limit: int | None = BUCKET_BYTES) -> Iterator[list[int]]:
+    """Yield the places of tensors that share a bucket; the last tensors come first.
+
+    A backward pass has the gradients of the last layers first, and names are often in the layers' order.
+    """
+    by_dtype: dict[torch.dtype, list[int]] = {}
+    for i in reversed(range(len(leaves))):
+        by_dtype.setdefault(leaves[i].dtype, []).append(i)
+    for places in by_dtype.values():
+        bucket: list[int] = []
+        size = 0
+        for i in places:
+            bucket.append(i)
+            size += leaves[i].numel() * leaves[i].element_size()
+            if limit is not None and size >= limit:
+                yield bucket
+                bucket, size = [], 0
+        if bucket:
+            yield bucket
+
+
+def _sendable(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor's values in a dtype that all backends send: gloo has no bool and no complex."""
+    if tensor.dtype is torch.bool:
+        return tensor.to(torch.uint8)
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def _received(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Undo `_sendable`."""
+    if dtype.is_complex:
+        return torch.view_as_complex(tensor.contiguous())
+    return tensor.to(dtype)
