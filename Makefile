@@ -48,10 +48,13 @@ laws: $(VENV)/dev
 parity: $(VENV)/dev
 	$(PY) -m tests.optim.page
 
-# Long forms of what the suite does briefly: optimizers on every problem (some minutes), then kills (half an hour on a
-# busy machine), flips, polls, mutants, resumes of checkpoints, then commands on run directories with hostile files.
+# Long forms of what the suite does briefly: optimizers on every problem, laws on every product, sweeps, benchmarks, all
+# programs of inductor, properties with 100 examples (an hour or two), then kills (half an hour on a busy machine), flips,
+# polls, mutants, resumes of checkpoints, then commands on run directories with hostile files.
 campaign: $(VENV)/dev
-	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/optim/test_products.py tests/compile/test_views.py
+	FTRAIN_CAMPAIGN=1 $(PY) -m pytest -n 2 --dist worksteal tests/optim/test_products.py tests/laws tests/testing/test_laws_accept.py \
+	  tests/transforms/test_sweep.py tests/core/test_body_memory.py tests/cli/test_hostile.py tests/benchmarks
+	FTRAIN_CAMPAIGN=1 $(PY) -m pytest -n 2 --dist worksteal -m "inductor or hypothesis" --ignore tests/compositions tests
 	for c in kills flips polls fuzz resume; do $(PY) -m tests.checkpoint.campaign_$$c || exit 1; done
 	$(PY) -m tests.cli.hostile --cases 500
 

@@ -52,8 +52,10 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from tests.campaign import examples  # noqa: E402
+
 settings.register_profile(
-    "ftrain", deadline=None, derandomize=True, print_blob=True, max_examples=30
+    "ftrain", deadline=None, derandomize=True, print_blob=True, max_examples=examples(20, 100)
 )
 settings.load_profile("ftrain")
 
