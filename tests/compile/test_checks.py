@@ -10,6 +10,7 @@ import torch
 from ftrain import value_and_grad
 from ftrain.core.compile import compile
 from ftrain.core.errors import TraceError
+from tests.campaign import long
 
 
 def checked(x: torch.Tensor) -> torch.Tensor:
@@ -17,8 +18,15 @@ def checked(x: torch.Tensor) -> torch.Tensor:
     return (x * 2).sum()
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
-@pytest.mark.parametrize("fn", [checked, value_and_grad(checked)], ids=["plain", "gradient"])
+@pytest.mark.parametrize(
+    ("fn", "backend"),
+    [
+        (checked, "eager"),
+        (value_and_grad(checked), "eager"),
+        pytest.param(checked, "inductor", marks=[pytest.mark.inductor, long]),
+        pytest.param(value_and_grad(checked), "inductor", marks=pytest.mark.inductor),
+    ],
+)
 def test_compiled_torch_check_of_tensor_values_runs_at_each_call_and_names_its_line(
     fn: Any, backend: Any
 ) -> None:

@@ -15,6 +15,7 @@ from ftrain.core import tree
 from ftrain.core.compile import compile
 from ftrain.core.errors import DonatedStateError, DonationError
 from ftrain.core.state import TrainState
+from tests.campaign import long
 from tests.compile.cases import Pair, addresses, apart, same_bytes, tensors
 
 F64 = torch.float64
@@ -101,6 +102,7 @@ def test_many_donated_steps_in_one_inductor_program_equal_undonated_ones(n):
 
 
 @pytest.mark.inductor
+@long
 @pytest.mark.parametrize("name", ["swap", "a target network", "permuted in place", "expanded"])
 def test_each_donated_step_in_its_own_inductor_program_equals_undonated(name):
     run_both_ways(STEPS[name], "inductor", pair_of(1024), torch.arange(1024) - 256.0)

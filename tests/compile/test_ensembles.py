@@ -9,6 +9,7 @@ from torch import nn
 import ftrain
 from ftrain import optim, random
 from ftrain.core import tree
+from tests.campaign import long
 from tests.compile.cases import same_bytes
 from tests.zoo import ZOO
 
@@ -133,6 +134,7 @@ def test_vmapped_train_step_may_capture_its_batch(name):
 
 
 @pytest.mark.inductor
+@long
 def test_inductor_compiled_vmapped_init_state_matches_eager():
     init_state, *_ = ftrain.make_steps(lambda: nn.Linear(3, 1), lambda m, b: None, optim.sgd(0.1))
     found = ftrain.compile(torch.vmap(init_state))(SEEDS)

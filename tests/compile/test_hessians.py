@@ -12,6 +12,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, vmap
 
 import ftrain
 from ftrain.core.errors import TraceError
+from tests.campaign import long
 from tests.compile.cases import same_bytes
 
 SECOND: dict[str, Callable[[Any], Any]] = {
@@ -78,6 +79,7 @@ def test_compiled_vmapped_gradient_through_second_derivatives_matches_or_raises(
 
 
 @pytest.mark.inductor
+@long
 def test_inductor_compiled_gradient_of_a_laplacian_matches_eager() -> None:
     pulled = ftrain.value_and_grad(squared_laplacian("hessian"))
     torch.testing.assert_close(ftrain.compile(pulled)(PARAMS), pulled(PARAMS))

@@ -12,6 +12,7 @@ from torch import nn
 import ftrain
 from ftrain.core.compile import compile
 from ftrain.core.errors import ImpureFunctionError, TraceError
+from tests.campaign import examples
 from tests.compile.cases import same_bytes
 
 captured = torch.zeros(3)
@@ -154,7 +155,7 @@ STEPS = {
         max_size=12,
     )
 )
-@settings(max_examples=40)
+@settings(max_examples=examples(20, 40))
 def test_compiled_sequence_of_writes_to_created_tensors_equals_eager(steps):
     def fn(x):
         pool = [x * 2, x + 1, x - 3]

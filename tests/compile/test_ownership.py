@@ -17,6 +17,7 @@ from ftrain.core import tree
 from ftrain.core.compile import _ownership, compile
 from ftrain.core.errors import DonatedStateError
 from ftrain.core.state import TrainState
+from tests.campaign import long
 from tests.compile.cases import addresses, apart, same_bytes
 
 
@@ -221,7 +222,9 @@ def race(n, work):
     return found
 
 
-@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
+@pytest.mark.parametrize(
+    "backend", ["eager", pytest.param("inductor", marks=[pytest.mark.inductor, long])]
+)
 def test_one_of_two_threads_that_donate_the_same_state_raises(backend, monkeypatch):
     compiled = compile(step, donate=True, backend=backend)
     state = compiled(make_state(), torch.ones(()))[0]

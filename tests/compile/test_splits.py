@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import ftrain
 from ftrain.core.random import _kernel, _operators
+from tests.campaign import examples
 
 WORDS = st.integers(-(2**31), 2**31 - 1)
 EDGES = (0, 1, -1, 2**31 - 1, -(2**31))
@@ -33,7 +34,7 @@ def compiled():
 
 
 @pytest.mark.parametrize("shape", [1, 2, (2, 2), 5], ids=str)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(20, 50), deadline=None)
 @given(WORDS, WORDS)
 def test_compiled_split_of_a_key_equals_the_eager_split(compiled, shape, first, second):
     for words in ((first, second), *((a, b) for a in EDGES for b in EDGES)):

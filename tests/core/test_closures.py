@@ -9,6 +9,7 @@ from torch import nn
 import ftrain
 from ftrain import optim, tree
 from ftrain.testing import assert_same_bits
+from tests.campaign import long
 
 
 class Net(nn.Module):
@@ -91,7 +92,7 @@ def two_points():
 
 @pytest.mark.parametrize(
     ("backend", "accumulate"),
-    [("eager", 1), ("eager", 2), pytest.param("inductor", 2, marks=pytest.mark.inductor)],
+    [("eager", 1), ("eager", 2), pytest.param("inductor", 2, marks=[pytest.mark.inductor, long])],
 )
 def test_grad_fn_and_value_fn_compile_into_the_graph_of_a_step(backend, accumulate):
     init_state, train_step, _ = ftrain.make_steps(Net, loss_fn, two_points(), accumulate=accumulate)

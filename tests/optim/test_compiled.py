@@ -11,6 +11,7 @@ from torch._inductor.utils import run_and_get_code
 import ftrain
 from ftrain import optim
 from ftrain.core import tree
+from tests.campaign import long
 from tests.optim.cases import CASES, random_tree, ulps
 
 pytestmark = pytest.mark.inductor
@@ -48,6 +49,7 @@ def test_inductor_compiles_the_update_once_and_evaluates_the_schedule_once():
         params, state = expected
 
 
+@long
 def test_compiled_radam_and_adafactor_match_the_eager_update():
     """Within 1e-6 in the norm, because inductor sums in another order."""
     names = ["radam", "adafactor"]

@@ -11,6 +11,7 @@ import ftrain
 from ftrain import optim
 from ftrain.core import tree
 from ftrain.optim.soap import SHIFT
+from tests.campaign import long
 from tests.optim.cases import random_tree, ulps
 
 
@@ -152,6 +153,7 @@ def test_soap_does_not_raise_on_non_finite_gradients():
 
 
 @pytest.mark.inductor
+@long
 def test_soap_compiled_by_inductor_matches_the_eager_update():
     optimizer = optim.soap(0.1, precondition_frequency=2)
 

@@ -15,6 +15,7 @@ import ftrain
 from ftrain import optim
 from ftrain.core import tree
 from ftrain.testing.laws import assert_deterministic, assert_pure
+from tests.campaign import COMPILED
 from tests.optim.cases import PROBLEMS, gradient, random_tree, spec
 
 # Each takes one hyper-parameter in (0, 1): what the sweeps map over.
@@ -264,8 +265,7 @@ def test_scale_by_trust_ratio_keeps_the_gradient_if_a_norm_is_zero(grad, param):
     assert slope == 0
 
 
-@pytest.mark.inductor
-def test_a_long_chain_compiled_by_inductor_matches_eager():
+def test_a_long_compiled_chain_matches_eager():
     """From one compiled program, within the rounding of sums in another order."""
     rate = optim.join([optim.linear_warmup(0.1, 3), optim.cosine_restarts(0.1, 2, factor=2)], [3])
     optimizer = optim.chain(
@@ -276,7 +276,9 @@ def test_a_long_chain_compiled_by_inductor_matches_eager():
     )  # fmt: skip
     params = random_tree(0, [(), (33, 5)], torch.float32, 1.0)
     state = optimizer.init(params)
-    compiled = ftrain.compile(lambda g, s, p, loss: optimizer.update(g, s, p, loss=loss))
+    compiled = ftrain.compile(
+        lambda g, s, p, loss: optimizer.update(g, s, p, loss=loss), backend=COMPILED
+    )
     for step in range(8):
         (grads,) = gradients(params, [step])
         expected = optimizer.update(grads, state, params, loss=LOSS)

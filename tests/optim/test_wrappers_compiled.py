@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 
 import ftrain
 from ftrain import optim
 from ftrain.core import tree
+from tests.campaign import COMPILED
 
 
-@pytest.mark.inductor
 def test_donated_step_with_nested_wrappers_matches_eager():
     """`multi_steps`, `partition`, `ema` and `sam` in one compiled program."""
     optimizer = optim.sam(
@@ -33,7 +32,7 @@ def test_donated_step_with_nested_wrappers_matches_eager():
         lambda model, batch: (model(batch) - 1).square().mean(),
         optimizer,
     )
-    compiled = ftrain.compile(train_step, donate=True)
+    compiled = ftrain.compile(train_step, donate=True, backend=COMPILED)
     state, expected = init_state(0), init_state(0)
     for step in range(5):
         batch = torch.randn(8, 3, generator=torch.Generator().manual_seed(step))

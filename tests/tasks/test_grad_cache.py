@@ -19,6 +19,7 @@ from ftrain.tasks import functional, grad_cache
 from ftrain.testing import assert_close_norm, assert_same_bits
 from ftrain.testing.compare import relative_distance
 from ftrain.testing.laws.every import LAWS
+from tests.campaign import long
 from tests.tasks import towers
 from tests.tasks.towers import (
     ENCODERS,
@@ -134,6 +135,7 @@ def test_loss_scale_that_overflows_skips_the_step() -> None:
 
 
 @pytest.mark.inductor
+@long
 def test_machine_code_of_a_donated_step_equals_eager() -> None:
     model = functools.partial(Towers, norm=True, dropout=0.3)
     steps = ftrain.make_steps(model, cached(3), optim.sgd(0.1))

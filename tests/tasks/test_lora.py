@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import ftrain
 from ftrain import optim, random, tasks, testing, tree
+from tests.campaign import COMPILED, examples
 from tests.tasks.adapted import (
     KEY,
     ROUNDING,
@@ -55,7 +56,7 @@ def low_rank(
     return out * (share.reshape(-1, *[1] * (weight.ndim - 2)) if weight.ndim > 2 else share)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(20, 40), deadline=None)
 @given(
     sizes=st.tuples(*[st.integers(1, 9)] * 4),
     alpha=st.floats(-4, 16).filter(lambda a: abs(a) > 1e-3),
@@ -240,11 +241,10 @@ def test_steps_of_a_lora_model_obey_every_law(model: str) -> None:
         testing.check_gradients(steps, tokens[:1])
 
 
-@pytest.mark.inductor
 def test_compiled_lora_equals_eager() -> None:
     torch.manual_seed(0)
     steps = ftrain.make_steps(tasks.lora(nn.Linear(4, 3), rank=2), loss_fn, optim.sgd(0.1))
-    step = ftrain.compile(steps.train_step, donate=True)
+    step = ftrain.compile(steps.train_step, donate=True, backend=COMPILED)
     eager, compiled = trained(steps), steps.init_state(0)
     for batch in batches():
         compiled, _ = step(compiled, batch)
