@@ -117,14 +117,20 @@ def uses_outside(package: Path) -> dict[tuple[str, str], str]:
     }
 
 
-def test_private_torch_apis_are_used_in_core_torch_files_only() -> None:
-    uses = uses_outside(PACKAGE)
+@pytest.fixture(scope="module")
+def uses() -> dict[tuple[str, str], str]:
+    return uses_outside(PACKAGE)
+
+
+def test_private_torch_apis_are_used_in_core_torch_files_only(
+    uses: dict[tuple[str, str], str],
+) -> None:
     new = {where: name for (file, name), where in uses.items() if (file, name) not in ALLOWED}
     assert not new, f"wrap these in ftrain/core/_torch*.py: {new}"
 
 
-def test_every_allowed_private_api_use_still_exists() -> None:
-    assert set(ALLOWED) <= set(uses_outside(PACKAGE))
+def test_every_allowed_private_api_use_still_exists(uses: dict[tuple[str, str], str]) -> None:
+    assert set(ALLOWED) <= set(uses)
 
 
 @pytest.mark.parametrize(

@@ -238,15 +238,6 @@ def test_no_public_name_of_testing_is_also_the_name_of_a_submodule() -> None:
     folder = Path(testing.__file__).parent
     modules = {path.stem for path in folder.iterdir()} - {"machine", "strategies"}
     assert not modules & {*testing.__all__}
-    script = (
-        "import ftrain.testing.plugin\n"
-        "from ftrain.testing import subject\n"
-        "print(callable(subject))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False
-    )
-    assert done.stdout == "True\n", done.stderr
 
 
 def test_subject_returns_the_function_that_it_marks() -> None:
