@@ -23,16 +23,16 @@ def run(campaign: str, count: int) -> dict[str, int]:
     return {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)\b", done.stdout)}
 
 
-def test_killing_a_writer_one_hundred_times_loses_no_checkpoint():
-    found = run("campaign_kills", 100)
-    assert found["kills"] == 100
+def test_killing_a_writer_forty_times_loses_no_checkpoint():
+    found = run("campaign_kills", 40)
+    assert found["kills"] == 40
     assert found["lost"] == found["unreadable"] == found["wrong_bits"] == found["left"] == 0
-    assert found["steps"] > 50, "killed too early to have saved anything"
-    assert found["in_save"] > 5, "never killed inside a save"
+    assert found["steps"] > 20, "killed too early to have saved anything"
+    assert found["in_save"] > 2, "never killed inside a save"
 
 
-def test_two_thousand_reads_beside_a_writer_see_no_incomplete_checkpoint():
-    found = run("campaign_polls", 2000)
-    assert found["polls"] == 2000
+def test_one_thousand_reads_beside_a_writer_see_no_incomplete_checkpoint():
+    found = run("campaign_polls", 1000)
+    assert found["polls"] == 1000
     assert found["torn"] == found["back"] == found["intruded"] == 0
-    assert found["seen"] > 20, "the writer stood still"
+    assert found["seen"] > 10, "the writer stood still"

@@ -7,6 +7,7 @@ import random
 
 import pytest
 
+from tests.campaign import choice
 from tests.cli.hostile import CHANGES, COMMANDS, FILES, NAMES, Case, trained
 
 
@@ -27,7 +28,7 @@ def test_command_on_a_hostile_file_ends_in_time_and_touches_nothing_else(
     case.call(command)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", choice(NAMES[1:3], NAMES))
 def test_commands_take_directories_of_any_name_and_print_them_escaped(
     base: pathlib.Path, tmp_path: pathlib.Path, name: str
 ) -> None:

@@ -347,7 +347,7 @@ PROGRAM = """
 
 @pytest.mark.parametrize(
     ("name", "times", "code"),
-    [("SIGINT", 1, 130), ("SIGTERM", 1, 143), ("SIGINT", 2, 130), ("SIGTERM", 2, 143)],
+    [("SIGTERM", 1, 143), ("SIGINT", 2, 130)],  # tests/cli/test_processes.py sends SIGINT once
 )
 def test_a_signal_saves_the_run_and_sets_the_exit_code(
     name: str, times: int, code: int, tmp_path: Any
