@@ -1,7 +1,7 @@
 """Read mutated data files: `python -m tests.data.campaign_files --count 50000`.
 
-A reader may return what is still consistent; else only an error that names the file may come out
-of it, soon, and without much memory. Formats with checksums return the values that were written.
+A reader may return consistent content. Otherwise it must raise an error that names the file, quickly and
+without much memory. Readers of formats with checksums must return the original values or raise.
 """
 
 from __future__ import annotations

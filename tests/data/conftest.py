@@ -1,4 +1,4 @@
-"""Shorten the time to wait for workers that raised."""
+"""Shorten the wait for workers after an error."""
 
 from __future__ import annotations
 

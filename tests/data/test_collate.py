@@ -71,7 +71,7 @@ def test_other_samples_collate_as_torch_does(samples: list[Any]) -> None:
     assert repr(collate_samples(samples)) == repr(default_collate(samples))
 
 
-def test_samples_keep_their_lists() -> None:
+def test_collate_samples_does_not_modify_the_samples() -> None:
     sample = {"x": [1.0, 2.0]}
     collate_samples([sample])
     assert sample == {"x": [1.0, 2.0]}

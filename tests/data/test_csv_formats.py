@@ -1,4 +1,4 @@
-"""Test spellings of CSV files: delimiters, encodings, decimals, long cells and wide tables."""
+"""Test formats of CSV files: delimiters, encodings, decimal characters, long cells and wide tables."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_delimiter_is_guessed(tmp_path: pathlib.Path, delimiter: str, header: bo
         ("a;b\n1,5;2,5\n", ["a", "b"]),
     ],
 )
-def test_guessed_delimiter_splits_the_first_rows_alike(
+def test_guessed_delimiter_splits_the_first_rows_into_equal_numbers_of_cells(
     tmp_path: pathlib.Path, content: str, names: list[str]
 ) -> None:
     assert list(table(tmp_path, content, decimal=",")) == names
@@ -50,7 +50,7 @@ def test_guessed_delimiter_splits_the_first_rows_alike(
     st.lists(st.lists(st.integers(0, 99), min_size=3, max_size=3), min_size=1, max_size=9),
     st.sampled_from(",;\t|"),
 )
-def test_guess_equals_the_delimiter_of_any_table(
+def test_guessed_delimiter_is_that_of_the_table(
     tmp_path_factory: pytest.TempPathFactory, rows: list[list[int]], delimiter: str
 ) -> None:
     content = "\n".join(delimiter.join(map(str, row)) for row in [["x", "y", "z"], *rows]) + "\n"
@@ -81,7 +81,7 @@ def test_encoding_option_reads_names_and_cells(tmp_path: pathlib.Path, encoding:
 @pytest.mark.parametrize(
     "content", ["Größe\n1\n".encode("latin-1"), "a,b\n1,2\nö,2,3\n".encode("latin-1")]
 )
-def test_other_encoding_is_refused_with_the_option(
+def test_file_in_another_encoding_raises_and_names_the_option(
     tmp_path: pathlib.Path, content: bytes, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(DataError, match="expected text in UTF-8.*set `encoding`, such as latin-1"):

@@ -1,4 +1,4 @@
-"""Test that data of another kind, length or order refuse a cursor."""
+"""Test that a cursor is refused for data of another kind, length or order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test damaged and hostile data files: one error with the path, before much memory is taken."""
+"""Test that damaged and malicious data files raise one error with the path, before using much memory."""
 
 from __future__ import annotations
 
@@ -156,7 +156,9 @@ BOMBS: dict[str, tuple[str, bytes, Callable[[pathlib.Path], Any]]] = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bomb_is_refused_before_it_is_unpacked(tmp_path: pathlib.Path, name: str) -> None:
+def test_decompression_bomb_is_refused_before_it_is_unpacked(
+    tmp_path: pathlib.Path, name: str
+) -> None:
     file, content, read = BOMBS[name]
     path = tmp_path / "photos" / "a" / file
     path.parent.mkdir(parents=True)
@@ -195,7 +197,7 @@ def test_content_larger_than_the_memory_is_refused_with_the_remedy(
     assert len(data.text(tmp_path / "x.txt", unit="bytes")) == 30_000
 
 
-def test_error_of_the_system_does_not_call_the_file_damaged(
+def test_operating_system_error_is_not_reported_as_a_damaged_file(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(*_: Any, **__: Any) -> None:
@@ -230,7 +232,9 @@ def test_message_of_a_damaged_state_dict_is_short_and_gives_no_dangerous_advice(
     assert len(str(caught.value)) < 500
 
 
-def test_state_dict_with_a_place_before_its_start_is_damaged(tmp_path: pathlib.Path) -> None:
+def test_state_dict_with_an_offset_before_its_start_is_reported_as_damaged(
+    tmp_path: pathlib.Path,
+) -> None:
     """Torch seeks to the negative position, which the operating system refuses."""
     path = tmp_path / "model.pt"
     with pytest.MonkeyPatch.context() as patch:
@@ -240,7 +244,7 @@ def test_state_dict_with_a_place_before_its_start_is_damaged(tmp_path: pathlib.P
             checkpoint.read_state_dict(path, format="torch")
 
 
-def test_state_dict_may_not_expand_to_any_size(tmp_path: pathlib.Path) -> None:
+def test_state_dict_that_expands_to_a_huge_tensor_is_refused(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "model.pt"
     torch.save({"mask": torch.ones(1).expand(1000, 1000)}, path)
     assert checkpoint.read_state_dict(path, format="torch")["mask"].shape == (1000, 1000)

@@ -57,7 +57,7 @@ def test_damaged_exif_data_do_not_hide_an_image(tmp_path: pathlib.Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
 @pytest.mark.parametrize("mode", ["L", "RGB"])
-def test_images_of_16_bits_keep_their_shades(
+def test_images_of_16_bits_are_scaled_to_8_without_clipping(
     tmp_path: pathlib.Path, suffix: str, mode: str
 ) -> None:
     """Pillow's own conversion to 8 bits makes all numbers above 255 white."""
@@ -90,7 +90,7 @@ def test_files_of_other_formats_are_refused_whatever_their_suffix(tmp_path: path
         data.images(folder)
 
 
-def test_names_that_are_not_utf_8_are_hashed_as_files_and_refused_as_classes(
+def test_file_names_that_are_not_utf8_are_accepted_and_such_class_names_refused(
     tmp_path: pathlib.Path,
 ) -> None:
     folder = folder_of(tmp_path, Image.new("RGB", (5, 4)), "1.png")
@@ -112,6 +112,6 @@ def test_one_number_as_size_is_height_and_width(tmp_path: pathlib.Path) -> None:
         data.images(folder, mode="rgb")
 
 
-def test_images_travel_to_workers_that_are_spawned(tmp_path: pathlib.Path) -> None:
+def test_spawned_workers_read_the_images(tmp_path: pathlib.Path) -> None:
     photos = data.images(folder_of(tmp_path, Image.new("RGB", (5, 4)), "1.png"))
     assert pickle.loads(pickle.dumps(photos))[0]["image"].shape == (3, 4, 5)

@@ -1,4 +1,4 @@
-"""Outputs of a function for each sample: their values, order, file, and the refusal of stale ones."""
+"""Test stored outputs of a function per sample: values, order, file, and errors for stale files."""
 
 from __future__ import annotations
 

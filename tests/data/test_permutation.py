@@ -1,4 +1,4 @@
-"""Test that the shuffle is a bijection for every length, well mixed, and never changes."""
+"""Test that the shuffle is a bijection for every length, is well mixed, and never changes."""
 
 from __future__ import annotations
 

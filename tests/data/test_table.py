@@ -1,4 +1,4 @@
-"""Tables: the cells that are read, and errors that name line, column and cell."""
+"""Test the reading of tables, and errors that name line, column and cell."""
 
 from __future__ import annotations
 
@@ -123,7 +123,9 @@ def test_table_reads_integers_of_64_bits(tmp_path):
         (b"\xff\n1\n", {}, "expected text in UTF-8.*iconv"),
     ],
 )
-def test_table_that_cannot_be_read_names_line_column_and_cell(tmp_path, content, options, message):
+def test_error_for_an_unreadable_table_names_line_column_and_cell(
+    tmp_path, content, options, message
+):
     with pytest.raises(DataError, match=message) as caught:
         table(tmp_path, content, **options)
     assert str(tmp_path / "t.csv") in str(caught.value)

@@ -1,4 +1,4 @@
-"""Test unusual data and samplers: each is read correctly or refused with a remedy."""
+"""Test that unusual data and samplers are read correctly or refused with a remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The optimizers, problems and trees that the tests of this folder combine."""
+"""Optimizers, problems and trees that the tests of this folder combine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Write the page of each optimizer's references: `python -m tests.optim.page [draws]`."""
+"""Write the documentation page about parity of optimizers: `python -m tests.optim.page [draws]`."""
 
 from __future__ import annotations
 

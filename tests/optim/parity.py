@@ -1,10 +1,11 @@
 """Compare trajectories of one algorithm in ftrain and in an independent implementation.
 
-Both are run for 100 steps on the same random gradients, or each on those of a function at its own
-parameters, and on its own memory: they are never brought together again. The difference of two
-trajectories is, over all steps, the largest `||ours - theirs|| / ||theirs||`, norms over the whole tree.
+Both run for 100 steps with their own states, on the same random gradients or on the gradients of a
+function at their own parameters; they are not synchronized between steps. The difference of two
+trajectories is the largest `||ours - theirs|| / ||theirs||` over all steps, with norms over the whole
+tree.
 
-Read next: `parity_table.py`, what is held against what; `page.py`, what is reported.
+Read next: `parity_table.py`, which lists the compared pairs; `page.py`, which reports the results.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Table of algorithms, their oracles, and hyper-parameters at which the two are equivalent."""
+"""Table of algorithms, their reference implementations, and hyper-parameters equivalent for both."""
 
 from __future__ import annotations
 

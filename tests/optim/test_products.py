@@ -1,7 +1,7 @@
 """Test every optimizer compiled, scanned, and vmapped over learning rates.
 
-In the suite each dtype is met on one problem; the whole product, which takes some minutes, is
-`FTRAIN_CAMPAIGN=1 pytest tests/optim/test_products.py`.
+The suite tests each dtype on one problem. Run `FTRAIN_CAMPAIGN=1 pytest tests/optim/test_products.py`
+for the whole product, which takes some minutes.
 """
 
 from __future__ import annotations

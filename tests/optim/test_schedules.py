@@ -1,8 +1,9 @@
 """Test schedules against those of torch and optax, at every count of a run and past its end.
 
-Tolerances: ours and optax's are the same formula in float64, a few roundings: 1e-13. torch multiplies
-its rate up from update to update, so rounding adds up over the run: 1e-12, and 1e-9 where its
-recurrence divides by `1 + cos`. Past the end torch goes elsewhere or raises; ours and optax's stay.
+Tolerances: ftrain and optax compute the same formula in float64, with a few roundings: 1e-13. torch
+updates its rate by a recurrence, so rounding errors accumulate: 1e-12, and 1e-9 where the recurrence
+divides by `1 + cos`. After the end of a schedule, the rates of ftrain and optax stay constant, while
+torch's change or raise.
 """
 
 from __future__ import annotations

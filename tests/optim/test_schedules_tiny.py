@@ -1,7 +1,7 @@
 """Test schedules against torch's schedulers in runs of one to five updates.
 
-The edges are there: a phase of no update, a boundary at the first count, a peak before it. Tolerance
-as in test_schedules.py: 1e-12 of the peak, of torch's recurrences.
+Such runs have edge cases: a phase without updates, a boundary at the first count, a peak before the
+first count. The tolerance is 1e-12 of the peak, for torch's recurrences, as in test_schedules.py.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Test each of 100 steps against `torch.optim` (foreach=False) under drawn settings.
 
-Before each step torch is handed our parameters, so that what is measured is the step; its moments are
-its own throughout, and must stay equal to ours to the bit.
+Before each step, ftrain's parameters are copied to torch, so that only single steps are compared. torch
+keeps its own moments for the whole run, which must equal ftrain's to the bit.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ ADAM = {"mu": "exp_avg", "nu": "exp_avg_sq"}
 def test_adam_matches_torch(rate, b1, b2, eps, dtype, seed):
     """Bit for bit in float32; within 3 ulp of the sum in float64, where 1 was measured.
 
-    torch takes `x ** 0.5` where this takes `sqrt(x)`: in one case of sixty they differ in the last
-    bit of a float64, which float32 does not see.
+    torch computes `x ** 0.5` and ftrain `sqrt(x)`: in one case of sixty they differ in the last bit of a
+    float64, which does not affect float32.
     """
     compare(
         optim.adam(rate, b1, b2, eps),

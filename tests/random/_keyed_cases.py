@@ -1,4 +1,4 @@
-"""Random functions covered by `keyed`, as functions of params and one tensor."""
+"""Random functions covered by `keyed`, as functions of parameters and one tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Activation checkpointing under `keyed`: recomputation repeats the draws of the forward pass."""
+"""Test activation checkpointing under `keyed`: recomputation repeats the draws of the forward pass."""
 
 from __future__ import annotations
 

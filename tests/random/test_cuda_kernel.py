@@ -1,7 +1,8 @@
-"""The source of the CUDA kernels, compiled by a C++ compiler and run thread after thread on the CPU.
+"""Test the source of the CUDA kernels, compiled by a C++ compiler and run thread by thread on the CPU.
 
-Everything but NVRTC, the driver and the device is what runs on CUDA: what Python packs, the grid, and
-the kernels. Compared with the C kernel and the reference. tests/nullcuda compiles the source with NVRTC.
+The arguments packed by Python, the grid and the kernels are those of a run on CUDA; only NVRTC, the
+driver and the device are replaced. Results are compared with the C kernel and the reference
+implementation. tests/nullcuda compiles the source with NVRTC.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`torch.distributions` under `keyed` and in compiled functions, with default arguments."""
+"""Test `torch.distributions` under `keyed` and in compiled functions, with default arguments."""
 
 from __future__ import annotations
 

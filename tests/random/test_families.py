@@ -1,4 +1,4 @@
-"""Gamma, Dirichlet, Poisson, binomial and von Mises draws: exact, with torch's derivatives."""
+"""Test gamma, Dirichlet, Poisson, binomial and von Mises draws: distributions and derivatives."""
 
 from __future__ import annotations
 

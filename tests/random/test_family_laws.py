@@ -1,4 +1,4 @@
-"""Gamma, categorical and other draws: one key, one sample, in every mode; derivatives of samples."""
+"""Test gamma, categorical and other draws: equal samples in every mode for one key, and derivatives."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_elements_of_a_draw_do_not_depend_on_the_number_of_elements(
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=2))
-def test_folds_equal_a_folded_key(seed: int, folds: list[int]) -> None:
+def test_draws_with_folds_equal_draws_from_a_folded_key(seed: int, folds: list[int]) -> None:
     key = folded = random.key(seed)
     for data in folds:
         folded = random.fold_in(folded, data)

@@ -1,4 +1,4 @@
-"""States of the global generators: read from memory, compared, restored."""
+"""Test states of the global generators: reading from memory, comparison, restoration."""
 
 from __future__ import annotations
 
@@ -159,9 +159,7 @@ def test_search_for_user_generators_omits_global_generators_and_those_of_librari
     assert reachable(nn.TransformerEncoderLayer(4, 2, 8)) == ()
 
 
-def test_require_line_beside_another_thread_raises_only_for_draws_from_the_given_generators() -> (
-    None
-):
+def test_require_line_with_other_threads_raises_only_for_draws_from_the_given_generators() -> None:
     idle = threading.Event()
     thread = threading.Thread(target=idle.wait)
     thread.start()

@@ -1,4 +1,4 @@
-"""Exponential, gamma, categorical and other draws: JAX's, within the distances that docstrings state."""
+"""Test exponential, gamma, categorical and other draws against JAX, within the documented distances."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def test_gamma_draws_are_within_200_eps_of_jax(dtype: str) -> None:
         assert distance(ours, theirs) <= 200
 
 
-def test_gamma_draws_of_a_small_parameter_have_the_logarithms_of_those_of_jax() -> None:
+def test_logarithms_of_gamma_draws_with_a_small_parameter_match_jax() -> None:
     alphas = torch.tensor([[0.01], [0.02], [0.05], [0.1], [0.2], [0.3]], dtype=torch.float64)
     ours = random.gamma(random.key(1), alphas, (6, N))
     theirs = widened(jax.random.gamma(jax_key(1), alphas.numpy(), (6, N), "float64"))
@@ -153,7 +153,7 @@ def test_poisson_counts_of_mixed_rates_equal_those_of_jax() -> None:
     assert bool((ours == widened(jax.random.poisson(jax_key(2), rates.numpy()))).all())
 
 
-def test_poisson_counts_of_a_large_rate_are_nearly_all_those_of_jax() -> None:
+def test_nearly_all_poisson_counts_of_a_large_rate_equal_those_of_jax() -> None:
     ours = random.poisson(random.key(0), 1e5, (100_000,))
     theirs = widened(jax.random.poisson(jax_key(0), 1e5, (100_000,)))
     assert float((ours != theirs).double().mean()) < 0.005

@@ -1,4 +1,4 @@
-"""Compilation and caching of the C kernel, and the fallback without it."""
+"""Test compilation and caching of the C kernel, and the fallback without it."""
 
 from __future__ import annotations
 

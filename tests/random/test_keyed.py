@@ -1,4 +1,4 @@
-"""`keyed`: covered functions draw from the key alone, with equal bits under every transform."""
+"""Test that functions covered by `keyed` draw from the key alone, equally under every transform."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`keyed`: draws have the distribution of the torch functions that they replace."""
+"""Test that draws under `keyed` have the distributions of the torch functions that they replace."""
 
 from __future__ import annotations
 

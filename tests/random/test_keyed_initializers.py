@@ -1,4 +1,4 @@
-"""Initial weights are pure functions of the key and of each parameter's path."""
+"""Test that initial weights are pure functions of the key and of each parameter's path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`keyed` functions match the torch functions that they replace in distribution and arithmetic."""
+"""Test that functions under `keyed` match torch's functions in distribution and arithmetic."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`keyed` changes neither Python operators on tensors nor their gradients."""
+"""Test that `keyed` changes neither Python operators on tensors nor their gradients."""
 
 from __future__ import annotations
 

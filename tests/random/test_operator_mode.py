@@ -1,4 +1,4 @@
-"""Operator mode of `keyed`: every operator that draws is keyed or refused, whatever calls it."""
+"""Test the operator mode of `keyed`: every operator that draws is keyed or refused."""
 
 from __future__ import annotations
 

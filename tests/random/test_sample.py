@@ -1,4 +1,4 @@
-"""Sampling functions equal JAX's bit for bit, normals within 4 ulp."""
+"""Test that sampling functions equal JAX's bit for bit, and normals within 4 ulp."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The Threefry generator: known answers, equality with JAX, kernel, batching and graphs."""
+"""Test the Threefry generator: known answers, equality with JAX, kernel, batching and graphs."""
 
 from __future__ import annotations
 

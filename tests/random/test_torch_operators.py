@@ -1,4 +1,4 @@
-"""Torch's own higher-order operators in a loss under `keyed`: eager, compiled and differentiated."""
+"""Test torch's higher-order operators in a loss under `keyed`: eager, compiled and differentiated."""
 
 from __future__ import annotations
 

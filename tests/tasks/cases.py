@@ -1,6 +1,7 @@
 """Every functional loss, with rows that it accepts and an independent formula in float64.
 
-A case makes tensors whose first axis counts rows: `params`, which gradients are taken of, and `data`.
+A case makes tensors whose first axis counts rows: `params`, with respect to which the loss is
+differentiated, and `data`.
 """
 
 from __future__ import annotations

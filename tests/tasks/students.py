@@ -1,4 +1,4 @@
-"""Students, teachers and batches of the tests of distillation."""
+"""Students, teachers and batches for the tests of distillation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Batches and outputs of every form give the same call; what is ambiguous or missing raises."""
+"""Test that batches and outputs of every form give the same call, and that ambiguous ones raise."""
 
 from __future__ import annotations
 

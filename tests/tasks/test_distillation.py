@@ -1,4 +1,4 @@
-"""Steps with a teacher: plain torch beside them, laws, precision, accumulation, and refusals."""
+"""Test steps with a teacher: equality with plain torch loops, laws, precision, accumulation."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ def subjects() -> dict[str, ftrain.Steps]:
 
 @pytest.mark.parametrize("name", [*OF_TEACHER, "byol", "dino"])
 def test_steps_with_a_teacher_obey_the_laws(name: str) -> None:
-    """All laws for the one with the most parts, and the fast ones for the others."""
+    """Checks all laws for the step with the most parts, and the fast ones for the others."""
     fast = name != "dino" and not CAMPAIGN
     found = testing.check_all(subjects()[name], batches(3), fast=fast)
     assert all(report.passed and report.applies for report in found)
@@ -271,7 +271,7 @@ def test_running_mean_of_one_axis_takes_its_length_as_shape() -> None:
     assert [state.extras["m"].shape for state in starts] == [(3,)] * 3
 
 
-def test_rows_of_weight_zero_do_not_move_the_center() -> None:
+def test_rows_of_weight_zero_do_not_change_the_center() -> None:
     steps = subjects()["dino"]
     state, whole = steps.init_state(0), batches(1)[0]
     padded = {name: torch.cat([x, 9 * x[:3]]) for name, x in whole.items()}
@@ -315,7 +315,7 @@ class Activated(nn.Module):
         return self.relu(self.body(x))  # type: ignore[no-any-return]
 
 
-def test_features_are_those_before_an_activation_in_place() -> None:
+def test_features_are_those_before_an_in_place_activation() -> None:
     def trained(inplace: bool) -> Any:
         teacher = tasks.Teacher(functools.partial(Activated, inplace))
         loss_fn = functools.partial(tasks.feature_distillation, layer="body", teacher=teacher)
@@ -390,7 +390,7 @@ def test_outputs_of_the_teacher_may_be_entries_of_the_batch() -> None:
     assert metrics.keys() == {"agreement"}
 
 
-def test_soft_labels_of_one_class_are_like_classes() -> None:
+def test_one_hot_soft_labels_give_the_same_loss_as_classes() -> None:
     batch = {"x": torch.randn(6, 4), "y": torch.arange(6) % 3, "teacher": torch.randn(6, 3)}
     soft = {**batch, "y": F.one_hot(batch["y"], 3).float()}
     model = Net().eval()

@@ -1,4 +1,4 @@
-"""Errors of distillation: each names what was expected and given, and the remedy."""
+"""Test that errors of distillation name the expected value, the given value and the remedy."""
 
 from __future__ import annotations
 

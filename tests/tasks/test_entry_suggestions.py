@@ -42,7 +42,7 @@ def test_one_error_names_both_missing_entries(names: tuple[str, str], suggested:
         ({"a": X, "y": Y}, {}, "input: a"),
     ],
 )
-def test_suggested_entry_is_not_the_other_of_the_pair(
+def test_suggested_entry_for_labels_is_never_the_input(
     batch: dict[str, Any], options: dict[str, Any], suggested: str
 ) -> None:
     with pytest.raises(KeyError) as found:

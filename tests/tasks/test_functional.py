@@ -1,4 +1,4 @@
-"""Laws of every functional loss: its formula, splits, ignored rows, order, derivatives, transforms."""
+"""Test laws of every functional loss: formula, splits, ignored rows, order, derivatives, transforms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Functional losses beside transformers, their refusals, mixing of rows, masks, memory, and in steps."""
+"""Test functional losses against transformers, their errors, mixing, masks, memory, and use in steps."""
 
 from __future__ import annotations
 

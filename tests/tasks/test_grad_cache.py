@@ -1,4 +1,4 @@
-"""GradCache: gradients of the whole batch, equal draws in both passes, laws, and refusals."""
+"""Test `grad_cache`: gradients of the whole batch, equal draws in both passes, laws."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_gradients_with_dropout_and_batch_norm_equal_those_of_all_chunks_in_one_
 def test_batch_norm_has_the_statistics_of_each_chunk(
     rows: int, size: int, dtype: torch.dtype
 ) -> None:
-    """An independent loss, whose towers are called with one chunk after the other."""
+    """The reference is an independent loss, which calls the towers with one chunk after the other."""
     rows += rows % size == 1
     model = functools.partial(Towers, norm=True, dtype=dtype)
     found, expected = results(
@@ -99,7 +99,7 @@ def with_dropout() -> Any:
 
 
 @pytest.mark.parametrize("law", [law for law in LAWS if CAMPAIGN or law not in SLOW])
-def test_step_obeys_the_law(law: str) -> None:
+def test_grad_cache_step_obeys_each_law(law: str) -> None:
     """The law on gradients compares with finite differences of the loss in one graph."""
     batches = [towers.batch(8, seed=seed) for seed in range(2)]
     reports = testing.check_all(
@@ -136,7 +136,7 @@ def test_loss_scale_that_overflows_skips_the_step() -> None:
 
 @pytest.mark.inductor
 @long
-def test_machine_code_of_a_donated_step_equals_eager() -> None:
+def test_donated_grad_cache_step_compiled_by_inductor_equals_eager() -> None:
     model = functools.partial(Towers, norm=True, dropout=0.3)
     steps = ftrain.make_steps(model, cached(3), optim.sgd(0.1))
     batch = towers.batch(8)
@@ -280,7 +280,7 @@ def test_frozen_tower_keeps_its_weights() -> None:
     assert_equal(found, expected, 1e-12)
 
 
-def test_encoder_with_activation_checkpointing_and_dropout() -> None:
+def test_grad_cache_of_a_checkpointed_encoder_with_dropout_equals_the_plain_one() -> None:
     def encode(model: Any, x: Any) -> Any:
         return torch.utils.checkpoint.checkpoint(model.query, x, use_reentrant=False)
 
@@ -291,7 +291,7 @@ def test_encoder_with_activation_checkpointing_and_dropout() -> None:
     assert_same_bits(found.buffers, expected.buffers)
 
 
-def test_encoder_that_differentiates_by_its_inputs() -> None:
+def test_grad_cache_of_an_encoder_that_differentiates_its_inputs_equals_one_graph() -> None:
     def encode(model: Any, x: Tensor) -> Any:
         x = x.clone().requires_grad_()
         (slope,) = torch.autograd.grad(model.query(x).square().sum(), x, create_graph=True)

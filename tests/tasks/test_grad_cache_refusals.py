@@ -1,4 +1,4 @@
-"""GradCache: refusals, warnings of micro-batches, and contrastive losses in chunks."""
+"""Test errors of `grad_cache`, warnings about micro-batches, and contrastive losses in chunks."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def detached(name: str) -> Any:
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_bad_input_has_one_clear_error(name: str) -> None:
+def test_grad_cache_step_raises_one_clear_error_for_invalid_input(name: str) -> None:
     make, error, message = REFUSED[name]
     loss_fn, batch = make()
     steps = ftrain.make_steps(Towers, loss_fn, optim.sgd(0.1))
@@ -111,12 +111,14 @@ def test_bad_input_has_one_clear_error(name: str) -> None:
         (ENCODERS, {"query": 3}, ValueError, r"each of the encoders \['query', 'document'\]"),
     ],
 )
-def test_bad_arguments_are_refused(encode: Any, size: Any, error: Any, message: str) -> None:
+def test_grad_cache_refuses_invalid_arguments(
+    encode: Any, size: Any, error: Any, message: str
+) -> None:
     with pytest.raises(error, match=message):
         grad_cache(encode, of_embeddings, chunk_size=size)
 
 
-def test_captured_parameter_is_refused() -> None:
+def test_grad_cache_refuses_a_captured_parameter() -> None:
     other = nn.Linear(4, 4).double()
     encoders = {"query": lambda m, x: other(m.query(x)), "document": "document"}
     steps = ftrain.make_steps(Towers, cached(3, encoders=encoders), optim.sgd(0.1))

@@ -1,4 +1,4 @@
-"""Statistics of gradients by module: against NumPy, per ensemble member, and without cost when off."""
+"""Test gradient statistics by module: against NumPy, for each ensemble member, and disabled."""
 
 from __future__ import annotations
 

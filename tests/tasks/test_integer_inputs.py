@@ -70,7 +70,7 @@ def test_model_that_converts_its_integer_inputs_gets_them_unchanged() -> None:
     assert metrics["loss"].isfinite()
 
 
-def test_other_errors_of_models_with_integer_inputs_stay_as_they_are() -> None:
+def test_other_errors_of_models_with_integer_inputs_are_unchanged() -> None:
     class Words(nn.Module):
         def __init__(self) -> None:
             super().__init__()

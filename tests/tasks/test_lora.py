@@ -1,4 +1,4 @@
-"""Low-rank adapters: the formulas, the laws, and the frozen base."""
+"""Test low-rank adapters: formulas, laws, and the frozen base model."""
 
 from __future__ import annotations
 

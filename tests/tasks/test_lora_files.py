@@ -1,4 +1,4 @@
-"""Adapters in peft's file format, read and written by peft itself; a peft model as a model of steps."""
+"""Test adapters in peft's file format, read and written by peft, and a peft model in `make_steps`."""
 
 from __future__ import annotations
 
@@ -243,7 +243,7 @@ def test_adapters_that_peft_cannot_express_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_statistics_that_training_moved_are_written_with_their_module_or_refused(
+def test_statistics_that_training_changed_are_written_with_their_module_or_refused(
     tmp_path: pathlib.Path,
 ) -> None:
     model = tasks.lora(parts(), "mix", rank=2)

@@ -1,4 +1,4 @@
-"""Low-rank adapters: merging, options, targets and refusals."""
+"""Test low-rank adapters: merging, options, targets and errors."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_dropout_masks_inputs_of_the_adapter_by_the_key() -> None:
     assert error(mean, whole) < 0.1  # 300 masks: measured 0.05
 
 
-def test_unfrozen_parameters_are_trained_themselves() -> None:
+def test_unfrozen_parameters_are_trained() -> None:
     module = mlp()
     steps = ftrain.make_steps(tasks.lora(module, "0", unfrozen="^3"), loss_fn, optim.adam(1e-2))
     state = trained(steps)

@@ -1,4 +1,4 @@
-"""Metrics of tasks beside scikit-learn and naive formulas; exact over splits; compiled and vmapped."""
+"""Test metrics against scikit-learn and naive formulas, over splits of data, compiled and vmapped."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_calibration_error_equals_a_naive_implementation(n: int, bins: int, seed
     assert float(found.value) == pytest.approx(expected / total)
 
 
-def test_perplexity_and_bits_per_byte_of_uniform_logits() -> None:
+def test_uniform_logits_give_the_perplexity_of_the_vocabulary_size() -> None:
     loss = functional.causal_lm(torch.zeros(1, 5, 8), torch.zeros(1, 5).long())
     assert float(metrics.perplexity(loss).value) == pytest.approx(8)
     assert float(metrics.bits_per_byte(loss, 6).value) == pytest.approx(4 * 3 / 6)
@@ -275,7 +275,7 @@ def test_wrong_labels_and_arguments_raise_with_the_remedy(call: Any, says: str) 
         call()
 
 
-def test_merged_perplexities_are_a_perplexity() -> None:
+def test_merging_perplexities_gives_a_perplexity() -> None:
     one = metrics.perplexity(Mean(torch.tensor(1.0), torch.tensor(1)))
     assert float(one.merge(one).value) == pytest.approx(math.e)
 

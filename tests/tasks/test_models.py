@@ -1,4 +1,4 @@
-"""Models of the examples: their laws, sizes, and refusals."""
+"""Test the models of `ftrain.tasks`: laws, sizes and errors."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def test_every_registered_model_of_ftrain_is_tested_here() -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_steps_of_models_keep_the_fast_laws(name: str) -> None:
+def test_steps_of_models_pass_the_fast_law_checks(name: str) -> None:
     batch = MODELS[name][1]
     assert testing.check_all(steps(name), [batch(0), batch(1)], fast=True).passed
 

@@ -1,4 +1,4 @@
-"""Losses that configurations name: their values, metrics, padding, batches of every form, and runs."""
+"""Test the losses that configurations name: values, metrics, padding, forms of batches, and runs."""
 
 from __future__ import annotations
 
@@ -305,7 +305,7 @@ def test_losses_refuse_missing_entries_and_wrong_targets(
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_each_missing_entry_of_a_batch_raises_with_the_entries_that_there_are(name: str) -> None:
+def test_each_missing_entry_of_a_batch_raises_with_the_existing_entries(name: str) -> None:
     model, batch, options = LOSSES[name]()
     for missing in batch.keys() - {"attention_mask"}:  # optional
         others = {key: x for key, x in batch.items() if key != missing}

@@ -86,8 +86,8 @@ def test_padding_rows_change_neither_loss_nor_gradient(model, loss, rows, option
         assert not torch.equal(value, state.params[name])
 
 
-def test_weights_of_padding_are_not_labels():
-    """A batch of one tensor has no labels: its weights were taken for them once."""
+def test_padding_weights_are_not_taken_for_labels():
+    """A batch of one tensor has no labels; a former version took its padding weights for labels."""
     steps = ftrain.make_steps(linear, tasks.mse, optim.sgd(0.1))
     (batch,) = data.Loader(X, 10, shuffle=False, last_batch="pad")
     with pytest.raises(TypeError, match="expected a tuple .x, labels. or named entries"):

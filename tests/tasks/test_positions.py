@@ -1,4 +1,4 @@
-"""Test losses on tuples: entries at places that the user names, in data sets of torch and runs."""
+"""Test losses on tuples: entries selected by index, data sets of torch, and runs."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def loss_of(loss: Any, batch: Any, model: Any = lambda: nn.Linear(4, 3)) -> Any:
         ((OTHER, X, Y), 1, "y"),  # the last
     ],
 )
-def test_places_of_input_and_target_choose_entries(
+def test_input_and_target_indices_select_tuple_entries(
     container: Any, order: Any, input: Any, target: Any
 ) -> None:
     for loss in (tasks.cross_entropy, tasks.supervised_contrastive):
@@ -49,14 +49,14 @@ def test_places_of_input_and_target_choose_entries(
         assert_same_bits(loss_of(chosen, container(order)), expected)
 
 
-def test_places_hold_with_mixup() -> None:
+def test_input_and_target_indices_work_with_mixup() -> None:
     options = {"mixup": 0.4, "classes": 3}
     expected = loss_of(functools.partial(tasks.cross_entropy, **options), (X, Y))
     chosen = functools.partial(tasks.cross_entropy, input=1, target=0, **options)
     assert_same_bits(loss_of(chosen, (Y, X)), expected)
 
 
-def test_places_hold_for_other_entries_of_losses() -> None:
+def test_indices_select_the_other_tuple_entries_of_losses() -> None:
     expected = loss_of(tasks.distillation, {"x": X, "y": Y, "teacher": LOGITS})
     chosen = functools.partial(tasks.distillation, input=1, target=2, cached=0)
     assert_same_bits(loss_of(chosen, (LOGITS, X, Y)), expected)
@@ -99,7 +99,7 @@ def test_data_sets_of_tuples_train_with_built_in_losses(dataset: Any) -> None:
     assert_same_bits(loss_of(tasks.cross_entropy, batch), expected)
 
 
-def test_configuration_takes_places_of_a_tuple(tmp_path: pathlib.Path) -> None:
+def test_configuration_accepts_indices_of_tuple_entries(tmp_path: pathlib.Path) -> None:
     (tmp_path / "model.py").write_text(
         "import torch\n"
         "from torch.utils.data import TensorDataset\n"

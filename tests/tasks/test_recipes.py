@@ -1,4 +1,4 @@
-"""Tasks: their losses and metrics beside independent ones, exact over splits, laws, and batches."""
+"""Test tasks: losses and metrics against independent ones, over splits of data, and laws."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_every_registered_task_of_ftrain_is_tested_here() -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_evaluations_return_the_metrics_that_the_task_names(name: str) -> None:
+def test_eval_fn_of_a_task_returns_the_metrics_that_the_task_lists(name: str) -> None:
     task, model, batch = TASKS[name]
     found = task().eval_fn(model(), batch(0))[1]
     assert set(found) == set(task().metrics)
@@ -108,7 +108,7 @@ def test_evaluations_return_the_metrics_that_the_task_names(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_steps_of_tasks_keep_the_fast_laws_and_compile_once(name: str) -> None:
+def test_steps_of_tasks_pass_the_fast_law_checks_and_compile_once(name: str) -> None:
     make, model, batch = TASKS[name]
     task = make()
     steps = ftrain.make_steps(model, task.loss_fn, optim.adam(1e-2), eval_fn=task.eval_fn)

@@ -1,4 +1,4 @@
-"""Metrics of torchmetrics in steps: the value of the metric itself, over any split of the rows."""
+"""Test that metrics of torchmetrics in steps have the metric's own value for any split of the rows."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_functions_of_torchmetrics_are_exact_over_any_split(cuts: set[int], seed
     assert torch.equal(merged(call, split(args, cuts)).value, function(*args))
 
 
-def test_metrics_that_make_states_late_or_keep_lists_or_moments_are_exact() -> None:
+def test_metrics_with_late_states_lists_or_moments_are_exact_by_their_inputs() -> None:
     labels, found = (torch.randint(0, CLASSES, (N, 4, 4)) for _ in range(2))
     miou = segmentation.MeanIoU(CLASSES, per_class=True, input_format="index")
     mrr, indexes = torchmetrics.retrieval.RetrievalMRR(), torch.arange(N) // 3
@@ -236,7 +236,7 @@ def batch(seed: int, n: int = N) -> dict[str, Tensor]:
 
 
 @quiet
-def test_steps_with_torchmetrics_keep_the_fast_laws_and_compile_to_one_graph() -> None:
+def test_steps_with_torchmetrics_pass_the_fast_law_checks_and_compile_to_one_graph() -> None:
     steps = ftrain.make_steps(lambda: nn.Linear(4, CLASSES), loss_of(in_steps()), optim.sgd(0.1))
     batches = [batch(0), batch(1)]
     assert testing.check_all(steps, batches, fast=True).passed

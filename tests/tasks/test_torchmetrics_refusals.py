@@ -1,4 +1,4 @@
-"""Refusals of metrics of torchmetrics in a step, with the remedy in each message."""
+"""Test errors for metrics of torchmetrics in a step, each of which names the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models of two towers, their batches, and their losses in one graph, for the tests of GradCache."""
+"""Two-tower models, their batches, and their losses in one graph, for the tests of `grad_cache`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Helpers of the tests of planted faults."""
+"""Helpers for tests with planted faults."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Subjects that a new process imports: correct steps, and faults that only a new process shows."""
+"""Subjects that a new process imports: correct steps, and steps with faults that only it shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Correct training steps in plain PyTorch, on dict states, that every check must accept."""
+"""Correct training steps in plain PyTorch, with dicts as states, which every check must accept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Copies of trees have the bytes, strides and sharing of the originals, and memory of their own."""
+"""Test that copies of trees have the bytes, strides and sharing of the originals, in separate memory."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_copy_of_two_rows_does_not_copy_the_data_set() -> None:
     "leaf",
     [torch.ones(2, device="meta"), torch.eye(3).to_sparse(), torch.ones(2, 0), (x for x in "")],
 )
-def test_other_leaves_are_copied_alone_or_passed(leaf: Any) -> None:
+def test_leaves_that_are_not_tensors_are_copied_once_or_returned_unchanged(leaf: Any) -> None:
     new, again = copied([leaf, leaf])
     assert new is again
     assert type(new) is type(leaf)

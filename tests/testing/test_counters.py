@@ -1,4 +1,4 @@
-"""Context managers count compilations, host syncs and memory, and restore what they change."""
+"""Test context managers that count compilations, host syncs and memory, and restore what they change."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def test_peak_memory_refuses_a_device_that_it_cannot_measure() -> None:
             pass
 
 
-def test_deterministic_sets_everything_and_restores_it() -> None:
+def test_deterministic_sets_and_restores_its_settings() -> None:
     before = world()
     torch.rand(1), np.random.rand(), random.random()
     start = world()

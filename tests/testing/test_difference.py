@@ -1,4 +1,4 @@
-"""`first_difference` compares bytes and structure, and counts floats between two values."""
+"""Test `first_difference`, which compares bytes and structure, and the distance of values in ulps."""
 
 from __future__ import annotations
 

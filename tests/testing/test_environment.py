@@ -1,4 +1,4 @@
-"""`environment` lists settings, differences from a checkpoint, and operators whose bits vary."""
+"""Test `environment`: settings, differences from a checkpoint, and operators whose bits vary."""
 
 from __future__ import annotations
 

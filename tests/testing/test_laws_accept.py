@@ -1,4 +1,4 @@
-"""Correct steps pass every check that applies to them: no false alarms."""
+"""Test that correct steps pass every check that applies to them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_ftrain_steps_pass_every_law(
     assert [report.law for report in reports if not report.applies] == inapplicable
 
 
-def test_steps_with_dropout_in_eval_step_and_a_compiled_step_pass() -> None:
+def test_steps_with_a_compiled_train_step_pass_every_law_that_applies() -> None:
     init_state, train_step, eval_step = steps("mlp", "32-true")
     compiled = ftrain.compile(train_step, backend="eager")
     batches = [ZOO["mlp"].batch(seed, 8) for seed in range(2)]

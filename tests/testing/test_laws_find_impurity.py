@@ -1,4 +1,4 @@
-"""Checks of laws 1 to 4 find faults in plain PyTorch steps, and their messages lead to the fix."""
+"""Test that the checks of laws 1 to 4 find faults in plain PyTorch steps, and name the remedy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of compiled steps, exceptions and gradients find faults; `check_all` collects them."""
+"""Test checks of compiled steps, exceptions and gradients on faulty steps, and `check_all`."""
 
 from __future__ import annotations
 

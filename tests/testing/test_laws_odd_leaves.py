@@ -1,4 +1,4 @@
-"""Checks accept correct steps with unusual leaves, and find the faults of others."""
+"""Test that checks accept correct steps with unusual leaves, and find faults of other such steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks in new processes: the subject is found, and faults that one process hides are seen."""
+"""Test checks in new processes: they import the subject, and find faults that one process hides."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_new_process_reports_its_error_and_a_subject_that_it_cannot_find() -> No
         testing.check_resume(local, BATCHES, state=STATE, fresh_process=True)
 
 
-def test_subject_may_be_named_by_module_or_file() -> None:
+def test_checks_accept_a_subject_named_by_module_or_file() -> None:
     name = "tests.testing.importable:STEPS"
     assert reference_to(importable.STEPS) == name
     assert testing.check_deterministic(name, BATCHES, times=2).passed

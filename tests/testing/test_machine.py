@@ -1,4 +1,4 @@
-"""The stateful machine passes on correct steps and finds planted faults by short sequences of rules."""
+"""Test that `TrainingMachine` passes on correct steps, and finds faults by short rule sequences."""
 
 from __future__ import annotations
 

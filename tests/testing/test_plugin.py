@@ -1,4 +1,4 @@
-"""The pytest plugin collects subjects, reports violated laws by their message, and offers fixtures."""
+"""Test the pytest plugin: collection of subjects, messages of violated laws, and fixtures."""
 
 from __future__ import annotations
 

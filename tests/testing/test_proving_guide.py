@@ -1,4 +1,4 @@
-"""The guide docs/proving.md works from top to bottom, and prints what it shows, up to numbers."""
+"""Test that the code of docs/proving.md runs, and prints the shown output, except for numbers."""
 
 from __future__ import annotations
 

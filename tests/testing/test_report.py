@@ -1,4 +1,4 @@
-"""Reports and violations print what a reader needs."""
+"""Test the printed form of reports and violations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Strategies draw what they promise, and shrink to small, readable counter-examples."""
+"""Test that strategies draw the documented values, and shrink to small, readable counter-examples."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ def test_batches_refuse_a_weight_that_is_missing_and_rows_of_a_scalar() -> None:
 
 
 @pytest.mark.parametrize("name", LAYERS)
-def test_networks_of_every_layer_train_by_make_steps(name) -> None:
+def test_networks_with_every_kind_of_layer_train_with_make_steps(name) -> None:
     network = Network((name, f"frozen {name}", "layer 0 again"))
     init_state, train_step, eval_step = network.steps(optim.sgd(0.1))
     state, metrics = train_step(init_state(0), network.batch())
@@ -200,7 +200,7 @@ def test_networks_of_every_layer_train_by_make_steps(name) -> None:
 
 @settings(max_examples=15)
 @given(strategies.modules(), strategies.optimizers())
-def test_modules_and_optimizers_train_by_make_steps(network, optimizer) -> None:
+def test_drawn_modules_and_optimizers_train_with_make_steps(network, optimizer) -> None:
     init_state, train_step, _ = make_steps(network, network.loss_fn, optimizer)
     state = init_state(0)
     new_state, metrics = train_step(state, network.batch())
@@ -209,7 +209,7 @@ def test_modules_and_optimizers_train_by_make_steps(network, optimizer) -> None:
     assert bool(metrics["loss"].isfinite())
 
 
-def test_network_ties_and_shares_weights() -> None:
+def test_network_with_tied_and_shared_layers_has_one_weight_for_them() -> None:
     module = Network(("linear", "linear tied to 0", "layer 0 again"))()
     assert module[1].weight is module[0].weight
     assert module[2] is module[0]
@@ -262,7 +262,7 @@ def test_a_wrapped_optimizer_prints_with_its_wrapper() -> None:
     assert "optimizer=multi_steps(adam(0.001" in without_spaces(counter_example(test))
 
 
-def test_schedules_shrink_to_a_constant_and_draw_joined_ones() -> None:
+def test_schedules_shrink_to_a_constant_and_include_joined_schedules() -> None:
     @given(strategies.schedules())
     def test(schedule: Any) -> None:
         assert float(schedule(torch.tensor(3))) == float(schedule(torch.tensor(0)))
@@ -278,7 +278,7 @@ def test_schedules_are_finite_and_not_negative(schedule, count) -> None:
     assert 0.0 <= rate <= 1.0
 
 
-def test_states_shrink_to_the_initial_state_and_reach_later_ones() -> None:
+def test_states_shrink_to_the_initial_state_and_include_later_states() -> None:
     network = Network(())
     steps = network.steps(optim.sgd(0.1))
     drawn = strategies.states(steps, [network.batch()])

@@ -1,4 +1,4 @@
-"""Checks report settings of torch that a step changes, and restore them."""
+"""Test that checks report settings of torch that a step changes, and restore them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ def test_check_pure_finds_a_changed_setting_and_restores_it(name: str, monkeypat
     assert torch.get_float32_matmul_precision() == "highest"  # raises if the switches disagree
 
 
-def test_variables_that_libraries_set_at_their_first_use_are_no_change(monkeypatch: Any) -> None:
+def test_variables_that_libraries_set_at_first_use_do_not_count_as_changes(
+    monkeypatch: Any,
+) -> None:
     before = world()
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "elsewhere")
     monkeypatch.setenv("KMP_INIT_AT_FORK", "FALSE")

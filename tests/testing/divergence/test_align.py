@@ -43,7 +43,7 @@ def test_inserted_operator_is_a_gap_of_the_alignment() -> None:
     assert alignment.rows()[2:4] == [(None, 2), (2, 3)]
 
 
-def test_operators_of_one_name_are_aligned_by_their_source_lines() -> None:
+def test_operators_with_equal_names_are_aligned_by_source_line() -> None:
     a = operators("a")
     b = [*operators("a", "other "), *a]
     assert align(a, b).pairs == ((0, 1),)

@@ -110,13 +110,13 @@ def test_eager_and_compiled_step_agree_operator_by_operator(folder: pathlib.Path
     assert any("in Net.first, at" in place for place in places[0])
 
 
-def test_other_library_version_is_a_note_of_the_first_difference(folder: pathlib.Path) -> None:
+def test_different_library_version_is_noted_in_the_first_difference(folder: pathlib.Path) -> None:
     found = compare_traces(trace(folder, "base"), trace(folder, "version"))
     assert found is not None
     assert any(note.startswith("numpy: ") and "0.9.0 in B" in note for note in found.notes)
 
 
-def test_tolerance_accepts_another_order_of_a_sum(folder: pathlib.Path) -> None:
+def test_tolerance_accepts_a_sum_in_another_order(folder: pathlib.Path) -> None:
     one, two = trace(folder, "plain_sum"), trace(folder, "rounded_sum")
     assert compare_traces(one, two, relative=1e-6) is None
     assert compare_traces(trace(folder, "base"), trace(folder, "eps"), relative=1e-6) is not None

@@ -63,9 +63,7 @@ def test_distance_is_infinite_for_other_shapes_and_nan() -> None:
         torch.ones(1, 4)[:, ::2],
     ],
 )
-def test_trace_of_any_dtype_is_read_back_equal(
-    tmp_path: pathlib.Path, tensor: torch.Tensor
-) -> None:
+def test_saved_trace_of_any_dtype_loads_equal(tmp_path: pathlib.Path, tensor: torch.Tensor) -> None:
     def identity(state: Any, batch: Any) -> Any:
         return state.clone(), {}
 
@@ -137,7 +135,7 @@ def test_record_raises_for_a_step_that_is_never_reached(
     assert not path.exists()
 
 
-def test_record_counts_steps_from_the_first_one() -> None:
+def test_record_counts_steps_from_first_step() -> None:
     trace = record(step, torch.zeros(2), [torch.ones(2)] * 3, steps=[12], first_step=10)
     assert [each.operators is not None for each in trace.steps] == [False, False, True]
 

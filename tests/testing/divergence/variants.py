@@ -1,4 +1,4 @@
-"""A training step and ways in which another run of it may differ, recorded in a process of their own.
+"""Training step with planted differences between runs, each run recorded in its own process.
 
 python -m tests.testing.divergence.variants FOLDER NAME ...
 """

@@ -1,5 +1,5 @@
-"""Training steps with one mistake each, as seen in public code, and steps without any.
+"""Training steps with one mistake each, as found in public code, and training steps without mistakes.
 
-`entries.py` says what an entry is; each other module holds the mistakes that one law finds, and
-`correct.py` the steps that every check must pass. `test_gallery.py` runs them.
+`entries.py` defines an entry. Each other module has the mistakes that the check of one law must find,
+and `correct.py` has the steps that must pass every check. `test_gallery.py` runs them.
 """

@@ -1,4 +1,4 @@
-"""Steps whose micro-batches do not add up to the whole batch.
+"""Steps whose accumulated micro-batches give other gradients than the whole batch.
 
 A hand-written `accumulate(state, parts)` takes a list of micro-batches; the step on the whole batch is
 `accumulate(state, [batch])`.

@@ -1,4 +1,4 @@
-"""Steps that compute something else once they are compiled, or cannot be compiled in one graph."""
+"""Steps that compute another result when compiled, or that cannot be compiled in one graph."""
 
 from __future__ import annotations
 

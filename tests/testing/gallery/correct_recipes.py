@@ -1,6 +1,6 @@
 """Hand-written steps without a mistake: the checks that apply to them must pass.
 
-Each is the mended form of some mistakes of the gallery.
+Each step is the corrected form of some faulty steps of the gallery.
 """
 
 from __future__ import annotations

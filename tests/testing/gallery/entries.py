@@ -1,4 +1,4 @@
-"""The form of an entry, and the lists of all entries.
+"""Definition of a gallery entry, and the lists of all entries.
 
 @broken("keyed", says="global generator", seen="https://github.com/pytorch/rl/issues/2313")
 def dropout_from_the_global_generator() -> Case:

@@ -1,4 +1,4 @@
-"""Evaluations that change the training after them."""
+"""Evaluations that change the training steps after them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that leave something changed when an exception ends them in the middle."""
+"""Steps that do not undo a temporary change if an exception interrupts them."""
 
 from __future__ import annotations
 

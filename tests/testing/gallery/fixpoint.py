@@ -1,4 +1,4 @@
-"""Steps whose new state is not a state of the same kind as the old one."""
+"""Steps whose new state has another structure, dtype, shape or layout than the old one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parts of the entries: small networks, batches, and one plain update on dicts."""
+"""Parts of gallery entries: small networks, batches, and a plain update of dicts of parameters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that change what the whole process shares: classes, caches, variables, settings."""
+"""Steps that change the state of the process: classes, caches, environment variables, settings."""
 
 from __future__ import annotations
 

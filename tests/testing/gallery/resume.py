@@ -1,4 +1,4 @@
-"""Steps that a run resumed from a checkpoint computes otherwise."""
+"""Steps that give another result in a run resumed from a checkpoint."""
 
 from __future__ import annotations
 

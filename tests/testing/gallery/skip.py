@@ -1,4 +1,4 @@
-"""Steps that a batch with non-finite gradients changes, although they skip it."""
+"""Steps that skip a batch with non-finite gradients, but change the state nevertheless."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every mistake is found by its law with a message from which the fix follows; correct steps pass."""
+"""Test that each mistake is found by its law's check, with a remedy, and that correct steps pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps that do not vmap, and steps that donated memory breaks."""
+"""Steps that cannot be vmapped, and steps that fail with donated memory."""
 
 from __future__ import annotations
 
