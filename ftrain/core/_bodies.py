@@ -61,8 +61,8 @@ def check_carry(function: str, old: Any, new: Any) -> None:
 class Pure:
     """Wrapper of the body of a loop or branch; raises if the body writes to an input or captured tensor.
 
-    Torch counts writes. Writes that torch does not count (`.data`, a NumPy view) are found at the first
-    call of a body, by comparing bytes.
+    Writes are detected by torch's version counters. Writes that torch does not count (`.data`, a NumPy
+    view) are detected at the first call of a body, by comparing bytes.
 
     Args:
         function: the loop or branch, for messages.
@@ -111,13 +111,14 @@ class Pure:
 
 
 _calls = FirstCalls()
-_MOST = 20  # functions of a closure that are looked into
+_MOST = 20  # largest number of functions in a closure that are searched
 
 
 def _closure(body: Callable[..., Any]) -> tuple[list[Any], dict[str, torch.Tensor]]:
-    """Return the code of a function and of functions in its closure, and the tensors that these capture.
+    """Return the code objects of a function and of functions in its closure, and their captured tensors.
 
-    The tensors are given by name. For other callable objects, the class replaces the code object.
+    The tensors are returned by name. For a callable that is not a function, its class replaces the code
+    object.
     """
     codes: list[Any] = []
     tensors: dict[int, tuple[str, torch.Tensor]] = {}

@@ -16,11 +16,11 @@ from ftrain.core._reach import spell
 
 __all__ = ["Captured"]
 
-_LIMIT = 20_000  # objects: a walk of 0.1 s, made again only where something was bound anew
+_LIMIT = 20_000  # largest number of objects; the search takes 0.1 s, and is repeated after changes
 
 
 class Captured:
-    """Finder of the tensors that a function captures; searches again only after a change.
+    """Finder of the tensors that a function captures, which searches again only after a change.
 
     Args:
         fn: a function, method, partial or callable object.

@@ -18,7 +18,7 @@ from ftrain.core.state import TrainState
 
 
 def isolated(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """Return a context, to be entered at once, in which autocast, grad and inference mode are off.
+    """Return a context, to be entered immediately, in which autocast, grad and inference mode are off.
 
     Inside of `keeping_graph` grad mode stays unchanged.
     """
@@ -36,13 +36,13 @@ def _isolated(device_type: str) -> Iterator[None]:
 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """Return a context, to be entered at once, in which autocast is off."""
+    """Return a context, to be entered immediately, in which autocast is off."""
     if not torch.is_autocast_enabled(device_type):
         return _NOTHING
     return torch.autocast(device_type, enabled=False)
 
 
-_NOTHING = contextlib.nullcontext()  # 0.2 µs to enter and leave; a context of a generator 1.3 µs
+_NOTHING = contextlib.nullcontext()  # takes 0.2 µs, a context made from a generator 1.3 µs
 
 
 class _Checked(threading.local):
@@ -132,7 +132,7 @@ def check_batch(batch: Any, device: torch.device) -> None:
                     f"batch{tree.paths(batch)[index]} was made under torch.inference_mode(): autograd "
                     "cannot use it. Make it outside, or pass a .clone() made outside."
                 )
-        elif hasattr(type(leaf), "__array__"):  # of the class: an instance may invent attributes
+        elif hasattr(type(leaf), "__array__"):  # an instance may invent attributes
             path = tree.paths(batch)[index]
             raise TypeError(
                 f"batch{path}: expected a tensor, got {a_or_an(type(leaf).__name__)}. Convert it where "

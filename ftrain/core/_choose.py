@@ -1,4 +1,4 @@
-"""Implementation of `cond` and `switch`: call the one of several functions that a tensor selects.
+"""Implementation of `cond` and `switch`: call one of several functions, which a tensor selects.
 
 Eager code reads the tensor and calls the chosen function. A trace records an operator that calls it.
 Under `torch.vmap` each row may choose another function, so all are called, and `torch.where` selects
@@ -39,9 +39,9 @@ def choose(
     """Return `sides[number](*operands)` as contiguous tensors in new memory.
 
     Args:
-        function: "cond" or "switch"; for messages, and part of the site of draws in a side.
-        number: bool or integer, 0-d, in the range of `sides`; a Python one is fixed in a trace.
-        sides: functions that return trees of one structure, shapes and dtypes.
+        function: "cond" or "switch"; used in messages, and part of the site of random draws in a branch.
+        number: bool or integer, 0-d, in the range of `sides`; a Python number is constant in a trace.
+        sides: functions that return trees of the same structure, shapes and dtypes.
         operands: trees of tensors.
     """
     given = check_tensors(function, "operands", operands)
@@ -147,16 +147,20 @@ class _Sides:
 class _Gated(TorchFunctionMode):
     """Function mode that blocks gradients from branches not taken to tensors made outside the branches.
 
-    The gradient of the output of any other branch is 0. Backward functions may turn that into NaN (0
-    times the infinite slope of a square root at 0); the mode replaces it by 0, as if the branch had not
-    been called.
+    The gradient of the output of any other branch is 0. Backward functions may compute NaN from that (0
+    times the infinite slope of a square root at 0); the mode replaces such gradients by 0, as if the
+    branch had not been called.
     """
 
     def __init__(self, is_taken: torch.Tensor) -> None:
         super().__init__()
         self.is_taken = is_taken
-        self.gates: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}  # by the outer tensor's id
-        self.own: dict[int, torch.Tensor] = {}  # made inside; kept, so that no id is used twice
+        self.gates: dict[
+            int, tuple[torch.Tensor, torch.Tensor]
+        ] = {}  # by the id of the outer tensor
+        self.own: dict[
+            int, torch.Tensor
+        ] = {}  # tensors made inside; references keep their ids unique
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None

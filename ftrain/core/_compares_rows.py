@@ -20,9 +20,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 def compares_rows(loss_fn: F) -> F:
     """Declare that a loss compares the rows of a batch with each other, so that micro-batches change it.
 
-    A step with `accumulate` above 1, or of `MicroBatches`, then warns, once: in a contrastive loss a row
-    would have the negatives of its micro-batch, not those of the batch. `ftrain.tasks.grad_cache` takes
-    such batches with the memory of a few rows.
+    A step with `accumulate` above 1 or with `MicroBatches` then warns once: in a contrastive loss, each
+    row would be compared with the negatives of its micro-batch instead of the whole batch.
+    `ftrain.tasks.grad_cache` computes such losses with memory for a few rows.
 
     Args:
         loss_fn: a loss function of `make_steps`.

@@ -1,10 +1,10 @@
 """Container classes of other libraries as tree nodes, registered when an instance is first seen.
 
 optree knows dict, list, tuple, NamedTuple, deque and the registered classes; an instance of any other
-class is a leaf. A mapping (`UserDict`, Hugging Face's `BatchEncoding`, `TensorDict`), a dataclass
-and a subclass of dict, list or tuple hold tensors as a dict does, so they are made nodes here, in optree
-and in torch's pytree with one order of leaves. Rebuilding a node makes a new instance of the same class
-with the same attributes; `__init__` does not run.
+class is a leaf. Mappings (`UserDict`, Hugging Face's `BatchEncoding`, `TensorDict`), dataclasses and
+subclasses of dict, list or tuple contain tensors as a dict does, so this module registers them as nodes,
+in optree and in torch's pytree, with the same order of leaves. Rebuilding a node makes a new instance of
+the same class with the same attributes; `__init__` does not run.
 
 Read next: `tree.py`, which calls `settle` on the leaves that it finds.
 """
@@ -61,7 +61,7 @@ def settle(leaves: Iterable[Any]) -> bool:
         with _lock:
             if cls in LEAVES:
                 continue
-            if not optree.tree_is_leaf(leaf, namespace=NAMESPACE):  # another thread was faster
+            if not optree.tree_is_leaf(leaf, namespace=NAMESPACE):  # registered by another thread
                 found = True
                 continue
             kind = _kind_of(leaf)
@@ -76,7 +76,7 @@ def settle(leaves: Iterable[Any]) -> bool:
 def tensor_attribute(leaf: Any) -> str | None:
     """Return the name of the first attribute of a leaf that holds tensors; `None` if none does.
 
-    Functions and modules are callable, and read what they hold when they are called.
+    Callable leaves (functions, modules) are skipped, because they read their tensors when called.
     """
     if callable(leaf) or isinstance(leaf, (type, torch.Tensor)):
         return None
@@ -103,11 +103,11 @@ def register(
     unflatten: Unflatten,
     entry: type[optree.PyTreeEntry],
 ) -> None:
-    """Register `cls` as a tree node with optree and, if it is not one there yet, with torch's pytree.
+    """Register `cls` as a tree node with optree and, if necessary, with torch's pytree.
 
-    torch's pytree keeps a dict's insertion order where optree sorts, so the leaves of one must never
-    meet the structure of the other. Here torch sees a single node whose children *are* optree's
-    leaves: one order, by construction.
+    torch's pytree keeps the insertion order of a dict, while optree sorts its keys, so leaves of one
+    must never be combined with a structure of the other. Here the torch node has optree's leaves as its
+    children, so that both have the same order.
     """
     optree.register_pytree_node(cls, flatten, unflatten, path_entry_type=entry, namespace=NAMESPACE)
     if cls in torch_pytree.SUPPORTED_NODES:
@@ -116,7 +116,7 @@ def register(
     def to_torch(node: Any) -> tuple[list[Any], Any]:
         while settle(optree.tree_leaves(node, namespace=NAMESPACE)):
             pass
-        # None is a leaf as in torch, so that prefix trees such as in_dims of vmap fit.
+        # None is a leaf, as in torch, so that prefix trees such as `in_dims` of vmap can contain it.
         return optree.tree_flatten(node, none_is_leaf=True, namespace=NAMESPACE)
 
     def from_torch(children: Iterable[Any], treedef: Any) -> Any:
@@ -158,9 +158,8 @@ class _Written(optree.PyTreeEntry):
         return f"{node}{self.entry}"
 
 
-_KEEP = (
-    object()
-)  # a mapping without tensors that cannot be rebuilt: a leaf, but not its whole class
+# Marks a mapping without tensors that cannot be rebuilt: it is a leaf, but its class is not.
+_KEEP = object()
 
 
 def _kind_of(value: Any) -> Any:
@@ -183,7 +182,7 @@ def _is_plain_object(cls: type) -> bool:
     """Return True unless a class has a base written in C, which may store more than attributes."""
     try:
         object.__new__(cls)
-    except TypeError:  # it derives from a class written in C
+    except TypeError:  # the class derives from one written in C
         return False
     return True
 

@@ -1,7 +1,7 @@
 """Reading, comparing and restoring the contents of Python objects, many at a time.
 
-Contents are compared by identity: `1` replaced by `True`, or a tensor by an equal one, is a change.
-Comparing thousands of entries takes a few calls of C functions (30 ns an entry).
+Contents are compared by identity, so replacing `1` by `True`, or a tensor by an equal one, is a change.
+Comparing thousands of entries takes a few calls of C functions (30 ns per entry).
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ class _Kind(NamedTuple):
     """Functions that read and replace the contents of one kind of object (dict, list, cell, ...).
 
     Attributes:
-        size: a number that differs if entries were added or removed.
+        size: a number that changes if entries are added or removed.
         keys: the keys of an object, in order, for kinds that have keys.
         values: its values, in order.
         put: replaces both.
-        strings: the keys are strings, and may be compared by value (six times as fast).
+        strings: True if the keys are strings, which may be compared by value (six times as fast).
     """
 
     size: Callable[[Any], int]
@@ -84,7 +84,8 @@ class Group:
         """Restore every object that changed; return the contents that were replaced."""
         kind, nodes = self._kind, self._nodes
         sizes = [*map(kind.size, nodes)]
-        # Sizes first: then all entries have their original positions, and differences can be located.
+        # Objects of changed size are restored first: then all entries have their original positions, so
+        # that differences can be assigned to objects.
         changes = [self._put(place) for place in _places(operator.ne, sizes, self._sizes)]
         differing: list[int] = []
         if kind.keys is not None:
@@ -144,9 +145,9 @@ def groups_of(found: Found) -> list[Group]:
 
 
 def empty_of(found: Found) -> list[Any]:
-    """Return the containers that are empty now; `any(result)` is True as soon as one of them is filled.
+    """Return the empty containers; `any(result)` becomes True when one of them is filled.
 
-    Most containers of a module are empty (its hooks, say), and one call of `any` checks all of them.
+    Most containers of a module are empty (such as its hooks), and one call of `any` checks all of them.
     """
     return [node for node in found.containers if type(node) in _EMPTY and not node]
 
@@ -200,7 +201,7 @@ def _put_deque(node: collections.deque[Any], _: Any, values: Any) -> None:
 def _read_cell(cell: types.CellType) -> tuple[Any]:
     try:
         return (cell.cell_contents,)
-    except ValueError:  # empty
+    except ValueError:  # the cell is empty
         return (MISSING,)
 
 
@@ -246,7 +247,7 @@ _OrderedDict = collections.OrderedDict
 _EMPTY = frozenset({dict, _OrderedDict, collections.defaultdict, list, collections.deque, set})
 _INSTANCE = _Kind(len, dict.keys, dict.values, _put_dict, strings=True)
 _CELL = _Kind(_one, None, _read_cell, _put_cell)
-# The methods of the base classes: a subclass may override its own.
+# These are methods of the base classes, because a subclass may override them.
 _CONTAINERS: tuple[tuple[type, _Kind], ...] = (
     (_OrderedDict, _Kind(dict.__len__, _OrderedDict.keys, _OrderedDict.values, _put_ordered)),
     (dict, _Kind(dict.__len__, dict.keys, dict.values, _put_dict)),

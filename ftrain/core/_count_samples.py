@@ -27,7 +27,7 @@ def count_samples(batch: Any) -> tuple[int, int]:
         >>> count_samples({"tokens": torch.zeros(4, 16, dtype=torch.int64), "mask": torch.ones(4, 16)})
         (4, 64)
     """
-    if type(batch) is dict:  # the common case, at every step
+    if type(batch) is dict:  # the common case, which occurs at every step
         for value in batch.values():
             if isinstance(value, torch.Tensor) and value.dim():
                 for name in _TOKENS:

@@ -1,9 +1,10 @@
-"""Writing of a run's files without following links or changing a file under another name.
+"""Writing of a run's files without following links or changing files that have another name too.
 
 If a file of a run directory is a link, or has a second name (`cp -al runs/a runs/b`), writing to it
-would change a file in another directory. So new content is written to a draft with a random name,
-created exclusively, synced, and renamed, which replaces a link instead of its target. A log is appended
-to only if it is a regular file; if its inode has another name, the log is copied first.
+would change a file in another directory. New content is therefore written to a draft: a file with a
+random name, created exclusively, synced and then renamed. Renaming replaces a link instead of its
+target. A log is appended to only if it is a regular file; if its inode has another name, the log is
+copied first.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from collections.abc import Iterator
 __all__ = ["append", "draft", "keep", "new_draft", "publish", "remove_drafts", "replace"]
 
 _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-# O_NONBLOCK: opening a pipe would wait for its other end.
+# O_NONBLOCK, because opening a pipe would wait for its other end.
 _SHARED = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _DRAFT = re.compile(r"\.draft-[0-9a-f]{16}(\.[^.]*)?", re.ASCII | re.DOTALL)
-_ABANDONED = 3600.0  # seconds after which a draft is assumed to be that of a dead process
-_LONGEST = 64 << 20  # bytes of a line; a file of zeros has no end of line
+_ABANDONED = 3600.0  # seconds after which the process that made a draft is assumed to be dead
+_LONGEST = 64 << 20  # largest number of bytes of a line, because a file of zeros has no end of line
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
@@ -89,7 +90,7 @@ def append(path: pathlib.Path, line: str) -> None:
     Raises:
         OSError: the path is a link or a device, for example.
     """
-    # Opened for each line (30 µs), so that moving or deleting the file during a run does no harm.
+    # The file is opened for each line (30 µs), so that moving or deleting it during a run does no harm.
     with _opened(path, os.O_WRONLY | os.O_APPEND) as descriptor:
         if os.fstat(descriptor).st_nlink <= 1:
             _append(descriptor, line)
@@ -135,7 +136,7 @@ def sync(descriptor: int) -> None:
 
 @contextlib.contextmanager
 def _named(written: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
-    """Put `path` into errors about its draft, so that repeated warnings are equal."""
+    """Replace the draft's name by `path` in errors, so that repeated warnings are equal."""
     try:
         yield
     except OSError as error:

@@ -30,7 +30,8 @@ class Fingerprint(Protocol):
 
     Attributes:
         node: the object.
-        refusal: why a change raises, after the object's path; `None` if the object can be restored.
+        refusal: the reason for which a change raises, to follow the object's path in a message; `None`
+            if the object can be restored.
     """
 
     node: Any
@@ -147,7 +148,7 @@ def _same(first: Any, second: Any) -> bool:
         return len(first) == len(second) and all(map(_same, first, second))
     if isinstance(first, dict):
         return list(first) == list(second) and _same([*first.values()], [*second.values()])
-    plain = isinstance(first, (bool, int, float, complex, str))  # of a float, NaN equals NaN
+    plain = isinstance(first, (bool, int, float, complex, str))  # compared as text: NaN equals NaN
     return repr(first) == repr(second) if plain else first is second
 
 
@@ -212,7 +213,7 @@ def _position(node: Any) -> Any:
     if isinstance(node, io.IOBase):
         try:
             return node.tell()
-        except (OSError, ValueError):  # a pipe; closed
+        except (OSError, ValueError):  # a pipe or a closed file
             return None
     if isinstance(node, types.GeneratorType):
         frame = node.gi_frame

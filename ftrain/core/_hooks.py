@@ -1,9 +1,9 @@
 """Tensor hooks (`Tensor.register_hook`) of parameters, run on the tensors that replace the parameters.
 
-Autograd calls a tensor's hooks on the gradient that reaches it. ftrain differentiates with respect to
-stand-ins for the tensors that it is given, and calls a module with the state's tensors in place of its
-parameters.
-Each hook runs once for each gradient, on the whole of it, as on the tensor itself.
+Autograd calls a tensor's hooks on the gradient of this tensor. But ftrain differentiates with respect to
+substitutes of the given tensors, and calls a module with the state's tensors in place of its parameters,
+so the hooks must be registered on these tensors. Each hook runs once for each gradient, on the total
+gradient, as it would on the tensor itself.
 
 Read next: `_differentiate.py`, which takes the gradients.
 """
@@ -29,7 +29,7 @@ __all__ = ["Gradient", "Hooks", "hooked", "note_call", "parameter_hooks", "witho
 Hook = Callable[[torch.Tensor], torch.Tensor | None]
 Hooks = Mapping[str, tuple[Hook, ...]]
 
-_KNOWN = "_ftrain_hooks"  # attribute of a stand-in: the hooks that were registered on it
+_KNOWN = "_ftrain_hooks"  # attribute of a substitute: the hooks that were registered on it
 
 
 class Restorable(Protocol):
@@ -50,8 +50,8 @@ _active = _Active()
 class Gradient:
     """Gradient computation in progress, from the call of the function to the end of the backward pass.
 
-    Hooks that are registered on the inputs of the function are removed at the end. Later backward passes
-    go on to the tensors that the inputs replace, and run the hooks of those tensors.
+    Hooks registered on the inputs of the function are removed at the end. Later backward passes continue
+    to the tensors that the inputs replace, and run the hooks of those tensors.
 
     Attributes:
         models: the models that the function has called.
@@ -60,7 +60,7 @@ class Gradient:
     def __init__(self) -> None:
         self.models: list[Restorable] = []
         self._pairs: list[tuple[torch.Tensor, torch.Tensor]] = []
-        self._by_id: dict[int, torch.Tensor] | None = None  # made for functions with hooks only
+        self._by_id: dict[int, torch.Tensor] | None = None  # filled only if there are hooks
         self._handles: list[Any] = []
 
     def __enter__(self) -> Gradient:
@@ -143,8 +143,8 @@ def parameter_hooks(module: nn.Module) -> Hooks:
 def hooked(params: dict[str, torch.Tensor], hooks: Hooks) -> dict[str, torch.Tensor]:
     """Return `params` such that calling the module with them runs the hooks of its parameters.
 
-    An input of a gradient computation in progress gets the hooks itself, in the first of several calls.
-    Another tensor is replaced by an alias.
+    If a tensor is an input of a gradient computation in progress, the hooks are registered on it, in the
+    first of several calls. Any other tensor is replaced by an alias with the hooks.
 
     Args:
         params: the tensors that take the places of the parameters.
@@ -176,7 +176,7 @@ def _register(
     Args:
         tensor: the tensor.
         hooks: the hooks.
-        until: a wrapped tensor: no hook is registered on this tensor or on one inside of it.
+        until: a wrapped tensor; no hook is registered on this tensor or on one inside it.
     """
     handles: list[Any] = []
     while hooks and tensor is not until:
@@ -189,7 +189,7 @@ def _register(
 
 
 def _run_later(tensor: torch.Tensor, alias: torch.Tensor, hooks: Sequence[Hook]) -> None:
-    """Register hooks on the total gradient of `tensor`, run only if some of it arrives through `alias`.
+    """Register hooks on the total gradient of `tensor`, run only if a part of it comes from `alias`.
 
     Hooks on the alias itself would receive only the part of the gradient that comes through the alias.
 
@@ -214,12 +214,12 @@ def _add(tensor: torch.Tensor, hook: Hook) -> Any:
 class _Total:
     """Hook on a caller's tensor; runs other hooks if a gradient came through a view of the tensor.
 
-    It is removed with the last graph through an alias. The graph in the body of a loop is made again in
-    each backward pass and freed before the gradient arrives, so there the hook stays.
+    The hook is removed with the last graph that uses an alias. In the body of a loop, the graph is made
+    again in each backward pass and freed before the gradient arrives, so there the hook is kept.
 
     Attributes:
         hooks: the hooks.
-        arrived: a gradient has come through an alias.
+        arrived: True if a gradient has come through an alias.
         aliases: the number of aliases.
     """
 
@@ -295,7 +295,7 @@ def _hooks_of(tensor: torch.Tensor, until: torch.Tensor | None = None) -> list[H
 
     Args:
         tensor: the tensor.
-        until: a wrapped tensor: hooks of this tensor, and of those inside of it, are left out.
+        until: a wrapped tensor; hooks of this tensor and of those inside it are left out.
     """
     found: list[Hook] = []
     while tensor is not until:

@@ -1,9 +1,9 @@
 """Flattening and rebuilding of instances, attribute by attribute.
 
-A new instance gets everything that the old one holds, with other tensors in it; `__init__` does not run.
-Attributes that are Python constants are part of the structure. All other attributes,
-such as a tokenizer's encodings, are passed on unchanged, except inside `withheld`, where they would be
-those of another batch.
+A new instance gets the attributes of the old one, with other tensors; `__init__` does not run.
+Attributes that are Python constants are part of the structure. Other attributes, such as a tokenizer's
+encodings, are passed on unchanged, except inside `withheld`, because there they would belong to another
+batch.
 
 Read next: `_containers.py`, which selects the classes whose instances are rebuilt in this way.
 """
@@ -51,12 +51,12 @@ class ContainerError(TypeError):
 def withheld(where: str) -> Iterator[None]:
     """Omit attributes that are neither tensors nor constants from containers rebuilt in the context.
 
-    A compiled program serves other batches than the one it was traced with, and a micro-batch has other
-    rows: the tokenizer's encodings of a `BatchEncoding`, say, would be those of another batch. Any use
-    of such an attribute raises.
+    A compiled program is called with other batches than the traced one, and a micro-batch has other rows
+    than its batch, so such an attribute (the encodings in a `BatchEncoding`) would belong to another
+    batch. Any use of it raises.
 
     Args:
-        where: the place that the error names: "a compiled function".
+        where: the context, as named in the error: "a compiled function".
     """
     token = _withheld.set(where)
     try:
@@ -79,8 +79,8 @@ def functions(
         cls: the class.
         holds_tensors: returns True for a value that has a tensor among its leaves.
         content: the attribute that holds the items of a mapping or sequence.
-        base: the built-in container that `cls` derives from, if the items are its own.
-        fields: attributes that are children whatever they hold.
+        base: the built-in container class from which `cls` derives, if it stores the items itself.
+        fields: attributes that are always children.
     """
     slots = _slots(cls)
     new: Callable[..., Any] = (object if base is None else base).__new__
@@ -131,7 +131,7 @@ def functions(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Shell:
-    """Static data of a flattened instance: all attributes and items that hold no tensors.
+    """Static data of a flattened instance: all attributes and items without tensors.
 
     Attributes:
         children: names of the attributes that are children, in their order.
@@ -160,12 +160,12 @@ class _Shell:
         return self.children, self.linked, constants, tuple(sorted(self.opaque))
 
     def __repr__(self) -> str:
-        """Return the constants as text, for messages about two structures that differ in them."""
+        """Return the constants as text, for messages about structures with different constants."""
         return ", ".join(f"{name}={value!r}" for name, _, value in self.constants)
 
 
 class Withheld:
-    """Placeholder for an attribute that `withheld` omits; it raises if its contents are read."""
+    """Placeholder for an attribute that `withheld` omits; raises if its contents are read."""
 
     __slots__ = ("_why",)
 
@@ -176,7 +176,7 @@ class Withheld:
         raise TypeError(object.__getattribute__(self, "_why"))
 
     def __getattr__(self, name: str) -> NoReturn:
-        if name.startswith("__"):  # the lookup of a protocol method, not of a value
+        if name.startswith("__"):  # a protocol method, which Python may look up without using it
             raise AttributeError(name)
         self._raise()
 
@@ -184,7 +184,7 @@ class Withheld:
     __delitem__ = __next__ = __setattr__ = __setitem__ = _raise
 
 
-_ITSELF = "__dict__"  # of a dict whose items are its attributes too: self.__dict__ = self
+_ITSELF = "__dict__"  # for a dict whose items are also its attributes: self.__dict__ = self
 
 
 def _content(base: Any, node: Any) -> Any:
@@ -264,7 +264,7 @@ _CONSTANTS = {
 def attributes_of(node: Any, slots: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Any]]:
     """Return the attributes and slots of an instance with their names, without using `__getattr__`."""
     for name, member in (_slots(type(node)) if slots is None else slots).items():
-        with contextlib.suppress(AttributeError):  # a slot that is empty
+        with contextlib.suppress(AttributeError):  # the slot is empty
             yield name, member.__get__(node)
     try:
         own = object.__getattribute__(node, "__dict__")

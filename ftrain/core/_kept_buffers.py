@@ -11,7 +11,8 @@ from ftrain.core.errors import ImpureFunctionError
 
 __all__ = ["KeptBuffers"]
 
-# Buffers up to this size are copied at the start of each region: statistics, not masks.
+# Buffers of up to this number of elements are copied at the start of each region (statistics, but not
+# masks).
 SMALL = 65_536
 
 
@@ -38,7 +39,7 @@ class KeptBuffers:
         return all(version(self._tensors[name]) == v for name, v in self._versions.items())
 
     def restored(self) -> dict[str, torch.Tensor]:
-        """Return the tensors as they were at the snapshot; raise if a large buffer was written to since.
+        """Return the tensors of the snapshot; raise if a large buffer was written to since then.
 
         Raises:
             ImpureFunctionError: a large buffer was written to after the snapshot.

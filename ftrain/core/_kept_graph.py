@@ -1,9 +1,9 @@
 """Context in which the results of a step keep their autograd graph.
 
-`ftrain.transforms.differentiable` enters it for one call. In it, the pieces of a step leave grad mode
-unchanged, take states and batches that require gradients, and detach nothing.
+`ftrain.transforms.differentiable` enters it for one call. In this context, the functions of a step do
+not change grad mode, accept states and batches that require gradients, and detach nothing.
 
-Read next: `_gate.py`, which keeps skipped steps out of the gradients.
+Read next: `_gate.py`, which stops gradients at skipped steps.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Removal of traced tensors from Python objects after a trace.
 
-While a function is traced, its tensors have no values. A cache that is filled then, in a dict of the
-model's file, in a closure of the loss or by `functools.lru_cache`, would pass such a tensor to a later
-call. So the objects that a traced function reaches are recorded before the trace; those that hold
-tensors of the trace afterwards are restored. Other changes stay: a loss may count its traces.
+While a function is traced, its tensors have no values. If the function fills a cache during the trace (a
+dict in the model's file, a closure of the loss, `functools.lru_cache`), a later call would get such a
+tensor from it. Therefore all objects that a traced function reaches are recorded before the trace, and
+those that contain tensors of the trace afterwards are restored. Other changes are kept, so that a loss
+can count its traces.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _LIMIT = 20_000  # maximum number of objects
 
 
 class _Guarded(threading.local):
-    owned: dict[int, Owned] | None = None  # by the id of what is guarded, within a trace
+    owned: dict[int, Owned] | None = None  # by the id of the guarded object; None outside of traces
 
 
 _guarded = _Guarded()
@@ -35,7 +36,7 @@ _guarded = _Guarded()
 @contextlib.contextmanager
 def leftovers_removed() -> Iterator[None]:
     """Restore, at the end of the context, objects recorded by `guard` that hold traced tensors."""
-    if _guarded.owned is not None:  # inside another trace, which does it
+    if _guarded.owned is not None:  # the outer trace restores the objects
         yield
         return
     _guarded.owned = {}
@@ -74,7 +75,7 @@ def _refers_to_traced(cache: Any) -> bool:
     """Return True if the cache of a `functools.lru_cache` holds tensors of the trace."""
     seen: set[int] = set()
     level = gc.get_referents(cache)
-    for _ in range(3):  # the dict, its links, what these hold
+    for _ in range(3):  # the cache's dict, its links, and the objects in these
         for thing in level:
             if isinstance(thing, (tuple, list, dict, torch.Tensor)) and _holds_traced(thing):
                 return True

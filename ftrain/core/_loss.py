@@ -36,17 +36,17 @@ _INPUT_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
 
 
 class WatchedLoss:
-    """Loss function whose captured tensors are known, so that writes to them can be detected.
+    """Wrapper of a loss function that knows its captured tensors, to detect writes to them.
 
     Attributes:
         function: the loss function.
-        takes_extras: the function has a parameter `extras`.
-        captured: those tensors.
-        calls: the calls made so far; at the first, bytes are compared.
+        takes_extras: True if the function has a parameter `extras`.
+        captured: the captured tensors.
+        calls: the calls made so far; at the first one, bytes are compared.
     """
 
     def __init__(self, loss_fn: LossFn) -> None:
-        functools.update_wrapper(self, loss_fn, updated=())  # not what a callable object holds
+        functools.update_wrapper(self, loss_fn, updated=())  # without copying its attributes
         self.function, self._takes_key = loss_fn, takes(loss_fn, "key")
         self.takes_extras = takes(loss_fn, "extras")
         self.captured = Captured(loss_fn)
@@ -73,22 +73,23 @@ def call_loss(
 ) -> Any:
     """Return `loss_fn(module, batch)` under the policy's autocast; raise if it wrote to an input.
 
-    An entry that it assigned in the extras raises too.
+    It raises too if the loss assigned an entry of the extras.
 
     Args:
-        extras: of the state; read if the loss has a parameter of this name.
-        device_type: the state's: a batch may begin with a 0-d tensor on the host.
-        until: a stack until whose end nothing may change, for code that runs in a backward pass.
+        extras: the extras of the state, for a loss with a parameter of this name.
+        device_type: that of the state, because a batch may begin with a 0-d tensor on the host.
+        until: a stack; tensors must not change until it is closed, for code that runs in a backward
+            pass.
     """
     watched = loss_fn if isinstance(loss_fn, WatchedLoss) else WatchedLoss(loss_fn)
     given = {"batch": batch, "state.extras": extras if watched.takes_extras else {}}
     leaves, treedef = tree.flatten(given)
     places = {i: leaf for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)}
-    # Containers of its own: a loss may pop the labels out of its batch.
+    # The loss gets its own containers, because it may pop the labels out of its batch.
     own = tree.unflatten(treedef, leaves)
 
     def name(place: int) -> str:
-        # "['batch']['x']" reads batch['x'].
+        # The path "['batch']['x']" is written as batch['x'].
         argument, rest = tree.paths(given)[place].removeprefix("['").split("']", 1)
         return argument + rest
 
@@ -110,7 +111,7 @@ def call_loss(
 def _refuse_assigned(after: Any, before: Any, where: str) -> None:
     """Raise if a loss assigned an entry of the extras, which the new state would not have.
 
-    It may remove entries: the containers are its own, as those of a batch are.
+    A loss may remove entries, because the containers are its own, as for a batch.
     """
     known = dict(zip(tree.paths(before), tree.leaves(before), strict=True))
     for path, leaf in zip(tree.paths(after), tree.leaves(after), strict=True):
@@ -147,13 +148,13 @@ def takes(loss_fn: Callable[..., Any], name: str) -> bool:
     """
     try:
         parameter = inspect.signature(loss_fn).parameters.get(name)
-    except (TypeError, ValueError):  # a builtin without a signature
+    except (TypeError, ValueError):  # a builtin has no signature
         return False
     return (
         parameter is not None
         and parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY)
         and (
-            parameter.default in (parameter.empty, None)  # a partial may have bound it
+            parameter.default in (parameter.empty, None)  # a partial may have bound the parameter
             or (isinstance(parameter.default, (dict, list, tuple)) and not parameter.default)
         )
     )
@@ -167,7 +168,7 @@ def split_loss(out: Any, where: str) -> tuple[torch.Tensor, Metrics]:
     The total's weight is that of `metrics.entries["loss"]`.
 
     Raises:
-        TypeError: it is neither a loss nor a pair of loss and metrics.
+        TypeError: the result is neither a loss nor a pair of loss and metrics.
         ValueError: a metric has a name that the step itself reports.
     """
     loss, extra = (out, {}) if not is_pair(out) else out

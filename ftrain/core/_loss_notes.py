@@ -1,6 +1,6 @@
-"""Notes on an error inside of a model or a loss: the batch it was computed on, and the likely remedy.
+"""Notes on an error inside of a model or a loss: a description of the batch, and the likely remedy.
 
-Made after an exception only, so that they cost a step nothing.
+They are made after an exception only, so that they take no time in a step.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from ftrain.core._words import a_or_an, kind
 
 __all__ = ["add_notes", "dtype_note", "not_tensors", "note_arguments", "refuse_torch_loss"]
 
-_MOST = 8  # entries listed in a note
-_NAMES = {  # of dtypes that few models and losses take, in messages of torch
+_MOST = 8  # largest number of entries listed in a note
+_NAMES = {  # names in torch's messages of dtypes that few models and losses accept
     torch.float64: r"\b(Double|double|float64)\b",
     torch.int32: r"\b(Int|int|int32)\b",
     torch.int16: r"\b(Short|short|int16)\b",
@@ -26,7 +26,7 @@ _NAMES = {  # of dtypes that few models and losses take, in messages of torch
     torch.uint8: r"\b(Byte|unsigned char|uint8)\b",
     torch.bool: r"\b(Bool|bool)\b",
 }
-_INT64 = {torch.int64: r"\b(Long|long|int64)\b"}  # of inputs; losses do expect it of labels
+_INT64 = {torch.int64: r"\b(Long|long|int64)\b"}  # for inputs only: losses expect int64 labels
 _OF_INPUTS = re.compile(r"same dtype, but got|Input type \(")
 _DTYPE = re.compile(rf"dtype|scalar type|data type|not implemented for '|{_OF_INPUTS.pattern}")
 _OUT_OF_RANGE = re.compile(
@@ -75,7 +75,7 @@ def _conversion(error: Exception, others: Sequence[tuple[str, str]]) -> str | No
     """Return a note on values that are not tensors, after an error that they can cause; else `None`."""
     if not others or not isinstance(error, (TypeError, AttributeError, ValueError)):
         return None
-    if "expected a tensor" in str(error):  # it has a remedy of its own
+    if "expected a tensor" in str(error):  # this error has its own remedy
         return None
     listed = ", ".join(f"{name} is {what}" for name, what in others[:_MOST])
     words = any(what == "a str" or "of str" in what for _, what in others)
@@ -91,7 +91,7 @@ def _conversion(error: Exception, others: Sequence[tuple[str, str]]) -> str | No
 
 
 def not_tensors(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield path and description of the lists, words and arrays in a tree; a list is one value.
+    """Yield path and description of the lists, words and arrays in a tree; a list counts as one value.
 
     >>> list(not_tensors("batch", {"x": torch.ones(2), "y": ["cat", "dog"], "n": [[1.5]]}))
     [("batch['y']", 'a list of str'), ("batch['n']", 'a list of lists')]
@@ -158,10 +158,10 @@ def _ranges(error: Exception, tensors: Mapping[str, torch.Tensor]) -> str | None
 
 
 def refuse_torch_loss(argument: str, fn: Callable[..., Any] | Any) -> None:
-    """Raise unless a loss function may take `(model, batch)`; losses of torch take other arguments.
+    """Raise for a loss function that cannot take `(model, batch)`, such as a loss of torch.
 
     Raises:
-        TypeError: it is a name, another thing that is not callable, or a loss of torch.
+        TypeError: the argument is a name, another object that is not callable, or a loss of torch.
     """
     expected = f"{argument}: expected a function (model, batch) -> loss"
     if not callable(fn):

@@ -1,6 +1,6 @@
 """Calls of a model with given parameters and their gradients; losses that compute their own gradients.
 
-Read next: `_mean_loss.py`, which takes the gradient of a loss with these.
+Read next: `_mean_loss.py`, which computes the gradient of a loss with these calls.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from ftrain.core.precision import Policy
 
 __all__ = ["ModelCalls", "OwnGradients", "Run", "Seed", "own_gradients"]
 
-#: `(until, x) -> (value, aux)`; `until` is passed on to the calls of the model.
+#: `(until, x) -> (value, aux)`; `until` must be passed to the calls of the model.
 Run = Callable[[contextlib.ExitStack, Any], tuple[torch.Tensor, Any]]
-#: `aux -> cotangent` of the value.
+#: `aux -> cotangent`, the gradient with which the backward pass starts at the value.
 Seed = Callable[[Any], torch.Tensor]
 
 
@@ -44,7 +44,8 @@ class ModelCalls:
 
     def __init__(self, bound: Bound, policy: Policy, written: WrittenBuffers | None = None) -> None:
         self._bound, self._policy, self._written = bound, policy, written
-        self._searched: set[str] = set()  # sites, for parameters outside of the state
+        # Sites already searched for parameters outside of the state.
+        self._searched: set[str] = set()
 
     def keyed(self, key: torch.Tensor) -> contextlib.AbstractContextManager[None]:
         """Return a context in which calls of the model draw random numbers from `key`."""
@@ -62,7 +63,7 @@ class ModelCalls:
         extras: Any = None,
         until: contextlib.ExitStack | None = None,
     ) -> tuple[Any, Any]:
-        """Return `fn(model, part)` and the buffers after it; the caller has entered the context `keyed`.
+        """Return `fn(model, part)` and the buffers after it; call this inside the context `keyed`.
 
         Args:
             fn: a function of the model and a part of a batch.
@@ -71,8 +72,8 @@ class ModelCalls:
             key: the key of the call.
             part: the second argument of `fn`.
             where: the name of `fn` in messages.
-            extras: those of the state, for an `fn` with a parameter of this name.
-            until: as of `Bound.call`.
+            extras: the extras of the state, for an `fn` with a parameter of this name.
+            until: as in `Bound.call`.
         """
         device, written = key.device.type, self._written
 
@@ -106,19 +107,20 @@ class ModelCalls:
             key: the key of the calls.
             where: the name of the function in messages.
             seed: the cotangent of the value; `None`: 1.
-            site: a name that no other function of these calls has, unlike `where`, which two functions
-                of one line or one factory share; `None`: `where`.
+            site: a name that is unique among the functions of these calls, while `where` may be the same
+                for two functions from one line or factory; `None`: `where`.
 
         Raises:
             ValueError: the value depends on a tensor that requires a gradient and is not in `x`.
         """
         site = where if site is None else site
-        # A kept graph may contain tensors other than the parameters.
+        # If graphs are kept, they may lead to other tensors than the parameters.
         is_searched = site in self._searched or keeps_graph()
         outside_leaves: list[torch.Tensor] | None = None if is_searched else []
         until = contextlib.ExitStack()
         try:
-            # Both around the backward pass too: a forward that runs again there finds weights and key.
+            # Both contexts also cover the backward pass, in which a recomputed forward pass needs
+            # weights and key.
             with self.keyed(key), until:
                 _, aux, grads = differentiate(
                     functools.partial(run, until),
@@ -152,7 +154,7 @@ class ModelCalls:
 
 
 def _remedy(path: str | None) -> str:
-    """Return the remedy for a trainable tensor outside the state, at a path of the model or captured."""
+    """Return the remedy for a trainable tensor outside the state, in the model or captured."""
     if path is None:
         return (
             "Use the `model` argument instead of a captured module; call requires_grad_(False) on a "
@@ -166,9 +168,9 @@ def _remedy(path: str | None) -> str:
 
 
 class OwnGradients(abc.ABC):
-    """Loss function that computes its gradients itself, since it never builds its whole graph at once.
+    """Loss function that computes its gradients itself, without ever building its whole graph.
 
-    As a function, `loss_fn(model, batch)`, it has the same values and derivatives in one graph.
+    Called as a function, `loss_fn(model, batch)`, it has the same values and derivatives in one graph.
     """
 
     @abc.abstractmethod

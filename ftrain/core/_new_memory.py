@@ -1,4 +1,4 @@
-"""Copies of outputs of users' functions whose memory something else refers to as well."""
+"""Copies of outputs of users' functions whose memory other objects may refer to."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ __all__ = ["copied"]
 
 
 def copied(make: Callable[[], Any]) -> Any:
-    """Call `make`; return the resulting tree, with copies of tensors that something else may refer to.
+    """Call `make`; return its result, with copies of tensors to which other objects may refer.
 
-    A body may return a tensor from anywhere: an argument, a container, a module, a global. One that it
-    has made is referred to by its output alone, and is not copied: that would double the time of a
-    large elementwise operation.
+    A body may return a tensor from anywhere: an argument, a container, a module, a global variable. A
+    tensor that the body has made is referred to by its output only, and is not copied, because a copy
+    would double the time of a large elementwise operation.
 
     Args:
-        make: the call that returns the tree. Given the tree itself, the caller's frame would refer to it
-            too wherever Dynamo evaluates frames.
+        make: a function that returns the tree. The tree itself is not an argument, because the caller's
+            frame would then refer to it too if Dynamo evaluates frames.
     """
     leaves, treedef = tree.flatten(make())
     kept = set(unshared(leaves))
@@ -33,10 +33,10 @@ def copied(make: Callable[[], Any]) -> Any:
 
 
 def unshared(leaves: list[torch.Tensor], containers: int = 0) -> list[int]:
-    """Return the positions of plain tensors whose memory nothing else refers to.
+    """Return the positions of plain tensors to whose memory no other object refers.
 
     Args:
-        leaves: the tensors, in a list that the caller alone refers to.
+        leaves: the tensors, in a list to which only the caller refers.
         containers: the number of other containers that refer to each of them.
     """
     if _torch.inside_functorch() or any(type(leaf) is not torch.Tensor for leaf in leaves):

@@ -1,9 +1,9 @@
-"""Survey of an autograd graph: leaves from outside a function, and nodes without a derivative.
+"""Search of an autograd graph for leaves from outside a function, and nodes without a derivative.
 
 `value_and_grad` keeps the graph of its results only if a caller could differentiate them with respect to
 a tensor from outside of the function: an argument or a captured tensor, directly or through operations.
 
-Read next: `_differentiate.py`, which uses the survey.
+Read next: `_differentiate.py`, which uses the result.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ __all__ = [
     "unknown_leaves",
 ]
 
-Edge = tuple[Any, int]  # a node of an autograd graph and one of its outputs
+Edge = tuple[Any, int]  # a node of an autograd graph, and the number of one of its outputs
 
 
 class Survey(NamedTuple):
@@ -38,7 +38,7 @@ class Survey(NamedTuple):
 
     Attributes:
         outside: True if a caller could differentiate with respect to something other than the inputs.
-        cuts: nodes at which a derivative ends: the operators have no formula for it.
+        cuts: nodes of operators without a derivative formula, at which the derivative ends.
         once: nodes of custom functions whose backward is marked `once_differentiable`.
         determinants: nodes of determinants, whose derivative depends on the memory layout of the matrix.
         norms: nodes whose gradient torch computes with a mean, variance or norm as a constant (2.13),
@@ -79,7 +79,7 @@ def survey(
     for tensor in tensors:
         node = tensor.grad_fn
         if node is None:
-            # A captured leaf, returned as it is.
+            # A captured leaf that is returned unchanged.
             outside = outside or (tensor.requires_grad and id(tensor) not in known)
         elif node not in seen:
             nodes.append(node)
@@ -142,7 +142,7 @@ _WRONG = {
     "NativeLayerNormBackwardBackward0": "third derivative of NativeLayerNorm",
     "WeightNormInterfaceBackward0": "second derivative of weight_norm",
 }
-_ORDINARY: set[type] = set()  # classes of autograd's own nodes that were seen
+_ORDINARY: set[type] = set()  # autograd's own node classes found so far that need no check
 _ONCE = torch.autograd.function.once_differentiable(lambda ctx: None).__code__
 
 
@@ -156,17 +156,17 @@ def _sort(node: Any, found: Any) -> None:
     elif kind.__name__ in ("LinalgDetBackward0", "LinalgSlogdetBackward0"):
         found.determinants.append(node)
     elif kind.__name__ in _WRONG:
-        if not is_evaluation_node(node):  # BatchNorm in evaluation is a linear function
+        if not is_evaluation_node(node):  # BatchNorm in eval mode is linear and has no such error
             found.norms.append(node)
-    elif kind.__name__ != "CppFunction":  # a class for all nodes that have none of their own
+    elif kind.__name__ != "CppFunction":  # the common class of all nodes without their own class
         _ORDINARY.add(kind)
 
 
 def _is_once(function: Any) -> bool:
     """Return True if the backward of an autograd function is marked `once_differentiable`.
 
-    torch.func wraps a function in others, which hold it in their closures. A backward that reads
-    attributes of its own class holds that too.
+    torch.func wraps a function in others, which have it in their closures. A backward that reads
+    attributes of its own class has this class in its closure too.
     """
     seen, functions = set(), [function]
     while functions:
@@ -253,5 +253,5 @@ def _count_unheld() -> int:
     return _references(result.grad_fn.next_functions[0][0])
 
 
-# Counted at import: a function mode around a later call may keep references to the tensors.
+# Computed at import, because a function mode around a later call may keep references to the tensors.
 _UNHELD = _count_unheld()

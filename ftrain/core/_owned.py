@@ -1,9 +1,11 @@
 """Python objects that a call may change, restored after the call.
 
-A model may write to anything that it reaches: count in a dict, grow a list, register a hook, store a
-tensor on its configuration. None of it is part of the training state, so none of it may survive a call.
+A model may write to any object that it reaches: count in a dict, append to a list, register a hook,
+store a tensor in its configuration. Such changes are not part of the training state, so they must not
+survive a call.
 
-Read next: `_reach.py` (what is owned), `_contents.py` and `_fingerprints.py` (how it is compared).
+Read next: `_reach.py`, which finds the objects; `_contents.py` and `_fingerprints.py`, which compare
+them.
 """
 
 from __future__ import annotations
@@ -76,10 +78,12 @@ class Owned:
 
     Args:
         roots: names and objects.
-        outside: objects that the caller holds too, or copies of such objects. What is reachable from
-            these may be changed between calls; what only `roots` reach may not. By default anything may.
+        outside: objects to which the caller has access, or copies of such objects. Objects reachable
+            from these may change between calls; objects that only `roots` reach must not. By default,
+            all objects may change between calls.
         follow_globals: follow the global names that functions read, too.
-        whole_modules: look at a module's attributes; else at its parameters, buffers and children.
+        whole_modules: True to search all attributes of a module, False for its parameters, buffers and
+            children only.
         limit: the maximum number of objects to compare; further ones are ignored.
 
     Attributes:
@@ -108,7 +112,7 @@ class Owned:
         if outside is not None:
             others = reach([("", thing) for thing in outside]).paths
             self._private_ids = frozenset(first.paths.keys() - others.keys())
-            self._alive = first  # so that none of these ids is used again
+            self._alive = first  # references prevent the reuse of these ids
         self._watch(first)
 
     def look(self) -> None:
@@ -126,10 +130,11 @@ class Owned:
     def settle(self, private: bool = True) -> bool:
         """Accept changes that user code made between calls; return True if they required a new search.
 
-        What only `roots` reach is restored: a backward pass has changed it after the last call.
+        Objects that only `roots` reach are restored, because a backward pass may have changed them after
+        the last call.
 
         Args:
-            private: look at that; a backward pass may have run.
+            private: True to check these objects, because a backward pass may have run.
         """
         if private and not self._private.same():
             self._private.put_back()

@@ -1,8 +1,8 @@
 """Implementation of `debug.print` as operators, which print each time a graph runs.
 
 `ftrain::print` returns nothing. In the graph of a function it is an operator with an effect, which
-compilers neither drop nor reorder. Inductor takes no effects inside the bodies of loops and branches
-(torch 2.13); there each print becomes an operator that passes through a tensor which the body returns.
+compilers neither drop nor reorder. Inductor does not support effects inside the bodies of loops and
+branches (torch 2.13); there each print becomes an operator through which a returned tensor passes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ftrain.core import tree
 
 __all__ = ["Line", "chain_prints", "is_quiet", "quiet", "record", "show"]
 
-# Must live as long as the operators.
+# The library must exist as long as its operators.
 _LIBRARY = torch.library.Library("ftrain", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
@@ -48,7 +48,7 @@ class _Thread(threading.local):
 
 _here = _Thread()
 _numbers = itertools.count()
-_lines: dict[int, Line] = {}  # those of graphs stay
+_lines: dict[int, Line] = {}  # lines of graphs are never removed
 
 
 def is_quiet() -> bool:
@@ -58,7 +58,7 @@ def is_quiet() -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress prints inside the context, where a body runs a second time for its derivative."""
+    """Suppress prints inside the context, in which a body runs a second time for its derivative."""
     before, _here.quiet = _here.quiet, True
     try:
         yield
@@ -79,7 +79,7 @@ def record(line: Line, tensors: Sequence[Tensor], *, stays: bool) -> None:
     """Call the print operator, which prints now or, in a trace, each time the traced graph runs.
 
     Args:
-        stays: a graph is being traced, which needs the line later.
+        stays: True if a graph is being traced, which needs the line later.
     """
     number = next(_numbers)
     _lines[number] = line
@@ -96,7 +96,7 @@ def chain_prints(graph: fx.GraphModule) -> None:
         prints = module.graph.find_nodes(op="call_function", target=_print)
         output = module.graph.output_node()
         returned: Any = output.args[0]
-        is_one = isinstance(returned, fx.Node)  # the condition of a while loop
+        is_one = isinstance(returned, fx.Node)  # True for the condition of a while loop
         outputs = [returned] if is_one else list(returned)
         for node in prints:
             with module.graph.inserting_before(output):
@@ -127,7 +127,7 @@ def _by_row(info: Any, in_dims: Any, line: int, tensors: Sequence[Tensor]) -> tu
     return None, None
 
 
-# A CUDA graph would replay the kernels, and not the print.
+# A CUDA graph would replay the kernels without the print.
 _TAGS: Any = {"tags": (torch.Tag.cudagraph_unsafe,)}
 _LIBRARY.define("print(int line, Tensor[] tensors) -> ()", **_TAGS)  # type: ignore[no-untyped-call]
 _LIBRARY.impl("print", _run, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]

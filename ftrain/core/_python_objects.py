@@ -25,7 +25,7 @@ __all__ = [
     "names_read", "slot_names", "top_package",
 ]  # fmt: skip
 
-# Types whose instances hold no other object.
+# Types whose instances do not refer to other objects.
 ATOMS = frozenset(
     {
         type(None), bool, int, float, complex, str, bytes, range, slice, type(...), type(NotImplemented),
@@ -36,11 +36,11 @@ ATOMS = frozenset(
         types.MappingProxyType, type, object, np.dtype,
     }
 )  # fmt: skip
-# Classes of the standard library whose instances hold a user's data.
+# Classes of the standard library whose instances may contain objects of user code.
 _OPEN = (types.SimpleNamespace, argparse.Namespace, collections.UserDict, collections.UserList,
          collections.ChainMap, functools.partialmethod, functools.cached_property)  # fmt: skip
 LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "ftrain", "optree", "builtins"}
-LARGE_ARRAY = 2**24  # bytes; a bigger array (a memory-mapped data set, say) is not copied
+LARGE_ARRAY = 2**24  # bytes; larger arrays, such as memory-mapped data sets, are not copied
 GENERATORS = (random.Random, np.random.Generator, np.random.RandomState, np.random.BitGenerator,
                torch.Generator)  # fmt: skip
 
@@ -61,13 +61,13 @@ def dict_of(value: Any) -> dict[str, Any] | None:
     """Return the `__dict__` of an instance; `None` if it has none."""
     try:
         attributes = value.__dict__
-    except Exception:  # a proxy, or a class with its own `__getattribute__`
+    except Exception:  # a proxy, or a class that defines `__getattribute__`
         return None
     return attributes if type(attributes) is dict else None
 
 
 def is_open(cls: type) -> bool:
-    """Return True if instances of a class may hold objects of user code."""
+    """Return True if instances of a class may contain objects of user code."""
     top = top_package(cls)
     if issubclass(cls, _OPEN) or dataclasses.is_dataclass(cls):
         return True
@@ -133,7 +133,7 @@ def top_package(thing: Any) -> str:
 def is_dynamo_wrapper(function: types.FunctionType) -> bool:
     """Return True for a function returned by `torch.compile`, despite its copied name and module.
 
-    Beside that function it holds torch's own state, which changes with each trace.
+    Such a function also refers to torch's own state, which changes with each trace.
     """
     home = str(function.__globals__.get("__name__"))
     return home.startswith("torch._dynamo.") and "__wrapped__" in vars(function)

@@ -15,18 +15,18 @@ from ftrain.core.errors import NonFiniteError
 def require_finite(
     finite: torch.Tensor, weight: torch.Tensor, loss: torch.Tensor, step: torch.Tensor, names: str
 ) -> torch.Tensor:
-    """Return True if all of `finite` (a bool per leaf) is True and the weight positive; else raise.
+    """Return True if all of `finite` (one bool per leaf) is True and the weight positive; else raise.
 
     Args:
         finite: `(leaves,)`.
         weight: 0-d, the total weight of the loss.
         loss: 0-d.
         step: 0-d.
-        names: the leaves' names, a JSON list: inductor writes the text into comments of its code, which
-            a line break would end.
+        names: the leaves' names as a JSON list, because inductor writes the text into comments of its
+            code, where it must not contain a line break.
 
-    A step must select everything that it writes by the result: then no write comes before the check.
-    Waits for the device.
+    A step must select all its outputs by the result, so that no write precedes the check. This waits for
+    the device.
     """
     if not bool(finite.all()):
         named = zip(json.loads(names), finite.tolist(), strict=True)

@@ -13,9 +13,9 @@ from ftrain.core._torch_tensors import registries
 
 __all__ = ["deep_enough", "depth_of", "limit_restored"]
 
-_FRAMES = 6  # that a module in a module takes in a call: four, and hooks
-_USUAL = 100  # nesting that the usual limit has room for
-_MOST = 20_000  # frames to add at most: Python's own stack is not unlimited
+_FRAMES = 6  # stack frames for each level of nested modules: four, and two for hooks
+_USUAL = 100  # nesting depth for which the usual limit suffices
+_MOST = 20_000  # largest number of frames to add, because Python's stack is limited too
 
 
 class _Room:

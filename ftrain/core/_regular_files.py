@@ -1,7 +1,7 @@
-"""Reading of files that somebody else may have written: regular files of bounded size only.
+"""Reading of files from untrusted sources: only regular files of bounded size are opened.
 
-A pipe, a device or a sparse file of terabytes raises an `OSError` at once, whose `strerror` names the
-kind or size of file that was expected. Every file of a run directory is opened here, except those of
+A pipe, a device or a sparse file of terabytes raises an `OSError` immediately, whose `strerror` names
+the expected kind or size of file. Every file of a run directory is opened here, except those of
 checkpoints (`ftrain/checkpoint/_files.py`).
 """
 
@@ -17,16 +17,16 @@ from typing import Any, BinaryIO
 
 __all__ = ["MOST_CONFIG", "MOST_JSON", "MOST_LOG", "read_json", "read_lines", "read_regular"]
 
-#: The most bytes of a configuration, which a person writes.
+#: Largest size in bytes of a configuration file, which a person writes.
 MOST_CONFIG = 1 << 20
 
-#: The most bytes of a `result.json` or `data.json`.
+#: Largest size in bytes of a `result.json` or `data.json`.
 MOST_JSON = 64 << 20
 
-#: The most bytes of a `metrics.jsonl`, which is read line by line.
+#: Largest size in bytes of a `metrics.jsonl`, which is read line by line.
 MOST_LOG = 1 << 30
 
-#: The most bytes of a line; a row of digests of 85 leaves has 7,000.
+#: Largest size in bytes of a line; a row with digests of 85 leaves has 7,000.
 _LONGEST_LINE = 16 << 20
 
 _KINDS = (
@@ -42,7 +42,7 @@ def read_regular(path: str | os.PathLike[str], most: int) -> bytes:
     """Return the content of a regular file of at most `most` bytes; links to such files are followed.
 
     Raises:
-        OSError: it is missing, larger, or not a regular file.
+        OSError: the file is missing, larger, or not a regular file.
 
     Example:
         >>> read_regular("/dev/null", most=100)
@@ -60,11 +60,11 @@ def read_json(path: str | os.PathLike[str], most: int = MOST_JSON, **options: An
     Args:
         path: the file.
         most: its largest size in bytes.
-        options: of `json.loads`.
+        options: options of `json.loads`.
 
     Raises:
-        OSError: as `read_regular`.
-        ValueError: it is not JSON in UTF-8, or is nested too deeply.
+        OSError: as for `read_regular`.
+        ValueError: the content is not JSON in UTF-8, or is nested too deeply.
     """
     text = read_regular(path, most).decode("utf-8")
     try:
@@ -79,7 +79,7 @@ def read_lines(path: str | os.PathLike[str], most: int = MOST_LOG) -> Iterator[s
     A byte that is not UTF-8 becomes a replacement character.
 
     Raises:
-        OSError: as `read_regular`.
+        OSError: as for `read_regular`.
     """
     with _opened(path, most) as (file, size):
         remaining, skipping = size, False
@@ -93,9 +93,9 @@ def read_lines(path: str | os.PathLike[str], most: int = MOST_LOG) -> Iterator[s
 
 @contextlib.contextmanager
 def _opened(path: str | os.PathLike[str], most: int) -> Iterator[tuple[BinaryIO, int]]:
-    """Open a regular file; yield it with its size, which a writer may increase meanwhile."""
-    _check(os.stat(path), path, most)  # first, because opening a device may have effects
-    # O_NONBLOCK: opening a pipe that took the file's place would wait for a writer.
+    """Open a regular file; yield it with its size at this time, which a writer may increase later."""
+    _check(os.stat(path), path, most)  # before opening, which may have effects on a device
+    # O_NONBLOCK, because opening a pipe that has replaced the file would wait for a writer.
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
     with os.fdopen(os.open(path, flags), "rb") as file:
         found = os.fstat(file.fileno())

@@ -1,8 +1,8 @@
 """One copy of each buffer per row of a `torch.vmap`, for modules that write mapped values to buffers.
 
-Torch cannot write a mapped value into a tensor that is not mapped: the statistics of a BatchNorm whose
-input is mapped and whose state is not, say. A function that failed to is run again, and each row then
-has buffers of its own. Copies for all rows from the start would cost memory, and mostly for nothing.
+Torch cannot write a mapped value into a tensor that is not mapped, such as the statistics of a BatchNorm
+whose input is mapped and whose state is not. If a function fails for this reason, it runs again with
+separate buffers for each row. Making these copies for every function would need memory, mostly in vain.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def is_refused_write(error: Exception) -> bool:
     is_refused = (
         text.startswith("Batch norm got a batched tensor as input while the running_mean")
         or (text.startswith("vmap: ") and "is not possible because there exists a Tensor" in text)
-        # Below a gradient torch sees the shapes of all rows.
+        # Inside a gradient transform, torch's message has the shapes of all rows.
         or (text.startswith("output with shape") and "doesn't match the broadcast shape" in text)
     )
     return is_refused and (_torch.inside_vmap() or _was_transformed(error))
@@ -76,4 +76,4 @@ def copy_of(buffer: torch.Tensor) -> torch.Tensor:
     if not _mapping.is_on or not _torch.inside_vmap():
         return buffer.clone()
     rows = lift(lower(torch.ones((), dtype=torch.bool, device=buffer.device)))
-    return torch.where(rows, buffer, buffer)  # the same bits, those of NaN and -0.0 included
+    return torch.where(rows, buffer, buffer)  # keeps all bits, also of NaN and -0.0
