@@ -11,10 +11,26 @@ metrics are merged in rank order. All ranks hold the same state, and decide alik
 skipped.
 """
 
+from ftrain.distributed.agreement import agree, check_same, gather, together
 from ftrain.distributed.data_parallel import data_parallel
 from ftrain.distributed.dcp import from_dcp, to_dcp
+from ftrain.distributed.errors import RankError
+from ftrain.distributed.initialize import initialize
 from ftrain.distributed.load import load
 from ftrain.distributed.save import save
 from ftrain.distributed.store import ShardedStore
 
-__all__ = ["ShardedStore", "data_parallel", "from_dcp", "load", "save", "to_dcp"]
+__all__ = [
+    "RankError",
+    "ShardedStore",
+    "agree",
+    "check_same",
+    "data_parallel",
+    "from_dcp",
+    "gather",
+    "initialize",
+    "load",
+    "save",
+    "to_dcp",
+    "together",
+]

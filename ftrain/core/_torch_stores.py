@@ -1,0 +1,36 @@
+"""Key-value stores of `torch.distributed`, with the types that its stubs leave out.
+
+Tested with torch 2.13. The classes have public names in `torch.distributed` since torch 1.4, and
+`Store.clone` since 2.6; builds without `torch.distributed` raise ImportError here.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
+
+__all__ = ["Store", "clone", "hash_store", "prefixed", "tcp_store"]
+
+
+def hash_store() -> Store:
+    """Return a store of this process alone."""
+    return HashStore()
+
+
+def prefixed(prefix: str, store: Store) -> Store:
+    """Return a view of a store whose keys begin with a prefix."""
+    return PrefixStore(prefix, store)
+
+
+def tcp_store(host: str, port: int, server: bool, timeout: timedelta) -> Store:
+    """Return a client of a store on the network; with `server`, run the store in this process."""
+    return TCPStore(host, port, None, server, timeout, wait_for_workers=False)
+
+
+def clone(store: Store) -> Store:
+    """Return another client of the same store: a client that waits for a key serves no other thread."""
+    found: Any = store
+    cloned: Store = found.clone()
+    return cloned

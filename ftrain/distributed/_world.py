@@ -1,0 +1,56 @@
+"""Process group of this process, as `initialize` made it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from torch.distributed import ProcessGroup
+from torch.distributed.device_mesh import DeviceMesh
+
+from ftrain.core._torch_stores import Store
+from ftrain.distributed._channel import Channel
+
+__all__ = ["World", "control_group", "current", "set_current"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class World:
+    """Process group of this process.
+
+    Attributes:
+        mesh: the mesh of all ranks, with one axis.
+        control: a gloo group of all ranks for Python values, so that no collective of a step meets one
+            of a check.
+        store: the rendezvous store.
+        channel: the side channel; `None` for a single rank.
+        timeout: seconds after which a collective fails.
+    """
+
+    mesh: DeviceMesh
+    control: ProcessGroup | None
+    store: Store
+    channel: Channel | None
+    timeout: float
+
+
+_current: World | None = None
+
+
+def current() -> World | None:
+    """Return the process group that `initialize` made; `None` outside of it."""
+    return _current
+
+
+def set_current(world: World | None) -> None:
+    """Set the process group of this process."""
+    global _current  # noqa: PLW0603  # one process group a process, as in torch
+    _current = world
+
+
+def control_group(mesh: Any) -> Any:
+    """Return the group for Python values of the ranks of a mesh."""
+    world = _current
+    if world is not None and mesh is world.mesh:
+        return world.control
+    return mesh.get_group()
