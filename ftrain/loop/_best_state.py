@@ -8,6 +8,7 @@ from typing import Any
 
 from ftrain import checkpoint
 from ftrain.checkpoint import Store
+from ftrain.loop._one_rank import OneRank
 from ftrain.loop.events import LoopWarning
 from ftrain.loop.result import FitResult
 
@@ -28,11 +29,11 @@ def check_keeps_best(store: Any) -> None:
         )
 
 
-def with_best_state(result: FitResult, store: Any) -> FitResult:
+def with_best_state(result: FitResult, store: Any, ranks: OneRank) -> FitResult:
     """Return a result with state and path of the best checkpoint; unchanged if it was interrupted."""
     if result.status not in ("completed", "stopped"):
         return result
-    path = store.best()
+    path = ranks.agree(store.best() if ranks.is_main else None, "the best checkpoint")
     if path is None:
         warnings.warn(
             f"load_best: no checkpoint has the metric of the store; the result has the last state. "

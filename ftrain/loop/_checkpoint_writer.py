@@ -35,7 +35,15 @@ class CheckpointWriter:
         error: the exception of the last attempt; `None` if it succeeded.
     """
 
-    def __init__(self, store: Store | None, state: LoopState, resumed: bool, *, owns: bool = False):
+    def __init__(
+        self,
+        store: Store | None,
+        state: LoopState,
+        resumed: bool,
+        *,
+        owns: bool = False,
+        active: bool = True,
+    ):
         """Initialize the writer.
 
         Args:
@@ -43,8 +51,9 @@ class CheckpointWriter:
             state: the state in which the run begins.
             resumed: True if that state was read from a checkpoint.
             owns: True if the store was created for this run, and is closed at its end.
+            active: False on a rank that writes only after the failure of rank 0.
         """
-        self._store, self._owns = store, owns
+        self._store, self._owns, self._active = store, owns, active
         step = state.progress.step if resumed else None
         unfinished = bool(state.pending) or state.boundary_unfinished
         self._written = _Written(
@@ -70,7 +79,11 @@ class CheckpointWriter:
 
     def is_due(self, step: int) -> bool:
         """Return True if the run has a checkpoint store and this step is not saved yet."""
-        return self._store is not None and self._written.complete != step
+        return self._store is not None and self._active and self._written.complete != step
+
+    def activate(self) -> None:
+        """Begin to write, because the rank that did has failed."""
+        self._active = True
 
     def save(self, state: LoopState, metrics: Mapping[str, float]) -> bool:
         """Write a checkpoint; if that fails, keep the existing checkpoints and return False."""

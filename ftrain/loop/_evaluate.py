@@ -9,8 +9,9 @@ from ftrain.core.accumulate import MicroBatches
 from ftrain.loop import _out_of_memory
 from ftrain.loop._batches import Batches
 from ftrain.loop._ensemble_members import members_of
-from ftrain.loop._metric_columns import check_names, read, without_examples
+from ftrain.loop._metric_columns import Columns, check_names, read, without_examples
 from ftrain.loop._metric_totals import MetricTotals
+from ftrain.loop._one_rank import ALONE, Evaluated, OneRank
 
 __all__ = ["evaluate"]
 
@@ -23,11 +24,20 @@ def evaluate(
     data: Batches,
     count_samples: Callable[[Any], tuple[int, int]],
     interrupted: Callable[[], bool] = lambda: False,
+    turns: OneRank = ALONE,
 ) -> MetricTotals | None:
     """Return the metrics of one pass over the data; `None` if `interrupted()` becomes true meanwhile.
 
     Metrics without a weight are weighted by the samples of their batch. If a batch runs out of memory,
     the evaluation restarts with all batches cut into more parts.
+
+    Args:
+        eval_step: `(state, batch) -> metrics`.
+        state: the training state.
+        data: the batches.
+        count_samples: `batch -> (samples, tokens)`.
+        interrupted: a function that returns True to end the evaluation.
+        turns: ranks that evaluate every n-th batch each. The result is that of one process.
 
     Raises:
         MemoryError: a batch runs out of memory and cannot be cut further.
@@ -35,7 +45,7 @@ def evaluate(
     """
     found: MetricTotals | int | None = 1
     while isinstance(found, int):
-        found = _pass(eval_step, state, data, count_samples, interrupted, found)
+        found = _pass(eval_step, state, data, count_samples, interrupted, turns, found)
     return found
 
 
@@ -45,41 +55,49 @@ def _pass(
     data: Batches,
     count_samples: Callable[[Any], tuple[int, int]],
     interrupted: Callable[[], bool],
+    turns: OneRank,
     k: int,
 ) -> MetricTotals | int | None:
     """Evaluate all batches, each cut into k parts; after running out of memory, return a larger k."""
     totals = MetricTotals()
-    pending: list[Any] = []
-    rows: list[int] = []
+    unread: list[Evaluated] = []
+    unchecked = True
     members = members_of(state)
+
+    def read_in_order() -> list[Columns]:
+        evaluated = [*turns.in_order(unread)]
+        unread.clear()
+        metrics = [each for of_batch in evaluated for each in of_batch.metrics]
+        return read(metrics, [n for of_batch in evaluated for n in of_batch.rows], members)
+
     for batch, _ in data.batches(data.start(), epochs=1):
         if interrupted():
             return None
-        try:
-            parts = _parts(batch, k)
-            found_parts = [eval_step(state, part) for part in parts]
-        except Exception as error:
-            if not _out_of_memory.is_out_of_memory(error):
-                raise
-            smaller = _out_of_memory.next_cut(batch, k)
-            if smaller is None:
-                raise MemoryError(_out_of_memory.advice(state, batch, k, error)) from error
-            _out_of_memory.release(error)
-            return smaller
-        if not totals.steps:
-            check_names(found_parts[0], members)
-        pending += map(without_examples, found_parts)
-        rows += [count_samples(part)[0] for part in parts]
+        position = totals.steps
         totals = totals.add((), 1, *count_samples(batch))
-        if len(pending) >= _READ_EVERY:
-            totals = totals.add(read(pending, rows, members))
-            pending.clear()
-            rows.clear()
+        if turns.takes(position):
+            try:
+                parts = _parts(batch, k)
+                found_parts = [eval_step(state, part) for part in parts]
+            except Exception as error:
+                if not _out_of_memory.is_out_of_memory(error):
+                    raise
+                smaller = _out_of_memory.next_cut(batch, k)
+                if smaller is None:
+                    raise MemoryError(_out_of_memory.advice(state, batch, k, error)) from error
+                _out_of_memory.release(error)
+                return smaller
+            if unchecked:
+                unchecked = check_names(found_parts[0], members)
+            rows = [count_samples(part)[0] for part in parts]
+            unread.append(Evaluated(position, [*map(without_examples, found_parts)], rows))
+        if totals.steps % _READ_EVERY == 0:
+            totals = totals.add(read_in_order())
     if not totals.steps:
         raise ValueError(
             "eval_data: expected at least one batch, got none. Pass data with at least one batch."
         )
-    return totals.add(read(pending, rows, members))
+    return totals.add(read_in_order())
 
 
 def _parts(batch: Any, k: int) -> tuple[Any, ...]:

@@ -36,7 +36,8 @@ def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, An
     runtime, train, (_, step, position, *_) = run.runtime, run.state.train, run.state.progress
     own = getattr(runtime.plain_step, "accumulate", 1)
     while True:
-        if not is_intact(train):
+        # Another rank that waits in a collective of this step cannot repeat it.
+        if not is_intact(train) or not runtime.ranks.is_one:
             raise error
         if isinstance(error, NonFiniteError):
             error.add_note(nonfinite_source(run, batch, step + 1, position + 1))
@@ -56,5 +57,7 @@ def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, An
 
 def nonfinite_source(run: Emitter, batch: Any, step: int, position: int) -> str:
     """Repeat a step without compilation; return a sentence that locates its first non-finite value."""
+    if not run.runtime.ranks.is_one:  # the other ranks would have to repeat the step as well
+        return f"At step {step}, batch {position} of epoch {run.state.progress.epoch}."
     found = first_nonfinite(run.runtime.plain_step, run.state.train, batch)
     return f"At step {step}, batch {position} of epoch {run.state.progress.epoch}: {found}."

@@ -11,6 +11,7 @@ from ftrain.loop._checkpoint_writer import CheckpointWriter
 from ftrain.loop._clock import Clock
 from ftrain.loop._dispatcher import Dispatcher
 from ftrain.loop._garbage_collection import GarbageCollection
+from ftrain.loop._one_rank import ALONE, OneRank
 from ftrain.loop._signals import Signals
 from ftrain.loop.events import Event, Plan
 
@@ -33,6 +34,9 @@ class Runtime:
         callbacks: the dispatcher of events to callbacks.
         checkpoints: the writer of checkpoints.
         resumed: True if the run resumes from a checkpoint.
+        count_eval_samples: the same for batches of the evaluation.
+        ranks: the ranks of the run.
+        turns: the ranks that evaluate batches in turn.
         clock: the time since the run began.
         signals: the signal handler.
         garbage: the garbage collection.
@@ -50,9 +54,12 @@ class Runtime:
     plan: Plan
     max_skipped: int | None
     count_samples: Callable[[Any], tuple[int, int]]
+    count_eval_samples: Callable[[Any], tuple[int, int]]
     callbacks: Dispatcher
     checkpoints: CheckpointWriter
     resumed: bool
+    ranks: OneRank = ALONE
+    turns: OneRank = ALONE
     clock: Clock = dataclasses.field(default_factory=Clock)
     signals: Signals = dataclasses.field(default_factory=Signals)
     garbage: GarbageCollection = dataclasses.field(default_factory=GarbageCollection)

@@ -50,13 +50,21 @@ class Signals:
             signal.signal(number, before)
         self._before = {}
 
+    def after_step(self, step: int) -> int | None:
+        """Return the number of the signal that ends the run after this step; `None` to continue."""
+        return self.received
+
+    def _first(self) -> int | None:
+        """Return the number of the first signal that this process received."""
+        return self.received
+
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
         if os.getpid() != self._owner:  # a forked worker, which its parent ends
             if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
             return
-        if self.received is not None:
+        if self._first() is not None:
             self.__exit__()
             if number == signal.SIGINT:
                 raise KeyboardInterrupt

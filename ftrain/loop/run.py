@@ -84,6 +84,7 @@ class Run(Emitter):
         """Raise if a compiler is missing, or if an ensemble is stacked along several axes."""
         runtime = self.runtime
         members_of(self.state.train)
+        runtime.ranks.check_start(runtime.plan, self.state)
         if self._status() is None:
             evaluation = None if runtime.eval_data is None else runtime.eval_step
             check_compiler((runtime.step, evaluation), self.state.train)
@@ -92,6 +93,7 @@ class Run(Emitter):
         """Yield the wanted events. Per-step events without a listener are not constructed."""
         runtime = self.runtime
         runtime.wanted = wanted
+        runtime.ranks.publish(lambda: runtime.phase)
         with runtime.signals, runtime.garbage:
             try:
                 yield from self._begin()
@@ -102,8 +104,13 @@ class Run(Emitter):
                         yield from self._steps(joined(batches, lambda: self.state.accumulate))
                 yield from self._end()
             except Exception as error:
-                yield from self._fail(error)
-                raise
+                ended, saves = runtime.ranks.failure(error, self.state.progress.step)
+                if saves:
+                    runtime.checkpoints.activate()
+                yield from self._fail(ended)
+                if ended is error:
+                    raise
+                raise ended from error
             finally:
                 runtime.checkpoints.close()
 
@@ -116,8 +123,11 @@ class Run(Emitter):
         batch_end_wanted = runtime.wanted(BatchEnd)
         compiles, unchecked = is_compiled_next(step), True
         boundary = next_boundary(plan, self.state.progress.step)
+        runtime.signals.after_step(self.state.progress.step)
         runtime.phase = "data"
         for batch, cursor in batches:
+            if unchecked:
+                runtime.ranks.check_batch(batch)
             if batch_begins or compiles or not self.state.progress.batch:
                 yield from self._begin_step(batch, compiles)
 
@@ -159,7 +169,7 @@ class Run(Emitter):
                 del event
 
             at_boundary = progress.step == boundary or self.state.epoch_ended or self.state.pending
-            if at_boundary or runtime.signals.received is not None:
+            if at_boundary or runtime.signals.after_step(progress.step) is not None:
                 yield from self._boundary(batch)
                 if self._status() is not None:
                     self.last_batch = batch
@@ -173,7 +183,9 @@ class Run(Emitter):
 
     def _boundary(self, batch: Any) -> Events:
         """Do the work due after a step (log, evaluate, save), and run the requested actions."""
-        self.before_boundary = self.state
+        runtime, state = self.runtime, self.state
+        self.before_boundary = state
+        runtime.ranks.begin_boundary(state.progress.step, state.pending)
         due = due_after_step(self.runtime.plan, self.state)
         failure = None
         if due.window:
@@ -183,6 +195,7 @@ class Run(Emitter):
         self.state = self.state.replace(pending=(*self.state.pending, *due.actions))
         yield from self._act()
         self.state = self.state.replace(boundary_unfinished=False)
+        runtime.ranks.end_boundary((self._status(), self.state.accumulate, len(self.state.pending)))
         self.before_boundary = None
         self.runtime.garbage.collect()
         if failure is not None:
@@ -310,8 +323,9 @@ class Run(Emitter):
                 eval_step,
                 self.state.train if action.state is None else action.state,
                 runtime.eval_data,
-                runtime.count_samples,
+                runtime.count_eval_samples,
                 lambda: resumable and runtime.signals.received is not None,
+                runtime.turns,
             )
         for event in compiled:
             if runtime.wanted(CompileEnd):
@@ -374,7 +388,8 @@ class Run(Emitter):
         assert status is not None
         yield from self._save("interrupted" if status == "interrupted" else "last", {})
         runtime.phase = "save"
-        runtime.checkpoints.finish()
+        with runtime.ranks.together("write the last checkpoint"):
+            runtime.checkpoints.finish()
         self.state = read_metrics(self.state)
         result = fit_result(self.state, runtime, status)
         if status == "completed" and 2 * result.skipped > result.step:

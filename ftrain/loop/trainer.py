@@ -16,11 +16,10 @@ import dataclasses
 import os
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
-from ftrain import checkpoint
 from ftrain.checkpoint import Store
 from ftrain.core import tree
 from ftrain.core._count_samples import count_samples
@@ -36,7 +35,10 @@ from ftrain.loop._default_progress import default_progress
 from ftrain.loop._dispatcher import Dispatcher
 from ftrain.loop._evaluate import evaluate
 from ftrain.loop._limits import check_limits, whole_limits
+from ftrain.loop._one_rank import OneRank
+from ftrain.loop._ranks import ranks_of
 from ftrain.loop._runtime import Runtime
+from ftrain.loop._start import Resume, Step, check_mesh, evaluation_of, loop_state, steps_of
 from ftrain.loop.callback import Action, adapt
 from ftrain.loop.events import Event, Plan, TrainEnd
 from ftrain.loop.result import EpochResult, FitResult
@@ -44,9 +46,6 @@ from ftrain.loop.run import Run
 from ftrain.loop.state import LoopState
 
 __all__ = ["Trainer"]
-
-Step = Callable[[Any, Any], tuple[Any, Any]]
-Resume = str | os.PathLike[str] | bool | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +89,10 @@ class Trainer:
             as failed; for an ensemble, steps skipped by every member. Checked when metrics are read.
             `None`: never.
         count_samples: `batch -> (samples, tokens)`, for logs and speeds.
+        mesh: the mesh of the ranks that train together, as `distributed.data_parallel` has it. All ranks
+            call `fit` with the same arguments, apart from their rows of the data; rank 0 writes
+            checkpoints and logs. Evaluation data without ranks is the same on each of them, and each
+            evaluates every n-th batch. `None`: one process.
         progress: True if `fit` shows a progress bar in a terminal or a notebook. If the callbacks have a
             `ProgressBar`, only that bar is shown.
 
@@ -124,11 +127,13 @@ class Trainer:
     accumulate: int = 1
     max_skipped: int | None = 100
     count_samples: Callable[[Any], tuple[int, int]] = count_samples
+    mesh: Any = None
     progress: bool = True
     _step: Step = dataclasses.field(init=False, repr=False, compare=False)
     _eval_step: Callable[[Any, Any], Any] | None = dataclasses.field(
         init=False, repr=False, compare=False
     )
+    _eval_in_turns: Any = dataclasses.field(init=False, repr=False, compare=False)
     _named: tuple[Named, ...] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -145,10 +150,12 @@ class Trainer:
                 f"progress: expected True or False, got {self.progress!r}. Write progress=False, or "
                 "pass callbacks.ProgressBar(...) in callbacks."
             )
-        step, eval_step = _steps_of(self.steps)
+        step, eval_step = steps_of(self.steps)
         # Computed once, so that all fits of one trainer share their compiled programs.
         object.__setattr__(self, "_step", self._compiled(step, self.donate))
         object.__setattr__(self, "_eval_step", eval_step and self._compiled(eval_step, False))
+        one_rank = getattr(eval_step, "one_rank", None)
+        object.__setattr__(self, "_eval_in_turns", one_rank and self._compiled(one_rank, False))
         object.__setattr__(self, "_named", named(map(adapt, self.callbacks)))
 
     def fit(
@@ -192,7 +199,8 @@ class Trainer:
         # This frame must not hold a reference to the state, which the steps may donate.
         if load_best:
             check_keeps_best(self.store)
-        run = self._run(state, train_data, eval_data, epochs, max_steps, resume)
+        ranks = ranks_of(self.mesh)
+        run = self._run(state, train_data, eval_data, epochs, max_steps, resume, ranks)
         del state
         display = default_progress(self.callbacks) if self.progress else None
         kinds = (TrainEnd,) if display is None else (*display.kinds, TrainEnd)
@@ -204,7 +212,7 @@ class Trainer:
                 result = event.result
             del event  # it holds the state, which the next step may donate
         assert result is not None
-        return with_best_state(result, self.store) if load_best else result
+        return with_best_state(result, self.store, ranks) if load_best else result
 
     def events(
         self,
@@ -249,7 +257,8 @@ class Trainer:
             Logged
             TrainEnd
         """
-        run = self._run(state, train_data, eval_data, epochs, max_steps, resume)
+        ranks = ranks_of(self.mesh)
+        run = self._run(state, train_data, eval_data, epochs, max_steps, resume, ranks)
         del state
         return run.events(lambda kind: issubclass(kind, kinds))
 
@@ -266,7 +275,11 @@ class Trainer:
                 "Trainer((step, eval_step))."
             )
         began = time.perf_counter()
-        found = evaluate(self._eval_step, state, as_batches(data, "data"), self.count_samples)
+        batches = as_batches(data, "data")
+        ranks = ranks_of(self.mesh)
+        eval_step, count, turns = evaluation_of(self, batches, ranks, "data")
+        assert eval_step is not None
+        found = evaluate(eval_step, state, batches, count, turns=turns)
         assert found is not None
         step = int(state.step.max()) if isinstance(state, TrainState) else 0
         return found.result("eval", 0, step, time.perf_counter() - began)
@@ -279,26 +292,32 @@ class Trainer:
         epochs: float | None,
         max_steps: int | None,
         resume: Resume,
+        ranks: OneRank,
     ) -> Run:
-        check_limits(epochs, max_steps)
-        if eval_data is not None and self._eval_step is None:
-            raise TypeError(
-                "eval_data: expected a trainer with an evaluation step, got one without. Write "
-                "Trainer((step, eval_step))."
-            )
-        train = as_batches(train_data, "train_data")
-        check_padding(train, self._step)
-        held_out = None if eval_data is None else as_batches(eval_data, "eval_data")
-        store = self.store if isinstance(self.store, (Store, type(None))) else Store(self.store)
-        # Before any file is read or written: loggers truncate their files at the first event.
-        acquired = store is not None and store.lock()
-        try:
-            return self._prepared(state, train, held_out, epochs, max_steps, resume, store)
-        except BaseException:
-            if store is not None and acquired:
-                store.discard_unused()
-                store.close()
-            raise
+        check_mesh(self.mesh)
+        with ranks.together("begin the run"):
+            check_limits(epochs, max_steps)
+            if eval_data is not None and self._eval_step is None:
+                raise TypeError(
+                    "eval_data: expected a trainer with an evaluation step, got one without. Write "
+                    "Trainer((step, eval_step))."
+                )
+            train = as_batches(train_data, "train_data")
+            check_padding(train, self._step)
+            ranks.check_data(train, "train_data")
+            held_out = None if eval_data is None else as_batches(eval_data, "eval_data")
+            store = self.store if isinstance(self.store, (Store, type(None))) else Store(self.store)
+            # Before any file is read or written: loggers truncate their files at the first event.
+            acquired = store is not None and ranks.is_main and store.lock()
+            try:
+                return self._prepared(
+                    state, train, held_out, epochs, max_steps, resume, store, ranks
+                )
+            except BaseException:
+                if store is not None and acquired:
+                    store.discard_unused()
+                    store.close()
+                raise
 
     def _prepared(
         self,
@@ -309,13 +328,14 @@ class Trainer:
         max_steps: int | None,
         resume: Resume,
         store: Store | None,
+        ranks: OneRank,
     ) -> Run:
-        """Return the run in its initial or resumed state; the store is locked."""
+        """Return the run in its initial or resumed state; rank 0 has locked the store."""
         per_epoch = length(train)
         if per_epoch is not None:
             per_epoch = -(-per_epoch // self.accumulate)
         epochs, max_steps = whole_limits(epochs, max_steps, per_epoch)
-        loop = _loop_state(state, store, resume)
+        loop = loop_state(state, store, resume, ranks)
         resumed = loop is not None
         if loop is None:
             if self.donate and isinstance(self._step, Compiled):
@@ -327,11 +347,12 @@ class Trainer:
             callback_options=callbacks.options,
         )
         step = self._step
+        eval_step, count_eval_samples, turns = evaluation_of(self, held_out, ranks, "eval_data")
         runtime = Runtime(
             step=step,
             # `torch.vmap(step)` is not unwrapped: its wrapped function takes a single state.
             plain_step=step.__wrapped__ if isinstance(step, Compiled) else step,  # type: ignore[attr-defined]  # functools'
-            eval_step=self._eval_step,
+            eval_step=eval_step,
             train_data=train,
             eval_data=held_out,
             plan=Plan(
@@ -345,10 +366,17 @@ class Trainer:
                 tuple(sorted({str(x.device) for x in tree.leaves(loop.train)})),
             ),
             max_skipped=self.max_skipped,
-            count_samples=self.count_samples,
+            count_samples=ranks.counting(self.count_samples),
             callbacks=callbacks,
-            checkpoints=CheckpointWriter(store, loop, resumed, owns=store is not self.store),
+            checkpoints=CheckpointWriter(
+                store, loop, resumed, owns=store is not self.store, active=ranks.is_main
+            ),
             resumed=resumed,
+            count_eval_samples=count_eval_samples,
+            ranks=ranks,
+            turns=turns,
+            clock=ranks.clock(),
+            signals=ranks.signals(),
         )
         run = Run(loop, runtime)
         run.check()
@@ -359,40 +387,3 @@ class Trainer:
             return step
         options = {} if self.compile is True else dict(self.compile)
         return compile_step(step, donate=donate, **options)
-
-
-def _steps_of(steps: Any) -> tuple[Step, Callable[[Any, Any], Any] | None]:
-    if isinstance(steps, Steps):
-        return steps.train_step, steps.eval_step
-    if isinstance(steps, tuple) and len(steps) == 2 and all(map(callable, steps)):
-        return steps
-    if callable(steps) and not isinstance(steps, torch.nn.Module):
-        return steps, None
-    raise TypeError(
-        "steps: expected the result of ftrain.make_steps, a step `(state, batch) -> (state, "
-        f"metrics)`, or a pair (step, eval_step), got {type(steps).__name__}. Write "
-        "Trainer(ftrain.make_steps(...))."
-    )
-
-
-def _loop_state(state: Any, store: Store | None, resume: Resume) -> LoopState | None:
-    """Return the saved state to resume from; `None` if the run starts from the beginning."""
-    how: Literal["auto"] | Resume = resume
-    if how is None or how is False:
-        if store is not None and store.steps():
-            raise ValueError(
-                f"store: expected a directory without checkpoints, got {store.directory} with a run up "
-                f"to step {store.steps()[-1]}. Resume it, fit(..., resume=True), or write Trainer(..., "
-                "store='runs/second/checkpoints')."
-            )
-        return None
-    if how is True or how == "auto":
-        if store is None:
-            raise ValueError(
-                f"resume={resume!r}: expected a trainer with a store, got one without. Write "
-                "Trainer(..., store='runs/first/checkpoints'), or pass the path of a checkpoint."
-            )
-        if how == "auto" and not store.steps():
-            return None
-        return LoopState.from_metadata(*store.load(like=state))
-    return LoopState.from_metadata(*checkpoint.load(how, like=state))

@@ -1,0 +1,233 @@
+"""Ranks of a run in several processes.
+
+All ranks take the same steps and run the same callbacks; rank 0 alone writes. Decisions that depend on
+a clock or a signal are made for all ranks: at a boundary the ranks exchange their signals and the time
+of rank 0, and between boundaries `Channel` finds the step after which all of them stop.
+
+Read next: `ftrain/distributed/_channel.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import importlib.metadata
+import platform
+import socket
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.distributed.device_mesh import DeviceMesh
+
+from ftrain.core import tree
+from ftrain.core._leaf_digest import leaf_digest
+from ftrain.core._words import dtype_and_shape
+from ftrain.data import Loader
+from ftrain.distributed import agreement
+from ftrain.distributed._world import World, current
+from ftrain.loop._clock import Clock
+from ftrain.loop._one_rank import CountSamples, Evaluated, OneRank
+from ftrain.loop._signals import Signals
+from ftrain.loop.callback import Action
+from ftrain.loop.events import Plan
+from ftrain.loop.state import LoopState
+
+__all__ = ["ManyRanks"]
+
+
+class ManyRanks(OneRank):
+    """One of several ranks of a run.
+
+    Args:
+        mesh: all ranks, a mesh with one axis.
+    """
+
+    is_one = False
+
+    def __init__(self, mesh: DeviceMesh) -> None:
+        self._mesh, self._rank, self._size = mesh, mesh.get_rank(), mesh.size()
+        self.is_main = self._rank == 0
+        world = current()
+        self._world: World | None = world if world is not None and world.mesh is mesh else None
+        self._clock, self._signals = RankClock(), RankSignals(self._world)
+
+    def together(self, what: str) -> contextlib.AbstractContextManager[None]:
+        return agreement.together(self._mesh, what)
+
+    def agree(self, value: Any, what: str) -> Any:
+        return agreement.agree(self._mesh, value, what)
+
+    def counting(self, count_samples: CountSamples) -> CountSamples:
+        size = self._size
+
+        def count(batch: Any) -> tuple[int, int]:
+            samples, tokens = count_samples(batch)
+            return size * samples, size * tokens
+
+        return count
+
+    def shares_rows(self, data: Any) -> bool:
+        return isinstance(data, Loader) and data.ranks > 1
+
+    def takes(self, position: int) -> bool:
+        return position % self._size == self._rank
+
+    def in_order(self, evaluated: list[Evaluated]) -> list[Evaluated]:
+        mine = [each._replace(metrics=tree.map(_on_host, each.metrics)) for each in evaluated]
+        every = agreement.gather(self._mesh, mine, "the metrics of an evaluation")
+        return sorted((each for of_rank in every for each in of_rank), key=lambda x: x.position)
+
+    def check_data(self, data: Any, argument: str) -> None:
+        if isinstance(data, Loader) and (data.rank, data.ranks) != (self._rank, self._size):
+            raise ValueError(
+                f"{argument}: expected a loader with rank={self._rank} and ranks={self._size}, which "
+                f"gives this rank its rows of each batch, got rank={data.rank} and ranks={data.ranks}. "
+                f"Write data.Loader(..., rank=mesh.get_rank(), ranks=mesh.size())."
+            )
+
+    def check_start(self, plan: Plan, state: LoopState) -> None:
+        versions = {
+            "version of ftrain": _version(),
+            "version of torch": torch.__version__,
+            "version of Python": platform.python_version(),
+        }
+        agreement.check_same(self._mesh, versions, "Install the same versions on all hosts.")
+        values = dataclasses.asdict(plan)
+        del values["devices"]
+        values |= {"train_data": repr(state.cursor), "callbacks": [*state.callbacks]}
+        agreement.check_same(self._mesh, values, "Pass the same value on every rank.")
+        paths, leaves = tree.paths(state.train), tree.leaves(state.train)
+        digests = {f"state{p}": leaf_digest(x, p) for p, x in zip(paths, leaves, strict=True)}
+        whole = hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:16]
+        if len(set(agreement.gather(self._mesh, whole, "digests of the state"))) > 1:
+            agreement.check_same(
+                self._mesh,
+                digests,
+                "These are digests of tensors. Write init_state(seed) with the same seed on every "
+                "rank, or load the same checkpoint.",
+            )
+
+    def check_batch(self, batch: Any) -> None:
+        kinds = {
+            f"batch{path}": _kind(leaf)
+            for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True)
+        }
+        agreement.check_same(
+            self._mesh,
+            kinds,
+            "Ranks may differ in the number of rows only, written *: give the batches of all ranks the "
+            "same keys, dtypes and lengths.",
+        )
+
+    def begin_boundary(self, step: int, pending: Sequence[Any]) -> None:
+        mine = (step, [_described(action) for action in pending])
+        raw = (self._signals.raw, self._clock.own())
+        every = agreement.gather(self._mesh, (mine, raw), f"the work after step {step}")
+        host = socket.gethostname()
+        if any(of_rank != every[0][0] for of_rank, _ in every):
+            names = ("step", f"actions requested after step {step}")
+            remedy = f"Callbacks must decide from events, not from clocks or files (on {host})."
+            agreement.check_same(self._mesh, dict(zip(names, mine, strict=True)), remedy)
+        self._clock.agreed = every[0][1][1]
+        signals = [signal for _, (signal, _) in every if signal is not None]
+        if signals:
+            self._signals.received = signals[0]
+
+    def end_boundary(self, outcome: tuple[Any, ...]) -> None:
+        names = ("status", "batches per step", "work left")
+        remedy = "Callbacks must decide from events, not from clocks or files."
+        agreement.check_same(self._mesh, dict(zip(names, outcome, strict=True)), remedy)
+
+    def clock(self) -> Clock:
+        return self._clock
+
+    def signals(self) -> Signals:
+        return self._signals
+
+    def publish(self, phase: Callable[[], str]) -> None:
+        if self._world is not None and self._world.channel is not None:
+            self._world.channel.phase = phase
+
+    def failure(self, error: Exception, step: int) -> tuple[Exception, bool]:
+        if agreement.is_lost(error):
+            found = agreement.lost_rank(error, f"after step {step}")
+            alive = {*range(self._size)} - {*found.ranks}
+            return found, found.lost and 0 in found.ranks and self._rank == min(alive)
+        if self._world is not None and self._world.channel is not None:
+            self._world.channel.report(error, origin=True)
+        error.add_note(f"This is rank {self._rank} of {self._size} on {socket.gethostname()}.")
+        return error, False
+
+
+class RankClock(Clock):
+    """Clock whose total is that of rank 0 at the last boundary, so that callbacks decide alike.
+
+    Attributes:
+        agreed: the total of rank 0 at the last boundary, in seconds.
+    """
+
+    agreed = 0.0
+
+    def total(self) -> float:
+        return self.agreed
+
+    def own(self) -> float:
+        """Return the total of this rank."""
+        return super().total()
+
+
+class RankSignals(Signals):
+    """Signals of all ranks: `received` is set on all of them after the same step.
+
+    Attributes:
+        raw: number of the first signal that this process received; `None` before it.
+    """
+
+    def __init__(self, world: World | None) -> None:
+        super().__init__()
+        self.raw: int | None = None
+        self._channel = None if world is None else world.channel
+        self._timeout = 0.0 if world is None else world.timeout
+        self._requested = False
+
+    def after_step(self, step: int) -> int | None:
+        channel = self._channel
+        if channel is None or self.received is not None:
+            return self.received
+        if self.raw is not None and not self._requested:
+            self._requested = True
+            channel.request_stop(self.raw)
+        if not channel.continues_after(step, self._timeout):
+            assert channel.stop is not None
+            self.received = channel.stop[1]
+        return self.received
+
+    def _first(self) -> int | None:
+        return self.raw
+
+    def _receive(self, number: int) -> None:
+        received = self.received
+        super()._receive(number)
+        self.raw, self.received = number, received
+
+
+def _on_host(leaf: Any) -> Any:
+    return leaf.cpu() if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _described(action: Action) -> str:
+    name = getattr(action, "name", "") or getattr(action, "tag", "")
+    return f"{type(action).__name__}({name})"
+
+
+def _kind(leaf: Any) -> str:
+    if not isinstance(leaf, torch.Tensor):
+        return f"{type(leaf).__name__} {leaf!r}"
+    whole = dtype_and_shape(leaf.dtype, leaf.shape)
+    return whole.replace(f"[{leaf.shape[0]}", "[*", 1) if leaf.ndim else whole
+
+
+def _version() -> str:
+    return importlib.metadata.version("ftrain")

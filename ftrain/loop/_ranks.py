@@ -1,0 +1,22 @@
+"""Choice of the ranks of a run: one process, or several that form a mesh."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ftrain.loop._one_rank import ALONE, OneRank
+
+__all__ = ["ranks_of"]
+
+
+def ranks_of(mesh: Any) -> OneRank:
+    """Return the ranks of a run.
+
+    Args:
+        mesh: a mesh with one axis; `None`: this process alone.
+    """
+    if mesh is None or mesh.size() == 1:
+        return ALONE
+    from ftrain.loop._many_ranks import ManyRanks  # noqa: PLC0415  # a torch without torch.distributed cannot
+
+    return ManyRanks(mesh)
