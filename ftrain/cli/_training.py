@@ -10,8 +10,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ftrain.checkpoint import CheckpointWriteError
+from ftrain.cli._rank_notes import rank_notes
 from ftrain.cli._runs import outcome
 from ftrain.config._directory import holds_a_run
+from ftrain.config._ranks import is_restarted, mesh_of
 from ftrain.config.errors import ConfigError
 from ftrain.config.folders import run_config
 from ftrain.config.run import numbered, train
@@ -23,23 +25,32 @@ __all__ = ["report", "train_command"]
 
 
 def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
-    """Train, print the outcome and the next commands to use, and return the exit code."""
-    if not resume and not overwrite:
-        config = numbered(config)
-    before = outcome(config.folder) if resume else {}
-    _check_end(config, before)
-    _check_changes(config, before)
-    try:
-        result = train(config, resume=resume, overwrite=overwrite)
-    except CheckpointWriteError as error:  # of a run that reached its end, for example
-        _print_metrics(getattr(error, "fit_result", None))
-        raise
+    """Train, print the outcome and the next commands to use, and return the exit code.
+
+    Of several ranks, rank 0 prints. If the launcher has restarted them after a failure, the run resumes.
+    """
+    with mesh_of(config) as mesh:
+        if is_restarted(mesh) and holds_a_run(config.folder) and not config.fast_dev_run:
+            resume, overwrite = True, False
+        if not resume and not overwrite:
+            config = numbered(config, mesh)
+        before = outcome(config.folder) if resume else {}
+        _check_end(config, before)
+        _check_changes(config, before)
+        with rank_notes(mesh):
+            try:
+                result = train(config, resume=resume, overwrite=overwrite)
+            except CheckpointWriteError as error:  # of a run that reached its end, for example
+                _print_metrics(getattr(error, "fit_result", None))
+                raise
+        is_main = mesh is None or mesh.get_rank() == 0
     if config.fast_dev_run:
         result = dataclasses.replace(result, checkpoint=None)
-    with contextlib.suppress(OutputClosedError):  # the exit code reports the outcome of the run
-        say(*_said(result, before, config))
-    if result.status == "interrupted" and not config.fast_dev_run:
-        say(f"resume with: ftrain resume {config.folder}", error=True)
+    if is_main:
+        with contextlib.suppress(OutputClosedError):  # the exit code reports the outcome of the run
+            say(*_said(result, before, config))
+        if result.status == "interrupted" and not config.fast_dev_run:
+            say(f"resume with: ftrain resume {config.folder}", error=True)
     return result.exit_code
 
 

@@ -18,6 +18,7 @@ from ftrain.config._text_columns import without_texts
 from ftrain.config.errors import ConfigError
 from ftrain.config.resolve import Resolved, Target
 from ftrain.config.schema import Config
+from ftrain.core._words import a_or_an
 from ftrain.data.sources import Data
 
 __all__ = ["call_source", "load_data", "loaders"]
@@ -120,13 +121,22 @@ def _as_data(config: Config, made: Any) -> Data:
         raise ConfigError.at("data", place, says) from None
 
 
-def loaders(config: Config, found: Data, device: torch.device, evaluation: bool) -> tuple[Any, Any]:
+def loaders(
+    config: Config, found: Data, device: torch.device, evaluation: bool, mesh: Any = None
+) -> tuple[Any, Any]:
     """Return the training and the held-out batches; `None` for either if the run does not use it."""
     place = device if device.type != "cpu" else None
     seed = config.seed if config.data_seed is None else config.data_seed
     compiled = config.compile and not config.detect_anomaly and not evaluation
+    rank, ranks = (0, 1) if mesh is None else (mesh.get_rank(), mesh.size())
 
     def batches(dataset: Any, training: bool) -> Any:
+        if training and ranks > 1 and not hasattr(dataset, "__getitem__"):
+            got = a_or_an(type(dataset).__name__)
+            raise TypeError(
+                f"expected data with a length and items from {config.data.name}, which {ranks} ranks "
+                f"can divide, got {got}. Return a dict of tensors or a dataset"
+            )
         if isinstance(dataset, (loading.Loader, loading.Stream)):
             return dataset
         size = config.batch_size if training else config.eval_batch_size or config.batch_size
@@ -139,6 +149,8 @@ def loaders(config: Config, found: Data, device: torch.device, evaluation: bool)
             shuffle=training,
             workers=config.workers,
             device=place,
+            rank=rank if training else 0,  # ranks evaluate whole batches in turn
+            ranks=ranks if training else 1,
         )
 
     def checked(dataset: Any, training: bool) -> Any:
@@ -146,8 +158,9 @@ def loaders(config: Config, found: Data, device: torch.device, evaluation: bool)
             return batches(dataset, training)
         except (TypeError, ValueError) as error:
             name = "batch_size" if training or not config.eval_batch_size else "eval_batch_size"
-            key = name if "make no batch" in str(error) else "data"
-            says = str(error).partition(", or last_batch=")[0]
+            about_size = "make no batch" in str(error) or str(error).startswith("batch_size: ")
+            key = name if about_size else "data"
+            says = str(error).partition(", or last_batch=")[0].removeprefix("batch_size: ")
             raise ConfigError.at(key, config.places.of((key,)), says) from None
 
     trains = not evaluation or config.overfit_batches

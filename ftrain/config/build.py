@@ -26,6 +26,7 @@ from ftrain.config._checkpoints import trained_model
 from ftrain.config._loading import load_data, loaders
 from ftrain.config._made import made
 from ftrain.config._places import join
+from ftrain.config._ranks import over_ranks
 from ftrain.config.errors import ConfigError
 from ftrain.config.registry import imported
 from ftrain.config.resolve import Resolved, Target, reference, resolve
@@ -65,6 +66,7 @@ class Parts:
         steps: the three functions.
         callbacks: the callbacks of the configuration.
         device: where the run takes place.
+        mesh: the ranks that train together; `None`: this process alone.
     """
 
     resolved: Resolved
@@ -82,6 +84,7 @@ class Parts:
     steps: Steps
     callbacks: tuple[Any, ...]
     device: torch.device
+    mesh: Any = None
 
     @property
     def config(self) -> Config:
@@ -92,7 +95,7 @@ class Parts:
         """Return a trainer of the run's steps; it counts samples as the data source does."""
         if self.sizes is not None:
             options["count_samples"] = self.sizes
-        return Trainer(self.steps, callbacks, **options)
+        return Trainer(self.steps, callbacks, mesh=self.mesh, **options)
 
     def steps_at(self, learning_rate: Any) -> Steps:
         """Return the run's step functions with a constant learning rate, a number or a 0-d tensor."""
@@ -138,6 +141,7 @@ def build(
     fitted: Mapping[str, Any] | None = None,
     evaluation: bool = False,
     facts: Mapping[str, Any] | None = None,
+    mesh: Any = None,
 ) -> Parts:
     """Import, check and construct everything that a configuration names.
 
@@ -148,6 +152,7 @@ def build(
             `None`: a new run.
         evaluation: nothing will be trained: a `data.path` of the command line is held out as a whole.
         facts: stored facts about the data, so that no data is read. `None`: read the data.
+        mesh: the ranks that train together; `None`: this process alone.
 
     Raises:
         ConfigError: something cannot be imported, does not take its arguments, or refuses them; the
@@ -160,7 +165,7 @@ def build(
     found = Data(None, facts=facts or {})
     if facts is None:
         found = load_data(resolved, fitted, evaluation)
-        train, held_out = loaders(config, found, device, evaluation)
+        train, held_out = loaders(config, found, device, evaluation, mesh)
     total = total_steps(config, train)
     facts = dict(found.facts)
 
@@ -187,9 +192,12 @@ def build(
         eval_fn=eval_fn,
         taught=taught,
         schedule=schedule,
-        steps=taught(_steps(resolved, model, loss_fn, eval_fn, optimizer)),
+        steps=over_ranks(
+            config, taught(_steps(resolved, model, loss_fn, eval_fn, optimizer)), mesh
+        ),
         callbacks=callbacks,
         device=device,
+        mesh=mesh,
     )
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from ftrain.config.schema import Checkpoint, Config, Data, EarlyStopping, Optimizer
+from ftrain.config.schema import Checkpoint, Config, Data, Distributed, EarlyStopping, Optimizer
 
 __all__ = ["SECTIONS", "described", "keys"]
 
@@ -17,6 +17,7 @@ __all__ = ["SECTIONS", "described", "keys"]
 SECTIONS: dict[str, type[BaseModel]] = {
     "data": Data,
     "optimizer": Optimizer,
+    "distributed": Distributed,
     "checkpoint": Checkpoint,
     "early_stopping": EarlyStopping,
 }

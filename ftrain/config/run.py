@@ -38,6 +38,7 @@ from ftrain.config._checkpoints import store
 from ftrain.config._code import ORIGIN, origin
 from ftrain.config._directory import FILES, LOCK, holds_a_run, in_use, unused
 from ftrain.config._longer import schedule_note
+from ftrain.config._ranks import mesh_of
 from ftrain.config._step_advice import size_advice
 from ftrain.config.build import Parts, build
 from ftrain.config.dump import dump, relocated
@@ -47,6 +48,8 @@ from ftrain.core import _file_output
 from ftrain.core.compile import check_compiler
 from ftrain.data.fitted import FILE
 from ftrain.loop import FitResult, LoopWarning, Trainer
+from ftrain.loop._one_rank import ALONE, OneRank
+from ftrain.loop._ranks import ranks_of
 from ftrain.loop.callbacks._monitor import UnknownMetricError
 from ftrain.loop.events import TrainEnd
 
@@ -70,12 +73,14 @@ class Run:
         folder: the run's directory.
         trainer: a trainer with the configuration's callbacks, loggers and store.
         written: the text of `config.yaml`, `.origin` and `data.json`, by file name.
+        ranks: the ranks that train together; rank 0 writes the files.
     """
 
     parts: Parts
     folder: pathlib.Path
     trainer: Trainer
     written: Mapping[str, str]
+    ranks: OneRank = ALONE
 
     def fit(self, *, resume: bool = False) -> FitResult:
         """Train to the end, starting from the newest checkpoint if `resume` is true."""
@@ -93,17 +98,18 @@ class Run:
                     resume="auto" if resume else None,
                     kinds=(TrainEnd,),
                 )
-                outcome.unlink(missing_ok=True)
                 # Written immediately: a signal that arrives before its handler is installed then leaves
                 # either the old configuration or the new one.
-                with refusals("begin the run"):
-                    _write(self.folder, self.written)
+                with self.ranks.together("begin the run"), refusals("begin the run"):
+                    if self.ranks.is_main:
+                        outcome.unlink(missing_ok=True)
+                        _write(self.folder, self.written)
                 for event in events:
                     assert isinstance(event, TrainEnd)
                     result = event.result
             assert result is not None
             with refusals(f"write the result of the run, {result.status} at step {result.step}"):
-                _write_result(outcome, result)
+                self._write_result(outcome, result)
         except Exception as error:
             self._complete(error, outcome, result)
             if isinstance(error, UnknownMetricError):
@@ -121,7 +127,7 @@ class Run:
         failed = getattr(error, "fit_result", None)
         try:
             if failed is not None:
-                _write_result(outcome, failed)
+                self._write_result(outcome, failed)
             elif result is not None:  # the run ended, but its result could not be written
                 error.fit_result = result  # type: ignore[attr-defined]
         except OSError as another:
@@ -129,9 +135,15 @@ class Run:
         if isinstance(error, CheckpointWriteError) and not self.parts.config.fast_dev_run:
             error.add_note(f"Then resume: ftrain resume {self.folder}")
 
+    def _write_result(self, path: pathlib.Path, result: FitResult) -> None:
+        if self.ranks.is_main:
+            _file_output.replace(path, json.dumps(result.to_json(), indent=1) + "\n")
+
 
 def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> FitResult:
     """Train as a configuration describes, in its run directory; return the result.
+
+    With a strategy under `distributed`, all processes that torchrun or SLURM started call `train`.
 
     Args:
         config: from `load`.
@@ -144,43 +156,53 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> F
     Raises:
         ConfigError: the configuration cannot be used; the directory holds a run already.
         CompilerMissingError: the configuration has `compile: true`, and the C++ compiler is missing.
+        RankError: another rank failed, or did not start.
     """
-    if not resume and not overwrite:
-        config = numbered(config)
-    with prepare(config, resume=resume, overwrite=overwrite) as run:
-        return run.fit(resume=resume)
+    with mesh_of(config) as mesh:
+        if not resume and not overwrite:
+            config = numbered(config, mesh)
+        with prepare(config, resume=resume, overwrite=overwrite, mesh=mesh) as run:
+            return run.fit(resume=resume)
 
 
-def numbered(config: Config) -> Config:
+def numbered(config: Config, mesh: Any = None) -> Config:
     """Return a configuration whose directory is free, with `versions` a numbered one; create it.
 
     Raises:
         ConfigError: a directory cannot be created.
     """
-    with _usable(config, config.folder):
-        return unused(config)
+    ranks = ranks_of(mesh)
+    if not config.versions or config.fast_dev_run:
+        return config
+    with ranks.together("create the run's directory"), _usable(config, config.folder):
+        found = unused(config) if ranks.is_main else config
+        output = ranks.agree(found.output_dir, "the run's directory")
+    return found.model_copy(update={"output_dir": output, "versions": False})
 
 
 @contextlib.contextmanager
-def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) -> Iterator[Run]:
+def prepare(
+    config: Config, *, resume: bool = False, overwrite: bool = False, mesh: Any = None
+) -> Iterator[Run]:
     """Build a run and create its directory, which is temporary for a `fast_dev_run`.
 
     Raises:
         ConfigError: as `train`.
     """
+    ranks = ranks_of(mesh)
     with contextlib.ExitStack() as stack:
-        if config.fast_dev_run:
-            folder = pathlib.Path(
-                stack.enter_context(tempfile.TemporaryDirectory(prefix="ftrain-"))
-            )
-        else:
+        with ranks.together("prepare the run's directory"):
             folder = config.folder
-            with _usable(config, folder):
-                _check_free(config, folder, resume or overwrite)
-                _check_replaceable(config, folder)
-        with environment(config):
+            if config.fast_dev_run:
+                made = stack.enter_context(tempfile.TemporaryDirectory(prefix="ftrain-"))
+                folder = pathlib.Path(ranks.agree(made, "the temporary directory"))
+            else:
+                with _usable(config, folder):
+                    _check_free(config, folder, resume or overwrite)
+                    _check_replaceable(config, folder)
+        with ranks.together("build the run"), environment(config):
             stored_fitted = _stored_fitted(config, folder) if resume else None
-            parts = build(config, folder, fitted=stored_fitted)
+            parts = build(config, folder, fitted=stored_fitted, mesh=mesh)
             _data_json.check_unchanged(parts, stored_fitted or {}, _ANEW.format(config.folder))
             if (says := _data_json.missing_warning(parts, folder, stored_fitted)) is not None:
                 warnings.warn(says, LoopWarning, stacklevel=2)
@@ -192,23 +214,25 @@ def prepare(config: Config, *, resume: bool = False, overwrite: bool = False) ->
         written = {"config.yaml": text, ORIGIN: origin(text)}
         if (content := _data_json.content(parts)) is not None:
             written[FILE] = content
-        with _usable(config, folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(_alone(config, folder))
-            # Checked again under the lock: another process may have completed a run there meanwhile.
-            _check_free(config, folder, resume or overwrite or config.fast_dev_run, locked=True)
-            _check_replaceable(config, folder)
-            kept = trainer.store
-            assert isinstance(kept, Store)
-            stack.enter_context(_closed(kept))
-            kept.lock()
-            _file_output.remove_drafts(folder)
-            if not resume:
-                _clear(folder)
-                _write(folder, written)
+        kept = trainer.store
+        assert isinstance(kept, Store)
+        with ranks.together("begin the run's directory"), _usable(config, folder):
+            if ranks.is_main:
+                folder.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_alone(config, folder))
+                # Checked again under the lock: another process may have completed a run meanwhile.
+                may_hold_a_run = resume or overwrite or config.fast_dev_run
+                _check_free(config, folder, may_hold_a_run, locked=True)
+                _check_replaceable(config, folder)
+                stack.enter_context(_closed(kept))
+                kept.lock()
+                _file_output.remove_drafts(folder)
+                if not resume:
+                    _clear(folder)
+                    _write(folder, written)
         if resume and (says := schedule_note(parts, folder, kept)) is not None:
             warnings.warn(says, LoopWarning, stacklevel=2)
-        yield Run(parts, folder, trainer, written)
+        yield Run(parts, folder, trainer, written, ranks)
 
 
 @contextlib.contextmanager
@@ -359,10 +383,6 @@ def _write(folder: pathlib.Path, files: Mapping[str, str]) -> None:
     """Write each file atomically, so that readers see the old file or the new one."""
     for name, text in files.items():
         _file_output.replace(folder / name, text)
-
-
-def _write_result(path: pathlib.Path, result: FitResult) -> None:
-    _file_output.replace(path, json.dumps(result.to_json(), indent=1) + "\n")
 
 
 def _clear(folder: pathlib.Path) -> None:

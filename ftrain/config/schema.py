@@ -20,7 +20,7 @@ from pydantic_core import PydanticCustomError
 
 from ftrain.config._places import Path, Places
 
-__all__ = ["Checkpoint", "Component", "Config", "Data", "EarlyStopping", "Optimizer"]
+__all__ = ["Checkpoint", "Component", "Config", "Data", "Distributed", "EarlyStopping", "Optimizer"]
 
 Count = Annotated[int, Field(ge=1)]
 Threads = Annotated[int, Field(ge=1, le=4096)]  # with more, OpenMP ends the process
@@ -150,6 +150,19 @@ class EarlyStopping(_Section):
     """Smallest change of the metric that counts as an improvement."""
 
 
+class Distributed(_Section):
+    """Training on several processes (ranks), which torchrun or SLURM starts."""
+
+    strategy: Literal["none", "data_parallel", "fully_sharded"] = "none"
+    """Division of the work: `data_parallel` gives each rank the whole state and an equal part of each
+    batch. `none`: one process. `fully_sharded` is not available in configurations yet."""
+    logical_shards: Count | None = None
+    """Number of parts of each batch whose gradients are summed in a fixed order, so that the bits of a
+    run do not depend on the number of ranks, which must divide it; null: one part for each rank."""
+    timeout: Positive = 300.0
+    """Seconds that a rank waits for the others before the run fails."""
+
+
 class Config(_Section):
     """A training run: all settings that determine its bits, and its output directory.
 
@@ -179,10 +192,11 @@ class Config(_Section):
     """Maximum number of updates; the run ends at `epochs` or `max_steps`, whichever comes first."""
 
     batch_size: Count = 32
-    """Samples in an update. The incomplete last batch of an epoch is dropped; its samples differ from
-    epoch to epoch."""
+    """Samples in an update, over all ranks together. The incomplete last batch of an epoch is dropped;
+    its samples differ from epoch to epoch."""
     accumulate: Count = 1
-    """Micro-batches into which each batch is split, to save memory; the result is the same."""
+    """Micro-batches into which each batch (of a rank) is split, to save memory; the result is the
+    same."""
     eval_batch_size: Count | None = None
     """Samples in a batch of an evaluation; null: `batch_size`."""
     workers: Workers = 0
@@ -210,6 +224,9 @@ class Config(_Section):
     """CPU threads; null: torch's own choice. Bits on the CPU depend on it."""
     deterministic: bool = True
     """Use only algorithms that return the same bits each time."""
+
+    distributed: Distributed = Distributed()
+    """Training on several processes."""
 
     log_every: Count = 50
     """Steps between lines of the training log."""

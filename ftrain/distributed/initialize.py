@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -175,7 +176,9 @@ def _joined(store: Store, place: Launch, timeout: float) -> Store:
 
 def _leave(store: Store, place: Launch, serves: bool, seconds: float) -> None:
     """Keep the store that rank 0 runs alive until the other ranks have ended, for at most `seconds`."""
+    keys = [f"left/{rank}" for rank in range(place.size)]
+    deadline = time.monotonic() + seconds
     with contextlib.suppress(Exception):  # the store may be lost already
-        store.set(f"left/{place.rank}", "")
-        if serves:
-            store.wait([f"left/{rank}" for rank in range(place.size)], timedelta(seconds=seconds))
+        store.set(keys[place.rank], "")
+        while serves and time.monotonic() < deadline and not store.check(keys):
+            time.sleep(0.05)

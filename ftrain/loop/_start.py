@@ -60,7 +60,7 @@ def evaluation_of(
         raise ValueError(
             f"{argument}: expected a data.Loader with rank and ranks, since the evaluation step of this "
             "trainer has no variant for one rank, got other data. Write data.Loader(..., "
-            "rank=mesh.get_rank(), ranks=mesh.size()), or use distributed.data_parallel."
+            "rank=mesh.get_rank(), ranks=mesh.size())."
         )
     return trainer._eval_in_turns, count, ranks
 

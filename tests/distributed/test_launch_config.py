@@ -1,0 +1,194 @@
+"""Runs of a configuration on several ranks: `ftrain train` and `ftrain resume` under torchrun."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ftrain.checkpoint import Store
+from ftrain.cli._notes import notes
+from ftrain.cli._rank_notes import rank_notes
+from ftrain.config import ConfigError, load
+from ftrain.config._ranks import mesh_of
+from ftrain.config.run import train
+from ftrain.core import tree
+from ftrain.core._leaf_digest import leaf_digest
+from ftrain.distributed import RankError, _world
+from tests.config.tiny import configured
+from tests.distributed.ranks import run
+
+SHARDS = {"strategy": "data_parallel", "logical_shards": 4}
+
+
+@contextlib.contextmanager
+def initialized(mesh: Any) -> Iterator[None]:
+    """Let `distributed.initialize` return this mesh."""
+    _world.set_current(_world.World(mesh, mesh.get_group(), None, None, 60.0))  # type: ignore[arg-type]  # no channel
+    try:
+        yield
+    finally:
+        _world.set_current(None)
+
+
+def digest(state: Any) -> str:
+    return "".join(leaf_digest(leaf) for leaf in tree.leaves(state))
+
+
+def trained(mesh: Any, path: str, overrides: list[str], resume: bool = False) -> Any:
+    with initialized(mesh):
+        try:
+            result = train(load(path, overrides), resume=resume)
+        except (ConfigError, RankError) as error:
+            return type(error).__name__, str(error), ""
+    return result.status, result.step, digest(result.state)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """Return the rows of the log, without times."""
+    clocks = ("time", "duration", "steps_per_second", "samples_per_second")
+    found = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: x for name, x in row.items() if name not in clocks} for row in found]
+
+
+def test_run_resumed_with_other_numbers_of_ranks_has_the_bytes_of_one_process(
+    tmp_path: Path,
+) -> None:
+    path = configured(tmp_path, distributed=SHARDS)
+    one, many = tmp_path / "one", tmp_path / "many"
+    (alone,) = run(trained, 1, str(path), [f"output_dir={one}"])
+    assert alone[:2] == ("completed", 12)
+    for world_size, epochs in ((1, 1), (2, 2), (4, 3)):
+        overrides = [f"output_dir={many}", f"epochs={epochs}"]
+        found = run(trained, world_size, str(path), overrides, world_size > 1)
+        assert found == [("completed", 4 * epochs, found[0][2])] * world_size
+    assert found[0][2] == alone[2]
+    assert rows(many) == rows(one)
+    assert Store(many / "checkpoints").steps() == Store(one / "checkpoints").steps()
+
+
+def test_batch_that_ranks_cannot_divide_is_refused_at_its_key(tmp_path: Path) -> None:
+    path = configured(tmp_path, distributed={"strategy": "data_parallel"}, batch_size=5)
+    for kind, says, _ in run(trained, 2, str(path), [f"output_dir={tmp_path / 'run'}"]):
+        assert kind == "ConfigError"
+        assert "batch_size: expected a multiple of ranks = 2" in says
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_directory_that_holds_a_run_is_refused_on_all_ranks(tmp_path: Path) -> None:
+    path = configured(tmp_path, distributed={"strategy": "data_parallel"})
+    overrides = [f"output_dir={tmp_path / 'run'}", "epochs=1"]
+    assert run(trained, 2, str(path), overrides)[0][0] == "completed"
+    before = (tmp_path / "run" / "result.json").read_text()
+    for kind, says, _ in run(trained, 2, str(path), overrides):
+        assert kind == "ConfigError"
+        assert "which holds a run" in says
+    assert (tmp_path / "run" / "result.json").read_text() == before
+
+
+def test_numbered_directory_is_that_of_rank_0(tmp_path: Path) -> None:
+    path = configured(tmp_path, distributed={"strategy": "data_parallel"}, versions=True)
+    for name in ("run", "run-2"):
+        found = run(trained, 2, str(path), [f"output_dir={tmp_path / 'run'}", "epochs=1"])
+        assert found[0] == found[1]
+        assert (tmp_path / name / "result.json").exists()
+    assert not (tmp_path / "run-3").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        ([], "expected data_parallel, since 2 processes were started, got none"),
+        (["distributed.strategy=fully_sharded"], "got fully_sharded, which configurations do not"),
+    ],
+)
+def test_strategy_that_cannot_train_on_ranks_is_refused(
+    overrides: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    for name, value in names.items():
+        monkeypatch.setenv(name, value)
+    config = load(configured(tmp_path), overrides)
+    with pytest.raises(ConfigError) as caught, mesh_of(config):
+        pass
+    assert caught.value.key == "distributed.strategy"
+    assert says in str(caught.value)
+
+
+def test_incomplete_environment_is_a_configuration_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    config = load(configured(tmp_path), ["distributed.strategy=data_parallel"])
+    with pytest.raises(ConfigError, match="got WORLD_SIZE=2 without RANK"), mesh_of(config):
+        pass
+
+
+def warned(mesh: Any) -> str:
+    output = io.StringIO()
+    with contextlib.redirect_stderr(output), initialized(mesh), notes(), rank_notes(mesh):
+        warnings.warn("the same on all ranks", UserWarning, stacklevel=1)
+        if mesh.get_rank() in (1, 2):
+            warnings.warn("something odd", UserWarning, stacklevel=1)
+    return output.getvalue()
+
+
+def test_warnings_of_all_ranks_are_printed_once_by_rank_0() -> None:
+    printed = run(warned, 4)
+    assert printed[1:] == ["", "", ""]
+    first, second = printed[0].splitlines()
+    assert "the same on all ranks" in first
+    assert "something odd" in second
+    assert second.endswith("(on ranks 1-2)")
+
+
+FAULT = '''
+import os, signal
+from ftrain.loop import BatchEnd
+
+class Fault:
+    """Kill rank 1 in the first attempt."""
+    listens = (BatchEnd,)
+
+    def init(self):
+        return None
+
+    def __call__(self, state, event):
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
+        if (event.progress.step, os.environ.get("RANK"), attempt) == (7, "1", "0"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return state, ()
+'''
+
+
+def test_killed_rank_under_torchrun_is_restarted_with_the_same_bytes(tmp_path: Path) -> None:
+    (tmp_path / "fault.py").write_text(FAULT)
+    shards = {**SHARDS, "timeout": 60}
+    path = configured(tmp_path, distributed=shards, callbacks=["fault.py:Fault"], threads=1)
+    folder, whole = tmp_path / "run", tmp_path / "whole"
+    launcher = "-m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1 -m ftrain"
+    environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(
+        [sys.executable, *launcher.split(), "train", str(path), f"output_dir={folder}"],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert found.returncode == 0, found.stderr
+    assert "rank 1 on" in found.stderr
+    assert "was killed or lost" in found.stderr
+    assert found.stdout.count("completed at step 12") == 1
+    assert run(trained, 1, str(path), [f"output_dir={whole}"])[0][:2] == ("completed", 12)
+    last = "checkpoints/step-000000000012/tensors-00000.safetensors"
+    assert (folder / last).read_bytes() == (whole / last).read_bytes()
