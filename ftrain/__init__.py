@@ -7,8 +7,8 @@ Training is three pure functions over one immutable state:
     eval_step(state, batch) -> metrics
 
 Start at `make_steps`; the pieces under it are in `ftrain.core`, the optimizers in `ftrain.optim`. The
-packages (`bench`, `checkpoint`, `config`, `data`, `loop`, `optim`, `tasks`, `testing`, `transforms`) are
-imported at first use.
+packages (`bench`, `checkpoint`, `config`, `data`, `distributed`, `loop`, `optim`, `tasks`, `testing`,
+`transforms`) are imported at first use.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ftrain import checkpoint as checkpoint
     from ftrain import config as config
     from ftrain import data as data
+    from ftrain import distributed as distributed
     from ftrain import loop as loop
     from ftrain import optim as optim
     from ftrain import tasks as tasks
@@ -33,6 +34,7 @@ else:
         "checkpoint",
         "config",
         "data",
+        "distributed",
         "loop",
         "optim",
         "tasks",

@@ -28,6 +28,7 @@ ROOMS = [
     "ftrain.data",
     "ftrain.data.sources",
     "ftrain.checkpoint",
+    "ftrain.distributed",
     "ftrain.loop",
     "ftrain.loop.callbacks",
     "ftrain.loop.finders",

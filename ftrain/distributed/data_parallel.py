@@ -37,12 +37,11 @@ def data_parallel(
 ) -> S:
     """Return steps that compute on every rank what one process computes on the rows of all ranks.
 
-    W ranks with `accumulate=a` are one process with `accumulate=W*a`. Rank `r` has the micro-batches
-    `r*a` to `r*a + a - 1`: `data.Loader(rank=r, ranks=W)` gives it their rows, and it takes their keys.
-    Gradients are summed with their weights over ranks and divided once; the finite check, the loss
-    scale and the optimizer see the sums. Metrics are merged in rank order. So all ranks return the same
-    state and metrics, to the bit, if they begin with the same state: call `init_state` with one seed on
-    all.
+    W ranks with `accumulate=a` are one process with `accumulate=W*a`. Rank `r` has micro-batches `r*a`
+    to `r*a + a - 1`: `data.Loader(rank=r, ranks=W)` gives it their rows, and it takes their keys.
+    Gradients are summed with their weights over ranks and divided once; the finite check, the loss scale
+    and the optimizer see the result. Metrics are merged in rank order. All ranks return the same state
+    and metrics, to the bit, if they begin with the same state: call `init_state` with one seed on all.
 
     BatchNorm computes statistics of a micro-batch, as with `accumulate`, and its running statistics are
     those after the micro-batches of all ranks in order.
@@ -68,8 +67,8 @@ def data_parallel(
 
     Raises:
         ValueError: the loss compares rows; gradients are reduced already; a transformation has wrapped
-            the step; a SyncBatchNorm; `logical_shards` is not a multiple of the ranks. In the first
-            call: the model writes to a buffer without a choice, or ranks differ in the number of rows
+            the step; the model has a SyncBatchNorm; `logical_shards` is not a multiple of the ranks. In
+            a call: the model writes to a buffer without a choice, or ranks differ in the number of rows
             of a metric that is concatenated.
         TypeError: `steps` are neither `Steps` nor a function of `ftrain.gradients`.
         NotImplementedError: in a call: the step is differentiated or mapped by `torch.vmap`.

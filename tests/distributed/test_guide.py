@@ -1,0 +1,39 @@
+"""The snippets of the guide run on two ranks."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from ftrain import testing
+from tests.distributed.ranks import run
+
+GUIDE = Path(__file__).parents[2] / "docs" / "distributed.md"
+
+
+def follows_the_guide(mesh: Any) -> Any:
+    """Run the snippets in one namespace, on the process group that the pool has formed."""
+    snippets = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    namespace: dict[str, Any] = {}
+    states = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(dist, "init_process_group", lambda backend: None)
+        patch.setattr(dist, "get_world_size", lambda group=None: mesh.size())
+        patch.setattr(dist, "init_device_mesh", lambda device, shape: mesh)
+        for snippet in snippets:
+            exec(compile(snippet, str(GUIDE), "exec"), namespace)
+            states.append(namespace["state"])
+    return states, dict(namespace["metrics"])
+
+
+def test_snippets_of_the_guide_run_on_ranks() -> None:
+    first, second = run(follows_the_guide, 2)
+    testing.assert_same_bits(first, second)
+    (plain, sharded), metrics = first
+    assert int(plain.step) == int(sharded.step) == 4
+    assert torch.isfinite(metrics["loss"])
