@@ -1,0 +1,89 @@
+"""Metrics of ranks: any partition of a batch gives those of the whole batch, exactly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+import ftrain
+from ftrain import distributed, optim, testing
+from ftrain.core.metrics import Max, Min, PerExample, Sum
+from tests.distributed.ranks import run
+
+
+class Weighted(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(3.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.weight * x
+
+
+def loss_fn(model: Any, batch: Any) -> Any:
+    """Return sums of whole numbers, which float32 adds without rounding."""
+    y, w = model(batch["x"]), batch["w"]
+    metrics = {
+        "mean": ftrain.Mean(y.sum(), torch.tensor(float(len(y)))),
+        "sum": Sum((y > 0).sum()),
+        "max": Max(y.amax()),
+        "min": {"nested": Min(y.amin())},
+    }
+    if "each" in batch:
+        metrics["each"] = PerExample(y)
+    return ftrain.Mean((y * w).sum(), w.sum()), metrics
+
+
+def steps_of() -> ftrain.Steps:
+    return ftrain.make_steps(Weighted, loss_fn, optim.sgd(0.5))
+
+
+def of_rank(mesh: Any, parts: list[list[Any]]) -> Any:
+    """Metrics of training and of evaluation, of this rank's micro-batches."""
+    steps = distributed.data_parallel(steps_of(), mesh)
+    own = parts[mesh.get_local_rank()]
+    state = steps.init_state(0)
+    result = steps.train_step.gradients(state, ftrain.MicroBatches(tuple(own)))
+    evaluated = [steps.eval_step(state, part) for part in own]
+    return result.grads, result.metrics, evaluated
+
+
+@st.composite
+def partitions(draw: Any) -> tuple[Any, list[list[Any]]]:
+    """Draw a batch, and its rows as the micro-batches of 1, 2 or 4 ranks."""
+    ranks, k = draw(st.sampled_from([1, 2, 4])), draw(st.integers(1, 3))
+    is_even = draw(st.booleans())
+    rows = draw(st.integers(1, 3))
+    sizes = [rows if is_even else draw(st.integers(1, 4)) for _ in range(ranks * k)]
+    n = sum(sizes)
+    numbers = st.lists(st.integers(-9, 9), min_size=n, max_size=n)
+    weights = st.lists(st.integers(0, 3), min_size=n, max_size=n).filter(any)
+    batch = {"x": torch.tensor(draw(numbers)).float(), "w": torch.tensor(draw(weights)).float()}
+    if is_even:
+        batch["each"] = torch.arange(n)
+    columns = [x.split(sizes) for x in batch.values()]
+    cut = [dict(zip(batch, part, strict=True)) for part in zip(*columns, strict=True)]
+    return batch, [cut[r * k : (r + 1) * k] for r in range(ranks)]
+
+
+@settings(max_examples=25)
+@given(partitions())
+def test_any_partition_has_the_metrics_of_the_whole_batch(drawn: Any) -> None:
+    batch, parts = drawn
+    steps = steps_of()
+    state = steps.init_state(0)
+    expected, evaluation = steps.train_step.gradients(state, batch), steps.eval_step(state, batch)
+    for grads, metrics, evaluated in run(of_rank, len(parts), parts):
+        # A micro-batch divides by its own weight first, for float16: that rounds.
+        testing.assert_close_norm(grads, expected.grads, 4e-7)
+        whole = evaluated[0]
+        for latest in evaluated[1:]:
+            whole = whole.merge(latest)
+        for name in evaluation:
+            if name != "each" or len(parts) == 1 or len(parts[0]) == 1:
+                testing.assert_same_bits(whole[name], evaluation[name])
+            testing.assert_same_bits(metrics[name], expected.metrics[name])
