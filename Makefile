@@ -8,7 +8,7 @@ PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint 
 
 INSTALLING = @echo 'installing ftrain, torch and other packages into $(VENV): a large download, silent until it is done'
 
-.PHONY: help demo test lint types docs unit bench laws parity campaign files databases transformers processors matrix compositions nullcuda everywhere disks mutants clean
+.PHONY: help demo test lint types docs unit bench laws parity campaign distributed files databases transformers processors matrix compositions nullcuda everywhere disks mutants clean
 
 # Each target, after the lines that explain it.
 help:
@@ -57,6 +57,10 @@ campaign: $(VENV)/dev
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest -n 2 --dist worksteal -m "inductor or hypothesis" --ignore tests/compositions tests
 	for c in kills flips polls fuzz resume; do $(PY) -m tests.checkpoint.campaign_$$c || exit 1; done
 	$(PY) -m tests.cli.hostile --cases 500
+
+# Every model, precision and backend on 1, 2 and 4 ranks, and all else that tests/distributed shortens.
+distributed: $(VENV)/dev
+	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/distributed
 
 # Mutated data files of every format: each is read, or refused by its name. COUNT=50000 of them take five minutes.
 files: $(VENV)/dev

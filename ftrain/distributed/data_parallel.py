@@ -74,16 +74,14 @@ def data_parallel(
         NotImplementedError: in a call: the step is differentiated or mapped by `torch.vmap`.
 
     Example:
-        >>> import ftrain, torch, torch.distributed as dist
-        >>> from ftrain import optim
-        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        >>> mesh = dist.init_device_mesh("cpu", (1,))
+        >>> import ftrain, torch
+        >>> from ftrain import distributed, optim
         >>> steps = ftrain.make_steps(
         ...     lambda: nn.Linear(3, 1), lambda m, x: m(x).square().mean(), optim.sgd(0.1)
         ... )
-        >>> init_state, train_step, eval_step = data_parallel(steps, mesh)
-        >>> state, metrics = train_step(init_state(0), torch.ones(4, 3))
-        >>> dist.destroy_process_group()
+        >>> with distributed.initialize(device="cpu") as mesh:
+        ...     init_state, train_step, eval_step = data_parallel(steps, mesh)
+        ...     state, metrics = train_step(init_state(0), torch.ones(4, 3))
 
     References:
         Li et al. (2020), [PyTorch Distributed](https://arxiv.org/abs/2006.15704); Li et al. (2022),

@@ -18,6 +18,7 @@ from ftrain.core._torch_collectives import (
     group_of,
     reduce_scatter,
 )
+from tests.campaign import long
 from tests.distributed.ranks import RankError, run
 
 
@@ -94,7 +95,7 @@ def test_pool_reports_the_rank_that_raised() -> None:
     assert run(rank_of, 4) == [0, 1, 2, 3]
 
 
-@pytest.mark.skipif(not os.environ.get("FTRAIN_CAMPAIGN"), reason="each starts another pool")
+@long  # each starts another pool
 def test_pool_ends_ranks_that_hang_or_have_ended() -> None:
     with pytest.raises(RankError, match=r"rank 1 of (.*\n)*.*LookupError: a reason"):
         run(raises_on_rank_one, 2, True)

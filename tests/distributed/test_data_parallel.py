@@ -10,7 +10,6 @@ micro-batches as well. Logical shards have the same bits in every precision.
 from __future__ import annotations
 
 import itertools
-import os
 from typing import Any
 
 import pytest
@@ -21,13 +20,13 @@ import ftrain
 from ftrain import distributed, optim, testing
 from ftrain.core import tree
 from ftrain.core._torch_collectives import group_of
+from tests.campaign import CAMPAIGN
 from tests.distributed.ranks import RankError, run
 from tests.distributed.training import Outcome, Setup, alone, on_ranks
 from tests.zoo import ZOO, ConvNet, classification_loss, token_loss
 
 RELATIVE = 4e-7
 MIXED = 2e-4
-LONG = bool(os.environ.get("FTRAIN_CAMPAIGN"))
 
 #: `(setup, ranks)`: in the suite; all combinations in the campaign.
 SHORT = [
@@ -53,7 +52,7 @@ def assert_replicas(outcomes: list[Outcome]) -> None:
         testing.assert_same_bits(tuple(other), tuple(outcomes[0]))
 
 
-@pytest.mark.parametrize(("setup", "ranks"), EVERY if LONG else SHORT, ids=str)
+@pytest.mark.parametrize(("setup", "ranks"), EVERY if CAMPAIGN else SHORT, ids=str)
 def test_ranks_train_like_one_process_with_more_micro_batches(setup: Setup, ranks: int) -> None:
     outcomes = run(on_ranks, ranks, setup, timeout=300)
     assert_replicas(outcomes)
@@ -152,7 +151,7 @@ def laws(mesh: Any, accumulate: int) -> None:
         assert (report.passed, report.applies) == (True, True), f"{report}"
 
 
-@pytest.mark.parametrize("accumulate", [1, 2] if LONG else [1])
+@pytest.mark.parametrize("accumulate", [1, 2] if CAMPAIGN else [1])
 def test_laws_hold_on_two_ranks(accumulate: int) -> None:
     run(laws, 2, accumulate, timeout=200)
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 
-from ftrain import testing
+from ftrain import distributed, testing
 from tests.distributed.ranks import run
 
 GUIDE = Path(__file__).parents[2] / "docs" / "distributed.md"
@@ -22,9 +22,7 @@ def follows_the_guide(mesh: Any) -> Any:
     namespace: dict[str, Any] = {}
     states = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dist, "init_process_group", lambda backend: None)
-        patch.setattr(dist, "get_world_size", lambda group=None: mesh.size())
-        patch.setattr(dist, "init_device_mesh", lambda device, shape: mesh)
+        patch.setattr(distributed, "initialize", lambda: contextlib.nullcontext(mesh))
         for snippet in snippets:
             exec(compile(snippet, str(GUIDE), "exec"), namespace)
             states.append(namespace["state"])

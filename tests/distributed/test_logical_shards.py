@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
@@ -12,10 +11,10 @@ from hypothesis import strategies as st
 
 from ftrain import testing
 from ftrain.distributed._logical_shards import pairwise_sum, sequential_sum
+from tests.campaign import CAMPAIGN
 from tests.distributed.ranks import run
 from tests.distributed.training import Setup, alone, on_ranks
 
-LONG = bool(os.environ.get("FTRAIN_CAMPAIGN"))
 RELATIVE = 4e-7  # as of test_data_parallel.py
 
 SHORT = [
@@ -33,7 +32,7 @@ EVERY = [
 ]
 
 
-@pytest.mark.parametrize("setup", EVERY if LONG else SHORT, ids=str)
+@pytest.mark.parametrize("setup", EVERY if CAMPAIGN else SHORT, ids=str)
 def test_every_number_of_ranks_has_the_same_bits(setup: Setup) -> None:
     (expected,) = run(on_ranks, 1, setup, timeout=300)
     for ranks in (2, 4):

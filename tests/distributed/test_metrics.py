@@ -12,6 +12,7 @@ from torch import nn
 import ftrain
 from ftrain import distributed, optim, testing
 from ftrain.core.metrics import Max, Min, PerExample, Sum
+from tests.campaign import examples
 from tests.distributed.ranks import run
 
 
@@ -70,7 +71,7 @@ def partitions(draw: Any) -> tuple[Any, list[list[Any]]]:
     return batch, [cut[r * k : (r + 1) * k] for r in range(ranks)]
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(15, 100))
 @given(partitions())
 def test_any_partition_has_the_metrics_of_the_whole_batch(drawn: Any) -> None:
     batch, parts = drawn
