@@ -17,10 +17,12 @@ from torch._C._dynamo.eval_frame import set_eval_frame
 import ftrain
 from ftrain.core.compile import compile
 from ftrain.core.errors import ImpureFunctionError
+from tests.campaign import product
 from tests.compile.cases import addresses, apart, same_bytes
 
 Body = Callable[[Tensor], Tensor]
-MODES = pytest.mark.parametrize("mode", ["eager", "compiled", "vmapped", "compiled vmapped"])
+MODE = ["eager", "compiled", "vmapped", "compiled vmapped"]
+MODES = pytest.mark.parametrize("mode", MODE)
 
 
 def by_cond(body: Body, x: Tensor) -> Any:
@@ -106,9 +108,7 @@ SOURCES: dict[str, Callable[[Holder], Body]] = {
 }
 
 
-@MODES
-@OVER
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize(("source", "run", "mode"), product([*SOURCES], RUNS, MODE))
 @given(st.lists(st.integers(1, 3), max_size=1).map(tuple))
 @settings(max_examples=2)
 def test_loop_and_branch_outputs_share_no_memory_with_existing_tensors(
@@ -157,10 +157,9 @@ def without_grad(x: Tensor) -> Tensor:
 WRITES = [added, assigned, written_through_a_view, written_through_detach, without_grad]
 
 
-@MODES
-@OVER
-@pytest.mark.parametrize("where", ["argument", "intermediate"])
-@pytest.mark.parametrize("body", WRITES)
+@pytest.mark.parametrize(
+    ("body", "where", "run", "mode"), product(WRITES, ["argument", "intermediate"], RUNS, MODE)
+)
 def test_loop_or_branch_body_that_writes_to_its_input_raises(
     body: Body, where: str, run: Any, mode: str
 ) -> None:

@@ -1,4 +1,7 @@
-"""Laws 1 to 10 on four models, most in every precision, with and without accumulation and compile."""
+"""Laws 1 to 10 on four models, in every precision, with and without accumulation and compile.
+
+The suite takes half of each product, in which any two values meet; a campaign takes all.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from hypothesis import strategies as st
 import ftrain
 from ftrain import optim, testing
 from ftrain.core import tree
+from tests.campaign import product
 from tests.zoo import PRECISIONS, ZOO
 
 MODELS = tuple(ZOO)
@@ -53,7 +57,7 @@ def start(model: str, precision: str, accumulate: int, mode: str) -> tuple[Any, 
 
 each = pytest.mark.parametrize(
     ("model", "precision", "accumulate", "mode"),
-    [(m, p, k, mode) for m in MODELS for p in PRECISIONS for k in (1, 4) for mode in MODES],
+    product(MODELS, PRECISIONS, (1, 4), MODES),
 )
 
 
@@ -90,9 +94,7 @@ def test_law_3_train_step_keeps_the_structure_of_the_state(
         state, _ = step(state, batch)
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "precision", "accumulate"), product(MODELS, PRECISIONS, (1, 4)))
 def test_law_4_traced_and_eager_steps_draw_the_same_random_numbers(
     model: str, precision: str, accumulate: int
 ) -> None:
@@ -201,9 +203,7 @@ def test_law_8_each_row_of_a_vmapped_step_matches_a_single_step(
     )
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(("model", "precision", "accumulate"), product(MODELS, PRECISIONS, (1, 4)))
 def test_law_9_donated_step_reuses_memory_and_gives_the_same_bits(
     model: str, precision: str, accumulate: int
 ) -> None:

@@ -1,12 +1,11 @@
 """Test every optimizer compiled, scanned, and vmapped over learning rates.
 
-The suite tests each dtype on one problem. Run `FTRAIN_CAMPAIGN=1 pytest tests/optim/test_products.py`
-for the whole product, which takes some minutes.
+The suite compiles each optimizer on one problem in one dtype, neighbours in the table on different ones.
+Run `FTRAIN_CAMPAIGN=1 pytest tests/optim/test_products.py` for the whole product, which takes some
+minutes.
 """
 
 from __future__ import annotations
-
-import os
 
 import pytest
 import torch
@@ -14,17 +13,22 @@ import torch
 import ftrain
 from ftrain import optim
 from ftrain.core import tree
+from tests.campaign import CAMPAIGN
 from tests.optim.cases import CASES, OPTIMIZERS, PROBLEMS, advance, composable
 
 every_case = pytest.mark.parametrize("name", CASES)
-WHOLE = bool(os.environ.get("FTRAIN_CAMPAIGN"))
 DTYPES = (torch.bfloat16, torch.float64, torch.float32)
 PLACES = [(problem, dtype) for problem in PROBLEMS for dtype in DTYPES]
 A_DTYPE_A_PROBLEM = list(zip(PROBLEMS, DTYPES, strict=True))
+EACH_AT_A_PLACE = [
+    (name, *place)
+    for i, name in enumerate(CASES)
+    for place in (PLACES if CAMPAIGN else [A_DTYPE_A_PROBLEM[i % len(A_DTYPE_A_PROBLEM)]])
+]
 
 
 def places(short):
-    return pytest.mark.parametrize(("problem", "dtype"), PLACES if WHOLE else short)
+    return pytest.mark.parametrize(("problem", "dtype"), PLACES if CAMPAIGN else short)
 
 
 def trained(name, problem, rate):
@@ -38,8 +42,7 @@ def trained(name, problem, rate):
     return step, params, optimizer.init(params)
 
 
-@places(A_DTYPE_A_PROBLEM)
-@every_case
+@pytest.mark.parametrize(("name", "problem", "dtype"), EACH_AT_A_PLACE)
 def test_compiled_optimizer_step_equals_eager_and_compiles_once(name, problem, dtype):
     """Bit for bit: the graph runs the operators of the eager step in the same order."""
     case = CASES[name]

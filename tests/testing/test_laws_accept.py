@@ -12,6 +12,7 @@ import ftrain
 from examples import digits
 from ftrain import optim, testing
 from ftrain.core import tree
+from tests.campaign import long
 from tests.testing import plain
 from tests.zoo import ZOO
 
@@ -31,11 +32,11 @@ def steps(name: str, precision: str, accumulate: int = 1) -> ftrain.Steps:
 @pytest.mark.parametrize(
     ("name", "precision", "accumulate", "inapplicable"),
     [
-        ("mlp", "32-true", 1, []),
         ("mlp", "16-mixed", 2, []),
         ("convnet", "32-true", 1, ["accumulation"]),
-        ("gpt", "bf16-true", 1, []),
-        ("lstm", "32-true", 1, []),
+        pytest.param("mlp", "32-true", 1, [], marks=long),
+        pytest.param("gpt", "bf16-true", 1, [], marks=long),
+        pytest.param("lstm", "32-true", 1, [], marks=long),
     ],
 )
 def test_ftrain_steps_pass_every_law(

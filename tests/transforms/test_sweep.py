@@ -14,6 +14,7 @@ import ftrain
 from ftrain import optim, testing, transforms, tree
 from ftrain.core.errors import NonFiniteError
 from ftrain.loop import Trainer
+from tests.campaign import choice, examples, long
 from tests.transforms.cases import (
     Line,
     batches,
@@ -92,7 +93,7 @@ member_lists = st.lists(
 )
 
 
-@settings(max_examples=30)
+@settings(max_examples=examples(12, 100))
 @given(
     model=st.sampled_from(["mlp", "convnet", "gpt"]),
     precision=st.sampled_from(list(RELATIVE)),
@@ -112,15 +113,18 @@ MEMBERS = transforms.grid(learning_rate=[1e-3, 1e-2], momentum=[0.9], seed=[3, 1
 
 @pytest.mark.parametrize(
     ("model", "precision", "accumulate"),
-    [
-        ("mlp", "32-true", 1),
-        ("mlp", "16-mixed", 4),
-        ("convnet", "32-true", 4),
-        ("convnet", "bf16-mixed", 1),
-        ("convnet", "16-mixed", 1),
-        ("gpt", "bf16-mixed", 1),
-        ("gpt", "16-mixed", 1),
-    ],
+    choice(
+        [("mlp", "16-mixed", 4), ("convnet", "32-true", 4), ("gpt", "bf16-mixed", 1)],
+        [
+            ("mlp", "32-true", 1),
+            ("mlp", "16-mixed", 4),
+            ("convnet", "32-true", 4),
+            ("convnet", "bf16-mixed", 1),
+            ("convnet", "16-mixed", 1),
+            ("gpt", "bf16-mixed", 1),
+            ("gpt", "16-mixed", 1),
+        ],
+    ),
 )
 def test_each_row_of_a_compiled_sweep_is_a_single_run(
     model: str, precision: str, accumulate: int
@@ -128,7 +132,14 @@ def test_each_row_of_a_compiled_sweep_is_a_single_run(
     assert_rows_are_single_runs(model, precision, accumulate, "compiled", MEMBERS, 3)
 
 
-@pytest.mark.parametrize(("model", "chunk"), [("mlp", 2), ("convnet", None), ("gpt", None)])
+@pytest.mark.parametrize(
+    ("model", "chunk"),
+    [
+        ("mlp", 2),
+        pytest.param("convnet", None, marks=long),
+        pytest.param("gpt", None, marks=long),
+    ],
+)
 def test_rows_of_a_compiled_sweep_match_single_runs_after_100_steps(
     model: str, chunk: int | None
 ) -> None:
@@ -172,7 +183,7 @@ def floats_of(named: dict[str, Any]) -> list[str]:
     return [name for name, x in named.items() if x.is_floating_point()]
 
 
-@settings(max_examples=20)
+@settings(max_examples=examples(8, 50))
 @given(seed=st.integers(0, 2**62), n=st.integers(1, 6))
 def test_rows_have_the_bytes_of_single_runs_if_the_operators_allow_it(seed: int, n: int) -> None:
     assert_rows_have_the_bytes_of_single_runs(seed, n, "eager")
