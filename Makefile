@@ -52,8 +52,9 @@ parity: $(VENV)/dev
 # programs of inductor, properties with 100 examples (an hour or two), then kills (half an hour on a busy machine), flips,
 # polls, mutants, resumes of checkpoints, then commands on run directories with hostile files.
 campaign: $(VENV)/dev
-	FTRAIN_CAMPAIGN=1 $(PY) -m pytest -n 2 --dist worksteal tests/optim/test_products.py tests/laws tests/testing/test_laws_accept.py \
-	  tests/transforms/test_sweep.py tests/core/test_body_memory.py tests/cli/test_hostile.py tests/benchmarks
+	FTRAIN_CAMPAIGN=1 $(PY) -m pytest -n 2 --dist worksteal tests/optim/test_products.py tests/laws \
+	  tests/testing/test_laws_accept.py tests/transforms/test_sweep.py tests/core/test_body_memory.py \
+	  tests/cli/test_hostile.py tests/cli/test_processes.py tests/benchmarks
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest -n 2 --dist worksteal -m "inductor or hypothesis" --ignore tests/compositions tests
 	for c in kills flips polls fuzz resume; do $(PY) -m tests.checkpoint.campaign_$$c || exit 1; done
 	$(PY) -m tests.cli.hostile --cases 500

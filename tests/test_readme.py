@@ -54,7 +54,7 @@ def test_python_snippets_of_the_readme_and_of_docs_runs_md_execute(
 
 
 def test_killed_and_resumed_loop_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
-    """Run `train.py` of the page on runs, once killed three times and once not."""
+    """Run `train.py` of the page on runs, once killed and once not."""
     (snippet,) = blocks("python", first="# train.py")
     script = tmp_path / "train.py"
     script.write_text(snippet)
@@ -75,7 +75,7 @@ def test_killed_and_resumed_loop_ends_like_an_uninterrupted_one(tmp_path: Path) 
                 return False
         return True
 
-    for name, kill_at in (("undisturbed", ()), ("killed", (5, 31, 60))):
+    for name, kill_at in (("undisturbed", ()), ("killed", (31,))):
         folder = tmp_path / name
         assert any(killed(folder, kill_at) for _ in range(10))
         subprocess.run([sys.executable, str(script)], cwd=folder, check=True)

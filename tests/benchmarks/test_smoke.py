@@ -1,4 +1,4 @@
-"""Run every benchmark at a tiny size without a C++ compiler; figures are not checked."""
+"""Run the benchmarks at a tiny size without a C++ compiler; figures are not checked."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from benchmarks import (
 )
 from benchmarks.contenders import Sizes
 from ftrain.bench import allocated
+from tests.campaign import long
 
 TINY = Sizes(layers=1, heads=2, width=16, context=8, batch=4, vocabulary=11)
 
@@ -67,6 +68,7 @@ def test_allocated_returns_the_known_peak_memory():
     assert allocated(known) == (12_000, 2_000)
 
 
+@long
 def test_speed_benchmark_runs(capsys):
     speed.run(True, sizes=TINY, leaves=5, backend="eager")
     assert "GPT: speed over the best compiled loop" in capsys.readouterr().out
@@ -98,6 +100,7 @@ def test_first_step_latency_is_positive(kind):
     assert latency.first_step(kind, TINY, "eager") > 0
 
 
+@long
 def test_latency_benchmark_runs_in_a_fresh_process():
     report = latency.run(True, sizes=TINY, backend="eager", kinds=("ours",))
     assert report.content["figures"]["cold: ours"]["value"] > 0

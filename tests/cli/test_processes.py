@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import random
 import resource
@@ -14,6 +15,7 @@ import time
 
 import pytest
 
+from tests.campaign import choice
 from tests.cli import interruptions
 
 TRAIN = ["train", str(interruptions.DIGITS), *interruptions.SMALL]
@@ -55,7 +57,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("number", interruptions.SIGNALS)
+@pytest.mark.parametrize("number", choice([signal.SIGINT, signal.SIGKILL], interruptions.SIGNALS))
 def test_run_interrupted_by_signals_and_resumed_ends_with_the_same_bytes(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path, number: signal.Signals
 ) -> None:
@@ -75,12 +77,10 @@ def test_train_command_writes_the_same_bytes_for_the_same_seed_only(
     undisturbed: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The processes use different hash seeds, so their sets have different orders."""
-    monkeypatch.setenv("PYTHONHASHSEED", "1")
+    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"  # by default at random
+    monkeypatch.setenv("PYTHONHASHSEED", seed)
     interruptions.finished(tmp_path, *TRAIN, "output_dir=again")
-    monkeypatch.setenv("PYTHONHASHSEED", "2")
-    interruptions.finished(tmp_path, *TRAIN, "output_dir=third")
-    for run in ("again", "third"):
-        assert interruptions.differences(tmp_path / run, undisturbed) == []
+    assert interruptions.differences(tmp_path / "again", undisturbed) == []
     interruptions.finished(tmp_path, *TRAIN, "output_dir=other", "seed=1")
     found = interruptions.differences(tmp_path / "other", undisturbed)
     assert {"log", "results"} <= {*found}
