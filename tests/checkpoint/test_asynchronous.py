@@ -20,6 +20,7 @@ import ftrain
 from ftrain import checkpoint, optim, tree
 from ftrain.checkpoint import _background, _determinism, _draft, _files, _structure
 from ftrain.testing import assert_same_bits
+from tests.campaign import examples
 from tests.checkpoint.faults import Failing
 from tests.checkpoint.states import bytes_of, train_state, trees
 
@@ -161,7 +162,7 @@ def test_asynchronous_save_ignores_later_changes_of_containers(tmp_path):
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 @given(state=trees())
-@settings(max_examples=60)
+@settings(max_examples=examples(20, 60))
 def test_copies_for_an_asynchronous_save_keep_layouts_and_tied_leaves(state):
     state = [state, state]
     copied = _draft.collect(state, None, None, None, None).copied().leaves

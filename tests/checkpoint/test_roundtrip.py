@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ftrain import checkpoint, tree
 from ftrain.checkpoint import _draft, _json, _read
 from ftrain.testing import assert_same_bits
+from tests.campaign import examples
 from tests.checkpoint.states import DTYPES, bytes_of, random_bytes, train_state, trees
 
 
@@ -33,7 +34,7 @@ def blank(state):
 
 
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
-@settings(max_examples=150)
+@settings(max_examples=examples(50, 150))
 @given(state=trees())
 def test_any_tree_of_tensors_survives_a_round_trip(memory_path_factory, state):
     path = memory_path_factory()

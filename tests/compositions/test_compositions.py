@@ -102,7 +102,7 @@ def report(request: Any) -> Iterator[None]:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("kinds", KINDS)
 def test_random_programs_match_dual_number_arithmetic_or_raise(kinds: str, mode: str) -> None:
-    @some(4 if "compiled" in mode else 8)
+    @some(3 if "compiled" in mode else 6)
     @given(programs(3, 3, KINDS[kinds]), points())
     def run(program: Program, points: list[float]) -> None:
         check(program, points, mode)

@@ -14,6 +14,7 @@ from ftrain.config.errors import ConfigError
 from ftrain.config.keys import keys
 from ftrain.config.load import parse
 from ftrain.config.resolve import resolve
+from tests.campaign import examples
 from tests.config.formats import FORMATS, configs, names, trees, values, write
 
 HERE = pathlib.Path(__file__).parent
@@ -130,11 +131,11 @@ def overrides() -> st.SearchStrategy[list[str]]:
     return st.lists(keyed | st.text("a.=0", max_size=6), max_size=2)
 
 
-# Together 2,000: by tree, by text, by command line, and from nothing.
+# Together 2,000 in a campaign: by tree, by text, by command line, and from nothing.
 
 
 @given(mutated_trees(), st.sampled_from(FORMATS))
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=examples(200, 800), deadline=None)
 def test_mutated_configuration_tree_is_valid_or_raises_config_error(
     tree: dict[str, Any], form: str
 ) -> None:
@@ -143,7 +144,7 @@ def test_mutated_configuration_tree_is_valid_or_raises_config_error(
 
 @pytest.mark.parametrize("form", FORMATS)
 @given(data=st.data())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(50, 200), deadline=None)
 def test_mutated_configuration_text_is_valid_or_raises_config_error(
     form: str, data: st.DataObject
 ) -> None:
@@ -151,7 +152,7 @@ def test_mutated_configuration_text_is_valid_or_raises_config_error(
 
 
 @given(st.sampled_from(configs()), overrides())
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(100, 400), deadline=None)
 @example(configs()[0], ["model.=3"])
 @example(configs()[0], ["callbacks.1.name=x"])
 @example(configs()[0], ["seed.x=1"])
@@ -163,7 +164,7 @@ def test_mutated_overrides_are_valid_or_raise_config_error(
 
 @example(tree={"": 1}, form="toml")
 @given(trees | values, st.sampled_from(FORMATS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(50, 200), deadline=None)
 def test_arbitrary_configuration_tree_raises_config_error(tree: Any, form: str) -> None:
     text = write(tree, form) if isinstance(tree, dict) or form != "toml" else str(tree)
     assert not check(text, form, [])

@@ -22,6 +22,7 @@ from ftrain.core.errors import NonFiniteError
 from ftrain.loop import BatchEnd, callbacks
 from ftrain.loop._metric_columns import read
 from ftrain.loop._metric_totals import MetricTotals
+from tests.campaign import examples
 from tests.loop.ensembles import (
     MEMBERS,
     Notices,
@@ -159,7 +160,7 @@ def test_a_resumed_ensemble_equals_an_uninterrupted_one(at: int, tmp_path: pathl
     assert strip[0] == strip[1]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(20, 30), deadline=None)
 @given(
     values=st.lists(
         st.lists(st.tuples(st.floats(-1e3, 1e3, width=32), st.booleans()), min_size=3, max_size=3),

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 import ftrain
 from ftrain import Sum, optim
 from ftrain.loop import CallbackWarning, Log, LoopWarning, Trainer, WindowEnd, callbacks
+from tests.campaign import examples
 from tests.loop.runs import STEPS, rows, trainer
 
 PLACES = ("step", "epoch", "split", "time")
@@ -128,7 +129,7 @@ def test_a_metric_named_perplexity_keeps_its_value() -> None:
     assert "perplexity 7" in str(result)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(20, 40), deadline=None)
 @given(
     metrics=st.dictionaries(st.text(max_size=8), st.floats(-9, 9, width=32), max_size=6),
     logged=st.dictionaries(st.text(max_size=8), st.floats(-9, 9, width=32), max_size=3),

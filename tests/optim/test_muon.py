@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ftrain import optim
 from ftrain.core import tree
+from tests.campaign import examples
 from tests.optim.cases import PROBLEMS, gradient, random_tree, ulps
 from tests.optim.parity import Parity, decays, drawn, fractions, slow, small
 
@@ -68,7 +69,7 @@ def matrix(seed, rows, columns, dtype=torch.float64):
 
 
 @given(seeds, sides, sides, st.integers(1, 6))
-@settings(max_examples=50)
+@settings(max_examples=examples(20, 50))
 def test_orthogonalize_changes_only_singular_values(seed, rows, columns, steps):
     """The reference applies the odd polynomial to each singular value of an SVD."""
     m = matrix(seed, rows, columns)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 import ftrain
 from ftrain import optim
 from ftrain.core import tree
+from tests.campaign import examples
 from tests.optim.cases import OPTIMIZERS, SHAPES, random_tree, steps
 
 names = st.sampled_from(sorted(OPTIMIZERS))
@@ -22,7 +23,7 @@ def dict_of(mask):
 
 
 @given(names, masks, seeds)
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 30))
 def test_masked_updates_only_chosen_leaves_and_matches_training_them_alone(name, mask, seed):
     params, grads = (random_tree(seed + i, SHAPES, torch.float32) for i in range(2))
     optimizer = OPTIMIZERS[name](0.1)

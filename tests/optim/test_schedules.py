@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from torch.optim import lr_scheduler
 
 from ftrain import optim
+from tests.campaign import examples
 
 peaks = st.floats(1e-6, 10)
 lengths = st.integers(1, 60)
@@ -62,7 +63,7 @@ def close(expected, size, rel=1e-13):
 
 
 @given(peaks, lengths, fractions, fractions)
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 30))
 def test_linear_schedule_matches_torch_and_optax(peak, steps, start, end):
     start = max(start, 1e-3)
     schedule = optim.linear(start * peak, end * peak, steps)
@@ -88,7 +89,7 @@ def test_linear_warmup_schedule_equals_linear_schedule(peak, steps, start):
 
 
 @given(peaks, lengths, fractions, st.floats(0.1, 5))
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 30))
 def test_polynomial_schedule_matches_torch_and_optax(peak, steps, end, power):
     """Within 1e-10 near the end, where torch multiplies by powers of `1 - 1 / (steps - t)`."""
     assert curve(optim.polynomial(peak, end * peak, steps, power), steps + 3) == close(
@@ -104,7 +105,7 @@ def test_polynomial_schedule_matches_torch_and_optax(peak, steps, end, power):
 
 
 @given(peaks, lengths, st.floats(0.5, 1.05))
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 30))
 def test_exponential_schedule_matches_torch_and_optax(peak, steps, factor):
     assert curve(optim.exponential(peak, factor), 60) == close(
         torch_rates(peak, lambda o: lr_scheduler.ExponentialLR(o, factor), 60), 0, 1e-12
@@ -120,7 +121,7 @@ def test_exponential_schedule_matches_torch_and_optax(peak, steps, factor):
 
 @example(peak=1.0, steps=49, factor=0.5)
 @given(peaks, lengths, st.floats(0.1, 1.5))
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 30))
 def test_step_schedule_matches_torch_and_optax(peak, steps, factor):
     schedule = optim.step(peak, steps, factor)
     assert curve(schedule, 60) == close(
@@ -135,7 +136,7 @@ def test_step_schedule_matches_torch_and_optax(peak, steps, factor):
 
 
 @given(peaks, st.dictionaries(st.integers(1, 40), jumps, max_size=4), st.floats(0.1, 1.5))
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 30))
 def test_piecewise_constant_schedule_matches_torch_and_optax(peak, factors, gamma):
     assert curve(optim.piecewise_constant(peak, factors), 45) == close(
         optax_rates(lambda: optax.piecewise_constant_schedule(peak, factors), 45), 0
@@ -147,7 +148,7 @@ def test_piecewise_constant_schedule_matches_torch_and_optax(peak, factors, gamm
 
 
 @given(peaks, lengths, fractions)
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 30))
 def test_cosine_schedule_matches_torch_and_optax(peak, steps, end):
     schedule = optim.cosine(peak, steps, end=end * peak)
     assert curve(schedule, steps + 1) == close(
@@ -164,7 +165,7 @@ def test_cosine_schedule_matches_torch_and_optax(peak, steps, end):
 
 
 @given(peaks, st.integers(1, 20), fractions, st.integers(1, 4))
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 30))
 def test_cosine_restarts_schedule_matches_torch_and_optax(peak, steps, end, factor):
     schedule = optim.cosine_restarts(peak, steps, end * peak, factor=factor)
     assert curve(schedule, 100) == close(
@@ -203,7 +204,7 @@ def test_cosine_restarts_schedule_restarts_at_the_exact_update_also_at_large_cou
        st.floats(1, 1e5), st.sampled_from(["cos", "linear"]))  # fmt: skip
 @example(1.0, 3, 0.3, 25.0, 1e4, "cos")  # the peak is before the first update
 @example(1.0, 3, 1 / 3, 25.0, 1e4, "cos")  # at it
-@settings(max_examples=60)
+@settings(max_examples=examples(20, 60))
 def test_one_cycle_schedule_matches_torch(peak, steps, pct, div, final, anneal):
     schedule = optim.one_cycle(
         peak, steps, pct_start=pct, div_factor=div, final_div_factor=final, anneal_strategy=anneal
@@ -226,7 +227,7 @@ def test_one_cycle_schedule_matches_torch(peak, steps, pct, div, final, anneal):
 
 
 @given(peaks, st.integers(1, 30), lengths, st.floats(1, 50), st.floats(1, 1e5))
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 30))
 def test_one_cycle_schedule_matches_optax_with_one_more_step(peak, rise, fall, div, final):
     steps = rise + fall
     ours = optim.one_cycle(peak, steps + 1, pct_start=(rise + 1) / (steps + 1), div_factor=div,
@@ -241,7 +242,7 @@ def test_one_cycle_schedule_matches_optax_with_one_more_step(peak, rise, fall, d
 
 
 @given(peaks, st.integers(0, 30), lengths, fractions)
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 30))
 def test_warmup_cosine_schedule_matches_optax(peak, warmup, decay, end):
     total = warmup + decay
     schedule = optim.warmup_cosine(peak, warmup, total, end=end * peak)
@@ -252,7 +253,7 @@ def test_warmup_cosine_schedule_matches_optax(peak, warmup, decay, end):
 
 
 @given(peaks, st.integers(0, 30), lengths)
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 30))
 def test_warmup_linear_schedule_matches_the_linear_schedule_of_transformers(peak, warmup, decay):
     from transformers import get_linear_schedule_with_warmup
 
@@ -269,7 +270,7 @@ def test_warmup_linear_schedule_matches_the_linear_schedule_of_transformers(peak
 
 
 @given(peaks, st.integers(0, 20), st.integers(0, 20), lengths, fractions)
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 30))
 def test_warmup_stable_decay_schedule_matches_optax_and_its_formula(
     peak, warmup, stable, decay, end
 ):
@@ -289,7 +290,7 @@ def test_warmup_stable_decay_schedule_matches_optax_and_its_formula(
 
 
 @given(peaks, st.integers(1, 40), fractions)
-@settings(max_examples=30)
+@settings(max_examples=examples(20, 30))
 def test_inverse_sqrt_schedule_matches_its_formula(peak, warmup, start):
     """Neither torch nor optax has this schedule; the reference is the formula in Python floats."""
     found = curve(optim.inverse_sqrt(peak, warmup, start * peak), 4 * warmup)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from ftrain import optim
 from ftrain.core import tree
+from tests.campaign import examples
 from tests.optim.cases import SHAPES, random_tree, ulps
 
 rates = st.floats(-6, 0).map(lambda e: 10.0**e)
@@ -167,7 +168,7 @@ def test_bfloat16_training_matches_float32_steps_rounded_once_each(name):
     st.integers(0, 2**31),
     st.sampled_from([torch.float32, torch.float64]),
 )
-@settings(max_examples=50)
+@settings(max_examples=examples(20, 50))
 def test_clip_by_global_norm_equals_torch_bit_for_bit(max_norm, seed, dtype):
     grads = random_tree(seed, SHAPES, dtype)
     theirs = [torch.nn.Parameter(torch.zeros_like(g)) for g in grads.values()]

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from ftrain import optim
 from ftrain.core import random, tree
+from tests.campaign import examples
 from tests.optim.cases import SHAPES, random_tree
 
 STEPS = 100
@@ -223,7 +224,7 @@ def scales(transformation, values):
 
 
 @given(mode=st.sampled_from(["min", "max"]), kind=st.sampled_from(["rel", "abs"]), **plateaus)
-@settings(max_examples=200)
+@settings(max_examples=examples(60, 200))
 @example([1.0] * 30, 0.5, 2, 3, 0.0, 0.0, "min", "rel")
 def test_reduce_on_plateau_equals_torch(
     values, factor, patience, cooldown, threshold, smallest, mode, kind

@@ -14,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ftrain.core import random
 from ftrain.core.random import _kernel, _operators, _reference
+from tests.campaign import examples
 
 jax = pytest.importorskip("jax")
 
@@ -25,7 +26,7 @@ SHAPES = st.sampled_from(
 )  # JAX compiles for each
 WIDTHS = st.sampled_from([8, 16, 32, 64])
 
-quick = settings(max_examples=30)
+quick = settings(max_examples=examples(20, 30))
 
 
 def raw(tensor: Tensor) -> bytes:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import ftrain
 from ftrain import optim, random, tasks, testing
+from tests.campaign import examples
 from tests.tasks.adapted import (
     KEY,
     Parts,
@@ -43,7 +44,7 @@ def test_merged_weights_compute_what_the_adapters_compute(dora: bool) -> None:
     assert not torch.equal(wanted, plain.eval_step(plain.init_state(0), batch)["loss"])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=examples(20, 30), deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     alpha=st.floats(-1e3, 1e3),

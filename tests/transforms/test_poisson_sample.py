@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 import ftrain
 from ftrain import random, transforms
+from tests.campaign import examples
 from tests.compile.cases import same_bytes
 
 
-@settings(deadline=None, max_examples=50)
+@settings(deadline=None, max_examples=examples(20, 50))
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.floats(0, 1), st.data())
 def test_samples_hold_distinct_examples_in_order(
     seed: int, count: int, rate: float, data: st.DataObject

@@ -16,6 +16,7 @@ from ftrain.checkpoint import Store
 from ftrain.core import _file_output
 from ftrain.loop import BatchEnd, CallbackWarning, Log, Logged, Progress
 from ftrain.loop.callbacks import CSVLogger, FileLogger, JSONLLogger, Throughput
+from tests.campaign import examples
 from tests.loop.runs import STEPS, Interrupts, eval_data, fit, train_data, trainer
 
 CLOCKS = ("time", "duration", "steps_per_second", "samples_per_second", "tokens_per_second")
@@ -190,7 +191,7 @@ def test_a_failing_logger_does_not_fail_the_run(tmp_path: pathlib.Path) -> None:
     assert table(tmp_path)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(20, 50), deadline=None)
 @given(
     lines=st.lists(st.text('ab," é', max_size=5), max_size=6),
     n=st.integers(0, 8),

@@ -22,6 +22,7 @@ from ftrain.loop import BatchEnd, CallbackWarning, EvaluateEnd, Trainer, callbac
 from ftrain.loop._callback_identity import matched, named
 from ftrain.loop._callback_states import state_from_json, state_to_json
 from ftrain.loop.state import LoopState
+from tests.campaign import examples
 from tests.loop.runs import STEPS, Interrupts, fit, trainer
 
 # The callback that interrupts is not there when the run goes on.
@@ -56,7 +57,7 @@ def spelled(value: Any) -> Any:
 
 
 @given(STATES)
-@settings(max_examples=150)
+@settings(max_examples=examples(50, 150))
 def test_a_callback_state_keeps_its_types_in_a_checkpoint(state: Any) -> None:
     """Convert through the JSON of a checkpoint's manifest."""
     content = {"state": _json.encode_user(state_to_json(state, "state"), "metadata")}
@@ -222,7 +223,7 @@ OPTIONS = st.dictionaries(
 
 
 @given(options=st.lists(OPTIONS, min_size=1, max_size=5), data=st.data())
-@settings(max_examples=100)
+@settings(max_examples=examples(40, 100))
 def test_each_callback_receives_the_saved_state_of_one_with_equal_attributes(
     options: list[Any], data: Any
 ) -> None:

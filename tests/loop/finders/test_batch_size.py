@@ -11,6 +11,7 @@ import ftrain
 from ftrain import optim
 from ftrain.core import tree
 from ftrain.loop import finders
+from tests.campaign import examples
 
 
 def bounded(limit, seen=None):
@@ -32,7 +33,7 @@ def bounded(limit, seen=None):
     multiple=st.sampled_from([1, 8, 32]),
     highest=st.integers(64, 4096),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40, 100), deadline=None)
 def test_batch_size_finds_the_largest_size_that_fits(limit, start, multiple, highest):
     with mock.patch("gc.collect"):  # a tenth of a second each, and nothing here holds memory
         found = finders.batch_size(

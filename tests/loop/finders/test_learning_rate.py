@@ -13,6 +13,7 @@ from ftrain import optim
 from ftrain.core import tree
 from ftrain.loop import Trainer, finders
 from ftrain.loop.finders._suggest import smooth, stops_at, suggest
+from tests.campaign import examples
 
 EAGER = {"backend": "eager"}
 
@@ -278,7 +279,7 @@ def test_learning_rate_finder_refuses_steps_it_cannot_sweep():
 @given(
     st.lists(st.floats(-1e3, 1e3), min_size=3, max_size=60), st.floats(0.5, 4), st.integers(2, 5)
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40, 100), deadline=None)
 def test_the_end_of_a_rate_sweep_depends_only_on_earlier_losses(losses, diverged, width):
     end = stops_at(losses, diverged, width)
     for n in range(1, len(losses)):
@@ -287,7 +288,7 @@ def test_the_end_of_a_rate_sweep_depends_only_on_earlier_losses(losses, diverged
 
 
 @given(st.lists(st.floats(-10, 10), min_size=2, max_size=60), st.floats(0.5, 4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40, 100), deadline=None)
 def test_smoothing_losses_stays_in_range_and_commutes_with_reversal(losses, width):
     even = smooth(losses, width)
     assert min(losses) - 1e-9 <= min(even) <= max(even) <= max(losses) + 1e-9
@@ -295,7 +296,7 @@ def test_smoothing_losses_stays_in_range_and_commutes_with_reversal(losses, widt
 
 
 @given(st.floats(-5.5, -0.5), st.floats(0.15, 0.5))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(20, 50), deadline=None)
 def test_suggested_rate_is_at_the_steepest_fall_of_a_known_curve(centre, width):
     at = [-7 + 8 * i / 99 for i in range(100)]
     even = [2 - math.tanh((x - centre) / width) for x in at]

@@ -11,6 +11,7 @@ from ftrain.core.errors import DataError
 from ftrain.loop import plots
 from ftrain.loop.plots.curves import smoothed
 from ftrain.loop.plots.page import thinned
+from tests.campaign import examples
 
 
 def write(folder, rows, tail=""):
@@ -114,7 +115,7 @@ values = st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(math.nan)), min_size=1
 
 
 @given(values, st.integers(4, 40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40, 100), deadline=None)
 def test_thinning_a_curve_keeps_ends_extremes_and_nan_gaps(found, points):
     curve = plots.Curve(*[tuple(map(float, range(len(found))))] * 3, tuple(found))
     kept = thinned(curve, points)
@@ -130,7 +131,7 @@ def test_thinning_a_curve_keeps_ends_extremes_and_nan_gaps(found, points):
 
 
 @given(values, st.floats(0, 0.99))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(40, 100), deadline=None)
 def test_smoothing_a_curve_stays_within_the_range_of_earlier_values(found, weight):
     even = smoothed(found, weight)
     for i, value in enumerate(even):
