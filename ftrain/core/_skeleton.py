@@ -1,8 +1,8 @@
-"""Module without weights of its own; each call installs the tensors of a state.
+"""Module without its own weights, in which each call installs the tensors of a state.
 
 `torch.func.functional_call` corrupts a module whose submodule is reachable by two paths
-(pytorch#164759), writes into the buffers it is given, and leaves what a forward stored on the module.
-The skeleton is private, is on the meta device, records every location that holds a tensor, and is
+(pytorch#164759), writes into the buffers that it gets, and does not remove objects that a forward stores
+on the module. The skeleton is private and on the meta device, records every location of a tensor, and is
 restored after each call.
 
 Read next: `_owned.py` (restores Python objects after a call), `_structure.py` (copies a module's
@@ -66,17 +66,18 @@ class Skeleton:
     """Module without weights, in which each call installs the parameters and buffers of a state.
 
     Args:
-        module: a module that the caller gives up: it loses its tensors.
-        original: the module that `module` is a copy of, or another one built by the same function. An
-            object that both reach is shared with the caller, who may change it between calls.
+        module: a module that the caller no longer uses, because its tensors are removed.
+        original: the module of which `module` is a copy, or another one built by the same function.
+            Objects that both reach are shared with the caller, who may change them between calls.
         hooks: the hooks of the module's parameters, by name.
 
     Attributes:
-        module: the skeleton itself, every tensor on the meta device.
+        module: the skeleton itself, with every tensor on the meta device.
         trainable: names of the parameters with `requires_grad`, sorted.
         carried: names of all other tensors (buffers, frozen parameters), sorted.
-        buffers: those of `carried` that are not parameters.
-        has_left_graphs: a caller may run a backward pass after `holding`; that costs 5 µs a call.
+        buffers: the names in `carried` that are not parameters.
+        has_left_graphs: True if a caller may run a backward pass after `holding`, for which a check
+            takes 5 µs per call.
     """
 
     def __init__(self, module: nn.Module, original: nn.Module, hooks: Hooks) -> None:
@@ -118,7 +119,7 @@ class Skeleton:
         self.buffers = {
             name for name in self.carried if not isinstance(tensors[name], nn.Parameter)
         }
-        self._held: Tensors | None = None  # the parameters in place, inside `holding`
+        self._held: Tensors | None = None  # the installed parameters, inside `holding`
         self._lock = threading.RLock()
         self._depth = 0
         self.has_left_graphs = False
@@ -130,8 +131,8 @@ class Skeleton:
         """Record where the module holds tensors of the state, and which other tensors it holds."""
         found = self._owned.found
         names = {id(t): name for name, t in self._hollow.items()}
-        # Registered tensors first, which `read` returns: a list keeps the old one of a buffer that the
-        # model assigns.
+        # Registered tensors come first, so that `read` returns them: if the model assigns a buffer, a
+        # list still has the old tensor.
         self._slots = sorted(
             slots_of(found, names), key=lambda slot: id(slot.holder) not in self._registries
         )
@@ -143,11 +144,12 @@ class Skeleton:
     def holding(self, params: Tensors, buffers: Tensors, training: bool) -> Iterator[None]:
         """Install `params` and `buffers` in the module inside the context, then restore the module.
 
-        Training mode restores the flags that the module came with (submodules that were frozen in
-        eval mode stay so), or `train()` where the whole module came in eval mode.
+        Training mode restores the original flags of the submodules (those frozen in eval mode remain
+        so), or calls `train()` if the whole module was in eval mode.
         """
         tensors = self.checked(params, buffers)
-        # A recomputation may run in a thread of the backward pass, for a call that holds the lock.
+        # A recomputation may run in another thread, that of the backward pass, while its call holds the
+        # lock.
         lock = contextlib.nullcontext() if self._held is params else self._lock
         with lock, deep_enough(self._nesting):
             outer = self._enter()
@@ -183,8 +185,8 @@ class Skeleton:
             inside = self._depth > 0
             if not inside:
                 self._settle()
-                self._depth += 1  # a recomputation is a call inside this one
-        if inside:  # `holding` restores at its end
+                self._depth += 1  # so that a recomputation counts as a nested call
+        if inside:  # an outer `holding` will restore the module
             yield
             return
         try:
@@ -204,10 +206,10 @@ class Skeleton:
     def _again(
         self, params: Tensors, training: bool
     ) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Return a function that makes contexts in which the tensors installed now are installed again.
+        """Return a function that makes contexts in which the currently installed tensors are installed.
 
-        A backward pass enters it to compute a checkpointed region again. By then the forward pass may
-        have written to its buffers, or `holding` may have ended.
+        A backward pass enters such a context to recompute a checkpointed region, when the forward pass
+        may have written to its buffers, or `holding` may have ended.
         """
         kept = KeptBuffers(self.read(self.carried), self.buffers)
 
@@ -223,7 +225,8 @@ class Skeleton:
         if not self._depth:
             self._settle()
             return None
-        # A nested call of this module: the outer call continues with its changes so far.
+        # This is a nested call of the module, after which the outer call continues with its earlier
+        # changes.
         slots = [(slot, slot.get()) for slot in self._slots]
         flags = [(m, m.training) for m, _ in self._flags]
         changes, _ = self._put_back()
@@ -272,7 +275,7 @@ class Skeleton:
         return {name: found[name] for name in names}
 
     def _refuse_parting(self, slot: Slot) -> None:
-        """Raise if a module has another tensor registered than the first one that shares the buffer."""
+        """Raise if modules that shared a buffer now have different tensors registered for it."""
         prefix = self._registries.get(id(slot.holder))
         if prefix is not None:
             other = f"{prefix}.{slot.key}".lstrip(".")
@@ -283,7 +286,7 @@ class Skeleton:
             )
 
     def stray_path(self, tensor: torch.Tensor) -> str | None:
-        """Return the path at which the module holds an unregistered tensor; `None` if it does not."""
+        """Return the path of an unregistered tensor in the module; `None` if it is not there."""
         return next((path for path, t in self._stray.items() if t is tensor), None)
 
     def checked(self, params: Tensors, buffers: Tensors) -> Tensors:
@@ -323,8 +326,8 @@ class Skeleton:
             refusals: a sentence for each change that could not be undone.
 
         Raises:
-            ImpureFunctionError: a parameter or buffer was registered, removed, or set where it was
-                None; or there is a refusal.
+            ImpureFunctionError: a parameter or buffer was registered, removed, or set in place of None;
+                or a change could not be undone.
         """
         for node, keys, values, _ in changes:
             prefix = self._registries.get(id(node))
@@ -350,7 +353,7 @@ class Skeleton:
 def _set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
     for module, flag in flags:
         attributes = module.__dict__
-        if "training" in attributes:  # not by nn.Module.__setattr__, which takes 2 µs
+        if "training" in attributes:  # avoids nn.Module.__setattr__, which takes 2 µs
             attributes["training"] = flag
         else:
             module.training = flag

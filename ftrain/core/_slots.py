@@ -20,7 +20,7 @@ __all__ = ["Slot", "refuse_captured", "refuse_fixed", "slots_of"]
 class Slot(NamedTuple):
     """Location `holder[key]`, inside a module, of the parameter or buffer called `name`.
 
-    The holder is a dict, list or deque that the module reaches, or an adapter of a closure or instance.
+    The holder is a dict, list or deque that the module reaches, or an adapter for a closure or instance.
     """
 
     holder: Any
@@ -104,7 +104,7 @@ def refuse_fixed(module: nn.Module, names: Mapping[int, str]) -> None:
         names: the name of each parameter and buffer, by the tensor's `id`.
 
     Raises:
-        ValueError: with the names of the attribute and of the tensor.
+        ValueError: it holds one; the message names the attribute and the tensor.
     """
     for m in module.modules():
         for attribute, value in m.__dict__.items():
@@ -119,7 +119,7 @@ def refuse_captured(hooks: Hooks, tensors: Iterable[torch.Tensor]) -> None:
         tensors: the parameters and buffers of the module.
 
     Raises:
-        ValueError: with the names of the hook's parameter and of the captured tensor.
+        ValueError: a hook captures one; the message names the hook's parameter and the tensor.
     """
     owned = {id(tensor) for tensor in tensors} if hooks else set()
     for name, each in hooks.items():

@@ -44,11 +44,11 @@ def fill(module: nn.Module, tensors: Tensors) -> None:
 
 
 def built_again(factory: Callable[[], nn.Module]) -> nn.Module:
-    """Build the model a second time, on the meta device if possible, to find what two builds share."""
+    """Build the model a second time, on the meta device if possible, to find shared objects."""
     try:
         with torch.device("meta"):
             return factory()
-    except Exception:  # it cannot build there
+    except Exception:  # the model cannot be built on the meta device
         return build(factory)
 
 
@@ -80,7 +80,8 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     """Return a deep copy of a module, whose submodules may be nested to any depth."""
     memo = {} if memo is None else memo
     copy_of = module
-    # Children first: deepcopy meets them copied already, and recurses no deeper than one module.
+    # Children are copied first, so that deepcopy finds them in its memo and recurses only one module
+    # deep.
     for m in reversed(list(module.modules())):
         copy_of = copy.deepcopy(m, memo)
     return copy_of
@@ -146,7 +147,7 @@ def refuse_lazy(module: nn.Module) -> None:
 
 
 def refuse_scripted(module: nn.Module) -> None:
-    """Raise if the tensors of a submodule are held by TorchScript, where no others can be installed."""
+    """Raise if TorchScript holds the tensors of a submodule, so that they cannot be replaced."""
     for name, m in module.named_modules():
         if is_scripted(m) and named_tensors(m):
             raise TypeError(

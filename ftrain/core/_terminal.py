@@ -1,8 +1,8 @@
 """Output of text to the terminal: escapes for control characters, and errors of a closed output.
 
-Names of files, keys of a configuration and metrics of a run directory may come from somebody else. On a
-terminal, control characters in them move the cursor, rename the window or enter input for the user.
-Commands print through `say`; callbacks that print pass their text through `printable`.
+File names, configuration keys and metrics in a run directory are untrusted input. On a terminal, control
+characters in them can move the cursor, rename the window or enter input for the user. Commands print
+with `say`; callbacks that print escape their text with `printable`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from typing import TextIO
 
 __all__ = ["OutputClosedError", "discard_output", "printable", "reserve_streams", "say"]
 
-# C0, DEL and C1; surrogates, which stand for the bytes of a name that is not UTF-8; separators of
-# lines; and the marks that let a text be shown in another order than it is written (CVE-2021-42574).
+# Escaped characters: C0, DEL and C1; surrogates, which represent the bytes of a name that is not UTF-8;
+# line separators; and marks that change the order in which a text is displayed (CVE-2021-42574).
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff\u2028-\u202e\u2066-\u2069\ufeff]")
 _CONTROL_OR_LINE = re.compile(f"{_CONTROL.pattern}|[\n\t]")
 
@@ -30,7 +30,7 @@ def printable(text: object, *, one_line: bool = False) -> str:
 
     Args:
         text: the text, or a value whose `str` is printed.
-        one_line: True: escape line ends and tabs as well, as for a cell of a table.
+        one_line: True to escape line ends and tabs as well, as for a cell of a table.
 
     Example:
         >>> print(printable("\x1b[31mred\x1b[0m \u202eabc"), printable("a\nb", one_line=True))
@@ -45,15 +45,15 @@ def say(*lines: object, error: bool = False, end: str = "\n", raw: bool = False)
 
     Args:
         lines: texts, or values whose `str` is printed; each may have several lines.
-        error: True: write to standard error, and ignore a failure.
+        error: True to write to standard error, and to ignore a failure.
         end: the end of the last line.
-        raw: True: the lines are data for another program; escape them on a terminal only.
+        raw: True if the lines are data for another program, which are escaped on a terminal only.
 
     Raises:
         OutputClosedError: standard output cannot be written. Later output is discarded.
     """
     stream: TextIO | None = sys.stderr if error else sys.stdout
-    if stream is None:  # the process was started without it, `ftrain ... >&-`
+    if stream is None:  # the process was started without this stream, `ftrain ... >&-`
         return
     text = "\n".join(map(str, lines)) + end
     if not raw or stream.isatty():
@@ -73,21 +73,22 @@ def discard_output() -> None:
     """Redirect standard output to the null device, so that Python reports no failure at exit."""
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (OSError, ValueError, AttributeError):  # another object than a file, in a test
+    except (OSError, ValueError, AttributeError):  # sys.stdout is not a file, as in a test
         return
 
 
 def reserve_streams() -> None:
     """Open the null device as each standard stream that the process was started without.
 
-    Otherwise the next file that is opened, such as a checkpoint, gets the descriptor 1, and the output
-    of a library is written into it.
+    Otherwise the next opened file, such as a checkpoint, gets the descriptor 1, and a library that
+    prints would write into it.
     """
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # gets the lowest free number
+            # Gets the lowest free descriptor.
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)
     if sys.stdout is None:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # until the process ends
     if sys.stderr is None:

@@ -1,15 +1,15 @@
-"""Private torch APIs: recomputation of a checkpointed region in the contexts of its forward pass.
+"""Private torch APIs: recomputation of checkpointed regions in the contexts of their forward pass.
 
-`torch.utils.checkpoint.checkpoint` runs a region under saved-tensor hooks, and keeps the function that
-a backward pass calls to compute the region again in a `_CheckpointFrame`. Inside of `around_regions`:
+`torch.utils.checkpoint.checkpoint` runs a region under saved-tensor hooks, and stores the function with
+which a backward pass recomputes the region in a `_CheckpointFrame`. Inside of `around_regions`:
 
-- That function runs in the contexts that were in force when the region started.
-- Under `torch.vmap` and torch.func transforms, which allow no saved-tensor hooks, a region runs without
-  checkpointing: same values, no memory saved.
-- `use_reentrant=True`, which needs `.backward()`, runs as `use_reentrant=False`: same gradients, to the
-  bit.
+- This function runs in the contexts that were active when the region started.
+- Under `torch.vmap` and torch.func transforms, which do not allow saved-tensor hooks, a region runs
+  without checkpointing: the values are the same, but no memory is saved.
+- `use_reentrant=True`, which needs `.backward()`, runs as `use_reentrant=False`, with the same gradients
+  to the bit.
 
-Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
+Like `_torch.py`, this file names the versions that have each API, and the behaviour without it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ from ftrain.core._recomputation import start_recomputation
 
 __all__ = ["Again", "around_regions", "contexts_now"]
 
-#: Called when a region starts. Returns a function that makes the context for its recomputation.
+#: Function that is called when a region starts, and returns a function that makes the context for its
+#: recomputation.
 Again = Callable[[], Callable[[], AbstractContextManager[Any]]]
 
 
@@ -86,7 +87,8 @@ class _Recompute:
 
     def __call__(self, *inputs: Any) -> Any:
         if any(isinstance(x, FakeTensor) for x in inputs):
-            # Once for each tensor: `nn.MultiheadAttention` asks whether query and key are the same.
+            # A tensor that occurs twice is copied once, because `nn.MultiheadAttention` tests if query
+            # and key are the same object.
             tensors = {id(x): x for x in inputs if isinstance(x, torch.Tensor)}
             started = {place: start_recomputation(x, []) for place, x in tensors.items()}
             inputs = tuple(started.get(id(x), x) for x in inputs)
@@ -98,8 +100,8 @@ class _Recompute:
 def _install() -> None:
     """Patch torch's checkpointing classes, once; outside of `around_regions` they behave as before.
 
-    (`_checkpoint_hook(frame)` with `frame.recompute_fn`: 2.1 and later. Without it torch's own errors
-    remain, and a draw in a recomputation raises.)
+    (`_checkpoint_hook(frame)` with `frame.recompute_fn`: 2.1 and later. Without it, torch's own errors
+    are raised, and a draw in a recomputation raises.)
     """
     hook: Any = getattr(torch_checkpoint, "_checkpoint_hook", None)
     reentrant: Any = torch_checkpoint.CheckpointFunction
@@ -112,7 +114,8 @@ def _install() -> None:
         self.frame = frame
 
     def enter_if_allowed(self: Any) -> Any:
-        # `torch.vmap` allows hooks, but a backward pass after its end could not compute the rows again.
+        # `torch.vmap` allows hooks, but a backward pass after the end of the vmap could not recompute
+        # its rows.
         in_transform = _torch.inside_functorch() is not None
         refusal = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
         self.is_plain = bool(_active.again) and (in_transform or refusal is not None)

@@ -1,7 +1,7 @@
 """Functional collectives of torch: operators that a trace records, on plain tensors.
 
-The operators of the library `_c10d_functional` are called directly and waited for at once. Functions of
-`torch.distributed._functional_collectives` return a tensor subclass in eager mode, which
+The operators of the library `_c10d_functional` are called directly, followed by a wait for the result.
+Functions of `torch.distributed._functional_collectives` return a tensor subclass in eager mode, which
 `torch.func.vjp` and optree do not see as a plain tensor. Inductor moves the wait to the first use.
 
 Tested with torch 2.13. The import registers the shapes of the results, for traces. Builds without
@@ -36,7 +36,7 @@ Reduction = Literal["sum", "max", "min"]
 
 @dataclass(frozen=True)
 class Group:
-    """Ranks that take part in a collective, as constants of a trace.
+    """Ranks of a collective, as constants of a trace.
 
     Attributes:
         name: the name under which torch has registered the process group.

@@ -1,8 +1,8 @@
 """Private torch APIs that run functions and modules under `torch.compile` as uncompiled Python.
 
-A compiled part of a model would draw at other sites than its Python (`F.dropout` in a graph runs in no
-module), and would draw elsewhere again after a graph break or at the recompile limit. Inside ftrain's
-calls it is therefore run as it was written; `ftrain.compile` compiles the whole function.
+Random draws in a compiled part of a model would have other sites than in Python code (`F.dropout` in a
+graph does not run in a module), which also change after a graph break or at the recompile limit. Inside
+ftrain's calls, such parts therefore run as plain Python; `ftrain.compile` compiles the whole function.
 
 Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
 """
@@ -35,9 +35,9 @@ _here = _Here()
 class Plainly:
     """Context in which this thread runs functions and modules under `torch.compile` as plain Python.
 
-    They warn that they do. Torch's higher-order operators, which compile their bodies, still do. Dynamo
-    has a stance for the process (`torch._dynamo.eval_frame._stance`, torch 2.6 and later); this one
-    speaks for its thread. Before, compiled parts stay compiled. Takes 0.3 µs.
+    A warning says so. Torch's higher-order operators still compile their bodies. Dynamo has one stance
+    for the process (`torch._dynamo.eval_frame._stance`, torch 2.6 and later), while this context affects
+    its thread only. In earlier versions, compiled parts stay compiled. Entering takes 0.3 µs.
     """
 
     def __enter__(self) -> None:
@@ -51,7 +51,7 @@ class Plainly:
 
 
 def plain_in_traces() -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which a trace runs code under `torch.compile` uncompiled, instead of raising.
+    """Return a context in which a trace runs code under `torch.compile` as plain Python.
 
     (`torch._dynamo.config.error_on_nested_fx_trace`: torch 2.0 and later.)
     """
@@ -66,7 +66,7 @@ _stances: list[type] = []
 
 
 def _stance_of(dynamo: Any) -> type:
-    """Return this file's subclass of Dynamo's stance class, defined at the first call."""
+    """Return this file's subclass of Dynamo's stance class, which the first call defines."""
     if not _stances:
         _stances.append(_define(dynamo))
     return _stances[0]
@@ -97,10 +97,10 @@ def _define(dynamo: Any) -> type:
 
 
 def _is_called_plainly(frame: types.FrameType) -> bool:
-    """Return True unless Dynamo was called by torch's own operators; warn that the code runs plainly.
+    """Return True, with a warning, unless Dynamo was called by torch's own operators.
 
     Args:
-        frame: of the code that asks.
+        frame: the frame of the code that is called.
     """
     dynamo, level = frame.f_code.co_filename, 3
     if not dynamo.endswith("eval_frame.py"):

@@ -16,6 +16,6 @@ def _public(device: int) -> int:
     return int(torch.cuda.current_stream(device).cuda_stream)
 
 
-#: The address of the current stream of a device, by its index (1.8 and later, in builds for CUDA).
-#: Without it, through a Python object of the stream.
+#: Return the address of the current stream of a device, by its index (1.8 and later, in builds for CUDA;
+#: otherwise from the stream's Python object).
 raw_stream: Callable[[int], int] = getattr(torch._C, "_cuda_getCurrentRawStream", _public)

@@ -43,7 +43,7 @@ VMAP = vmap_impl.__code__
 #: Tensor classes of torch's own tracers (2.1 and later).
 TRACED_TENSORS = (FakeTensor, FunctionalTensor)
 
-#: The layers that `nn.RNN` and its like call, by name (1.0 and later).
+#: The functions that `nn.RNN` and similar layers call, by name (1.0 and later).
 RECURRENT: dict[str, Any] = {
     name: getattr(torch._VF, name) for name in ("lstm", "gru", "rnn_tanh", "rnn_relu")
 }
@@ -54,7 +54,8 @@ DRAWS: dict[str, Any] = {
     "sample_dirichlet": torch._sample_dirichlet,
 }
 
-#: The derivatives of gamma and Dirichlet draws by their parameters, by name (1.0 and later).
+#: The derivatives of gamma and Dirichlet draws with respect to their parameters, by name (1.0 and
+#: later).
 SLOPES: dict[str, Any] = {
     "gamma": torch._standard_gamma_grad,
     "dirichlet": torch._dirichlet_grad,
@@ -63,7 +64,7 @@ SLOPES: dict[str, Any] = {
 #: The method by which torch checks all elements of a condition (2.0 and later).
 is_all_true: Any = torch.Tensor._is_all_true
 
-#: `is_batched_tensor(tensor)`: its outermost wrapper is that of a `torch.vmap` (2.0 and later).
+#: `is_batched_tensor(tensor)`: True if the outermost wrapper belongs to a `torch.vmap` (2.0 and later).
 is_batched_tensor = torch._C._functorch.is_batchedtensor
 
 #: `backward_pass()`: the number of the backward pass that runs in this thread, or -1 (1.12 and later).
@@ -71,11 +72,12 @@ backward_pass = torch._C._current_graph_task_id
 
 
 class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's __init_subclass__
-    """Base class of ftrain's dispatch modes; `cond`, `scan` and Dynamo work under it.
+    """Base class of ftrain's dispatch modes, under which `cond`, `scan` and Dynamo work.
 
-    Without the attribute and the two class methods below, torch refuses `cond` and its like in the mode
-    (2.7 and later), torch's own `cond` and `scan` cannot call Dynamo (2.8 and later), and the first
-    operator imports Dynamo, which takes a second and switches off the validation of torch.distributions.
+    The attribute and the two class methods below have these purposes: torch allows `cond` and other
+    higher-order operators in the mode (2.7 and later), torch's own `cond` and `scan` can call Dynamo
+    (2.8 and later), and the first operator does not import Dynamo, which takes a second and switches off
+    the validation of torch.distributions.
     """
 
     supports_higher_order_operators = True
@@ -130,7 +132,7 @@ def names_of(operator: Any) -> tuple[str, str]:
 
 
 def makes_values(operator: OpOverload[..., Any]) -> bool:
-    """Return False if an operator only returns views or unwritten memory (torch 2.0 and later)."""
+    """Return False if an operator returns only views or uninitialized memory (torch 2.0 and later)."""
     if "empty" in names_of(operator)[0]:
         return False
     returns = schema_of(operator).returns
@@ -141,7 +143,7 @@ def makes_values(operator: OpOverload[..., Any]) -> bool:
 def may_return_input(operator: OpOverload[..., Any]) -> bool:
     """Return True if an output of an operator may share memory with an input (torch 2.0 and later).
 
-    Composite operators such as `reshape` may do so without saying it in their schemas.
+    Composite operators such as `reshape` may do so without declaring it in their schemas.
     """
     composite = torch._C._dispatch_has_kernel_for_dispatch_key(
         operator._name, "CompositeImplicitAutograd"

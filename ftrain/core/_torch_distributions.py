@@ -28,7 +28,7 @@ class _Off(threading.local):
 
 _off = _Off()
 _lock = threading.Lock()
-_installed: list[_Default] = []  # one for each context that is entered, of any thread
+_installed: list[_Default] = []  # one for each active context in any thread
 
 
 class _Default:
@@ -50,8 +50,8 @@ def validation_default() -> bool:
 def without_validation() -> Iterator[None]:
     """Turn off the default validation of distributions' arguments, which reads their values.
 
-    The default of the process is the same afterwards: the first use of Dynamo, in a trace or by
-    inductor, would switch it off for good. (`Distribution._validate_args`: torch 1.8 and later.)
+    The default of the process is restored afterwards, because the first use of Dynamo, in a trace or by
+    inductor, would switch it off permanently. (`Distribution._validate_args`: torch 1.8 and later.)
     """
     with _lock:
         default = _installed[-1] if _installed else _Default(Distribution._validate_args)
@@ -86,8 +86,8 @@ def _overridable(function: Callable[..., Any]) -> Callable[..., Any]:
 def dirichlet_sampler() -> Callable[..., Any]:
     """Make torch's Dirichlet sampler a function whose calls a `TorchFunctionMode` sees; return it.
 
-    `Dirichlet.rsample` calls the returned function from then on.
-    Its autograd function runs under no transform of torch.func, so it must be replaced and not entered.
+    `Dirichlet.rsample` calls the returned function from then on. Its autograd function does not work
+    under transforms of torch.func, so a mode must replace the call and not enter it.
     (`torch.distributions.dirichlet._Dirichlet`: torch 0.4 and later.)
     """
     sampler = _overridable(dirichlet._Dirichlet.apply)
@@ -100,8 +100,8 @@ def von_mises_sampler() -> Callable[..., Any]:
     """Make torch's von Mises sampler a function whose calls a `TorchFunctionMode` sees; return it.
 
     `VonMises.sample` calls the returned function from then on.
-    Its arguments are `(loc, concentration, proposal_r, x)`. It draws in a loop that ends by a value.
-    (`von_mises._rejection_sample`: torch 1.5 and later.)
+    Its arguments are `(loc, concentration, proposal_r, x)`. It draws in a loop whose end depends on
+    values. (`von_mises._rejection_sample`: torch 1.5 and later.)
     """
     sampler = _overridable(von_mises._rejection_sample)
     von_mises._rejection_sample = sampler

@@ -14,7 +14,8 @@ __all__ = ["allocation_changes", "dynamo_graphs", "peak_allocation"]
 def dynamo_graphs() -> int:
     """Return the number of graphs that `torch.compile` made in this process (torch 2.0 and later).
 
-    Dynamo is not imported for this: an import takes a second. Without its counters: 0.
+    Dynamo is not imported for this, because that takes a second. The result is 0 if Dynamo has no
+    counters.
     """
     module = sys.modules.get("torch._dynamo.utils")
     counters = getattr(module, "counters", None)
@@ -34,12 +35,12 @@ def allocation_changes(profile: Any) -> list[int]:
         for event in events
         if event.name() == "[memory]" and event.device_index() in (-1, 0)
     ]
-    # Events with equal times stay in their order.
+    # The sort is stable, so that events with equal times keep their order.
     return [change for _, change in sorted(changes, key=lambda pair: pair[0])]
 
 
 def peak_allocation(profile: Any) -> int:
-    """Return the most bytes allocated on the CPU at one time, beyond those at the start.
+    """Return the largest number of bytes allocated on the CPU at one time, minus those at the start.
 
     Args:
         profile: a `torch.profiler.profile(profile_memory=True)` that has ended.

@@ -1,4 +1,4 @@
-"""Fake tensors of a trace: their mode, and fake kernels that correct torch's own.
+"""Fake tensors of a trace: their mode, and fake kernels that replace incorrect ones of torch.
 
 Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
 """
@@ -20,15 +20,17 @@ __all__ = ["REWRITTEN", "fake_kernels", "fake_mode"]
 
 
 def fake_mode() -> FakeTensorMode:
-    """Return a mode that computes shapes only, also for real tensors (torch 2.0 and later).
+    """Return a mode that computes only shapes, also for real tensors (torch 2.0 and later).
 
-    Torch's `while_loop` needs an environment of symbolic shapes; sizes stay fixed, and values unknown.
+    Torch's `while_loop` needs an environment of symbolic shapes; here sizes are static and values
+    unknown.
     """
     environment = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment, static_shapes=True)
     # `copy.deepcopy` of a fake tensor (by `nn.TransformerEncoder`, by inductor) would copy the mode with
-    # its weak references to storages. A copy of one is freed without having been counted, which corrupts
-    # the heap (torch 2.13). Not a subclass: rules of operators are registered for this very class.
+    # its weak references to storages. A copied reference is freed without being counted, which corrupts
+    # the heap (torch 2.13). The method is not defined in a subclass, because rules of operators are
+    # registered for exactly this class.
     itself = weakref.ref(mode)
     mode.__deepcopy__ = lambda memo: itself()  # type: ignore[attr-defined]
     return mode
@@ -38,8 +40,8 @@ def fake_mode() -> FakeTensorMode:
 def fake_kernels() -> Iterator[None]:
     """Use this file's fake kernels inside the context (`op_implementations_dict`, torch 2.2 and later).
 
-    An operator that is in the table of Python kernels for meta tensors is not decomposed before its
-    kernel is looked up. Without the dict, the operators are what torch makes of them.
+    An operator in the table of Python kernels for meta tensors is not decomposed before its kernel is
+    looked up. Without the dict, torch's own fake kernels are used.
     """
     known: dict[Any, Any] = getattr(fake_impls, "op_implementations_dict", {})
     added = {operator: kernel for operator, kernel in _kernels().items() if operator not in known}
@@ -100,8 +102,9 @@ def _batch_norm_backward(
 def _in_format(mode: Any, x: torch.Tensor, first: torch.Tensor | None, others: Any) -> Any:
     """Give fake outputs of batch normalization the memory format of `x`, as the real CPU kernels do.
 
-    That is contiguous where `x` has the strides of no format. Torch's fake kernels take the strides of
-    `x`, and backward those of the gradient (torch 2.13). A product may sum in another order for each.
+    That is contiguous if the strides of `x` match no format. Torch's fake kernels use the strides of
+    `x`, and in backward those of the gradient (torch 2.13). The order of sums in a matrix product
+    depends on strides.
     """
     if first is not None and x.device.type == "cpu":
         wanted = torch.contiguous_format
@@ -124,13 +127,13 @@ def _grouped_mm(
     bias: torch.Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Return the fake result of `_grouped_mm`; torch's own takes only bfloat16 (torch 2.13).
+    """Return the fake result of `_grouped_mm`; torch's own kernel accepts only bfloat16 (torch 2.13).
 
     Rows of the result begin at multiples of 16 bytes.
     """
     rows, columns = a.shape[-2], b.shape[-1]
     if a.ndim == b.ndim == 2:
-        assert offs is not None  # torch has checked it
+        assert offs is not None  # checked by torch before
         size = [offs.shape[0], rows, columns]
     else:
         size = [rows, columns] if 2 in (a.ndim, b.ndim) else [a.shape[0], rows, columns]
@@ -145,8 +148,8 @@ def _grouped_mm(
 def _copy_of_zero_sum(x: torch.Tensor, **kwargs: Any) -> Any:
     """Copy a tensor on its own device in a case where torch (2.13) copies it to the meta device.
 
-    Under transforms (`torch.func.hessian`) it copies to the meta device, on which it has computed the
-    shape (torch 2.13). Only this call from C++ gives a layout too.
+    Under transforms (`torch.func.hessian`), torch copies to the meta device, on which it has computed
+    the shape (torch 2.13). This call from C++ is recognized because only it passes a layout too.
     """
     device, layout = kwargs.get("device"), kwargs.get("layout")
     if device is None or device.type != "meta" or layout is None or x.device.type == "meta":

@@ -32,7 +32,7 @@ __all__ = [
     "triton_error",
 ]
 
-# Operators that return factors of a matrix, or of its transpose if the matrix is contiguous.
+# Operators that return factors of a matrix or, if the matrix is contiguous, of its transpose.
 FACTORIZED = (
     torch.ops.aten._linalg_det.default,
     torch.ops.aten._linalg_slogdet.default,
@@ -49,26 +49,29 @@ def inductor_compile(
     """Compile one graph into one function (`standalone_compile`, torch 2.8 and later)."""
     import torch._inductor as inductor  # noqa: PLC0415  costs a second; only compiled steps need it
 
-    # Our own guard checks sizes and strides before every call: this saves 0.25 µs an input.
+    # ftrain's guard checks sizes and strides before every call, so inductor's assertions are disabled,
+    # which saves 0.25 µs per input.
     patches = {"size_asserts": False, **config}
     on_cuda = any(tensor.device.type == "cuda" for tensor in inputs)
     if on_cuda and torch.are_deterministic_algorithms_enabled():
-        # Configurations that change bits are then not chosen by timing them (2.9 and later).
+        # With this option, kernel configurations that change bits are not chosen by timing (2.9 and
+        # later).
         patches |= {"deterministic": True} if hasattr(inductor.config, "deterministic") else {}
     keep_layouts()
     keep_carries()
     if mode is not None:
         patches.update(inductor.list_mode_options(mode))
         if any(x.is_cuda for x in inputs) and "triton.cudagraphs" in patches:
-            # Inductor replays no graph that writes to its inputs, and copies all other inputs at each
-            # call, with a wait for the device (2.14). `compile/_cuda_graph.py` captures instead.
+            # Inductor does not replay graphs that write to their inputs, and copies all other inputs at
+            # each call, with a wait for the device (2.14). `compile/_cuda_graph.py` captures the graph
+            # instead.
             patches["triton.cudagraphs"] = False
 
     def compiled_with(patches: dict[str, Any]) -> Any:
         # Inductor warns if the program cannot be saved as an artifact, which is not needed here.
         with (
             silent("torch._inductor.standalone_compile"),
-            without_validation(),  # for what it does to the default
+            without_validation(),  # restores the validation default, which Dynamo changes
             limit_restored(),
         ):
             return inductor.standalone_compile(
@@ -105,7 +108,7 @@ def keep_layouts() -> None:
     """Make inductor keep the traced memory layouts of the operators in `FACTORIZED`.
 
     Their derivative solves with the factors of the matrix or of its transpose, depending on the layout
-    in the trace. Inductor chose another layout, and the gradient was wrong (2.13).
+    in the trace. If inductor chooses another layout, the gradient is wrong (2.13).
     (`add_layout_constraint`, 2.0 and later.)
     """
     from torch._inductor import lowering  # noqa: PLC0415  costs a second
@@ -116,12 +119,12 @@ def keep_layouts() -> None:
 
 @functools.cache
 def keep_carries() -> None:
-    """Keep inductor from writing other values into the memory that a loop carries (2.13).
+    """Prevent inductor from writing other values into the memory of a loop's carry (2.13).
 
-    A loop whose body returns a carry as it is, or plus zero, returns the memory that it was given.
-    Inductor takes them for two buffers, and reused the first after the loop, while the second was
-    still to be read: a total became another number. (`ir.WhileLoop`, 2.5 and later;
-    `never_reuse_buffers`, 2.0 and later. Without them there is nothing to mend.)
+    A loop whose body returns a carry unchanged, or plus zero, returns the memory that it got. Inductor
+    treats input and output as two buffers, and may reuse the first after the loop although the second is
+    still needed, which gives wrong values. (`ir.WhileLoop`, 2.5 and later; `never_reuse_buffers`, 2.0
+    and later. Versions without them do not have the error.)
     """
     from torch._inductor import ir  # noqa: PLC0415  costs two seconds
     from torch._inductor.virtualized import V  # noqa: PLC0415
@@ -151,7 +154,7 @@ def keep_carries() -> None:
 def cpp_compilers() -> tuple[str, ...] | None:
     """Return the compilers that inductor would try for the CPU, in order; `None` if unknown.
 
-    They are unknown if inductor would download one, or generates code in another way.
+    They are unknown if inductor would download a compiler, or generates code other than C++.
     (`config.cpp.cxx`: torch 2.0 and later; `config.cpu_backend`: torch 2.5 and later.)
     """
     from torch._inductor import config  # noqa: PLC0415  costs two seconds
@@ -167,10 +170,11 @@ def cpp_compilers() -> tuple[str, ...] | None:
 def triton_error() -> Exception | None:
     """Return the exception that Triton raises when it loads its driver; `None` if it raises none.
 
-    (`triton.runtime.driver.active`, Triton 3.0 and later. Without Triton, inductor's own error tells.)
+    (`triton.runtime.driver.active`, Triton 3.0 and later. Without Triton, inductor raises its own
+    error.)
     """
     try:
-        runtime = importlib.import_module("triton.runtime")  # costs half a second
+        runtime = importlib.import_module("triton.runtime")  # takes half a second
         runtime.driver.active.get_current_device()
     except ImportError:
         return None
@@ -182,11 +186,11 @@ def triton_error() -> Exception | None:
 def first_run(
     compiled: Callable[..., Any], inputs: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None]:
-    """Run a compiled function; return its outputs, and its code without wrappers that did nothing.
+    """Run a compiled function; return its outputs, and its code without wrappers that had no effect.
 
-    AOTAutograd wraps the code for what may be needed around it, 5 µs a call. Where the wrappers were
-    observed to pass on the same input and output objects, and there is a CPU only, `code` does the same
-    without them. (`CompiledFxGraph.current_callable`, torch 2.1 and later.)
+    AOTAutograd wraps the code in functions that take 5 µs per call. If these are observed to pass on the
+    same input and output objects, and all tensors are on the CPU, the code is equivalent without them.
+    (`CompiledFxGraph.current_callable`, torch 2.1 and later.)
     """
     from torch._inductor import output_code  # noqa: PLC0415  costs a second
 
@@ -222,9 +226,9 @@ def _same(xs: Sequence[Any], ys: Sequence[Any]) -> bool:
 def _skips_compiler_probe(config: Any) -> bool:
     """Return True if inductor can skip compiling three small programs that probe the compiler.
 
-    That takes 7 s from an empty cache. On x86-64 the processor's own word decides which vector
-    instructions are used, and every compiler of the last ten years supports those; one that does not
-    fails, and then the probe is made after all. (`cpp.vec_isa_ok`: torch 2.0 and later.)
+    The probe takes 7 s with an empty cache. On x86-64, the vector instructions are chosen by the
+    processor's features, and every compiler of the last ten years supports them; if one does not,
+    compilation fails and is repeated with the probe. (`cpp.vec_isa_ok`: torch 2.0 and later.)
     """
     usual = sys.platform == "linux" and platform.machine() == "x86_64"
     return usual and getattr(config.cpp, "vec_isa_ok", True) is None
@@ -233,9 +237,9 @@ def _skips_compiler_probe(config: Any) -> bool:
 def onednn_product() -> Any:
     """Return oneDNN's operator `(a, weight, bias) -> a @ weight.T + bias`; `None` if it is unavailable.
 
-    It is inductor's own operator for linear layers (`mkldnn._linear_pointwise`, 2.0 and later), handed
-    factors of any strides where inductor itself would first make them contiguous. `None` where MKL is
-    as good: on processors other than AMD's with AVX-512.
+    This is inductor's operator for linear layers (`mkldnn._linear_pointwise`, 2.0 and later), called
+    with factors of any strides, which inductor itself would make contiguous first. The result is `None`
+    on processors other than AMD's with AVX-512, on which MKL is as fast.
     """
     linear = getattr(getattr(torch.ops.mkldnn, "_linear_pointwise", None), "default", None)
     has_onednn: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
@@ -248,11 +252,11 @@ def onednn_product() -> Any:
 def _product_operator(linear: Any) -> Any:
     from torch._inductor import lowering  # noqa: PLC0415  costs a second
 
-    rest: Any = ("none", [], "")  # no activation
+    rest: Any = ("none", [], "")  # arguments for no activation
     library: Any = torch.library.Library("ftrain", "FRAGMENT")  # type: ignore[no-untyped-call]
     library.define("product(Tensor a, Tensor weight, Tensor? bias) -> Tensor")
     library.impl("product", lambda *args: linear(*args, *rest), "CompositeExplicitAutograd")
-    _kept.append(library)  # it unregisters its operators when it goes
+    _kept.append(library)  # a library unregisters its operators when it is freed
     product = torch.ops.ftrain.product.default
     call = lowering.fallback_handler(linear, add_to_fallback_set=False)
     lowering.register_lowering(product, type_promotion_kind=None)(lambda *args: call(*args, *rest))

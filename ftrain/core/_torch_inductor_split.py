@@ -1,9 +1,9 @@
 """Lowering rule by which inductor computes the split of a random key inside its own kernels.
 
-As an operator, the generator costs the compiler nothing, whatever the number of draws, and 7 µs a call.
-A training step splits one key into two, by 20 rounds of integer arithmetic: less than 0.1 µs in a kernel
-that runs anyway. (A graph of that arithmetic would take inductor 12 s, since it expands every use of
-every intermediate value; a rule computes each of them once.)
+As an operator, the generator adds no compile time, independently of the number of draws, but takes 7 µs
+per call. A training step splits one key into two by 20 rounds of integer arithmetic, which take less
+than 0.1 µs inside a kernel that runs in any case. (A graph of that arithmetic would take inductor 12 s,
+since it expands every use of every intermediate value; a rule computes each of them once.)
 
 Like `_torch.py`, this file names the versions that have what it uses: `lowering.register_lowering`,
 `ir.Pointwise` and `virtualized.ops`, torch 2.0 and later.
@@ -20,7 +20,7 @@ import torch
 
 __all__ = ["inline_small_splits"]
 
-_AT_MOST = 4  # keys
+_AT_MOST = 4  # largest number of keys
 _WORD = 0xFFFFFFFF
 
 
@@ -31,7 +31,7 @@ def inline_small_splits(operator: Any, parity: int, rotations: Sequence[Sequence
     Args:
         operator: `(key, folds, shape) -> keys`, Threefry-2x32 of the counters `0, 1, ...`.
         parity: the constant of the key schedule.
-        rotations: of the rounds, two groups of four.
+        rotations: the rotations of the rounds, in two groups of four.
     """
     from torch._inductor import lowering  # noqa: PLC0415  costs a second
 

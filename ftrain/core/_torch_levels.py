@@ -1,7 +1,7 @@
 """Private torch APIs that unwrap tensors from the running torch.func transforms and wrap them again.
 
-An operator that runs traced bodies is recorded below the transforms, where a tensor has its mapped
-dimensions as ordinary ones and its tangent beside it. (`torch._C._functorch`,
+An operator that runs traced bodies is recorded below the transforms, where mapped dimensions of a tensor
+are ordinary ones, and its tangent is a separate tensor. (`torch._C._functorch`,
 `torch._functorch.pyfunctorch`: torch 2.0 and later; `temporarily_clear_interpreter_stack`: torch 2.3.)
 """
 
@@ -38,7 +38,7 @@ __all__ = [
 _VMAP = _functorch.TransformType.Vmap
 _JVP = _functorch.TransformType.Jvp
 
-#: A context without transforms; it yields what `above` needs to run them again inside.
+#: Context without transforms, which yields the argument with which `above` activates them again inside.
 below = temporarily_clear_interpreter_stack
 above = temporarily_restore_interpreter_stack
 
@@ -46,7 +46,7 @@ above = temporarily_restore_interpreter_stack
 def is_transformed() -> bool:
     """Return True under torch.func transforms and in forward mode, which loop operators do not support.
 
-    A dual tensor would lose its tangent in one.
+    In such an operator, a dual tensor would lose its tangent.
     """
     return _torch.inside_functorch() is not None or _torch.is_forward_mode()
 
@@ -54,7 +54,7 @@ def is_transformed() -> bool:
 def place() -> tuple[int, int]:
     """Return a value that identifies the torch.func transforms and the trace that are running.
 
-    A tensor of an inner transform, or of the body of a traced loop, must not leave it.
+    A tensor of an inner transform, or of the body of a traced loop, must not be used outside of it.
     (`get_interpreter_stack`, torch 2.0 and later; `get_proxy_mode`, torch 2.3 and later.)
     """
     return len(_functorch.get_interpreter_stack() or ()), id(get_proxy_mode())
@@ -89,9 +89,9 @@ def has_tangents() -> bool:
 def lower(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Unwrap a tensor to plain ones: its value and, for each `torch.func.jvp`, the tangents.
 
-    Each has the shape `(*sizes of the vmaps, *tensor.shape)`, outermost first. A vmap that does not map
-    over it repeats it; a missing tangent is zero. What a transform differentiates by in reverse mode is
-    cut off.
+    Each has the shape `(*sizes of the vmaps, *tensor.shape)`, with the outermost vmap first. A tensor
+    over which a vmap does not map is repeated; a missing tangent is zero. Reverse-mode differentiation
+    by a transform ends here.
     """
     stack = _functorch.get_interpreter_stack()
     if not stack:

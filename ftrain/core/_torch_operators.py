@@ -28,10 +28,10 @@ def scan_operator(
 ) -> list[torch.Tensor]:
     """Record a loop as one operator (torch 2.6 and later); return the last carry, then the stacked ys.
 
-    It needs something to carry and something to iterate over.
+    The operator needs at least one carry and at least one tensor to iterate over.
     """
     with warnings.catch_warnings():
-        # The operator clones its inputs as an example, fake ones too, aligned by their address.
+        # The operator clones example inputs, also fake ones, and reads their address for alignment.
         warnings.filterwarnings("ignore", "Accessing the data pointer of FakeTensor")
         captured = _apart(captured)
         carry = _apart(carry, captured)
@@ -55,7 +55,7 @@ def while_loop_operator(
     captured: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
     """Record a while loop as one operator (torch 2.3 and later)."""
-    # Its kernel reads the condition as a tensor and the carry as a tuple.
+    # The operator's kernel expects the condition as a tensor and the carry as a tuple.
     for graph in (condition, body):
         node = graph.graph.output_node()
         outputs: Any = node.args[0]
@@ -71,13 +71,13 @@ def while_loop_operator(
 def _apart(
     tensors: Sequence[torch.Tensor], others: Sequence[torch.Tensor] = ()
 ) -> list[torch.Tensor]:
-    """Clone the tensors that share memory with an earlier tensor or `others`, or are expanded or sliced.
+    """Clone tensors that share memory with an earlier tensor or `others`, or are expanded or sliced.
 
-    The operators trace their bodies once more, with the tensors that they are given (torch 2.13: they
-    mean to clone them, and `clone_input` returns a fake tensor as it is). One tensor in two places
-    becomes one input of that trace: a carry that is captured too would stay as it was at first. Inductor
-    refuses inputs that share memory. The strides must be those of `torch.empty_like`, with which
-    `BodyGraph.trace` has traced: for an expanded tensor, outputs of two branches had different ones.
+    The operators trace their bodies once more with the given tensors (in torch 2.13, `clone_input`
+    returns a fake tensor unchanged). A tensor in two positions becomes a single input of that trace, so
+    a carry that is also captured would keep its first value. Inductor raises for inputs that share
+    memory. The strides must be those of `torch.empty_like`, with which `BodyGraph.trace` has traced;
+    otherwise, for an expanded tensor, the outputs of two branches have different strides.
     """
     apart: list[torch.Tensor] = own_memory(list(tensors), list(others))
     return [x if torch.empty_like(x).stride() == x.stride() else x.clone() for x in apart]

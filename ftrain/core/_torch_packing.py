@@ -23,7 +23,7 @@ def pack_padded_sequence(
     """Pack sequences step by step, since torch's own packing has no batching rule (torch 2.13)."""
     if not inside_vmap():
         return torch._pack_padded_sequence(input, lengths, batch_first)
-    longest: list[int] = lengths.tolist()  # sorted, longest first
+    longest: list[int] = lengths.tolist()  # sorted by descending length
     sizes = [sum(length > step for length in longest) for step in range(longest[0])]
     steps = input.transpose(0, 1) if batch_first else input
     data = torch.cat([steps[step, :size] for step, size in enumerate(sizes)])
@@ -39,9 +39,7 @@ def pad_packed_sequence(
             data, batch_sizes, batch_first, padding_value, total_length
         )
     sizes: list[int] = batch_sizes.tolist()
-    after = [0] * (
-        total_length - len(sizes)
-    )  # total_length is at most 0 where the caller gave none
+    after = [0] * (total_length - len(sizes))  # total_length is at most 0 if the caller passed none
     rows = torch.split(data, sizes + after)
     edges = [0, 0] * (data.dim() - 1)
     padded = torch.stack(

@@ -1,8 +1,9 @@
 """Private torch APIs: the precision (IEEE, TF32, bfloat16) of float32 operators on each backend.
 
 The getters of torch's older switches (`torch.get_float32_matmul_precision`, `cudnn.allow_tf32`) raise
-"mix of the legacy and new APIs" once a newer one was set (`torch.backends.cuda.matmul.fp32_precision`,
-2.9 and later). The newer getters never raise, and also return what the older switches set.
+"mix of the legacy and new APIs" after a newer switch was set
+(`torch.backends.cuda.matmul.fp32_precision`, 2.9 and later). The newer getters never raise, and also
+return values set by the older switches.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ __all__ = [
     "set_fp32_precision",
 ]
 
-Part = tuple[str, str]  # backend and kind of operator
+Part = tuple[str, str]  # pairs of backend and kind of operator
 
 PRODUCTS: tuple[Part, ...] = (("cuda", "matmul"), ("mkldnn", "matmul"))
 CONVOLUTIONS: tuple[Part, ...] = (
@@ -51,7 +52,8 @@ def fp32_precision(parts: tuple[Part, ...]) -> tuple[str, ...]:
 def set_fp32_precision(products: tuple[str, ...], convolutions: tuple[str, ...]) -> None:
     """Set the precisions of products and convolutions to values that `fp32_precision` returned.
 
-    The older switches are tried first: they set the newer ones too, so that their getters do not raise.
+    The older switches are tried first, because they also set the newer ones, so that the older getters
+    do not raise.
     """
     for older in ("highest", "high", "medium"):
         if fp32_precision(PRODUCTS) != products:
@@ -66,7 +68,7 @@ def set_fp32_precision(products: tuple[str, ...], convolutions: tuple[str, ...])
 
 
 def _write_nothing(backend: str, kind: str, precision: str) -> None:
-    """Do nothing, because torch before 2.9 has no switches besides the older ones."""
+    """Do nothing: torch before 2.9 has the older switches only."""
 
 
 _write: Callable[[str, str, str], object] = getattr(
@@ -79,7 +81,7 @@ def _precision(backend: str, kind: str) -> str:
     return "ieee" if found == "none" else found
 
 
-# Parts that inductor reads while it compiles; kernels of libraries read the others at each call.
+# The settings that inductor reads while it compiles; library kernels read the others at each call.
 COMPILED: tuple[Part, ...] = (("mkldnn", "matmul"),)
 if torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]  # torch's
     COMPILED += (("cuda", "matmul"), ("cuda", "conv"))

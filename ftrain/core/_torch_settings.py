@@ -36,7 +36,8 @@ _INDUCTOR = (
 def inductor_settings() -> dict[str, Any]:
     """Return inductor's settings that change bits, by name (`torch._inductor.config`, 2.0 and later).
 
-    A setting that this torch does not have is left out. The first call imports inductor: a second.
+    A setting that this version of torch does not have is left out. The first call imports inductor,
+    which takes a second.
     """
     with without_validation():
         from torch._inductor import config  # noqa: PLC0415  costs a second
@@ -50,7 +51,7 @@ def inductor_settings() -> dict[str, Any]:
 
 
 def print_options() -> dict[str, Any]:
-    """Return the options of `torch.set_printoptions` (`torch._tensor_str`, 2.1 and later; else none)."""
+    """Return the options of `torch.set_printoptions` (`torch._tensor_str`, 2.1 and later)."""
     read = getattr(torch._tensor_str, "get_printoptions", dict)
     options: dict[str, Any] = read()
     return options

@@ -51,7 +51,7 @@ def version(tensor: torch.Tensor) -> int:
 def storage_id(tensor: torch.Tensor) -> int:
     """Return the identity of a tensor's storage (`untyped_storage`, torch 2.0 and later).
 
-    Unlike the address of its memory, fake tensors have one too. Wrapped tensors raise.
+    Unlike a memory address, it exists for fake tensors too. Wrapped tensors raise.
     """
     return int(tensor.untyped_storage()._cdata)
 
@@ -62,7 +62,7 @@ def is_zero_tensor(tensor: torch.Tensor) -> bool:
 
 
 def is_evaluation_node(node: Any) -> bool:
-    """Return True for a node of a BatchNorm in evaluation (torch 1.9 and later; False without it)."""
+    """Return True for the node of a BatchNorm in eval mode (torch 1.9 and later; False before)."""
     return not getattr(node, "_saved_train", True)
 
 
@@ -78,7 +78,7 @@ def has_accumulation_hooks(tensor: torch.Tensor) -> bool:
 
 
 def node_number(node: Any) -> int:
-    """Return an autograd node's sequence number, which grows within a thread (torch 1.12 and later)."""
+    """Return an autograd node's number, which increases within a thread (torch 1.12 and later)."""
     return int(node._sequence_nr())
 
 

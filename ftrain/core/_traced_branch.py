@@ -1,6 +1,6 @@
-"""Branch recorded as one operator of a traced graph; its derivative is a branch operator, too.
+"""Branch recorded as one operator of a traced graph, whose derivative is a branch operator too.
 
-Read next: `_traced_derivative.py`, the derivative of one side.
+Read next: `_traced_derivative.py`, which computes the derivative of one branch.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class _Branch:
         by += self.followed
         sides = [back(side) for side in self.sides]
         inputs = [*operands, *(d for d in cotangents if d is not None)]
-        if is_transformed():  # a backward pass under torch.vmap or in forward mode
+        if is_transformed():  # in a backward pass under torch.vmap or in forward mode
             pairs = zip(*(side(*inputs) for side in sides), strict=True)
             derivatives = [torch.where(self.predicate, taken, left) for taken, left in pairs]
         else:

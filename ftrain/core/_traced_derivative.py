@@ -1,9 +1,9 @@
 """Derivatives of the operators that run traced bodies: loops and branches.
 
-The derivative of such an operator is another one, whose body calls the Python function again and pulls
-back through it. Autograd therefore sees every construct of that function (`torch.no_grad`, custom
-functions, gradients taken inside), to any order. Differentiating the traced graph would be wrong: in
-it, an inner gradient is a chain of operators that contains `detach`, and a custom backward is lost.
+The derivative of such an operator is another operator, whose body calls the Python function again and
+differentiates it. Autograd therefore sees every construct of that function (`torch.no_grad`, custom
+functions, inner gradients), to any order. Differentiating the traced graph would be wrong: there, an
+inner gradient is a chain of operators with `detach`, and custom backward functions are missing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Operator(Protocol):
 
     Attributes:
         inputs: the tensors to differentiate with respect to, including those that its bodies capture.
-        graded: for each output, True if it requires a gradient.
+        graded: a bool for each output, True if it requires a gradient.
     """
 
     @property
@@ -57,7 +57,7 @@ class Operator(Protocol):
 
 
 def differentiable(operator: Operator) -> list[torch.Tensor]:
-    """Run an operator; return its outputs, tracked by autograd where they require a gradient."""
+    """Run an operator; return its outputs, with autograd tracking those that require a gradient."""
     if not any(operator.graded):
         with torch.no_grad():
             return operator.run()
@@ -80,8 +80,8 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
         if all(d is None for d in cotangents):
             return (None,) * (1 + len(ctx.operator.inputs))
-        # The bodies run again, but contexts around their first run may have ended: `keyed`, the tensors
-        # of a model, autocast.
+        # The bodies run again, but the contexts around their first run (`keyed`, installed tensors of a
+        # model, autocast) may have ended, so they are entered again.
         region, autocast = ctx.contexts
         with tracing(), quiet(), region(), autocast():
             return (None, *ctx.operator.pull(ctx.saved_tensors, cotangents))
@@ -96,8 +96,8 @@ def vjp(
 ) -> list[torch.Tensor | None]:
     """Return the gradients of the inputs that `graded` marks, then those of the tensors in `followed`.
 
-    Each is the partial derivative: a captured tensor that was computed from another one, outside of
-    `fn`, counts as independent of it.
+    Each result is a partial derivative: a captured tensor that was computed from another captured tensor
+    outside of `fn` is treated as independent of it.
 
     Args:
         graded: for each input, True if its gradient is computed.
@@ -118,14 +118,15 @@ def vjp(
             return [None] * len(by)
         found = survey([output for output, _ in pairs], by, ends=by)
         refuse_cuts(found, keep, "the body of a loop or branch")
-        # This is only a part of a followed tensor's gradient; its hooks run on the sum.
+        # These are only parts of the followed tensors' gradients; hooks must run on their sum.
         with _ending_at(by), without_hooks(followed):
             return list(
                 torch.autograd.grad(
                     [output for output, _ in pairs],
                     by,
                     [cotangent for _, cotangent in pairs],
-                    # The graph of the followed tensors runs too, and must not be freed.
+                    # The backward pass also uses the graph of the followed tensors, which must not be
+                    # freed.
                     retain_graph=True,
                     create_graph=keep,
                     allow_unused=True,
@@ -153,8 +154,8 @@ def _without(node: Any, numbers: set[int]) -> Callable[..., Any]:
 
     def hook(grads: tuple[torch.Tensor | None, ...]) -> tuple[torch.Tensor | None, ...]:
         left = tuple(None if i in numbers else grad for i, grad in enumerate(grads))
-        # Without gradients, autograd's own nodes return none. A node in Python would receive zeros,
-        # from which its backward may compute NaN.
+        # Autograd's own nodes accept missing gradients. A custom node would receive zeros instead, from
+        # which its backward may compute NaN.
         is_custom = isinstance(node, BackwardCFunction)
         if (
             is_custom

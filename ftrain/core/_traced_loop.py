@@ -1,6 +1,6 @@
-"""Loop recorded as one operator of a traced graph; its derivative is a loop in reverse order.
+"""Loop recorded as one operator of a traced graph, whose derivative is a loop in reverse order.
 
-Read next: `_traced_derivative.py`, the derivative of one iteration.
+Read next: `_traced_derivative.py`, which computes the derivative of one iteration.
 """
 
 from __future__ import annotations
@@ -23,13 +23,14 @@ def traced_loop(
 ) -> list[torch.Tensor]:
     """Run `[*carry, *y] = body(*carry, *x)` n times; return the last carry and the stacked ys.
 
-    `body` is called once for each trace that is needed of it, and must be the same function each time.
+    `body` is called once for each trace of it, and must compute the same function each time.
     """
     carry = [x.contiguous() for x in carry]
     grad = torch.is_grad_enabled()
     graded = [grad and x.requires_grad for x in (*carry, *xs)]
-    # The operator needs something to carry and something to iterate over. Inductor crashes on a loop
-    # with one output (2.13): its pattern matcher takes a list of one node for the node.
+    # The operator needs at least one carry and one tensor to iterate over, so placeholders are added.
+    # Inductor fails for a loop with one output (2.13), because its pattern matcher confuses a list of
+    # one node with the node.
     idle = [torch.zeros((), dtype=torch.int8)] if len(carry) < 2 else []
     over = [*xs] or [torch.zeros(n, dtype=torch.int8)]
     first = len(idle) + len(carry)
@@ -37,7 +38,8 @@ def traced_loop(
     while True:
         called = _with_carry(body, len(carry)) if differentiated else body
         graph = _trace(called, [*idle, *carry], over, len(idle), graded)
-        # A carry that requires no gradient at first may get one from what the body captures.
+        # A carry that initially requires no gradient may require one after an iteration, because of
+        # captured tensors.
         grown = [a or b for a, b in zip(graded, graph.graded[len(idle) :], strict=False)]
         grown[len(carry) :] = graded[len(carry) :]
         if grown == graded and differentiated == any((*graded, *graph.graded)):
@@ -77,9 +79,10 @@ class _Loop:
     """Operator of a loop over a traced body; its derivative is another `_Loop`, in reverse order.
 
     Attributes:
-        by: for each carry, then each of xs, True if it is differentiated by.
-        idle: a carry for the operator if the loop has none.
-        over: the xs that the body reads; a placeholder of their length if there are none.
+        by: a bool for each carry and then for each of xs, True if the loop is differentiated with
+            respect to it.
+        idle: placeholder carries for the operator, if the loop has too few.
+        over: the xs that the body reads, or a placeholder of the same length if there are none.
     """
 
     body: Flat
@@ -114,7 +117,7 @@ class _Loop:
         xs, carries = _split(saved, [len(self.xs), len(self.carry)])
         n, followed = len(self.carry), self.graph.followed
         by_carry, by_xs = self.by[:n], self.by[n:]
-        # The additive identity is -0.0: 0.0 would change the sign of a zero.
+        # Sums start at -0.0, because adding 0.0 would change the sign of a zero.
         sums = [torch.full_like(t, _nothing(t.dtype)) for t in followed]
         last = [
             torch.zeros_like(x) if d is None else d

@@ -24,7 +24,7 @@ _FOREIGN = (
 )
 
 
-@functools.lru_cache(maxsize=4096)  # asked for each frame of each operator
+@functools.lru_cache(maxsize=4096)  # called for each stack frame of each operator
 def is_foreign(filename: str) -> bool:
     """Return True if a file belongs to torch, optree or ftrain, or is generated code."""
     return filename.startswith(("<", *_FOREIGN))

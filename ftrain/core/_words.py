@@ -53,7 +53,7 @@ def brief(value: torch.Tensor) -> str:
 
 
 def one_line(error: object) -> str:
-    r"""Return the text of an error as one printable line of at most 200 characters; its type if empty.
+    r"""Return the text of an error in one printable line of up to 200 characters; its type if empty.
 
     >>> one_line(ValueError("bad\n\x1b[1mbyte")), one_line(EOFError())
     ('bad [1mbyte', 'EOFError')

@@ -1,4 +1,4 @@
-"""Search for the line of user code that wrote into a tensor which a call must not change.
+"""Search for the line of user code that wrote into a tensor that a call must not change.
 
 The call is run once more, on tensors without values, until an operator writes into that tensor.
 """
@@ -47,9 +47,9 @@ class WriteWatch(DispatchMode):
     """Mode that records the line of user code that first writes to one of the given tensors.
 
     Args:
-        inputs: the tensors. One from outside of a fake tensor mode is seen as itself, or, in a view of
-            it, as its fake tensor.
-        stops: the write is not made: `_Found` is raised.
+        inputs: the tensors. In a fake tensor mode, a tensor from outside is recognized itself, and a
+            view of it by its fake tensor.
+        stops: True to raise `_Found` instead of making the write.
     """
 
     line = ""
@@ -79,7 +79,7 @@ def with_line(error: Exception, run: Callable[[], Any]) -> Exception:
     """Return `error` with the line of user code that made the write; unchanged if no line is found.
 
     Args:
-        error: from `run`.
+        error: the exception that `run` raised.
         run: a pure function, which is run again on fake tensors.
     """
     if not isinstance(error, ImpureFunctionError) or error.tensor is None:

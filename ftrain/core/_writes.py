@@ -1,7 +1,8 @@
 """Detection of writes to tensors that a call must not change.
 
-Torch counts the writes to each tensor, and reading the count is free: that is done at every call. Writes
-through `.data` or a NumPy view are not counted. For these the bytes are compared, at the first call.
+Torch counts the writes to each tensor. Reading the count takes no time, so it is checked at every call.
+Writes through `.data` or a NumPy view are not counted; to detect them, bytes are compared at the first
+call.
 """
 
 from __future__ import annotations
@@ -39,11 +40,11 @@ def unchanged(
     """Raise at the end of the context if one of `tensors` was written to inside the context.
 
     Args:
-        tensors: by their keys.
+        tensors: the tensors, by key.
         kind: their name in a message.
         remedy: a sentence that says what to do instead.
-        called: returns the name, in a message, of the tensor under a key.
-        compare_bytes: notice writes that torch does not count, too; reads every tensor twice.
+        called: returns the name for messages of the tensor with a key.
+        compare_bytes: True to detect writes that torch does not count too; reads every tensor twice.
 
     Raises:
         ImpureFunctionError: with the tensor's name and the remedy.
@@ -76,7 +77,7 @@ class FirstCalls:
     def is_first(self, kind: Any, tensors: Collection[torch.Tensor]) -> bool:
         """Return True if `passed` has not recorded this kind of call yet and all tensors hold data.
 
-        Under a fake tensor mode no operator gives values, not even of a captured tensor that has some.
+        Under a fake tensor mode, operators return no values, even for a captured tensor with real data.
         """
         return kind not in self._known and not _torch.is_faking() and all(map(_has_bytes, tensors))
 
@@ -88,12 +89,13 @@ class FirstCalls:
 def unchanged_at_first(
     fn: Callable[..., Any], x: Any, name: str
 ) -> contextlib.AbstractContextManager[None]:
-    """Raise if the context changes the bytes of `x`; compared in the first call of each function only.
+    """Raise if the context changes the bytes of `x`; compares them in each function's first call only.
 
     Args:
-        fn: the function that the context calls; functions of one code (a lambda in a loop) count as one.
+        fn: the function that the context calls; functions with the same code (a lambda in a loop) count
+            as one.
         x: a tree of tensors.
-        name: of the function, in a message.
+        name: the name of the function, for messages.
     """
     if torch.compiler.is_dynamo_compiling():
         return _NOTHING
@@ -122,7 +124,7 @@ def _compared(code: Any, x: Any, name: str) -> Iterator[None]:
 
 _NOTHING = contextlib.nullcontext()
 _MANY = 4096
-_passed: dict[int, Any] = {}  # code that left its argument unchanged, by its id, which it keeps
+_passed: dict[int, Any] = {}  # code that did not change its argument, by id
 
 
 def _code_of(fn: Callable[..., Any]) -> Any:

@@ -1,6 +1,6 @@
-"""The last piece of a step: the new state, or the old one if a gradient was not finite.
+"""Last part of a step: return the new state, or the old one if a gradient was not finite.
 
-The learning rates that schedules reach are reported here, as metrics: every field `learning_rate` of the
+The current learning rates are reported here as metrics: the values of all fields `learning_rate` in the
 optimizer's state.
 
 Read next: `step.py`, where `gradients`, `update` and `commit` make a training step.
@@ -30,21 +30,21 @@ def commit(
 ) -> tuple[TrainState, Metrics]:
     """Return the next state and the metrics of the step, learning rates included.
 
-    The next state is the proposed one, or the old one with new scaler and key if gradients were not
-    finite. The choice is made on the device, leaf by leaf; nothing waits for it. The next state shares
-    no memory with the old one. Metrics are those of the result and the learning rates of the next
-    state: `learning_rate`, or with several of them one name for each path in `opt_state`.
+    The next state is the proposed one or, if gradients were not finite, the old one with new scaler and
+    key. It is selected on the device, leaf by leaf, without a wait. The next state shares no memory with
+    the old one. The metrics are those of the result, and the learning rates of the next state as
+    `learning_rate`, or with the path in `opt_state` as part of the name if there are several.
 
     Args:
         state: the state before the step.
-        proposed: the state after it, as `update` made it; research code may have changed more, such
-            as `extras`. Its buffers, scaler and key are taken from `result`.
+        proposed: the state after the step, as `update` returned it, possibly with further changes, such
+            as to `extras`. Its buffers, scaler and key are replaced by those of `result`.
         result: the gradients of a batch, as `gradients` returned them.
 
     Raises:
         TypeError: an argument has the wrong type; the order is `(state, proposed, result)`.
-        ValueError: the proposal differs from the state in structure, shape, dtype or device, so that
-            the next step could not be the same function; the message names the leaf.
+        ValueError: the proposed state differs from the state in structure, shape, dtype or device, so
+            that the next step would have to be compiled again; the message names the leaf.
     """
     check_order("commit", state=state, proposed=proposed, result=result)
     return committed(state, proposed, result, is_temporary=False)
@@ -57,11 +57,11 @@ def committed(
 
     Args:
         state: the state before the step.
-        proposed: the state after it.
+        proposed: the state after the step.
         result: the gradients of a batch.
-        is_temporary: True if the caller uses neither `proposed` nor `result` afterwards: then their
-            tensors to which nothing else refers become part of the next state without a copy, if they
-            are ordinary tensors: without a graph, attributes, or memory that other processes share.
+        is_temporary: True if the caller does not use `proposed` and `result` afterwards. Then their
+            tensors become part of the next state without a copy if no other object refers to them and
+            they are ordinary: without a graph, attributes, or memory shared with other processes.
     """
     check_state(state)
     proposed = proposed.replace(buffers=result.buffers, scaler=(), rng=result.rng)
@@ -87,7 +87,8 @@ def committed(
         if not copy:
             return like(new, old)
         if new is old or result.finite is None or known:
-            # Copied, because it may share memory with the old state, the batch or another leaf.
+            # The tensor is copied because it may share memory with the old state, the batch or another
+            # leaf.
             return like(new.clone(), old)
         return like(torch.where(result.finite, new, old), old)
 
@@ -95,15 +96,16 @@ def committed(
         chosen = tree.unflatten(treedef, list(map(choose, olds, news, is_copied)))
         rng = result.rng
         if result.finite is not None:
-            # Both branches are the same key, but every write to a donated state now depends on the last
-            # gradient, so a step that runs out of memory before that leaves the state unchanged.
+            # Both branches are the same key, but because of this operator every write to a donated state
+            # depends on all gradients, so that a step that runs out of memory earlier leaves the state
+            # unchanged.
             rng = torch.where(result.finite, rng, rng)
         metrics = Metrics({**result.metrics.entries, **_learning_rates(chosen.opt_state)})
     return chosen.replace(scaler=result.scaler, rng=rng), metrics
 
 
 def _is_ordinary(tensor: torch.Tensor) -> bool:
-    """Return True if a copy of a tensor would differ in its memory only."""
+    """Return True if a copy of a tensor would differ only in its memory."""
     return not (
         tensor.requires_grad
         or tensor.is_inference()
@@ -117,7 +119,7 @@ def _learning_rates(opt_state: Any) -> dict[str, Last]:
     rates = {
         path: rate
         for path, rate in tree.find(opt_state, "learning_rate").items()
-        if path.endswith(".learning_rate")  # a field, not a parameter that is called so
+        if path.endswith(".learning_rate")  # a field, and not a parameter of this name
     }
     several = len(rates) > 1
     return {

@@ -1,6 +1,6 @@
-"""`cond`: `if` on the value of a tensor, eager, compiled and vmapped.
+"""`cond`: a branch on the value of a tensor, in eager, compiled and vmapped code.
 
-Read next: `switch.py` for more than two sides, `while_loop.py`, `scan.py`.
+Read next: `switch.py` for more than two branches, `while_loop.py`, `scan.py`.
 """
 
 from __future__ import annotations
@@ -28,22 +28,23 @@ def cond(
 ) -> T:
     """Call one of two functions: `true_fn(*operands) if predicate else false_fn(*operands)`.
 
-    Compiled, it is one operator of the graph, and only the chosen side runs. Under `torch.vmap` with a
-    predicate for each row both sides are computed and the rows picked. Draws of each side have keys of
-    their own. Differentiable in forward and reverse mode, to any order.
+    In compiled code it is one operator of the graph, and only the selected function runs. Under
+    `torch.vmap` with a predicate for each row, both functions are computed and the rows selected. Random
+    draws of each function have separate keys. It is differentiable in forward and reverse mode, to any
+    order.
 
     Args:
         predicate: bool, 0-d. Eager and compiled code on an accelerator wait for it.
         true_fn: a pure function; it may capture tensors, modules and other objects.
-        false_fn: likewise. It returns what `true_fn` returns: a tree of tensors of the same structure,
-            shapes and dtypes. Eager code cannot check that, since it calls one of them.
-        operands: trees of tensors, handed to the chosen function.
+        false_fn: a pure function that returns a tree of tensors with the structure, shapes and dtypes of
+            the result of `true_fn`. Eager code cannot check this, since it calls only one of them.
+        operands: trees of tensors, the arguments of both functions.
 
     Returns:
-        The result of the function, as contiguous tensors in memory of their own.
+        The result of the function, as contiguous tensors in new memory.
 
     Raises:
-        TypeError: the predicate is not bool; an operand or a result holds something other than tensors.
+        TypeError: the predicate is not bool; an operand or a result has a leaf that is not a tensor.
         ValueError: the predicate is not 0-d; the two results differ in structure, shape or dtype.
         ImpureFunctionError: a function writes into an operand or into a tensor of its closure.
 
@@ -75,9 +76,9 @@ def cond(
 def apply_if(predicate: torch.Tensor, change: Callable[[T], T], value: T) -> T:
     """Return `change(value)` if the predicate is True, and a copy of `value` otherwise.
 
-    For work that is done at some updates only. `torch.where` would do the work at every update and
-    discard most of it: SOAP on a GPT of 0.8 M parameters, with new bases every tenth update, takes
-    175 ms an update with it and 40 with a branch (compiled, one core).
+    Use it for work that is needed only at some updates, for which `torch.where` would do the work at
+    every update and discard most of it: SOAP on a GPT of 0.8 M parameters, with new bases every tenth
+    update, takes 175 ms per update with `torch.where` and 40 ms with a branch (compiled, one core).
 
     Args:
         predicate: bool, 0-d.

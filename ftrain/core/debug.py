@@ -20,12 +20,12 @@ __all__ = ["print"]
 def print(text: str, *args: Any, **kwargs: Any) -> None:
     """Print tensors each time the calling function runs, compiled or not.
 
-    Compiled, it is an operator of the graph: it prints in each iteration of a `scan` or `while_loop`,
-    and only on the side of a `cond` that is taken. Lines come in the order of the calls, except that
-    machine code may run loops and branches that do not depend on each other in another order. Under
-    `torch.vmap` each row prints a line. It takes no part in gradients, and changes no bits of the
-    results. A checkpointed region prints again in the backward pass, which runs it again. On an
-    accelerator, each line waits for the device.
+    In compiled code it is an operator of the graph: it prints in each iteration of a `scan` or
+    `while_loop`, and only in the selected branch of a `cond`. Lines are printed in the order of the
+    calls, except that machine code may change the order of independent loops and branches. Under
+    `torch.vmap`, a line is printed for each row. Printing does not change gradients or any bits of the
+    results. A checkpointed region prints again when the backward pass recomputes it. On an accelerator,
+    each line waits for the device.
 
     Args:
         text: a format string as for `str.format`: `"step {}, loss {loss:.3f}"`.
@@ -34,8 +34,8 @@ def print(text: str, *args: Any, **kwargs: Any) -> None:
 
     Raises:
         TypeError: `text` is not a string.
-        ValueError: `text` names an argument that is missing, or has a specification that does not fit
-            its argument: `{:.2f}` for a tensor with axes. Raised at the call, compiled or not.
+        ValueError: `text` names a missing argument, or has a format specification that does not fit its
+            argument: `{:.2f}` for a tensor with axes. It is raised at the call, compiled or not.
 
     >>> import ftrain
     >>> double = ftrain.compile(lambda x: ftrain.debug.print("x = {x:.1f}", x=x) or 2 * x)
@@ -104,7 +104,7 @@ def _stand_in(leaf: Any) -> Any:
 
 
 def _check(text: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Raise now if `text` cannot format these arguments: a traced graph would format them later."""
+    """Raise immediately if `text` cannot format these arguments; a traced graph formats later."""
     if not isinstance(text, str):
         raise TypeError(
             f"ftrain.debug.print: expected text to be a format string, got {type(text).__name__}. Write "

@@ -18,12 +18,12 @@ __all__ = [
 
 
 class ImpureFunctionError(RuntimeError):
-    """Error for a function that must be pure but writes to an object that it did not create.
+    """Error for a function that should be pure, but writes to an object that it did not create.
 
     Args:
         what: what happened, without a period.
-        remedy: a sentence with what to do instead; by default, `what` is the whole message.
-        tensor: the tensor that was written to, if its line is not known.
+        remedy: a sentence with the remedy; by default, `what` is the whole message.
+        tensor: the tensor that was written to, if the line of the write is not known.
     """
 
     def __init__(self, what: str, remedy: str = "", tensor: Any = None) -> None:

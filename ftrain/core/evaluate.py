@@ -75,7 +75,7 @@ def prediction(
         device = _device(state, inputs)
         with isolated(device.type):
             out = watch(lambda: _called(bound, outputs, policy, where, state, inputs), device)
-            # Copied, because a model may return its input or a parameter.
+            # Outputs are copied, because a model may return its input or a parameter.
             return tree.map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, out)
 
     return predict
@@ -97,11 +97,11 @@ def _called(
 ) -> Any:
     """Call `fn(module, batch)` in eval mode and the policy's precision; draws come from the state's key.
 
-    Grad mode is on for derivatives inside (forces of an energy, residuals of a differential equation).
-    Unless the caller keeps the graph, no tensor of the state or the batch requires a gradient, so that
-    nothing else is recorded.
+    Grad mode is enabled for models that compute derivatives (forces of an energy, residuals of a
+    differential equation). Unless the caller keeps the graph, no tensor of the state or the batch
+    requires a gradient, so that autograd records nothing else.
     """
-    # An average is kept in float32, whatever the parameters' precision is.
+    # Values are cast because averages of the parameters are float32 in every precision.
     extras = state.extras if fn.takes_extras else {}
     values = policy.cast((state.params, state.buffers, extras, batch))
     params, buffers, extras, batch = values if keeps_graph() else _detached(values)

@@ -34,19 +34,21 @@ def export(
 
     The module is of the model's own class: its `state_dict()`, a `save_pretrained` of Hugging Face,
     `torch.export.export` and `torch.onnx.export` work as for any other module. Tied weights are tied.
-    Low-rank adapters of `tasks.lora` are merged into the weights. Its outputs are those of the model in
-    `eval_step`; for a run in mixed precision, under the same autocast.
+    Low-rank adapters of `tasks.lora` are merged into the weights. The outputs of the module are those of
+    the model in `eval_step`; for a run in mixed precision, only under the same autocast.
 
     Args:
         state: the trained state.
-        model: as `make_steps` received it: a module, a function that builds one, or a bound model.
-        params: other values for the parameters, such as an average; in the dtypes of `state.params`.
-        forward: a function `(module, *args) -> outputs`, to export an evaluation: the result is a module
-            that calls it, with the model's module as its attribute `model`.
+        model: the model that `make_steps` received: a module, a function that builds one, or a bound
+            model.
+        params: other values for the parameters, such as an average; they are cast to the dtypes of
+            `state.params`.
+        forward: a function `(module, *args) -> outputs`, to export an evaluation. The result is then a
+            module that calls this function, and has the model's module as its attribute `model`.
 
     Returns:
-        A new module, which shares no memory with the state. Its flags `requires_grad` are those of
-        the model.
+        A new module, which shares no memory with the state. The flags `requires_grad` of its parameters
+        are those of the model.
 
     Raises:
         TypeError: `state` is not a `TrainState`, a value of `params` is not a tensor, or `forward` is
@@ -89,23 +91,23 @@ def load_weights(
     model: nn.Module | Callable[[], nn.Module] | Bound,
     weights: nn.Module | Mapping[str, torch.Tensor],
 ) -> TrainState:
-    """Return the state with the weights of a module or state dict in it: the inverse of `export`.
+    """Return the state with the weights of a module or state dict; the inverse of `export`.
 
     Parameters and buffers are replaced by copies, in the floating-point dtypes and on the devices of the
-    state. Step, key, `extras` and the optimizer's state are those of `state`: take a new state for a new
-    run. Buffers that a module does not save (`persistent=False`) may be missing in a state dict, and
-    keep their values.
+    state. Step, key, `extras` and the optimizer's state are those of `state`: pass a new state to begin
+    a new run. Buffers that a module does not save (`persistent=False`) may be missing in a state dict,
+    and then keep their values.
 
     Args:
         state: a state of the model.
-        model: as `make_steps` received it.
+        model: the model that `make_steps` received.
         weights: a module of the model's structure, or its `state_dict()`.
 
     Raises:
         TypeError: `weights` is neither a module nor a mapping of tensors; the model has adapters.
         ValueError: a tensor is missing, has another shape, is sparse or has no values (device `"meta"`),
-            belongs to no name of the model, or has two values under the two names of a tied weight; the
-            message names the first one.
+            has an unknown name, or has different values under the two names of a tied weight; the
+            message names the first such tensor.
 
     Example:
         >>> import ftrain
@@ -198,7 +200,7 @@ def _values(weights: Any) -> Mapping[str, Any]:
 
 
 def _every_name(module: nn.Module) -> list[tuple[str, torch.Tensor]]:
-    """Return all parameters and buffers, tied ones under each of their names."""
+    """Return all parameters and buffers, with tied ones under each of their names."""
     return [
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),

@@ -1,6 +1,6 @@
 """Modules and gradients as pure functions: `bind` and `value_and_grad`.
 
-Read next: `accumulate.py`, which takes gradients over micro-batches with these two.
+Read next: `accumulate.py`, which uses both for gradients over micro-batches.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ class Bound:
     """Module as a pure function of its tensors and a key; see `bind`.
 
     Attributes:
-        constants: the names of buffers that every call returns as it received them.
+        constants: the names of buffers that no call changes.
     """
 
     constants: frozenset[str] = frozenset()
 
     def __init__(self, model: nn.Module | Callable[[], nn.Module]) -> None:
         self._start: nn.Module | None = model if isinstance(model, nn.Module) else None
-        # In a trace, nn.Parameter calls requires_grad_(), which transforms refuse; the structure of a
-        # model depends on none of them.
+        # The structure of a model does not depend on transforms, so it is built outside of them: in a
+        # trace, nn.Parameter calls requires_grad_(), for which transforms raise.
         is_traced = is_tracing() and _torch.inside_functorch() is not None
         with below() if is_traced else contextlib.nullcontext():
             self._bind(model)
@@ -59,13 +59,15 @@ class Bound:
     def _bind(self, model: nn.Module | Callable[[], nn.Module]) -> None:
         if not isinstance(model, nn.Module):
             self._build = functools.partial(build, model)
-            # Records which parameter each initial draw fills, so that each gets a key of its own.
+            # `observe` records which parameter each initial draw fills, so that each draw gets its own
+            # key.
             built, self._plan = observe(self._build)
             again = construct(lambda: built_again(self._build), random.key(0), self._plan)
-            if again is built:  # one module, which the function hands out
+            if again is built:  # the function returns the same module at each call
                 self._start = built
             # A model may share parts with the caller: an activation at module level, a default argument,
-            # a pretrained encoder. Those must keep their tensors, and the others are still drawn.
+            # a pretrained encoder. Shared parts keep their tensors; all others are initialized from the
+            # key.
             self._shares = is_shared(built, again)
             if not self._shares:
                 self._parameter_hooks = parameter_hooks(built)
@@ -81,9 +83,9 @@ class Bound:
     def init(self, key: torch.Tensor) -> tuple[Tensors, Tensors]:
         """Return initial values `(params, buffers)`.
 
-        From a function that builds the model they are a pure function of `key`, each parameter's of
-        its path in the module tree: another layer more leaves the other layers' values as they were.
-        From a module they are copies of its tensors, as they are at the time of the call.
+        For a function that builds the model, the values are a pure function of `key` and of each
+        parameter's path in the module tree: an additional layer does not change the values of other
+        layers. For a module, they are copies of its tensors at the time of the call.
 
         Args:
             key: int32, shape (2,).
@@ -93,7 +95,8 @@ class Bound:
         except Exception:
             if _torch.inside_functorch() is None:
                 raise
-            # Some constructors cannot run under vmap: `weight.data = ...`, loops on values.
+            # Some constructors cannot run under vmap, because of `weight.data = ...` or loops that
+            # depend on values.
             found = iter(_RowByRow.apply(self, key))  # type: ignore[no-untyped-call]  # torch's
             return (
                 {name: next(found) for name in self.skeleton.trainable},
@@ -102,7 +105,7 @@ class Bound:
 
     def _initial(self, key: torch.Tensor) -> tuple[Tensors, Tensors]:
         module = self._start
-        if module is None:  # not `or`: a module without children can be falsy
+        if module is None:  # `or` would be wrong, because a module without children can be falsy
             module = construct(self._build, key, self._plan)
         found = read_tensors(module)
         for names, given in zip(
@@ -115,7 +118,7 @@ class Bound:
                     f"{sorted(set(given) ^ set(names))[:5]}). Build the same layers each time, and do "
                     "not change a module after it was bound."
                 )
-        # Tied tensors have one name, so no two of these share memory.
+        # Tied tensors have a single name, so these tensors share no memory.
         params, buffers = (tree.map(torch.clone, tensors) for tensors in found)
         return params, buffers
 
@@ -140,7 +143,8 @@ class Bound:
                     note_arguments(error, args, kwargs)
                     raise
 
-        device = key.device if isinstance(key, torch.Tensor) else None  # `keyed` refuses others
+        # `keyed` raises for other keys.
+        device = key.device if isinstance(key, torch.Tensor) else None
         return own_memory(self._watch(run, device), (params, buffers, args, kwargs))  # type: ignore[no-any-return]
 
     def call(
@@ -153,9 +157,9 @@ class Bound:
     ) -> tuple[Any, Tensors]:
         """Call `fn` on the module with `params` and `buffers` installed; return `(out, new_buffers)`.
 
-        The caller must be inside `keyed`, from which random operations draw. Buffers are copied first: a
-        module may write into its own, never into the caller's. With `until` the tensors stay in place
-        until that stack is closed, for a backward pass that runs parts of the forward again (activation
+        The caller must be inside `keyed`, from which random operations draw. Buffers are copied first,
+        so that a module does not write into the caller's. With `until`, the tensors stay installed until
+        that stack is closed, for a backward pass that recomputes parts of the forward pass (activation
         checkpointing).
         """
         params = hooked(params, self._parameter_hooks)
@@ -171,7 +175,7 @@ class Bound:
             now = self.skeleton.read(self.skeleton.carried)
             with _torch.unwatched():
                 after = {name: b.detach() for name, b in now.items()}
-            # A recomputed region writes to the buffers again.
+            # A recomputed region writes to the buffers again, so the returned ones are copies.
             return out, tree.map(torch.clone, after) if until else after
 
     def dtypes(self) -> dict[str, torch.dtype]:
@@ -220,28 +224,28 @@ def bind(model: nn.Module | Callable[[], nn.Module] | Bound) -> Bound:
 
     The module itself is never modified: calls use a private skeleton on the meta device. `params` are
     the parameters that require a gradient, `buffers` all other tensors of the module (statistics, frozen
-    parameters). Tied weights have one name, the first. Every random draw descends from `key`.
+    parameters). Tied weights have one name, the first. Every random draw is derived from `key`.
     Hooks that a parameter has at this time (`register_hook`) run on its gradient, once in each backward
-    pass: in a step, on the gradient of each micro-batch, scaled as the loss is.
+    pass. In a step, this is the gradient of each micro-batch, multiplied by the loss scale.
 
     Python state of the module is restored after each call. Changes by a backward pass (hooks, autograd
-    functions) are restored after it in `value_and_grad`; after your own backward pass, at the next call,
-    except for objects that your code can reach too.
+    functions) are restored at its end inside `value_and_grad`; after a backward pass in user code they
+    are restored at the next call, except for objects that user code can reach too.
 
     Args:
-        model: an `nn.Module` (its weights are the start), or a function that builds one; a model
-            that is bound already is returned as it is.
+        model: an `nn.Module` (whose weights are the initial ones), or a function that builds one; a
+            bound model is returned unchanged.
 
     Returns:
-        `apply`, with `apply.init(key) -> (params, buffers)` for start values and `training=False` for
-        evaluation.
+        `apply`, with `apply.init(key) -> (params, buffers)` for initial values and the argument
+        `training=False` for evaluation.
 
     Raises:
         ValueError: the model is lazy; a parameter has a hook of `register_post_accumulate_grad_hook`, or
-            one that captures a tensor of the module; or, in a call, the tensors' names are not the
-            model's.
-        ImpureFunctionError: the model changed something that is not in its state and cannot be
-            restored, in a call or in the backward pass.
+            one that captures a tensor of the module; in a call, the names of the tensors are not those
+            of the model.
+        ImpureFunctionError: in a call or in the backward pass, the model changed an object that is not
+            part of its state and cannot be restored.
 
     >>> apply = bind(nn.Linear(3, 2))
     >>> params, buffers = apply.init(random.key(0))
@@ -257,20 +261,20 @@ def value_and_grad(
 ) -> Callable[..., tuple[Any, Any]]:
     r"""Return a function that computes the value of `fn` and its gradient, $\nabla_{x} f(x, \ldots)$.
 
-    Gradients nest: the results can be differentiated with respect to every tensor that requires a
-    gradient, or is tracked by a transform of torch.func, outside of the call: a leaf of `x`, another
+    Gradients can be nested: the results can be differentiated with respect to every tensor that requires
+    a gradient, or is tracked by a transform of torch.func, outside of the call: a leaf of `x`, another
     argument or a captured tensor. This also holds inside the bodies of `scan` and `cond` and inside
-    `ftrain.compile`. Nothing is detached then. Without such a tensor, or under `torch.no_grad()`, no
-    graph is kept: peak memory is that of `torch.autograd.grad`. (`torch.func.grad` always keeps one,
-    pytorch#134612.) Hooks of the leaves of `x` run once for each gradient, but not inside
+    `ftrain.compile`. Nothing is detached then. If there is no such tensor, or under `torch.no_grad()`,
+    no graph is kept, and peak memory is that of `torch.autograd.grad`. (`torch.func.grad` always keeps
+    one, pytorch#134612.) Hooks of the leaves of `x` run once for each gradient, but not inside
     `torch.compile`.
 
     Args:
         fn: `fn(x, *args) -> value`, or `-> (value, aux)` with `has_aux`; `x` is a tree of floating-point
             tensors, `value` 0-d and real, `aux` a tree of tensors. Gradients are with respect to `x`
             alone, even if `fn` captures the tensor that it is given as `x`.
-        has_aux: `fn` returns `(value, aux)`.
-        differentiable: keep the graph under `torch.no_grad()` as well. Not needed for anything else.
+        has_aux: True if `fn` returns `(value, aux)`.
+        differentiable: True to keep the graph under `torch.no_grad()` as well. It has no other effect.
 
     Returns:
         A function `(x, *args) -> (value, grads)`, or `((value, aux), grads)`; `grads` has the tree,

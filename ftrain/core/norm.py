@@ -21,8 +21,8 @@ class GlobalNorm(NamedTuple):
     """Global norm of a tree, and a flag that is True if all elements are finite.
 
     Attributes:
-        value: 0-d, as of `global_norm`.
-        finite: bool, 0-d: no element is infinite or NaN, whatever the norm.
+        value: 0-d, as from `global_norm`.
+        finite: bool, 0-d: True if no element is infinite or NaN, even if the norm is infinite.
     """
 
     value: torch.Tensor
@@ -32,11 +32,11 @@ class GlobalNorm(NamedTuple):
 def global_norm(values: Any) -> torch.Tensor:
     r"""Return the norm of all leaves taken as one vector, $\sqrt{\sum_i \lVert x_i \rVert^2}$.
 
-    Where the squares neither overflow nor underflow (a norm from 1e-15 to 1e19 in float32), it is the
-    expression of `torch.nn.utils.get_total_norm`, bit for bit: a norm for each leaf, and the norm of
-    those. Outside, all elements are multiplied by a power of two first, as `hypot` does, and the norm is
-    infinite only if it is beyond the dtype itself. Written in one place, so that a step which reports
-    the norm and a clip which uses it cost one evaluation in a compiled graph.
+    If the squares neither overflow nor underflow (for a norm from 1e-15 to 1e19 in float32), it equals
+    `torch.nn.utils.get_total_norm` bit for bit: the norm of the norms of all leaves. Otherwise, all
+    elements are multiplied by a power of two first, as in `hypot`, and the norm is infinite only if it
+    is out of the dtype's range. A step that reports the norm and a clipping that uses it call the same
+    expression, which a compiled graph evaluates once.
 
     Args:
         values: a tree of floating tensors.
@@ -74,9 +74,9 @@ def row_norms(values: Any) -> GlobalNorm:
     return _finite_norm(tree.leaves(values), rows=True)
 
 
-# First a factor: scaled by it, the smallest number has a normal square; scaled by its inverse, 1e9 of
-# the largest numbers have a finite sum of squares. Then the norm below which squares of elements may
-# lose digits: at that norm, 1e7 equal elements still have normal squares.
+# For each dtype, a factor and a norm. Multiplied by the factor, the smallest number has a normal square;
+# divided by it, 1e9 of the largest numbers have a finite sum of squares. Below the norm, squares of
+# elements may lose digits: at this norm, 1e7 equal elements still have normal squares.
 _RANGE = {
     torch.float32: (2.0**90, 2.0**-50),
     torch.float64: (2.0**700, 2.0**-480),
@@ -90,10 +90,10 @@ def _finite_norm(leaves: list[torch.Tensor], rows: bool = False) -> GlobalNorm:
     up, least = _RANGE[dtype]
     if not rows and not torch.is_grad_enabled() and _are_readable(leaves):
         total = _norm_of_norms(_torch.norms(leaves, dtype))
-        if least <= total.item() < math.inf:  # nearly every eager step: 17 µs instead of 26
+        if least <= total.item() < math.inf:  # true in nearly every step; saves 9 of 26 µs
             return GlobalNorm(total, torch.ones((), dtype=torch.bool))
     differentiated = _is_differentiated(leaves)
-    with torch.no_grad():  # what is taken from it cancels out in a derivative
+    with torch.no_grad():  # the factor computed from it cancels in the derivative
         total = _norm(leaves, dtype, rows)
         usual = (total >= least) & torch.isfinite(total)
         readable = not differentiated and total.is_cpu and _is_readable(total)
@@ -108,8 +108,9 @@ def _finite_norm(leaves: list[torch.Tensor], rows: bool = False) -> GlobalNorm:
         return _norm([x.to(dtype) * f for x, f in zip(leaves, factors, strict=True)], dtype, rows)
 
     if is_tracing() and total.is_cpu and not differentiated:
-        # Squares neither overflow nor underflow in nearly every step. The branch costs 6 µs, a second
-        # pass up to a fifth of a step. On an accelerator a branch would wait for the device.
+        # In nearly every step squares neither overflow nor underflow. The branch takes 6 µs; computing
+        # the second norm always would take up to a fifth of a step. On an accelerator a branch would
+        # wait for the device.
         norm = apply_if(~usual.all(), scaled, total)
     else:
         norm = scaled()
@@ -146,8 +147,8 @@ def _as_rows(factor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
 class _UnderVmap(torch.autograd.Function):
     """Autograd function whose vmap rule computes the norms of all rows in one call.
 
-    `_finite_norm` computes a second norm only if the first over- or underflowed. One such branch serves
-    all rows, where a vmapped branch would compute both sides.
+    `_finite_norm` computes a second norm only if the first overflowed or underflowed. One such branch
+    for all rows avoids a vmapped branch, which would compute both norms.
     """
 
     @staticmethod
@@ -157,7 +158,7 @@ class _UnderVmap(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Save nothing, since only `vmap` is ever called and autograd differentiates its operations."""
+        """Save nothing: only `vmap` is ever called, and autograd differentiates its operations."""
 
     @staticmethod
     def vmap(
@@ -182,7 +183,7 @@ class _Latest(threading.local):
         self._norm: GlobalNorm | None = None
 
     def get(self, leaves: list[torch.Tensor]) -> GlobalNorm | None:
-        """Return the norm stored for `leaves`; `None` without one, or if a leaf was written to since."""
+        """Return the norm stored for `leaves`; `None` if there is none or a leaf was written to."""
         if len(leaves) != len(self._of) or _is_differentiated(leaves):
             return None
         pairs = zip(leaves, self._of, strict=True)
@@ -208,7 +209,7 @@ def _are_readable(leaves: list[torch.Tensor]) -> bool:
 
 
 def _is_readable(value: torch.Tensor) -> bool:
-    """Return True if the value can be read: outside of every trace and transform."""
+    """Return True if the value can be read, which is possible outside of traces and transforms."""
     return (
         type(value) is torch.Tensor
         and not is_tracing()

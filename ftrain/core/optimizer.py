@@ -1,6 +1,6 @@
 """Optimizer protocol of the core: a pair of pure functions.
 
-Read next: `ftrain.optim`, where the optimizers are.
+Read next: `ftrain.optim`, which contains the optimizers.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ class Optimizer(Protocol):
 def apply_updates(params: Any, updates: Any) -> Any:
     """Return the parameters after one update, `params + updates`, in their own dtypes and strides.
 
-    The sum is taken in the wider of the two dtypes and rounded once, so float32 updates of bfloat16
-    parameters lose nothing before they are added.
+    The sum is computed in the wider of the two dtypes and rounded once, so float32 updates of bfloat16
+    parameters are not rounded before the addition.
 
     Args:
         params: a tree of floating tensors.
         updates: a tree of the same structure and shapes.
 
     Returns:
-        New tensors; `params` keep their bytes.
+        New tensors; `params` are not changed.
 
     Raises:
         ValueError: structure or shapes differ; the message names the first path.
@@ -78,5 +78,5 @@ def like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
         new = new.to(old.dtype)
     if new.stride() == old.stride():
         return new
-    # Of `new`, which may be mapped over where `old` is not.
+    # Made from `new`, over which a vmap may map even if it does not map over `old`.
     return new.new_empty_strided(old.shape, old.stride()).copy_(new)

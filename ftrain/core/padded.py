@@ -12,12 +12,11 @@ __all__ = ["Padded", "unpadded"]
 class Padded(NamedTuple):
     """Batch whose last rows may be padding, and the weight of each row.
 
-    A loss of `tasks` gives its rows these weights; a loss function of one's own begins with
-    `batch, weight = batch`.
+    The losses of `tasks` use these weights; a custom loss function begins with `batch, weight = batch`.
 
     Attributes:
         batch: the rows, padding included.
-        weight: float32 `(rows,)`; 1, or 0 for padding.
+        weight: float32 `(rows,)`; 1 for a sample, 0 for padding.
 
     Example:
         >>> batch, weight = Padded((torch.ones(2, 3), torch.zeros(2)), torch.tensor([1.0, 0.0]))
@@ -30,5 +29,5 @@ class Padded(NamedTuple):
 
 
 def unpadded(batch: Any) -> Any:
-    """Return the rows of a `Padded` batch, without their weights; any other batch unchanged."""
+    """Return the rows of a `Padded` batch without the weights; return any other batch unchanged."""
     return batch.batch if isinstance(batch, Padded) else batch

@@ -38,20 +38,22 @@ class LossScaleState(NamedTuple):
 class LossScale:
     """Dynamic loss scaling as a pure function, by the rule of `torch.amp.GradScaler`.
 
-    A non-finite step multiplies the scale by `backoff_factor`; `growth_interval` finite steps in a row
-    multiply it by `growth_factor`. Unlike GradScaler the scale has a floor (there it backs off to
-    exactly zero, and stays there) and a ceiling, and nothing ever waits for the device.
+    A step with non-finite gradients multiplies the scale by `backoff_factor`; `growth_interval`
+    consecutive finite steps multiply it by `growth_factor`. Unlike in GradScaler, the scale has a lower
+    bound (GradScaler's can decrease to exactly zero and stay there) and an upper bound, and nothing
+    waits for the device.
 
     Args:
         init: the first scale.
         growth_factor: above 1.
-        backoff_factor: inside (0, 1).
-        growth_interval: finite steps before the scale grows.
-        floor: the scale never backs off below this.
-        ceiling: the scale never grows above this.
+        backoff_factor: in (0, 1).
+        growth_interval: the number of consecutive finite steps before the scale grows.
+        floor: the smallest scale.
+        ceiling: the largest scale.
 
     Raises:
-        ValueError: a factor that would not grow, not shrink, or a scale outside its bounds.
+        ValueError: a factor would not increase or decrease the scale, or the first scale is out of
+            bounds.
 
     >>> scaling = LossScale(init=1024.0, growth_interval=2)
     >>> state = scaling.init_state()
@@ -93,8 +95,9 @@ class LossScale:
         )
 
     def update(self, state: LossScaleState, finite: torch.Tensor) -> LossScaleState:
-        """Return the state after a step whose gradients were `finite` (bool, 0-d) or not."""
-        # In float64, rounded once, as GradScaler's kernel does: 2**16 * 1.3 must give its bits.
+        """Return the state after a step; `finite` (bool, 0-d) is True if its gradients were finite."""
+        # Computed in float64 and rounded once, like GradScaler's kernel, so that 2**16 * 1.3 has the
+        # same bits.
         scale = state.scale.double()
         grown = (scale * self.growth_factor).float().clamp(max=self.ceiling)
         backed_off = (scale * self.backoff_factor).float().clamp(min=self.floor)
@@ -117,8 +120,8 @@ class Policy:
     """Dtypes and loss scaling of a step.
 
     Args:
-        params: dtype of parameters, floating buffers and floating inputs; `None` leaves them alone.
-        autocast: dtype of `torch.autocast` inside the loss; `None` turns it off there.
+        params: dtype of parameters, floating buffers and floating inputs; `None` leaves them unchanged.
+        autocast: dtype of `torch.autocast` inside the loss; `None` disables it there.
         loss_scale: the dynamic loss scaling; `None` for none.
 
     >>> Policy.named("bf16-mixed")
@@ -134,7 +137,7 @@ class Policy:
         """Return the policy with this name; return a policy unchanged.
 
         Raises:
-            ValueError: unknown name; the message lists the known ones.
+            ValueError: the name is unknown; the message lists the known names.
         """
         if isinstance(precision, Policy):
             return precision
@@ -163,7 +166,8 @@ class Policy:
             device_type,
             dtype=self.autocast,
             enabled=self.autocast is not None,
-            # The cache holds casted weights by identity, across the tensors of two states.
+            # The cache is disabled because it stores cast weights by identity, across the tensors of two
+            # states.
             cache_enabled=False,
         ):
             yield

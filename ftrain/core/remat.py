@@ -1,7 +1,7 @@
-"""Activation checkpointing: activations are not stored, but computed again in the backward pass.
+"""Activation checkpointing: activations are recomputed in the backward pass instead of stored.
 
-Read next: `_torch_checkpoint.py` (the contexts of a recomputation) and `_recomputation.py` (what keeps
-compilers from undoing it).
+Read next: `_torch_checkpoint.py` (the contexts of a recomputation) and `_recomputation.py` (an operator
+that prevents compilers from merging it with the forward pass).
 """
 
 from __future__ import annotations
@@ -26,19 +26,20 @@ from ftrain.core.random.keyed import innermost_stream
 
 __all__ = ["Where", "remat"]
 
-#: Modules of a model: a pattern of paths, a class, or several of them.
+#: Selection of modules of a model: a pattern of paths, a class, or several of them.
 Where = str | type[nn.Module] | Sequence[str | type[nn.Module]]
 
 T = TypeVar("T", bound=Callable[..., Any])
 
 
 def remat(target: T, where: Where | None = None) -> T:
-    """Return a function or model whose activations are not kept for the backward pass.
+    """Return a function or model whose activations are not stored for the backward pass.
 
-    The backward pass calls each region again, in the contexts of its first call: with the same draws,
-    buffers, parameters and autocast. Values, gradients and buffers are those without `remat`, to the bit
-    in eager mode and with `backend="eager"`; a compiler may fuse other operators. Memory for activations
-    is that of the regions' inputs and of one region; time grows by up to one forward pass.
+    The backward pass calls each region again in the contexts of its first call, with the same draws,
+    buffers, parameters and autocast. Values, gradients and buffers equal those without `remat`, to the
+    bit in eager mode and with `backend="eager"`; a compiler may fuse operators differently. Memory is
+    needed for the inputs of all regions and the activations of one region; the time increases by up to
+    one forward pass.
 
     Three forms:
 
@@ -49,10 +50,10 @@ def remat(target: T, where: Where | None = None) -> T:
       selects is a region. Names of parameters, initial values, random streams and checkpoints are those
       of the model without `remat`.
 
-    Under `torch.vmap` and `torch.func` transforms, which allow no saved-tensor hooks, regions run
-    without checkpointing: the same values, no memory saved. Regions may be nested, and differentiated to
-    any order. Models that use `torch.utils.checkpoint` themselves, such as those of `transformers` after
-    `gradient_checkpointing_enable()`, need no `remat`.
+    Under `torch.vmap` and `torch.func` transforms, which do not allow saved-tensor hooks, regions run
+    without checkpointing: the values are the same, but no memory is saved. Regions may be nested, and
+    differentiated to any order. Models that use `torch.utils.checkpoint` themselves, such as those of
+    `transformers` after `gradient_checkpointing_enable()`, need no `remat`.
 
     Args:
         target: a function, an `nn.Module`, or with `where` a function that builds one. A module is
@@ -61,7 +62,7 @@ def remat(target: T, where: Where | None = None) -> T:
             (`"blocks.*"`, `"encoder.layers.*.mlp"`); a class; or several of these.
 
     Raises:
-        TypeError: the target is not callable, or a class or pattern is expected.
+        TypeError: the target is not callable, or `where` is neither a class nor a pattern.
         RuntimeError: a region writes to its inputs in place; or, in the backward pass, another function
             has written to them since.
         ValueError: a pattern or class selects no module of the model, or a module without `forward`.
@@ -125,9 +126,10 @@ def _call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
     """Call a function as a region that the backward pass computes again."""
     if not torch.is_grad_enabled():
         return fn(*args, **kwargs)
-    # Torch saves positional tensors as it does any others, and detects that one was written to since.
-    # It keeps all other arguments as they are: the region would be computed again from new values.
-    # Each tensor is passed once: `nn.MultiheadAttention` asks whether query and key are the same.
+    # Tensors are passed by position, because torch saves these, and detects later writes to them. It
+    # stores all other arguments without a copy, so that the region would be recomputed from new values.
+    # Each tensor is passed once, because `nn.MultiheadAttention` tests if query and key are the same
+    # object.
     given = [*args, *kwargs.values()]
     tensors: list[torch.Tensor] = []
     places = []
@@ -147,16 +149,17 @@ def _call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
             _checking(by_position, others),
             *tensors,
             use_reentrant=False,
-            # Inside of `keyed` nothing draws from a global generator, whose state takes 5 KiB.
+            # Inside `keyed`, nothing draws from a global generator, whose state of 5 KiB need not be
+            # saved.
             preserve_rng_state=innermost_stream() is None,
         )
 
 
 def _checking(fn: Callable[..., Any], others: list[Any]) -> Callable[..., Any]:
-    """Return `fn`, which raises if its inputs are written to, by itself or before it is called again.
+    """Wrap `fn`, to raise if its inputs are written to, by itself or before it is called again.
 
     Args:
-        fn: a function of tensors, which torch checks itself before it calls `fn` again.
+        fn: a function of tensors, which torch checks for writes before it calls `fn` again.
         others: its other inputs; tensors in containers among them are checked here.
     """
     if torch.compiler.is_dynamo_compiling():
@@ -252,10 +255,10 @@ class _Region:
     """Mixin of modules whose forward is a checkpointed region."""
 
     def __init_subclass__(cls) -> None:
-        """Do nothing: the model's class may register its subclasses, or require arguments of them."""
+        """Do nothing, since the model's class may register subclasses, or require arguments for them."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # The class of a region is made at run time, and pickle finds no name for it.
+        # The class of a region is made at run time, so pickle cannot find it by name.
         return _empty_region, (type(self).__mro__[2],), self.__dict__
 
 
@@ -284,7 +287,7 @@ def _region_class(cls: Any) -> type[nn.Module]:
         return _call(cls.forward.__get__(self) if is_method else cls.forward, *args, **kwargs)
 
     is_method = not isinstance(inspect.getattr_static(cls, "forward"), staticmethod)
-    # Functions of the model's library read the signature, to choose arguments.
+    # The model's library may read the signature to choose arguments.
     if is_method:
         forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
     forward.__doc__ = cls.forward.__doc__

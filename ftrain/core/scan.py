@@ -1,8 +1,8 @@
-"""`scan`: a loop whose body is compiled once, whatever its length.
+"""`scan`: a loop whose body is compiled once, independently of its length.
 
 In eager mode it is a Python loop. Inside `ftrain.compile` it is one operator: the body is traced once,
-with the gradients it takes inside, and so the time to compile does not grow with the length. Under
-`torch.func` transforms and in forward mode it is the loop again, unrolled.
+with the gradients that it computes, so the compile time does not depend on the length. Under
+`torch.func` transforms and in forward mode, it is an unrolled Python loop.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ def scan(body: Body[C], carry: C, xs: Any = None, length: int | None = None) -> 
         carry, y_i = body(carry, xs[i])    for i in 0 .. n - 1
 
     Args:
-        body: a pure function `(carry, x) -> (carry, y)` on trees of tensors. The carry keeps its
-            structure, shapes and dtypes. Captured tensors are constant over the loop.
-        carry: a tree of tensors; the start.
-        xs: a tree of tensors with one leading length, or `None` with `length` given (then each `x`
-            is `None`).
+        body: a pure function `(carry, x) -> (carry, y)` on trees of tensors. The carry must keep its
+            structure, shapes and dtypes. Captured tensors are constant during the loop.
+        carry: a tree of tensors; the first carry.
+        xs: a tree of tensors with the same length of the first axis, or `None` if `length` is given
+            (then each `x` is `None`).
         length: the number of iterations, at least 1; only needed without `xs`.
 
     Returns:
-        The last carry, and the tree of all `y`, stacked along a new leading axis, in memory of their
-        own: the body may return its input or a tensor from elsewhere. Traced with `backend="eager"`,
-        both have the bits of the loop. The gradient by a tensor that the body captures has them if the
-        tensor is used once, in the body; else it is a sum in another order, as the trace adds up each
-        iteration and then the loop before it adds what comes from outside.
+        The last carry, and the tree of all `y`, stacked along a new first axis. Both are in new memory,
+        even if the body returns its input or a captured tensor. Traced with `backend="eager"`, both have
+        the bits of the Python loop. The gradient with respect to a captured tensor has the same bits if
+        the tensor is used once, in the body. Otherwise it is a sum in another order: the trace adds the
+        parts of all iterations before it adds the parts from outside the loop.
 
     Raises:
-        ValueError: the lengths differ, there is nothing to iterate, or the carry changes its kind;
-            the message names the path.
+        ValueError: the lengths differ, there is nothing to iterate over, or the carry changes its
+            structure, shape or dtype; the message names the path.
         TypeError: a leaf is not a tensor.
         ImpureFunctionError: the body writes into its arguments or into a tensor of its closure.
 
@@ -77,7 +77,7 @@ def _loop(
     n: int,
     iteration: Scope,
 ) -> tuple[C, Any]:
-    carry = tree.map(torch.Tensor.contiguous, carry)  # as the operator takes it
+    carry = tree.map(torch.Tensor.contiguous, carry)  # as the operator of a trace does
     pure = Pure("scan", body, ("carry", "x"))
     stacked: list[list[torch.Tensor]] = []
     y_def: tree.TreeDef | None = None
@@ -122,7 +122,7 @@ def _one_operator(
         return [*tree.leaves(new), *ys]
 
     device = next((x.device for x in (*flat_carry, *flat_xs)), None)
-    numbers = torch.arange(n, device=device)  # for draws, which depend on the iteration
+    numbers = torch.arange(n, device=device)  # iteration numbers, on which random draws depend
     outputs = traced_loop(flat_body, flat_carry, [*flat_xs, numbers], n)
     last, ys = outputs[: len(flat_carry)], outputs[len(flat_carry) :]
     return tree.unflatten(carry_def, last), tree.unflatten(found["y"], ys)

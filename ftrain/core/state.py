@@ -20,12 +20,12 @@ class TrainState:
     """State of a training run, an immutable tree of tensors; each step returns a new state.
 
     Attributes:
-        step: int64, 0-d. Updates applied so far (a skipped step does not count).
+        step: int64, 0-d. The number of applied updates, without skipped steps.
         params: `{name: tensor}`, the tensors that the optimizer updates.
         buffers: `{name: tensor}`, the module's other tensors: statistics, frozen parameters.
         opt_state: the optimizer's own tree.
         scaler: the loss scaler's tree; `()` if the precision needs none.
-        rng: int32, shape (2,). The key from which every random draw of the run descends.
+        rng: int32, shape (2,). The key from which every random draw of the run is derived.
         extras: a dict of additional trees, such as averaged weights or target networks.
 
     >>> state = TrainState(torch.tensor(0), {"w": torch.zeros(2)}, {}, (), (), torch.zeros(2), {})
@@ -45,11 +45,12 @@ class TrainState:
     def replace(self, **changes: Any) -> TrainState:
         """Return a copy with these fields changed; the original is unchanged.
 
-        An integer `step` becomes a tensor like the old one. A mapping of another class in the place of a
-        dict, such as `module.state_dict()`, becomes a dict, since optimizer states are built like it.
+        An integer `step` is converted to a tensor like the old one. A mapping of another class, such as
+        `module.state_dict()`, is converted to a dict if the old value is a dict, since the optimizer
+        state has that structure.
 
         Raises:
-            TypeError: unknown field; the message lists the known ones.
+            TypeError: a field is unknown; the message lists the known fields.
         """
         for name in changes.keys() - self.__dataclass_fields__.keys():
             fields = list(self.__dataclass_fields__)

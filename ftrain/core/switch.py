@@ -1,6 +1,6 @@
 """`switch`: one of several functions, chosen by an integer tensor.
 
-Read next: `cond.py`, the choice between two.
+Read next: `cond.py`, the choice between two functions.
 """
 
 from __future__ import annotations
@@ -21,23 +21,22 @@ T = TypeVar("T")
 def switch(index: torch.Tensor | int, branches: Sequence[Callable[..., T]], *operands: Any) -> T:
     """Call one of several functions, `branches[index](*operands)`, with the index clamped to the range.
 
-    Compiled, only the chosen function runs. Under `torch.vmap` with an index for each row all are
-    computed and the rows picked. Draws of each function have keys of their own. Differentiable in
-    forward and reverse mode, to any order.
+    In compiled code, only the selected function runs. Under `torch.vmap` with an index for each row, all
+    functions are computed and the rows selected. Random draws of each function have separate keys. It is
+    differentiable in forward and reverse mode, to any order.
 
     Args:
-        index: integer, 0-d. Below 0 it counts as 0, above the last branch as the last, as in JAX.
-            Eager and compiled code on an accelerator wait for it.
-        branches: at least one pure function. All return trees of tensors of one structure, with the same
-            shapes and dtypes. Eager code cannot check that, since it calls one of them.
-        operands: trees of tensors, handed to the chosen function.
+        index: integer, 0-d, clamped to the range of `branches`, as in JAX. Eager and compiled code on an
+            accelerator wait for it.
+        branches: one or more pure functions, which return trees of tensors of the same structure, shapes
+            and dtypes. Eager code cannot check this, since it calls only one of them.
+        operands: trees of tensors, the arguments of all functions.
 
     Returns:
-        The result of the function, as contiguous tensors in memory of their own.
+        The result of the function, as contiguous tensors in new memory.
 
     Raises:
-        TypeError: the index is not an integer; an operand or a result holds something other than a
-            tensor.
+        TypeError: the index is not an integer; an operand or a result has a leaf that is not a tensor.
         ValueError: the index is not 0-d; `branches` is empty; two results differ in structure, shape or
             dtype.
         ImpureFunctionError: a function writes into an operand or into a tensor of its closure.

@@ -1,6 +1,6 @@
-"""`while_loop`: a loop with a data-dependent end, eager, compiled and vmapped.
+"""`while_loop`: a loop with a data-dependent end, in eager, compiled and vmapped code.
 
-Read next: `scan.py`, a loop of fixed length, which can be differentiated in reverse.
+Read next: `scan.py`, a loop of fixed length, which supports reverse-mode differentiation.
 """
 
 from __future__ import annotations
@@ -38,12 +38,14 @@ C = TypeVar("C")
 def while_loop(cond_fn: Callable[[C], torch.Tensor], body_fn: Callable[[C], C], init: C) -> C:
     """Repeat `carry = body_fn(carry)` while `cond_fn(carry)` is True.
 
-    Compiled, it is one operator of the graph. Under `torch.vmap` it runs until no row goes on; a row
-    that has ended keeps its carry. A draw in a body has a key of its own in each iteration.
+    In compiled code it is one operator of the graph. Under `torch.vmap` it runs until the condition is
+    False for all rows; a row that has ended keeps its carry. Random draws in a body have a separate key
+    in each iteration.
 
-    Forward mode goes through it: torch.func.jvp, and in eager code torch.autograd.forward_ad.
-    Reverse mode would have to store each iteration, and their number is unknown: gradients are refused.
-    Use `ftrain.scan` over a fixed number of iterations with `ftrain.cond` in its body.
+    Forward-mode differentiation works with torch.func.jvp, and in eager code with
+    torch.autograd.forward_ad. Reverse mode would have to store all iterations, whose number is unknown,
+    so a gradient raises: use `ftrain.scan` over a fixed number of iterations, with `ftrain.cond` in its
+    body.
 
     Args:
         cond_fn: a pure function of the carry; returns bool, 0-d. Eager code on an accelerator waits for
@@ -52,7 +54,7 @@ def while_loop(cond_fn: Callable[[C], torch.Tensor], body_fn: Callable[[C], C], 
         init: a tree of tensors; the first carry.
 
     Returns:
-        The last carry, `init` if there was no iteration: contiguous tensors in memory of their own.
+        The last carry (`init` if there was no iteration), as contiguous tensors in new memory.
 
     Raises:
         TypeError: a leaf is not a tensor; `cond_fn` does not return bool.
@@ -161,7 +163,7 @@ class _Loop:
             for graph in graphs:
                 graph.take(captured)
             modules = [graph.module for graph in graphs]
-            with torch.no_grad():  # what requires a gradient was refused; captured tensors may
+            with torch.no_grad():  # carries require no gradient, but captured tensors may
                 *last, _ = while_loop_operator(modules[0], modules[1], start, captured)
         return carry_of(last)
 
