@@ -25,8 +25,8 @@ class BodyGraph:
     """Traced graph of a body, with the tensors that it captures.
 
     Attributes:
-        module: inputs and captured tensors in; outputs out.
-        captured: tensors from outside the body, further inputs of the operator.
+        module: the graph, from inputs and captured tensors to outputs.
+        captured: tensors from outside the body, which are further inputs of the operator.
         graded: for each output, True if it requires a gradient.
         followed: tensors from outside the body with respect to which its outputs can be differentiated.
     """
@@ -47,7 +47,7 @@ class BodyGraph:
 
         Args:
             body: a pure function of tensors, which returns a list of tensors.
-            inputs: tensors of the shapes and dtypes that it is called with.
+            inputs: example tensors with the shapes and dtypes of its inputs.
             graded: for each input, True if it requires a gradient.
         """
         entered: list[torch.Tensor] = []
@@ -57,7 +57,8 @@ class BodyGraph:
             entered.extend(inputs)
             for x, requires_grad in zip(inputs, graded, strict=False):
                 x.requires_grad_(requires_grad)
-            # The operators require the strides of the carry on entry, and equal ones on both sides.
+            # The operators require that carries keep their strides, and that branches return equal
+            # strides.
             returned.extend(x.contiguous() for x in body(*inputs))
             return list(returned)
 
@@ -77,7 +78,8 @@ class BodyGraph:
         followed: list[torch.Tensor] = []
         if torch.is_grad_enabled():
             followed = [t for t in captured if t.requires_grad]
-            # The values need not depend on all: a custom backward returns a gradient for any tensor.
+            # Further tensors are needed even if values do not depend on them: a custom backward may
+            # return a gradient for any tensor.
             followed += unknown_leaves(returned, entered, ends=followed, held=True)
         return cls(module, captured, [t.requires_grad for t in returned], followed)
 
@@ -92,7 +94,7 @@ class BodyGraph:
         return stays
 
     def take(self, captured: Sequence[torch.Tensor]) -> None:
-        """Make `captured`, which contains all tensors captured so far, the graph's captured inputs."""
+        """Replace the captured inputs by `captured`, which contains them and possibly others."""
         graph = self.module.graph
         places = list(graph.find_nodes(op="placeholder"))
         own = places[len(places) - len(self.captured) :]

@@ -34,13 +34,13 @@ _SETTING_NAMES = (
 
 @dataclasses.dataclass(frozen=True)
 class Signature:
-    """Structure, leaf specs and global settings for which a program was compiled.
+    """Structure, leaf specifications and global settings for which a program was compiled.
 
     Attributes:
         treedef: structure of `(args, kwargs)`.
         names: the name of each leaf in messages.
         specs: shape, dtype, device and strides of each tensor; the key of each other leaf.
-        settings: the global settings that shape a program.
+        settings: the global settings on which a program depends.
     """
 
     treedef: tree.TreeDef
@@ -99,7 +99,7 @@ class Call:
         return Signature(self.treedef, self.names, self.specs, self.settings)
 
     def normalise(self, function: str) -> None:
-        """Make each tensor a plain, detached one; raise for a leaf that no program accepts."""
+        """Convert each tensor to a plain, detached one; raise for a leaf that no program accepts."""
         for i, leaf in enumerate(self.leaves):
             if not isinstance(leaf, torch.Tensor):
                 try:

@@ -1,10 +1,10 @@
 """Compiled function, which finds the program for its arguments and calls it.
 
-A call that fits an earlier program runs four things: the structure's reader (`_reader.py`), the
-guard on the tensors, a comparison of the global settings, the program itself.
+A call that fits an earlier program runs four functions: the reader of the structure (`_reader.py`), the
+guard on the tensors, the comparison of global settings, and the program.
 
-Read next: `_call.py` (the arguments), `_program.py` (the compiled program), `_trace.py` (where programs
-come from).
+Read next: `_call.py` (the arguments), `_program.py` (the compiled program), `_trace.py` (the making of
+programs).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ __all__ = ["Compiled"]
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_RECENT = 4  # programs tried by their guard before the arguments are looked up by key
-_lock = threading.RLock()  # tracing sets global modes; one thread at a time
+_RECENT = 4  # number of programs whose guards are tried before the arguments are looked up by key
+_lock = threading.RLock()  # tracing sets global modes, so only one thread may trace at a time
 
 
 class Compiled(Generic[P, R]):
@@ -63,7 +63,7 @@ class Compiled(Generic[P, R]):
         self._mode = mode
         self._backend: Backend = backend
         self._name = getattr(fn, "__name__", None) or type(fn).__name__
-        self._programs: list[Program] = []  # the latest used first
+        self._programs: list[Program] = []  # the most recently used first
         self._by_key: dict[Any, Program] = {}
         self.n_compiles = 0
 
@@ -146,7 +146,7 @@ class Compiled(Generic[P, R]):
         return Lowered(self._name, traced.graph, functools.partial(self._ahead, call, traced))
 
     def cost(self, *args: P.args, **kwargs: P.kwargs) -> Cost:
-        """Return what one call costs: its operators and kernels with time, FLOPs, bytes and floor.
+        """Return the cost of one call: its operators and kernels with time, FLOPs, bytes and least time.
 
         The program runs several times, on copies of a donated state, and is compiled first if no earlier
         call compiled it. Measuring the rates of the machine takes a second or two more.
@@ -219,7 +219,7 @@ class Compiled(Generic[P, R]):
                 if program is None or not program.captured.fit():
                     program = self._make(call, instead_of=program)
         args, tensors = call.args, call.tensors()
-        call.leaves.clear()  # references that would be counted as the user's
+        call.leaves.clear()  # these references would be counted as references of the user
         return self._run(program, args, tensors)
 
     def _check(self, call: Call) -> None:
@@ -257,12 +257,12 @@ class Compiled(Generic[P, R]):
         self, call: Call, instead_of: Program | None, traced: Traced | None = None
     ) -> Program:
         reason = self._reason(call, instead_of) if self._programs else ""
-        if reason and traced is None:  # `lower(...).compile()` asks for the program
+        if reason and traced is None:  # no warning for `lower(...).compile()`, an explicit request
             warnings.warn(reason, RecompileWarning, stacklevel=4)
         with observed(self._name, reason):
             traced = traced or self._trace(call)
             program = Program(call, traced)
-            if self._donate:  # before minutes of compilation
+            if self._donate:  # before the compilation, which can take minutes
                 self._check_memory(program, call.tensors())
             program.lower(traced.graph, call.tensors(), self._backend, self._mode)
         self.n_compiles += 1
@@ -310,13 +310,13 @@ class Compiled(Generic[P, R]):
     def _take(
         self, program: Program, tensors: list[torch.Tensor], owned: _ownership.OwnedLeaves | None
     ) -> _ownership.OwnedLeaves:
-        """Copy the donated leaves that something else refers to; return the state's `OwnedLeaves`."""
+        """Copy the donated leaves to which other objects refer; return the state's `OwnedLeaves`."""
         n = program.n_donated
         if owned is None:
             held = _ownership.held_elsewhere(tensors, n)
         else:
             held = owned.held_elsewhere(tensors)
-            if held:  # perhaps a leaf's `.data` was set to the memory of another
+            if held:  # leaves may share memory after an assignment to `.data`
                 self._check_memory(program, tensors)
         for place in held:
             tensors[place] = _ownership.copy_of(tensors[place])
@@ -357,7 +357,7 @@ class Compiled(Generic[P, R]):
 def _is_inlined(call: Call) -> bool:
     """Return True if a call becomes part of the trace or the loss around it."""
     if is_tracing() or any(isinstance(t, _torch.FakeTensor) for t in call.tensors()):
-        return True  # part of that graph
+        return True  # the call becomes part of the trace
     # Inside a loss, the call is differentiated with the loss and draws from the key of the loss.
     return bool(_torch.function_mode_depth()) and innermost_stream() is not None
 

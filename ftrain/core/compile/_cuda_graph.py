@@ -1,13 +1,13 @@
 """Replay of a compiled program as a CUDA graph, for the modes "reduce-overhead" and "max-autotune".
 
-A program's first call compiles its kernels. The second runs on the stream that is captured later, and
-shows whether the program waits for the device. When it is called again with the same memory, it is
-captured, and one launch replaces those of its kernels.
+A program's first call compiles its kernels. The second call runs on the stream that is captured later,
+and shows whether the program waits for the device. When the program is called again with the same
+memory, it is captured, so that one launch replaces the launches of its kernels.
 
-A graph reads and writes fixed addresses. Donated leaves stay in place: the state that a call returns has
-the memory of the state it was given. Any other state is a key of its own: its first steps run
-without a graph, then it gets one. Inputs whose memory moves, like batches, are copied into memory of the
-graph's. Outputs are copied out of the graph's memory, so that the next call does not overwrite them.
+A graph reads and writes fixed addresses. Donated leaves stay in place, because the returned state has
+the memory of the old state. For a state in other memory, the first steps run without a graph, and then
+another graph is captured. Inputs whose memory changes, such as batches, are copied into memory of the
+graph. Outputs are copied out of the graph's memory, so that the next call does not overwrite them.
 
 A program that cannot be captured runs without a graph, with one `UserWarning` that gives the reason.
 """
@@ -35,8 +35,8 @@ from ftrain.core.compile._lower import Lowered
 __all__ = ["ReplayedProgram", "replays", "why_not_captured"]
 
 _MODES = ("reduce-overhead", "max-autotune")
-_GRAPHS = 2  # kept for each program: each has memory for the program's intermediates
-_KEYS = 8  # remembered for states without a graph
+_GRAPHS = 2  # graphs kept for each program; each has memory for the program's intermediates
+_KEYS = 8  # number of states without a graph whose calls are counted
 
 
 def replays(mode: str | None, inputs: Sequence[torch.Tensor]) -> bool:
@@ -83,16 +83,16 @@ class ReplayedProgram:
         self._give_up = give_up
         self._lock = threading.RLock()
         self._is_warm = False
-        self._addresses: list[int] = []  # of the last call's inputs
+        self._addresses: list[int] = []  # addresses of the last call's inputs
         self._moving: set[int] = set()  # positions of inputs whose memory changes between calls
         self._graphs: dict[tuple[int, ...], CapturedProgram] = {}
         self._uncaptured: dict[tuple[int, ...], int] = {}  # number of calls without a graph
         self._n_captures = 0
-        self._stream: torch.cuda.Stream | None = None  # of the last call
+        self._stream: torch.cuda.Stream | None = None  # stream of the last call
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         if torch.cuda.is_current_stream_capturing():
-            return self._run(inputs)  # part of the caller's graph
+            return self._run(inputs)  # becomes part of the caller's graph
         with self._lock:
             return self._call(inputs)
 
@@ -101,7 +101,7 @@ class ReplayedProgram:
             return self._run(inputs)
         stream = torch.cuda.current_stream(self._device)
         if self._stream is not None and stream != self._stream:
-            stream.wait_stream(self._stream)  # the graph's memory is in use there
+            stream.wait_stream(self._stream)  # that stream may still use the graph's memory
         self._stream = stream
         before, self._addresses = self._addresses, list(map(torch.Tensor.data_ptr, inputs))
         key = tuple(self._addresses[: self._n])
@@ -114,7 +114,7 @@ class ReplayedProgram:
         self._moving.update(moved)
         self._graphs.pop(key, None)
         del graph
-        # A capture takes as long as many steps, so each further one needs more calls that repeat.
+        # A capture takes as long as many steps, so each further capture requires more repeated calls.
         n_calls = self._uncaptured.pop(key, 0)
         if n_calls <= self._n_captures:
             self._count(key, n_calls + 1)
@@ -130,7 +130,7 @@ class ReplayedProgram:
     def _try_to_capture(self, inputs: Sequence[torch.Tensor]) -> CapturedProgram | None:
         try:
             captured = capture(self._run, inputs, self._n, self._moving, self._device)
-        except Exception as error:  # nothing has run, so that the program can still run
+        except Exception as error:  # nothing has run yet, so the program can run without a graph
             self._stop(f"its capture failed ({type(error).__name__}: {first_line(error)})")
             return None
         self._n_captures += 1
@@ -232,19 +232,19 @@ def capture(
     moving: set[int],
     device: torch.device,
 ) -> CapturedProgram:
-    """Capture a program; nothing that it launches runs before the first replay.
+    """Capture a program; its kernels do not run before the first replay.
 
     Args:
-        moving: positions of the inputs that are copied into memory of the graph's.
+        moving: positions of the inputs that are copied into the graph's memory.
     """
     graph = torch.cuda.CUDAGraph()
     side, current = _side_stream(device), torch.cuda.current_stream(device)
     with torch.no_grad(), torch.inference_mode(False), torch.cuda.device(device):
         buffers = {i: _like(_dense(inputs[i])) for i in moving}
         for i, buffer in buffers.items():
-            buffer.copy_(_dense(inputs[i]))  # raises for overlapping elements
+            buffer.copy_(_dense(inputs[i]))  # raises if elements overlap
         given = [buffers[i].expand(x.shape) if i in moving else x for i, x in enumerate(inputs)]
-        # The current stream is set once more: a capture that fails does not restore it (torch 2.14).
+        # The current stream is set again, because a failed capture does not restore it (torch 2.14).
         with torch.cuda.stream(current), _no_collection():
             with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
                 outputs = run(given)
@@ -281,7 +281,7 @@ def _by_dtype(tensors: dict[int, torch.Tensor]) -> list[list[int]]:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """Pause the garbage collector, which may free CUDA events and graphs, as a capture forbids."""
+    """Pause the garbage collector, since a capture forbids that CUDA events and graphs are freed."""
     enabled = gc.isenabled()
     gc.disable()
     try:

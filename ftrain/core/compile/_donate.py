@@ -1,8 +1,8 @@
 """Donation: the new state reuses the old state's memory, and any further use of the old one raises.
 
-A state is claimed before its program runs, in constant time and by one call only: its class becomes a
-subclass of which every use raises, and it lets go of its containers. The tensors live on as the leaves
-of the returned state.
+A state is claimed before its program runs, in constant time and by one call only: its class is replaced
+by a subclass that raises on every use, and its references to containers are removed. The tensors become
+the leaves of the returned state.
 
 Read next: `_ownership.py`, which protects tensors of the state that have other references.
 """
@@ -42,7 +42,7 @@ class Claim:
     """Exclusive right to a state's memory.
 
     Raises:
-        DonatedStateError: another call has, or had, the state.
+        DonatedStateError: another call has claimed the state.
     """
 
     def __init__(self, state: Any, function: str, caller: types.FrameType | None) -> None:
@@ -50,7 +50,7 @@ class Claim:
         self._state, self._class = state, cls
         self._note = ClaimRecord(function, caller and caller.f_code, caller and caller.f_lineno)
         fields = object.__getattribute__(state, "__dict__")
-        # Of several threads one stores its note: `setdefault` is atomic.
+        # `setdefault` is atomic, so only one of several threads stores its note.
         note = fields.setdefault(_NOTE, self._note)
         if note is not self._note:
             _raise(note, cls)
@@ -92,8 +92,8 @@ def check_memory(
     """Raise if a donated leaf cannot be written to, or shares memory with another tensor.
 
     Raises:
-        DonationError: two donated leaves share memory, or one shares memory with something else
-            that the function reads; both are named.
+        DonationError: two donated leaves share memory, or one shares memory with another tensor that the
+            function reads; the message names both.
     """
     owners: dict[int, str] = {}
     for name, leaf in zip(names, donated, strict=True):
@@ -153,7 +153,7 @@ def _poisoned(cls: type[Any]) -> type[Any]:
         _raise(object.__getattribute__(self, "__dict__")[_NOTE], cls)
 
     def getattribute(self: Any, name: str) -> Any:
-        if name == "__class__":  # isinstance() reads it
+        if name == "__class__":  # read by isinstance()
             return type(self)
         use(self)
 

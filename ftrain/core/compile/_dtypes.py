@@ -1,8 +1,8 @@
-"""Casts to the traced dtypes, where inductor decomposes an operator to a result of another dtype.
+"""Casts to the traced dtypes, for operators that inductor decomposes to a result of another dtype.
 
-On CUDA, `softmax` of float16 under autocast returns float32, and its derivative rounds to float16 again.
-Inductor's decomposition of the derivative does not (torch 2.11 to 2.14), and the next product, which was
-traced in float16, refuses float32.
+On CUDA, `softmax` of float16 under autocast returns float32, and its derivative rounds to float16.
+Inductor's decomposition of the derivative does not round (torch 2.11 to 2.14), and the next matrix
+product, which was traced in float16, raises for float32.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ _CASTS = (torch.ops.aten._to_copy.default, torch.ops.prims.convert_element_type.
 def keep_traced_dtypes(graph: fx.GraphModule) -> None:
     """Insert a cast after each operator whose decomposition returns another dtype than was traced.
 
-    Only operators of several dtypes are tried, by running their decompositions on fake tensors.
+    Only operators with several dtypes are tested, by running their decompositions on fake tensors.
     """
     table = decompositions()
-    for module in graph.modules():  # the bodies of scan and cond are modules of their own
+    for module in graph.modules():  # bodies of scan and cond are separate modules
         if not isinstance(module, fx.GraphModule):
             continue
         for node in list(module.graph.nodes):
@@ -53,7 +53,7 @@ def _differing(node: fx.Node, decomposed: Any) -> Iterator[tuple[fx.Node, torch.
     try:
         with mode:
             found = decomposed(*args, **kwargs)
-    except Exception:  # inductor will say more
+    except Exception:  # inductor will raise an error with more information
         return
     if isinstance(found, torch.Tensor):
         if found.dtype != node.meta["val"].dtype:

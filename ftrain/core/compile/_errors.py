@@ -30,7 +30,7 @@ def first_line(error: BaseException) -> str:
 
 
 def note_index(error: BaseException, function: str) -> None:
-    """Add a note to an error for an index out of range, because the error does not name a tensor."""
+    """Add a note to an error about an index out of range, because that error does not name a tensor."""
     if "out of bounds" in str(error) or "out of range" in str(error):
         error.add_note(
             f"An index in a compiled program is out of range, perhaps a label or a token. Call "

@@ -1,8 +1,8 @@
 """Detection of writes that a donating program made before it failed.
 
-Programs are Python functions, run line by line: an exception's traceback names the lines that it came
-from. If no line before them writes to an argument, the arguments are unchanged. A program that cannot be
-read counts as one that had written.
+Programs are Python functions that run line by line, and the traceback of an exception has the line that
+raised it. If no earlier line writes to an argument, the arguments are unchanged. If a program cannot be
+read, it is assumed to have written.
 
 Read next: `_program_writes.py`, which finds the first line that writes.
 """
@@ -42,7 +42,7 @@ def may_have_written(error: BaseException) -> bool:
         if "reinterpret_tensor" in trace.tb_frame.f_globals:
             return _has_written(trace)
         trace = trace.tb_next
-    return True  # not raised in a program, but before or after it
+    return True  # the error was raised before or after a program
 
 
 def _has_written(trace: types.TracebackType) -> bool:
@@ -54,14 +54,14 @@ def _has_written(trace: types.TracebackType) -> bool:
         return True
     first = module.first_write(code.co_name)
     if first is None or trace.tb_lineno in module.blocks:
-        return first is not None  # raised on entering a block, or on leaving it
+        return first is not None  # raised when a block was entered or left
     if trace.tb_lineno < first:
         return False
     called = trace.tb_next
     if trace.tb_lineno > first or called is None:
         return True
-    # Raised in the first line that writes. If that line called a function of the same module, and this
-    # call itself failed, then the lines of that function tell.
+    # The error was raised in the first line that writes. If this line called a function of the same
+    # module, and the call failed, the lines of that function decide.
     inside = called.tb_frame.f_code.co_filename == code.co_filename
     return not inside or _has_written(called)
 

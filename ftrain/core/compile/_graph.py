@@ -1,6 +1,6 @@
 """Passes over a newly traced graph: captured tensors, writes to inputs, aliased outputs.
 
-The storages of the fake tensors show which tensors alias.
+Tensors with the same storage, also of fake tensors, are aliases.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["GraphEditor", "Write", "storage_of", "written", "written_by"]
 aten = torch.ops.aten
 
 
-# In training these write to their running statistics, though their schemas do not say so.
+# In training, these operators write to their running statistics, which their schemas do not declare.
 class Write(NamedTuple):
     """Operator that writes into an input of a graph.
 
@@ -52,16 +52,19 @@ class GraphEditor:
         self.inputs = list(self.graph.find_nodes(op="placeholder"))
 
     def eliminate_dead_code(self) -> None:
-        """Remove operators without effect, except batch norm's writes to buffers, which fx overlooks."""
+        """Remove operators without effect.
+
+        Batch norm's writes to buffers, which fx does not see, are kept.
+        """
         self.graph.eliminate_dead_code(lambda node: node.is_impure() or bool(written_by(node)))
 
     def _recover_untraced_views(self) -> None:
         """Replace constants that are views of a traced value by operators that compute these views.
 
-        `nn.Parameter(x)` of a vmapped `x` is made with every dispatch mode off
-        (`Tensor._make_subclass`, torch 2.13): what is then done to the parameter is done to `x`.
+        `nn.Parameter(x)` of a vmapped `x` is made without any dispatch mode (`Tensor._make_subclass`,
+        torch 2.13), so that the trace records no view; later writes to the parameter change `x`.
         """
-        owners: dict[int, fx.Node | None] = {}  # None: memory from outside
+        owners: dict[int, fx.Node | None] = {}  # by storage; None for memory from outside
         for node in list(self.graph.nodes):
             value = node.meta.get("val")
             if node.op == "get_attr":
@@ -75,7 +78,10 @@ class GraphEditor:
                 owners.setdefault(storage_id(value), node)
 
     def _materialize_zeros(self) -> None:
-        """Allocate memory for forward mode's zero tangents, which have none but may become outputs."""
+        """Allocate the zero tangents of forward mode.
+
+        They have no memory, but may become outputs.
+        """
         for node in self.graph.find_nodes(
             op="call_function", target=aten._efficientzerotensor.default
         ):
@@ -84,7 +90,8 @@ class GraphEditor:
     def _replace_tangent_copies(self) -> None:
         """Clone a tangent where forward mode copies it into memory with the strides of its value.
 
-        The value may be expanded (the gradient of a sum), and no kernel writes into expanded memory.
+        The value may be expanded (the gradient of a sum), and kernels cannot write into expanded
+        memory.
         """
         zeros = aten._new_zeros_with_same_feature_meta.default
         for node in self.graph.find_nodes(op="call_function", target=aten.copy_.default):
@@ -156,7 +163,7 @@ class GraphEditor:
         for old, new in zip(self.inputs[:n], outputs[:n], strict=True):
             if _same_place(_val(old), _val(new)):
                 continue
-            # All that is read from the old state must be read before the first write.
+            # All reads of the old state must come before the first write.
             copies.append((old, self.clone(new) if storage_of(new) in donated else new))
         rest = [self.clone(x) if storage_of(x) in donated else x for x in outputs[n:]]
         with self.graph.inserting_before(self.graph.output_node()):

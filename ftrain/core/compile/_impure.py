@@ -1,6 +1,6 @@
 """Error for a function that writes into its inputs; it names the input, the operator and the line.
 
-`_graph.py` finds the write; the line is found here, by running the function once more.
+`_graph.py` finds the write. This module finds the line, by running the function once more.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def raise_impure(
     """Raise the error for a write into an argument or a captured tensor.
 
     Args:
-        flat: the function that was traced, of the tensors alone.
+        flat: the traced function, as a function of tensors only.
         function: its name in the message.
         write: the write in the graph, whose inputs are `tensors`, then `captured`.
         names: the name of each of `tensors` in the message.
@@ -58,7 +58,7 @@ def raise_impure(
     )
 
 
-#: Writes that torch's own code makes, where the user wrote no `x += 1`.
+#: Remedies for writes that torch's own code makes, so that the user did not write `x += 1`.
 _BY_OPERATOR = {
     "aten.embedding_renorm_.default": "Leave max_norm out of the embedding, and scale its rows between "
     "steps: state.replace(params=...)."

@@ -1,6 +1,6 @@
 """Inductor settings, and graph passes that keep donated values correct and merge equal expressions.
 
-Imported only when something is compiled: torch's compiler takes a second to load.
+This module is imported only when a program is compiled, because torch's compiler takes a second to load.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ def passes(donates: bool) -> dict[str, Any]:
     return {
         "post_grad_custom_pre_pass": first,
         "post_grad_custom_post_pass": last,
-        # Waking a second thread takes 10 µs: a loop must have this many elements for each. By default
-        # (512) the layers of a step on 8 rows of 16 were shared out: 59 µs a step against 49.
+        # Waking a second thread takes 10 µs, so each thread must get at least this number of elements of
+        # a loop. With the default (512), the layers of a step on 8 rows of 16 ran on two threads, in 59
+        # µs per step instead of 49 µs.
         "cpp.min_chunk_size": 4096,
     }
 
@@ -53,8 +54,9 @@ class _InTurn(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
 class MergeEqual(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
     """Pass that merges equal expressions, such as the gradient norms for the metrics and for clipping.
 
-    AOTAutograd does this only where it partitions a forward from a backward; a whole step has neither.
-    Runs on the functional graph, whose only writes come last, so that equal expressions stay equal.
+    AOTAutograd does this only when it partitions a graph into forward and backward, which it does not do
+    for a whole step. The pass runs on the functional graph, whose only writes come last, so that equal
+    expressions stay equal.
     """
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -66,7 +68,7 @@ class MergeEqual(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
                 continue
             try:
                 first = seen.setdefault(_expression(node), node)
-            except TypeError:  # an argument that does not hash
+            except TypeError:  # an argument cannot be hashed
                 continue
             if first is not node:
                 node.replace_all_uses_with(first)
@@ -81,11 +83,11 @@ class ReadBeforeWrite(CustomGraphPass):  # type: ignore[misc]  # untyped in torc
     """Pass that clones old values needed for the new state before any of them is overwritten.
 
     With `new.target = old.params`, the graph ends in `params.copy_(new_params)` and
-    `target.copy_(params)`. As traced, the second source is a clone made in time; inductor removes clones
-    as no-ops, and the target would receive the new parameters. Likewise `w.copy_(view)`, where the view
-    is of something lazily computed from `w`, reads and writes `w` in one loop, in whatever order. (Both
-    in torch 2.13.) A clone between fixes both; this pass runs after the removal of clones, and inductor
-    fuses away those that nothing depends on.
+    `target.copy_(params)`. In the trace, the second source is a clone made before the first copy.
+    Inductor removes clones as no-ops, so that the target would get the new parameters. Similarly,
+    `w.copy_(view)`, with a view of a tensor that is lazily computed from `w`, would read and write `w`
+    in one loop in undefined order. (Both in torch 2.13.) A clone in between prevents both. This pass
+    runs after the removal of clones; inductor removes clones that are not needed.
     """
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -115,7 +117,7 @@ def _expression(node: fx.Node) -> Any:
     def hashable(x: Any) -> Any:
         if isinstance(x, (list, tuple)):
             return tuple(hashable(y) for y in x)
-        # By repr, since 0.0 == -0.0 and 1 == True.
+        # Compared by repr, since 0.0 == -0.0 and 1 == True.
         return x if isinstance(x, fx.Node) else (type(x), repr(x))
 
     kwargs = sorted(node.kwargs.items())

@@ -1,6 +1,6 @@
 """Errors for traced tensors that leave their trace, in an output or in an object that outlives it.
 
-A traced tensor has no values; whatever reads it later would take it for one that has.
+A traced tensor has no values, but later code would treat it as a tensor with values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ftrain.core.errors import TraceError
 
 __all__ = ["refuse_hidden", "refuse_leaked", "refuse_sparse"]
 
-# Types whose references are not part of an output: code, and the namespaces that it runs in.
+# Types whose references are not part of an output: code, and the namespaces in which it runs.
 _OPAQUE = (type, types.ModuleType, types.CodeType)
 
 
@@ -85,7 +85,7 @@ def _is_traced(value: Any) -> bool:
 
 def _traced_inside(root: Any) -> torch.Tensor | None:
     """Return a traced tensor that is reachable from an object; `None` if there is none."""
-    # Kept alive while the search runs: an id is not used again.
+    # References prevent the reuse of ids during the search.
     seen: dict[int, Any] = {}
     stack = [root]
     while stack:
@@ -97,7 +97,7 @@ def _traced_inside(root: Any) -> torch.Tensor | None:
             if _is_traced(value):
                 return value
             continue
-        if isinstance(value, types.FunctionType):  # not its globals
+        if isinstance(value, types.FunctionType):  # its globals are not searched
             stack += [value.__closure__, value.__defaults__, value.__kwdefaults__, value.__dict__]
         elif not isinstance(value, types.FrameType):
             stack += gc.get_referents(value)

@@ -61,7 +61,7 @@ def lower(
     try:
         with torch.no_grad(), _torch.without_autocast(), fake_kernels():
             keep_traced_dtypes(graph)
-            # Imported here because torch's compiler takes a second to load.
+            # Imported here, because torch's compiler takes a second to load.
             from ftrain.core.compile import _inductor  # noqa: PLC0415
 
             compiled = _torch_inductor.inductor_compile(
@@ -75,16 +75,16 @@ def lower(
 
 
 def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
-    """Return a function that skips inductor's wrappers once they have done nothing in the first call."""
+    """Return a function that skips inductor's wrappers if they had no effect in the first call."""
     code: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None = None
     tried = False
 
     def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         nonlocal code, tried
         if code is not None:
-            # Autograd must count the writes of the code.
+            # Without the wrappers, the version counters of written inputs must be increased here.
             torch.autograd.graph.increment_version(inputs[:n_donated])
-            return code(list(inputs))  # it empties the list
+            return code(list(inputs))  # the code empties the list
         if tried:
             return compiled(*inputs)  # type: ignore[no-any-return]
         tried = True
@@ -97,9 +97,9 @@ def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
 def _drop_unused_tensors(graph: fx.GraphModule) -> None:
     """Delete the tensors that the trace stored in a graph and that no node reads.
 
-    They are fake. Inductor copies the graph with them, with their mode, and with the weak references to
-    storages that the mode holds. The copy of such a reference is freed without having been counted,
-    which corrupts the heap (torch 2.13).
+    These tensors are fake. Inductor would copy the graph with them, with their mode, and with the weak
+    references to storages in the mode. A copied reference is freed without being counted, which corrupts
+    the heap (torch 2.13).
     """
     for module in graph.modules():
         if isinstance(module, fx.GraphModule):
@@ -113,12 +113,13 @@ def _drop_unused_tensors(graph: fx.GraphModule) -> None:
 def _allow_other_layouts(graph: fx.GraphModule) -> None:
     """Replace `view` by `reshape`, since values may have other strides than in the trace.
 
-    Fake kernels return other strides than the operators do for some inputs (`softplus_backward` of a
+    For some inputs, fake kernels return other strides than the operators (`softplus_backward` of a
     transposed gradient), and inductor traces the graph again with operators decomposed. Then `view`
     raises "view size is not compatible ..." or "Cannot view a tensor with shape ... and strides ..."
-    (2.13). Where the strides fit, `reshape` is that view. What is written to through a view stays one.
+    (2.13). If the strides fit, `reshape` returns the same view. Views that are written to are not
+    replaced.
     """
-    for module in graph.modules():  # the bodies of scan and cond are modules of their own
+    for module in graph.modules():  # bodies of scan and cond are separate modules
         if not isinstance(module, fx.GraphModule):
             continue
         into = {
@@ -155,8 +156,8 @@ def _drop_empty_parts(cat: fx.Node) -> None:
 
 
 def _forget(graph: fx.GraphModule) -> None:
-    """Delete the nodes' metadata (fake tensors of the trace), which running the graph does not need."""
-    for module in graph.modules():  # the bodies of scan and cond are modules of their own
+    """Delete the metadata of nodes (fake tensors), which a run of the graph does not need."""
+    for module in graph.modules():  # bodies of scan and cond are separate modules
         if isinstance(module, fx.GraphModule):
             for node in _torch.nodes_ever(module.graph):
                 node.meta.clear()
@@ -167,12 +168,12 @@ def separate(
 ) -> tuple[Lowered, list[torch.Tensor]]:
     """Wrap `run` to clone, in every call, the outputs that shared memory with others in the first call.
 
-    Compilers merge equal expressions and drop copies: two outputs, or an output and a donated input,
-    may come back as one piece of memory though the graph kept them apart. Which ones do is fixed in
-    the compiled code, so that it is enough to look once.
+    Compilers merge equal expressions and remove copies, so that two outputs, or an output and a donated
+    input, may share memory although they were separate in the graph. This depends only on the compiled
+    code, so that one check suffices.
 
-    A zero derivative (that of `torch.sgn`) may come back as a tensor without memory, to which nothing
-    can be written. It is copied into memory of its own.
+    A zero derivative (such as that of `torch.sgn`) may be returned as a tensor without memory, which
+    cannot be written to. It is copied into new memory.
     """
     taken = {t.untyped_storage().data_ptr() for t in inputs if t.numel()}
     merged = []

@@ -39,7 +39,8 @@ class Executable(Generic[P, R]):
 class Lowered(Generic[P, R]):
     """Function traced for one kind of arguments; made by the method `lower` of a compiled function.
 
-    It refers to its arguments until it is compiled. Meanwhile, a donated state among them is copied.
+    It refers to its arguments until it is compiled; if a state among them is donated before that, its
+    tensors are copied.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Lowered(Generic[P, R]):
         if self._executable is None:
             assert self._finish is not None
             self._executable = self._finish()
-            self._finish = None  # it refers to the arguments
+            self._finish = None  # drops the references to the arguments
         return self._executable
 
     def __repr__(self) -> str:

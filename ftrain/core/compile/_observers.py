@@ -1,4 +1,4 @@
-"""Observers of compilation: contexts that are entered while a program is compiled.
+"""Observers of compilation: contexts that are active while a program is compiled.
 
 `ftrain.testing` counts programs with them; training registers none.
 """
@@ -11,7 +11,8 @@ from contextlib import AbstractContextManager
 
 __all__ = ["Observer", "observed", "observers"]
 
-#: Function from the name of a compiled function and the reason for another program ("" for the first).
+#: `(name, reason) -> context`, for the name of a compiled function and the reason for another program
+#: ("" for the first).
 Observer = Callable[[str, str], AbstractContextManager[None]]
 
 observers: list[Observer] = []

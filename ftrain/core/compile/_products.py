@@ -1,7 +1,7 @@
-"""Matrix products on a CPU: tiny ones become loops, large ones use the faster of two libraries.
+"""Matrix products on a CPU: tiny ones become loops, and large ones use the faster of two libraries.
 
 torch computes float32 products on a CPU with MKL, which uses AVX-512 on Intel's processors only. On an
-AMD EPYC (Zen 5, two cores) oneDNN, which torch carries for its convolutions, is twice as fast:
+AMD EPYC (Zen 5, two cores) oneDNN, which is part of torch for convolutions, is twice as fast:
 
     768 x 128 by 128 x 512, float32         MKL 197, oneDNN 382 GFLOP/s
     the gradient of its weight              MKL 177, oneDNN 349 GFLOP/s
@@ -24,7 +24,8 @@ __all__ = ["LoopSmallProducts", "OneDNNProducts"]
 
 aten = torch.ops.aten
 
-# Sizes in multiplications. Between the two, MKL is faster, because its calls are cheaper.
+# Sizes as numbers of multiplications. Between the two sizes, MKL is faster, because a call takes less
+# time.
 _INLINE_AT_MOST = 8192
 _ONEDNN_FROM = 2_000_000
 
@@ -32,7 +33,7 @@ _ONEDNN_FROM = 2_000_000
 class LoopSmallProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
     """Pass that fuses tiny matrix products into the kernels around them, since a call takes 3 µs.
 
-    A step of three 16-wide layers on 8 rows has eight of 2,048 multiplications each.
+    A step of three 16-wide layers on 8 rows has eight products of 2,048 multiplications each.
     """
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -48,8 +49,8 @@ class LoopSmallProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in to
 class OneDNNProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
     """Pass that runs large float32 matrix products with oneDNN.
 
-    oneDNN reads its first factor by rows and first copies one that lies by columns, as in the gradient
-    of a weight, `g.T @ x`. Where both factors do, the smaller is put first: `(x.T @ g).T`.
+    oneDNN needs its first factor in row-major order, and copies a column-major one, as in the gradient
+    of a weight, `g.T @ x`. If both factors would be copied, the smaller one is put first: `(x.T @ g).T`.
     """
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -68,7 +69,8 @@ class OneDNNProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
 def _products(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node, fx.Node, fx.Node | None]]:
     """Yield `(node, a, b, bias)` for every `a @ b` and `a @ b + bias` with a bias of one row.
 
-    One at a time: in `a @ b @ c`, the first product may be replaced before the second is read.
+    They are yielded one by one, because in `a @ b @ c` the first product may be replaced before the
+    second is read.
     """
     for node in graph.find_nodes(op="call_function", target=aten.mm.default):
         left, right = node.args

@@ -22,7 +22,7 @@ from ftrain.core.random._keyed_operators import OpaqueOperators, has_opaque
 
 __all__ = ["Program"]
 
-_SHOWN = 4  # arguments in the note of a first run that failed
+_SHOWN = 4  # number of arguments named in the note on a failed first run
 
 
 class Program:
@@ -59,7 +59,7 @@ class Program:
         inputs = [*tensors, *self.captured.inputs()]
         self._has_opaque = has_opaque(graph)
         self._mode = mode
-        self._device: torch.device | None = None  # that of the program's CUDA graph
+        self._device: torch.device | None = None  # the handle of the program's CUDA graph
         if backend == "inductor" and replays(mode, inputs):
             reason = why_not_captured(graph, inputs, self.tensor_names)
             if reason is None:
@@ -77,7 +77,7 @@ class Program:
         """Return True if the program was compiled for such arguments and for such captured tensors.
 
         Args:
-            n_known: the number of leading tensors that are known not to be nested.
+            n_known: the number of leading tensors that are certainly not nested.
         """
         return (
             not _any_nested(tensors[n_known:] if n_known else tensors)
@@ -90,7 +90,7 @@ class Program:
         outputs = self._call([*tensors, *captured] if captured else tensors)
         n = self.n_donated
         leaves = [*tensors[:n], *outputs] if n else list(outputs)
-        for place, value in self._static:  # in ascending order
+        for place, value in self._static:  # in ascending order of position
             leaves.insert(place, value)
         return self._unflatten(leaves)
 
@@ -114,7 +114,8 @@ class Program:
             with OpaqueOperators() if self._has_opaque else contextlib.nullcontext():
                 outputs = self._lowered(inputs)
         except RuntimeError as error:
-            # What fake tensors let pass, such as a product of two dtypes; the batch comes last.
+            # Fake tensors accept some errors, such as a product of two dtypes. The last arguments are
+            # shown, because the batch comes last.
             last = list(zip(self.tensor_names, map(describe, inputs), strict=True))[-_SHOWN:]
             error.add_note(
                 "(while the traced graph ran for the first time, on "
@@ -137,8 +138,9 @@ class Program:
 class CapturedAtTrace:
     """Tensors that a function captures, with their shapes, dtypes, devices and strides at the trace.
 
-    The objects are kept, since `w.data = other`, `w.resize_()` and `module.double()` give a tensor
-    other memory or another kind: new memory is followed, another kind needs another program.
+    The tensor objects are stored, since `w.data = other`, `w.resize_()` and `module.double()` change
+    their memory, dtype or shape. A change of memory has an effect at the next call; a change of dtype or
+    shape requires another program.
     """
 
     def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
@@ -146,7 +148,8 @@ class CapturedAtTrace:
         self._specs = [_spec(tensor) for tensor in tensors]
         self._addresses: list[int] | None = None
         self._detached: list[torch.Tensor] = []
-        # Torch's guard reads `requires_grad and is_grad_enabled()`, and must ignore the caller's mode.
+        # Torch's guard checks `requires_grad and is_grad_enabled()`, and should not depend on the
+        # caller's grad mode.
         with torch.no_grad():
             self._guard = _guard(self.tensors)
 
@@ -196,7 +199,7 @@ def _any_nested(tensors: Sequence[Any]) -> bool:
         for tensor in tensors:
             if tensor.is_nested:
                 return True
-    except AttributeError:  # no tensor at all
+    except AttributeError:  # an argument is not a tensor
         return True
     return False
 

@@ -1,9 +1,9 @@
 """Reader of inductor's generated Python, which finds the first line that writes to an argument.
 
 A program is a function that allocates and launches kernels, line by line. It may call other functions of
-its module: the bodies of loops and branches, and the `partition_N` into which programs for CUDA graphs
-are cut. Only forms that are known to write nothing count as harmless; every other form that mentions an
-argument, or memory that may be an argument's, counts as a write.
+its module: the bodies of loops and branches, and the functions `partition_N`, into which programs for
+CUDA graphs are divided. Only statements of known forms that write nothing are accepted; any other
+statement that mentions an argument, or memory that may be an argument's, is treated as a write.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from ftrain.core._torch_dispatch import OpOverload, may_return_input, names_of, 
 
 __all__ = ["ProgramModule"]
 
-# Functions that write to none of their arguments; the second tuple returns memory of its own.
+# Functions that write to none of their arguments; those in the second tuple also return new memory.
 _HARMLESS = (
     *("assert_alignment", "assert_size_stride", "copy_if_misaligned", "get_raw_stream"),
     *("int", "len", "range", "reinterpret_tensor"),
 )
 _HARMLESS_AND_FRESH = ("extern_kernels.convolution", "torch.stack")
-# Methods of a tensor that neither write to it nor return its memory; those that fill or empty a list.
+# Tensor methods that neither write to the tensor nor return its memory; methods that fill or empty a
+# list.
 _METHODS = ("clone", "data_ptr", "item", "numel", "size", "stride")
 _LIST_METHODS = ("append", "clear", "extend")
 _EXPRESSIONS = (
@@ -47,7 +48,8 @@ class ProgramModule:
     Attributes:
         functions: its functions, and the methods of its classes, by name.
         kernels: for each kernel that can be read, the positions of the arguments that it only reads.
-        blocks: the lines of its `with` statements, to which leaving one belongs as well as entering it.
+        blocks: the lines of its `with` statements, which run when a block is entered and when it is
+            left.
     """
 
     def __init__(self, filename: str) -> None:
@@ -75,7 +77,7 @@ class ProgramModule:
     def first_write(self, function: str) -> int | None:
         """Return the first line of a function that may write to its arguments; `None` if none does."""
         if function not in self._first:
-            self._first[function] = self.functions[function].lineno  # if it calls itself
+            self._first[function] = self.functions[function].lineno  # used if it calls itself
             reader = _Reader(self)
             self._first[function] = reader.first_write(self.functions[function])
             if self._first[function] is None and not reader.returns_argument:
@@ -112,7 +114,7 @@ def _read_by_triton(name: str, source: str) -> set[int] | None:
     """Return the positions that a Triton kernel only reads; `None` if its source is not recognized.
 
     A buffer that is read and written may be passed twice. `mutated_arg_names` then lists both names, so
-    that an input in the list counts as written, too.
+    an input in that list is treated as written too.
     """
     parameters = re.search(rf"\ndef {re.escape(name)}\(([^)]*)\)", source)
     mutated = _MUTATED.search(source)
@@ -133,7 +135,7 @@ def _text(node: ast.expr) -> str:
 
 
 class _Reader:
-    """Reader of one function, which tracks the names that may refer to its arguments' memory.
+    """Reader of one function that tracks the names that may refer to memory of its arguments.
 
     Attributes:
         returns_argument: True if it may return memory of an argument.
@@ -164,7 +166,7 @@ class _Reader:
 
     def _writes(self, statement: ast.stmt) -> bool:
         if isinstance(statement, ast.Assign):
-            # Not a generator: every target is recorded.
+            # A list instead of a generator, so that every target is recorded.
             harmless = [self._assign(target, statement.value) for target in statement.targets]
             value = statement.value
             if isinstance(value, ast.Name) and value.id in self._lists:
@@ -180,7 +182,7 @@ class _Reader:
             return statement.exc is not None and self._evaluates(statement.exc)
         if isinstance(statement, (ast.If, ast.While)):
             before = -1
-            while len(self._arguments) > before:  # a later round may read what this one assigns
+            while len(self._arguments) > before:  # the next iteration may read names assigned here
                 before = len(self._arguments)
                 if self._first([*statement.body, *statement.orelse]) is not None:
                     return True
@@ -198,7 +200,7 @@ class _Reader:
             return False
         if isinstance(target, ast.Subscript):
             if name.id not in self._lists and (mentions or name.id in self._arguments):
-                return False  # elements of a tensor, or of a list that has another name, too
+                return False  # writes to a tensor, or to a list that may have another name
         elif _is_list(value):
             self._lists.add(name.id)
         else:
@@ -271,7 +273,7 @@ def _function(name: str) -> str:
 
 
 def _is_list(value: ast.expr) -> bool:
-    if isinstance(value, ast.BinOp):  # [None] * 3
+    if isinstance(value, ast.BinOp):  # an expression such as [None] * 3
         value = value.left
     return isinstance(value, ast.List)
 
@@ -292,6 +294,6 @@ def _operator(name: str) -> OpOverload[..., Any] | None:
 def _may_write(operator: OpOverload[..., Any]) -> bool:
     """Return True if an operator may write to its arguments.
 
-    In training, the kernels of batch norm write to the running statistics without saying so.
+    In training, the kernels of batch norm write to the running statistics without declaring it.
     """
     return schema_of(operator).is_mutable or "batch_norm" in names_of(operator)[0]

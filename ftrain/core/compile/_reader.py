@@ -1,8 +1,8 @@
 """Generated Python code that reads the tensors from arguments of one known structure, without loops.
 
-`optree` flattens 300 leaves of a training state in 64 µs, of which most goes into looking up each
-node's type and sorting each dict's keys. A structure that was seen before needs neither: its reader
-takes 12 µs, and returns `None` if the arguments no longer have that structure.
+`optree` flattens 300 leaves of a training state in 64 µs, mostly spent on looking up the type of each
+node and sorting the keys of each dict. For a known structure neither is needed: its reader takes 12 µs,
+and returns `None` if the arguments have another structure.
 """
 
 from __future__ import annotations

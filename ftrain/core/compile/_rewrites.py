@@ -1,6 +1,6 @@
 """Torch functions that are replaced while a function is traced.
 
-A trace by execution would record each of them wrongly or not at all.
+Tracing by execution would record them wrongly or not at all.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Rewrites(TorchFunctionMode):
     """Mode that replaces torch functions by the traceable ones of this file during a trace.
 
     Args:
-        calls: where the function is noted that raises.
+        calls: the record of the torch function that raised an error.
     """
 
     def __init__(self, calls: Calls) -> None:
@@ -39,7 +39,9 @@ class Rewrites(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if torch.compiler.is_dynamo_compiling():  # torch.cond compiles its branches, then runs them
+        if (
+            torch.compiler.is_dynamo_compiling()
+        ):  # torch.cond runs its branches after Dynamo's trace
             return func(*args, **(kwargs or {}))
         try:
             return self._run(func, args, kwargs or {})
@@ -51,7 +53,7 @@ class Rewrites(TorchFunctionMode):
         rewrite = _REWRITES.get(func)
         if rewrite is not None:
             return rewrite(func, *args, **kwargs)
-        # These call functions of the user, for which the mode must stay on.
+        # These functions call user code, for which the mode must stay active.
         if isinstance(func, HigherOrderOperator):
             with self:
                 return without_dispatch(HigherOrderOperator.__call__)(func, *args, **kwargs)
@@ -64,10 +66,10 @@ class Rewrites(TorchFunctionMode):
 def _set_data(func: Callable[..., Any], tensor: torch.Tensor, value: torch.Tensor) -> Any:
     """Trace `tensor.data = value`: make the tensor another view of the value's memory.
 
-    No operator runs, so a trace would continue with the old value.
+    No operator runs for it, so a trace would continue with the old value.
     """
     if _torch.is_wrapped(tensor):
-        return func(tensor, value)  # torch refuses it
+        return func(tensor, value)  # torch raises for this
     if not _torch.is_recorded(tensor):
         raise ImpureFunctionError(
             f"the traced function sets `.data` of a tensor that it captures or was given "
@@ -116,8 +118,8 @@ def _is_all_true(func: Callable[..., Any], condition: torch.Tensor) -> Any:
     That function reads the value of the condition, which a trace does not have.
     """
     if is_batched_tensor(condition):
-        return func(condition)  # the operator has no batching rule (2.13)
-    # Inductor writes it into C++ as it is (2.13): one line without quotes.
+        return func(condition)  # _assert_async has no batching rule (2.13)
+    # Inductor copies the message into C++ without escapes (2.13), so it must be one line without quotes.
     line = re.sub(r"[\\\"'^]", "", " ".join(current_line().split()))
     message = (
         f"a check in the compiled function failed, expected a condition to be true, here: {line}"

@@ -18,11 +18,11 @@ _REMEDY = "ftrain.compile(..., backend='eager'), or do not compile"
 def check_compiler(remedy: str = _REMEDY, device_type: str = "cpu") -> None:
     """Raise if inductor would find no compiler for a device (takes 60 µs if there is one).
 
-    Inductor looks for one even if all its programs are in its cache. Its own list of compilers is read
-    only if the usual one is missing: torch's compiler takes two seconds to load.
+    Inductor looks for a compiler even if all its programs are in its cache. Its own list of compilers is
+    read only if the usual one is missing, because torch's compiler takes two seconds to load.
 
     Args:
-        remedy: the code for the message that a user may write to run without a compiler.
+        remedy: for the message, the code with which a user can run without a compiler.
         device_type: "cuda": Triton's C compiler; "cpu": the C++ compiler; others: none is needed.
 
     Raises:
@@ -58,7 +58,7 @@ def no_compiler(reason: str, remedy: str = _REMEDY, language: str = "C++") -> Co
 
     Args:
         reason: the commands that were tried, or the error that was raised.
-        remedy: as of `check_compiler`.
+        remedy: as in `check_compiler`.
         language: "C++" for programs on the CPU, "C" for Triton's on a GPU.
     """
     package, variable = ("gcc", "CC") if language == "C" else ("g++", "CXX")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 __all__ = ["BACKWARD", "BY_FUNCTION", "BY_TORCH_LINE"]
 
-Remedy = tuple[str, str]  # what it does, and one sentence with the remedy
+Remedy = tuple[str, str]  # what the function does, and one sentence with the remedy
 
 _OUTSIDE = (
     "Take this gradient without ftrain.compile (ftrain.value_and_grad alone computes it), and compile "
@@ -61,7 +61,7 @@ _VALIDATION = (
     "Leave validate_args=True out: without it a compiled function skips these checks.",
 )
 
-#: By file inside of torch's folder and function, for torch's Python code.
+#: Remedies for torch's Python code, by file (inside torch's folder) and function.
 BY_TORCH_LINE: dict[tuple[str, str], Remedy] = {
     ("nn/functional.py", "gaussian_nll_loss"): _VARIANCE,
     ("nn/modules/adaptive.py", "forward"): _CLUSTERS,
@@ -75,7 +75,7 @@ BY_TORCH_LINE: dict[tuple[str, str], Remedy] = {
     ("distributions/distribution.py", "__init__"): _VALIDATION,
     ("distributions/distribution.py", "_validate_sample"): _VALIDATION,
 }
-#: By name, for those written in C++.
+#: Remedies for functions written in C++, by name.
 BY_FUNCTION: dict[str, Remedy] = {
     "torch.cov": _COVARIANCE,
     "torch.corrcoef": _COVARIANCE,
@@ -91,7 +91,8 @@ BY_FUNCTION: dict[str, Remedy] = {
     "torch.linalg.lstsq": _LEAST_SQUARES,
     "torch.linalg_lstsq": _LEAST_SQUARES,
 }
-#: By operator, in a backward pass: the user's line is the one that takes the gradient.
+#: Remedies for operators of a backward pass, in which the user's line is the one that computes the
+#: gradient.
 BACKWARD: dict[str, Remedy] = {
     "aten._unique": (
         "the gradient of index_fill by the value that it fills in depends on the indices' values",

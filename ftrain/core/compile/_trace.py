@@ -1,10 +1,10 @@
-"""Trace of a Python function: it runs once on fake tensors, and its operators become a graph.
+"""Tracing of a Python function: one run on fake tensors records its operators as a graph.
 
 Autograd, functorch and autocast inside the function happen at trace time, so the graph holds plain
-operators only. Then the graph is made pure (no output shares memory with a tensor from outside) or,
-for donation, made to write the new state into the old one's memory with its last operators.
+operators only. The graph is then made pure (no output shares memory with a tensor from outside) or, for
+donation, extended by operators that write the new state into the old state's memory at the end.
 
-Read next: `_graph.py`, the passes, and `_lower.py`, which turns the graph into something that runs fast.
+Read next: `_graph.py`, which has the passes, and `_lower.py`, which compiles the graph.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ftrain.core.random._watch import watched_trace
 
 __all__ = ["TENSOR", "Traced", "is_tracing", "trace", "tracing", "unrecorded"]
 
-TENSOR = object()  # stands for a tensor in a list of leaves that otherwise holds static values
+TENSOR = object()  # placeholder for a tensor in a list of static leaves
 
 
 class _Active(threading.local):
@@ -78,13 +78,13 @@ class Traced:
     """Graph of a traced function, with its captured tensors and the structure of its output.
 
     Attributes:
-        graph: tensors in, tensors out. Inputs: the arguments' tensors, then the captured ones.
-            Outputs: the function's tensors, less the new state where that is donated.
+        graph: the graph, from the tensors of the arguments and the captured tensors to the tensors of
+            the result, without the new state if that is donated.
         captured: the tensors that the function captures.
         out_treedef: the structure of the function's result.
-        out_leaves: its leaves, `TENSOR` in the place of each tensor.
+        out_leaves: the leaves of the result, with `TENSOR` in place of each tensor.
         n_donated: the number of leading inputs that the graph overwrites with the new state.
-        whole: the new state is all of the output, not the first of several.
+        whole: True if the new state is the whole result, False if it is the first of several entries.
     """
 
     graph: fx.GraphModule
@@ -109,7 +109,7 @@ def trace(
     Args:
         function: the name of the function in messages.
         names: the name of each leaf in messages.
-        donate: write the first output into the first argument's memory.
+        donate: True to write the first output into the first argument's memory.
     """
     places = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
     tensors = [leaves[i] for i in places]
@@ -120,7 +120,7 @@ def trace(
         filled = list(leaves)
         for place, value in zip(places, inputs, strict=True):
             filled[place] = value
-        with tree.withheld("a compiled function"):  # the program serves other batches too
+        with tree.withheld("a compiled function"):  # the program is used for other batches too
             args, kwargs = tree.unflatten(treedef, filled)
         state = args[0] if donate else None
         guard(fn)
@@ -208,7 +208,8 @@ def _run(
             torch.enable_grad(),
             _torch.interning(),
             fake_kernels(),
-            # Checkpointed regions run plainly under transforms, which allow them no hooks.
+            # Under transforms, which do not allow saved-tensor hooks, checkpointed regions run without
+            # checkpointing.
             around_regions(lambda: contextlib.nullcontext),
             Rewrites(calls),
             mode,

@@ -1,8 +1,8 @@
 """Errors for operations that a trace cannot record, with the operation, its location and a remedy.
 
 Many of torch's own functions read values: `F.gaussian_nll_loss` checks the sign of a variance,
-`torch.cov` compares two sums. The user wrote none of that code, so the message shows torch's line below
-the user's, and the remedy for the function (`_torch_remedies.py`) or for torch's code in general.
+`torch.cov` compares two sums. As the user did not write this code, the message shows the user's line and
+torch's line, and a remedy for the function (`_torch_remedies.py`) or for torch's code in general.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ _BY_OPERATOR = {
     "aten.nonzero": "the shape of nonzero() or of x[mask] depends on values",
     "aten.masked_select": "the shape of masked_select() depends on values",
 }
-#: Operators that a user writes under other names than their own.
+#: Other names of operators, by which a user may know them.
 _SPELLED = {
     "aten._local_scalar_dense": (
         "item",
@@ -97,7 +97,7 @@ class Calls:
     function: Any = None
 
     def raised(self, function: Any, error: BaseException) -> None:
-        """Record that a call of `function` raised; the innermost call that raised an error is kept."""
+        """Record that a call of `function` raised an error; keep the innermost such call."""
         if error is not self.error:
             self.error, self.function = error, function
 
@@ -106,9 +106,9 @@ class _Place(NamedTuple):
     """Location at which an error was raised.
 
     Attributes:
-        line: the user's line, as a message shows it; empty if it is unknown, as in the backward pass of
-            `compile(value_and_grad(loss))`.
-        torch_line: the line of torch's Python code that it led to; `None` if there is none.
+        line: the user's line, formatted for a message; empty if it is unknown, as in the backward pass
+            of `compile(value_and_grad(loss))`.
+        torch_line: the line of torch's Python code that the user's line called; `None` if there is none.
         name: torch's function with that line.
         file: its file, inside of torch's folder.
         backward: True if it was in a backward pass.
@@ -126,7 +126,7 @@ def untraceable(error: BaseException, function: str, calls: Calls) -> TraceError
 
     Args:
         error: the exception of the trace.
-        function: what messages call the traced function.
+        function: the name of the traced function in messages.
         calls: the calls of torch's functions in the trace.
     """
     found = _remedy(error)

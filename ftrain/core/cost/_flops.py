@@ -44,7 +44,7 @@ class Work(NamedTuple):
 
 NONE = Work(0, {}, 0)
 
-# Formulas of torch, which have no types.
+# FLOP formulas of torch, a registry without type annotations.
 _FORWARD: Callable[..., int] = sdpa_flop_count
 _BACKWARD: Callable[..., int] = sdpa_backward_flop_count
 

@@ -17,7 +17,7 @@ from ftrain.core.cost.rates import Rates, measure_rates
 __all__ = ["Cost", "CostRow", "call_cost"]
 
 _RUNS = 5
-_SHOWN = 20  # rows of a table
+_SHOWN = 20  # rows of a printed table
 
 
 class CostRow(NamedTuple):
@@ -26,7 +26,7 @@ class CostRow(NamedTuple):
     Attributes:
         name: the operator, or the name that inductor gave to a fused kernel.
         calls: the number of calls in one call of the function.
-        seconds: its total time in one call of the function; `None`: not timed.
+        seconds: its total time in one call of the function, or None without timing.
         flops: floating-point operations of products, convolutions and attention.
         bytes: bytes that it reads and writes.
         floor: the least possible seconds for these FLOPs and bytes, at the machine's measured rates.

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 __all__ = ["Product", "Rates", "fastest_product", "measure_rates", "synchronize"]
 
-_COPIED = (2**20, 2**23, 2**26)  # bytes read and written: inside and outside of the caches
+_COPIED = (2**20, 2**23, 2**26)  # bytes read and written, smaller and larger than the caches
 _REPEATS = 5
 
 
@@ -38,7 +38,7 @@ class Rates:
         """
         rates = self.flops
         compute = sum(count / rates[dtype] for dtype, count in flops.items() if dtype in rates)
-        # Data that fit in a cache may be there already, so the best rate at this size or above counts.
+        # A cache may speed up small copies, so the best rate at this size or above counts.
         measured = self.bandwidth
         least = min(size, max(measured, default=0))
         rate = max((rate for amount, rate in measured.items() if amount >= least), default=math.inf)
