@@ -39,9 +39,8 @@ class Rewrites(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if (
-            torch.compiler.is_dynamo_compiling()
-        ):  # torch.cond runs its branches after Dynamo's trace
+        # `torch.cond` runs its branches after the trace of Dynamo.
+        if torch.compiler.is_dynamo_compiling():
             return func(*args, **(kwargs or {}))
         try:
             return self._run(func, args, kwargs or {})

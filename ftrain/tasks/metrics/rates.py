@@ -127,9 +127,8 @@ def mean_reciprocal_rank(
 
 def _ranked(scores: Tensor, relevant: Tensor) -> Tensor:
     """Return `relevant` sorted by descending score; entries with score NaN count as not relevant."""
-    order = torch.sort(
-        scores, dim=-1, descending=True, stable=True
-    ).indices  # `sort` puts NaN first
+    # `sort` puts NaN first.
+    order = torch.sort(scores, dim=-1, descending=True, stable=True).indices
     return (relevant & ~scores.isnan()).gather(-1, order)
 
 
