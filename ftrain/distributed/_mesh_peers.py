@@ -31,5 +31,5 @@ def peers_of(mesh: DeviceMesh, timeout: float, use: str = "") -> Peers:
             f"mesh: expected a mesh with rank {own}, this process, got ranks {ranks}. Call this on the "
             "ranks of the mesh only."
         )
-    name = "-".join(map(str, ranks)) + use
-    return Peers(default_store(), ranks.index(own), len(ranks), name, timeout)
+    name = "-".join(map(str, ranks))
+    return Peers(default_store(), ranks.index(own), len(ranks), name, timeout, use)

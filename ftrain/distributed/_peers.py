@@ -80,24 +80,31 @@ class Peers:
         store: a store that all ranks share; `None` for a single rank.
         rank: the number of this rank.
         size: the number of ranks.
-        name: the name of these ranks and of what they do; each rank begins as many calls under it.
+        name: the name of these ranks.
+        use: the name of what they do; calls of one use are begun in the same order on every rank.
         timeout: seconds that a call waits for other ranks, from its beginning.
     """
 
     def __init__(
-        self, store: KeyValueStore | None, rank: int, size: int, name: str, timeout: float
+        self,
+        store: KeyValueStore | None,
+        rank: int,
+        size: int,
+        name: str,
+        timeout: float,
+        use: str = "",
     ) -> None:
         self.rank, self.size, self.timeout = rank, size, timeout
         self._round = 0
         self._here = _this_process()
         self._known: dict[int, _Process] = {}
         self._prefix = self._processes = ""
-        if (
-            store is not None and size > 1
-        ):  # the store counts, so a process group formed anew begins anew
+        if store is not None and size > 1:
             self._store = store
-            number = store.add(f"ftrain/{name}/calls/{rank}", 1)
-            self._prefix, self._processes = f"ftrain/{name}/{number}", f"ftrain/{name}/process"
+            # The store counts the calls, so a process group formed anew begins anew.
+            number = store.add(f"ftrain/{name}/calls/{use}/{rank}", 1)
+            self._prefix = f"ftrain/{name}/{use}/{number}"
+            self._processes = f"ftrain/{name}/process"
             store.set(f"{self._processes}/{rank}", json.dumps(self._here))
 
     @property

@@ -242,7 +242,7 @@ def _peers(mesh: DeviceMesh | None, timeout: float) -> Peers:
             f"mesh: expected one axis, or all {dist.get_world_size()} ranks, got {mesh.ndim} axes and "
             f"{mesh.size()} ranks. Pass a mesh with one axis."
         )
-    return peers_of(mesh, timeout, " dcp")
+    return peers_of(mesh, timeout, "dcp")
 
 
 def _where(mesh: DeviceMesh | None, peers: Peers) -> dict[str, Any]:

@@ -80,7 +80,7 @@ class ShardedStore(Store):
         self._layout = dict(layout or {})
 
         def begin(use: str) -> Peers:
-            return peers_of(mesh, timeout, f" {use} {self.directory}")
+            return peers_of(mesh, timeout, f"{use} {self.directory}")
 
         self._begin = begin
         begin("store")  # raises for a mesh without this process

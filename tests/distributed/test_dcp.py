@@ -24,7 +24,7 @@ from ftrain.checkpoint import (
 from ftrain.distributed import from_dcp, to_dcp
 from ftrain.testing import assert_same_bits
 from tests.checkpoint.states import DTYPES, random_bytes, train_state
-from tests.distributed.ranks import run
+from tests.distributed import forked
 from tests.distributed.threads import blank, layouts, local
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
@@ -156,7 +156,8 @@ def exchange(mesh, folder):
 
 
 def test_ranks_exchange_shards_with_torch(tmp_path):
-    run(exchange, 2, str(tmp_path))
+    with forked.ranks(2, exchange, str(tmp_path)) as pids:
+        assert forked.exit_codes(pids, 60.0) == [0, 0]
     state = train_state(3)
     assert_same_bits(from_dcp(tmp_path / "ours", like=blank(state)), state)
     assert not (tmp_path / "none").exists()

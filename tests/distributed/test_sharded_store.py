@@ -68,7 +68,9 @@ def ranks(tmp_path, monkeypatch):
     opened = []
     messages = dist.HashStore()
     monkeypatch.setattr(
-        store, "peers_of", lambda rank, timeout, use: Peers(messages, rank, RANKS, use, timeout)
+        store,
+        "peers_of",
+        lambda rank, timeout, use: Peers(messages, rank, RANKS, "threads", timeout, use),
     )
 
     def start(**options):
