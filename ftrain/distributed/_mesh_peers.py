@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from ftrain.checkpoint.errors import CheckpointRankError
 from ftrain.core._torch_process_group import default_store
 from ftrain.distributed._peers import Peers
 
@@ -21,6 +22,7 @@ def peers_of(mesh: DeviceMesh, timeout: float, use: str = "") -> Peers:
 
     Raises:
         ValueError: this process is not in the mesh, or the time-out is not positive.
+        CheckpointRankError: the store of the process group is lost.
     """
     if not timeout > 0:
         raise ValueError(f"timeout: expected seconds > 0, got {timeout}")
@@ -32,4 +34,8 @@ def peers_of(mesh: DeviceMesh, timeout: float, use: str = "") -> Peers:
             "ranks of the mesh only."
         )
     name = "-".join(map(str, ranks))
-    return Peers(default_store(), ranks.index(own), len(ranks), name, timeout, use)
+    try:
+        return Peers(default_store(), ranks.index(own), len(ranks), name, timeout, use)
+    except dist.DistError as error:
+        action = "reach the store of the process group"
+        raise CheckpointRankError(action, 0, "?", str(error)) from error

@@ -146,8 +146,11 @@ class Peers:
             decision: D = self._follow(action, own, start)
             return decision
         except dist.DistError as error:
+            known = self._known.get(LEADER)
             cause = f"the store of the process group, which its machine hosts, is lost: {error}"
-            raise CheckpointRankError(action, LEADER, self.host(LEADER), cause) from error
+            raise CheckpointRankError(
+                action, LEADER, known.host if known else "?", cause
+            ) from error
 
     def _lead(
         self,

@@ -15,6 +15,7 @@ from ftrain import checkpoint, distributed
 from ftrain.checkpoint import CheckpointRankError, Shard, _files
 from ftrain.checkpoint._files import Files
 from ftrain.testing import assert_same_bits
+from tests.campaign import CAMPAIGN
 from tests.checkpoint.states import train_state
 from tests.distributed import forked
 from tests.distributed.campaign_kills import campaign
@@ -128,7 +129,7 @@ def test_mesh_may_have_some_of_the_ranks_in_any_order(tmp_path):
 
 
 def test_killed_ranks_lose_no_acknowledged_checkpoint():
-    kills = 200 if os.environ.get("FTRAIN_CAMPAIGN") else 6
+    kills = 200 if CAMPAIGN else 6
     result = campaign(kills, seed=0)
     assert result.wrong() == {}
     assert result.kills == kills
