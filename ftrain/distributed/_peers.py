@@ -82,7 +82,7 @@ class Peers:
         size: the number of ranks.
         name: the name of these ranks.
         use: the name of what they do; calls of one use are begun in the same order on every rank.
-        timeout: seconds that a call waits for other ranks, from its beginning.
+        timeout: seconds from the beginning of `agree` to the answer of the slowest rank.
     """
 
     def __init__(

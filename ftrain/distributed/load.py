@@ -47,7 +47,7 @@ def load(
         layout: the rows that this rank holds of each leaf that it does not hold whole, by its path.
         fingerprint: as given to `save`.
         on_change: as for `checkpoint.load`.
-        timeout: seconds that ranks wait for one another.
+        timeout: seconds that reading may take on the slowest rank.
 
     Returns:
         `(state, metadata)`.

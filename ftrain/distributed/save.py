@@ -73,7 +73,8 @@ def save(
         step: the number of the step that produced this state.
         metrics: numbers, by which a store ranks checkpoints.
         fingerprint: as for `checkpoint.save`; that of rank 0 is recorded.
-        timeout: seconds that ranks wait for one another.
+        timeout: seconds that each phase (comparing, writing, publishing) may take on the slowest rank; a
+            longer one ends the save on every rank.
 
     Returns:
         The manifest, the same on every rank.

@@ -49,7 +49,7 @@ class ShardedStore(Store):
         directory: the directory; created by the first save.
         mesh: the ranks.
         layout: the rows that this rank holds of each leaf that it does not hold whole, by its path.
-        timeout: seconds that ranks wait for one another.
+        timeout: seconds that a phase of a call may take on the slowest rank, as for `save`.
         **options: as for `checkpoint.Store`.
 
     Raises:

@@ -35,6 +35,7 @@ from ftrain.checkpoint._files import Files
 from ftrain.distributed import _pieces
 from ftrain.distributed.save import publish
 from ftrain.testing import assert_same_bits
+from tests.checkpoint.faults import Failing
 from tests.checkpoint.states import bytes_of, flip, train_state, trees
 from tests.distributed.threads import blank, divisible, each, layouts, local, memory_folder, saved
 
@@ -327,6 +328,31 @@ def test_full_disk_on_one_rank_publishes_nothing_and_names_it(tmp_path):
     assert "No space left on device" in str(first)
     assert list(tmp_path.iterdir()) == []
     assert isinstance(saved(tmp_path / "one", [state, state], [{}, {}])[0], checkpoint.Manifest)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
+def test_failure_of_any_file_operation_publishes_all_or_nothing(code):
+    state, old = train_state(1), train_state(0)
+    shards = layouts(state, 2)
+    published = failed = 0
+    with memory_folder() as folder:
+        checkpoint.save(folder / "old", old)
+        for k in itertools.count():
+            path, files = folder / str(k), Failing(k, code)
+            with _files.replaced(files):
+                found = saved(path, [local(state, layout) for layout in shards], shards)
+            if files.failed is None:
+                break
+            errors = [error for error in found if isinstance(error, Exception)]
+            assert all(isinstance(error, checkpoint.CheckpointError) for error in errors), errors
+            assert len(errors) in (0, 2)
+            if path.exists():
+                assert_same_bits(checkpoint.load(path, blank(state))[0], state)
+            published += not errors
+            failed += bool(errors)
+            assert path.exists() == (not errors)
+        assert_same_bits(checkpoint.load(folder / "old", blank(old))[0], old)
+    assert failed > 20, (failed, published)
 
 
 def test_rank_that_does_not_answer_is_named(tmp_path):
