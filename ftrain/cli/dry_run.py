@@ -5,6 +5,7 @@ One gradient is computed in eager mode, to count the memory that the backward pa
 
 from __future__ import annotations
 
+import contextlib
 import re
 from typing import Any
 
@@ -24,13 +25,27 @@ __all__ = ["dry_run", "first_batch"]
 _ENTRY = re.compile(r"\['(\w+)'\]")  # the path of a dict's
 
 
-def dry_run(config: Config) -> str:
-    """Return a table of the memory, FLOPs, steps and parameters that training would need."""
-    with environment(config):
-        parts = build(config)
+def dry_run(config: Config, world_size: int | None = None) -> str:
+    """Return a table of the memory, FLOPs, steps and parameters that training would need.
+
+    Args:
+        config: the configuration.
+        world_size: the number of ranks of data-parallel training; the table is that of one of them, and
+            has the traffic of a step. `None`: one process.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(environment(config))
+        mesh, traffic = None, None
+        if world_size is not None:
+            # A torch without torch.distributed cannot import it.
+            from ftrain.core._torch_fake_ranks import Traffic, fake_mesh  # noqa: PLC0415
+
+            mesh, traffic = stack.enter_context(fake_mesh(world_size, "cpu")), Traffic(world_size)
+        parts = build(config, mesh=mesh)
         batch = first_batch(parts.train)
         state = parts.init_state()
-        flops, kept = _measured(parts, state, batch)
+        with contextlib.nullcontext() if traffic is None else traffic.counted():
+            flops, kept = _measured(parts, state, batch)
     config = parts.config
     params = list(state.params.values())
     carried = [leaf for leaf in tree.leaves(state.opt_state) if isinstance(leaf, torch.Tensor)]
@@ -56,10 +71,26 @@ def dry_run(config: Config) -> str:
         ("  optimizer", f"{_size(_bytes(carried))} ({config.optimizer.name})"),
         ("  gradients", _size(gradients)),
         ("  activations", f"{_size(kept)} (kept for the backward pass, eager)"),
+        *(_ranks(traffic, config, flops) if traffic else ()),
         ("precision", config.precision),
         ("run directory", f"{config.folder}{_occupied(config)}"),
     ]
     return "\n".join(f"{name:<16}{value}" for name, value in rows)
+
+
+def _ranks(traffic: Any, config: Config, flops: int) -> list[tuple[str, str]]:
+    """Return the rows of a table for one of several ranks."""
+    shards = config.distributed.logical_shards
+    strategy = "data_parallel" + (f", {shards} logical shards" if shards else "")
+    ratio = f", {flops / traffic.sent:.3g} FLOPs a byte" if traffic.sent else ""
+    return [
+        ("ranks", f"{traffic.size:,}, {strategy}; batch, FLOPs and memory are those of one rank"),
+        (
+            "traffic",
+            f"{_size(round(traffic.sent))} sent by each rank a step, in {traffic.collectives} "
+            f"collectives{ratio}",
+        ),
+    ]
 
 
 def _occupied(config: Config) -> str:

@@ -228,6 +228,23 @@ def test_dry_run_prints_requirements_without_training(
     assert not (project / "runs").exists()
 
 
+def test_dry_run_of_a_world_size_prints_the_traffic_of_one_rank(
+    project: pathlib.Path, capsys: Captured
+) -> None:
+    assert main(["train", "config.yaml", "--dry-run", "--world-size", "16"]) == 0
+    rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows["batch"] == "x float32 (4, 2), y int64 (4,)"
+    # A ring all-reduce of 4,482 gradients, and less than 2 KiB for weight and metrics.
+    gradients = 2 * 15 / 16 * 4 * 4482 / 1024
+    assert (
+        gradients
+        <= float(rows["traffic"].split(" KiB sent by each rank a step")[0])
+        < gradients + 2
+    )
+    assert main(["train", "config.yaml", "--world-size", "16"]) == 2
+    assert "expected a number above 0 with --dry-run, got 16 without" in capsys.readouterr().err
+
+
 def test_fast_dev_run_leaves_no_run_directory(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["train", "config.yaml", "--fast-dev-run"]) == 0
     assert "every part of the run worked; no files were kept" in capsys.readouterr().out

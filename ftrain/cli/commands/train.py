@@ -13,6 +13,8 @@ from ftrain.cli._no_code import add_no_code
 from ftrain.config.load import load
 from ftrain.core._terminal import say
 
+_START = " To train on N ranks, write torchrun --nproc-per-node N -m ftrain train config.yaml"
+
 
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of `ftrain train` to its parser."""
@@ -23,6 +25,12 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         "--dry-run",
         action="store_true",
         help="print parameters, memory, steps, FLOPs; train nothing",
+    )
+    add(
+        "--world-size",
+        type=int,
+        metavar="N",
+        help="with --dry-run: memory and traffic of one of N data-parallel ranks",
     )
     add(
         "--fast-dev-run",
@@ -48,12 +56,19 @@ def run(options: argparse.Namespace) -> int:
         flags.append("detect_anomaly=true")
     if options.overfit_batches is not None:
         flags.append(f"overfit_batches={options.overfit_batches}")
+    if options.world_size is not None and (not options.dry_run or options.world_size < 1):
+        got = f"{options.world_size}{'' if options.dry_run else ' without --dry-run'}"
+        say(
+            f"--world-size: expected a number above 0 with --dry-run, got {got}.{_START}",
+            error=True,
+        )
+        return 2
     config = load(options.config, [*options.overrides, *flags], code=not options.no_code)
 
     if options.dry_run:
         from ftrain.cli.dry_run import dry_run  # noqa: PLC0415  # imports torch: after the keys are checked
 
-        say(dry_run(config))
+        say(dry_run(config, options.world_size))
         return 0
     from ftrain.cli._training import report  # noqa: PLC0415
 
