@@ -23,6 +23,7 @@ LONG = (
     "optimizers",
     "grad_cache",
     "sweep",
+    "distributed",
 )  # they take up to a quarter of an hour, so they run by name only
 
 

@@ -11,6 +11,7 @@ from benchmarks import (
     chains,
     checkpoints,
     digests,
+    distributed,
     draws,
     grad_cache,
     latency,
@@ -139,3 +140,15 @@ def test_grad_cache_benchmark_runs():
     report = grad_cache.run(True, width=8, compiled=False)
     whats = [target["what"] for target in report.content["targets"]]
     assert whats == ["GradCache: 128 rows over 64", "eager: GradCache over one graph"]
+
+
+@long
+def test_distributed_benchmark_runs():
+    report = distributed.run(True, "eager")
+    assert [target["what"] for target in report.content["targets"]] == [
+        "eager: time of ftrain over DDP",
+        "compiled: time of ftrain over DDP",
+    ]
+    sizes = [report.content["figures"][f"traffic: {name}"]["value"] for name in ("ftrain", "DDP")]
+    # Beside the gradients, ftrain sends their weight and the loss metric.
+    assert sizes[0] == pytest.approx(sizes[1], abs=16 / 1024)
