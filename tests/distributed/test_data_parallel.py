@@ -323,7 +323,7 @@ def test_closures_for_line_searches_are_reduced_over_ranks() -> None:
     testing.assert_close_norm(found, expected, 1e-6)
 
 
-def unequal(mesh: Any, kind: str) -> None:
+def unequal(mesh: Any, kind: str, is_compiled: bool) -> None:
     group, case = group_of(mesh), ZOO["mlp"]
 
     def each_row(model: Any, batch: Any) -> Any:
@@ -336,9 +336,13 @@ def unequal(mesh: Any, kind: str) -> None:
         parts = tuple(rows_of(batch, i, i + 1) for i in range(2 + group.rank))
         gradients = ftrain.gradients(case.model, case.loss_fn)
         batch = ftrain.MicroBatches(parts)
-    distributed.data_parallel(gradients, mesh)(start_of("mlp"), batch)
+    parallel: Any = distributed.data_parallel(gradients, mesh)
+    if is_compiled:
+        parallel = ftrain.compile(parallel, backend="eager")
+    parallel(start_of("mlp"), batch)
 
 
+@pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
@@ -351,9 +355,10 @@ def unequal(mesh: Any, kind: str) -> None:
             r"ranks differ in the number of micro-batches.*rank 0: \[2\], rank 1: \[3\]",
         ),
     ],
+    ids=["rows", "micro-batches"],
 )
-def test_unequal_ranks_raise_on_every_rank(kind: str, message: str) -> None:
+def test_unequal_ranks_raise_on_every_rank(kind: str, message: str, is_compiled: bool) -> None:
     with pytest.raises(
         RankError, match=f"rank 0 (.*\n)*.*{message}(.*\n)*.*rank 1 (.*\n)*.*{message}"
     ):
-        run(unequal, 2, kind)
+        run(unequal, 2, kind, is_compiled)
