@@ -81,6 +81,8 @@ class Store:
         'step-000000000001'
     """
 
+    collective = False  # True if all ranks of a mesh must call each method together
+
     def __init__(
         self,
         directory: str | os.PathLike[str],

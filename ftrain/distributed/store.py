@@ -67,6 +67,8 @@ class ShardedStore(Store):
         >>> dist.destroy_process_group()
     """
 
+    collective = True
+
     def __init__(
         self,
         directory: str | os.PathLike[str],

@@ -307,6 +307,12 @@ class Trainer:
             ranks.check_data(train, "train_data")
             held_out = None if eval_data is None else as_batches(eval_data, "eval_data")
             store = self.store if isinstance(self.store, (Store, type(None))) else Store(self.store)
+            if store is not None and store.collective and not ranks.is_one:
+                raise ValueError(
+                    "store: expected a checkpoint.Store, to which rank 0 writes the state of all ranks, "
+                    f"got {type(store).__name__}. Write store={str(store.directory)!r}, or save sharded "
+                    "states in a loop of your own."
+                )
             # Before any file is read or written: loggers truncate their files at the first event.
             acquired = store is not None and ranks.is_main and store.lock()
             try:

@@ -11,9 +11,11 @@ import pytest
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-from ftrain import checkpoint, distributed
+import ftrain
+from ftrain import checkpoint, distributed, optim
 from ftrain.checkpoint import CheckpointRankError, Shard, _files
 from ftrain.checkpoint._files import Files
+from ftrain.loop import Trainer
 from ftrain.testing import assert_same_bits
 from tests.campaign import CAMPAIGN
 from tests.checkpoint.states import train_state
@@ -126,6 +128,23 @@ def test_mesh_may_have_some_of_the_ranks_in_any_order(tmp_path):
         assert forked.exit_codes(pids, 40.0) == [0, 0, 0]
     got, _ = checkpoint.load(tmp_path / "one", {"w": torch.zeros(4)})
     assert_same_bits(got, {"w": torch.arange(4.0)})
+
+
+def fit_with_a_sharded_store(mesh, folder):
+    """Give a trainer on a mesh a store that all ranks would have to call."""
+    steps = ftrain.make_steps(
+        lambda: torch.nn.Linear(1, 1), lambda m, b: m(b).mean(), optim.sgd(0.1)
+    )
+    store = distributed.ShardedStore(folder, mesh)
+    trainer = Trainer(steps, compile=False, mesh=mesh, progress=False, store=store)
+    with pytest.raises((ValueError, distributed.RankError), match="expected a checkpoint.Store"):
+        trainer.fit(steps.init_state(0), [torch.ones(2, 1)], epochs=1)
+
+
+def test_trainer_on_a_mesh_refuses_a_sharded_store(tmp_path):
+    with forked.ranks(2, fit_with_a_sharded_store, str(tmp_path / "run")) as pids:
+        assert forked.exit_codes(pids, 60.0) == [0, 0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_killed_ranks_lose_no_acknowledged_checkpoint():
