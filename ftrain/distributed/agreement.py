@@ -201,7 +201,11 @@ def lost_rank(error: BaseException, where: str) -> RankError:
     # A rank in the same phase of the same step may wait as this one did.
     here = (world.channel.step, world.channel.phase())
     stalled = [one for one in stalled if (one.step, one.phase) != here] or stalled
-    for group, how in ((origins, "failed"), (lost, "was killed or lost"), (stalled, "is stalled")):
+    for group, how in (
+        (origins, "failed"),
+        (lost, "was killed or lost after its heartbeat"),
+        (stalled, "is stalled"),
+    ):
         if group:
             first = group[0]
             cause = f" with {first.cause}" if first.cause else ""

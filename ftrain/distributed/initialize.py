@@ -157,7 +157,7 @@ def _joined(store: Store, place: Launch, timeout: float) -> Store:
         RankError: a rank does not reach the store within the time-out.
     """
     # A restarted job must not read what the ranks of an earlier attempt have written.
-    store = prefixed(f"ftrain/{place.attempt}", store)
+    store = prefixed(f"ftrain/{place.attempt}/{place.size}", store)
     store.set(f"here/{place.rank}", f"{socket.gethostname()} {os.getpid()}")
     keys = [f"here/{rank}" for rank in range(place.size)]
     try:

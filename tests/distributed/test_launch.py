@@ -65,7 +65,7 @@ def environment(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
 def test_rank_that_never_starts_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     environment(monkeypatch, WORLD_SIZE="4")
     store = dist.FileStore(str(tmp_path / "store"), 4)
-    dist.PrefixStore("ftrain/0", store).set("here/2", "another host")
+    dist.PrefixStore("ftrain/0/4", store).set("here/2", "another host")
     with (
         pytest.raises(
             distributed.RankError, match=r"ranks 1, 3 did not start within 0.3 s"
@@ -203,7 +203,10 @@ def test_all_ranks_stop_after_the_same_step(leads: list[int], by: int) -> None:
     [
         ("raised", "failed at step 7, phase step with ValueError: a value below zero. This rank"),
         ("followed", "failed at step 7, phase step (likewise rank 3) with ValueError: a value"),
-        ("killed", "was killed or lost at step 7, phase step. This rank ended in step 7"),
+        (
+            "killed",
+            "was killed or lost after its heartbeat at step 7, phase step. This rank ended in step 7",
+        ),
         ("stalled", "is stalled at step 7, phase step. This rank ended in step 7"),
     ],
 )

@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -149,6 +150,25 @@ def test_warnings_of_all_ranks_are_printed_once_by_rank_0() -> None:
     assert "the same on all ranks" in first
     assert "something odd" in second
     assert second.endswith("(on ranks 1-2)")
+
+
+GUIDE = Path(__file__).parents[2] / "docs" / "launching.md"
+
+
+def follows_the_guide(mesh: Any, folder: str) -> Any:
+    (snippet,) = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
+    namespace: dict[str, Any] = {}
+    with initialized(mesh), contextlib.chdir(folder):
+        exec(compile(snippet, str(GUIDE), "exec"), namespace)
+    result = namespace["result"]
+    return result.status, result.step, digest(result.state)
+
+
+def test_snippet_of_the_guide_trains_on_ranks(tmp_path: Path) -> None:
+    first, second = run(follows_the_guide, 2, str(tmp_path))
+    assert first == second
+    assert first[:2] == ("completed", 20)
+    assert Store(tmp_path / "runs" / "digits" / "checkpoints").steps() == [20]
 
 
 FAULT = '''

@@ -13,6 +13,7 @@ import torch.distributed as dist
 
 import ftrain
 from ftrain import distributed, optim
+from ftrain.checkpoint import Store
 from ftrain.core import tree
 from ftrain.core._torch_collectives import all_reduce, group_of
 from ftrain.data import Loader
@@ -20,6 +21,7 @@ from ftrain.distributed import _world
 from ftrain.distributed._channel import Channel
 from ftrain.loop import Trainer, callbacks
 from ftrain.loop.callback import Stop
+from ftrain.loop.events import BatchEnd
 from tests.distributed.ranks import run
 
 X = torch.randn(24, 3, generator=torch.Generator().manual_seed(0))
@@ -210,3 +212,45 @@ def test_signal_on_one_rank_ends_all_ranks_after_the_same_step(tmp_path: Path) -
     first, second = run(interrupted, 2, str(tmp_path / "store"))
     assert first == second
     assert 20 <= first < 5000
+
+
+def left_alone(mesh: Any, folder: str) -> Any:
+    """Train until rank 0 ends without a word after step 5, and rank 1 notices it in step 6."""
+    rank, taken = mesh.get_rank(), []
+
+    def step(state: Any, batch: Any) -> Any:
+        if rank == 1 and len(taken) == 5:
+            while not gone.exists():
+                time.sleep(0.01)
+            raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [::1]")
+        taken.append(batch)
+        return {"x": state["x"] + batch.sum()}, {"loss": batch.mean()}
+
+    gone = Path(folder, "gone")
+    world = with_channel(mesh, str(Path(folder, "store")))
+    trainer = Trainer(step, compile=False, mesh=mesh, log_every=100, store=Path(folder, "run"))
+    events = trainer.events(
+        {"x": torch.tensor(0.0)}, [torch.ones(2)] * 20, max_steps=9, kinds=(BatchEnd,)
+    )
+    says = ""
+    try:
+        for event in events:
+            if rank == 0 and event.progress.step == 5:
+                break
+    except distributed.RankError as error:
+        says = str(error)
+    events.close()
+    _world.set_current(None)
+    world.channel.close()
+    gone.touch()
+    return says
+
+
+def test_checkpoint_is_written_by_rank_1_if_rank_0_is_lost(tmp_path: Path) -> None:
+    first, says = run(left_alone, 2, str(tmp_path))
+    assert first == ""
+    assert "rank 0 on" in says
+    assert "was killed or lost" in says
+    store = Store(tmp_path / "run")
+    assert store.steps() == [5]
+    assert store.load(like={"x": torch.tensor(0.0)})[0]["x"] == 10
