@@ -54,7 +54,7 @@ parity: $(VENV)/dev
 campaign: $(VENV)/dev
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest -n 2 --dist worksteal tests/optim/test_products.py tests/laws \
 	  tests/testing/test_laws_accept.py tests/transforms/test_sweep.py tests/core/test_body_memory.py \
-	  tests/cli/test_hostile.py tests/cli/test_processes.py tests/benchmarks
+	  tests/cli/test_hostile.py tests/cli/test_processes.py tests/loop/test_resume.py tests/benchmarks
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest -n 2 --dist worksteal -m "inductor or hypothesis" --ignore tests/compositions tests
 	for c in kills flips polls fuzz resume; do $(PY) -m tests.checkpoint.campaign_$$c || exit 1; done
 	$(PY) -m tests.cli.hostile --cases 500

@@ -23,6 +23,7 @@ from ftrain.loop import (
     Save,
     WindowEnd,
 )
+from tests.campaign import product
 from tests.loop.runs import STEPS, Counts, Interrupts, digest, fit, train_data, trainer
 
 # The callback that interrupts is not there when the run goes on.
@@ -51,9 +52,14 @@ def undisturbed(request: Any, tmp_path_factory: Any) -> Any:
     return options, result, whole(store)
 
 
-@pytest.mark.parametrize("kind", [BatchEnd, WindowEnd, EpochEnd, EvaluateBegin, EvaluateEnd])
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("n", [1, 2])
+@pytest.mark.parametrize(
+    ("kind", "number", "n"),
+    product(
+        [BatchEnd, WindowEnd, EpochEnd, EvaluateBegin, EvaluateEnd],
+        [signal.SIGINT, signal.SIGTERM],
+        [1, 2],
+    ),
+)
 def test_a_run_interrupted_in_any_event_and_resumed_equals_an_uninterrupted_one(
     undisturbed: Any, kind: Any, number: int, n: int, tmp_path: pathlib.Path
 ) -> None:
