@@ -7,7 +7,9 @@ that a reader is most likely to try: see `HAND_FORWARD` and `HAND_UPDATE`.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -117,6 +119,9 @@ class Task:
     Attributes:
         clip: whether gradients are clipped by their norm.
         mask: which parameters decay; the hand-written loops decay the same ones.
+        rate: the learning rate.
+        decay: the weight decay, times the rate at each step.
+        max_norm: the norm to which gradients are clipped.
     """
 
     model: Callable[[], nn.Module]
@@ -124,6 +129,9 @@ class Task:
     batches: Sequence[Batch]
     clip: bool = True
     mask: Any = optim.everything
+    rate: float = RATE
+    decay: float = DECAY
+    max_norm: float = CLIP
 
 
 def gpt_task(sizes: Sizes | None = None) -> Task:
@@ -148,7 +156,8 @@ def mlp_task(width: int = 16, batch: int = 8, clip: bool = True) -> Task:
     return Task(lambda: MLP(width), square_loss, batches, clip=clip)
 
 
-HandForward = Literal["eager", "compiled model", "compiled loss"]
+HandForward = Literal["eager", "compiled model", "compiled loss", "compiled autograd"]
+Precision = Literal["32-true", "bf16-mixed"]
 HandUpdate = Literal["fused", "foreach", "single", "compiled fused", "compiled single"]
 
 
@@ -158,76 +167,123 @@ def hand_written(
     update: HandUpdate,
     *,
     seed: int = 0,
-    backend: str = "inductor",
+    backend: str | None = "inductor",
     clear_after: bool = False,
+    accumulate: int = 1,
+    precision: Precision = "32-true",
 ) -> Step:
     """Return a hand-written step: `zero_grad(set_to_none=True)`, loss, backward, clip, AdamW.
 
     Args:
         forward: "compiled model" is `torch.compile(model)` with the loss outside, "compiled loss" is
             `torch.compile` of the loss and the model in it; the backward pass is compiled with both.
+            "compiled autograd" compiles the loss, and the backward pass by compiled autograd.
         update: AdamW as one C++ kernel, as `torch._foreach_*` operators or parameter by parameter,
             with `clip_grad_norm_` likewise (foreach with "fused"); "compiled ..." is `torch.compile`
             of the clipping and `optimizer.step` together, in place. (A compiled foreach AdamW does not
             trace on a CPU in torch 2.13: "Expected scalars to be on CPU".)
         seed: of the weights; the same as `ours` has with the same seed.
+        backend: of `torch.compile`; `None`: nothing is compiled.
         clear_after: let go of the gradients after the update, not before the next backward pass.
+        accumulate: the number of micro-batches into which each batch is split.
+        precision: "bf16-mixed" runs the loss under autocast.
     """
-    model = task.model()
-    state = steps(task).init_state(seed)
-    model.load_state_dict(state.params, strict=False)  # a tied weight has one name with us
-    optimizer = _torch_adamw(task, model, update)
+    model = initial_model(task, seed)
+    optimizer = torch_adamw(task, model, update)
     clip_foreach = update != "single"
     parameters = list(model.parameters())
-    batches = itertools.cycle(task.batches)
-
-    def loss_of(batch: Batch) -> torch.Tensor:
-        return task.loss_fn(called, batch)
-
+    batches = itertools.cycle([split(batch, accumulate) for batch in task.batches])
     called: Any = model
     if forward == "compiled model":
-        called = torch.compile(model, fullgraph=True, dynamic=False, backend=backend)
-    elif forward == "compiled loss":
-        loss_of = torch.compile(loss_of, fullgraph=True, dynamic=False, backend=backend)
+        called = compiled(model, backend)
+    loss_of = loss_under(task, called, precision)
+    if forward in ("compiled loss", "compiled autograd"):
+        loss_of = compiled(loss_of, backend)
+    backward = contextlib.nullcontext
+    if forward == "compiled autograd" and backend is not None:
+        compiler = torch.compile(fullgraph=True, dynamic=False, backend=backend)
+        backward = functools.partial(torch._dynamo.compiled_autograd._enable, compiler)
 
     def apply() -> None:
         if task.clip:
-            nn.utils.clip_grad_norm_(parameters, CLIP, foreach=clip_foreach)
+            nn.utils.clip_grad_norm_(parameters, task.max_norm, foreach=clip_foreach)
         optimizer.step()
 
     if update.startswith("compiled"):
-        apply = torch.compile(apply, dynamic=False, backend=backend)
+        apply = compiled(apply, backend, fullgraph=False)
 
     def step() -> torch.Tensor:
-        batch = next(batches)
         optimizer.zero_grad(set_to_none=True)
-        loss = loss_of(batch)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        total: Any = 0.0
+        for batch in next(batches):
+            loss = loss_of(batch)
+            if accumulate > 1:
+                loss = loss / accumulate
+            with backward():
+                loss.backward()
+            total = loss.detach() if accumulate == 1 else total + loss.detach()
         apply()
         if clear_after:
             optimizer.zero_grad(set_to_none=True)
-        return loss
+        return total  # type: ignore[no-any-return]
 
     return step
 
 
-def _torch_adamw(task: Task, model: nn.Module, update: HandUpdate) -> torch.optim.Optimizer:
+def initial_model(task: Task, seed: int = 0) -> nn.Module:
+    """Return a module of its own with the weights that `ours` starts from."""
+    model = task.model()
+    state = steps(task).init_state(seed)
+    model.load_state_dict(state.params, strict=False)  # a tied weight has one name with us
+    return model
+
+
+def split(batch: Batch, k: int) -> list[Batch]:
+    """Split a batch into `k` micro-batches along the first axis."""
+    parts = {name: tensor.chunk(k) for name, tensor in batch.items()}
+    return [{name: part[i] for name, part in parts.items()} for i in range(k)]
+
+
+def loss_under(
+    task: Task, model: Any, precision: Precision = "32-true"
+) -> Callable[[Batch], torch.Tensor]:
+    """Return the loss of a model on a batch, under autocast if the precision is mixed."""
+    if precision == "32-true":
+        return lambda batch: task.loss_fn(model, batch)
+
+    def loss_of(batch: Batch) -> torch.Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return task.loss_fn(model, batch)
+
+    return loss_of
+
+
+def compiled(fn: Any, backend: str | None, fullgraph: bool = True) -> Any:
+    """Return a function or module under `torch.compile`, or unchanged if `backend` is `None`."""
+    if backend is None:
+        return fn
+    return torch.compile(fn, fullgraph=fullgraph, dynamic=False, backend=backend)
+
+
+def torch_adamw(
+    task: Task, model: nn.Module, update: HandUpdate = "fused"
+) -> torch.optim.Optimizer:
     trainable = list(model.parameters())
-    groups: list[dict[str, Any]] = [{"params": trainable, "weight_decay": DECAY}]
+    groups: list[dict[str, Any]] = [{"params": trainable, "weight_decay": task.decay}]
     if task.mask is optim.matrices:
         groups = [
-            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": DECAY},
+            {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": task.decay},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
     kind = update.rpartition(" ")[2]
     return torch.optim.AdamW(
-        groups, lr=RATE, betas=BETAS, eps=EPS, fused=kind == "fused", foreach=kind == "foreach"
+        groups, lr=task.rate, betas=BETAS, eps=EPS, fused=kind == "fused", foreach=kind == "foreach"
     )
 
 
 def optimizer_of(task: Task) -> optim.GradientTransformation:
-    adamw = optim.adamw(RATE, *BETAS, EPS, weight_decay=DECAY, mask=task.mask)
-    return optim.chain(optim.clip_by_global_norm(CLIP), adamw) if task.clip else adamw
+    adamw = optim.adamw(task.rate, *BETAS, EPS, weight_decay=task.decay, mask=task.mask)
+    return optim.chain(optim.clip_by_global_norm(task.max_norm), adamw) if task.clip else adamw
 
 
 def steps(task: Task, **options: Any) -> ftrain.Steps:

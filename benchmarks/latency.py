@@ -25,13 +25,15 @@ from benchmarks.contenders import Sizes, Step, gpt_task, hand_written, ours
 from benchmarks.measure import Report, arguments
 from ftrain.bench import run_fresh
 
-Kind = Literal["ours", "ours dropout", "ours attention dropout", "hand"]
+Kind = Literal["ours", "ours dropout", "ours attention dropout", "hand", "ours accumulate 16"]
 TITLES: dict[Kind, str] = {
     "ours": "ftrain, compiled and donated",
     "ours dropout": "ftrain, dropout 0.1 twice in every block",
     "ours attention dropout": "ftrain, dropout 0.1 twice in every block and in attention",
     "hand": "by hand: torch.compile of model and loss, fused AdamW",
+    "ours accumulate 16": "ftrain, 16 micro-batches",
 }
+KINDS: tuple[Kind, ...] = ("ours", "ours dropout", "ours attention dropout", "hand")
 DROPOUT = 0.1
 CHILD_LIMIT = 300  # seconds
 
@@ -65,6 +67,9 @@ def _step(kind: Kind, sizes: Sizes, backend: Literal["inductor", "eager"]) -> St
         sizes = dataclasses.replace(sizes, dropout=DROPOUT)
     elif kind == "ours attention dropout":
         sizes = dataclasses.replace(sizes, dropout=DROPOUT, attention_dropout=DROPOUT)
+    elif kind == "ours accumulate 16":
+        sizes = dataclasses.replace(sizes, batch=16 * sizes.batch)
+        return ours(gpt_task(sizes), backend=backend, accumulate=16)
     return ours(gpt_task(sizes), backend=backend)
 
 
@@ -93,7 +98,7 @@ def run(
     *,
     sizes: Sizes | None = None,
     backend: Literal["inductor", "eager"] = "inductor",
-    kinds: tuple[Kind, ...] = tuple(TITLES),
+    kinds: tuple[Kind, ...] = KINDS,
 ) -> Report:
     report = Report("latency", "Compile latency of the GPT step, 0.8 M parameters")
     report.note(f"TORCHINDUCTOR_COMPILE_THREADS {torch._inductor.config.compile_threads}")

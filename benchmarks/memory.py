@@ -104,6 +104,16 @@ def step(
     )
 
 
+def donated_peak(width: int, backend: Literal["inductor", "eager"]) -> tuple[int, int, int]:
+    """Return bytes of ftrain's donated step of the MLP: peak beyond the state, gradients, one weight."""
+    task = mlp_task(width, 16)
+    sizes = [p.numel() * p.element_size() for p in task.model().parameters()]
+    one = ours(task, backend=backend)
+    for _ in range(3):
+        one()
+    return allocated(one).peak, sum(sizes), max(sizes)
+
+
 def gradient(report: Report, numbers: int) -> None:
     """Measure the peak memory of the gradient of ten layers of sin(cos(x)), on an input of 16 MiB."""
 

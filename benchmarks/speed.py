@@ -17,7 +17,7 @@ from typing import Any, Literal
 import torch
 
 import ftrain
-from benchmarks import jax_mlp
+from benchmarks import jax_step
 from benchmarks.contenders import (
     HandForward,
     HandUpdate,
@@ -106,8 +106,10 @@ def mlp(
         _name(*how): hand_written(task, *how, backend=backend) for how in (*EAGER, *COMPILED_MLP)
     }
     _check_same_work(contenders, 1e-4)
-    if jax_mlp.available:
-        contenders["JAX and optax, jit and donated"] = jax_mlp.mlp_step(task)
+    if jax_step.available:
+        contenders["JAX and optax, jit and donated"] = jax_step.training_step(
+            task, jax_step.mlp_loss
+        )
     turns = take_turns(contenders, rounds=rounds, seconds=seconds)
 
     report.section(f"MLP of three 16-wide layers, batch 8, {what}, a step in")
@@ -130,8 +132,8 @@ def calls(
         OURS: call_ours(leaves, 16, backend),
         "torch.compile, in place": call_dynamo(leaves, 16, backend),
     }
-    if jax_mlp.available:
-        contenders["JAX, jit and donated"] = jax_mlp.add_one(leaves, 16)
+    if jax_step.available:
+        contenders["JAX, jit and donated"] = jax_step.add_one(leaves, 16)
     turns = take_turns(contenders, rounds=rounds, seconds=seconds)
     report.section(f"{leaves} tensors of 16 numbers, one added to each, a call in")
     report.turns("call", turns, "us")
