@@ -24,7 +24,8 @@ LONG = (
     "grad_cache",
     "sweep",
     "distributed",
-)  # they take up to a quarter of an hour, so they run by name only
+    "peers",
+)  # they take a quarter of an hour or more, so they run by name only
 
 
 def main() -> int:
