@@ -171,7 +171,7 @@ def put_set(node: set[Any], _: Any, values: Any) -> None:
 
 
 def _read(kind: _Kind, node: Any) -> Change:
-    if isinstance(node, Class):  # with the names that are new
+    if isinstance(node, Class):  # names set since the record are included
         names = [*node.names, *(vars(node.cls).keys() - node.known)]
         return Change(node, names, [vars(node.cls).get(name, MISSING) for name in names], kind.put)
     keys = list(kind.keys(node)) if kind.keys else None

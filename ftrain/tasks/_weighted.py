@@ -94,7 +94,7 @@ def classes_in_range(labels: Tensor, classes: int, ignore_index: int) -> Iterato
 def places_in(labels: Tensor, ignore_index: int) -> Iterator[None]:
     """Make errors of `classes_in_range` inside a `with` block name positions in `labels`.
 
-    For losses that compare only `labels[:, 1:]`, or parts of it.
+    Losses that compare only `labels[:, 1:]`, or parts of it, use this context.
     """
     try:
         yield

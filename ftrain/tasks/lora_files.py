@@ -352,7 +352,8 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     if config.get("bias", "none") != "none":
         wrong["bias"] = config["bias"]
     if config.get("init_lora_weights", True) not in (True, False, "gaussian"):
-        wrong["init_lora_weights"] = config["init_lora_weights"]  # others may change the base
+        # Other initializations may change the base weights.
+        wrong["init_lora_weights"] = config["init_lora_weights"]
     for name, value in wrong.items():
         raise ValueError(
             f"{file}: expected adapters without the option {name!r}, which is not supported, got "

@@ -21,7 +21,7 @@ def lists(found: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("header", [True, False])
-def test_delimiter_is_guessed(tmp_path: pathlib.Path, delimiter: str, header: bool) -> None:
+def test_csv_delimiter_is_guessed(tmp_path: pathlib.Path, delimiter: str, header: bool) -> None:
     rows = ["a,b,c", "1,2,3", '"4",5,6'] if header else ["1,2,3", "4,5,6"]
     content = "\n".join(rows).replace(",", delimiter) + "\n"
     names = ["a", "b", "c"] if header else ["0", "1", "2"]
@@ -105,7 +105,7 @@ def test_file_in_another_encoding_raises_and_names_the_option(
         ("decimal", ""),
     ],
 )
-def test_invalid_format_is_refused(tmp_path: pathlib.Path, option: str, value: str) -> None:
+def test_csv_refuses_an_invalid_format(tmp_path: pathlib.Path, option: str, value: str) -> None:
     with pytest.raises(ValueError, match=f"{option}: expected") as caught:
         table(tmp_path, "a\n1\n", **{option: value})
     assert not isinstance(caught.value, DataError)

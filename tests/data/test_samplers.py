@@ -70,7 +70,7 @@ def test_by_length_visits_each_sample_once(lengths, group, window):
     assert sorted(found.tolist()) == list(range(len(lengths)))
 
 
-def test_by_length_reduces_padding():
+def test_by_length_sampler_reduces_padding():
     lengths = np.random.default_rng(0).integers(1, 1000, 6400)
 
     def padding(order):
@@ -94,7 +94,7 @@ def test_mixed_keeps_its_proportions_in_every_block():
         assert np.bincount(stretch).tolist() == [717, 205, 102]
 
 
-def test_mixed_draws_every_sample_of_a_source_before_repeating_one():
+def test_mixed_sampler_draws_every_sample_of_a_source_before_repeating_one():
     mixed = Mixed([300, 5000], weights=[0.5, 0.5], samples=1536)
     drawn = np.concatenate([whole(mixed, epoch=e) for e in range(8)])  # 12 whole blocks
     small = drawn[drawn < 300]

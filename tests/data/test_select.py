@@ -102,7 +102,7 @@ def test_sequences_of_other_lengths_warn_with_padding_as_remedy() -> None:
         step(torch.zeros(4, 17))
 
 
-def test_batches_of_other_sizes_warn_without_padding_of_sequences() -> None:
+def test_recompilation_for_a_smaller_batch_does_not_propose_to_pad_sequences() -> None:
     step = ftrain.compile(lambda x: x + 1, backend="eager")
     step(torch.zeros(4, 13))
     with pytest.warns(RecompileWarning, match="pad or drop the last ragged batch") as caught:

@@ -116,7 +116,7 @@ def test_batch_of_ignored_labels_has_weight_zero_and_no_nan(name: str, n: int, s
 @pytest.mark.parametrize("name", IGNORING)
 @settings(max_examples=10)
 @given(n=st.integers(2, 4), seed=seeds)
-def test_logits_at_ignored_labels_change_nothing(name: str, n: int, seed: int) -> None:
+def test_logits_at_ignored_labels_do_not_change_the_loss(name: str, n: int, seed: int) -> None:
     case, params, data = made(name, n, seed)
     data["labels"][-1] = -100
     expected = case.loss(**params, **data)
@@ -128,7 +128,7 @@ def test_logits_at_ignored_labels_change_nothing(name: str, n: int, seed: int) -
 @pytest.mark.parametrize("name", CASES)
 @settings(max_examples=10)
 @given(n=st.integers(2, 6), seed=seeds)
-def test_order_of_rows_changes_nothing(name: str, n: int, seed: int) -> None:
+def test_order_of_rows_does_not_change_the_loss(name: str, n: int, seed: int) -> None:
     case, params, data = made(name, n, seed)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     expected = case.loss(**params, **data).value

@@ -203,7 +203,7 @@ def test_encoders_take_trees_and_return_trees_with_integers() -> None:
     assert_equal(found, expected, 1e-12)
 
 
-def test_one_encoder_takes_rows_of_the_whole_batch() -> None:
+def test_grad_cache_with_a_single_encoder_passes_it_entries_of_the_batch() -> None:
     def encode(model: Any, rows: Any) -> Any:
         assert rows["name"] == "pairs"
         return model(rows["query"], rows["document"] * rows["factor"])
@@ -326,7 +326,7 @@ def test_nan_in_one_row_skips_the_step() -> None:
     assert_same_bits((after.params, after.buffers), (state.params, state.buffers))
 
 
-def test_monitored_norms_and_closures_are_those_of_one_graph() -> None:
+def test_monitored_norms_and_value_fn_of_grad_cache_equal_those_of_one_graph() -> None:
     loss_fn, batch = cached(3), towers.batch(8)
     model = functools.partial(Towers, dropout=0.2)
     made = [monitored_steps(model, fn, optim.sgd(0.1)) for fn in (loss_fn, one_graph(loss_fn))]

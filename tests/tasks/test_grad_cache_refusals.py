@@ -175,7 +175,9 @@ def test_micro_batches_of_a_loss_that_compares_rows_warn_once() -> None:
     assert len(warned) == 1
 
 
-def test_accumulation_of_other_losses_does_not_warn(recwarn: pytest.WarningsRecorder) -> None:
+def test_accumulation_of_a_loss_of_independent_rows_does_not_warn(
+    recwarn: pytest.WarningsRecorder,
+) -> None:
     ftrain.make_steps(Towers, tasks.triplet, optim.sgd(0.1), accumulate=2)
     ftrain.make_steps(Towers, cached(3), optim.sgd(0.1))
     assert not recwarn.list

@@ -106,7 +106,7 @@ def test_functions_of_trees_pass_every_law() -> None:
     assert testing.check_vmap(fn, args=(rows, torch.ones(5, 2, 4))).passed
 
 
-def test_gradients_pass_for_relu_max_pooling_and_frozen_parameters() -> None:
+def test_check_gradients_accepts_relu_max_pooling_and_frozen_parameters() -> None:
     class Net(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -209,7 +209,7 @@ def test_laws_of_compiled_steps_do_not_apply_to_batches_of_numpy() -> None:
 
 
 @pytest.mark.parametrize("second", [slice(3, 6), slice(1, 4)], ids=["apart", "overlapping"])
-def test_donation_finds_leaves_that_are_views_of_one_storage(second: slice) -> None:
+def test_check_donation_finds_leaves_that_are_views_of_one_storage(second: slice) -> None:
     flat = torch.zeros(6)
 
     def step(state: Any, batch: Any) -> Any:
@@ -230,7 +230,7 @@ def test_donation_finds_leaves_that_are_views_of_one_storage(second: slice) -> N
     ],
     ids=["torch", "numpy", "python"],
 )
-def test_laws_name_a_generator_in_the_state_and_propose_a_key(generator: Any, name: str) -> None:
+def test_checks_name_a_generator_in_the_state_and_propose_a_key(generator: Any, name: str) -> None:
     def step(state: Any, batch: Any) -> Any:
         own = state["random"]
         draw = torch.rand((), generator=own) if name == "a torch.Generator" else own.random()
@@ -245,7 +245,7 @@ def test_laws_name_a_generator_in_the_state_and_propose_a_key(generator: Any, na
         testing.check_fixpoint(step, [torch.ones(3)], state=state)
 
 
-def test_pure_accepts_a_generator_in_the_state_that_is_not_advanced() -> None:
+def test_check_pure_accepts_a_generator_in_the_state_that_is_not_advanced() -> None:
     state = {"w": torch.zeros(3), "random": torch.Generator()}
     step = lambda state, batch: ({**state, "w": state["w"] + batch}, {})  # noqa: E731
     assert testing.check_pure(step, [torch.ones(3)], state=state).passed

@@ -194,7 +194,7 @@ def test_key_fixture_depends_only_on_the_name_of_the_test(pytester) -> None:
 KEYS = [[-729532610, 1424363458], [-1775695830, -1744569725]]
 
 
-def test_deterministic_fixture_seeds_and_restores(pytester) -> None:
+def test_deterministic_fixture_seeds_and_restores_the_generators(pytester) -> None:
     pytester.makepyfile(
         """
         import torch

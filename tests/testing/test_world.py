@@ -63,7 +63,7 @@ def test_variables_that_libraries_set_at_first_use_do_not_count_as_changes(
     assert changes(before) == []
 
 
-def test_pure_finds_a_function_mode_that_stays_active() -> None:
+def test_check_pure_finds_a_function_mode_that_stays_active() -> None:
     mode = BaseTorchFunctionMode()
 
     def step(state: Any, batch: Any) -> Any:

@@ -64,7 +64,7 @@ class GraphEditor:
         `nn.Parameter(x)` of a vmapped `x` is made without any dispatch mode (`Tensor._make_subclass`,
         torch 2.13), so that the trace records no view; later writes to the parameter change `x`.
         """
-        owners: dict[int, fx.Node | None] = {}  # by storage; None for memory from outside
+        owners: dict[int, fx.Node | None] = {}  # node by its storage; None for memory from outside
         for node in list(self.graph.nodes):
             value = node.meta.get("val")
             if node.op == "get_attr":

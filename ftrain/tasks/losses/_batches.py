@@ -43,7 +43,8 @@ def prediction(
 ) -> Prediction:
     """Call the model; return output and labels.
 
-    For a tuple, indices are used, and names of entries are ignored (losses have default names).
+    If the batch is a tuple, entries are selected by index, and names are ignored, because losses have
+    default names.
     """
     return output_and_labels(
         model, batch, input=of_batch(batch, input), target=of_batch(batch, target)

@@ -81,7 +81,7 @@ def smooth(metrics: Any, relative: float) -> Any:
 
 
 class _Dtypes(DispatchMode):
-    """Dispatch mode that records the floating dtypes of all operator results, under autocast too."""
+    """Dispatch mode that records the floating dtypes of operator results, also under autocast."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -116,7 +116,7 @@ def _nan(leaf: Any) -> Any:
 
 
 def require_kept(before: Any, after: Any, metrics: Any, *, free: Sequence[str]) -> Row:
-    """Raise if a skipped step changed a field that is not `free`; return a row about the metric."""
+    """Raise if a skipped step changed a field not named in `free`; return a row about the metric."""
     skipped = skipped_in(metrics)
     if skipped is not None and int(skipped) != 1:
         raise LawViolation(

@@ -15,7 +15,7 @@ def keys(seeds: SearchStrategy[int] | None = None) -> SearchStrategy[torch.Tenso
     """Return a strategy of keys, `ftrain.random.key(seed)`, which shrink to `key(0)`.
 
     Args:
-        seeds: a strategy of integer seeds; default: all of 32 bits.
+        seeds: a strategy of integer seeds; default: all integers in [0, 2^32).
 
     Example:
         >>> from hypothesis import find

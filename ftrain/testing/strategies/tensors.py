@@ -124,7 +124,7 @@ def _bounds(
 
 
 def _representable(bound: float, dtype: torch.dtype, *, up: bool) -> float:
-    """Return the number of the dtype nearest to a bound, at or above it (or at or below it)."""
+    """Return the nearest value of the dtype that is >= `bound` if `up`, else <= `bound`."""
     rounded = torch.tensor(bound, dtype=torch.float64).to(dtype)
     if (rounded.double() < bound) if up else (rounded.double() > bound):
         toward = torch.tensor(math.inf if up else -math.inf, dtype=dtype)

@@ -142,7 +142,7 @@ def test_divergence_by_a_changed_key_is_located_at_the_operator_that_changes_it(
     assert "in other: return" in found.place
 
 
-def test_nondeterministic_step_is_noted() -> None:
+def test_lockstep_report_notes_a_nondeterministic_step() -> None:
     calls = []
 
     def step(state: Tree, batch: Tree) -> Tree:
