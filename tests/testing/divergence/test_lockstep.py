@@ -151,7 +151,7 @@ def test_lockstep_report_notes_a_nondeterministic_step() -> None:
 
     found = first_divergence(step, step, torch.zeros(2), [torch.ones(2)])
     assert found is not None
-    assert "running step 1 again gave other bits, so it is not deterministic" in str(found)
+    assert "running step 1 again gave other bits, so the step is not deterministic" in str(found)
 
 
 def test_step_with_a_missing_metric_is_reported() -> None:
