@@ -15,7 +15,7 @@ The program shows a bar, and prints the Fréchet distance of Gaussians fitted to
 and of held-out digits, and, for comparison, of training and of held-out digits; then it prints the path
 of a picture of samples and of the critic's estimate on held-out digits. The distance falls from 11.1 to
 0.23, and is 0.11 between training and held-out digits (seed 0, 2,000 steps). Most samples can be read as
-a digit, some cannot. It takes 85 to 95 seconds of one core.
+a digit, some cannot. It takes two minutes of one core, less if the compiled step is cached.
 
 Read next: `ftrain/transforms/alternate.py`.
 
