@@ -76,8 +76,12 @@ class MeanLoss:
         self._warn = AccumulationWarning(loss_fn.function)
         self._warn(accumulate)
 
-    def over(self, build: BuildRanks) -> MeanLoss:
+    def over(self, build: BuildRanks, bound: Bound | None = None) -> MeanLoss:
         """Return the mean loss of a batch that several ranks share.
+
+        Args:
+            build: returns the ranks.
+            bound: the model as a function of what this rank has of its parameters; default: all.
 
         Raises:
             ValueError: the gradients are reduced already; the loss compares the rows of a batch.
@@ -95,7 +99,8 @@ class MeanLoss:
                 "the rows of a batch: each row would be compared with those of its rank and "
                 "micro-batch only. Train it in one process, with tasks.grad_cache for large batches."
             )
-        return MeanLoss(self._bound, loss_fn, self.policy, ranks.parts, None, ranks)
+        bound = self._bound if bound is None else bound
+        return MeanLoss(bound, loss_fn, self.policy, ranks.parts, None, ranks)
 
     def value(self, state: TrainState, key: torch.Tensor, batch: Any) -> torch.Tensor:
         """Return the mean loss, differentiable with respect to `state.params`."""
@@ -131,12 +136,13 @@ class MeanLoss:
             buffers: Any, key: torch.Tensor, part: Any, weight: torch.Tensor | None
         ) -> Sums:
             grads, buffers, metrics = self._forward_backward(
-                state.params, scale, buffers, extras, key, part
+                state.params, scale, buffers, extras, key, part, weight
             )
             entries = {name: weighted(x, weight) for name, x in metrics.entries.items()}
             weight = entries["loss"].weight
             if not is_mean:
-                share = safe_weight(weight)
+                total = weight if self._ranks is None else self._ranks.shared_weight(weight)
+                share = safe_weight(total)
                 grads = tree.map(lambda g: g.to(sum_dtype(g.dtype)) * share, grads)
             return Sums(grads, weight, buffers, Metrics(entries))
 
@@ -214,17 +220,27 @@ class MeanLoss:
         return sums
 
     def _forward_backward(
-        self, params: Any, scale: Any, buffers: Any, extras: Any, key: torch.Tensor, part: Any
+        self,
+        params: Any,
+        scale: Any,
+        buffers: Any,
+        extras: Any,
+        key: torch.Tensor,
+        part: Any,
+        weight: torch.Tensor | None,
     ) -> tuple[Any, Any, Metrics]:
         """Return gradients, buffers and metrics of one micro-batch.
 
         The gradients are those of its *mean* loss, times the loss scale: a sum would overflow float16.
+        If the backward pass sums over ranks, they are those of the mean over all ranks' micro-batches.
         """
 
         def seed(aux: Any) -> torch.Tensor:
             loss = aux[1].entries["loss"]
             with unwatched():
                 cotangent = safe_weight(loss.weight).reciprocal()
+                if self._ranks is not None:
+                    self._ranks.begin_backward(weighted(loss, weight).weight)
                 if scale is not None:
                     cotangent = cotangent * scale
                 return cotangent.to(loss.total.dtype)

@@ -11,6 +11,7 @@ structure), `functional.py` (the public interface).
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -284,6 +285,10 @@ class Skeleton:
                 "before it, got two: the model assigned one of them. Write into it in place, or give "
                 "each module a buffer of its own."
             )
+
+    def counts(self) -> dict[str, int]:
+        """Return the number of places in the module that hold each tensor of the state, by name."""
+        return collections.Counter(slot.name for slot in self._slots)
 
     def stray_path(self, tensor: torch.Tensor) -> str | None:
         """Return the path of an unregistered tensor in the module; `None` if it is not there."""

@@ -23,6 +23,7 @@ __all__ = [
     "forward_class",
     "gradient_hooks",
     "has_accumulation_hooks",
+    "has_call_hooks",
     "is_evaluation_node",
     "is_zero_tensor",
     "node_number",
@@ -95,6 +96,17 @@ def forward_class(node: Any) -> Any:
 def registries(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Return the dicts of a module's own parameters, buffers and children (torch 1.0 and later)."""
     return module._parameters, module._buffers, module._modules
+
+
+def has_call_hooks(module: nn.Module) -> bool:
+    """Return True if functions run before or after a module's forward or backward pass (2.0, later)."""
+    hooks = (
+        module._forward_hooks,
+        module._forward_pre_hooks,
+        module._backward_hooks,
+        module._backward_pre_hooks,
+    )
+    return any(hooks)
 
 
 def copy_all(targets: Sequence[torch.Tensor], sources: Sequence[torch.Tensor]) -> None:

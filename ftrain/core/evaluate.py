@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +20,26 @@ from ftrain.core.precision import Policy, Precision
 from ftrain.core.random._watch import Watch
 from ftrain.core.state import TrainState
 
-__all__ = ["evaluation", "prediction"]
+__all__ = ["EvalStep", "evaluation", "prediction"]
+
+
+@dataclass(frozen=True, eq=False)
+class EvalStep:
+    """Function `(state, batch) -> Metrics` that calls a function with the model in eval mode.
+
+    Attributes:
+        fn: the function.
+        with_model: returns the same evaluation of another model.
+    """
+
+    __name__ = "eval_step"
+
+    fn: Callable[[TrainState, Any], Metrics]
+    with_model: Callable[[Bound], EvalStep]
+
+    def __call__(self, state: TrainState, batch: Any) -> Metrics:
+        """Return the metrics of this batch; the state does not change."""
+        return self.fn(state, batch)
 
 
 def evaluation(
@@ -27,7 +47,7 @@ def evaluation(
     eval_fn: LossFn,
     *,
     precision: Precision | Policy = "32-true",
-) -> Callable[[TrainState, Any], Metrics]:
+) -> EvalStep:
     """Return the function `(state, batch) -> Metrics` that calls `eval_fn` with the model in eval mode.
 
     The same state and batch give the same metrics, even if dropout was left on.
@@ -48,7 +68,7 @@ def evaluation(
             metrics: Metrics = found if keeps_graph() else _detached(found)
             return metrics
 
-    return eval_step
+    return EvalStep(eval_step, lambda bound: evaluation(bound, eval_fn, precision=policy))
 
 
 def prediction(

@@ -17,7 +17,7 @@ from torch import nn
 from ftrain.core import _torch, random, tree
 from ftrain.core._bodies import own_memory
 from ftrain.core._differentiate import differentiate
-from ftrain.core._hooks import hooked, note_call, parameter_hooks
+from ftrain.core._hooks import Hooks, hooked, note_call, parameter_hooks
 from ftrain.core._loss_notes import note_arguments
 from ftrain.core._row_buffers import copy_of
 from ftrain.core._skeleton import Skeleton, skeleton_of
@@ -177,6 +177,11 @@ class Bound:
                 after = {name: b.detach() for name, b in now.items()}
             # A recomputed region writes to the buffers again, so the returned ones are copies.
             return out, tree.map(torch.clone, after) if until else after
+
+    @property
+    def hooks(self) -> Hooks:
+        """The hooks of the parameters, by name."""
+        return self._parameter_hooks
 
     def dtypes(self) -> dict[str, torch.dtype]:
         """Return the dtype that each tensor of `params` has in the module, by name."""

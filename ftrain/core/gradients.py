@@ -72,7 +72,7 @@ class GradientFn:
     _result: Callable[[TrainState, Any], GradientResult]
     _closures: Callable[[TrainState, Any], dict[str, Callable[[Any], Any]]]
     _watch: Watch
-    _over: Callable[[BuildRanks], GradientFn]
+    _over: Callable[[BuildRanks, Bound | None], GradientFn]
 
     def __call__(self, state: TrainState, batch: Any) -> GradientResult:
         """Return the gradients and by-products of this batch."""
@@ -102,21 +102,22 @@ class GradientFn:
             lambda state, batch: self._result(view(state), batch),
             lambda state, batch: self._closures(view(state), batch),
             self._watch,
-            lambda build: self._over(build).viewing(view),
+            lambda build, bound: self._over(build, bound).viewing(view),
         )
 
-    def over(self, build: BuildRanks) -> GradientFn:
+    def over(self, build: BuildRanks, bound: Bound | None = None) -> GradientFn:
         """Return the function that takes the gradients of a batch that several ranks share.
 
         `ftrain.distributed.data_parallel` calls it.
 
         Args:
             build: returns the ranks that share a batch.
+            bound: the model as a function of what this rank has of its parameters; default: all.
 
         Raises:
             ValueError: the gradients are reduced already; the loss compares the rows of a batch.
         """
-        return self._over(build)
+        return self._over(build, bound)
 
     def closures(self, state: TrainState, batch: Any) -> dict[str, Callable[[Any], Any]]:
         """Return functions of the parameters that compute this batch's loss and gradients.
@@ -241,8 +242,8 @@ def _gradients(mean_loss: MeanLoss, nonfinite: NonFinite, watch: Watch) -> Gradi
 
         return {"value_fn": value_fn, "grad_fn": grad_fn}
 
-    def over(build: BuildRanks) -> GradientFn:
-        return _gradients(mean_loss.over(build), nonfinite, watch)
+    def over(build: BuildRanks, bound: Bound | None) -> GradientFn:
+        return _gradients(mean_loss.over(build, bound), nonfinite, watch)
 
     return GradientFn(gradients_of, closures_of, watch, over)
 

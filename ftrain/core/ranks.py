@@ -31,6 +31,12 @@ class Ranks(Protocol):
     total: int
     cuts_whole: bool
 
+    def begin_backward(self, weight: torch.Tensor) -> None:
+        """Note the weight of the micro-batch whose backward pass is next; it may sum over ranks."""
+
+    def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the factor of the gradients of a micro-batch: its weight, or that of all ranks."""
+
     def summed(
         self,
         of_part: PartFn,

@@ -24,7 +24,7 @@ from ftrain.core._torch_tensors import version
 from ftrain.core._words import a_or_an, did_you_mean, kind
 from ftrain.core.random.keyed import innermost_stream
 
-__all__ = ["Where", "remat"]
+__all__ = ["Where", "remat", "selected_modules"]
 
 #: Selection of modules of a model: a pattern of paths, a class, or several of them.
 Where = str | type[nn.Module] | Sequence[str | type[nn.Module]]
@@ -205,28 +205,45 @@ def _regions() -> contextlib.AbstractContextManager[None]:
 
 def _selected(model: nn.Module, where: Where) -> nn.Module:
     """Turn the selected modules of a model into checkpointed regions, in place."""
+    for path, module in selected_modules(model, where, "remat").items():
+        _make_region(module, path)
+    return model
+
+
+def selected_modules(model: nn.Module, where: Where, function: str) -> dict[str, nn.Module]:
+    """Return the modules that `where` selects, by path.
+
+    Args:
+        model: the model.
+        where: as of `remat`.
+        function: the name of the function that the user called, for messages.
+
+    Raises:
+        ValueError: a pattern or class selects no module.
+        TypeError: a selector is neither.
+    """
     selectors = list(where) if isinstance(where, (list, tuple, set, frozenset)) else [where]
     modules = dict(model.named_modules())
     if not selectors:
         raise ValueError(
-            "remat: expected a pattern or class as `where`, got none. Write 'blocks.*'."
+            f"{function}: expected a pattern or class as `where`, got none. Write 'blocks.*'."
         )
+    selected: dict[str, nn.Module] = {}
     for selector in selectors:
-        found = list(_matching(modules, selector))
+        found = list(_matching(modules, selector, function))
         if not found:
-            raise ValueError(f"remat: {_nothing(modules, selector)}")
-        for path in found:
-            _make_region(modules[path], path)
-    return model
+            raise ValueError(f"{function}: {_nothing(modules, selector)}")
+        selected |= {path: modules[path] for path in found}
+    return selected
 
 
-def _matching(modules: dict[str, nn.Module], selector: Any) -> Iterator[str]:
+def _matching(modules: dict[str, nn.Module], selector: Any, function: str) -> Iterator[str]:
     if isinstance(selector, type) and issubclass(selector, nn.Module):
         yield from (path for path, module in modules.items() if isinstance(module, selector))
         return
     if not isinstance(selector, str):
         raise TypeError(
-            "remat: expected a pattern of module paths or a module class as `where`, got "
+            f"{function}: expected a pattern of module paths or a module class as `where`, got "
             f"{selector!r}. Write 'blocks.*', or the class of the blocks."
         )
     wanted = selector.split(".")

@@ -77,6 +77,8 @@ class TrainStep:
         fn: the composition. `dataclasses.replace(train_step, fn=...)` makes a step from another one.
         gradients: the first piece.
         accumulate: the number of micro-batches into which a batch is split.
+        model: the model as a function of its tensors.
+        policy: the precision.
         batch_statistics: the modules that compute statistics over all rows of a batch, by path; rows
             that only pad a batch would change them.
     """
@@ -86,6 +88,8 @@ class TrainStep:
     fn: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
     gradients: GradientFn
     accumulate: int
+    model: Bound
+    policy: Policy
     batch_statistics: tuple[str, ...]
     _watch: Watch = field(repr=False)
 
@@ -196,6 +200,8 @@ def make_steps(
         Composition(gradients_of, optimizer),
         gradients_of,
         accumulate,
+        bound,
+        policy,
         batch_statistics(bound),
         Watch(loss_fn, bound.skeleton.module, optimizer, grad_reduce),
     )

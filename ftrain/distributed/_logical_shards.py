@@ -75,6 +75,13 @@ class LogicalShards:
         self._statistics = RunningStatistics(module, buffers)
         self.parts, self.total = shards // group.size, shards
 
+    def begin_backward(self, weight: torch.Tensor) -> None:
+        """Do nothing: the backward pass of a rank is its own."""
+
+    def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weight itself: the gradients of each rank are its own."""
+        return weight
+
     def summed(
         self,
         of_part: PartFn,

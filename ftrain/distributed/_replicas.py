@@ -56,6 +56,13 @@ class Replicas:
         self._statistics = RunningStatistics(module, buffers)
         self.parts, self.total = accumulate, accumulate * group.size
 
+    def begin_backward(self, weight: torch.Tensor) -> None:
+        """Do nothing: the backward pass of a rank is its own."""
+
+    def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weight itself: the gradients of each rank are its own."""
+        return weight
+
     def summed(
         self,
         of_part: PartFn,
@@ -82,7 +89,7 @@ class Replicas:
             checked = same_on_all_ranks(sums.weight, [k], group, "the number of micro-batches")
             sums = sums._replace(weight=checked)
         weight = sums.weight.to(common_dtype(sums.totals))
-        totals, weight = summed((sums.totals, weight), group)
+        totals, weight = self._over_ranks(sums.totals, weight)
         after = {name: sums.buffers[name] for name in self._statistics.sent(written)}
         stacked = gathered(after, group)
         combined = self._statistics.combined(buffers, stacked, group.size)
@@ -92,3 +99,8 @@ class Replicas:
             {**sums.buffers, **combined},
             merged_over_ranks(sums.metrics, group),
         )
+
+    def _over_ranks(self, totals: Any, weight: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """Return totals and weight, summed over ranks."""
+        totals, weight = summed((totals, weight), self._group)
+        return totals, weight
