@@ -22,6 +22,7 @@ from ftrain.core._bodies import Pure, check_tensors
 from ftrain.core._new_memory import copied
 from ftrain.core._outside import innermost, requires_grad_outside
 from ftrain.core._torch_levels import is_batched, is_transformed
+from ftrain.core._torch_wrapper import plain
 from ftrain.core._traced_branch import traced_branch
 from ftrain.core._words import kind
 from ftrain.core.compile._trace import is_tracing
@@ -102,7 +103,7 @@ class _Sides:
         def between(low: int, high: int) -> Callable[..., list[torch.Tensor]]:
             def run(*leaves: torch.Tensor) -> list[torch.Tensor]:
                 if high - low == 1:
-                    output = self.one(low, tree.unflatten(operands_def, leaves))
+                    output = tree.map(plain, self.one(low, tree.unflatten(operands_def, leaves)))
                     self._check_same(low, output)
                     flat, found["treedef"] = tree.flatten(output)
                     return flat
@@ -112,7 +113,7 @@ class _Sides:
 
             return run
 
-        flat = between(0, len(self.sides))(*given)
+        flat = between(0, len(self.sides))(*map(plain, given))
         return tree.unflatten(found["treedef"], flat)
 
     def _check_same(self, i: int, output: Any) -> None:

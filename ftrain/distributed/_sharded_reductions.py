@@ -1,0 +1,114 @@
+"""Reductions of sharded tensors that need one number, or one row, from each rank.
+
+They differ from those of the whole tensor by rounding only: each rank reduces its rows, and the results
+are gathered and reduced in rank order, which gives the same bits on all ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from ftrain.core._torch_collectives import all_gather
+from ftrain.distributed._sharded_tensor import RULES, ShardedTensor, rows_of
+
+__all__: list[str] = []
+
+aten = torch.ops.aten
+
+
+def _real(x: ShardedTensor) -> torch.Tensor:
+    """Return the rows of this rank without padding."""
+    return x.local.narrow(0, 0, rows_of(x.shape[0], x.group)[1])
+
+
+def _over_ranks(x: ShardedTensor, value: torch.Tensor) -> torch.Tensor:
+    """Return the values of all ranks, stacked along a new first axis."""
+    return all_gather(value, x.group)
+
+
+def _axes(x: torch.Tensor, dim: Any) -> list[int]:
+    """Return the axes that a reduction is over, counted from the first; all for None or none."""
+    if dim is None or (isinstance(dim, Sequence) and not dim):
+        return list(range(x.ndim))
+    return sorted({d % x.ndim for d in ([dim] if isinstance(dim, int) else dim)})
+
+
+def _argument(
+    args: Sequence[Any], kwargs: dict[str, Any], place: int, name: str, default: Any
+) -> Any:
+    return args[place] if len(args) > place else kwargs.get(name, default)
+
+
+def _within_rows(x: ShardedTensor, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Run a reduction whose axes leave the rows apart."""
+    return ShardedTensor(func(x.local, *args[1:], **kwargs), x.shape[0], x.group)
+
+
+def _sum(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x = args[0]
+    axes = _axes(x, _argument(args, kwargs, 1, "dim", None))
+    if 0 not in axes:
+        return _within_rows(x, func, args, kwargs)
+    part = func(_real(x), *args[1:], **kwargs)
+    return _over_ranks(x, part).sum(0)
+
+
+def _mean(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x = args[0]
+    axes = _axes(x, _argument(args, kwargs, 1, "dim", None))
+    if 0 not in axes:
+        return _within_rows(x, func, args, kwargs)
+    dtype = kwargs.get("dtype")
+    count = 1
+    for axis in axes:
+        count *= x.shape[axis]
+    keepdim = _argument(args, kwargs, 2, "keepdim", False)
+    # As torch does: a mean of half precision is a sum in float32, rounded once.
+    wide = torch.promote_types(dtype or x.dtype, torch.float32)
+    total = _real(x).sum(axes, keepdim, dtype=wide)
+    return (_over_ranks(x, total).sum(0) / count).to(dtype or x.dtype)
+
+
+def _norm(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    x = args[0]
+    order = _argument(args, kwargs, 1, "ord", 2)
+    axes = _axes(x, _argument(args, kwargs, 2, "dim", None))
+    if 0 not in axes:
+        return _within_rows(x, func, args, kwargs)
+    if order != 2:
+        return NotImplemented
+    part = func(_real(x), *args[1:], **kwargs)
+    return torch.linalg.vector_norm(_over_ranks(x, part), dim=0)
+
+
+def _every(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    part = func(_real(args[0]))
+    return func(_over_ranks(args[0], part))
+
+
+def _plain(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Make a new tensor that takes only dtype and device from its argument."""
+    if not isinstance(args[0], ShardedTensor):
+        return NotImplemented
+    return func(args[0].local, *args[1:], **kwargs)
+
+
+RULES.update(dict.fromkeys((aten.sum.default, aten.sum.dim_IntList), _sum))
+RULES.update(dict.fromkeys((aten.mean.default, aten.mean.dim), _mean))
+RULES[aten.linalg_vector_norm.default] = _norm
+RULES.update(dict.fromkeys((aten.all.default, aten.any.default), _every))
+RULES.update(
+    dict.fromkeys(
+        (
+            aten.new_empty.default,
+            aten.new_empty_strided.default,
+            aten.new_full.default,
+            aten.new_ones.default,
+            aten.new_zeros.default,
+        ),
+        _plain,
+    )
+)

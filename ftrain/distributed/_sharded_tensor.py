@@ -1,0 +1,235 @@
+"""Tensor of which each rank holds some rows; operators on it are those of the whole tensor.
+
+An optimizer's update on such tensors is the update of one process, whatever the optimizer is:
+
+- An elementwise operator runs on the rows of each rank.
+- The reductions of `_sharded_reductions.py` run on the rows, and combine the results of all ranks.
+- Any other operator gets the whole tensor, gathered from all ranks; its result is the same on all.
+
+So no operator can be wrong, but an unknown one costs traffic. In-place operators that are not
+elementwise raise, and so do those on a view of a sharded tensor (`x[0] = 0`).
+
+Read next: `_sharded_optimizer.py`, which runs optimizers on these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from ftrain.core import _torch_pytree as torch_pytree
+from ftrain.core._torch_collectives import Group, all_gather
+from ftrain.core._torch_wrapper import (
+    Wrapper,
+    is_mutable,
+    is_pointwise,
+    is_view,
+    plain,
+    wrap,
+    written,
+)
+
+__all__ = ["RULES", "ShardedTensor", "local_rows", "rows_of", "whole"]
+
+aten = torch.ops.aten
+
+
+class ShardedTensor(Wrapper):
+    """Tensor of which this rank holds the rows `rank * n` to `rank * n + n - 1`, the last ones padded.
+
+    Attributes:
+        local: these rows, contiguous: `[n, ...]` with `n` the number of rows over ranks, rounded up.
+            Rows beyond the last one are padding, whose values are not part of the tensor.
+        group: the ranks.
+    """
+
+    local: torch.Tensor
+    group: Group
+
+    @staticmethod
+    def __new__(cls, local: torch.Tensor, rows: int, group: Group) -> ShardedTensor:
+        """Return the tensor with `rows` rows of which `local` are this rank's."""
+        local = local.contiguous()
+        self: ShardedTensor = wrap(cls, (rows, *local.shape[1:]), local, local.stride())
+        self.local, self.group = local, group
+        return self
+
+    def plain(self) -> torch.Tensor:
+        """Return the tensor with all rows, gathered from all ranks."""
+        return whole(self.local, self.shape[0], self.group)
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # torch gives a default
+        """Return shape and rank; reads no values."""
+        return (
+            f"ShardedTensor(shape={tuple(self.shape)}, rank={self.group.rank} of {self.group.size})"
+        )
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        raise TypeError(
+            "ShardedTensor: expected a plain tensor to copy or pickle, got a tensor whose rows are on "
+            "several ranks. Call torch.clone on it."
+        )
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch gives defaults
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        args, kwargs = _without_views(func, args, kwargs)
+        if not sharded_arguments(args, kwargs):
+            return func(*args, **kwargs)
+        rule = RULES.get(func)
+        if rule is not None:
+            result = rule(func, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        if is_pointwise(func) or func in ELEMENTWISE:
+            result = _by_rows(func, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        if sharded_arguments(written(func, args, kwargs), {}):
+            raise _not_in_place(func)
+        args, kwargs = torch_pytree.tree_map_only(ShardedTensor, plain, (args, kwargs))
+        result = func(*args, **kwargs)
+        return torch_pytree.tree_map_only(torch.Tensor, _View, result) if is_view(func) else result
+
+
+class _View(Wrapper):
+    """Whole tensor that would share memory with a `ShardedTensor` in one process: not to be written to.
+
+    Attributes:
+        content: the tensor.
+    """
+
+    content: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, content: torch.Tensor) -> _View:
+        """Return the tensor as one that raises if it is written to."""
+        self: _View = wrap(cls, content.shape, content, content.stride())
+        self.content = content
+        return self
+
+    def plain(self) -> torch.Tensor:
+        """Return the tensor itself."""
+        return self.content
+
+    def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # torch gives a default
+        """Return the shape; reads no values."""
+        return f"view of a ShardedTensor(shape={tuple(self.shape)})"
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]  # torch gives defaults
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        args, kwargs = _without_views(func, args, kwargs)
+        result = func(*args, **kwargs)
+        return torch_pytree.tree_map_only(torch.Tensor, _View, result) if is_view(func) else result
+
+
+def _without_views(func: Any, args: Sequence[Any], kwargs: Any) -> tuple[Any, Any]:
+    """Return the arguments of an operator with plain tensors for views; raise if it writes to one."""
+    kwargs = kwargs or {}
+    if any(isinstance(x, _View) for x in torch_pytree.tree_leaves(written(func, args, kwargs))):
+        raise _not_in_place(func)
+    plain_ones: tuple[Any, Any] = torch_pytree.tree_map_only(_View, plain, (tuple(args), kwargs))
+    return plain_ones
+
+
+def _not_in_place(func: Any) -> NotImplementedError:
+    return NotImplementedError(
+        f"{func}: expected only elementwise operators to write to a tensor whose rows are on several "
+        "ranks, got another operator, or a view such as x[0]. Write the out-of-place form: "
+        "x = torch.where(...), not x[0] = 0."
+    )
+
+
+#: Rules of operators that are neither elementwise nor run on whole tensors.
+#: `(func, args, kwargs) -> result`, or `NotImplemented` for arguments that they do not cover.
+RULES: dict[Any, Callable[[Any, Sequence[Any], dict[str, Any]], Any]] = {}
+
+#: Elementwise operators that torch does not tag as such.
+ELEMENTWISE = frozenset(
+    {
+        aten._to_copy.default,
+        aten.alias.default,
+        aten.copy.default,
+        aten.copy_.default,
+        aten.detach.default,
+        aten.empty_like.default,
+        aten.fill.Scalar,
+        aten.fill.Tensor,
+        aten.fill_.Scalar,
+        aten.fill_.Tensor,
+        aten.full_like.default,
+        aten.lift_fresh.default,
+        aten.ones_like.default,
+        aten.zero_.default,
+        aten.zeros_like.default,
+    }
+)
+
+
+def rows_of(rows: int, group: Group) -> tuple[int, int]:
+    """Return the number of rows that each rank holds, and how many of this rank's are not padding."""
+    n = -(-rows // group.size)
+    return n, max(0, min(n, rows - group.rank * n))
+
+
+def local_rows(tensor: torch.Tensor, group: Group) -> torch.Tensor:
+    """Return this rank's rows of a whole tensor, padded with zeros, contiguous."""
+    n, real = rows_of(tensor.shape[0], group)
+    rows = tensor.narrow(0, min(group.rank * n, tensor.shape[0]), real)
+    if real == n:
+        return rows.contiguous()
+    return torch.cat([rows, tensor.new_zeros((n - real, *tensor.shape[1:]))])
+
+
+def whole(local: torch.Tensor, rows: int, group: Group) -> torch.Tensor:
+    """Return the tensor with `rows` rows of which `local` are this rank's, on all ranks."""
+    return all_gather(local, group).flatten(0, 1).narrow(0, 0, rows)
+
+
+def sharded_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> list[ShardedTensor]:
+    """Return the `ShardedTensor`s among the arguments of an operator."""
+    leaves = torch_pytree.tree_leaves((args, kwargs))
+    return [x for x in leaves if isinstance(x, ShardedTensor)]
+
+
+def _by_rows(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Run an elementwise operator on the rows of this rank; `NotImplemented` if the shapes differ."""
+    first, *sharded = sharded_arguments(args, kwargs)
+    shape, group = first.shape, first.group
+    if any(x.shape != shape or x.group != group for x in sharded):
+        return NotImplemented
+    if is_mutable(func) and not isinstance(args[0], ShardedTensor):
+        return NotImplemented
+    others = [
+        x
+        for x in torch_pytree.tree_leaves((args, kwargs))
+        if isinstance(x, torch.Tensor) and not isinstance(x, ShardedTensor)
+    ]
+    if any(not _broadcasts(x.shape, shape) for x in others):
+        return NotImplemented
+
+    def on_rank(x: torch.Tensor) -> torch.Tensor:
+        if isinstance(x, ShardedTensor):
+            return x.local
+        has_rows = x.ndim == len(shape) and x.shape[0] == shape[0] > 1
+        return local_rows(x, group) if has_rows else x
+
+    on_ranks = torch_pytree.tree_map_only(torch.Tensor, on_rank, (args, kwargs))
+    result = func(*on_ranks[0], **on_ranks[1])
+    if is_mutable(func):
+        return args[0]
+    return torch_pytree.tree_map_only(
+        torch.Tensor, lambda x: ShardedTensor(x, shape[0], group), result
+    )
+
+
+def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
+    """Return True if a tensor of one shape, broadcast with one of the other, has the latter's shape."""
+    if len(shape) > len(to):
+        return False
+    return all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))
