@@ -27,6 +27,7 @@ __all__ = [
     "broadcast",
     "group_of",
     "reduce_scatter",
+    "whole_group",
 ]
 
 _OPERATORS = torch.ops._c10d_functional
@@ -71,6 +72,14 @@ def group_of(mesh: DeviceMesh, axis: str | int | None = None) -> Group:
         )
     group = mesh.get_group(axis)
     return Group(group.group_name, dist.get_rank(group), dist.get_world_size(group))
+
+
+def whole_group(mesh: DeviceMesh) -> Group:
+    """Return the group of all processes of a mesh, in the order of the flattened mesh.
+
+    Every process of the mesh must call it (`DeviceMesh._flatten`, torch 2.4 and later).
+    """
+    return group_of(mesh if mesh.ndim == 1 else mesh._flatten())
 
 
 def all_reduce(tensor: torch.Tensor, group: Group, op: Reduction = "sum") -> torch.Tensor:

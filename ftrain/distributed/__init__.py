@@ -15,22 +15,30 @@ from ftrain.distributed.agreement import agree, check_same, gather, together
 from ftrain.distributed.data_parallel import data_parallel
 from ftrain.distributed.dcp import from_dcp, to_dcp
 from ftrain.distributed.errors import RankError
+from ftrain.distributed.fully_sharded import ShardedStep, fully_sharded
 from ftrain.distributed.initialize import initialize
 from ftrain.distributed.load import load
 from ftrain.distributed.save import save
+from ftrain.distributed.sharding import Sharding, shard, sharding_of, unshard
 from ftrain.distributed.store import ShardedStore
 
 __all__ = [
     "RankError",
+    "ShardedStep",
     "ShardedStore",
+    "Sharding",
     "agree",
     "check_same",
     "data_parallel",
     "from_dcp",
+    "fully_sharded",
     "gather",
     "initialize",
     "load",
     "save",
+    "shard",
+    "sharding_of",
     "to_dcp",
     "together",
+    "unshard",
 ]

@@ -1,0 +1,79 @@
+"""Ranks that share a batch and the parameters: gradients are summed in the backward pass.
+
+Read next: `_replicas.py`, where each rank has all parameters, and `_gather.py`, the backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Set
+from typing import Any
+
+import torch
+from torch import nn
+
+from ftrain.core._torch_collectives import Group, all_reduce
+from ftrain.core.accumulate import PartFn, Separate, Stacked, Sums, safe_weight
+from ftrain.distributed._gather import Share
+from ftrain.distributed._replicas import Replicas
+from ftrain.distributed._running_statistics import BufferChoice
+from ftrain.distributed._sharded_optimizer import Rows, global_tensors
+
+__all__ = ["Shards"]
+
+
+class Shards(Replicas):
+    """Ranks that each have some rows of the parameters, and take the sum over their micro-batches.
+
+    Micro-batch `i` of all ranks has one backward pass, which sums the gradients over the ranks, each
+    times its share of the weight of all. All ranks need the same number of micro-batches.
+
+    Args:
+        group: the ranks that share a batch.
+        module: the model.
+        accumulate: the number of micro-batches into which each rank cuts its rows.
+        buffers: what happens to buffers that are not BatchNorm's, by name.
+        rows: the whole number of rows of each parameter; `None` for a replicated one.
+        share: set before each backward pass, to which it belongs.
+        holders: the ranks that hold the rows of one copy of the parameters.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        module: nn.Module,
+        accumulate: int,
+        buffers: Mapping[str, BufferChoice],
+        rows: Rows,
+        share: Share,
+        holders: Group,
+    ) -> None:
+        super().__init__(group, module, accumulate, buffers)
+        self._rows, self._share, self._holders = rows, share, holders
+
+    def begin_backward(self, weight: torch.Tensor) -> None:
+        """Set the share of this rank: its weight over that of the micro-batches of all ranks."""
+        if self._group.size > 1:
+            self._share.total = all_reduce(weight, self._group)
+            self._share.value = safe_weight(weight) / safe_weight(self._share.total)
+
+    def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the weight of the micro-batches of all ranks; the backward pass has ended."""
+        total = self._share.total
+        self._share.value = self._share.total = None
+        return weight if total is None else total
+
+    def summed(
+        self,
+        of_part: PartFn,
+        zeros: Callable[[], Any],
+        buffers: Any,
+        key: torch.Tensor,
+        parts: Stacked | Separate,
+        written: Set[str],
+    ) -> Sums:
+        """Return the sums over the micro-batches of all ranks; totals have whole shapes."""
+        sums = super().summed(of_part, zeros, buffers, key, parts, written)
+        return sums._replace(totals=global_tensors(sums.totals, self._rows, self._holders))
+
+    def _over_ranks(self, totals: Any, weight: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        return totals, all_reduce(weight, self._group)

@@ -1,0 +1,318 @@
+"""Model whose parameters are shards, gathered unit by unit while the model runs.
+
+A unit is a module, such as a block of a transformer. Its whole parameters exist while it runs: its
+forward pass is a region of `remat`, so the backward pass gathers them again, and computes the unit's
+activations again. The parameters outside of units are gathered once for each call of the model.
+
+Read next: `_gather.py`, the collectives and their derivative.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+
+from ftrain.core import _torch_pytree as torch_pytree
+from ftrain.core._hooks import parameter_hooks
+from ftrain.core._skeleton import Skeleton
+from ftrain.core._structure import Tensors, copy_structure, named_tensors
+from ftrain.core._torch_collectives import Group
+from ftrain.core._torch_tensors import has_call_hooks, registries
+from ftrain.core._torch_wrapper import METADATA, plain_functions
+from ftrain.core._writes import unchanged, versions
+from ftrain.core.errors import ImpureFunctionError
+from ftrain.core.functional import Bound
+from ftrain.core.precision import Policy
+from ftrain.core.remat import Where, remat, selected_modules
+from ftrain.distributed._gather import Share, gather_parameters, sum_gradients
+from ftrain.distributed._sharded_optimizer import sharded_rows
+from ftrain.distributed._sharded_tensor import ShardedTensor, rows_of
+
+__all__ = ["ShardedBound"]
+
+_REMEDY = "A step must leave its inputs as they are: compute with a changed copy instead"
+
+
+class Place(NamedTuple):
+    """Registry of a unit's module that holds a sharded parameter.
+
+    Attributes:
+        path: the module's path in the unit.
+        key: the parameter's name in the module.
+        name: the parameter's name in the state.
+    """
+
+    path: str
+    key: str
+    name: str
+
+
+class ShardedBound(Bound):
+    """Module as a pure function of this rank's rows of its parameters.
+
+    Args:
+        bound: the model as a function of whole parameters.
+        where: selects the units; `None`: the repeated blocks of the model.
+        group: the ranks.
+        share: the factor of this rank's gradients.
+
+    Attributes:
+        units: the paths of the units.
+        rows: the whole number of rows of each parameter; `None` for a replicated one.
+    """
+
+    def __init__(self, bound: Bound, where: Where | None, group: Group, share: Share) -> None:
+        self.__dict__.update(bound.__dict__)
+        template = bound.skeleton.module
+        tensors = named_tensors(template)
+        module = copy_structure(template)
+        hooks = bound.hooks
+        if hooks and (group.size > 1 or share.replicas is not None):
+            raise ValueError(
+                "fully_sharded: expected a model without hooks of parameters, got a hook of "
+                f"{next(iter(hooks))!r}, which would see some rows of a gradient. Use data_parallel, or "
+                "change the gradients in the optimizer."
+            )
+        self.rows = {
+            name: sharded_rows(tensors[name].shape, group) for name in bound.skeleton.trainable
+        }
+        self._shapes = {
+            name: tuple(tensors[name].shape)
+            if n is None
+            else (rows_of(n, group)[0], *tensors[name].shape[1:])
+            for name, n in self.rows.items()
+        }
+        self.units: tuple[str, ...] = ()
+        self._group, self._share, self._inside = group, share, frozenset[str]()
+        if group.size > 1:
+            self._make_units(module, where, bound.skeleton)
+        self.skeleton = Skeleton(module, template, parameter_hooks(module))
+
+    def templates(self, policy: Policy) -> Tensors:
+        """Return meta tensors in the whole shapes of the parameters and the dtypes of a state."""
+        module = self.skeleton.module
+        whole = {name: module.get_parameter(name).detach() for name in self.skeleton.trainable}
+        cast: Tensors = policy.cast(whole)
+        return cast
+
+    def call(
+        self,
+        fn: Callable[[nn.Module], Any],
+        params: Tensors,
+        buffers: Tensors,
+        training: bool,
+        until: contextlib.ExitStack | None = None,
+    ) -> tuple[Any, Tensors]:
+        """Call `fn` on the module with these rows of the parameters, gathered when they are needed."""
+        for name, shape in self._shapes.items():
+            if name in params and tuple(params[name].shape) != shape:
+                raise ValueError(
+                    f"state.params[{name!r}]: expected shape {shape}, that of the part of a state on "
+                    f"one rank, got {tuple(params[name].shape)}. Call distributed.shard(state, steps) "
+                    "first, or init_state of the sharded steps."
+                )
+        outside = [name for name in params if name not in self._inside]
+        whole = gather_parameters(
+            [params[name] for name in outside],
+            [self.rows[name] for name in outside],
+            self._group,
+            self._share,
+        )
+        ready = dict(zip(outside, whole, strict=True))
+        for name in self._inside:
+            rows = self.rows[name]
+            assert rows is not None
+            ready[name] = UnitParameter.of(params[name], rows, self._group, self._share)
+        return super().call(fn, {name: ready[name] for name in params}, buffers, training, until)
+
+    def _make_units(self, module: nn.Module, where: Where | None, skeleton: Skeleton) -> None:
+        modules = (
+            _blocks(module) if where is None else selected_modules(module, where, "fully_sharded")
+        )
+        names = {id(t): name for name, t in named_tensors(module).items()}
+        holders = skeleton.counts()
+        inside: set[str] = set()
+        # Innermost first: a parameter belongs to the innermost unit around it.
+        for path in sorted(modules, key=lambda path: path.count("."), reverse=True):
+            places = [
+                Place(inner, key, names[id(t)])
+                for inner, m in modules[path].named_modules()
+                for key, t in m.named_parameters(recurse=False, remove_duplicate=False)
+                if names[id(t)] not in inside
+            ]
+            counts = [place.name for place in places]
+            # One that something else holds too, such as a tied weight, is gathered for the whole call.
+            own = [
+                place
+                for place in places
+                if self.rows.get(place.name) is not None
+                and counts.count(place.name) == holders[place.name]
+            ]
+            if own:
+                _make_unit(modules[path], path, own)
+                inside |= {place.name for place in own}
+                self.units += (path,)
+        self._inside = frozenset(inside)
+
+
+def _blocks(module: nn.Module) -> dict[str, nn.Module]:
+    """Return the repeated blocks of a model, by path.
+
+    They are the children of one class of an `nn.ModuleList` or `nn.Sequential`, two or more, outside of
+    other blocks.
+    """
+    found: dict[str, nn.Module] = {}
+    for path, m in module.named_modules():
+        is_inside = any(path == p or path.startswith(f"{p}.") for p in found)
+        if is_inside or not isinstance(m, nn.ModuleList | nn.Sequential):
+            continue
+        kinds = collections.Counter(type(child) for child in m.children())
+        for name, child in m.named_children():
+            has_parameters = next(child.parameters(), None) is not None
+            if kinds[type(child)] > 1 and has_parameters and _refusal(child) is None:
+                found[f"{path}.{name}".lstrip(".")] = child
+    return found
+
+
+def _refusal(module: nn.Module) -> str | None:
+    """Return why a module cannot be a unit; `None` if it can."""
+    if type(module).forward is nn.Module.forward:
+        return "has no `forward`"
+    if "forward" in vars(module):
+        return "has a `forward` of its own"
+    if has_call_hooks(module):
+        return "has hooks, which would run without its parameters"
+    return None
+
+
+def _make_unit(module: nn.Module, path: str, places: Sequence[Place]) -> None:
+    refusal = _refusal(module)
+    if refusal is not None:
+        raise ValueError(
+            "fully_sharded: expected units whose class defines `forward`, and without hooks, got "
+            f"{path!r}, which {refusal}. Select the modules in it, or the module that contains it."
+        )
+    module.__class__ = _unit_class(type(module), tuple(places))
+
+
+def _unit_class(cls: Any, places: tuple[Place, ...]) -> type[nn.Module]:
+    """Return a subclass with the same name whose forward pass gathers the parameters at `places`."""
+    names = list(dict.fromkeys(place.name for place in places))
+    is_method = not isinstance(inspect.getattr_static(cls, "forward"), staticmethod)
+
+    def function(self: Any) -> Callable[..., Any]:
+        return cls.forward.__get__(self) if is_method else cls.forward  # type: ignore[no-any-return]
+
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        held = {place: registries(self.get_submodule(place.path))[0] for place in places}
+        shards = {place.name: held[place][place.key] for place in places}
+        if not all(isinstance(x, UnitParameter) for x in shards.values()):
+            return function(self)(*args, **kwargs)  # whole already: the unit calls itself
+        rows = [shards[name].shape[0] for name in names]
+        group, share = shards[names[0]].group, shards[names[0]].share
+
+        def run(*given: Any, **named: Any) -> Any:
+            whole = gather_parameters(given[: len(names)], rows, group, share)
+            with _installed(held, dict(zip(names, whole, strict=True))):
+                return function(self)(*given[len(names) :], **named)
+
+        return remat(run)(*(shards[name].local for name in names), *args, **kwargs)
+
+    if is_method:
+        forward.__signature__ = inspect.signature(cls.forward)  # type: ignore[attr-defined]
+    forward.__doc__ = cls.forward.__doc__
+    return type(
+        cls.__name__,
+        (cls,),
+        {"forward": forward, "__module__": cls.__module__, "__qualname__": cls.__qualname__},
+    )
+
+
+@contextlib.contextmanager
+def _installed(held: dict[Place, Any], whole: Tensors) -> Iterator[None]:
+    """Install whole parameters in the registries of a unit inside the context."""
+    before = {place: registry[place.key] for place, registry in held.items()}
+    for place, registry in held.items():
+        registry[place.key] = whole[place.name]
+    try:
+        with unchanged(whole, "parameter", _REMEDY):
+            yield
+    finally:
+        for place, registry in held.items():
+            registry[place.key] = before[place]
+
+
+class UnitParameter(ShardedTensor):
+    """Parameter of a unit while the unit does not run; any function of torch gathers it.
+
+    Code outside of the unit that reads it, such as a penalty over `model.parameters()`, gets the whole
+    parameter, with its gradient.
+
+    Attributes:
+        share: the factor of this rank's gradients.
+    """
+
+    share: Share
+
+    @staticmethod
+    def of(local: torch.Tensor, rows: int, group: Group, share: Share) -> UnitParameter:
+        """Return the parameter with `rows` rows of which `local` are this rank's."""
+        local = local.contiguous()
+        self: UnitParameter = _Unread.apply(local, rows, group, share)  # type: ignore[no-untyped-call]
+        self.local, self.share = local, share  # with the graph of `local`
+        return self
+
+    @classmethod
+    def __torch_function__(  # type: ignore[override]  # torch gives defaults
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in METADATA:
+            with plain_functions():
+                return func(*args, **kwargs)
+        gathered: list[torch.Tensor] = []
+
+        def gather(parameter: UnitParameter) -> torch.Tensor:
+            gathered.append(_gathered(parameter))
+            return gathered[-1]
+
+        args, kwargs = torch_pytree.tree_map_only(UnitParameter, gather, (tuple(args), kwargs))
+        before = versions(gathered)
+        result = func(*args, **kwargs)
+        if versions(gathered) != before:
+            raise ImpureFunctionError("a parameter of a unit was changed in place", f"{_REMEDY}.")
+        return result
+
+
+class _Unread(torch.autograd.Function):
+    """Autograd function from rows to a `UnitParameter`, which uses that are no functions of torch need.
+
+    An autograd function that gets the parameter as an argument returns a whole gradient for it.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, local: torch.Tensor, rows: int, group: Group, share: Share
+    ) -> torch.Tensor:
+        ctx.rows, ctx.group, ctx.share = rows, group, share
+        return UnitParameter(local, rows, group)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        (local,) = sum_gradients([grad], [ctx.rows], [grad.dtype], ctx.group, ctx.share)
+        return local, None, None, None
+
+
+def _gathered(parameter: UnitParameter) -> torch.Tensor:
+    (whole,) = gather_parameters(
+        [parameter.local], [parameter.shape[0]], parameter.group, parameter.share
+    )
+    return whole

@@ -1,0 +1,184 @@
+"""Fully sharded training: each rank has some rows of parameters, optimizer state and averages.
+
+Read next: `_units.py` (when parameters are gathered), `_gather.py` (the collectives),
+`_sharded_optimizer.py` (why every optimizer is right).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+
+from ftrain.core import tree
+from ftrain.core._torch_collectives import Group, group_of, whole_group
+from ftrain.core._words import a_or_an
+from ftrain.core.evaluate import EvalStep
+from ftrain.core.metrics import Metrics
+from ftrain.core.ranks import Ranks
+from ftrain.core.remat import Where
+from ftrain.core.state import TrainState
+from ftrain.core.step import Composition, Steps, TrainStep, initial_state
+from ftrain.distributed._gather import Share
+from ftrain.distributed._metrics import merged_over_ranks
+from ftrain.distributed._running_statistics import BufferChoice
+from ftrain.distributed._sharded_optimizer import ShardedOptimizer, local_tensors
+from ftrain.distributed._shards import Shards
+from ftrain.distributed._units import ShardedBound
+from ftrain.distributed.sharding import Sharding
+
+__all__ = ["ShardedStep", "fully_sharded"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class ShardedStep(TrainStep):
+    """Training step on this rank's part of a state.
+
+    Attributes:
+        sharding: the layout of the state.
+    """
+
+    sharding: Sharding
+
+
+def fully_sharded(
+    steps: Steps,
+    mesh: DeviceMesh,
+    *,
+    units: Where | None = None,
+    buffers: Mapping[str, BufferChoice] | None = None,
+) -> Steps:
+    """Return steps on ranks that each hold some rows of the parameters and of the optimizer's state.
+
+    They compute what `data_parallel` computes, but for rounding. A tensor with at least as many rows
+    (entries of its first axis) as there are ranks W is cut along its first axis, so each rank holds 1/W
+    of it; smaller tensors, buffers and frozen parameters are replicated. While a unit runs, its whole
+    parameters are gathered, and the backward pass gathers them again and computes the unit's activations
+    again (`ftrain.remat`). Gradients are summed over ranks by a reduce-scatter for each unit. All
+    collectives are operators of the step's graph.
+
+    The optimizer's update is that of whole tensors: elementwise operators run on the rows of each rank,
+    norms and means are combined over ranks, and any other operator (the products of Muon and SOAP) gets
+    gathered tensors. A leaf of its state is sharded if it is computed from parameters by elementwise
+    operators, as moments are.
+
+    Args:
+        steps: of `make_steps`.
+        mesh: the ranks, a mesh with one axis; or with two, of which the second cuts the parameters and
+            the first replicates them (hybrid sharding): gathers stay within a row of the mesh. Two axes
+            need names.
+        units: the modules whose parameters are gathered together: a pattern of paths (`"blocks.*"`), a
+            class, or several of these, as of `ftrain.remat`. Default: the repeated blocks of the model,
+            which are the children of one class of an `nn.ModuleList` or `nn.Sequential`. Parameters
+            outside of units, and those that modules of two units share, are whole during a step.
+        buffers: as of `data_parallel`.
+
+    Returns:
+        Steps whose states are parts. `init_state` draws the whole initial parameters on each rank, the
+        same on all, and keeps its rows. `eval_step` merges the metrics of all ranks.
+
+    Raises:
+        TypeError: the steps are not those of `make_steps`.
+        ValueError: a transformation has wrapped the steps; `units` selects no module, or one that cannot
+            be a unit; a parameter has a hook; the mesh has more than two axes.
+        NotImplementedError: in a step, an optimizer that differentiates the loss itself (Sophia, L-BFGS
+            with a line search), or that writes to a part of a tensor in place.
+
+    Example:
+        >>> import ftrain, torch
+        >>> from ftrain import distributed, optim
+        >>> steps = ftrain.make_steps(
+        ...     lambda: nn.Linear(3, 2), lambda m, x: m(x).square().mean(), optim.adamw(1e-3)
+        ... )
+        >>> with distributed.initialize(device="cpu") as mesh:
+        ...     sharded = fully_sharded(steps, mesh)
+        ...     state, metrics = sharded.train_step(sharded.init_state(seed=0), torch.ones(4, 3))
+        >>> int(state.step)
+        1
+
+    References:
+        Zhao et al. (2023), [PyTorch FSDP](https://arxiv.org/abs/2304.11277); Zhang et al. (2024),
+        [SimpleFSDP](https://arxiv.org/abs/2411.00284).
+    """
+    if mesh.ndim > 2:
+        raise ValueError(
+            "mesh: expected one axis, or two for (replicate, shard), got "
+            f"{mesh.ndim} axes {mesh.mesh_dim_names}. Pass a mesh of two of them."
+        )
+    if mesh.ndim == 2 and mesh.mesh_dim_names is None:
+        raise ValueError(
+            "mesh: expected two axes with names, got none. Pass mesh_dim_names=('replicate', 'shard') "
+            "to init_device_mesh."
+        )
+    together = whole_group(mesh)
+    group = together if mesh.ndim == 1 else group_of(mesh, mesh.ndim - 1)
+    step, evaluate = getattr(steps, "train_step", None), getattr(steps, "eval_step", None)
+    if not isinstance(step, TrainStep) or not isinstance(evaluate, EvalStep):
+        is_wrapped = isinstance(step, TrainStep)
+        got = a_or_an(type(steps if step is None else step).__name__)
+        raise TypeError(
+            "steps: expected Steps as make_steps returns them, got "
+            f"{'steps that are parallel or wrapped already' if is_wrapped else got}. Pass those of "
+            "make_steps, and compile or wrap the result."
+        )
+    share = Share(None if mesh.ndim == 1 else group_of(mesh, 0))
+    bound = ShardedBound(step.model, units, group, share)
+    rows = list(bound.rows.values())
+
+    def build(module: nn.Module, accumulate: int) -> Ranks:
+        return Shards(together, module, accumulate, buffers or {}, rows, share, group)
+
+    gradients = step.gradients.over(build, bound)
+    sharded = step.with_gradients(gradients, step.accumulate)
+    assert isinstance(sharded.fn, Composition)
+    params = bound.templates(step.policy)
+    optimizer = ShardedOptimizer(sharded.fn.optimizer, params, group)
+    fields = {f.name: getattr(sharded, f.name) for f in dataclasses.fields(TrainStep)}
+    fields["fn"] = Composition(gradients, optimizer)
+    train_step = ShardedStep(**fields, sharding=_sharding(params, optimizer, group))
+    initial = _FromWhole(optimizer)
+
+    def init_state(seed: int) -> TrainState:
+        state = initial_state(bound, initial, seed, step.policy)
+        return state.replace(params=local_tensors(state.params, rows, group))
+
+    local_eval = evaluate.with_model(bound)
+
+    @functools.wraps(evaluate)
+    def eval_step(state: TrainState, batch: Any) -> Metrics:
+        return merged_over_ranks(local_eval(state, batch), together)
+
+    return Steps(init_state, train_step, eval_step)
+
+
+class _FromWhole:
+    """Optimizer whose `init` takes whole parameters, as an initial state has them."""
+
+    def __init__(self, optimizer: ShardedOptimizer) -> None:
+        self.optimizer, self.update = optimizer, optimizer.update
+
+    def init(self, params: Any) -> Any:
+        local = local_tensors(params, self.optimizer.param_rows, self.optimizer.group)
+        return self.optimizer.init(local)
+
+
+def _sharding(params: Any, optimizer: ShardedOptimizer, group: Group) -> Sharding:
+    shapes = {
+        f".params{path}": tuple(x.shape)
+        for path, x, n in zip(
+            tree.paths(params), tree.leaves(params), optimizer.param_rows, strict=True
+        )
+        if n is not None
+    }
+    shapes |= {
+        f".opt_state{path}": shape
+        for path, shape, n in zip(
+            optimizer.state_paths, optimizer.state_shapes, optimizer.state_rows, strict=True
+        )
+        if n is not None
+    }
+    return Sharding(shapes, group)
