@@ -25,6 +25,7 @@ from ftrain.config.run import train
 from ftrain.core import tree
 from ftrain.core._leaf_digest import leaf_digest
 from ftrain.distributed import RankError, _world
+from tests.campaign import CAMPAIGN
 from tests.config.tiny import configured
 from tests.distributed.ranks import run
 
@@ -176,24 +177,35 @@ import os, signal
 from ftrain.loop import BatchEnd
 
 class Fault:
-    """Kill rank 1 in the first attempt."""
+    """Kill a rank in the first attempt."""
     listens = (BatchEnd,)
+
+    def __init__(self, rank: int, step: int):
+        self.place = (step, str(rank), "0")
 
     def init(self):
         return None
 
     def __call__(self, state, event):
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT")
-        if (event.progress.step, os.environ.get("RANK"), attempt) == (7, "1", "0"):
+        if (event.progress.step, os.environ.get("RANK"), attempt) == self.place:
             os.kill(os.getpid(), signal.SIGKILL)
         return state, ()
 '''
 
 
-def test_killed_rank_under_torchrun_is_restarted_with_the_same_bytes(tmp_path: Path) -> None:
+# A rank is killed within an epoch, after its last step, and after the last step of the run.
+KILLS = [(rank, step) for rank in (0, 1) for step in range(1, 13)] if CAMPAIGN else [(1, 7)]
+
+
+@pytest.mark.parametrize(("rank", "step"), KILLS)
+def test_killed_rank_under_torchrun_is_restarted_with_the_same_bytes(
+    rank: int, step: int, tmp_path: Path
+) -> None:
     (tmp_path / "fault.py").write_text(FAULT)
     shards = {**SHARDS, "timeout": 60}
-    path = configured(tmp_path, distributed=shards, callbacks=["fault.py:Fault"], threads=1)
+    fault = {"name": "fault.py:Fault", "rank": rank, "step": step}
+    path = configured(tmp_path, distributed=shards, callbacks=[fault], threads=1)
     folder, whole = tmp_path / "run", tmp_path / "whole"
     launcher = "-m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1 -m ftrain"
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
@@ -206,7 +218,7 @@ def test_killed_rank_under_torchrun_is_restarted_with_the_same_bytes(tmp_path: P
         check=False,
     )
     assert found.returncode == 0, found.stderr
-    assert "rank 1 on" in found.stderr
+    assert f"rank {rank} on" in found.stderr
     assert "was killed or lost" in found.stderr
     assert found.stdout.count("completed at step 12") == 1
     assert run(trained, 1, str(path), [f"output_dir={whole}"])[0][:2] == ("completed", 12)
