@@ -111,15 +111,15 @@ def measure(
         backend: of `torch.compile`; `None` compiles nothing but ftrain's own graphs.
     """
     torch.compiler.reset()
-    torch._dynamo.config.recompile_limit = 64  # contenders share the code of their loops
     for name in ("torch._dynamo", "torch._logging", "torch._inductor"):
         logging.getLogger(name).setLevel(logging.ERROR)  # they warn of each compiled optimizer
-    here = machine()
-    outcomes, loops = start(work, names, backend)
-    software = versions()
-    for name in loops:
-        software |= CONTENDERS[name].versions
-    turns = take_bursts(loops, rounds=rounds, seconds=seconds)
+    here, software = machine(), versions()
+    # Dynamo counts the programs of a function's code, which the loops of contenders share.
+    with torch._dynamo.config.patch(recompile_limit=64):
+        outcomes, loops = start(work, names, backend)
+        for name in loops:
+            software |= CONTENDERS[name].versions
+        turns = take_bursts(loops, rounds=rounds, seconds=seconds)
     for name, times in turns.seconds.items():
         outcomes[name] = dataclasses.replace(outcomes[name], seconds=tuple(times))
     loops.clear()
