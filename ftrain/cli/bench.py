@@ -24,12 +24,12 @@ from ftrain.bench.benchmark import Options, measure, subjects
 from ftrain.bench.measurement import Measurement
 from ftrain.bench.report import BenchmarkFileError, BenchmarkReport, check_machine
 from ftrain.cli.dry_run import first_batch
+from ftrain.config._environment import environment
 from ftrain.config._yaml import parse_yaml
 from ftrain.config.build import build
 from ftrain.config.errors import ConfigError, did_you_mean
 from ftrain.config.load import load
 from ftrain.config.registry import find
-from ftrain.config.run import environment
 from ftrain.core import tree
 from ftrain.core._count_samples import count_samples
 from ftrain.core._terminal import say

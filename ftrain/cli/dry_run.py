@@ -14,8 +14,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 import ftrain
+from ftrain.config._environment import environment
 from ftrain.config.build import Parts, build
-from ftrain.config.run import environment
 from ftrain.config.schema import Config
 from ftrain.core import tree
 from ftrain.core.step import TrainStep

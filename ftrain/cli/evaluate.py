@@ -10,9 +10,9 @@ from typing import Any
 
 from ftrain.config import _data_json
 from ftrain.config._checkpoints import checkpoint_of, loaded
+from ftrain.config._environment import environment
 from ftrain.config.build import Parts, build
 from ftrain.config.errors import ConfigError
-from ftrain.config.run import environment
 from ftrain.config.schema import Config
 from ftrain.loop import EpochResult, LoopWarning
 from ftrain.loop.callbacks.ema import averaged

@@ -6,8 +6,8 @@ import pathlib
 
 import torch
 
+from ftrain.config._environment import environment
 from ftrain.config.build import build
-from ftrain.config.run import environment
 from ftrain.config.schema import Config
 from ftrain.core import tree
 from ftrain.loop import finders

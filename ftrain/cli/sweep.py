@@ -12,9 +12,9 @@ from typing import Literal
 import torch
 
 from ftrain import transforms
+from ftrain.config._environment import environment
 from ftrain.config.build import Parts, build
 from ftrain.config.errors import ConfigError
-from ftrain.config.run import environment
 from ftrain.config.schema import Config
 from ftrain.core import tree
 from ftrain.core.compile import check_compiler

@@ -7,7 +7,8 @@ import pathlib
 import torch
 
 from ftrain.checkpoint import Store
-from ftrain.config.build import Parts, schedule_of, total_steps
+from ftrain.config._optimizer import schedule_of, total_steps
+from ftrain.config.build import Parts
 from ftrain.config.errors import ConfigError
 from ftrain.config.folders import run_config
 

@@ -9,7 +9,6 @@ Read next: `run.py`, which passes the parts to a `Trainer`.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import inspect
@@ -25,6 +24,7 @@ from ftrain.config._aliases import value_alias
 from ftrain.config._checkpoints import trained_model
 from ftrain.config._loading import load_data, loaders
 from ftrain.config._made import made
+from ftrain.config._optimizer import optimizer_of, schedule_of, total_steps
 from ftrain.config._places import join
 from ftrain.config._ranks import over_ranks
 from ftrain.config.errors import ConfigError
@@ -40,10 +40,9 @@ from ftrain.core.state import TrainState
 from ftrain.core.step import Steps, make_steps
 from ftrain.data.sources import Data
 from ftrain.loop import Trainer
-from ftrain.loop._limits import steps_of
 from ftrain.tasks import Task, Teacher, self_taught, with_teacher
 
-__all__ = ["Parts", "build", "schedule_of", "total_steps"]
+__all__ = ["Parts", "build"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +98,7 @@ class Parts:
 
     def steps_at(self, learning_rate: Any) -> Steps:
         """Return the run's step functions with a constant learning rate, a number or a 0-d tensor."""
-        optimizer = _chain(self.resolved, learning_rate)
+        optimizer = optimizer_of(self.resolved, learning_rate)
         made_steps = _steps(self.resolved, self.model, self.loss_fn, self.eval_fn, optimizer)
         return self.taught(made_steps)
 
@@ -121,7 +120,7 @@ class Parts:
             own = dataclasses.replace(target, arguments=arguments)
             resolved = dataclasses.replace(self.resolved, optimizer=own)
             schedule = schedule_of(resolved, self.total_steps, False, rate)
-            return _chain(resolved, schedule or rate)
+            return optimizer_of(resolved, schedule or rate)
 
         optimizer = optim.with_hyperparams(chain, **hyperparams)
         made_steps = _steps(self.resolved, self.model, self.loss_fn, self.eval_fn, optimizer)
@@ -174,7 +173,7 @@ def build(
     model = made(config, target, lambda: bind(lambda: target.function(**arguments)))
     loss_fn, eval_fn, taught = _objective(resolved, model, facts)
     schedule = schedule_of(resolved, total, evaluation)
-    optimizer = _chain(resolved, schedule or config.optimizer.learning_rate)
+    optimizer = optimizer_of(resolved, schedule or config.optimizer.learning_rate)
     callbacks = tuple(
         made(config, one, functools.partial(one.function, **_in_run(one, facts, resolved, folder)))
         for one in resolved.callbacks
@@ -255,15 +254,6 @@ def _device(config: Config) -> torch.device:
     return found
 
 
-def total_steps(config: Config, train: Any) -> int | None:
-    """Return the number of updates in a run on these batches; `None` if it is unknown."""
-    limits = [config.max_steps]
-    if config.epochs is not None and hasattr(train, "__len__"):
-        with contextlib.suppress(TypeError):  # a stream over something without a length
-            limits.append(steps_of(config.epochs, len(train)))
-    return min((limit for limit in limits if limit is not None), default=None)
-
-
 def _steps(resolved: Resolved, model: Any, loss_fn: Any, eval_fn: Any, optimizer: Any) -> Steps:
     config = resolved.config
     declared = {
@@ -331,65 +321,6 @@ def _arguments_in_common(callback: Any, written: Mapping[str, Any], make: Any) -
     values = {name: p.default for name, p in parameters.items()} | dict(written)
     own = {*inspect.signature(make).parameters} - {*inspect.signature(make_steps).parameters}
     return {name: value for name, value in values.items() if name in own}
-
-
-def schedule_of(resolved: Resolved, total: int | None, evaluation: bool, rate: Any = None) -> Any:
-    """Return the learning-rate schedule; `None` if the rate is constant.
-
-    Args:
-        resolved: the configuration.
-        total: updates in the whole run; `None`: unknown.
-        evaluation: True if nothing will be trained.
-        rate: the peak, a number or 0-d tensor; `None`: the peak of the configuration.
-    """
-    config, course = resolved.config, resolved.schedule
-    if course is None or course.needs.chained:
-        return None
-    rate = config.optimizer.learning_rate if rate is None else rate
-    if evaluation:  # the state is the same for every schedule, and the run's length is not known
-        return optim.constant(rate or 0.0)
-    arguments = _in_steps(config, course, total)
-    return made(config, course, functools.partial(course.function, rate, **arguments))
-
-
-def _chain(resolved: Resolved, rate: Any) -> Any:
-    """Return the optimizer with gradient clipping and, if configured, a weight average (EMA)."""
-    config, target, course = resolved.config, resolved.optimizer, resolved.schedule
-    links = [optim.clip_by_global_norm(config.max_grad_norm)] if config.max_grad_norm else []
-    links.append(made(config, target, functools.partial(target.function, rate, **target.arguments)))
-    if course is not None and course.needs.chained:
-        links.append(made(config, course, functools.partial(course.function, **course.arguments)))
-    whole = optim.chain(*links)
-    return whole if config.ema is None else optim.ema(whole, config.ema)
-
-
-def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, Any]:
-    """Return the schedule's arguments in steps: convert fractions of the run, add omitted lengths."""
-    arguments = dict(course.arguments)
-    shares = [
-        name
-        for name, value in arguments.items()
-        if name.endswith("steps") and isinstance(value, float) and 0 < value < 1
-    ]
-    needs = course.needs
-    left = [
-        name
-        for name in (needs.total_steps, needs.remaining_steps)
-        if name is not None and course.takes(name) and name not in arguments
-    ]
-    if total is None and (shares or left):
-        raise ConfigError.at(
-            "max_steps",
-            config.places.of(("schedule",)),
-            "expected a number of steps for the schedule, got data without a length. Write max_steps",
-        )
-    for name in shares:
-        arguments[name] = int(arguments[name] * (total or 0))
-    others = {name: value for name, value in arguments.items() if name != needs.total_steps}
-    taken = sum(value for name, value in others.items() if name.endswith("_steps") and value)
-    for name in left:
-        arguments[name] = (total or 0) - (taken if name == needs.remaining_steps else 0)
-    return arguments
 
 
 def _filled(target: Target, facts: Mapping[str, Any], resolved: Resolved) -> dict[str, Any]:

@@ -22,8 +22,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import torch
-
 from ftrain.checkpoint import (
     CheckpointError,
     CheckpointLockedError,
@@ -37,6 +35,7 @@ from ftrain.config import _data_json, _watchers
 from ftrain.config._checkpoints import store
 from ftrain.config._code import ORIGIN, origin
 from ftrain.config._directory import FILES, LOCK, holds_a_run, in_use, unused
+from ftrain.config._environment import environment
 from ftrain.config._longer import schedule_note
 from ftrain.config._ranks import mesh_of
 from ftrain.config._step_advice import size_advice
@@ -245,32 +244,6 @@ def _closed(store: Store) -> Iterator[None]:
             store.close()
         raise
     store.close()
-
-
-@contextlib.contextmanager
-def environment(config: Config) -> Iterator[None]:
-    """Apply the configured number of threads, determinism and anomaly mode during a `with` block."""
-    threads = torch.get_num_threads()
-    was = torch.are_deterministic_algorithms_enabled()
-    only_warned = torch.is_deterministic_algorithms_warn_only_enabled()
-    memory: Any = torch.utils.deterministic  # a module with a property, missing in its type stubs
-    filled = memory.fill_uninitialized_memory
-    try:
-        if config.threads is not None:
-            torch.set_num_threads(config.threads)
-        if config.deterministic:
-            torch.use_deterministic_algorithms(True)
-            if (
-                torch.version.cuda
-            ):  # products raise without it; read once a process, so it stays set
-                os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-            memory.fill_uninitialized_memory = False
-        with torch.autograd.set_detect_anomaly(config.detect_anomaly):
-            yield
-    finally:
-        torch.set_num_threads(threads)
-        torch.use_deterministic_algorithms(was, warn_only=only_warned)
-        memory.fill_uninitialized_memory = filled
 
 
 def _trainer(parts: Parts, folder: pathlib.Path, callbacks: list[Any]) -> Trainer:

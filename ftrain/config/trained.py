@@ -22,9 +22,9 @@ from torch import nn
 from ftrain import checkpoint as checkpoints
 from ftrain.config import _data_json
 from ftrain.config._checkpoints import checkpoint_of, loaded
+from ftrain.config._environment import environment
 from ftrain.config.build import Parts, build
 from ftrain.config.folders import run_config, run_folder
-from ftrain.config.run import environment
 from ftrain.config.schema import Config
 from ftrain.core import tree
 from ftrain.core._loss_notes import not_tensors

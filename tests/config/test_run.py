@@ -13,8 +13,9 @@ import torch
 
 from ftrain.checkpoint import Store
 from ftrain.config import ConfigError, load
+from ftrain.config._environment import environment
 from ftrain.config.build import build
-from ftrain.config.run import environment, prepare, store, train
+from ftrain.config.run import prepare, store, train
 from tests.config.formats import write
 
 HERE = pathlib.Path(__file__).parent
