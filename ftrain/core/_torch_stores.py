@@ -1,7 +1,8 @@
 """Key-value stores of `torch.distributed`, with the types that its stubs leave out.
 
-Tested with torch 2.13. The classes have public names in `torch.distributed` since torch 1.4, and
-`Store.clone` since 2.6; builds without `torch.distributed` raise ImportError here.
+Tested with torch 2.13. The classes have public names in `torch.distributed` since torch 1.4,
+`Store.clone` exists since 2.6, and `_get_default_store`, which torch's own `monitored_barrier` uses,
+since 1.7; builds without `torch.distributed` raise ImportError here.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
+import torch.distributed as dist
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store, TCPStore
 
-__all__ = ["Store", "clone", "hash_store", "prefixed", "tcp_store"]
+__all__ = ["Store", "clone", "default_store", "hash_store", "prefixed", "tcp_store"]
 
 
 def hash_store() -> Store:
@@ -34,3 +36,12 @@ def clone(store: Store) -> Store:
     found: Any = store
     cloned: Store = found.clone()
     return cloned
+
+
+def default_store() -> Any:
+    """Return the key-value store with which the default process group was formed.
+
+    Raises:
+        ValueError: no process group was formed.
+    """
+    return dist.distributed_c10d._get_default_store()

@@ -6,7 +6,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
 from ftrain.checkpoint.errors import CheckpointRankError
-from ftrain.core._torch_process_group import default_store
+from ftrain.core._torch_stores import default_store
 from ftrain.distributed._peers import Peers
 
 __all__ = ["peers_of"]
