@@ -29,6 +29,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -42,6 +43,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 # `make test` runs this suite inside make: a test that calls make or pytest must not see the outer one.
 for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"):
     os.environ.pop(_name, None)
+
+# A shell without job control starts background processes with SIGINT ignored, and a run respects that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Before torch is imported: the cache must not be shared with another process that could clean it.
 _OWN_CACHE = "TORCHINDUCTOR_CACHE_DIR" not in os.environ

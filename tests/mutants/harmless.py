@@ -41,7 +41,7 @@ HARMLESS: dict[tuple[str, str, str], str] = {
         "None",
     ): "one warning of torch more while a loop is traced",
     (
-        "_torch",
+        "_torch_recurrent",
         "weights = [zeros(4, 1), zeros(4, 1), zeros(4), zeros(4)]",
         "weights = [zeros(4, 1), zeros(4, 2), zeros(4), zeros(4)]",
     ): "slower only: the trial of oneDNN fails, and torch's own kernels run",
