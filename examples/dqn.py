@@ -95,7 +95,7 @@ STEPS = transforms.with_target(ftrain.make_steps(net, loss_fn, optim.adam(1e-3))
 
 @tree.register_dataclass
 class Agent:
-    """All that training changes: learner, games and memory."""
+    """State of the program: learner, games and memory."""
 
     learner: ftrain.TrainState
     games: Game

@@ -32,10 +32,15 @@ class Ranks(Protocol):
     cuts_whole: bool
 
     def begin_backward(self, weight: torch.Tensor) -> None:
-        """Note the weight of the micro-batch whose backward pass is next; it may sum over ranks."""
+        """Note the weight of the micro-batch whose backward pass is next.
+
+        Needed if the backward pass sums over ranks; by default, the pass of a rank is its own.
+        """
+        return
 
     def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the factor of the gradients of a micro-batch: its weight, or that of all ranks."""
+        return weight
 
     def summed(
         self,

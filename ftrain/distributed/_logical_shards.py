@@ -22,6 +22,7 @@ from ftrain.core._each_micro_batch import each_micro_batch
 from ftrain.core._torch_collectives import Group
 from ftrain.core.accumulate import PartFn, Separate, Stacked, Sums, merged, split_evenly
 from ftrain.core.metrics import Metrics
+from ftrain.core.ranks import Ranks
 from ftrain.core.scan import scan
 from ftrain.core.state import TrainState
 from ftrain.distributed._buckets import gathered
@@ -31,7 +32,7 @@ from ftrain.distributed._running_statistics import BufferChoice, RunningStatisti
 __all__ = ["LogicalShards", "sharded_evaluation"]
 
 
-class LogicalShards:
+class LogicalShards(Ranks):
     """Ranks that each compute some of the S shards of a batch.
 
     Args:
@@ -74,13 +75,6 @@ class LogicalShards:
         self._group = group
         self._statistics = RunningStatistics(module, buffers)
         self.parts, self.total = shards // group.size, shards
-
-    def begin_backward(self, weight: torch.Tensor) -> None:
-        """Do nothing: the backward pass of a rank is its own."""
-
-    def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the weight itself: the gradients of each rank are its own."""
-        return weight
 
     def summed(
         self,

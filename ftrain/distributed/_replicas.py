@@ -18,6 +18,7 @@ from ftrain.core.accumulate import (
     accumulate_micro_batches,
     common_dtype,
 )
+from ftrain.core.ranks import Ranks
 from ftrain.distributed._buckets import gathered, summed
 from ftrain.distributed._checks import refuse_derivatives
 from ftrain.distributed._metrics import merged_over_ranks, same_on_all_ranks
@@ -26,7 +27,7 @@ from ftrain.distributed._running_statistics import BufferChoice, RunningStatisti
 __all__ = ["Replicas"]
 
 
-class Replicas:
+class Replicas(Ranks):
     """Ranks that each take the sum over their micro-batches, and then sum over ranks.
 
     Rank `r` has the micro-batches `r * k` to `r * k + k - 1` of one process with W times as many.
@@ -55,13 +56,6 @@ class Replicas:
         self._group = group
         self._statistics = RunningStatistics(module, buffers)
         self.parts, self.total = accumulate, accumulate * group.size
-
-    def begin_backward(self, weight: torch.Tensor) -> None:
-        """Do nothing: the backward pass of a rank is its own."""
-
-    def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the weight itself: the gradients of each rank are its own."""
-        return weight
 
     def summed(
         self,
