@@ -1,6 +1,6 @@
 """Pending actions of a run: the order in which they run, and how they change the run's state.
 
-Actions run in the order of `ORDER`; those of one kind run in the order in which they were requested.
+Actions run in the order of `ORDER`; actions of one kind run in the order of their requests.
 
 Read next: `run.py`, which runs them.
 """
@@ -35,7 +35,7 @@ __all__ = [
     "rows_to_log",
 ]
 
-#: Maximum number of actions that run at one boundary.
+#: Maximum number of rounds of actions at one boundary, before callbacks count as an endless loop.
 MOST_ROUNDS = 100
 
 ORDER: tuple[type[Action], ...] = (Notify, Replace, Accumulate, Evaluate, Stop, Log, Save)
@@ -54,7 +54,7 @@ def requested(state: LoopState, actions: Iterable[Action], event: Event) -> Loop
 
 
 def in_order(actions: Iterable[Action]) -> tuple[Action, ...]:
-    """Return actions sorted into the order in which they run.
+    """Return requested actions, sorted into the order in which the run executes them.
 
     Example:
         >>> in_order([Save(), Log({"a": 1}), Evaluate(name="b"), Evaluate(name="a")])[:2]
@@ -80,7 +80,7 @@ def applied(state: LoopState, action: Action) -> LoopState:
     if isinstance(action, Accumulate):
         return state.replace(accumulate=action.k)
     assert isinstance(action, Stop)
-    return state.replace(stop=state.stop or action)  # the first reason counts
+    return state.replace(stop=state.stop or action)  # the first request gives the reason
 
 
 def endless_requests(state: LoopState) -> RuntimeError:
@@ -97,7 +97,7 @@ def rows_to_log(
 ) -> tuple[dict[str, dict[str, float]], list[tuple[str, str]]]:
     """Merge `Log` actions into one row per split; also return the names with conflicting values.
 
-    The later of two values is in the row.
+    If two actions give one name different values, the row has the value of the later action.
     """
     rows: dict[str, dict[str, float]] = {}
     conflicts: set[tuple[str, str]] = set()
@@ -113,7 +113,7 @@ def rows_to_log(
 
 
 def begin_epoch(state: LoopState) -> LoopState:
-    """Begin the next epoch if one has ended and no action is pending; return the state."""
+    """Return the state with the next epoch begun, if an epoch has ended and no action is pending."""
     if not state.epoch_ended or state.pending:
         return state
     progress = state.progress._replace(batch=0)
@@ -121,7 +121,7 @@ def begin_epoch(state: LoopState) -> LoopState:
 
 
 def as_saved(state: LoopState) -> LoopState:
-    """Return the state to save, with metrics read and only evaluations and saves pending."""
+    """Return the state for a checkpoint, with metrics read and only evaluations and saves pending."""
     state = read_metrics(state)
     pending = tuple(each for each in state.pending if isinstance(each, (Evaluate, Save)))
     return begin_epoch(
@@ -130,11 +130,12 @@ def as_saved(state: LoopState) -> LoopState:
 
 
 def as_saved_after_failure(state: LoopState) -> LoopState:
-    """Return the state to save when a run fails.
+    """Return the state for the checkpoint of a failed run.
 
     Args:
-        state: the last state, or the one before a step's unfinished work, which a resumed run repeats.
-            Metrics that cannot be read, which may be the reason for the failure, are left out.
+        state: the last state; if the work after a step was unfinished, the state before that work, which
+            a resumed run repeats. Metrics that cannot be read, perhaps the reason for the failure, are
+            left out.
     """
     state = read_metrics(state) if _is_readable(state) else state.replace(unread=None)
     if not state.boundary_unfinished:
@@ -151,11 +152,12 @@ def note_unreadable_metrics(error: Exception, state: LoopState) -> None:
     """Add a note to the error of a failed run if its latest metrics cannot be read and saved."""
     if not _is_readable(state):
         error.add_note(
-            "The checkpoint lacks the metrics since the last row of the log: they cannot be read."
+            "The checkpoint lacks the metrics since the last row of the log, which cannot be read."
         )
 
 
 def _is_readable(state: LoopState) -> bool:
+    """Return True if the unread metrics of a state can be read."""
     try:
         read_metrics(state)
     except (TypeError, ValueError):
@@ -164,24 +166,25 @@ def _is_readable(state: LoopState) -> bool:
 
 
 def _final(stop: Stop | None) -> Stop | None:
+    """Return a `Stop` that ends the run for good; `None` if a resumed run continues after it."""
     return None if stop is None or stop.resumable else stop
 
 
 def _storable(action: Action) -> Action | None:
-    """Return an action with its values as JSON can represent them; `None` if JSON cannot do so."""
+    """Return an action in a form that JSON can represent; `None` if JSON cannot hold its values."""
     if isinstance(action, Replace) or (isinstance(action, Evaluate) and action.state is not None):
         return None
     if isinstance(action, Log):
         try:
             values = _numbers(action.values)
-        except (TypeError, ValueError):  # such an error may be the reason for the failure
+        except (TypeError, ValueError):  # perhaps the error that made the run fail
             return None
         return dataclasses.replace(action, values=values)
     return action
 
 
 def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
-    """Return values as floats; replace a vector over members by statistics and one float per member."""
+    """Return the values of a `Log` as floats; a vector over ensemble members gives several floats."""
     found: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, torch.Tensor) and value.ndim == 1 and len(value) > 1:

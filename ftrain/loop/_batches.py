@@ -26,10 +26,14 @@ class Batches(Protocol):
 
 
 def as_batches(data: Any, argument: str) -> Batches:
-    """Return a `Loader` or `Stream` unchanged; wrap a list, an iterable or a function of the epoch.
+    """Return training data as `Batches`: a `Loader` or `Stream` unchanged, other data wrapped.
+
+    Args:
+        data: a `Loader`, a `Stream`, a list of batches, an iterable, or a function of the epoch.
+        argument: the name of the argument in messages.
 
     Raises:
-        TypeError: the data is not one of these, or can be iterated only once.
+        TypeError: the data is of another kind, or can be iterated only once.
         ValueError: the list is empty.
     """
     if callable(getattr(data, "batches", None)) and callable(getattr(data, "start", None)):
@@ -68,7 +72,8 @@ def check_padding(data: Any, step: Any) -> None:
     """Raise if padding rows would enter a model's batch statistics, such as those of BatchNorm.
 
     Raises:
-        ValueError: the data pads its last batch, and the model has such a module in training mode.
+        ValueError: the data pads its last batch, and the model has a module in training mode that takes
+            statistics over the rows of a batch.
     """
     source: Any = data.source if isinstance(data, Stream) else data
     rows, names = getattr(source, "padding", 0), getattr(step, "batch_statistics", ())
@@ -83,7 +88,7 @@ def check_padding(data: Any, step: Any) -> None:
 
 
 def length(data: Any) -> int | None:
-    """Return the number of batches per epoch; `None` if it is unknown."""
+    """Return the number of batches in one epoch of some data; `None` if the data has no length."""
     source: Any = data.source if isinstance(data, Stream) and data.batch_size is None else data
     try:
         return len(source)
@@ -95,7 +100,7 @@ def length(data: Any) -> int | None:
 def opened(
     data: Batches, cursor: Cursor | None, epochs: int | None
 ) -> Iterator[Iterator[tuple[Any, Cursor]]]:
-    """Iterate from a cursor until `epochs` epochs are done; stop the loader's workers on exit."""
+    """Open the batches from a cursor up to the end of epoch `epochs`; stop the workers on exit."""
     left = epochs if epochs is None or cursor is None else epochs - cursor.epoch
     batches = iter(data.batches(cursor, left))
     try:
@@ -109,7 +114,7 @@ def opened(
 def joined(
     pairs: Iterator[tuple[Any, Cursor]], k: Callable[[], int]
 ) -> Iterator[tuple[Any, Cursor]]:
-    """Join every k consecutive batches of an epoch into one `MicroBatches`."""
+    """Yield the batches of an epoch with every k consecutive ones joined into one `MicroBatches`."""
     group: list[Any] = []
     for batch, cursor in pairs:
         if not group and k() == 1:
@@ -155,7 +160,7 @@ class Listed:
 
 
 class EpochFunction:
-    """Iterable over `function(epoch)`; `set_epoch` sets the epoch."""
+    """Iterable over the batches that `function(epoch)` returns; `set_epoch` sets the epoch."""
 
     def __init__(self, function: Callable[[int], Any]) -> None:
         self._function, self._epoch = function, 0

@@ -1,4 +1,4 @@
-"""Exchange of a run's last state for that of its best checkpoint (`fit(..., load_best=True)`)."""
+"""Replacement of a run's last state by that of its best checkpoint (`fit(..., load_best=True)`)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _REMEDY = (
 
 
 def check_keeps_best(store: Any) -> None:
-    """Raise `ValueError` unless a trainer has a store that keeps its best checkpoints."""
+    """Raise `ValueError` unless a checkpoint store keeps the best checkpoints of a run."""
     if not isinstance(store, Store) or not store.keeps_best:
         got = "a store that keeps none" if store is not None else "no store"
         raise ValueError(
@@ -30,7 +30,7 @@ def check_keeps_best(store: Any) -> None:
 
 
 def with_best_state(result: FitResult, store: Any, ranks: OneRank) -> FitResult:
-    """Return a result with state and path of the best checkpoint; unchanged if it was interrupted."""
+    """Return a run's result with the state and path of its best checkpoint, unless interrupted."""
     if result.status not in ("completed", "stopped"):
         return result
     path = ranks.agree(store.best() if ranks.is_main else None, "the best checkpoint")

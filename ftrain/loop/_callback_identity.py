@@ -1,10 +1,10 @@
 """Assignment of the callback states in a checkpoint to the callbacks of a resumed run.
 
-A state is saved under the name of its callback, by default that of its class. If callbacks with one name
-were matched by their order, another order would silently swap their states. Therefore digests of their
-attributes are saved too: of all attributes, of the public ones, and of the public ones with only the
-last part of each path, for a run whose directory was moved. Data among the attributes (a tensor, a long
-list, a dataset, an iterator) are not read.
+A state is saved under the name of its callback, by default the name of its class. If several callbacks
+of one name were matched by their order, another order would silently swap their states. Therefore
+digests of the callbacks' attributes are saved too: of all attributes, of the public ones, and of the
+public ones with only the last part of each path, for a run whose directory was moved. Attributes that
+hold data (a tensor, a long list, a dataset, an iterator) are not read.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ import torch
 
 from ftrain.loop.callback import Callback
 
-__all__ = ["Named", "Options", "matched", "named"]
+__all__ = ["AttributeDigests", "Named", "matched", "named"]
 
 _LEVELS = 3
 _DEEPEST = 5
-_LONGEST = 1000  # elements of an option; a longer one is data
-_MOST = 10_000  # elements of all options
+_LONGEST = 1000  # elements of an attribute that is read; a longer attribute counts as data
+_MOST = 10_000  # elements that are read of all attributes of a callback together
 _OPAQUE = (torch.Tensor, torch.nn.Module, types.ModuleType, types.FunctionType, types.MethodType)
 _CONTAINERS: tuple[type[Any], ...] = (dict, list, tuple, set, frozenset)
 
 
-class Options(NamedTuple):
+class AttributeDigests(NamedTuple):
     """Digests of a callback's attributes, which distinguish callbacks of the same name.
 
     Attributes:
-        name: the name of the callback, which others may share.
+        name: the name of the callback, which other callbacks may share.
         digests: digests of its attributes, the strictest first.
         whole: True if the first digest covers all attributes: none is a function, a tensor, a long list
             or other data.
@@ -50,7 +50,7 @@ class Options(NamedTuple):
         return [self.name, list(self.digests), self.whole]
 
     @classmethod
-    def from_json(cls, content: Sequence[Any]) -> Options:
+    def from_json(cls, content: Sequence[Any]) -> AttributeDigests:
         """Return the digests from the output of `to_json`."""
         name, digests, whole = content
         return cls(name, tuple(digests), whole)
@@ -69,13 +69,13 @@ class Named(NamedTuple):
 
     key: str
     callback: Callback
-    options: Options
+    options: AttributeDigests
     alone: bool
     explicit: bool
 
 
 def named(callbacks: Iterable[Callback]) -> tuple[Named, ...]:
-    """Give each callback of a run a unique name: the second one called `NAME` becomes `NAME_2`."""
+    """Return a run's callbacks under unique names: the second one called `NAME` becomes `NAME_2`."""
     callbacks = list(callbacks)
     names = [name_of(callback) for callback in callbacks]
     found: list[Named] = []
@@ -86,13 +86,13 @@ def named(callbacks: Iterable[Callback]) -> tuple[Named, ...]:
             key, i = f"{name}_{i}", i + 1
         taken.add(key)
         explicit = getattr(_target(callback), "name", None) is not None
-        options, alone = _options(name, callback), names.count(name) == 1
+        options, alone = _digests_of(name, callback), names.count(name) == 1
         found.append(Named(key, callback, options, alone, explicit))
     return tuple(found)
 
 
 def matched(
-    callbacks: Sequence[Named], saved: Mapping[str, Any], options: Mapping[str, Options]
+    callbacks: Sequence[Named], saved: Mapping[str, Any], options: Mapping[str, AttributeDigests]
 ) -> dict[str, str]:
     """Return `{key of a callback: key of its state in saved}` for the callbacks that have a saved state.
 
@@ -119,7 +119,7 @@ def matched(
 
 
 def _name(
-    key: str, wanted: str, options: Mapping[str, Options], names: Collection[str]
+    key: str, wanted: str, options: Mapping[str, AttributeDigests], names: Collection[str]
 ) -> str | None:
     """Return the callback name of a saved state's key: `NAME` for the keys `NAME` and `NAME_2`."""
     if key in options:
@@ -138,8 +138,9 @@ def _matched_group(
     ours: list[Named],
     theirs: list[str],
     saved: Mapping[str, Any],
-    options: Mapping[str, Options],
+    options: Mapping[str, AttributeDigests],
 ) -> dict[str, str]:
+    """Match the callbacks of one name to the saved states of that name; return `{key: saved key}`."""
     if not ours or not theirs:
         return {}
     if len(ours) == len(theirs) == 1 and theirs[0] not in options:
@@ -161,30 +162,32 @@ def _matched_group(
                 ours.remove(each)
                 theirs.remove(same[0])
     if len(ours) == len(theirs) == 1 and found:
-        found[ours[0].key] = theirs[0]  # the only one with other options
+        found[ours[0].key] = theirs[0]  # the only callback and the only state left
     elif ours and theirs:
         listed = ", ".join(f"callback.name = {key!r}" for key in theirs)
+        states = "1 state" if len(theirs) == 1 else f"{len(theirs)} states"
         raise ValueError(
-            "callbacks: expected options that show which saved state belongs to which of the "
-            f"{len(ours)} callbacks named {name!r}, got {len(theirs)} states in the checkpoint without "
-            "a match. Name the callbacks that the saved run had, in their original order "
+            f"callbacks: expected arguments by which the {len(ours)} callbacks named {name!r} can be "
+            f"matched to their states in the checkpoint, got {states} without a match. "
+            "Name the callbacks that the saved run had, in their original order "
             f"({listed}), and give each new callback another name."
         )
     return found
 
 
-def _options(name: str, callback: Callback) -> Options:
+def _digests_of(name: str, callback: Callback) -> AttributeDigests:
+    """Return the digests of a callback's attributes."""
     target = _target(callback)
     kind = f"{type(target).__module__}.{type(target).__qualname__}"
     attributes = _attributes(target)
     public = {key: value for key, value in attributes.items() if not key.startswith("_")}
-    described = [_Described(short) for short in (False, False, True)]
+    described = [_Describer(short) for short in (False, False, True)]
     digests = []
     for level, each in zip((attributes, public, public), described, strict=True):
         each.whole = _is_plain(target)
         text = f"{kind}({each.of(level)})"
         digests.append(hashlib.sha256(text.encode()).hexdigest()[:16])
-    return Options(name, tuple(digests), described[0].whole)
+    return AttributeDigests(name, tuple(digests), described[0].whole)
 
 
 def _target(callback: Any) -> Any:
@@ -193,6 +196,7 @@ def _target(callback: Any) -> Any:
 
 
 def _attributes(target: Any) -> dict[str, Any]:
+    """Return the attributes of an object by name: of its `__dict__`, dataclass fields and slots."""
     found = dict(getattr(target, "__dict__", {}))
     if dataclasses.is_dataclass(target):
         names = [field.name for field in dataclasses.fields(target)]
@@ -217,8 +221,8 @@ def _is_plain(value: Any) -> bool:
     return not any(in_c) and not own and not isinstance(value, _OPAQUE)
 
 
-class _Described:
-    """Describer of attribute values, which gives equal values the same text in every process.
+class _Describer:
+    """Converter of attribute values to text; equal values have equal texts in every process.
 
     Attributes:
         whole: True if the descriptions are complete.
@@ -230,6 +234,7 @@ class _Described:
         self.whole, self.short, self.left = True, short, _MOST
 
     def of(self, value: Any, depth: int = 0) -> str:
+        """Return the text of a value, at a depth of nesting."""
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         if value is None or isinstance(value, (bool, int, float, str, bytes)):
             return repr(value)
@@ -250,7 +255,7 @@ class _Described:
         return str(getattr(value, "__qualname__", kind))
 
     def _elements(self, value: Any, depth: int, kind: str) -> str:
-        """Describe a container's elements; call no overridden method, which could have side effects."""
+        """Return the text of a container's elements; call no overridden method of the container."""
         base = next(each for each in _CONTAINERS if isinstance(value, each))
         n = base.__len__(value)
         if n > min(_LONGEST, self.left):

@@ -1,9 +1,9 @@
 """Conversion of callback states to JSON and back; tuples, sets and integer keys keep their types.
 
-JSON has neither tuples nor sets, and its keys are strings. Other types are marked
-(`{"__tuple__": [1, 2]}`), and unsupported ones are refused, because a resumed run must not continue with
-values of other types. The order of a dict's keys is not kept: they are sorted, so that equal states have
-equal bytes.
+JSON has neither tuples nor sets, and its keys are strings. Tuples, sets and integer keys are therefore
+marked (`{"__tuple__": [1, 2]}`), and unsupported types are refused, because a resumed run must not
+continue with values of other types. The order of a dict's keys is not kept: they are sorted, so that
+equal states have equal bytes.
 """
 
 from __future__ import annotations

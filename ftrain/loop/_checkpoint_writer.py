@@ -32,7 +32,7 @@ class CheckpointWriter:
     """Writer of the checkpoints of a run.
 
     Attributes:
-        error: the exception of the last attempt; `None` if it succeeded.
+        error: the exception of the last attempt to save; `None` if that attempt succeeded.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class CheckpointWriter:
         self._written = _Written(
             None, step, None if unfinished else step, step if unfinished else None
         )
-        # The steps before an asynchronous save that is not durable yet.
+        # The checkpoints before an asynchronous save that is not durable yet.
         self._before = self._written
         # The step of the last attempt to save, and its metrics.
         self._metrics: tuple[int, Mapping[str, float]] = (-1, {})
@@ -69,7 +69,7 @@ class CheckpointWriter:
 
     @property
     def path(self) -> str | None:
-        """Path of the last checkpoint of this process."""
+        """Path of the last checkpoint that this process wrote; `None` if it wrote none."""
         return self._written.path
 
     @property
@@ -82,7 +82,7 @@ class CheckpointWriter:
         return self._store is not None and self._active and self._written.complete != step
 
     def activate(self) -> None:
-        """Begin to write, because the rank that did has failed."""
+        """Write checkpoints from now on, in the place of rank 0, which has failed."""
         self._active = True
 
     def save(self, state: LoopState, metrics: Mapping[str, float]) -> bool:
@@ -90,7 +90,7 @@ class CheckpointWriter:
         assert self._store is not None
         self._settle()
         step = state.progress.step
-        # The metrics of a failed save rank a checkpoint of the same step that is written later.
+        # If a save failed, a later checkpoint of the same step is ranked by the metrics of both.
         earlier = self._metrics[1] if self._metrics[0] == step else {}
         self._metrics = step, {**earlier, **metrics}
         try:
@@ -125,7 +125,7 @@ class CheckpointWriter:
             self._store.close()
 
     def _settle(self) -> None:
-        """Wait until the last save is durable; if it failed, return to the checkpoints before it."""
+        """Wait until the last save is durable; if it failed, count only the checkpoints before it."""
         if self._store is None or self._before is self._written:
             return
         step = self._written.last
@@ -146,8 +146,12 @@ class CheckpointWriter:
         self._said, reason = kind, str(error)
         if isinstance(error, CheckpointWriteError) and error.errno is not None:
             reason = f"{os.strerror(error.errno)}. {error.remedy}"
-        saved = "there is none yet" if self.last is None else f"the last one is of step {self.last}"
+        saved = (
+            "no checkpoint exists yet"
+            if self.last is None
+            else f"the newest checkpoint is that of step {self.last}"
+        )
         self._notices.append(
-            f"the checkpoint of step {step} was not written, {saved}: {reason} The run continues, and "
-            "reports this error again only at its end"
+            f"the checkpoint of step {step} could not be written ({saved}): {reason} The run continues, "
+            "and reports this error again only at its end"
         )

@@ -9,7 +9,7 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Clock that measures the seconds since its creation and since the last restart of named counts.
+    """Clock of the seconds since its creation, and since the last restart of each named count.
 
     Example:
         >>> clock = Clock()
@@ -51,7 +51,7 @@ class Clock:
 
 
 class Pause:
-    """Context that pauses a clock; `seconds` is its duration, set at its end."""
+    """Context in which a clock is paused; `seconds` is the length of the pause, set at its end."""
 
     seconds = 0.0
 

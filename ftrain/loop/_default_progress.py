@@ -22,7 +22,10 @@ __all__ = ["DefaultProgress", "default_progress"]
 
 
 def default_progress(callbacks: Sequence[Any]) -> DefaultProgress | None:
-    """Return the bar of a run; `None` if its callbacks have a bar, or the output is a file or pipe."""
+    """Return the default progress bar; `None` outside terminals, or if the callbacks have a bar.
+
+    A notebook counts as a terminal.
+    """
     if any(isinstance(each, ProgressBar) for each in callbacks):
         return None
     shown = in_notebook() or (sys.stderr is not None and sys.stderr.isatty())
@@ -30,10 +33,10 @@ def default_progress(callbacks: Sequence[Any]) -> DefaultProgress | None:
 
 
 class DefaultProgress:
-    """Display of a run's events outside of its callbacks.
+    """Progress bar that receives the events of a run without being one of its callbacks.
 
     Attributes:
-        kinds: the kinds of event that it shows.
+        kinds: the kinds of event that the bar shows.
     """
 
     def __init__(self, bar: ProgressBar) -> None:
@@ -41,7 +44,7 @@ class DefaultProgress:
         self._show: Callable[[None, Event], object] | None = bar
 
     def show(self, event: Event) -> None:
-        """Update the bar; if that fails, warn once and show nothing more."""
+        """Update the progress bar for an event; after an error, warn once and stop updating."""
         if self._show is None:
             return
         try:

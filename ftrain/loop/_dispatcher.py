@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ftrain.loop._callback_identity import Named, Options, matched
+from ftrain.loop._callback_identity import AttributeDigests, Named, matched
 from ftrain.loop._callback_states import state_to_json
 from ftrain.loop.callback import Action, Callback, CallbackWarning
 from ftrain.loop.events import Event
@@ -50,7 +50,7 @@ class Dispatcher:
         self.options = {each.key: each.options for each in callbacks if not each.alone}
 
     def initial_states(
-        self, saved: Mapping[str, Any], options: Mapping[str, Options]
+        self, saved: Mapping[str, Any], options: Mapping[str, AttributeDigests]
     ) -> dict[str, Any]:
         """Return the callbacks' states at the start of a run, from a checkpoint or from `init`.
 
@@ -74,7 +74,8 @@ class Dispatcher:
         if unmatched:
             warnings.warn(
                 f"the checkpoint holds the states of callbacks that this trainer does not have: "
-                f"{unmatched}. These states are dropped.",
+                f"{unmatched}. These states are dropped. To keep them, add these callbacks to the "
+                "trainer.",
                 CallbackWarning,
                 stacklevel=5,
             )
@@ -99,9 +100,12 @@ class Dispatcher:
         )
 
     def dispatch(self, event: Event, states: Mapping[str, Any]) -> Dispatched | None:
-        """Call the callbacks that listen for an event; return `None` if none of them had an effect.
+        """Call the callbacks that listen for an event; return their new states and their actions.
 
         The state of a callback that raises does not change, and the other callbacks are still called.
+
+        Returns:
+            The result; `None` if no callback changed its state, requested an action or failed.
         """
         changed: dict[str, Any] = {}
         actions: list[Action] = []
@@ -118,7 +122,7 @@ class Dispatcher:
                 requested = _checked(name, answer[1]) if answer[1] else ()
                 if answer[0] is not before:
                     if name in self._unchecked:
-                        state_to_json(answer[0], _called(name))  # once, before the first checkpoint
+                        state_to_json(answer[0], _called(name))  # checked once per callback
                         self._unchecked.discard(name)
                     changed[name] = answer[0]
                 actions += requested
@@ -127,7 +131,7 @@ class Dispatcher:
                     _warn(name, error)
                 else:
                     failure = failure or (name, error)
-        if not changed and not actions and failure is None:  # most steps; saves 0.5 µs
+        if not changed and not actions and failure is None:  # at most steps; saves 0.5 µs
             return None
         return Dispatched({**states, **changed} if changed else states, actions, failure)
 

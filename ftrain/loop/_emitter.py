@@ -48,7 +48,7 @@ class Emitter:
             yield from self.emit(BackwardEnd(*self.header(), norms))
 
     def notice(self, message: str) -> Events:
-        if not self.runtime.is_heard(Notice):
+        if not self.runtime.has_listener(Notice):
             warnings.warn(message, LoopWarning, stacklevel=2)
         yield from self.emit(Notice(*self.header(), message))
 
@@ -59,7 +59,7 @@ class Emitter:
             yield from self.notice(message)
 
     def dispatch(self, event: Event, strict: bool = True) -> None:
-        """Call the callbacks; store their new states and actions; raise the first exception."""
+        """Call the callbacks with an event; store their new states and actions, or raise."""
         outcome = self.runtime.callbacks.dispatch(event, self.state.callbacks)
         if outcome is None:
             return

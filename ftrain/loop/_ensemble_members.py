@@ -88,7 +88,7 @@ def expanded(members: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def with_extremes(values: Mapping[str, float]) -> dict[str, tuple[float, str]]:
-    """Pair each value with a text of its range, such as ` (0.1 to 0.9)`, or with an empty text.
+    """Pair each logged value with a text of its range over ensemble members, or an empty text.
 
     Example:
         >>> with_extremes({"loss": 2.0, "loss_max": 3.0, "loss_min": 1.0, "time_min": 4.0})
@@ -105,7 +105,7 @@ def with_extremes(values: Mapping[str, float]) -> dict[str, tuple[float, str]]:
 
 
 def extremes(names: Collection[str]) -> set[str]:
-    """Return the names `NAME_min` and `NAME_max` for which `NAME` and both names are present.
+    """Return the names `NAME_min` and `NAME_max` of all metrics that are logged with both.
 
     >>> sorted(extremes(["loss", "loss_min", "loss_max", "time_min"]))
     ['loss_max', 'loss_min']

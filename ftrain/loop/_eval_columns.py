@@ -1,4 +1,4 @@
-"""Names of the metrics of an evaluation, found by running its step once before the run."""
+"""Names of the metrics of an evaluation, from one call of the evaluation step before the run."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ def eval_columns(
 ) -> tuple[str, ...] | None:
     """Return the names of an evaluation's metrics; `None` if only an evaluation can determine them.
 
-    They are known if reading the first batch has no side effects, as for a loader or a list, which
-    return the same batches again. A compiled step is run on fake tensors, as its first call does anyway.
+    The step is called on the first batch, if reading that batch has no side effects: a loader or a list
+    returns the same batches again. A compiled step is run on fake tensors, as in its own first call.
     An eager step is run on the real batch, because it might cache a value computed from a fake tensor
     (such as a mask) and use it in a later step.
 
@@ -42,11 +42,12 @@ def eval_columns(
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         batch, _ = next(iter(data.batches(data.start(), epochs=1)))
-        run = _without_values if isinstance(eval_step, Compiled) else _unnoticed
+        run = _on_fake_tensors if isinstance(eval_step, Compiled) else _keeping_generators
         found = run(eval_step, state, batch)
         names = tuple(row_names(found, members_of(state)))
     if isinstance(found, Mapping):
-        # `value` of a custom metric may read its fake tensors; the evaluation checks such metrics.
+        # The property `value` of a custom metric may read a fake tensor, which raises RuntimeError;
+        # the evaluation checks such metrics.
         with contextlib.suppress(RuntimeError):
             check_names(found, members_of(state))
     return names
@@ -56,7 +57,8 @@ def eval_columns(
 _LOG = "torch._subclasses.fake_tensor"
 
 
-def _without_values(eval_step: Callable[..., Any], state: Any, batch: Any) -> Any:
+def _on_fake_tensors(eval_step: Callable[..., Any], state: Any, batch: Any) -> Any:
+    """Run the function of a compiled evaluation step on fake tensors, and return its metrics."""
     mode = _torch.fake_mode()
 
     def fake(leaf: Any) -> Any:
@@ -67,7 +69,7 @@ def _without_values(eval_step: Callable[..., Any], state: Any, batch: Any) -> An
         return eval_step.__wrapped__(state, batch)  # type: ignore[attr-defined]  # functools'
 
 
-def _unnoticed(eval_step: Callable[..., Any], state: Any, batch: Any) -> Any:
+def _keeping_generators(eval_step: Callable[..., Any], state: Any, batch: Any) -> Any:
     """Run an eager evaluation step, then restore the state of torch's global random generators."""
     devices = {leaf.device for leaf in tree.leaves(state) if isinstance(leaf, torch.Tensor)}
     with torch.random.fork_rng([each for each in devices if each.type == "cuda"]):

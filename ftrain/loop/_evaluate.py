@@ -1,4 +1,4 @@
-"""Evaluation over a data set."""
+"""Evaluation of a training state over a data set."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def evaluate(
     interrupted: Callable[[], bool] = lambda: False,
     turns: OneRank = ALONE,
 ) -> MetricTotals | None:
-    """Return the metrics of one pass over the data; `None` if `interrupted()` becomes true meanwhile.
+    """Evaluate a state in one pass over a data set; `None` if `interrupted()` becomes true meanwhile.
 
     Metrics without a weight are weighted by the samples of their batch. If a batch runs out of memory,
     the evaluation restarts with all batches cut into more parts.
@@ -37,7 +37,10 @@ def evaluate(
         data: the batches.
         count_samples: `batch -> (samples, tokens)`.
         interrupted: a function that returns True to end the evaluation.
-        turns: ranks that evaluate every n-th batch each. The result is that of one process.
+        turns: the n ranks of which each evaluates every n-th batch. The result is that of one process.
+
+    Returns:
+        The totals of the metrics over all batches.
 
     Raises:
         MemoryError: a batch runs out of memory and cannot be cut further.

@@ -1,6 +1,6 @@
 """Handling of the first call of a compiled step, which compiles it and may take half a minute.
 
-It also checks for a compiler before a run writes anything.
+`check_compiler` raises for a missing compiler before a run writes any file.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def check_compiler(steps: Iterable[Any], state: Any) -> None:
 
 
 def is_compiled_next(step: Callable[..., Any]) -> bool:
-    """Return True if the next call of a step is its first call, which compiles it."""
+    """Return True if a compiled step was not called yet, so that its next call compiles it."""
     return isinstance(step, Compiled) and not step.n_compiles
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 __all__ = ["format_number"]
 
-_UNITS = (("G", 1e9, 1e9), ("M", 1e6, 1e6), ("k", 1e3, 1e4))  # name, size, least value
+# Unit, its size, and the smallest value that is shown in it.
+_UNITS = (("G", 1e9, 1e9), ("M", 1e6, 1e6), ("k", 1e3, 1e4))
 
 
 def format_number(value: float) -> str:
@@ -15,6 +16,6 @@ def format_number(value: float) -> str:
         ['0.0123', '123', '1234', '51.2k', '1M', '2.5G']
     """
     for unit, size, least in _UNITS:
-        if 0.9995 * least <= abs(value) < 1e12:  # numbers that round up to the next unit use it
+        if 0.9995 * least <= abs(value) < 1e12:  # 999.6k is shown as 1M
             return f"{value / size:.3g}{unit}"
     return f"{value:.0f}" if 1000 <= abs(value) < 1e12 else f"{value:.3g}"

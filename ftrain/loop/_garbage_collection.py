@@ -11,7 +11,7 @@ from types import TracebackType
 
 __all__ = ["GarbageCollection"]
 
-_FULL_EVERY = 100  # boundaries
+_FULL_EVERY = 100  # boundaries from one full collection to the next
 
 
 class GarbageCollection:
@@ -39,7 +39,7 @@ class GarbageCollection:
             gc.unfreeze()
 
     def collect(self) -> None:
-        """Collect the young generations; at every 100th call, all objects created during the run."""
+        """Collect garbage among young objects; at every 100th call, among all objects of the run."""
         if self._was_enabled:
             self._boundaries += 1
             gc.collect(2 if self._boundaries % _FULL_EVERY == 0 else 1)

@@ -8,7 +8,7 @@ __all__ = ["check_limits", "steps_of", "whole_limits"]
 
 
 def check_limits(epochs: float | None, max_steps: int | None) -> None:
-    """Raise unless one of the limits is given, and each is a number of at least 0."""
+    """Raise unless `epochs` or `max_steps` is given; a given limit must be a number of at least 0."""
     if epochs is None and max_steps is None:
         raise ValueError(
             "fit: expected epochs or max_steps, got neither. Write fit(..., epochs=10) or fit(..., "
@@ -25,7 +25,7 @@ def check_limits(epochs: float | None, max_steps: int | None) -> None:
 def whole_limits(
     epochs: float | None, max_steps: int | None, per_epoch: int | None
 ) -> tuple[int | None, int | None]:
-    """Return the limits in whole epochs and in steps.
+    """Convert the limits of a run, perhaps fractional epochs, to whole epochs and steps.
 
     Args:
         epochs: the number of epochs; `None`: no limit.

@@ -38,7 +38,7 @@ __all__ = ["ManyRanks"]
 
 
 class ManyRanks(OneRank):
-    """One of several ranks of a run.
+    """Rank of a run in several processes, which exchanges decisions with the other ranks.
 
     Args:
         mesh: all ranks, a mesh with one axis.
@@ -128,7 +128,7 @@ class ManyRanks(OneRank):
         host = socket.gethostname()
         if any(of_rank != every[0][0] for of_rank, _ in every):
             names = ("step", f"actions requested after step {step}")
-            remedy = f"Callbacks must decide from events, not from clocks or files (on {host})."
+            remedy = f"Make callbacks decide from events, not from clocks or files (on {host})."
             agreement.check_same(self._mesh, dict(zip(names, mine, strict=True)), remedy)
         self._clock.agreed = every[0][1][1]
         signals = [signal for _, (signal, _) in every if signal is not None]
@@ -136,8 +136,8 @@ class ManyRanks(OneRank):
             self._signals.received = signals[0]
 
     def end_boundary(self, outcome: tuple[Any, ...]) -> None:
-        names = ("status", "batches per step", "work left")
-        remedy = "Callbacks must decide from events, not from clocks or files."
+        names = ("status", "batches per step", "number of pending actions")
+        remedy = "Make callbacks decide from events, not from clocks or files."
         agreement.check_same(self._mesh, dict(zip(names, outcome, strict=True)), remedy)
 
     def clock(self) -> Clock:
@@ -162,7 +162,7 @@ class ManyRanks(OneRank):
 
 
 class RankClock(Clock):
-    """Clock whose total is that of rank 0 at the last boundary, so that callbacks decide alike.
+    """Clock that returns rank 0's time at the last boundary, so that callbacks decide alike.
 
     Attributes:
         agreed: the total of rank 0 at the last boundary, in seconds.
@@ -174,12 +174,12 @@ class RankClock(Clock):
         return self.agreed
 
     def own(self) -> float:
-        """Return the total of this rank."""
+        """Return the seconds since this rank's clock was created, including pauses."""
         return super().total()
 
 
 class RankSignals(Signals):
-    """Signals of all ranks: `received` is set on all of them after the same step.
+    """Signal handler of one of several ranks: a signal ends all ranks after the same step.
 
     Attributes:
         raw: number of the first signal that this process received; `None` before it.

@@ -212,7 +212,7 @@ def _entries(metrics: Any) -> Mapping[Any, Any]:
 
 
 def _members_in(entries: Mapping[Any, Any], members: int | None) -> int:
-    """Return `members`; if it is `None`, return the number of ensemble members in the loss."""
+    """Return the number of ensemble members: `members`, or if `None` the number of loss values."""
     if members is not None:
         return members
     loss = entries.get("loss")
@@ -273,7 +273,10 @@ def _is_metric(value: Any) -> bool:
 
 
 def _members(fields: Sequence[Any], n: int) -> int | None:
-    """Return n if a field has shape `(n,)`, `ONE` if all are scalars, `None` if one is invalid."""
+    """Return the number of ensemble members in a metric's fields; `None` if a field is invalid.
+
+    The number is n if a field has shape `(n,)`, and `ONE` if all fields are scalars.
+    """
     members = ONE
     for x in fields:
         if not isinstance(x, torch.Tensor):
@@ -289,6 +292,7 @@ def _members(fields: Sequence[Any], n: int) -> int | None:
 
 
 def _not_a_metric(name: Any, found: Any, n: int) -> str:
+    """Return the error message for a value that is not a metric."""
     got = f"shape {tuple(found.shape)}" if isinstance(found, torch.Tensor) else repr(found)
     remedy = "Reduce it first: value.mean()."
     if isinstance(found, torch.Tensor) and not found.numel():
@@ -319,7 +323,7 @@ def _by_member(columns: dict[str, Column]) -> None:
 
 
 def _turned(name: Any, field: list[Any], n: int) -> list[Any]:
-    """Turn a list over steps into one list per ensemble member; scalars are copied to each member."""
+    """Turn one list per step into one list per ensemble member; scalars are copied to each member."""
     rows = [value if isinstance(value, list) else [value] * n for value in field]
     if any(len(row) != n for row in rows):
         got = ", ".join(map(str, sorted({len(row) for row in rows})))
@@ -331,12 +335,12 @@ def _turned(name: Any, field: list[Any], n: int) -> list[Any]:
 
 
 def _row(metric: Any, i: int) -> Any:
-    """Return ensemble member i of a metric: index its tensors with i, and keep its 0-d leaves."""
+    """Return the metric of ensemble member i: index its tensors with i, and keep its 0-d leaves."""
     return tree.map(lambda x: x[i] if isinstance(x, torch.Tensor) and x.ndim else x, metric)
 
 
 def _weigh(found: list[Columns], rows: Sequence[int]) -> None:
-    """Give each mean that has no weight its batch size as weight, in place; 1 if the size is unknown."""
+    """Weight each unweighted mean by its batch size, in place; by 1 if the size is unknown."""
     start = 0
     for steps, columns in found:
         sizes = rows[start : start + steps]
@@ -361,7 +365,8 @@ def _leave_out_skipped(chunk: Columns) -> None:
     if not any(any(fields[0]) for fields in skipped.of_members()):
         return
     applied = [[not one for one in fields[0]] for fields in skipped.of_members()]
-    every = [any(step) for step in zip(*applied, strict=True)]  # for metrics that members share
+    # The mask for metrics without an axis of ensemble members.
+    every = [any(step) for step in zip(*applied, strict=True)]
     for name, column in chunk.columns.items():
         if column.kind == "Last" or name == "skipped" or str(name).startswith("nonfinite_"):
             continue

@@ -27,7 +27,7 @@ __all__ = ["MetricTotals"]
 Entry = tuple[str, tuple[Any, ...]]
 """Kind of a metric (`"Mean"`, `"Sum"`, ...) and its totals; `()` if every step was skipped."""
 
-_MOST_ENTRIES = 64  # of a vector metric; larger ones are not logged
+_MOST_ENTRIES = 64  # entries of a vector metric; a longer vector is not logged
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +134,7 @@ class MetricTotals:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> MetricTotals:
-        """Return the totals from the output of `to_json`."""
+        """Return the metric totals from the output of `to_json`."""
         entries = {name: _entry(entry) for name, entry in content["entries"].items()}
         members = {
             name: [_entry(each) for each in entries]
@@ -192,7 +192,7 @@ def _in_order(names: Iterable[str]) -> list[str]:
 
 
 def _fold(kind: str, before: tuple[Any, ...], fields: tuple[list[Any], ...]) -> tuple[Any, ...]:
-    """Combine the metrics of steps with their totals, from left to right.
+    """Return a metric's totals after adding its values at later steps, from left to right.
 
     Python's `sum` is not used: since 3.12 it compensates rounding errors, which changes the bits.
     """

@@ -14,7 +14,9 @@ Field = tuple[Any, bool, list[Any]]
 
 
 def fetch(fields: Iterable[Field]) -> None:
-    """Replace the tensors in metrics, in place: by a number or, in an ensemble, one number per member.
+    """Copy metrics to the host: replace each tensor, in place, by a number or a list of numbers.
+
+    An ensemble's metric becomes a list with one number per member.
 
     Shapes are compared only after a transfer has failed: a comparison takes as long as the transfer.
 
@@ -56,10 +58,11 @@ def fetch(fields: Iterable[Field]) -> None:
 
 
 def _one_by_one(name: Any, of_members: bool, field: list[Any]) -> None:
-    """Read one field step by step, if its values differ in type or shape."""
+    """Copy a metric field to the host step by step, because its values differ in type or shape."""
     shapes = [tuple(x.shape) if isinstance(x, torch.Tensor) else () for x in field]
     other = next((shape for shape in shapes if shape != shapes[0]), None)
-    if other is not None and not of_members:  # `_metric_columns._turned` checks members
+    # `_metric_columns._turned` checks the number of ensemble members.
+    if other is not None and not of_members:
         raise ValueError(
             f"metric {name!r}: expected the same shape at each step, got {shapes[0]} at one step and "
             f"{other} at a later one. Reduce it first: value.mean()."

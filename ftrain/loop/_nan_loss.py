@@ -45,7 +45,8 @@ def nan_eval_loss_message(
         row: the metrics of the evaluation.
         state: the training state.
         data: the batches, read once more for the cause, up to the first that is not finite.
-        given: the messages that were given before: after one like this, the data are not read again.
+        given: the messages of earlier notices: if one reports a NaN evaluation loss, the data are not
+            read again, and the result is `None`.
     """
     if not math.isnan(row.get("loss", 0.0)) or any(x.startswith(_EVALUATION) for x in given):
         return None
@@ -61,11 +62,11 @@ def nan_eval_loss_message(
 
 
 def nonfinite_batch(batch: Any, position: int | None = None) -> str | None:
-    """Return a sentence on the first non-finite tensor of a batch, with a remedy; else `None`.
+    """Describe the first non-finite tensor of a batch, with a remedy; `None` if all are finite.
 
     Args:
         batch: a tree of tensors.
-        position: of the batch in its data, counted from 0.
+        position: the number of the batch in its data, from 0.
 
     Example:
         >>> nonfinite_batch({"x": torch.tensor([1.0, math.nan]), "y": torch.tensor([0, 1])}, 3)

@@ -1,4 +1,7 @@
-"""Ranks of a run in one process. Read next: `_many_ranks.py`, the same for several processes."""
+"""Coordination of a run's ranks if the run has one process: decisions need no exchange.
+
+Read next: `_many_ranks.py`, the coordination of several processes.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class Evaluated(NamedTuple):
 
 
 class OneRank:
-    """The only process of a run, which has nobody to agree with.
+    """Single process of a run: every decision is its own. `ManyRanks` overrides the methods.
 
     Attributes:
         is_main: True if this rank writes the checkpoints and loads the data of the run's directory.
@@ -42,31 +45,31 @@ class OneRank:
     is_one = True
 
     def together(self, what: str) -> contextlib.AbstractContextManager[None]:
-        """Return a context that ends on all ranks with an exception, or on none."""
+        """Return a context that raises on all ranks if its body raises on one of them."""
         return contextlib.nullcontext()
 
     def agree(self, value: Any, what: str) -> Any:
-        """Return the value of rank 0."""
+        """Return, on every rank, the value that rank 0 passes."""
         return value
 
     def counting(self, count_samples: CountSamples) -> CountSamples:
-        """Return the function that counts the samples of a batch over all ranks."""
+        """Return a `count_samples` that counts the samples of a batch on all ranks together."""
         return count_samples
 
     def shares_rows(self, data: Any) -> bool:
-        """Return True if a loader gives each rank its rows of each batch."""
+        """Return True if data is a loader that gives each rank its own rows of each batch."""
         return False
 
     def takes(self, position: int) -> bool:
-        """Return True if this rank evaluates the batch at this position."""
+        """Return True if this rank evaluates the batch at this position of the evaluation data."""
         return True
 
     def in_order(self, evaluated: list[Evaluated]) -> list[Evaluated]:
-        """Return the metrics of the batches that all ranks have evaluated, by position."""
+        """Gather evaluated batches from all ranks; return them in the order of the evaluation data."""
         return evaluated
 
     def check_data(self, data: Any, argument: str) -> None:
-        """Raise unless a loader gives each rank its own rows."""
+        """Raise if a loader was created for another rank or another number of ranks."""
 
     def check_start(self, plan: Plan, state: LoopState) -> None:
         """Raise unless all ranks begin the same run in the same state."""
@@ -75,10 +78,10 @@ class OneRank:
         """Raise unless the first batches of all ranks have the same structure."""
 
     def begin_boundary(self, step: int, pending: Sequence[Any]) -> None:
-        """Agree on signals and on the time; raise unless all ranks are at the same boundary."""
+        """Exchange signals and the time; raise unless all ranks have the same step and actions."""
 
     def end_boundary(self, outcome: tuple[Any, ...]) -> None:
-        """Raise unless the boundary had the same outcome on all ranks."""
+        """Raise unless the work at a boundary had the same outcome on all ranks."""
 
     def clock(self) -> Clock:
         """Return the clock of the run."""
@@ -89,10 +92,10 @@ class OneRank:
         return Signals()
 
     def publish(self, phase: Callable[[], str]) -> None:
-        """Publish the phase of the run, which the function returns, for the messages of other ranks."""
+        """Publish the run's current phase, which `phase()` returns, for messages of other ranks."""
 
     def failure(self, error: Exception, step: int) -> tuple[Exception, bool]:
-        """Return the error that ends the run, and True if this rank saves in the place of rank 0."""
+        """Return the error that ends the run, and True if this rank saves instead of rank 0."""
         return error, False
 
 

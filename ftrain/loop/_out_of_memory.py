@@ -21,7 +21,7 @@ __all__ = ["advice", "cut", "is_out_of_memory", "next_cut", "next_micro_batches"
 _SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
     "DefaultCPUAllocator: not enough memory",
-    "CUDA error: out of memory",  # of the driver, for kernels and graphs
+    "CUDA error: out of memory",  # raised by kernels and CUDA graphs
     "CUDA driver error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
@@ -64,7 +64,7 @@ def cut(batch: Any, k: int) -> Any:
     for part, weight in zip(whole, given or [1.0] * len(whole), strict=True):
         rows = _rows_of(part)
         n = max(1, min(k, rows))
-        parts += [_rows(part, i, n) for i in range(n)]
+        parts += [_part(part, i, n) for i in range(n)]
         sizes = [((i + 1) * rows // n - i * rows // n) for i in range(n)] if rows else [1]
         whole_weight = 1 if len(whole) == 1 else sum(sizes) / weight  # integers for a single batch
         weights += [size / whole_weight for size in sizes]
@@ -72,7 +72,9 @@ def cut(batch: Any, k: int) -> Any:
 
 
 def next_cut(batch: Any, k: int, multiple: int = 1) -> int | None:
-    """Return the smallest n >= 2 k that divides the batch's number of rows; `None` if there is none.
+    """Return a larger number of parts for a batch: the smallest n >= 2 k that divides its row count.
+
+    `None` if no such n exists.
 
     Args:
         batch: the batch to cut.
@@ -109,7 +111,7 @@ def next_micro_batches(error: Exception, state: Any, batch: Any, k: int, own: in
 
 
 def advice(state: Any, batch: Any, k: int, error: BaseException) -> str:
-    """Return an out-of-memory message for a batch that cannot be cut further; it lists remedies."""
+    """Return the message of an out-of-memory error: why the batch cannot be cut, and remedies."""
     rows, why = _rows_of(batch), _why_whole(batch)
     lines = [f"out of memory ({_brief(error)})."]
     if why:
@@ -144,7 +146,9 @@ def advice(state: Any, batch: Any, k: int, error: BaseException) -> str:
     return "\n".join(lines)
 
 
-def _rows(part: Any, i: int, k: int) -> Any:
+def _part(batch: Any, i: int, k: int) -> Any:
+    """Return the rows of part i of a batch that is cut into k parts."""
+
     def rows_of(leaf: Any) -> Any:
         if not isinstance(leaf, torch.Tensor) or not leaf.ndim:
             return leaf
@@ -152,7 +156,7 @@ def _rows(part: Any, i: int, k: int) -> Any:
         return leaf[i * n // k : (i + 1) * n // k]
 
     with tree.withheld("a micro-batch"):
-        return tree.map(rows_of, part)
+        return tree.map(rows_of, batch)
 
 
 def _rows_of(batch: Any) -> int:
@@ -188,6 +192,7 @@ def _why_whole(batch: Any) -> str | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception and the chain of its causes."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -196,6 +201,7 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _brief(error: BaseException) -> str:
+    """Return the first line of an error's message, cut to 200 characters."""
     text = (str(error).strip() or type(error).__name__).splitlines()[0]
     return text if len(text) <= 200 else text[:197] + "..."
 

@@ -25,7 +25,7 @@ def status_of(plan: Plan, state: LoopState, signal: int | None) -> Status | None
         state: the state after the work at a boundary.
         signal: number of the signal that was received; `None` if none was.
     """
-    if state.pending:  # a signal interrupted an evaluation
+    if state.pending:  # only a signal that interrupts an evaluation leaves actions pending
         return "interrupted"
     if is_last(plan, state):
         return "completed"
@@ -49,7 +49,9 @@ def epoch_result(state: LoopState, clock: Clock, *, whole: bool) -> EpochResult:
 def fit_result(
     state: LoopState, runtime: Runtime, status: Status, error: Exception | None = None
 ) -> FitResult:
-    """Return the result of a run; unless it failed, with the metrics of its unfinished epoch.
+    """Return the result of a run, including the metrics of an incomplete last epoch.
+
+    The result of a failed run does not include these metrics.
 
     Args:
         state: the last state.
@@ -82,7 +84,7 @@ def fit_result(
 
 
 def is_intact(train: Any) -> bool:
-    """Return False if a failed step has overwritten the training state, which was donated to it."""
+    """Return False if a failed step has overwritten the training state that was donated to it."""
     try:
         tree.leaves(train)
     except DonatedStateError:
@@ -91,7 +93,7 @@ def is_intact(train: Any) -> bool:
 
 
 def attach_result(error: Exception, result: FitResult, phase: str, last: int | None) -> None:
-    """Attach the run's result to the exception, with a note that says where to find its state.
+    """Attach a failed run's result to its exception, with a note that says where the state is.
 
     Args:
         error: the exception.
@@ -104,8 +106,12 @@ def attach_result(error: Exception, result: FitResult, phase: str, last: int | N
     if result.checkpoint is not None:
         note += f"The last checkpoint is {result.checkpoint}. "
     if phase == "save":
-        note = f"The run reached step {result.step}, epoch {result.epoch}, and nothing is saved "
-        note += "of it. " if last is None else f"since step {last}. "
+        note = f"The run reached step {result.step}, epoch {result.epoch}, "
+        note += (
+            "and has no checkpoint. "
+            if last is None
+            else f"and its newest checkpoint is that of step {last}. "
+        )
     if result.state is not None:
         note += "The state after that step: `except Exception as error: error.fit_result.state`."
     elif result.checkpoint is None:

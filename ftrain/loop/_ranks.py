@@ -10,13 +10,13 @@ __all__ = ["ranks_of"]
 
 
 def ranks_of(mesh: Any) -> OneRank:
-    """Return the ranks of a run.
+    """Return the object that coordinates the ranks of a run: `OneRank`, or `ManyRanks` for a mesh.
 
     Args:
         mesh: a mesh with one axis; `None`: this process alone.
     """
     if mesh is None or mesh.size() == 1:
         return ALONE
-    from ftrain.loop._many_ranks import ManyRanks  # noqa: PLC0415  # a torch without torch.distributed cannot
+    from ftrain.loop._many_ranks import ManyRanks  # noqa: PLC0415  # fails in a torch without torch.distributed
 
     return ManyRanks(mesh)

@@ -16,7 +16,7 @@ __all__ = ["read_metrics"]
 def read_metrics(state: LoopState) -> LoopState:
     """Read the metrics of past steps; return the state with updated totals and counts of skipped steps.
 
-    The only function of a run that waits for its steps.
+    No other function of a run waits for the device to complete its steps.
 
     Raises:
         TypeError: a metric is not a number, or is empty.
@@ -53,7 +53,7 @@ def read_metrics(state: LoopState) -> LoopState:
 
 
 def _skips(columns: Columns, nonfinite: Counts, before: Progress) -> tuple[Counts, list[Skip]]:
-    """Return the number of consecutive skipped steps at the end, and the list of all skipped steps.
+    """Return the number of steps skipped in a row up to the last step, and a list of skipped steps.
 
     With loss scaling, skipped steps are expected, and are counted but not listed.
     """

@@ -18,7 +18,7 @@ __all__ = ["nonfinite_source", "repeat_step"]
 def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, Any, tuple[Any, Any]]:
     """Repeat a step that ran out of memory, with at least twice as many micro-batches and the same key.
 
-    Later steps use as many.
+    Later steps use the same number.
 
     Args:
         run: the run, in its state before the step.
@@ -36,7 +36,7 @@ def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, An
     runtime, train, (_, step, position, *_) = run.runtime, run.state.train, run.state.progress
     own = getattr(runtime.plain_step, "accumulate", 1)
     while True:
-        # Another rank that waits in a collective of this step cannot repeat it.
+        # With several ranks, another rank may wait in a collective of this step, and cannot repeat it.
         if not is_intact(train) or not runtime.ranks.is_one:
             raise error
         if isinstance(error, NonFiniteError):
@@ -45,7 +45,7 @@ def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, An
         run.state = run.state.replace(micro_batches=k)
         yield from run.notice(
             f"out of memory at step {step + 1}: this step is repeated with {k} micro-batches, and later "
-            f"steps use as many. To do so from the start, write accumulate={k}."
+            f"steps use the same number. To do so from the start, write accumulate={k}."
         )
         try:
             with warnings.catch_warnings():

@@ -27,23 +27,23 @@ class Runtime:
         plain_step: the same, not compiled.
         eval_step: `(state, batch) -> metrics`.
         train_data: batches with cursors.
-        eval_data: the same; `None`: no evaluation.
+        eval_data: batches of the evaluation, with cursors; `None`: no evaluation.
         plan: the plan of the call of `fit`.
         max_skipped: number of steps skipped in a row that ends the run; `None`: never.
         count_samples: `batch -> (samples, tokens)`.
         callbacks: the dispatcher of events to callbacks.
         checkpoints: the writer of checkpoints.
         resumed: True if the run resumes from a checkpoint.
-        count_eval_samples: the same for batches of the evaluation.
+        count_eval_samples: `batch -> (samples, tokens)` for batches of the evaluation.
         ranks: the ranks of the run.
-        turns: the ranks that evaluate batches in turn.
+        turns: the ranks among which the batches of an evaluation are divided.
         clock: the time since the run began.
         signals: the signal handler.
         garbage: the garbage collection.
         phase: the phase named if an exception is raised: "step", "data", "evaluate", "save" or
             "callback NAME".
-        wanted: a predicate for the kinds of event that the generator's consumer wants.
-        noticed: the messages of notices that are emitted once in a run.
+        wanted: `kind of event -> bool`, True for the kinds that the consumer of the generator wants.
+        noticed: the messages of earlier notices that must not be emitted twice in a run.
     """
 
     step: Callable[[Any, Any], tuple[Any, Any]]
@@ -67,6 +67,6 @@ class Runtime:
     wanted: Callable[[type[Event]], bool] = lambda kind: False
     noticed: set[str] = dataclasses.field(default_factory=set)
 
-    def is_heard(self, kind: type[Event]) -> bool:
+    def has_listener(self, kind: type[Event]) -> bool:
         """Return True if a callback, or the consumer of `Trainer.events`, wants events of this class."""
         return bool(self.callbacks.listeners(kind)) or self.wanted(kind)

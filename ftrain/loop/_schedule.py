@@ -37,7 +37,7 @@ def due_after_step(plan: Plan, state: LoopState) -> Due:
     n, epoch = state.progress.step, state.epoch_ended
     actions: list[Action] = []
     evaluation = epoch if plan.eval_every is None else n % plan.eval_every == 0
-    # The last evaluation, too, must precede every checkpoint requested at this step.
+    # The evaluation at the end of a run, too, must precede every checkpoint of the last step.
     if plan.evaluates and (evaluation or is_last(plan, state)):
         actions.append(Evaluate())
     if epoch if plan.save_every is None else n % plan.save_every == 0:

@@ -20,8 +20,9 @@ _HANDLED = (signal.SIGINT, signal.SIGTERM)
 class Signals:
     """Context that records the first signal instead of raising an exception.
 
-    Outside of the main thread, where Python allows no signal handlers, it does nothing. A signal that
-    the process already ignores stays ignored. In a run inside of another run, a signal ends both.
+    Outside of the main thread, where Python allows no signal handlers, the context does nothing. A
+    signal that the process already ignores stays ignored. If a run is nested in another run, a signal
+    ends both.
 
     Attributes:
         received: number of the first signal; `None` before it.
@@ -59,7 +60,8 @@ class Signals:
         return self.received
 
     def _handle(self, number: int, frame: types.FrameType | None) -> None:
-        if os.getpid() != self._owner:  # a forked worker, which its parent ends
+        """Handle a signal: record the first one; raise at the second one."""
+        if os.getpid() != self._owner:  # a forked worker has this handler too; its parent ends it
             if number != signal.SIGINT:
                 signal.signal(number, signal.SIG_DFL)
                 os.kill(os.getpid(), number)
@@ -78,7 +80,7 @@ class Signals:
             os.write(2, f"\n{signal.Signals(number).name}: {said}\n".encode())
 
     def _receive(self, number: int) -> None:
-        """Record the signal, here and in the run in which this one is nested."""
+        """Record a signal, here and in the outer run if this run is nested in another."""
         self.received = number
         outer = getattr(self._before.get(number), "__self__", None)
         if isinstance(outer, Signals) and outer.received is None:

@@ -42,7 +42,11 @@ class Skip(NamedTuple):
 
 
 def skipped_in_a_row(skipped: Sequence[float], before: int) -> int:
-    """Return the updated length of a streak of skipped steps, after the further steps in `skipped`.
+    """Return the number of steps skipped in a row at the end, given the number before these steps.
+
+    Args:
+        skipped: for each step 1 if it was skipped, else 0.
+        before: the number of steps skipped in a row before these steps.
 
     Example:
         >>> skipped_in_a_row([1, 1], 3), skipped_in_a_row([1, 0, 1], 3), skipped_in_a_row([0], 3)
@@ -83,8 +87,8 @@ def skipped_message(skipped: Sequence[Skip], steps: int) -> str:
         >>> skipped_message([Skip(4, 1, 4)], 6)
         '1 of the last 6 steps were skipped because of non-finite gradients: step 4 (epoch 1, batch 4)'
         >>> print(skipped_message([Skip(4, 1, 4, 0), Skip(4, 1, 4, 2), Skip(5, 1, 5, 2)], 6))
-        members skipped steps of the last 6 because of non-finite gradients: member 0 skipped step 4
-        (epoch 1, batch 4); member 2 skipped 2, the last step 5 (epoch 1, batch 5)
+        members skipped some of the last 6 steps because of non-finite gradients: member 0 skipped step 4
+        (epoch 1, batch 4); member 2 skipped 2 steps, the last one at step 5 (epoch 1, batch 5)
     """
     if skipped[0].member is None:
         n, more = len(skipped), _more(len(skipped), "")
@@ -97,11 +101,13 @@ def skipped_message(skipped: Sequence[Skip], steps: int) -> str:
     each = []
     for member in members[:_MOST]:
         own = [skip for skip in skipped if skip.member == member]
-        what = _place(own[0]) if len(own) == 1 else f"{len(own)}, the last {_place(own[-1])}"
+        what = _place(own[0])
+        if len(own) > 1:
+            what = f"{len(own)} steps, the last one at {_place(own[-1])}"
         each.append(f"member {member} skipped {what}")
     return (
-        f"members skipped steps of the last {steps} because of non-finite gradients: {'; '.join(each)}"
-        f"{_more(len(members), ' members')}"
+        f"members skipped some of the last {steps} steps because of non-finite gradients: "
+        f"{'; '.join(each)}{_more(len(members), ' members')}"
     )
 
 

@@ -14,17 +14,17 @@ from ftrain.core.step import Steps
 from ftrain.loop._one_rank import ALONE, OneRank
 from ftrain.loop.state import LoopState
 
-__all__ = ["Resume", "Step", "check_mesh", "evaluation_of", "loop_state", "steps_of"]
+__all__ = ["Resume", "Step", "both_steps", "check_mesh", "evaluation_of", "loop_state"]
 
 Step = Callable[[Any, Any], tuple[Any, Any]]
 Resume = str | os.PathLike[str] | bool | None
 
 
 def check_mesh(mesh: Any) -> None:
-    """Raise if the program runs on several ranks, of which the trainer does not know.
+    """Raise if the program runs on several ranks and the trainer was given no mesh of them.
 
     Raises:
-        ValueError: each rank would write to the same files.
+        ValueError: there are several ranks and no mesh, so that every rank would write the same files.
     """
     distributed: Any = torch.distributed
     if mesh is None and distributed.is_available() and distributed.is_initialized():
@@ -39,7 +39,7 @@ def check_mesh(mesh: Any) -> None:
 def evaluation_of(
     trainer: Any, data: Any, ranks: OneRank, argument: str
 ) -> tuple[Callable[[Any, Any], Any] | None, Callable[[Any], tuple[int, int]], OneRank]:
-    """Return the evaluation step for some data, `count_samples`, and the ranks that take turns.
+    """Return the step that evaluates data, its `count_samples`, and the ranks that divide the batches.
 
     Args:
         trainer: the trainer.
@@ -65,7 +65,12 @@ def evaluation_of(
     return trainer._eval_in_turns, count, ranks
 
 
-def steps_of(steps: Any) -> tuple[Step, Callable[[Any, Any], Any] | None]:
+def both_steps(steps: Any) -> tuple[Step, Callable[[Any, Any], Any] | None]:
+    """Return the training step and the evaluation step, or `None`, in a trainer's `steps`.
+
+    Raises:
+        TypeError: `steps` is of another kind.
+    """
     if isinstance(steps, Steps):
         return steps.train_step, steps.eval_step
     if isinstance(steps, tuple) and len(steps) == 2 and all(map(callable, steps)):
@@ -99,7 +104,7 @@ def loop_state(state: Any, store: Store | None, resume: Resume, ranks: OneRank) 
 
 
 def _chosen(state: Any, store: Store | None, resume: Resume) -> LoopState | None:
-    """Return the state of the newest checkpoint or of a path; `None` if the run starts."""
+    """Return the saved state that `resume` selects; `None` if the run starts from the beginning."""
     how: Literal["auto"] | Resume = resume
     if how is None or how is False:
         if store is not None and store.steps():

@@ -203,7 +203,8 @@ def adapt(callback: Any) -> Callback:
     has `state_dict()` and `load_state_dict(state)`, its state is saved in checkpoints and restored.
 
     Raises:
-        TypeError: the object is neither; the message suggests the method that was probably meant.
+        TypeError: the object is not a callback and has no such method; the message suggests the method
+            that was probably meant.
 
     Example:
         >>> class Printer:

@@ -45,7 +45,7 @@ __all__ = [
 
 
 class LoopWarning(UserWarning):
-    """Warning about a run; see `Notice`."""
+    """Warning about a run, issued for a `Notice` if no callback listens for notices."""
 
 
 class Progress(NamedTuple):
@@ -114,7 +114,7 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Event:
-    """Base class of events.
+    """Base class of the events of a run.
 
     Attributes:
         progress: the progress of the run.
@@ -277,7 +277,7 @@ class EpochEnd(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Saved(Event):
-    """Event that a checkpoint was written, or is being written in the background.
+    """Event after a save: a checkpoint was written, or is being written in the background.
 
     Attributes:
         tag: the reason for the checkpoint: "step", "best", "interrupted", "last", ...

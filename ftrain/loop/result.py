@@ -16,7 +16,7 @@ from ftrain.loop._format_number import format_number
 
 __all__ = ["EpochResult", "FitResult", "Status"]
 
-_TOLD = 0.1  # the least share of skipped steps that a printed result mentions
+_TOLD = 0.1  # smallest fraction of skipped steps that a printed result mentions
 
 Status = Literal["completed", "stopped", "interrupted", "failed"]
 
@@ -77,7 +77,7 @@ class EpochResult:
 
     @property
     def samples_per_second(self) -> float | None:
-        """Rows per second; `None` if the duration is unknown or zero."""
+        """Rows of data per second; `None` if the duration is unknown or zero."""
         return self.samples / self.duration if self.duration else None
 
     @property
@@ -116,7 +116,7 @@ class EpochResult:
         return {**self.metrics, **found, **expanded(self.members)}
 
     def to_json(self, *, clock: bool = True) -> dict[str, Any]:
-        """Return a dict that `json.dumps` takes.
+        """Return the metrics and counts as a dict that `json.dumps` accepts.
 
         Args:
             clock: include durations; a checkpoint leaves them out, so that two runs of the same steps
@@ -133,7 +133,7 @@ class EpochResult:
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> EpochResult:
-        """Return the result from the output of `to_json`, with the loss first in `metrics`."""
+        """Return an `EpochResult` from the output of `to_json`, with the loss first in `metrics`."""
         metrics, members = (
             dict(sorted(content.get(name, {}).items(), key=lambda item: item[0] != "loss"))
             for name in ("metrics", "members")
@@ -237,7 +237,7 @@ class FitResult:
         return self.history[min(found)[1]] if found else None
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything except the state, as a dict that `json.dumps` accepts."""
+        """Return the result of the run, except the state, as a dict that `json.dumps` accepts."""
         return {
             "status": self.status,
             "reason": self.reason,
@@ -265,9 +265,9 @@ class FitResult:
 
     @property
     def skipped_message(self) -> str:
-        """Clause that says how many steps were skipped."""
+        """Text such as `3 of 9 steps were skipped because of non-finite gradients, and ...`."""
         whole = self.step and self.skipped >= self.step
-        effect = "the run trained nothing" if whole else "changed no parameter"
+        effect = "no parameter was trained" if whole else "did not change the parameters"
         return (
             f"{self.skipped:.4g} of {self.step} steps were skipped because of non-finite gradients, and "
             f"{effect}"

@@ -66,7 +66,7 @@ class Run(Emitter):
     """Training loop of one run, a generator of the run's events from `TrainBegin` to `TrainEnd`.
 
     Attributes:
-        before_boundary: during a boundary, the state before it, which a failure saves; else `None`.
+        before_boundary: during a boundary, the state before it, saved if the boundary fails; or `None`.
         last_batch: the batch of the last step, once the steps have ended.
     """
 
@@ -81,7 +81,7 @@ class Run(Emitter):
             runtime.clock.restart("epoch")
 
     def check(self) -> None:
-        """Raise if a compiler is missing, or if an ensemble is stacked along several axes."""
+        """Raise if a compiler is missing, an ensemble has several axes, or ranks start differently."""
         runtime = self.runtime
         members_of(self.state.train)
         runtime.ranks.check_start(runtime.plan, self.state)
@@ -90,7 +90,7 @@ class Run(Emitter):
             check_compiler((runtime.step, evaluation), self.state.train)
 
     def events(self, wanted: Callable[[type[Event]], bool]) -> Events:
-        """Yield the wanted events. Per-step events without a listener are not constructed."""
+        """Run the training loop; yield its events of the kinds for which `wanted(kind)` is True."""
         runtime = self.runtime
         runtime.wanted = wanted
         runtime.ranks.publish(lambda: runtime.phase)
@@ -115,11 +115,11 @@ class Run(Emitter):
                 runtime.checkpoints.close()
 
     def _steps(self, batches: Iterator[tuple[Any, Any]]) -> Events:
-        """Take steps until the run ends."""
+        """Take training steps until the run ends; yield their events."""
         runtime, plan, clock = self.runtime, self.runtime.plan, self.runtime.clock
         step, count_samples = runtime.step, runtime.count_samples
         kinds = (BatchBegin, BackwardEnd, BatchEnd)
-        batch_begins, backward_ends, batch_ends = map(runtime.is_heard, kinds)
+        batch_begins, backward_ends, batch_ends = map(runtime.has_listener, kinds)
         batch_end_wanted = runtime.wanted(BatchEnd)
         compiles, unchecked = is_compiled_next(step), True
         boundary = next_boundary(plan, self.state.progress.step)
@@ -152,7 +152,7 @@ class Run(Emitter):
                 epoch_ended=not cursor.position,
                 boundary_unfinished=True,
             )
-            del train, state  # at a boundary, `Replace` may free the training state
+            del train, state  # so that `Replace` frees the old training state at a boundary
 
             if unchecked:
                 unchecked = check_names(metrics, members_of(self.state.train))
@@ -219,7 +219,7 @@ class Run(Emitter):
                     return
             elif isinstance(action, Log):
                 yield from self._log()
-            elif isinstance(action, Save):  # the last kind: only saves are pending
+            elif isinstance(action, Save):  # last in the order, so only saves are pending
                 saves = [each for each in self.state.pending if isinstance(each, Save)]
                 self.state = self.state.replace(pending=())
                 metrics = {name: x for save in saves for name, x in save.metrics.items()}
@@ -251,11 +251,11 @@ class Run(Emitter):
     def _begin_step(self, batch: Any, compiles: bool) -> Events:
         """Emit the events before a step, and run the actions that they request."""
         if not self.state.progress.batch:
-            # From the cursor, which a failed step does not advance: no epoch begins twice.
+            # The epoch comes from the cursor, which a failed step does not advance: none begins twice.
             progress = self.state.progress._replace(epoch=self.state.epochs_done + 1)
             self.state = self.state.replace(progress=progress)
             yield from self.emit(EpochBegin(*self.header()))
-        if self.runtime.is_heard(BatchBegin):
+        if self.runtime.has_listener(BatchBegin):
             yield from self.emit(BatchBegin(*self.header(), batch))
         if self.state.pending:
             yield from self._act()
@@ -315,7 +315,7 @@ class Run(Emitter):
                 self.dispatch(compiled[0])
 
             eval_step = timed_first_call(eval_step, report)
-        # An evaluation of another state cannot be saved: it and those before it are completed.
+        # Evaluations of another state cannot be saved as pending, so no signal interrupts them.
         pending = [each for each in before.pending if isinstance(each, Evaluate)]
         resumable = all(each.state is None for each in pending)
         with runtime.clock.paused() as pause:
@@ -396,7 +396,7 @@ class Run(Emitter):
             advice = nonfinite_batch(self.last_batch) or "Check the loss and its inputs"
             yield from self.notice(f"{result.skipped_message}. {advice}")
         if status != "interrupted" and self.state.window.steps:
-            # A row for the last, partial window; a resumed run includes its steps in a full one.
+            # Log the last, partial window. After an interruption, the resumed run logs it in full.
             yield from self._end_window(None)
             yield from self._log()
         yield from self.emit(TrainEnd(*self.header(), result))

@@ -38,7 +38,7 @@ from ftrain.loop._limits import check_limits, whole_limits
 from ftrain.loop._one_rank import OneRank
 from ftrain.loop._ranks import ranks_of
 from ftrain.loop._runtime import Runtime
-from ftrain.loop._start import Resume, Step, check_mesh, evaluation_of, loop_state, steps_of
+from ftrain.loop._start import Resume, Step, both_steps, check_mesh, evaluation_of, loop_state
 from ftrain.loop.callback import Action, adapt
 from ftrain.loop.events import Event, Plan, TrainEnd
 from ftrain.loop.result import EpochResult, FitResult
@@ -89,9 +89,9 @@ class Trainer:
             as failed; for an ensemble, steps skipped by every member. Checked when metrics are read.
             `None`: never.
         count_samples: `batch -> (samples, tokens)`, for logs and speeds.
-        mesh: the mesh of the ranks that train together, as `distributed.data_parallel` has it. All ranks
-            call `fit` with the same arguments, apart from their rows of the data; rank 0 writes
-            checkpoints and logs. Evaluation data without ranks is the same on each of them, and each
+        mesh: the mesh of the ranks that train together, as passed to `distributed.data_parallel`. All
+            ranks call `fit` with the same arguments, apart from their rows of the data; rank 0 writes
+            checkpoints and logs. If the evaluation data is not divided by rank, each of the n ranks
             evaluates every n-th batch. `None`: one process.
         progress: True if `fit` shows a progress bar in a terminal or a notebook. If the callbacks have a
             `ProgressBar`, only that bar is shown.
@@ -150,7 +150,7 @@ class Trainer:
                 f"progress: expected True or False, got {self.progress!r}. Write progress=False, or "
                 "pass callbacks.ProgressBar(...) in callbacks."
             )
-        step, eval_step = steps_of(self.steps)
+        step, eval_step = both_steps(self.steps)
         # Computed once, so that all fits of one trainer share their compiled programs.
         object.__setattr__(self, "_step", self._compiled(step, self.donate))
         object.__setattr__(self, "_eval_step", eval_step and self._compiled(eval_step, False))
@@ -210,7 +210,7 @@ class Trainer:
                 display.show(event)
             if isinstance(event, TrainEnd):
                 result = event.result
-            del event  # it holds the state, which the next step may donate
+            del event  # holds the state, which the next step may donate
         assert result is not None
         return with_best_state(result, self.store, ranks) if load_best else result
 

@@ -1,7 +1,7 @@
 """A small ensemble for tests of the loop: models trained by one vmapped step.
 
-The model is written out in scalars, so that a vmapped row rounds as a single run does: its bits are
-compared, not its digits.
+The model is written out in scalars, so that a member of the ensemble rounds like a single run: tests
+compare their bits.
 """
 
 from __future__ import annotations

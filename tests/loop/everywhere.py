@@ -3,10 +3,9 @@
     python -m tests.loop.everywhere              # every line, each time it is executed; minutes
     python -m tests.loop.everywhere --times 3    # the first, middle and last time only
 
-Signals are handled between two lines of Python, so this is every moment that one can arrive at (those
-inside a step or a write are told from none: Python handles them behind it). The run that is interrupted
-there goes on to the end; its checkpoints, log and results must be those of the run that nothing
-disturbed, byte for byte.
+Python handles signals between two lines, so these are all moments at which a signal can be handled (a
+signal that arrives during a step or a write is handled after it). Each interrupted run is resumed to its
+end; its checkpoints, log and results must equal those of an uninterrupted run, byte for byte.
 """
 
 from __future__ import annotations
@@ -33,9 +32,9 @@ from ftrain.loop import Trainer, callbacks
 
 HOUSE = pathlib.Path(ftrain.__file__).parent
 ROOMS = tuple(str(HOUSE / room) for room in ("loop", "data", "checkpoint"))
-#: What runs before signals are taken care of, or after, or must not be cut in two here.
+#: Files without a signal between their lines: the handler's own code.
 LEFT_OUT = ("_signals.py",)
-Place = tuple[str, int, int]  # file, line, how many times it was executed before
+Place = tuple[str, int, int]  # file, line, number of earlier executions of the line
 
 
 class Step:
@@ -186,7 +185,7 @@ def campaign(times: int | None) -> int:
     """Return the number of lines at which a signal changes the result."""
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
-        expected = outcome(folder / "undisturbed", run(folder / "undisturbed"))
+        expected = outcome(folder / "uninterrupted", run(folder / "uninterrupted"))
         chosen = places(times, folder / "counted")
         n = 0
         for place, wrong in differences(chosen, expected, folder, signal.SIGTERM):

@@ -74,13 +74,13 @@ class Counts:
         self.stop_after = stop_after
 
     def init(self) -> Any:
-        return {"heard": {}, "losses": [], "evaluations": 0}
+        return {"received": {}, "losses": [], "evaluations": 0}
 
     def __call__(self, state: Any, event: Any) -> Any:
         kind = type(event).__name__
         if kind in ("TrainBegin", "TrainEnd", "Saved"):
             return state, ()
-        heard = {**state["heard"], kind: state["heard"].get(kind, 0) + 1}
+        received = {**state["received"], kind: state["received"].get(kind, 0) + 1}
         losses, evaluations = state["losses"], state["evaluations"]
         if isinstance(event, WindowEnd):
             losses = [*losses, event.values["loss"]]
@@ -89,7 +89,7 @@ class Counts:
             evaluations += 1
             if evaluations == self.stop_after:
                 actions.append(Stop("enough"))
-        return {"heard": heard, "losses": losses, "evaluations": evaluations}, actions
+        return {"received": received, "losses": losses, "evaluations": evaluations}, actions
 
 
 class Interrupts:

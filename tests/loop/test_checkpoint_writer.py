@@ -31,7 +31,7 @@ def loop(version: int) -> Any:
 def test_checkpoint_that_a_run_resumed_from_exists_until_its_replacement_is_saved(
     tmp_path: Path,
 ) -> None:
-    """It was once deleted first, so a full disk left no checkpoint."""
+    """The checkpoint was once deleted before its replacement was written: a full disk left none."""
     for k in range(200):
         directory = tmp_path / str(k)
         with Store(directory) as store:
@@ -56,7 +56,9 @@ def test_checkpoint_that_a_run_resumed_from_exists_until_its_replacement_is_save
         ([rows(8)] * 4, "for a list of 4 batches, got .* other data: 60 samples"),
     ],
 )
-def test_resume_with_other_data_raises(tmp_path: Path, other: Any, says: str) -> None:
+def test_resume_with_training_data_of_another_kind_or_length_raises(
+    tmp_path: Path, other: Any, says: str
+) -> None:
     with Store(tmp_path) as store:
         trainer(store=store).fit(STEPS.init_state(0), train_data(), max_steps=2)
     with Store(tmp_path) as store, pytest.raises(ValueError, match=says):

@@ -50,13 +50,13 @@ def test_runs_without_inductor_need_no_cpp_compiler(no_compiler, tmp_path):
     with pytest.warns(RecompileWarning, match=r"divides the data, .*last_batch='pad'"):
         assert fit(tmp_path / "eager", compile={"backend": "eager"}).status == "completed"
     assert fit(tmp_path / "none", epochs=0).status == "completed"
-    # A run that is over has nothing to compile.
+    # A completed run compiles nothing.
     assert fit(tmp_path / "plain", resume=True).status == "completed"
     with pytest.raises(CompilerMissingError):
         fit(tmp_path / "plain", resume=True, epochs=2)
 
 
-def test_compiled_steps_need_no_cpp_compiler(no_compiler):
+def test_steps_that_are_compiled_already_need_no_cpp_compiler(no_compiler):
     step = compile_step(lambda state, batch: (state, {"loss": batch.sum()}))
     step.n_compiles = 1
     step.check_compiler(torch.device("cpu"))
@@ -94,7 +94,7 @@ def test_check_compiler_finds_a_compiler_of_another_name(no_compiler, monkeypatc
         check_compiler()
     if named == "CXX":
         monkeypatch.setenv("CXX", "my-compiler")
-    else:  # in inductor's own configuration
+    else:  # the compiler is set in inductor's own configuration
         monkeypatch.setattr(_torch_inductor, "cpp_compilers", lambda: ("g++", "my-compiler"))
     check_compiler()
 
@@ -107,7 +107,7 @@ def test_check_compiler_passes_if_inductor_would_download_a_compiler(no_compiler
 def test_cpp_compilers_returns_the_candidates_of_inductor(monkeypatch):
     from torch._inductor import config
 
-    # Torch's own way: what monkeypatch puts back into its configuration is gone afterwards.
+    # With torch's own `patch`: a value that monkeypatch restores in this configuration is lost.
     with config.patch({"cpp.cxx": (None, "one++")}):
         assert _torch_inductor.cpp_compilers() == ("one++",)
         monkeypatch.setenv("TORCH_INDUCTOR_INSTALL_GXX", "1")

@@ -78,7 +78,7 @@ def _noted(batches: Any, seen: list[Any]) -> Any:
 
 
 def test_an_unknown_ensemble_statistic_is_refused_at_the_first_evaluation() -> None:
-    """For evaluation data that cannot be inspected earlier."""
+    """The evaluation data cannot be inspected before the first step."""
     made = trainer(callbacks.EarlyStopping(1, monitor="eval/loss/min"))
     batches = [batch for batch, _ in eval_data().batches()]
     with pytest.raises(ValueError, match="unknown metric 'eval/loss/min'"):
@@ -133,7 +133,7 @@ def test_a_custom_step_with_a_vector_loss_is_an_ensemble() -> None:
 
 
 def test_per_sample_losses_are_not_taken_for_an_ensemble() -> None:
-    """For a state of a single run, and for a number of losses that changes between steps."""
+    """The state is that of a single run, or the number of losses changes from step to step."""
 
     def of_samples(state: Any, batch: Any) -> Any:
         return state, {"loss": batch}
@@ -160,7 +160,7 @@ class Rows:
 
 
 def test_callbacks_report_values_by_ensemble_member() -> None:
-    """Windowed averages, learning rates, averaged weights, and gradients by layer."""
+    """Check windowed averages, learning rates, averaged weights, and gradients by layer."""
 
     def wide(model: Any, batch: Any) -> Any:
         y = model[1](model[0](batch["x"]).detach())

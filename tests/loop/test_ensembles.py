@@ -174,7 +174,7 @@ def test_a_resumed_ensemble_equals_an_uninterrupted_one(at: int, tmp_path: pathl
 def test_metrics_of_an_ensemble_member_equal_those_of_a_single_run(
     values: Any, cuts: list[int], saved: bool, poisons: bool
 ) -> None:
-    """For every kind of metric, any skipped steps and any times of reading."""
+    """They are equal for every kind of metric, any skipped steps, and any steps of reading."""
 
     def metrics(step: Any) -> Metrics:
         x = torch.tensor([value for value, _ in step])

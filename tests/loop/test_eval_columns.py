@@ -1,4 +1,4 @@
-"""Test the names of an evaluation's metrics, which are found before the first step."""
+"""Test the names of an evaluation's metrics, which are determined before the first step."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ftrain.loop import callbacks
 from tests.loop.runs import STEPS, trainer
 
 
-def test_shapes_that_do_not_fit_make_torch_log_no_traceback(
+def test_error_of_a_trial_evaluation_on_fake_tensors_logs_no_traceback(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)

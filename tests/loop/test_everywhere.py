@@ -11,18 +11,18 @@ import pytest
 from ftrain.checkpoint import Store
 from tests.loop import everywhere
 
-SHORT = 24  # places; a third of a second each
+SAMPLED = 24  # lines at which a signal is sent; a third of a second each
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[Any]]:
-    folder = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[Any]]:
+    folder = tmp_path_factory.mktemp("uninterrupted")
     expected = everywhere.outcome(folder / "run", everywhere.run(folder / "run"))
     return expected, everywhere.places(None, folder / "counted")
 
 
-def test_interrupted_run_has_evaluations_logs_and_checkpoints(undisturbed: Any) -> None:
-    expected, places = undisturbed
+def test_interrupted_run_has_evaluations_logs_and_checkpoints(uninterrupted: Any) -> None:
+    expected, places = uninterrupted
     assert expected["status"] == ("completed", 9, 2, "2 epochs")
     assert len(places) > 5000
     assert any(name.startswith("best") for name in expected)
@@ -40,18 +40,18 @@ def test_interrupted_run_has_evaluations_logs_and_checkpoints(undisturbed: Any) 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_at_any_line_does_not_change_the_resumed_run(
-    undisturbed: Any, number: int, tmp_path: pathlib.Path
+    uninterrupted: Any, number: int, tmp_path: pathlib.Path
 ) -> None:
-    expected, places = undisturbed
-    stride = len(places) // SHORT
-    chosen = places[number * stride // 32 :: stride]  # others for each signal
+    expected, places = uninterrupted
+    stride = len(places) // SAMPLED
+    chosen = places[number * stride // 32 :: stride]  # other lines for each of the two signals
     assert list(everywhere.differences(chosen, expected, tmp_path, number)) == []
 
 
 def test_signal_campaign_detects_a_resume_that_forgets_metrics(
-    undisturbed: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    uninterrupted: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected, places = undisturbed
+    expected, places = uninterrupted
     load = Store.load
 
     def forgets(self: Store, *args: Any, **options: Any) -> Any:
@@ -61,7 +61,7 @@ def test_signal_campaign_detects_a_resume_that_forgets_metrics(
         return state, metadata
 
     monkeypatch.setattr(Store, "load", forgets)
-    # Not every place is in the middle of a window; one that is must show it.
+    # The loss of metrics shows only at lines that run in the middle of a log window.
     chosen = [place for place in places if place[0].endswith("loop/run.py")][20::50]
     found = everywhere.differences(chosen, expected, tmp_path, signal.SIGTERM)
     assert next(found, None) is not None

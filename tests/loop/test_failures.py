@@ -81,9 +81,9 @@ class Breaks:
 
     def __init__(self, method: str, n: int) -> None:
         self.seen, self.n = 0, n
-        setattr(self, method, self._hear)
+        setattr(self, method, self._receive)
 
-    def _hear(self, event: Any) -> None:
+    def _receive(self, event: Any) -> None:
         self.seen += 1
         if self.seen == self.n:
             raise KeyError("a bug of mine")
@@ -116,7 +116,7 @@ class Writes:
 @pytest.mark.parametrize("n", [1, 2, 5, 6])
 @pytest.mark.parametrize("method", [name for name in EVENTS if name != "on_notice"])
 def test_a_run_that_failed_in_a_callback_of_any_event_resumes_without_gaps(
-    method: str, n: int, tmp_path: Any, undisturbed: Any
+    method: str, n: int, tmp_path: Any, uninterrupted: Any
 ) -> None:
     """Rows, evaluations and results of the failed step occur exactly once."""
     breaks = Breaks(method, n)
@@ -125,18 +125,18 @@ def test_a_run_that_failed_in_a_callback_of_any_event_resumes_without_gaps(
         fit(trainer(Writes(), breaks, **options), epochs=2)
     except KeyError:
         fit(trainer(Writes(), breaks, **options), epochs=2, resume="auto")
-    assert logged(tmp_path) == undisturbed
+    assert logged(tmp_path) == uninterrupted
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: Any) -> Any:
-    store = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory: Any) -> Any:
+    store = tmp_path_factory.mktemp("uninterrupted")
     fit(trainer(Writes(), eval_every=5, save_every=4, store=store), epochs=2)
     return logged(store)
 
 
 def test_a_resumed_run_repeats_a_failed_evaluation(tmp_path: Any) -> None:
-    """After the unreadable data are repaired, the run equals an undisturbed one."""
+    """After the evaluation data are repaired, the resumed run equals an uninterrupted one."""
 
     def broken(state: Any, batch: Any) -> Any:
         raise OSError("a file is gone")
@@ -248,7 +248,9 @@ class Full(checkpoint.Store):
 def test_a_full_disk_warns_and_the_run_completes(tmp_path: Any) -> None:
     store = Full(tmp_path)
     store.full = (2, 4)
-    with pytest.warns(LoopWarning, match="the checkpoint of step 2 was not written.*No space left"):
+    with pytest.warns(
+        LoopWarning, match="the checkpoint of step 2 could not be written.*No space left"
+    ):
         result = fit(trainer(store=store, save_every=2), max_steps=6)
     assert result.status == "completed"
     assert result.checkpoint.endswith("step-000000000006")
@@ -301,7 +303,7 @@ def test_the_first_operator_with_a_non_finite_result_is_named(
     offset: float, factor: float, operator: str
 ) -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
-        return (torch.sqrt(model(batch["x"]) + offset) * factor).mean()  # the line that is meant
+        return (torch.sqrt(model(batch["x"]) + offset) * factor).mean()  # the named line
 
     bad = ftrain.make_steps(lambda: torch.nn.Linear(4, 1), loss_fn, ftrain.optim.sgd(0.1))
     with pytest.warns(LoopWarning), pytest.raises(NonFiniteError, match=operator) as found:
@@ -309,7 +311,7 @@ def test_the_first_operator_with_a_non_finite_result_is_named(
             bad.init_state(0), BATCHES, epochs=1
         )
     assert "test_failures.py" in str(found.value)
-    assert "the line that is meant" in str(found.value)
+    assert "the named line" in str(found.value)
 
 
 @pytest.mark.parametrize("compiled", [False, {"backend": "eager"}])

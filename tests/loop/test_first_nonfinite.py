@@ -1,4 +1,4 @@
-"""Search for the first operator of a step that gives a NaN or an infinity."""
+"""Test the search for the first operator of a step that gives a NaN or an infinity."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ftrain.loop._first_nonfinite import first_nonfinite
 
 
 def logarithm(x: torch.Tensor) -> torch.Tensor:
-    return x.log()  # here
+    return x.log()  # the first NaN
 
 
 def in_scan(x: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ def in_torch_cond(x: torch.Tensor) -> torch.Tensor:
 def test_first_nonfinite_operator_is_found_in_loops_and_branches(
     form: Callable[[torch.Tensor], torch.Tensor],
 ) -> None:
-    """Dispatch modes must declare that loops and branches may run in them."""
+    """The dispatch mode of the search must declare that it supports loops and branches."""
 
     def loss_fn(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
         return form(model(batch)).sum()
@@ -55,7 +55,7 @@ def test_first_nonfinite_operator_is_found_in_loops_and_branches(
         assert "gives 2 NaN of 2 values" in found
     else:
         assert found.startswith("aten.log.default gives 2 NaN of 2 values")
-        assert "here" in found
+        assert "the first NaN" in found
 
 
 def test_first_nonfinite_reports_a_step_that_raises_when_it_is_computed_again() -> None:

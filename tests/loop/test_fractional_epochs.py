@@ -24,7 +24,7 @@ DIGITS = {
     ("epochs", "steps"), [(0.5, 4), (2.5, 18), (2.0, 14), (1 / 7, 1), (0.0, 0)]
 )
 def test_fit_takes_the_steps_of_fractional_epochs(epochs: float, steps: int) -> None:
-    result = fit(trainer(), epochs=epochs)  # of 7 steps
+    result = fit(trainer(), epochs=epochs)  # 7 steps per epoch
     assert (result.status, result.step) == ("completed", steps)
     assert digest(result) == digest(fit(trainer(), max_steps=steps))
     if steps:
@@ -32,13 +32,13 @@ def test_fit_takes_the_steps_of_fractional_epochs(epochs: float, steps: int) -> 
         assert result.eval.step == steps
 
 
-def test_fractional_epochs_and_max_steps_end_at_the_first() -> None:
+def test_run_ends_at_fractional_epochs_or_max_steps_whichever_is_first() -> None:
     assert fit(trainer(), epochs=0.5, max_steps=2).step == 2
     assert fit(trainer(), epochs=0.5, max_steps=9).step == 4
 
 
 def test_fractional_epochs_count_accumulated_steps() -> None:
-    assert fit(trainer(accumulate=2), epochs=1.5).step == 6  # 4 steps an epoch
+    assert fit(trainer(accumulate=2), epochs=1.5).step == 6  # 4 steps per epoch
 
 
 def test_fractional_epochs_need_data_with_a_length() -> None:
@@ -60,7 +60,7 @@ def test_configuration_with_fractional_epochs_ends_its_schedule_with_the_run(
 ) -> None:
     config = load({**DIGITS, "epochs": 1.5, "output_dir": str(tmp_path / "run")})
     parts = build(config)
-    assert parts.total_steps == 8  # of 5 an epoch
+    assert parts.total_steps == 8  # 5 steps per epoch
     assert train(config).step == parts.total_steps
     again = load(tmp_path / "run/config.yaml")
     assert again.epochs == 1.5

@@ -1,4 +1,4 @@
-"""Test that a run on a full disk reports it once, and at its end how to continue."""
+"""Test that a run on a full disk reports failed saves once, and the remedy at its end."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.loop.runs import digest, fit, trainer
 
 
 class FullDisk(Files):
-    """A file system on which no byte can be written from the `first` write on, until the `last`."""
+    """File system whose writes fail, from number `first` to number `last`."""
 
     def __init__(self, first: int = 0, last: int = 1 << 30, code: int = errno.ENOSPC) -> None:
         self.first, self.last, self.code, self.writes = first, last, code, -1
@@ -43,13 +43,11 @@ def test_failed_saves_are_reported_once_and_at_the_end(tmp_path: Path) -> None:
     error, said = failed(tmp_path, FullDisk())
     assert len(said) == 1
     assert said[0].startswith(
-        "the checkpoint of step 1 was not written, there is none yet: No space left on device. The "
-        "disk is full: free some space (a checkpoint needs "
+        "the checkpoint of step 1 could not be written (no checkpoint exists yet): No space left on "
+        "device. The disk is full: free some space (a checkpoint needs "
     )
     assert "The state in memory and older checkpoints are unchanged" in str(error)
-    assert error.__notes__[0].startswith(
-        "The run reached step 6, epoch 1, and nothing is saved of it."
-    )
+    assert error.__notes__[0].startswith("The run reached step 6, epoch 1, and has no checkpoint.")
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -62,9 +60,9 @@ def test_error_at_the_end_names_the_last_saved_step(tmp_path: Path, asynchronous
     with Store(tmp_path / "run", asynchronous=asynchronous) as store:
         error, said = failed(store, FullDisk(disk.writes + 1))
     assert len(said) == 1
-    assert "the checkpoint of step 3 was not written, the last one is of step 2" in said[0]
+    assert "step 3 could not be written (the newest checkpoint is that of step 2)" in said[0]
     assert error.__notes__[0].startswith(
-        "The run reached step 6, epoch 1, and nothing is saved since step 2."
+        "The run reached step 6, epoch 1, and its newest checkpoint is that of step 2."
     )
     assert error.fit_result.checkpoint.endswith("step-000000000002")  # type: ignore[attr-defined]
     resumed = fit(trainer(store=tmp_path / "run"), max_steps=6, resume=True)
@@ -73,21 +71,23 @@ def test_error_at_the_end_names_the_last_saved_step(tmp_path: Path, asynchronous
 
 def test_run_completes_if_a_later_asynchronous_save_succeeds(tmp_path: Path) -> None:
     with Store(tmp_path, asynchronous=True) as store, _files.replaced(FullDisk(0, 1)):
-        with pytest.warns(UserWarning, match="the checkpoint of step 3 was not written"):
+        with pytest.warns(UserWarning, match="the checkpoint of step 3 could not be written"):
             result = fit(trainer(store=store, save_every=3), max_steps=6)
     assert result.status == "completed"
     assert result.checkpoint.endswith("step-000000000006")
 
 
-def test_other_errors_of_the_system_are_reported_too(tmp_path: Path) -> None:
+def test_failed_saves_report_errors_other_than_a_full_disk(tmp_path: Path) -> None:
     disk = FullDisk(code=errno.EFBIG)
     error, said = failed(tmp_path, disk)
     assert len(said) == 1
-    assert "File too large. The limit of a file's size is reached: raise it (ulimit -f)." in said[0]
+    assert "File too large. The limit of a file's size is reached: raise the limit" in said[0]
     assert error.errno == errno.EFBIG
 
 
-def test_full_disk_error_says_how_much_to_free(tmp_path: Path, monkeypatch: Any) -> None:
+def test_full_disk_error_names_the_needed_and_the_free_bytes(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
     class Usage:
         f_bavail, f_frsize = 2, 1000
 
@@ -100,7 +100,7 @@ def test_full_disk_error_says_how_much_to_free(tmp_path: Path, monkeypatch: Any)
 def test_logs_are_complete_if_space_is_freed_before_the_next_row(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each write to a log fails once, in a run of its own."""
+    """For each write to a log, there is one run in which that write fails."""
     names = ("metrics.jsonl", "metrics.csv")
 
     def run(folder: Path) -> list[list[str]]:
@@ -129,10 +129,14 @@ def test_logs_are_complete_if_space_is_freed_before_the_next_row(
 
 
 def test_best_checkpoint_keeps_its_rank_if_its_first_save_failed(tmp_path: Path) -> None:
-    """The save that ended the run once wrote it without the metric."""
+    """The last save of a run once wrote this checkpoint without its metric."""
     store = Store(tmp_path, keep_last=1, keep_best=1, metric="eval/loss", mode="max")
     best = callbacks.Checkpointing(best=1, mode="max")
-    with store, _files.replaced(FullDisk(0, 1)), pytest.warns(UserWarning, match="not written"):
+    with (
+        store,
+        _files.replaced(FullDisk(0, 1)),
+        pytest.warns(UserWarning, match="could not be written"),
+    ):
         fit(trainer(best, store=store), max_steps=3)
     (step,) = store.steps()
     assert step == 3

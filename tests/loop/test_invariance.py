@@ -56,14 +56,14 @@ def test_events_generator_trains_the_same_bits_as_fit() -> None:
     assert tree.digest(last.state) == PLAIN
 
 
-def test_fit_equals_a_loop_by_hand() -> None:
+def test_fit_trains_the_same_bits_as_a_hand_written_loop() -> None:
     state, loader = STEPS.init_state(0), train_data()
     for batch, _ in loader.batches(epochs=2):
         state, _ = STEPS.train_step(state, batch)
     assert tree.digest(state) == PLAIN
 
 
-def test_fit_does_not_change_the_state_it_is_given() -> None:
+def test_fit_does_not_change_its_initial_state() -> None:
     state = STEPS.init_state(0)
     before = tree.digest(state)
     result = trainer(compile={"backend": "eager"}).fit(state, train_data(), max_steps=3)
@@ -99,14 +99,14 @@ def test_fit_does_not_read_metrics_between_log_rows(
 ) -> None:
     loader = list(train_data())
     made = Trainer(STEPS, compile=compiled, log_every=10)
-    made.fit(STEPS.init_state(0), loader, max_steps=2)  # compiled, and looked at once
+    made.fit(STEPS.init_state(0), loader, max_steps=2)  # compiles and checks the metrics' names
     reads.clear()
     steps = []
     for event in made.events(STEPS.init_state(0), loader * 10, max_steps=29):
         found_at[0][0] = type(event).__name__, event.progress.step
         steps.append(len(reads))
     at = sorted({step for _, (kind, step) in reads if kind == "BatchEnd"})
-    assert at == [10, 20, 29]  # the rows: 29 is the end
+    assert at == [10, 20, 29]  # the log windows end at these steps, the last one with the run
     assert len(reads) < 3 * 10 * 10
 
 

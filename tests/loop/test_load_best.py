@@ -15,9 +15,8 @@ def best_store(folder: pathlib.Path, mode: str = "max") -> checkpoint.Store:
     return checkpoint.Store(folder, keep_last=1, keep_best=1, metric="eval/loss", mode=mode)
 
 
-WORST = callbacks.Checkpointing(
-    best=1, monitor="eval/loss", mode="max"
-)  # the first: the loss falls
+# Saves the checkpoint after the first epoch, because the loss falls.
+WORST = callbacks.Checkpointing(best=1, monitor="eval/loss", mode="max")
 
 
 def test_load_best_returns_the_state_of_the_best_checkpoint(tmp_path: pathlib.Path) -> None:
@@ -32,7 +31,7 @@ def test_load_best_returns_the_state_of_the_best_checkpoint(tmp_path: pathlib.Pa
     assert digest(fit(trainer(), epochs=3)) != digest(result)
 
 
-def test_load_best_applies_to_stopped_runs_and_not_to_interrupted_ones(
+def test_load_best_applies_to_stopped_but_not_to_interrupted_runs(
     tmp_path: pathlib.Path,
 ) -> None:
     class Ends:

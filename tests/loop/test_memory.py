@@ -1,4 +1,4 @@
-"""Test out of memory: the step is repeated in micro-batches, with reproducible bits."""
+"""Test that a step which runs out of memory is repeated in micro-batches, with reproducible bits."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Injected:
 @functools.cache
 def donated(accumulate: int) -> Any:
     step = ftrain.compile(steps(accumulate=accumulate).train_step, donate=True, backend="eager")
-    step(copy(STEPS.init_state(9)), BATCHES[0])  # compiled: tracing allocates nothing of its own
+    step(copy(STEPS.init_state(9)), BATCHES[0])  # compiles now, so that no trace allocates later
     return step
 
 
@@ -70,7 +70,9 @@ def test_a_step_that_runs_out_of_memory_is_repeated_in_micro_batches(call: int, 
 
 
 @pytest.mark.parametrize(("accumulate", "parts"), [(1, 4), (2, 4), (4, 8)])
-def test_a_batch_is_split_until_its_micro_batches_fit(accumulate: int, parts: int) -> None:
+def test_a_batch_is_split_until_its_micro_batches_fit_into_memory(
+    accumulate: int, parts: int
+) -> None:
     """Splitting starts from the number of micro-batches that the step already uses."""
 
     def step(state: Any, batch: Any) -> Any:
@@ -88,7 +90,7 @@ def test_a_batch_is_split_until_its_micro_batches_fit(accumulate: int, parts: in
     assert tree.digest(result.state) == tree.digest(there.state)
 
 
-def test_a_single_row_that_does_not_fit_raises_with_remedies() -> None:
+def test_a_single_row_that_does_not_fit_into_memory_raises_with_remedies() -> None:
     def step(state: Any, batch: Any) -> Any:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
 
@@ -208,7 +210,7 @@ def test_the_number_of_parts_is_a_multiple_of_accumulate() -> None:
 
 
 def test_an_evaluation_whose_batches_are_split_midway_has_the_same_average() -> None:
-    """Also for metrics without a weight, and with a short last batch."""
+    """The metrics have no weight, and the last batch is short."""
 
     def plain(module: Any, batch: Any) -> Any:
         return torch.nn.functional.cross_entropy(module(batch["x"]), batch["y"])
@@ -216,7 +218,9 @@ def test_an_evaluation_whose_batches_are_split_midway_has_the_same_average() -> 
     made = ftrain.make_steps(lambda: torch.nn.Linear(4, 3), plain, ftrain.optim.sgd(0.1))
     data = [
         {name: x[:4] for name, x in rows(seed=4).items()},
-        {name: x[8:16] for name, x in rows(seed=4).items()},  # the longest is not the first
+        {
+            name: x[8:16] for name, x in rows(seed=4).items()
+        },  # the longest batch is not the first one
         {name: x[16:20] for name, x in rows(seed=4).items()},
     ]
 

@@ -50,7 +50,7 @@ def test_metric_totals_do_not_depend_on_when_metrics_are_read(
         in_parts = in_parts.add(read(steps[low:high]))
         if saved:
             in_parts = MetricTotals.from_json(json.loads(json.dumps(in_parts.to_json())))
-    assert repr(in_parts.values()) == repr(at_once.values())  # NaN equals NaN
+    assert repr(in_parts.values()) == repr(at_once.values())  # `repr`, because NaN != NaN
     folded = steps[0]
     for each in steps[1:]:
         folded = folded.merge(each)
@@ -70,7 +70,7 @@ def test_evaluating_ragged_batches_equals_evaluating_one_batch(n: int, batch: in
 
 
 def plain(model: Any, batch: Any) -> Any:
-    """A loss and a metric as most people write them: means without weights."""
+    """Return a loss and a metric that are means without weights, as users often write them."""
     logits = model(batch["x"])
     accuracy = (logits.argmax(-1) == batch["y"]).float().mean()
     return F.cross_entropy(logits, batch["y"]), {"accuracy": accuracy}
@@ -237,7 +237,9 @@ def test_a_metric_that_changes_its_shape_raises_with_its_name(
 
 
 @pytest.mark.parametrize("weights", [(1.0, torch.tensor(3.0)), (torch.tensor(3.0), 1.0)])
-def test_mean_weights_may_be_numbers_or_tensors_between_steps(weights: Any) -> None:
+def test_weights_of_a_mean_may_be_a_number_at_one_step_and_a_tensor_at_another(
+    weights: Any,
+) -> None:
     steps = [{"x": Mean(torch.tensor(2.0), weight)} for weight in weights]
     found = MetricTotals().add(read(steps))
     assert repr(found.values()) == "{'x': 1.0}"
@@ -322,7 +324,7 @@ def test_an_unfinished_epoch_is_printed_as_epoch_so_far() -> None:
     assert "train (epoch so far)" in str(result)
     assert EpochResult.from_json(json.loads(json.dumps(part.to_json()))) == part
     old = {name: value for name, value in whole.to_json().items() if name != "whole"}
-    assert EpochResult.from_json(old) == whole  # from a checkpoint of before
+    assert EpochResult.from_json(old) == whole  # older checkpoints lack `whole`
     by_name = json.loads(json.dumps(whole.to_json(), sort_keys=True))
     assert next(iter(EpochResult.from_json(by_name).metrics)) == "loss"
 

@@ -48,12 +48,12 @@ def test_evaluation_batch_without_a_label_is_named_once() -> None:
     assert message.startswith("the evaluation loss is NaN although the parameters are finite. ")
 
 
-def test_sum_over_labels_needs_no_notice() -> None:
+def test_loss_as_a_sum_over_labels_emits_no_notice() -> None:
     assert notices(sum_loss, HALF, FULL, accumulate=2) == []
     assert notices(mean_loss, FULL, FULL, accumulate=2) == []
 
 
-def test_skipped_steps_and_broken_models_get_no_such_notice() -> None:
+def test_skipped_steps_and_nan_parameters_emit_no_notice_about_missing_labels() -> None:
     assert not [each for each in notices(sum_loss, NONE) if "no label" in each]
     diverged = {"x": X * float("nan"), "y": FULL["y"]}
     found = notices(sum_loss, diverged, FULL, nonfinite="ignore")
@@ -69,7 +69,7 @@ def test_non_finite_evaluation_batch_is_named_instead_of_missing_labels() -> Non
     (message,) = [event.message for event in events]
     assert "no label" not in message
     assert "batch['x'] (batch 1) holds 3 NaN of 24 values. Correct these values" in message
-    assert held_out.passes == 4  # three evaluations, and one search
+    assert held_out.passes == 4  # three evaluations and one search for the NaN
 
 
 class Reads(list[Any]):
@@ -93,13 +93,15 @@ def test_run_of_skipped_steps_names_the_non_finite_input_at_its_end() -> None:
     events = list(
         trainer.events(steps.init_state(0), [bad] * 3, epochs=1, kinds=(Notice, TrainEnd))
     )
-    whole = "3 of 3 steps were skipped because of non-finite gradients, and the run trained nothing"
+    whole = (
+        "3 of 3 steps were skipped because of non-finite gradients, and no parameter was trained"
+    )
     messages = [event.message for event in events if isinstance(event, Notice)]
     assert any(each.startswith(f"{whole}. batch['x'] holds 24 infinite of 24") for each in messages)
     assert whole in str(events[-1].result)
 
 
-def test_training_batch_that_is_not_finite_is_named_where_gradients_are_finite() -> None:
+def test_non_finite_training_batch_is_named_if_the_gradients_are_finite() -> None:
     def detached_loss(model: nn.Module, batch: Any) -> Any:
         return model(torch.ones(2, 3)).sum() + batch["x"].sum()
 

@@ -1,4 +1,4 @@
-"""Test that padding rows are refused where batch statistics would include them."""
+"""Test that padding rows are refused if a model's batch statistics would include them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Test that every logged value is in every log, or its name is refused."""
+"""Test that every logged value is in every log, or raises because its name is reserved."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_metric_named_like_a_log_column_is_refused_after_the_first_step(name: 
 def test_an_evaluation_metric_named_like_a_log_column_is_refused(
     name: str, monitored: bool
 ) -> None:
-    """Before the first step if the names are known by then, otherwise after the first batch."""
+    """The run fails before the first step if the names are known by then, else after the first batch."""
     calls: list[Any] = []
     evaluated: list[Any] = []
 
@@ -170,6 +170,6 @@ def test_every_logged_value_is_in_every_log(
 
 def test_duplicate_value_names_in_a_log_row_warn_once() -> None:
     averages = [callbacks.WindowedAverage(rows=1), callbacks.WindowedAverage(rows=3)]
-    with pytest.warns(LoopWarning, match="of 'train' has two .* called 'loss_windowed'") as told:
+    with pytest.warns(LoopWarning, match="of 'train' has two .* called 'loss_windowed'") as caught:
         trainer(*averages, log_every=1).fit(STEPS.init_state(0), [rows()] * 4, epochs=1)
-    assert len(told) == 1
+    assert len(caught) == 1

@@ -1,4 +1,4 @@
-"""Test the best epoch of a result, and that it names the share of skipped steps."""
+"""Test the best epoch of a run's result, and its report of skipped steps."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def test_best_epoch_has_the_best_value(
     assert best.epoch == epoch
 
 
-def test_best_is_none_without_a_value() -> None:
+def test_best_epoch_is_none_if_no_epoch_has_a_value() -> None:
     assert result([math.nan]).best() is None
     assert result([1.0]).best("eval/accuracy") is None
     assert result([1.0], "train").best() is None
     assert result([]).best() is None
 
 
-def test_best_finds_values_of_named_evaluations() -> None:
+def test_best_epoch_can_be_chosen_by_a_named_evaluation() -> None:
     ema = result([2.0, 1.0], "eval/ema")
     assert ema.best("eval/loss") is None
     best = ema.best("eval/ema/loss")
@@ -51,7 +51,7 @@ def test_best_finds_values_of_named_evaluations() -> None:
     assert best.epoch == 2
 
 
-def test_result_outside_of_a_run_has_no_epoch_when_printed() -> None:
+def test_printed_result_of_an_evaluation_outside_of_a_run_has_no_epoch() -> None:
     assert str(EpochResult("eval", 0, 30, {"loss": 0.5}, 8, 0)) == "step 30  eval  loss 0.5"
     assert str(EpochResult("eval", 2, 30, {"loss": 0.5}, 8, 0)).startswith("epoch 2  step 30")
 
@@ -66,13 +66,15 @@ def batches(bad: int, n: int = 8) -> list[dict[str, torch.Tensor]]:
 @pytest.mark.parametrize(
     ("bad", "printed", "noted"), [(0, False, False), (2, True, False), (7, True, True)]
 )
-def test_result_names_the_share_of_skipped_steps(bad: int, printed: bool, noted: bool) -> None:
+def test_printed_result_names_the_number_of_skipped_steps(
+    bad: int, printed: bool, noted: bool
+) -> None:
     """Under loss scaling, a run with 86 of 88 steps skipped once ended without a message."""
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         outcome = trainer(log_every=100).fit(STEPS.init_state(0), batches(bad), epochs=2)
     assert (outcome.status, outcome.skipped) == ("completed", 2 * bad)
-    why = "because of non-finite gradients, and changed no parameter"
+    why = "because of non-finite gradients, and did not change the parameters"
     message = f"{2 * bad} of 16 steps were skipped {why}"
     assert (f"  {message}" in str(outcome).splitlines()) == printed
     noted_at_end = f"{message}. Check the loss and its inputs" in [str(x.message) for x in said]

@@ -26,7 +26,7 @@ from ftrain.loop import (
 from tests.campaign import product
 from tests.loop.runs import STEPS, Counts, Interrupts, digest, fit, train_data, trainer
 
-# The callback that interrupts is not there when the run goes on.
+# The resumed run lacks the callback that interrupted it, which issues a warning.
 pytestmark = pytest.mark.filterwarnings("ignore::ftrain.loop.CallbackWarning")
 
 OPTIONS: list[dict[str, Any]] = [
@@ -44,7 +44,7 @@ def whole(store: pathlib.Path) -> Any:
 
 
 @pytest.fixture(scope="module", params=range(len(OPTIONS)))
-def undisturbed(request: Any, tmp_path_factory: Any) -> Any:
+def uninterrupted(request: Any, tmp_path_factory: Any) -> Any:
     options = OPTIONS[request.param]
     store = tmp_path_factory.mktemp("whole")
     result = fit(trainer(Counts(), store=store, **options), epochs=3)
@@ -61,9 +61,9 @@ def undisturbed(request: Any, tmp_path_factory: Any) -> Any:
     ),
 )
 def test_a_run_interrupted_in_any_event_and_resumed_equals_an_uninterrupted_one(
-    undisturbed: Any, kind: Any, number: int, n: int, tmp_path: pathlib.Path
+    uninterrupted: Any, kind: Any, number: int, n: int, tmp_path: pathlib.Path
 ) -> None:
-    options, result, metadata = undisturbed
+    options, result, metadata = uninterrupted
     first = fit(trainer(Counts(), Interrupts(number, kind, n), store=tmp_path, **options), epochs=3)
     assert first.status == "interrupted"
     assert first.signal == number
@@ -79,7 +79,7 @@ def test_a_run_interrupted_in_any_event_and_resumed_equals_an_uninterrupted_one(
 
 
 class EvaluatesZeros:
-    """Requests two evaluations after step 5: of the state, then of one with zeros."""
+    """A callback that requests evaluations after step 5: of the state, then of a state of zeros."""
 
     listens = (BatchEnd,)
 
@@ -178,7 +178,7 @@ def test_trained_bytes_do_not_depend_on_when_checkpoints_are_saved(
 
 
 def test_fit_refuses_a_store_that_contains_another_run(tmp_path: pathlib.Path) -> None:
-    """The checkpoints would mix, and a later resume would continue the wrong run."""
+    """Otherwise the checkpoints of two runs would mix, and a resume could continue the wrong run."""
     store = checkpoint.Store(tmp_path)
     state = STEPS.init_state(0)
     trainer(store=store).fit(state, train_data(), epochs=1)
@@ -197,6 +197,6 @@ def test_a_checkpoint_with_the_former_action_name_note_loads_as_notify() -> None
 def test_loop_state_replace_refuses_unknown_fields() -> None:
     state = LoopState(None)
     assert state.replace(accumulate=3) == LoopState(None, accumulate=3)
-    with pytest.raises(TypeError, match="expected names of its fields, got step"):
+    with pytest.raises(TypeError, match="expected names of fields of LoopState, got step"):
         state.replace(step=3)
     assert state == LoopState(None)

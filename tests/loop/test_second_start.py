@@ -1,4 +1,4 @@
-"""Test that a second start beside a running process changes no file of its run."""
+"""Test that a second start of a run changes no file while the first process is running."""
 
 from __future__ import annotations
 
@@ -61,10 +61,11 @@ def test_second_process_is_refused_before_its_first_write(tmp_path: Path, resume
         assert files(tmp_path) == before
         first.communicate("go on\n", timeout=60)
     assert first.returncode == 0
-    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 8  # 7 steps, 1 epoch
+    # The log has a row for each of 7 steps, and one for the epoch.
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 8
 
 
-def test_refused_start_releases_the_lock_that_it_took(tmp_path: Path) -> None:
+def test_refused_start_of_a_run_releases_the_lock_of_its_store(tmp_path: Path) -> None:
     with Store(tmp_path) as store:
         trainer(store=store).fit(STEPS.init_state(0), train_data(), max_steps=1)
     second = Store(tmp_path)
@@ -73,7 +74,7 @@ def test_refused_start_releases_the_lock_that_it_took(tmp_path: Path) -> None:
     assert Store(tmp_path).lock()
 
 
-def test_lock_returns_true_only_when_it_is_acquired(tmp_path: Path) -> None:
+def test_store_lock_returns_true_only_to_the_call_that_acquires_it(tmp_path: Path) -> None:
     with Store(tmp_path / "new") as store:
         assert store.lock()
         assert not store.lock()

@@ -1,4 +1,4 @@
-"""Test that ignored signals stay ignored, and that a signal ends a nested run and the one around it."""
+"""Test that ignored signals stay ignored, and that a signal ends a nested run and its outer run."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _handlers() -> Iterator[None]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_that_the_process_ignores_does_not_end_the_run(number: signal.Signals) -> None:
-    """As by `trap '' INT`, or for the background jobs of a script."""
+    """A shell ignores signals after `trap '' INT`, and SIGINT in the background jobs of a script."""
     signal.signal(number, signal.SIG_IGN)
     assert fit(trainer(Kills(number)), max_steps=4).status == "completed"
     assert signal.getsignal(number) is signal.SIG_IGN
@@ -74,7 +74,7 @@ def test_signal_in_a_nested_run_ends_both_runs(number: signal.Signals) -> None:
     assert signal.getsignal(number) is before
 
 
-def test_signal_in_the_third_of_three_nested_runs_ends_all() -> None:
+def test_signal_in_the_innermost_of_three_nested_runs_ends_all_three() -> None:
     inner = Nested(Kills(signal.SIGINT))
     middle = Nested(inner)
     outer = fit(trainer(middle), max_steps=6)

@@ -61,7 +61,7 @@ def test_events_come_in_the_documented_order() -> None:
         ({"max_steps": 0}, 0, 0, "0 steps"),
     ],
 )
-def test_a_run_ends_at_the_first_of_epochs_and_max_steps(
+def test_a_run_ends_at_epochs_or_max_steps_whichever_is_first(
     ends: Any, step: int, epoch: int, reason: str
 ) -> None:
     result = run(BATCHES, **ends)
@@ -80,7 +80,7 @@ def test_an_epoch_of_one_batch_has_a_result() -> None:
     assert len(result.history) == 3
 
 
-def test_an_unfinished_epoch_is_in_the_result() -> None:
+def test_metrics_of_an_unfinished_epoch_are_in_the_result() -> None:
     result = fit(trainer(), max_steps=4)
     assert [each.split for each in result.history] == ["eval", "train"]
     assert result.train.samples == 32
@@ -167,11 +167,11 @@ def test_fit_raises_for_missing_or_invalid_arguments() -> None:
     with pytest.raises(TypeError, match="steps: expected the result of ftrain.make_steps"):
         Trainer(torch.nn.Linear(1, 1))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Evaluate: expected a run with eval_data"):
-        Asks.once(Evaluate()).fit(STEPS.init_state(0), BATCHES, epochs=1)
+        Requests.once(Evaluate()).fit(STEPS.init_state(0), BATCHES, epochs=1)
 
 
 def test_trainer_accepts_any_function_of_a_state_and_a_batch_as_step() -> None:
-    """The state may be any tree."""
+    """The state may be any pytree."""
 
     def step(state: torch.Tensor, batch: torch.Tensor) -> Any:
         return state + batch.sum(), {"sum": batch.sum()}
@@ -181,7 +181,7 @@ def test_trainer_accepts_any_function_of_a_state_and_a_batch_as_step() -> None:
     assert result.train.metrics == {"sum": 2.0}
 
 
-class Asks:
+class Requests:
     """A callback that requests actions at the n-th event of a kind."""
 
     def __init__(self, action: Any, kind: Any = BatchEnd, n: int = 1) -> None:
@@ -200,12 +200,12 @@ class Asks:
 
 
 def test_the_stop_action_ends_the_run_with_its_reason() -> None:
-    result = fit(Asks.once(Stop("enough")), epochs=5)
+    result = fit(Requests.once(Stop("enough")), epochs=5)
     assert (result.status, result.reason, result.step) == ("stopped", "enough", 1)
 
 
 def test_a_run_resumes_after_a_resumable_stop(tmp_path: Any) -> None:
-    made = trainer(Asks(Stop("time", resumable=True), n=5), store=tmp_path)
+    made = trainer(Requests(Stop("time", resumable=True), n=5), store=tmp_path)
     assert fit(made, epochs=2).reason == "time"
     result = fit(trainer(store=tmp_path), epochs=2, resume=True)
     assert result.status == "completed"
@@ -214,27 +214,27 @@ def test_a_run_resumes_after_a_resumable_stop(tmp_path: Any) -> None:
 
 def test_the_replace_action_requires_a_state_of_the_same_structure() -> None:
     other = STEPS.init_state(7)
-    result = fit(Asks.once(Replace(other)), max_steps=1)
+    result = fit(Requests.once(Replace(other)), max_steps=1)
     assert digest(result) == tree.digest(other)
     with pytest.raises(ValueError, match="expected a state of the same structure"):
-        fit(Asks.once(Replace({"w": torch.zeros(1)})), max_steps=1)
+        fit(Requests.once(Replace({"w": torch.zeros(1)})), max_steps=1)
 
 
-def test_the_replace_action_gives_the_same_run_under_donation() -> None:
+def test_the_replace_action_trains_the_same_bits_with_and_without_donation() -> None:
     def halved(event: Any) -> Any:
         params = tree.map(lambda p: 0.5 * p, event.state.params)
         return Replace(event.state.replace(params=params))
 
     results = [
-        fit(Asks.once(halved, compile=compiled), max_steps=4)
+        fit(Requests.once(halved, compile=compiled), max_steps=4)
         for compiled in (False, {"backend": "eager"})
     ]
     assert digest(results[0]) == digest(results[1])
 
 
 def test_the_accumulate_action_takes_effect_at_the_next_step() -> None:
-    result = trainer(Asks(Accumulate(2))).fit(STEPS.init_state(0), BATCHES * 2, epochs=1)
-    assert result.step == 4  # 1, 2, 2, and the last alone
+    result = trainer(Requests(Accumulate(2))).fit(STEPS.init_state(0), BATCHES * 2, epochs=1)
+    assert result.step == 4  # steps of 1, 2, 2 and 1 batches
     assert result.train.samples == 48
 
 
@@ -250,7 +250,11 @@ def test_requested_evaluations_run_once_per_step_and_name() -> None:
         return Evaluate(event.state.replace(params=params), "zero")
 
     made = trainer(
-        Asks(Evaluate()), Asks(Evaluate()), Asks(smaller, EvaluateEnd), Sees(), eval_every=50
+        Requests(Evaluate()),
+        Requests(Evaluate()),
+        Requests(smaller, EvaluateEnd),
+        Sees(),
+        eval_every=50,
     )
     result = fit(made, max_steps=1)
     assert [name for name, _ in seen] == ["", "zero"]
@@ -266,7 +270,9 @@ def test_logged_values_join_the_row_of_their_event() -> None:
             logged.append((event.split, dict(event.values)))
 
     made = trainer(
-        Asks(Log({"mine": torch.tensor(2.0)}), EpochEnd), Asks(Log({"other": 1}, "extra")), Sees()
+        Requests(Log({"mine": torch.tensor(2.0)}), EpochEnd),
+        Requests(Log({"other": 1}, "extra")),
+        Sees(),
     )
     fit(made, epochs=1)
     assert next(row for split, row in logged if split == "train_epoch")["mine"] == 2.0
@@ -276,7 +282,7 @@ def test_logged_values_join_the_row_of_their_event() -> None:
 @pytest.mark.parametrize("value", [torch.zeros(0), torch.zeros(2, 2), "high", None], ids=repr)
 def test_a_logged_value_that_is_not_a_number_raises_with_its_name(value: Any) -> None:
     with pytest.raises(TypeError, match="Log: value 'mine': expected a number"):
-        fit(Asks.once(Log({"mine": value})), max_steps=1)
+        fit(Requests.once(Log({"mine": value})), max_steps=1)
 
 
 def test_several_saves_of_one_step_write_one_checkpoint(tmp_path: Any) -> None:
@@ -287,7 +293,7 @@ def test_several_saves_of_one_step_write_one_checkpoint(tmp_path: Any) -> None:
             seen.append((event.progress.step, event.tag))
 
     store = ftrain.checkpoint.Store(tmp_path, keep_best=1, metric="eval")
-    made = trainer(Asks(Save("a")), Asks(Save("best", {"eval": 1.0})), Sees(), store=store)
+    made = trainer(Requests(Save("a")), Requests(Save("best", {"eval": 1.0})), Sees(), store=store)
     fit(made, max_steps=3)
     assert seen == [(1, "best"), (3, "last")]
     assert store.best().name == "step-000000000001"  # type: ignore[union-attr]
@@ -306,7 +312,7 @@ def test_a_callback_that_logs_on_every_log_event_raises() -> None:
     ("callback", "said"),
     [
         (object(), "callbacks: expected an object with"),
-        (Asks, "expected a callback, got the class Asks"),
+        (Requests, "expected a callback, got the class Requests"),
         (
             type("Typo", (), {"on_epoch_edn": lambda self, event: None})(),
             "Rename it to on_epoch_end",
@@ -361,11 +367,11 @@ def test_attributes_of_a_plain_callback_survive_a_resume(tmp_path: Any) -> None:
 
 
 def test_callbacks_with_the_same_name_have_separate_states(tmp_path: Any) -> None:
-    fit(trainer(Asks(Log({})), Asks(Log({}), n=9), store=tmp_path), max_steps=2)
+    fit(trainer(Requests(Log({})), Requests(Log({}), n=9), store=tmp_path), max_steps=2)
     _, metadata = ftrain.checkpoint.Store(tmp_path).load(like=STEPS.init_state(0))
-    assert metadata["callbacks"] == {"Asks": 2, "Asks_2": 2}
-    with pytest.warns(CallbackWarning, match="Asks_2"):
-        fit(trainer(Asks(Log({})), store=tmp_path), max_steps=3, resume=True)
+    assert metadata["callbacks"] == {"Requests": 2, "Requests_2": 2}
+    with pytest.warns(CallbackWarning, match="Requests_2"):
+        fit(trainer(Requests(Log({})), store=tmp_path), max_steps=3, resume=True)
 
 
 def test_events_accepts_actions_sent_by_its_consumer() -> None:

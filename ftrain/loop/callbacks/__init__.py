@@ -23,7 +23,7 @@ Additional values in the log:
     LearningRateMonitor()               every learning rate in the state
     GradientMonitor()                   reports layers whose gradients vanish or explode
     GradientHistograms(folder)          histograms of gradients by module, for TensorBoard
-    monitored_steps(...)                ftrain.make_steps, with the statistics that these two need
+    monitored_steps(...)                ftrain.make_steps with the gradient statistics that they need
     WindowedAverage()  RunningAverage() averages of any metric
     EMAEvaluation()                     evaluations of averaged weights
     MemoryMonitor()                     the peak memory
@@ -32,8 +32,8 @@ Additional values in the log:
 
 Control of a run:
 
-    EarlyStopping(patience)             ends it when it no longer improves
-    TimeLimit(hours=8)                  ends it after a given time
+    EarlyStopping(patience)             ends a run when a metric no longer improves
+    TimeLimit(hours=8)                  ends a run after a given time
     Checkpointing(best=3)               saves every n steps or minutes, and the k best
     AccumulationSchedule({0: 1, 5: 4})  joins batches into one step
 

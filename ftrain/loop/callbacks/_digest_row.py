@@ -12,17 +12,21 @@ from ftrain.core._leaf_digest import row_digests
 
 __all__ = ["SPLIT", "digest_row"]
 
-#: The split of these rows.
+#: The split of the rows of digests.
 SPLIT = "digest"
 
-_MOST_ROWS = 256  # of a batch; a digest of each takes 1 µs and 11 bytes of the log
+_MOST_ROWS = 256  # rows of a batch with a digest each, which takes 1 µs and 11 bytes of the log
 
 
 def digest_row(state: Any, batch: Any = None) -> dict[str, Any]:
-    """Return `{path: digest}` for the leaves of a state and of the batch of its step.
+    """Return a log row with digests of a state's leaves, of its batch's leaves and of the batch's rows.
 
-    Without a batch, for the state before the first step: with the versions and settings of the process.
-    Copies the leaves to the host, which waits for the device.
+    The leaves are copied to the host, which waits for the device.
+
+    Args:
+        state: the training state after a step, or before the first step.
+        batch: the batch of that step; `None` before the first step: the row then holds the versions and
+            settings of the process instead.
     """
     row: dict[str, Any] = {"state": tree.digests(state)}
     if batch is None:

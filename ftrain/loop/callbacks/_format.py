@@ -12,7 +12,8 @@ __all__ = ["clock", "compiling", "row"]
 
 _SPLITS = {"train": "train (last steps)", "train_epoch": "train (epoch mean)"}
 _HIDDEN = ("grad_norm_min", "grad_norm_max", "duration")
-_PARTS = ("grad_norm/", "/member_")  # values by layer and by member, which only files list
+# Parts of the names of values per layer and per ensemble member, which lines of text omit.
+_PARTS = ("grad_norm/", "/member_")
 #: Values that a narrow terminal leaves out, in this order; the progress bar shows the speed.
 _LEAST = (
     "duration",
@@ -71,7 +72,7 @@ def row(
 
 
 def compiling(event: CompileBegin | CompileEnd) -> str:
-    """Return the message for the start of a compilation, or for its end, with the duration.
+    """Return the message for the start of a compilation, or for the end with its duration.
 
     Example:
         >>> compiling(CompileEnd(Progress(), 30.0, None, "training step", 28.44))

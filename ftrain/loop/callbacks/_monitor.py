@@ -14,7 +14,7 @@ __all__ = ["Mode", "Monitor", "UnknownMetricError"]
 
 Mode = Literal["min", "max"]
 
-#: Values of a result in addition to the metrics of its steps.
+#: Names of the values of an `EpochResult` that are computed from its metrics and its duration.
 _DERIVED = (
     "duration",
     "perplexity",
@@ -25,7 +25,7 @@ _DERIVED = (
 )
 
 
-#: Names of metrics in other trainers: a split, a separator, and the metric.
+#: Pattern of metric names in other trainers: a split, a separator, and the metric.
 _ELSEWHERE = re.compile(r"(?:(train|training)|val|valid|validation|eval|dev|test)[-_./ ]+(.+)")
 
 
@@ -42,11 +42,11 @@ class UnknownMetricError(ValueError):
 
 
 class Monitor:
-    """Name of a monitored metric, and whether smaller or larger values are better.
+    """Name of a monitored metric, and its mode: smaller or larger values are better.
 
-    An unknown name raises as soon as the names are known: for training at the end of the first log
-    window; for an evaluation before the first step if its data are a loader or a list, else at the first
-    evaluation. `eval/` without evaluation data raises before the first step.
+    An unknown name raises as soon as the run's metrics are known: for training at the end of the first
+    log window; for an evaluation before the first step if its data are a loader or a list, else at the
+    first evaluation. `eval/` without evaluation data raises before the first step.
 
     In an ensemble, a metric's name refers to the mean over the members; `loss_min`, `loss_max` and
     `loss/member_3` refer to the smallest value, the largest value, and the value of one member.
@@ -86,7 +86,7 @@ class Monitor:
                 the known ones.
         """
         if isinstance(event, WindowEnd):
-            # If all steps of a window were skipped, a metric is NaN and its parts are unknown.
+            # If all steps of a window were skipped, a metric is NaN, and `NAME/0`, ... do not exist.
             known = [name for name, value in event.values.items() if not math.isnan(value)]
             self._check("train", tuple(event.values), known)
         elif isinstance(event, TrainBegin) and self.name.startswith("eval/"):
@@ -106,7 +106,7 @@ class Monitor:
             return None
         values = {prefix + name: value for name, value in event.result.values().items()}
         found = values.get(self.name)
-        if found is None and self._should(event, prefix, values):
+        if found is None and self._must_contain(event, prefix, values):
             raise self.unknown(values)
         return found
 
@@ -130,7 +130,7 @@ class Monitor:
         return value < than - by if self.mode == "min" else value > than + by
 
     def _check(self, split: str, names: Collection[str], known: Collection[str]) -> None:
-        """Raise if the metric is not among `names`, unless a later, named evaluation may have it."""
+        """Raise if the metric is not among `names` and no later, named evaluation may have it."""
         if not self.name.startswith(f"{split}/"):
             return
         whole, _, part = self.metric.partition("/")
@@ -140,12 +140,12 @@ class Monitor:
             return
         raise self.unknown([f"{split}/{name}" for name in names])
 
-    def _should(self, event: Event, prefix: str, values: Collection[str]) -> bool:
+    def _must_contain(self, event: Event, prefix: str, values: Collection[str]) -> bool:
         """Return True if an event should contain the metric, so that its absence is an error."""
         if not isinstance(event, self.event):
             return False
         whole, _, part = self.metric.partition("/")
-        own = prefix.count("/") == 1  # not an evaluation called NAME
+        own = prefix.count("/") == 1  # True unless the event is of an evaluation called NAME
         if own:
             there = {name.removeprefix(prefix).partition("/")[0] for name in values}
             return not part or whole in there
@@ -153,7 +153,7 @@ class Monitor:
 
 
 def _meant(name: str) -> str:
-    """Return the name of a metric here for its name in another trainer.
+    """Return ftrain's name of a metric, given its name in another trainer.
 
     >>> _meant("val_loss"), _meant("train_acc"), _meant("accuracy"), _meant("eval/")
     ('eval/loss', 'train/accuracy', 'eval/accuracy', 'eval/loss')

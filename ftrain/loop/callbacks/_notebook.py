@@ -1,4 +1,4 @@
-"""Test for a Jupyter notebook, in which a progress bar is a widget or a rewritten line."""
+"""Detection of a Jupyter notebook, in which a progress bar is a widget or a rewritten line."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ __all__ = ["in_notebook"]
 
 
 def in_notebook() -> bool:
-    """Return True in the kernel of a notebook: Jupyter, Colab, Kaggle, an editor's notebook.
+    """Return True if the process is a notebook's kernel: Jupyter, Colab, Kaggle, an editor's.
 
     Example:
         >>> in_notebook()
         False
     """
-    ipython = sys.modules.get("IPython")  # a kernel has imported it
+    ipython = sys.modules.get("IPython")  # a kernel has imported IPython
     shell = getattr(ipython, "get_ipython", lambda: None)()
     return "IPKernelApp" in getattr(shell, "config", ())

@@ -1,4 +1,4 @@
-"""Import of optional packages, hyper-parameters for their services, and notices of refusals."""
+"""Import of optional packages; hyper-parameters and error notices of loggers for services."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def need(module: str, who: str, package: str) -> Any:
 
 
 def refused(who: str, error: Exception, remedy: str) -> tuple[Notify]:
-    """Return the notice that a service refused a run; the run continues without it.
+    """Return the notice that a service refused a run's log; the run continues without that log.
 
     Example:
         >>> refused("WandbLogger", ConnectionError("no network"), "Write mode='offline'.")[0].message

@@ -1,7 +1,7 @@
 """Base class of the loggers that write rows to a file.
 
 The number of rows is the logger's state, so a checkpoint records the length of the log: a resumed
-run first truncates the file to that many rows. No row is repeated, and none is missing.
+run first truncates the file to that many rows. No row is repeated, and no row is missing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from ftrain.loop.events import Event, Logged, TrainBegin, TrainEnd
 
 __all__ = ["RowLogger", "Rows"]
 
-_MOST_UNWRITTEN = 10_000  # rows to keep while writing fails; beyond it the oldest row is lost
+_MOST_UNWRITTEN = 10_000  # rows kept after write errors; beyond that, the oldest row is lost
 
 
 class Rows(TypedDict):
@@ -35,7 +35,7 @@ class Rows(TypedDict):
 class RowLogger(abc.ABC):
     """Base class of loggers that write rows to a file.
 
-    After a write error they warn, continue, and write the row with the next one.
+    After a write error a logger warns, continues, and writes the row together with the next one.
 
     Attributes:
         path: path of the file.
@@ -47,12 +47,14 @@ class RowLogger(abc.ABC):
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
         self._before = 0.0  # seconds of the previous processes of this run
-        self._begun = False  # the file has been truncated to the rows of the state
+        self._begun = False  # True once the file is truncated to the number of rows in the state
         self._unwritten: deque[Mapping[str, Any]] = deque(maxlen=_MOST_UNWRITTEN)
-        self._written = 0  # written rows that the state does not count, because a later row failed
+        self._written = (
+            0  # rows in the file that the state does not count, because a later write failed
+        )
 
     def init(self) -> Rows:
-        """Return the initial state: no row is written yet."""
+        """Return the initial state of the logger: the file has 0 rows."""
         return {"rows": 0}
 
     def __call__(self, state: Rows, event: Event) -> tuple[Rows, tuple[Action, ...]]:
@@ -68,14 +70,14 @@ class RowLogger(abc.ABC):
         return self._add(state, event, event.split, event.values), ()
 
     def _add(self, state: Rows, event: Event, split: str, values: Mapping[str, Any]) -> Rows:
-        """Write a row and earlier ones that could not be written; return the state that counts them."""
+        """Write a row, after earlier rows that could not be written; return the new state."""
         if not is_main():
             return {"rows": state["rows"] + 1}
         self._unwritten.append({**self._head(event, split), **values})
         return self._flush(state)
 
     def _flush(self, state: Rows) -> Rows:
-        """Write the rows that are not in the file; return the state that counts them."""
+        """Write the rows that are not in the file yet; return the state with the new count."""
         if self._unwritten and not self._begun:
             state = self._opened(state)
         while self._unwritten:
@@ -95,14 +97,14 @@ class RowLogger(abc.ABC):
         return {"rows": rows}
 
     def _head(self, event: Event, split: str) -> dict[str, Any]:
-        """Return the columns that identify a row."""
+        """Return the columns that identify a row of the log: step, epoch, split and time."""
         progress, seconds = event.progress, round(self._before + event.seconds, 3)
         return {"step": progress.step, "epoch": progress.epoch, "split": split, "time": seconds}
 
     @abc.abstractmethod
     def _begin(self, rows: int) -> tuple[int, float]:
-        """Truncate the file to `rows` rows; return how many remain and the time in the last one."""
+        """Truncate the file to `rows` rows; return the number left and the last row's time."""
 
     @abc.abstractmethod
     def _write(self, row: Mapping[str, Any]) -> None:
-        """Append a row."""
+        """Append a row to the file."""

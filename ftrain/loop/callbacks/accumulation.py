@@ -14,7 +14,7 @@ __all__ = ["AccumulationSchedule"]
 class AccumulationSchedule:
     """Accumulate gradients over k batches in each step; k changes at given epochs or steps.
 
-    Gradients are divided by the total weight: a step over k batches equals the step over one batch
+    Gradients are divided by the total weight of the k batches: the step equals one over a single batch
     that is k times as large. Each new k compiles another program.
 
     Args:
@@ -49,13 +49,13 @@ class AccumulationSchedule:
         self.listens = (TrainBegin, EpochEnd if by == "epoch" else BatchEnd)
 
     def init(self) -> None:
-        """Return no state, because the run's own state holds the number of batches per step."""
+        """Return `None` as the state of this callback: the run holds the batches per step."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Request a new number of batches per step when the schedule changes it."""
         now = event.progress.epoch if self.by == "epoch" else event.progress.step
         if isinstance(event, TrainBegin):
-            # The checkpoint of a resumed run holds its k.
+            # In a resumed run, the checkpoint holds the current k.
             return None, (() if event.resumed else (Accumulate(self.at(now)),))
         return None, ((Accumulate(self.at(now)),) if now in self.schedule else ())
 

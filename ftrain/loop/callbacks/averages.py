@@ -39,7 +39,7 @@ class WindowedAverage:
     """Log the mean of a metric over its last few rows, as `loss_windowed`.
 
     Args:
-        metric: `train/` (windows of `log_every` steps, weighted by their steps) or `eval/` and its name.
+        metric: `train/NAME` (one value per window, weighted by the window's steps) or `eval/NAME`.
         rows: number of rows.
 
     Raises:
@@ -88,11 +88,11 @@ class RunningAverage:
     r"""Log an exponential average of a metric, as `loss_running`.
 
     $a \leftarrow d^n a + (1 - d^n) x$ for a row of mean $x$ over $n$ steps, corrected for its start
-    at zero as in Adam. It therefore hardly depends on `log_every`. Non-finite values are skipped; the
-    metric itself shows them.
+    at zero as in Adam. The average therefore hardly depends on `log_every`. Non-finite values are left
+    out; they remain visible in the metric itself.
 
     Args:
-        metric: `train/` or `eval/` (where each row counts as one step) and its name.
+        metric: `train/NAME`, or `eval/NAME`, of which each row counts as one step.
         decay: $d$, in [0, 1).
 
     Raises:

@@ -1,4 +1,4 @@
-"""Requests for checkpoints in addition to those of the trainer."""
+"""Callback that requests checkpoints in addition to those that `save_every` schedules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class CheckpointingState(TypedDict):
 class Checkpointing:
     """Request a checkpoint every n steps or minutes, and when a metric is among its k best values.
 
-    The trainer writes them to its store, which determines how long each is kept. To keep the
+    The trainer writes the checkpoints to its store, which decides how long each is kept. To keep the
     best three by accuracy, configure both:
 
         store = checkpoint.Store(folder, keep_best=3, metric="eval/accuracy", mode="max")
@@ -32,7 +32,7 @@ class Checkpointing:
 
     Args:
         every: steps between two checkpoints.
-        minutes: minutes of training between two checkpoints; the training state does not depend on it.
+        minutes: minutes of training between two checkpoints. Saving does not change the training state.
         best: number of best values for which a checkpoint is requested.
         monitor: `eval/` or `train/` and the name of the metric; its value is passed to the store under
             this name and under the metric's name (`"loss"` for `"eval/loss"`).
@@ -76,7 +76,7 @@ class Checkpointing:
         self.every, self.minutes, self.best = every, minutes, best
         self._monitor = Monitor(monitor, mode)
         self.monitor, self.mode = (monitor if best else None), mode
-        self._saved = 0.0  # in seconds of this process; not part of the state
+        self._saved = 0.0  # seconds since `fit` was called; not part of the saved state
         by_step = every is not None or minutes is not None
         self.listens: tuple[type[Event], ...] = (TrainBegin, BatchEnd) if by_step else ()
         self.listens += self._monitor.listens if best else ()

@@ -32,12 +32,12 @@ class ConsoleLogger:
     Two training losses have different labels: `train (epoch mean)` is the mean over a whole epoch,
     `train (last steps)`, which the progress bar shows too, the mean over the last `log_every` steps.
 
-    If epochs are short, only rows at least `every` seconds after the last printed ones are printed;
-    files have all rows. The first and the last rows are always printed.
+    If epochs are short, a row is printed only if at least `every` seconds have passed since the last
+    printed row; log files have all rows. The first and the last rows are always printed.
 
     Args:
         splits: the splits whose rows are printed; `None`: all, including windows ("train").
-        every: minimum seconds between the rows of two steps; 0: all rows.
+        every: minimum seconds between the printed rows of two steps; 0: all rows are printed.
         stream: the output stream; default: standard output.
 
     Raises:
@@ -70,7 +70,7 @@ class ConsoleLogger:
         self._begin()
 
     def init(self) -> None:
-        """Return no state, because printed lines are not part of a run's saved state."""
+        """Return `None` as the state of this callback: printed lines are not saved in checkpoints."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Print a notice, or a row of the log that `splits` and `every` select."""
@@ -82,8 +82,8 @@ class ConsoleLogger:
     def _begin(self) -> None:
         self._step = -1  # step of the last row
         self._due = 0.0  # in seconds of the run
-        self._left_out: list[str] | None = None  # rows of that step; `None` if printed
-        self._failed = False  # True once the output could not be written
+        self._left_out: list[str] | None = None  # unprinted rows of that step; `None` if printed
+        self._failed = False  # True after a failed write
 
     def _print(self, line: str) -> None:
         """Print a line; after a failure, such as a full or closed output, print no more in this run."""
@@ -93,7 +93,7 @@ class ConsoleLogger:
         try:
             # tqdm.write clears an active bar before it prints; without a bar it is a plain print.
             tqdm.write(line, file=out)
-            out.flush()  # a pipe would buffer the line
+            out.flush()  # otherwise a pipe would hold the line back
         except OSError:
             self._failed = True
             raise
@@ -117,7 +117,7 @@ class ConsoleLogger:
         if self._splits is not None and event.split not in self._splits:
             return []
         progress = event.progress
-        if progress.step != self._step:  # else treat it like the previous row of the step
+        if progress.step != self._step:  # later rows of a step follow its first row
             self._step = progress.step
             due = event.seconds >= self._due
             self._left_out = None if due else []
@@ -129,7 +129,7 @@ class ConsoleLogger:
         self._left_out.append(line)
         return []
 
-    def _out(self) -> TextIO | None:  # `None` in a process that was started without an output
+    def _out(self) -> TextIO | None:  # `None` if the process has no standard output
         return sys.stdout if self._stream is None else self._stream
 
 

@@ -38,7 +38,7 @@ class CSVLogger(RowLogger):
 
     def _begin(self, rows: int) -> tuple[int, float]:
         previous = list(csv.DictReader(_file_output.keep(self.path, rows + 1)))
-        # In order of first appearance; columns that only removed rows used are dropped.
+        # Columns in order of first appearance, without columns that only truncated rows had.
         self._columns = list(
             dict.fromkeys(name for row in previous for name, x in row.items() if name and x)
         )
@@ -46,7 +46,7 @@ class CSVLogger(RowLogger):
         return len(previous), float(previous[-1].get("time") or 0.0) if previous else 0.0
 
     def _write(self, row: Mapping[str, Any]) -> None:
-        # Rows are counted by lines, so a name must not contain a line break.
+        # Rows are counted by lines, so the name of a column must not contain a line break.
         row = {" ".join(name.splitlines()): value for name, value in row.items()}
         new = [name for name in row if name not in self._columns]
         if new or not self.path.exists():

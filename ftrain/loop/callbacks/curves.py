@@ -21,9 +21,9 @@ _SHARE = 0.02  # maximum fraction of a run's time that is spent on drawing
 class Curves:
     """Draw the curves of the log into an image, periodically and at the end of the run.
 
-    It reads the file of `JSONLLogger`, whose position in the list of callbacks does not matter; the
-    image of a resumed run covers the whole run. Drawing takes up to a second, so the interval is
-    extended to keep it below 2 % of the run's time.
+    The curves are read from the file of `JSONLLogger`, which may come before or after this callback; the
+    image of a resumed run covers the whole run. Drawing takes up to a second, so the interval between
+    two images is extended to keep drawing below 2 % of the run's time.
 
     Args:
         path: path of the image, `.png`, `.svg` or `.pdf`.
@@ -45,7 +45,7 @@ class Curves:
         ['curves.png', 'metrics.jsonl']
     """
 
-    # At these events the file holds all earlier rows, whatever the order of the callbacks.
+    # When these events are emitted, the file holds all earlier rows, for any order of callbacks.
     listens = (EpochBegin, WindowEnd, TrainEnd)
     on_error = "warn"
 
@@ -60,10 +60,10 @@ class Curves:
         self.path = pathlib.Path(path)
         self.log = self.path.with_name("metrics.jsonl") if log is None else pathlib.Path(log)
         self.every = every
-        self._due = every  # in seconds of this process; not part of the state
+        self._due = every  # seconds since `fit` was called; not part of the saved state
 
     def init(self) -> None:
-        """Return no state, because the log file holds the values."""
+        """Return `None` as the state of this callback: the log file holds the values of the curves."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Draw the image if a new one is due at this event."""

@@ -18,7 +18,7 @@ class EarlyStoppingState(TypedDict):
     Attributes:
         best: the best value so far; `None` before the first.
         best_step: the step of the best value.
-        waited: number of values since then.
+        waited: number of values since the best one.
     """
 
     best: float | None
@@ -84,7 +84,10 @@ class EarlyStopping:
         monitor, best = self._monitor, state["best"]
         if isinstance(event, TrainEnd):
             if best is None and not state["waited"] and event.result.status == "completed":
-                message = f"early stopping had no effect: the run reported no {monitor.name}"
+                message = (
+                    f"early stopping had no effect: expected the run to report {monitor.name!r}, got no "
+                    "value. Pass eval_data, or monitor a metric of the run."
+                )
                 warnings.warn(message, LoopWarning, stacklevel=2)
             return state, ()
         value, step = monitor.value(event), event.progress.step

@@ -1,4 +1,4 @@
-"""Evaluation of averaged weights, in addition to the weights themselves."""
+"""Evaluation of averaged weights, in addition to the evaluation of the current weights."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ class EMAEvaluation:
         return f"EMAEvaluation {self._field}"
 
     def init(self) -> None:
-        """Return no state, because the training state holds the average."""
+        """Return `None` as the state of this callback: the training state holds the average."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Request an evaluation of the average."""
+        """Request an evaluation of the averaged parameters after each main evaluation."""
         assert isinstance(event, EvaluateEnd)
         if event.name:
             return None, ()
@@ -86,5 +86,5 @@ def averaged(state: Any, name: str) -> TrainState:
                 "the optimizer, optim.ema(optimizer, 0.999), or keep an average in "
                 f"state.extras[{name!r}]."
             ) from None
-    # In the dtypes of the parameters, to avoid recompiling the evaluation step.
+    # The average is cast to the dtypes of the parameters, to avoid recompiling the evaluation step.
     return state.replace(params=tree.map(lambda a, p: a.to(p.dtype), average, state.params))

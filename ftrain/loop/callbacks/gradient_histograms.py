@@ -22,18 +22,18 @@ __all__ = ["GradientHistograms"]
 class GradientHistograms:
     """Write histograms of a step's gradients to TensorBoard, one for each module.
 
-    The step computes the counts; they are read, in one copy, only at the steps that are written. Steps
-    that were skipped write none. For an ensemble, there is one histogram for each member.
+    The step computes the counts; they are read, in one copy, only at the steps that are written. A
+    skipped step has no histogram. For an ensemble, there is one histogram for each module and member.
 
     Args:
         folder: directory of the event files.
         every: steps between two histograms.
-        histogram_edges: the edges with which the step counts. In Python, pass the same to
-            `monitored_steps(..., histogram_edges=...)`; a configuration does so.
+        histogram_edges: the edges of the histograms. In Python, pass the same edges to
+            `monitored_steps(..., histogram_edges=...)`; a run from a configuration does so itself.
 
     Raises:
         ImportError: tensorboard is not installed.
-        ValueError: an argument is out of range; the step counts nothing, or with other edges.
+        ValueError: an argument is out of range; the step returns no histograms, or has other edges.
 
     Example:
         >>> from ftrain.loop.callbacks import monitored_steps
@@ -66,10 +66,10 @@ class GradientHistograms:
         self._writer: Any = None
 
     def init(self) -> None:
-        """Return no state, because the files contain the steps."""
+        """Return `None` as the state of this callback: the event files record the steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Write the histograms of this step if they are due."""
+        """Write the gradient histograms of a step if they are due at this step."""
         if not is_main():
             return None, ()
         step = event.progress.step
@@ -112,7 +112,7 @@ class GradientHistograms:
                     yield tag, counts.tolist()
 
     def _write(self, tag: str, counts: list[int], step: int) -> None:
-        """Write one histogram; TensorBoard draws only intervals, so outer ones end at the next edge."""
+        """Write one histogram to TensorBoard, with finite ends for the unbounded outer intervals."""
         edges = self._edges
         used = [i for i, count in enumerate(counts) if count]
         limits = [*edges, edges[-1] if edges[-1] <= 0 else edges[-1] * 10]
@@ -121,7 +121,7 @@ class GradientHistograms:
             min=edges[max(used[0] - 1, 0)],
             max=limits[used[-1]],
             num=sum(counts),
-            sum=0.0,  # unknown, and not drawn
+            sum=0.0,  # unknown; TensorBoard does not draw the sums
             sum_squares=0.0,
             bucket_limits=limits,
             bucket_counts=counts,

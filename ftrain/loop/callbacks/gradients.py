@@ -14,7 +14,7 @@ __all__ = ["GradientMonitor", "GradientState"]
 
 _PREFIX = "grad_norm/"
 _NOT_FINITE = "not finite"
-#: Metrics that count steps: what is reported of a layer, and the text.
+#: Prefix of a metric that counts steps: the kind of the report about a layer, and its text.
 _COUNTED = {
     "grad_vanishing/": ("vanishing", "vanishing gradient in layer {} in {} of {} steps"),
     "grad_exploding/": (
@@ -27,9 +27,9 @@ _COUNTED = {
         "first non-finite gradient of the backward pass in layer {} in {} of {} steps",
     ),
 }
-_DECAY = 0.9  # per window
-_SILENCE = 20  # windows before a layer is reported again
-_MOST = 5  # layers in a note
+_DECAY = 0.9  # per window: weight of the past in a layer's average norm
+_SILENCE = 20  # minimum number of windows between two reports about a layer
+_MOST = 5  # maximum number of layers in a notice
 
 
 class GradientState(TypedDict):
@@ -49,9 +49,9 @@ class GradientState(TypedDict):
 class GradientMonitor:
     """Report the paths of layers whose gradient norm nearly vanishes or far exceeds its average.
 
-    It needs the steps of `monitored_steps(...)` in the place of those of `ftrain.make_steps(...)`; with
-    `callbacks: [GradientMonitor]` in a configuration, the run builds them. It reads the means over a
-    window of the norms that these steps report, and their counts of steps (`vanishing_below`,
+    The trainer needs the steps of `monitored_steps(...)` instead of those of `ftrain.make_steps(...)`; a
+    run from a configuration with `callbacks: [GradientMonitor]` builds them. The monitor reads the means
+    of the norms over a window, and the numbers of steps that exceeded a limit (`vanishing_below`,
     `exploding_above`, `first_nonfinite`), which show single steps as well. It emits at most one
     `Notice` per window, which the console and `train.log` print. A layer is reported once, and again
     only after it has recovered, at the earliest 20 windows later.
@@ -132,7 +132,7 @@ class GradientMonitor:
         news: list[str] = []
         found = list(_counted(event))
         counted = {layer: kind for layer, kind, _ in found}
-        # These layers may have no norm by which they recover: the loss function, or a path that is cut.
+        # These paths, such as `(loss)` or a path cut by `depth`, may have no norm that recovers.
         said = {a: kind for a, kind in said.items() if kind != _NOT_FINITE or a in counted}
         for layer, kind, text in found:
             if said.get(layer) != kind and layer not in silent:
@@ -176,7 +176,7 @@ class GradientMonitor:
 
 
 def _rows(event: WindowEnd) -> dict[str, dict[str, float]]:
-    """Return `{suffix: metrics}` of a window; the suffix, such as ` of member 2`, names the member."""
+    """Return a window's metrics for each ensemble member, by a text such as ` of member 2`."""
     rows: dict[str, dict[str, float]] = {}
     if not event.members:
         rows[""] = dict(event.values)
@@ -187,7 +187,7 @@ def _rows(event: WindowEnd) -> dict[str, dict[str, float]]:
 
 
 def _counted(event: WindowEnd) -> Iterator[tuple[str, str, str]]:
-    """Yield layer, kind and text of each count of steps in a window that is not 0."""
+    """Yield layer, kind and text of each report that a window's counts of steps require."""
     for whose, row in _rows(event).items():
         for prefix, (kind, text) in _COUNTED.items():
             for name, value in row.items():
@@ -197,7 +197,7 @@ def _counted(event: WindowEnd) -> Iterator[tuple[str, str, str]]:
 
 
 def _norms(event: WindowEnd) -> dict[str, dict[str, float]]:
-    """Return the norms of the layers per ensemble member; layers are compared within one member."""
+    """Return the gradient norms of a window by ensemble member (a text) and layer."""
     return {
         whose: {
             name.removeprefix(_PREFIX): value

@@ -13,7 +13,7 @@ from ftrain.loop import plots
 from ftrain.loop.callback import Action
 from ftrain.loop.callbacks._optional import need
 from ftrain.loop.callbacks._rank import is_main
-from ftrain.loop.callbacks._when import When
+from ftrain.loop.callbacks._sample_schedule import SampleSchedule
 from ftrain.loop.events import Event
 
 __all__ = ["ImageGrid"]
@@ -56,15 +56,19 @@ class ImageGrid:
         columns: int | None = None,
     ) -> None:
         need("matplotlib", "ImageGrid", "matplotlib")
-        self.predict, self.folder, self._when = predict, pathlib.Path(folder), When(every)
-        self.columns, self.listens = columns, self._when.listens
+        self.predict, self.folder, self._schedule = (
+            predict,
+            pathlib.Path(folder),
+            SampleSchedule(every),
+        )
+        self.columns, self.listens = columns, self._schedule.listens
 
     def init(self) -> None:
-        """Return no state, because the file names contain the steps."""
+        """Return `None` as the state of this callback: the file names record the steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Draw an image file if one is due at this event."""
-        if self._when.is_due(event) and is_main():
+        if self._schedule.is_due(event) and is_main():
             with torch.no_grad():
                 found = self.predict(event.state)
             images, titles = found if isinstance(found, tuple) else (found, None)

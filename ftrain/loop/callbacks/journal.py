@@ -56,18 +56,18 @@ class FileLogger:
         self.path = pathlib.Path(path)
 
     def init(self) -> None:
-        """Return no state, because the text file is not part of a run's saved state."""
+        """Return `None` as the state of this callback: the text file is not saved in checkpoints."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Write a line about the event to the text file."""
+        """Write a line about an event to the text file."""
         if is_main():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-            _file_output.append(self.path, printable(f"{now}  {_said(event)}"))
+            _file_output.append(self.path, printable(f"{now}  {_line_for(event)}"))
         return None, ()
 
 
-def _said(event: Event) -> str:
+def _line_for(event: Event) -> str:
     progress = event.progress
     if isinstance(event, Logged):
         return _format.row(event.split, progress, event.values)

@@ -30,9 +30,9 @@ class JSONLLogger(RowLogger):
     is repeated, none is missing.
 
     With `log_digests=50`, every 50 steps a row with the split "digest" holds digests of the state's
-    leaves, of the batch's leaves and of the batch's rows; one more holds those of the initial state.
-    `ftrain diff` compares two runs by them. A digest of a GPT of 0.8 M parameters with AdamW (85 leaves,
-    9.6 MB) takes 7 ms: every 50 steps of 22 ms, that is 0.7 % of the time.
+    leaves, of the batch's leaves and of the batch's rows; another row holds digests of the initial
+    state. `ftrain diff` compares two runs by these rows. The digests of a GPT of 0.8 M parameters with
+    AdamW (85 leaves, 9.6 MB) take 7 ms, which is 0.7 % of the time of 50 steps of 22 ms.
 
     Args:
         path: path of the file; its directory is created if missing.
@@ -67,7 +67,7 @@ class JSONLLogger(RowLogger):
     def __call__(self, state: Rows, event: Event) -> tuple[Rows, tuple[Action, ...]]:
         """Write a row for each `Logged` event and, if `log_digests` is set, rows of digests."""
         if isinstance(event, BatchEnd):
-            assert self._log_digests is not None  # it listens for no such event otherwise
+            assert self._log_digests is not None  # else no listener for `BatchEnd`
             is_due = event.progress.step % self._log_digests == 0
             return (self._digest(state, event, event.batch) if is_due else state), ()
         state, actions = super().__call__(state, event)
@@ -95,5 +95,5 @@ def _finite(value: Any) -> Any:
 def _time(line: str) -> float:
     try:
         return float(json.loads(line)["time"])
-    except (ValueError, TypeError, KeyError):  # a line that this logger did not write
+    except (ValueError, TypeError, KeyError):  # a line of another program
         return 0.0

@@ -17,9 +17,9 @@ __all__ = ["LearningRateMonitor"]
 class LearningRateMonitor:
     """Add every `learning_rate` in the state to the training rows of the log.
 
-    A step of `ftrain.make_steps` reports them already; this is for custom steps that do not. Several
-    rates are distinguished by their paths, `learning_rate['backbone'].learning_rate`. They are read
-    only at the end of a window.
+    A step of `ftrain.make_steps` reports its learning rates already; this callback is for custom steps
+    that do not. Several rates are distinguished by their paths,
+    `learning_rate['backbone'].learning_rate`. The rates are read only at the end of a window.
 
     Raises:
         ValueError: the state holds no learning rate; raised at the start of the run.
@@ -41,7 +41,7 @@ class LearningRateMonitor:
     on_error = "warn"
 
     def init(self) -> None:
-        """Return no state, because the training state holds the rates."""
+        """Return `None` as the state of this callback: the training state holds the rates."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Log the learning rates that the row does not contain yet."""

@@ -38,10 +38,10 @@ class MemoryMonitor:
         self._on_cuda: tuple[str, ...] = ()
 
     def init(self) -> None:
-        """Return no state, because memory usage is not part of a run's saved state."""
+        """Return `None` as the state of this callback: peak memory is not saved in checkpoints."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Log the peak memory."""
+        """Log the peak memory of the run at the end of a log window."""
         if isinstance(event, TrainBegin):
             self._on_cuda = tuple(name for name in event.plan.devices if name.startswith("cuda"))
             return None, ()

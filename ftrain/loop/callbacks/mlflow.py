@@ -66,7 +66,7 @@ class MLflowLogger:
         return {"run_id": None}
 
     def __call__(self, state: MLflowState, event: Event) -> tuple[MLflowState, Iterable[Action]]:
-        """Log the row to MLflow."""
+        """Log a row of the log to MLflow; begin and end the MLflow run with the training run."""
         if not is_main():
             return state, ()
         if isinstance(event, TrainBegin):
@@ -93,6 +93,6 @@ class MLflowLogger:
             self._mlflow.set_tracking_uri(self._uri)
         self._mlflow.set_experiment(self.experiment)
         run = self._mlflow.start_run(run_id=run_id, **self._options)
-        if run_id is None and self._hyperparameters:  # params of an existing run cannot change
+        if run_id is None and self._hyperparameters:  # an existing run's params cannot change
             self._mlflow.log_params(self._hyperparameters)
         return run

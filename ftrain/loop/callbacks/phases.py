@@ -55,10 +55,10 @@ class PhaseTimes:
         self._spent = {"data": 0.0, "step": 0.0, "other": 0.0}
 
     def init(self) -> None:
-        """Return no state, because clock times are not part of a run's saved state."""
+        """Return `None` as the state of this callback: clock times are not saved in checkpoints."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Add the time since the last event to the phase that this event ends."""
+        """Add the seconds since the previous event to the phase that an event ends."""
         passed, self._last = event.seconds - self._last, event.seconds
         if isinstance(event, TrainBegin):
             self._spent = dict.fromkeys(self._spent, 0.0)

@@ -67,7 +67,7 @@ class Profiler:
         self._running: Any = None
 
     def init(self) -> None:
-        """Return no state, because a trace is not part of a run's saved state."""
+        """Return `None` as the state of this callback: traces are not saved in checkpoints."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Start the trace before the first step to trace; end and write it after the last one."""

@@ -40,10 +40,10 @@ class ProgressBar:
     `train loss` is the mean over the last `log_every` steps, `eval loss` that of the last
     evaluation.
 
-    It is refreshed by the clock, not by the step, and shows only numbers that the log has read: it
+    The bar is refreshed by the clock, not by the step, and shows only numbers that the log has read: it
     never waits for the device, and costs one comparison per step. In a notebook it is tqdm's widget.
-    If the stream is not a terminal, it prints a plain line every few seconds instead. Ranks other than
-    0 are silent.
+    If the stream is not a terminal, a plain line is printed every few seconds instead of the bar. Ranks
+    other than 0 are silent.
 
     `Trainer.fit` shows a bar by default in terminals and notebooks. List a `ProgressBar` among the
     callbacks to choose its options, or to print lines into files and pipes.
@@ -83,7 +83,7 @@ class ProgressBar:
         self._due = float("inf")
 
     def init(self) -> None:
-        """Return no state, because the display is not part of a run's saved state."""
+        """Return `None` as the state of this callback: the display is not saved in checkpoints."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Update the display for an event; steps update it at most once per refresh interval."""
@@ -94,7 +94,7 @@ class ProgressBar:
         elif isinstance(event, TrainBegin):
             self._begin(event)
         elif self._display is not None:
-            self._tell(self._display, event)
+            self._update(self._display, event)
         return None, ()
 
     def _begin(self, event: TrainBegin) -> None:
@@ -109,7 +109,8 @@ class ProgressBar:
             self._display = _Lines(event, stream)
         self._due = event.seconds + self._interval()
 
-    def _tell(self, display: _Bar | _Lines, event: Event) -> None:
+    def _update(self, display: _Bar | _Lines, event: Event) -> None:
+        """Set the values and the activity that the display shows, from an event."""
         if isinstance(event, WindowEnd):
             if "loss" in event.values:
                 display.values["train loss"] = event.values["loss"]
@@ -190,7 +191,7 @@ def _in_notebook() -> type[tqdm]:  # type: ignore[type-arg]  # as above
 
 
 class _Lines:
-    """Progress as a line every few seconds."""
+    """Progress of a run, printed as a line every few seconds."""
 
     def __init__(self, event: TrainBegin, stream: TextIO) -> None:
         self.values: dict[str, float] = {}

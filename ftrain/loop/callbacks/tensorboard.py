@@ -49,10 +49,10 @@ class TensorBoardLogger:
         self._writer: Any = None
 
     def init(self) -> None:
-        """Return no state, because the files contain the steps."""
+        """Return `None` as the state of this callback: the event files record the steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, Iterable[Action]]:
-        """Write the row to TensorBoard."""
+        """Write a row of the log to TensorBoard."""
         if not is_main():
             return None, ()
         step = event.progress.step
@@ -66,7 +66,7 @@ class TensorBoardLogger:
             if self._hyperparameters:
                 lines = [f"    {name}: {value}" for name, value in self._hyperparameters.items()]
                 self._writer.add_text("config", "\n".join(lines), step)
-        elif self._writer is None:  # it could not be opened
+        elif self._writer is None:  # `None` if the writer could not be opened
             return None, ()
         elif isinstance(event, Logged):
             for name, value in event.values.items():
@@ -78,7 +78,7 @@ class TensorBoardLogger:
         return None, ()
 
     def _end(self, result: FitResult) -> None:
-        """Write the row of the table HPARAMS, and close the file."""
+        """Write the run's row in TensorBoard's table HPARAMS, and close the event file."""
         last = result.eval or result.train
         if self._hyperparameters and last is not None:
             values = {f"hparams/{last.split}/{name}": x for name, x in last.metrics.items()}

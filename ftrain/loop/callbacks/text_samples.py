@@ -12,7 +12,7 @@ import torch
 from ftrain.core import _file_output
 from ftrain.loop.callback import Action
 from ftrain.loop.callbacks._rank import is_main
-from ftrain.loop.callbacks._when import When
+from ftrain.loop.callbacks._sample_schedule import SampleSchedule
 from ftrain.loop.events import Event
 
 __all__ = ["TextSamples"]
@@ -53,15 +53,16 @@ class TextSamples:
         *,
         every: int | None = None,
     ) -> None:
-        self.generate, self.folder, self._when = generate, pathlib.Path(folder), When(every)
-        self.listens = self._when.listens
+        self.generate, self.folder = generate, pathlib.Path(folder)
+        self._schedule = SampleSchedule(every)
+        self.listens = self._schedule.listens
 
     def init(self) -> None:
-        """Return no state, because the file names contain the steps."""
+        """Return `None` as the state of this callback: the file names record the steps."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Write a text file if one is due at this event."""
-        if self._when.is_due(event) and is_main():
+        if self._schedule.is_due(event) and is_main():
             with torch.no_grad():
                 found = self.generate(event.state)
             texts = [found] if isinstance(found, str) else found

@@ -29,10 +29,10 @@ class Throughput:
     on_error = "warn"
 
     def init(self) -> None:
-        """Return no state, because speed is not part of a run's saved state."""
+        """Return `None` as the state of this callback: speeds are not saved in checkpoints."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Log the speeds of a log window."""
+        """Log steps, samples and tokens per second at the end of a log window."""
         assert isinstance(event, WindowEnd)
         if not event.duration:
             return None, ()

@@ -1,4 +1,4 @@
-"""Time limit of a run."""
+"""Callback that stops a run after a time limit."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TimeLimit:
             )
 
     def init(self) -> None:
-        """Return no state, because each call of `fit` has its own limit."""
+        """Return `None` as the state of this callback: each call of `fit` has its own limit."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Request a stop when the time limit is reached."""

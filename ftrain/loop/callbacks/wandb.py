@@ -62,7 +62,7 @@ class WandbLogger:
         return {"id": self._options.get("id")}
 
     def __call__(self, state: WandbState, event: Event) -> tuple[WandbState, Iterable[Action]]:
-        """Log the row to Weights & Biases."""
+        """Log a row of the log to Weights & Biases; create or continue its run at the start."""
         if not is_main():
             return state, ()
         if isinstance(event, TrainBegin):
@@ -71,7 +71,7 @@ class WandbLogger:
                 how = {"id": state["id"], "resume": "allow"}
                 if "config" in self._options:
                     how["allow_val_change"] = (
-                        True  # a run that is resumed for longer has other values
+                        True  # a resumed run may have other values, such as more epochs
                     )
             try:
                 self._run = self._wandb.init(**{**self._options, **how})
@@ -80,7 +80,7 @@ class WandbLogger:
                 remedy = "Log in with `wandb login`, or write mode='offline'."
                 return state, refused("WandbLogger", error, remedy)
             return {"id": self._run.id}, ()
-        if self._run is None:  # the service refused it
+        if self._run is None:  # the service refused the run
             return state, ()
         if isinstance(event, Logged):
             row = {f"{event.split}/{name}": value for name, value in event.values.items()}

@@ -1,4 +1,4 @@
-"""Finders of a learning rate and of the largest batch size; they do not change the given state.
+"""Finders of a learning rate and of the largest batch size, which work on copies of a training state.
 
 Read next: `learning_rate.py`.
 """

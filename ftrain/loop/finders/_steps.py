@@ -1,4 +1,4 @@
-"""Steps that a finder runs, on copies of the state."""
+"""Preparation of the steps and the copies of the state with which a finder works."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ CompileOptions = bool | Mapping[str, Any]
 
 
 def is_factory(steps: Any) -> bool:
-    """Return True if `steps` is a function of the learning rate that makes steps, not a step."""
+    """Return True if `steps` is a function `learning rate -> steps`, False if it is a step."""
     if isinstance(steps, (Steps, Compiled, tuple)) or not callable(steps):
         return False
     try:
         parameters = inspect.signature(steps).parameters.values()
-    except (TypeError, ValueError):  # a builtin
+    except (TypeError, ValueError):  # a builtin has no signature
         return False
     required = [
         p
@@ -71,7 +71,7 @@ def copied(state: Any) -> Any:
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Suppress `RecompileWarning`: a finder recompiles for each size on purpose."""
+    """Suppress `RecompileWarning`, because a finder recompiles for each batch size on purpose."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RecompileWarning)
         yield

@@ -28,7 +28,7 @@ def smooth(losses: Sequence[float], width: float) -> list[float]:
         if not math.isfinite(centre):
             found.append(centre)
             continue
-        # The same span on both sides, so that the slope at an end is not flattened.
+        # As many neighbours on either side, so that the slope at an end of the sweep is not flattened.
         span = min(reach, i, len(losses) - 1 - i)
         near = [
             (weights[abs(d)], losses[i + d])
@@ -40,7 +40,7 @@ def smooth(losses: Sequence[float], width: float) -> list[float]:
 
 
 def stops_at(losses: Sequence[float], diverged: float, width: int) -> int | None:
-    """Return the step at which the losses of a sweep have diverged; `None` if they have not.
+    """Return the step at which the losses of a learning-rate sweep diverge; `None` if they do not.
 
     Each step is judged by the mean of its last `width` losses, without later ones, so the result does
     not depend on how often the losses are read.
@@ -74,9 +74,12 @@ def _ceiling(first: float, lowest: float, diverged: float) -> float:
 def suggest(
     rates: Sequence[float], even: Sequence[float], skipped: Sequence[bool] = ()
 ) -> tuple[float | None, float | None]:
-    """Return the rates of steepest decrease and of lowest loss; both `None` if the loss never falls.
+    """Return the learning rates at which the loss falls fastest and is lowest; `None` if it never falls.
 
-    A rate whose step was skipped is not suggested.
+    Args:
+        rates: the learning rate of each step.
+        even: the smoothed loss of each step.
+        skipped: True for each step that was skipped, whose rate is not suggested.
     """
     finite = [i for i, value in enumerate(even) if math.isfinite(value)]
     if not finite:
@@ -95,7 +98,7 @@ def suggest(
 
 
 def _slope(even: Sequence[float], i: int, reach: int) -> float:
-    """Return the slope of the losses at a step, by least squares over its neighbours.
+    """Return the slope of the smoothed losses at a step, by least squares over its neighbours.
 
     The rates are evenly spaced in the logarithm.
     """

@@ -25,7 +25,7 @@ __all__ = ["BatchSizes", "Trial", "batch_size"]
 
 @dataclasses.dataclass(frozen=True)
 class Trial:
-    """Trial of one batch size.
+    """Result of trying one batch size.
 
     Attributes:
         size: number of rows.
@@ -44,7 +44,7 @@ class BatchSizes:
     """Result of a search for the largest batch size.
 
     Attributes:
-        size: the largest size that fits.
+        size: the largest batch size that fits into memory.
         too_large: the smallest tried size that does not fit; `None` if `highest` fits.
         trials: all trials, in order.
     """
@@ -54,12 +54,16 @@ class BatchSizes:
     trials: tuple[Trial, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """Return a dict that `json.dumps` takes."""
+        """Return the sizes and trials as a dict that `json.dumps` accepts."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        end = "the largest requested" if self.too_large is None else f"{self.too_large} does not"
-        lines = [f"a batch of {self.size} fits; {end}"]
+        end = (
+            "which is the largest size that was requested"
+            if self.too_large is None
+            else f"and {self.too_large} rows do not"
+        )
+        lines = [f"a batch of {self.size} rows fits into memory, {end}"]
         for trial in self.trials:
             peak = "" if trial.peak_bytes is None else f"  {trial.peak_bytes / 2**20:,.0f} MiB"
             lines.append(f"{trial.size:>8}  {'fits' if trial.fits else 'out of memory'}{peak}")
@@ -93,11 +97,12 @@ def batch_size(
         highest: the largest size to try.
         multiple: sizes between doublings are multiples of this, for example 8 for tensor cores.
         n_steps: steps at each size.
-        compile: False: eager steps, which need slightly more memory than compiled ones but no
-            compilation for each size. True, or options for `ftrain.compile`: the compiled, donated step.
+        compile: False: run eager steps, which need slightly more memory than compiled steps but no
+            compilation for each size. True, or options for `ftrain.compile`: run the compiled step,
+            which donates its state.
 
     Returns:
-        The sizes; `.size` is the largest that fits.
+        The result of the search; its `size` is the largest size that fits.
 
     Raises:
         MemoryError: a single row does not fit; the message lists remedies.
@@ -148,7 +153,7 @@ def batch_size(
 def _tried(
     step: Step, state: Any, make: Callable[[int], Any], size: int, n_steps: int
 ) -> tuple[Trial, BaseException | None]:
-    """Run a few steps at one size, and release their memory afterwards."""
+    """Run a few steps at one batch size, and release their memory afterwards."""
     devices = {leaf.device for leaf in tree.leaves(state) if isinstance(leaf, torch.Tensor)}
     on_cuda = [device for device in devices if device.type == "cuda"]
     for device in on_cuda:

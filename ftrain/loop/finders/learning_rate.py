@@ -40,11 +40,11 @@ class RateSweep:
 
     Attributes:
         rates: the learning rate of each step, increasing.
-        losses: the loss of each step, computed before its update; if the sweep diverged, the last one
+        losses: the loss of each step, computed before its update; if the sweep diverged, the last loss
             is too high or not finite.
         smoothed: the losses averaged with their neighbours on both sides.
         suggestion: the rate at which the loss falls fastest; `None` if it never falls, if more than half
-            of the steps were skipped, or if none changed a parameter.
+            of the steps were skipped, or if no step changed a parameter.
         lowest: the rate at which the smoothed loss is lowest, which is too high for training; `None` if
             there is no suggestion.
         diverged: True if the sweep ended early because the loss rose too far or was not finite.
@@ -67,7 +67,7 @@ class RateSweep:
     trained: bool = True
 
     def to_json(self) -> dict[str, Any]:
-        """Return a dict that `json.dumps` takes; a loss that is not finite is `None`."""
+        """Return the sweep as a dict that `json.dumps` accepts; non-finite losses become `None`."""
         content = dataclasses.asdict(self)
         for name in ("losses", "smoothed"):
             content[name] = [value if math.isfinite(value) else None for value in content[name]]
@@ -114,7 +114,9 @@ class RateSweep:
             said = f"{which} of the {swept} were skipped"
             if n == 1:
                 said = f"the first step, at {first:.3g}, was skipped"
-            tried = "no rate was tried" if skipped == n else "their rates were not tried"
+            tried = (
+                "no rate was tested" if skipped == n else "the rates of these steps were not tested"
+            )
             return (
                 f"no suggestion: {said} because of a non-finite gradient, so {tried}. Check the batches "
                 "and the loss for NaN, log(0) or a division by zero; ftrain.loop.Trainer(..., "
@@ -122,7 +124,7 @@ class RateSweep:
             )
         if not self.trained:
             return (
-                f"no suggestion: none of the {swept} changed a parameter, so no rate was tried. "
+                f"no suggestion: none of the {swept} changed a parameter, so no rate was tested. "
                 "Check the optimizer for a wrapper that skips or accumulates gradients, or for a "
                 "rate of 0"
             )
@@ -136,7 +138,7 @@ class RateSweep:
             )
             return f"no suggestion: the loss does not fall in {swept}{end}; {advice}"
         return (
-            f"suggested learning rate {self.suggestion:.2g} (the loss falls fastest there, and is "
+            f"suggested learning rate {self.suggestion:.2g}, where the loss falls fastest (it is "
             f"lowest at {self.lowest:.2g})\n{swept}{end}"
         )
 
@@ -289,7 +291,7 @@ def _stepper(
 
 
 def _seen(metrics: Any) -> torch.Tensor:
-    """Return the loss and the `skipped` metric as one float64 tensor, reduced over ensemble members."""
+    """Return the loss and the metric `skipped` as one float64 tensor, reduced over ensemble members."""
     try:
         loss = metrics["loss"]
     except (KeyError, TypeError, IndexError):

@@ -1,4 +1,4 @@
-"""Scales and tick labels of axes: round numbers, without matplotlib's offset or common factor."""
+"""Scales and tick labels of chart axes: round numbers, without matplotlib's offset or factor."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def clock_unit(seconds: float) -> tuple[str, float]:
 
 
 def scale_x(ax: Axes, whole: bool) -> None:
-    """Set round ticks on the horizontal axis, at integers only if `whole`."""
+    """Set round ticks on a chart's horizontal axis; only integers if `whole`."""
     from matplotlib.ticker import MaxNLocator  # noqa: PLC0415  # optional
 
     ax.xaxis.set_major_locator(MaxNLocator(7, integer=whole, steps=[1, 2, 5, 10], min_n_ticks=1))
@@ -54,7 +54,7 @@ def scale_x(ax: Axes, whole: bool) -> None:
 
 
 def scale_y(ax: Axes, metric: str, values: Sequence[float], colours: Theme) -> None:
-    """Scale an axis for its metric: speeds start at zero, large decreases use a logarithmic axis."""
+    """Scale a chart's vertical axis: speeds start at zero, wide ranges use a logarithmic axis."""
     from matplotlib.ticker import LogLocator, NullLocator  # noqa: PLC0415  # optional
 
     finite = [value for value in values if math.isfinite(value)]
@@ -77,7 +77,7 @@ def scale_y(ax: Axes, metric: str, values: Sequence[float], colours: Theme) -> N
 
 
 def _formatter(each: bool = False) -> Any:
-    """Return a formatter of tick labels, with one unit for the axis or, if `each`, one per tick."""
+    """Return a formatter of tick labels, with one unit for the axis or, if `each`, a unit per tick."""
     from matplotlib.ticker import Formatter  # noqa: PLC0415  # optional
 
     class Ticks(Formatter):

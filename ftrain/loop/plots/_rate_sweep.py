@@ -36,7 +36,7 @@ class Sweep(Protocol):
 
 
 def rate_sweep_figure(sweep: Sweep, out: Path | None, title: str | None, dark: bool) -> Figure:
-    """Draw the losses as dots, the smoothed losses as a line, and mark the suggestion."""
+    """Draw a sweep's losses as dots, its smoothed losses as a line, and the suggested rate."""
     colours = theme(dark)
     blue, orange = colours.series[:2]
     figure = new_figure("a learning-rate sweep", 7.2, 4.0, dark)

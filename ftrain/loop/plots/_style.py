@@ -1,4 +1,4 @@
-"""Style of the plots, with colour-blind-safe colours on white and on near-black."""
+"""Style of the plots: colours, safe for colour-blind readers, chart order, fonts and frames."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Theme:
         panel: background of a chart, and of an image.
         edge: frames.
         text: titles.
-        quiet: labels and ticks.
+        quiet: axis labels and ticks.
         grid: grid lines behind the curves.
         wrong: wrong predictions.
         series: colours of the runs.
@@ -174,10 +174,16 @@ def ordered(metrics: Iterable[str]) -> list[str]:
 
 
 def shown(logs: Sequence[RunLog]) -> list[str]:
-    """Return the metrics to draw: not `_min`, `_max`, names with `/`, or `skipped` if always zero."""
+    """Return the metrics that have a chart by default, in chart order.
+
+    Metrics without one: `NAME_min`, `NAME_max`, names with `/`, and `skipped` if it is always zero.
+    """
     found = []
     names = ordered(name for log in logs for name in log.curves)
-    hidden = {*HIDDEN, *extremes(names)}  # extremes are drawn as a band around the mean
+    hidden = {
+        *HIDDEN,
+        *extremes(names),
+    }  # the smallest and largest values are drawn as a band around the mean
     for metric in names:
         values = [v for log in logs for c in log.curves.get(metric, {}).values() for v in c.values]
         counted = metric == "skipped" and any(values)
@@ -187,7 +193,7 @@ def shown(logs: Sequence[RunLog]) -> list[str]:
 
 
 def new_figure(what: str, width: float, height: float, dark: bool) -> Figure:
-    """Return a figure that uses neither matplotlib's global state nor a display.
+    """Return an empty figure that uses neither matplotlib's global state nor a display.
 
     Raises:
         ImportError: matplotlib is not installed; the message says how to install it.
@@ -205,7 +211,7 @@ def new_figure(what: str, width: float, height: float, dark: bool) -> Figure:
 
 
 def dress(ax: Axes, dark: bool, title: str) -> None:
-    """Style the frame, grid, ticks and title of one chart."""
+    """Set the style of the frame, grid, ticks and title of one chart."""
     colours = theme(dark)
     ax.set_facecolor(colours.panel)
     ax.spines[["top", "right", "left"]].set_visible(False)
@@ -222,7 +228,7 @@ def dress(ax: Axes, dark: bool, title: str) -> None:
 
 
 def write(figure: Figure, out: Any) -> None:
-    """Write the figure to a file, atomically, unless `out` is `None`."""
+    """Write a figure to a file, atomically; do nothing if `out` is `None`."""
     if out is None:
         return
     colour = figure.get_facecolor()

@@ -185,7 +185,7 @@ def _band(
 
 
 def _reach(logs: Sequence[RunLog], chosen: Sequence[str], x: Axis) -> tuple[float, float]:
-    """Return the common range of the horizontal axes, so that the charts align."""
+    """Return the range of the horizontal axis that all charts share."""
     at = [
         value
         for log in logs

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["image_grid"]
 
-_LINE = 20  # maximum letters of a label
+_LINE = 20  # maximum number of letters in a label
 
 
 def image_grid(
@@ -96,7 +96,7 @@ def image_grid(
 def _caption(
     said: list[str] | None, right: list[str] | None, i: int, colours: Theme
 ) -> tuple[str, str, str]:
-    """Return the text, colour and font weight of an image's caption; long labels take two lines."""
+    """Return text, colour and font weight of the caption of image i; long labels take two lines."""
     if not said or not right:
         return shortened((said or right or [""] * (i + 1))[i], _LINE), colours.quiet, "normal"
     one, other = shortened(said[i], _LINE), shortened(right[i], _LINE)

@@ -160,7 +160,7 @@ def _rounded(value: float) -> float | int | None:
 
 
 def _cell(value: Any) -> Any:
-    """Return a table cell as JSON: `False` for a non-finite number, `None` for a missing one."""
+    """Return a table cell as JSON: `False` for a non-finite number, `None` for a missing value."""
     return False if isinstance(value, float) and not math.isfinite(value) else value
 
 

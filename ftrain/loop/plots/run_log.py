@@ -43,17 +43,17 @@ class Curve:
 
     @property
     def last(self) -> float:
-        """Value at the last step."""
+        """Value of the curve at the last step."""
         return self.values[-1]
 
     @property
     def lowest(self) -> float:
-        """Smallest value; NaN if none is finite."""
+        """Smallest value of the curve; NaN if no value is finite."""
         return min((value for value in self.values if math.isfinite(value)), default=math.nan)
 
     @property
     def highest(self) -> float:
-        """Largest value; NaN if none is finite."""
+        """Largest value of the curve; NaN if no value is finite."""
         return max((value for value in self.values if math.isfinite(value)), default=math.nan)
 
 
@@ -73,7 +73,7 @@ class RunLog:
 
     @property
     def step(self) -> int:
-        """Last logged step."""
+        """Last training step with a row in the log."""
         found = (c.steps[-1] for splits in self.curves.values() for c in splits.values())
         return int(max(found, default=0))
 

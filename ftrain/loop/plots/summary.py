@@ -20,7 +20,7 @@ LOWER = ("loss", "perplexity", "error", "nll", "mae", "mse", "rmse", "wer", "cer
 #: Metrics of which larger values are better.
 HIGHER = ("accuracy", "f1", "auc", "bleu", "rouge", "recall", "precision", "iou", "r2", "top")
 
-#: The most values of a `config.yaml`; PyYAML reads 13,000 a second.
+#: Maximum number of values in a `config.yaml`; PyYAML reads 13,000 values per second.
 _MOST_VALUES = 10_000
 
 #: Settings that name or locate a run and do not affect its result.

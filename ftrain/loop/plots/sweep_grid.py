@@ -105,7 +105,7 @@ def _map(
     colours: Theme,
     metric: str,
 ) -> None:
-    """Draw the means over the seeds as a map of two hyper-parameters, with its numbers."""
+    """Draw a map over two hyper-parameters, with the mean over the seeds in each cell."""
     down, across = ([*dict.fromkeys(sorted(row[n] for row in members))] for n in names)
     at: dict[tuple[float, float], list[float]] = {}
     for row, value in zip(members, values, strict=True):

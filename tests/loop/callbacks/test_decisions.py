@@ -49,16 +49,19 @@ def evaluated(step: int, name: str = "", **metrics: float) -> EvaluateEnd:
     return EvaluateEnd(Progress(step=step), float(step), None, result, name)
 
 
-def told(callback: Any, events: list[Any]) -> tuple[Any, list[tuple[int, Any]]]:
-    """Return the last state and the actions by event; the state goes through JSON each time."""
-    state, asked = callback.init(), []
+def replayed(callback: Any, events: list[Any]) -> tuple[Any, list[tuple[int, Any]]]:
+    """Call a callback with events; return its last state and the requested actions by event.
+
+    Between two events, the state is converted to JSON and back.
+    """
+    state, requested = callback.init(), []
     for i, event in enumerate(events):
         before = json.dumps(state)
         new, actions = callback(state, event)
-        assert json.dumps(state) == before  # it is left as it was
-        asked += [(i, action) for action in actions]
+        assert json.dumps(state) == before  # the callback does not modify its state
+        requested += [(i, action) for action in actions]
         state = json.loads(json.dumps(new))
-    return state, asked
+    return state, requested
 
 
 @given(
@@ -79,9 +82,9 @@ def test_early_stopping_stops_after_patience_values_without_improvement(
     callback = callbacks.EarlyStopping(
         patience, mode="min" if sign > 0 else "max", min_delta=delta, monitor="eval/x"
     )
-    _, asked = told(callback, [evaluated(i, x=sign * v) for i, v in enumerate(values)])
-    assert [i for i, _ in asked] == stops
-    assert all(isinstance(action, Stop) and not action.resumable for _, action in asked)
+    _, requested = replayed(callback, [evaluated(i, x=sign * v) for i, v in enumerate(values)])
+    assert [i for i, _ in requested] == stops
+    assert all(isinstance(action, Stop) and not action.resumable for _, action in requested)
 
 
 @given(values=st.lists(NUMBERS, max_size=20), k=st.integers(1, 4), sign=st.sampled_from([1, -1]))
@@ -96,10 +99,10 @@ def test_checkpointing_saves_each_step_among_the_best_k_so_far(
                 saves.append(i)
             so_far.append(value)
     callback = callbacks.Checkpointing(best=k, mode="min" if sign > 0 else "max", monitor="eval/x")
-    state, asked = told(callback, [evaluated(i, x=sign * v) for i, v in enumerate(values)])
-    assert [i for i, _ in asked] == saves
+    state, requested = replayed(callback, [evaluated(i, x=sign * v) for i, v in enumerate(values)])
+    assert [i for i, _ in requested] == saves
     assert [sign * v for v in state["best"]] == sorted(so_far)[:k]
-    for i, action in asked:
+    for i, action in requested:
         assert isinstance(action, Save)
         assert action.metrics == {"eval/x": sign * values[i], "x": sign * values[i]}
 
@@ -135,7 +138,7 @@ def test_early_stopping_and_checkpointing_decide_equally_after_a_resume(
         ]
         return trainer(*watching, store=store), store
 
-    run, undisturbed = made("undisturbed")
+    run, uninterrupted = made("uninterrupted")
     expected = fit(run, epochs=40)
     assert expected.status == "stopped"
     for epochs in (2, 3, 40):
@@ -144,8 +147,8 @@ def test_early_stopping_and_checkpointing_decide_equally_after_a_resume(
         store.close()
     assert (result.status, result.reason) == (expected.status, expected.reason)
     assert digest(result) == digest(expected)
-    assert store.steps() == undisturbed.steps()
-    assert store.best().name == undisturbed.best().name  # type: ignore[union-attr]
+    assert store.steps() == uninterrupted.steps()
+    assert store.best().name == uninterrupted.best().name  # type: ignore[union-attr]
 
 
 def test_an_invalid_monitor_raises_with_the_correct_name() -> None:
@@ -155,8 +158,8 @@ def test_an_invalid_monitor_raises_with_the_correct_name() -> None:
     with pytest.raises(ValueError, match="Did you mean 'eval/accuracy'"):
         watching(watching.init(), evaluated(1, loss=1.0, accuracy=0.5))
     named = callbacks.EarlyStopping(1, monitor="eval/ema/loss")
-    assert told(named, [evaluated(1, loss=0.0)] * 3)[1] == []
-    assert len(told(named, [evaluated(1, "ema", loss=0.0)] * 3)[1]) == 2
+    assert replayed(named, [evaluated(1, loss=0.0)] * 3)[1] == []
+    assert len(replayed(named, [evaluated(1, "ema", loss=0.0)] * 3)[1]) == 2
     with pytest.raises(ValueError, match="expected at least one of every, minutes and best"):
         callbacks.Checkpointing()
     with pytest.raises(ValueError, match="patience"):
@@ -205,18 +208,18 @@ def test_accumulation_schedule_depends_only_on_the_progress(schedule: dict[int, 
         now = Progress(epoch=done)
         begin = TrainBegin(now, 0.0, None, None)  # type: ignore[arg-type]  # not looked at
         assert list(callback(None, begin)[1]) == [Accumulate(k)]
-        asked = list(callback(None, EpochEnd(now, 0.0, None, result))[1])
-        assert asked == ([Accumulate(k)] if done in schedule else [])
+        requested = list(callback(None, EpochEnd(now, 0.0, None, result))[1])
+        assert requested == ([Accumulate(k)] if done in schedule else [])
 
 
 @pytest.mark.parametrize(
     ("make", "monitor", "options", "at", "said"),
     [
-        # Before the first step, where the data of the evaluation can be looked at.
+        # Before the first step, because the evaluation data can be read then without side effects.
         ("stop", "eval/acuracy", {"compile": True}, 0, "Did you mean 'eval/accuracy'?"),
         ("save", "eval/acuracy", {"compile": True}, 0, "Known metrics: eval/loss, eval/accuracy"),
         ("stop", "eval/acuracy", {}, 0, "Did you mean 'eval/accuracy'?"),
-        # Of training at the end of the first window.
+        # Training metrics are known at the end of the first log window.
         ("save", "train/lose", {}, 3, "Did you mean 'train/loss'?"),
         ("stop", "train/lose", {"compile": True}, 3, "Known metrics: train/loss, train/accuracy"),
     ],
@@ -253,7 +256,7 @@ def test_an_unknown_metric_is_refused_at_the_first_evaluation_if_eval_data_is_a_
 
 
 def test_checking_a_monitored_name_by_a_trial_evaluation_has_no_side_effects() -> None:
-    """It changes neither kept tensors nor torch's generators; only real evaluations raise errors."""
+    """The trial changes neither tensors nor torch's generators, and its errors are ignored."""
     kept: list[torch.Tensor] = []
 
     def step(state: torch.Tensor, batch: Any) -> Any:
@@ -301,7 +304,7 @@ def test_every_metric_of_a_run_can_be_monitored(monitor: str) -> None:
 
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
 def test_a_metric_whose_value_reads_tensors_on_the_host_can_be_monitored() -> None:
-    """The metrics are inspected by running a compiled step on tensors without values."""
+    """The trial evaluation of a compiled step runs on fake tensors, whose values cannot be read."""
 
     class Read(NamedTuple):
         total: torch.Tensor
@@ -381,20 +384,22 @@ def test_ema_evaluation_names_a_missing_average() -> None:
 
 @settings(max_examples=30)
 @given(st.lists(st.floats(-4, 4, width=16), min_size=1, max_size=12), st.integers(1, 4))
-def test_windowed_average_weights_rows_by_their_samples(values: list[float], rows: int) -> None:
+def test_windowed_and_running_average_weight_rows_by_their_steps(
+    values: list[float], rows: int
+) -> None:
     events = [
         WindowEnd(Progress(), 0.0, None, {"loss": v}, i + 1, 1, 0, None)
         for i, v in enumerate(values)
     ]
-    _, asked = told(callbacks.WindowedAverage(rows=rows), events)
-    for i, action in asked:
+    _, requested = replayed(callbacks.WindowedAverage(rows=rows), events)
+    for i, action in requested:
         last = range(max(0, i - rows + 1), i + 1)
         mean = sum(values[j] * (j + 1) for j in last) / sum(j + 1 for j in last)
         assert action.values["loss_windowed"] == pytest.approx(mean, abs=1e-12)
-    # As if each step had had the mean of its window: an exponential average step by step.
-    _, asked = told(callbacks.RunningAverage(decay=0.8), events)
+    # Equal to an exponential average over steps if each step has the mean of its window.
+    _, requested = replayed(callbacks.RunningAverage(decay=0.8), events)
     total = weight = 0.0
-    for i, action in asked:
+    for i, action in requested:
         for _ in range(i + 1):
             total, weight = 0.8 * total + 0.2 * values[i], 0.8 * weight + 0.2
         assert action.values["loss_running"] == pytest.approx(total / weight, abs=1e-9)

@@ -1,4 +1,4 @@
-"""`Trainer.fit` shows a bar in a terminal and in a notebook by default, and nothing elsewhere."""
+"""Test that `Trainer.fit` shows a progress bar in terminals and notebooks only, by default."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def test_fit_prints_nothing_into_files_and_pipes(capfd: pytest.CaptureFixture[st
 
 
 def test_fit_trains_without_standard_error() -> None:
-    with contextlib.redirect_stderr(None):  # pythonw, or a closed stream
+    with contextlib.redirect_stderr(None):  # as under pythonw, or with a closed stream
         assert fit(trainer(), epochs=1).status == "completed"
 
 
-def test_fit_leaves_the_display_to_a_progress_bar_among_its_callbacks() -> None:
+def test_fit_shows_no_default_bar_beside_a_progress_bar_callback() -> None:
     own = io.StringIO()
     bar = callbacks.ProgressBar(stream=own)
     assert shown_in_terminal(lambda: fit(trainer(bar), epochs=1)).getvalue() == ""
     assert own.getvalue()
 
 
-def test_events_show_no_bar() -> None:
+def test_events_generator_shows_no_progress_bar() -> None:
     def consume() -> None:
         for _ in trainer().events(STEPS.init_state(0), train_data(), max_steps=2):
             pass
@@ -65,12 +65,12 @@ def test_events_show_no_bar() -> None:
     assert shown_in_terminal(consume).getvalue() == ""
 
 
-def test_bar_on_other_ranks_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_bar_is_not_shown_on_ranks_other_than_0(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
     assert shown_in_terminal(lambda: fit(trainer(), epochs=1)).getvalue() == ""
 
 
-def test_bar_changes_neither_the_run_nor_its_checkpoints(
+def test_default_bar_changes_neither_the_run_nor_its_checkpoints(
     tmp_path: pathlib.Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     plain = fit(trainer(store=checkpoint.Store(tmp_path / "plain")), epochs=2)
@@ -82,7 +82,9 @@ def test_bar_changes_neither_the_run_nor_its_checkpoints(
     assert not [each for each in recwarn if issubclass(each.category, CallbackWarning)]
 
 
-def test_bar_that_fails_warns_once_and_the_run_completes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_run_completes_with_one_warning_if_its_progress_bar_raises(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def broken(*_: Any) -> None:
         raise OSError("the terminal is gone")
 
@@ -90,11 +92,11 @@ def test_bar_that_fails_warns_once_and_the_run_completes(monkeypatch: pytest.Mon
     with pytest.warns(CallbackWarning, match="the terminal is gone.*progress=False") as caught:
         shown_in_terminal(lambda: fit(trainer(), epochs=2))
     assert len(caught) == 1
-    assert pathlib.Path(caught[0].filename).name == "runs.py"  # where fit is called
+    assert pathlib.Path(caught[0].filename).name == "runs.py"  # the file that calls `fit`
 
 
 @pytest.mark.parametrize("progress", [True, False])
-def test_bar_holds_no_state_while_the_next_step_runs(progress: bool) -> None:
+def test_default_bar_holds_no_reference_to_the_state_during_the_next_step(progress: bool) -> None:
     states: list[weakref.ref[torch.Tensor]] = []
     alive: list[int] = []
 
@@ -117,7 +119,7 @@ def test_trainer_refuses_a_progress_that_is_not_a_bool() -> None:
 
 
 class Notebook:
-    """Stand-in for IPython in the kernel of a notebook."""
+    """Fake IPython shell, as in the kernel of a notebook."""
 
     @staticmethod
     def get_ipython() -> Any:

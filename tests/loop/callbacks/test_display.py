@@ -60,7 +60,7 @@ def test_progress_bar_shows_epoch_evaluation_and_loss() -> None:
 def test_progress_bar_refreshes_at_most_once_per_interval() -> None:
     stream = Terminal()
     fit(trainer(callbacks.ProgressBar(refresh=1e9, stream=stream)), epochs=3)
-    # At the beginning and the end, and around each of three evaluations.
+    # Drawn at the start and the end of the run, and before and after each of three evaluations.
     assert stream.getvalue().count("\r") <= 2 * (2 + 2 * 3)
 
 
@@ -77,7 +77,7 @@ def test_progress_bar_prints_lines_without_a_terminal() -> None:
     assert "\r" not in stream.getvalue()
     stream = io.StringIO()
     fit(trainer(callbacks.ProgressBar(stream=stream)), epochs=0)
-    assert stream.getvalue() == "epoch 0/0  step 0  0:00 done\n"  # no speed of no step
+    assert stream.getvalue() == "epoch 0/0  step 0  0:00 done\n"  # without a speed
 
 
 def test_progress_bar_of_a_resumed_run_starts_at_its_progress(tmp_path: pathlib.Path) -> None:
@@ -88,7 +88,9 @@ def test_progress_bar_of_a_resumed_run_starts_at_its_progress(tmp_path: pathlib.
     assert "50%" in stream.getvalue().split("\r")[1]
 
 
-def test_displays_on_other_ranks_print_nothing(monkeypatch: pytest.MonkeyPatch, capfd: Any) -> None:
+def test_progress_bar_and_console_print_nothing_on_ranks_other_than_0(
+    monkeypatch: pytest.MonkeyPatch, capfd: Any
+) -> None:
     monkeypatch.setenv("RANK", "3")
     stream = Terminal()
     fit(trainer(callbacks.ProgressBar(stream=stream), callbacks.ConsoleLogger(None)), epochs=1)
@@ -107,12 +109,13 @@ def test_console_rows_are_printed_above_the_progress_bar() -> None:
         epochs=1,
     )
     rows = [line for line in stream.getvalue().split("\n") if "  step " in line]
-    assert len(rows) == 5  # three windows, the epoch, its evaluation
+    assert len(rows) == 5  # of three windows, of the epoch and of its evaluation
     for row in rows:
         assert row.split("\r")[-1].startswith("epoch 1 ")
 
 
-def told(console: callbacks.ConsoleLogger, *events: Event) -> None:
+def send(console: callbacks.ConsoleLogger, *events: Event) -> None:
+    """Call a console logger with events."""
     for event in events:
         assert console(None, event) == (None, ())
 
@@ -129,22 +132,23 @@ def test_console_logger_omits_rows_within_its_interval() -> None:
     stream = io.StringIO()
     console = callbacks.ConsoleLogger(every=5.0, stream=stream)
     begin = TrainBegin(Progress(), 0.0, None, Plan(9, None, 1, 50, None))
-    for _ in range(2):  # a second run says it all again
+    for _ in range(2):  # a second run prints the same lines
         stream.truncate(0)
-        told(console, begin, logged(1, 40.0), logged(1, 44.9, "eval"))  # its evaluation took long
-        for step in range(2, 6):  # a second each
-            told(console, logged(step, 44.0 + step), logged(step, 44.5 + step, "eval"))
-        told(console, Notice(Progress(), 50.5, None, "hear"), ended(51.0))
+        # The first evaluation takes 4.9 s; later steps take 1 s each.
+        send(console, begin, logged(1, 40.0), logged(1, 44.9, "eval"))
+        for step in range(2, 6):
+            send(console, logged(step, 44.0 + step), logged(step, 44.5 + step, "eval"))
+        send(console, Notice(Progress(), 50.5, None, "message"), ended(51.0))
         lines = stream.getvalue().strip("\0").splitlines()
         assert [line[:30].split() for line in lines[:-2]] == [
             ["epoch", n, "step", n, split]
             for n, split in [(n, s) for n in "125" for s in ("train", "eval")][:4]
-        ] + [["note:", "hear"]]
+        ] + [["note:", "message"]]
         assert [line.split()[1] for line in lines[-2:]] == ["5", "5"]
-    told(console, begin, logged(1, 0.0))
+    send(console, begin, logged(1, 0.0))
     stream.truncate(0)
-    told(console, ended(0.1))
-    assert not stream.getvalue().strip("\0")  # the last row was there
+    send(console, ended(0.1))
+    assert not stream.getvalue().strip("\0")  # the last row was printed before
     with pytest.raises(ValueError, match="every: expected a number of seconds"):
         callbacks.ConsoleLogger(every=-1)
 
@@ -160,7 +164,7 @@ def test_console_rows_fit_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPa
     ):
         monkeypatch.setattr(console_module, "_width", lambda stream, n=columns: n)
         stream = io.StringIO()
-        told(callbacks.ConsoleLogger(stream=stream), logged(1, 0.0, **long))
+        send(callbacks.ConsoleLogger(stream=stream), logged(1, 0.0, **long))
         line = stream.getvalue().rstrip("\n")
         assert all(word in line for word in there.split())
         assert not any(word in line for word in gone.split())
@@ -276,7 +280,7 @@ def test_compilation_is_announced_before_and_after_the_first_call(tmp_path: path
     assert "compiling: " in terminal.getvalue()
     assert "compiled the training step in " in (tmp_path / "train.log").read_text()
     stream.truncate(0)
-    fit(made, epochs=1)  # the programs are there
+    fit(made, epochs=1)  # the programs are compiled already
     assert "compil" not in stream.getvalue()
 
 
@@ -292,19 +296,19 @@ def test_phase_times_sum_to_the_time_of_the_run() -> None:
 
     class Sums:
         def __init__(self) -> None:
-            self.told, self.ended = 0.0, 0.0
+            self.total, self.ended = 0.0, 0.0
 
         def on_window_end(self, event: WindowEnd) -> None:
             self.ended = event.seconds
 
         def on_logged(self, event: Logged) -> None:
-            self.told += sum(v for name, v in event.values.items() if name.startswith("time/"))
+            self.total += sum(v for name, v in event.values.items() if name.startswith("time/"))
 
     sums = Sums()
     fit(trainer(callbacks.PhaseTimes(), sums), epochs=2)
-    # The end's row is told in full; nothing comes behind it but TrainEnd. Between two phases the
-    # machine may turn to others: 6 % were seen.
-    assert sums.told == pytest.approx(sums.ended, rel=0.2)
+    # The last row covers everything but TrainEnd. The machine may run other processes between two
+    # phases: up to 6 % of the time was missing.
+    assert sums.total == pytest.approx(sums.ended, rel=0.2)
 
 
 def test_gradient_monitor_names_vanishing_and_exploding_layers() -> None:
@@ -322,7 +326,8 @@ def test_gradient_monitor_names_vanishing_and_exploding_layers() -> None:
         ["step 1", " vanishing gradient in layer head"],
         ["step 4", " exploding gradient in layer enc.0"],
     ]
-    # A layer that comes and goes is not named each time it does; many layers are one note.
+    # A layer that vanishes and recovers again and again is not reported each time, and several
+    # layers are reported in one notice.
     for step in range(6, 26):
         norm = 1e-9 if step % 2 else 1.0
         values = {f"grad_norm/{i}": norm for i in range(9)} | {"grad_norm/enc": 1.0}
@@ -363,7 +368,7 @@ def bar_on_a_terminal(rows: int, columns: int) -> str:
         os.set_blocking(ours, False)
         shown = b""
         with contextlib.suppress(BlockingIOError):
-            while True:  # a terminal hands over what it holds in pieces
+            while True:  # a read returns part of the terminal's output
                 shown += os.read(ours, 1 << 16)
     os.close(ours)
     return shown.decode()

@@ -1,4 +1,4 @@
-"""Reports of gradients by module: counts of single steps, first non-finite modules, histograms."""
+"""Test reports of gradients by module: counts of steps, first non-finite modules, histograms."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ftrain.config.build import build
 from ftrain.config.load import load
 from ftrain.loop import CallbackWarning, Notice, Trainer, callbacks
 from ftrain.tasks.metrics import log_edges
-from tests.loop.callbacks.test_services import Told, told  # noqa: F401  # a fixture
+from tests.loop.callbacks.test_services import Calls, calls  # noqa: F401  # a fixture
 
 MODEL = nn.Sequential(nn.Linear(3, 4), nn.Identity(), nn.Linear(4, 1))
 EDGES = log_edges(1e-3, 10.0)
@@ -56,7 +56,7 @@ def reported(data: list[Tensor], loss_fn: Any = loss_fn, **options: Any) -> list
     return notices.said
 
 
-def test_single_step_of_a_window_with_exploding_gradients_is_reported() -> None:
+def test_gradient_monitor_reports_a_single_step_with_exploding_gradients() -> None:
     (said,) = reported(batches(1, 1e4, 1, 1, 1, 1, 1, 1), exploding_above=1e3)
     assert said.startswith("step 4: exploding gradient in layer 0 in 1 of 4 steps. Clip gradients")
     assert "exploding gradient in layer 2 in 1 of 4 steps" in said
@@ -111,11 +111,11 @@ def test_gradient_monitor_refuses_statistics_without_norms() -> None:
         callbacks.GradientMonitor(statistics=("max",))
 
 
-def histograms(told: Told, tmp_path: pathlib.Path, members: int = 0, **options: Any) -> Any:  # noqa: F811
+def histograms(calls: Calls, tmp_path: pathlib.Path, members: int = 0, **options: Any) -> Any:  # noqa: F811
     writer = types.SimpleNamespace(
-        **{name: told.method(name) for name in ("add_histogram_raw", "flush", "close")}
+        **{name: calls.method(name) for name in ("add_histogram_raw", "flush", "close")}
     )
-    sys.modules["torch.utils.tensorboard"].SummaryWriter = told.method("SummaryWriter", writer)  # type: ignore[attr-defined]
+    sys.modules["torch.utils.tensorboard"].SummaryWriter = calls.method("SummaryWriter", writer)  # type: ignore[attr-defined]
     steps = callbacks.monitored_steps(MODEL, loss_fn, optim.sgd(0.0), histogram_edges=EDGES)
     state, step = started(steps, members)
     callback = callbacks.GradientHistograms(tmp_path, every=2, histogram_edges=EDGES)
@@ -123,14 +123,16 @@ def histograms(told: Told, tmp_path: pathlib.Path, members: int = 0, **options: 
     for end in (3, 6):
         trainer = Trainer(step, [callback], compile=False, store=tmp_path / "store")
         trainer.fit(state, batches(1, 2, torch.nan, torch.nan, 1, 1), max_steps=end, resume="auto")
-    return [kwargs | {"tag": args[0]} for name, args, kwargs in told if name == "add_histogram_raw"]
+    return [
+        kwargs | {"tag": args[0]} for name, args, kwargs in calls if name == "add_histogram_raw"
+    ]
 
 
-def test_histograms_are_written_at_their_steps_and_not_for_skipped_ones(
-    told: Told,  # noqa: F811
+def test_histograms_are_written_every_n_steps_except_at_skipped_steps(
+    calls: Calls,  # noqa: F811
     tmp_path: pathlib.Path,
 ) -> None:
-    written = histograms(told, tmp_path)
+    written = histograms(calls, tmp_path)
     assert [(each["tag"], each["global_step"]) for each in written] == [
         (f"train/grad_histogram/{layer}", step) for step in (2, 6) for layer in (0, 2)
     ]
@@ -146,15 +148,15 @@ def test_histograms_are_written_at_their_steps_and_not_for_skipped_ones(
         n for n, e in zip(first["bucket_counts"], first["bucket_limits"], strict=True) if e <= 0
     )
     assert below == int((values <= -1e-3).sum())
-    purges = [kwargs["purge_step"] for name, _, kwargs in told if name == "SummaryWriter"]
+    purges = [kwargs["purge_step"] for name, _, kwargs in calls if name == "SummaryWriter"]
     assert purges == [None, 4]
 
 
 def test_ensembles_have_a_histogram_for_each_member(
-    told: Told,  # noqa: F811
+    calls: Calls,  # noqa: F811
     tmp_path: pathlib.Path,
 ) -> None:
-    tags = [each["tag"] for each in histograms(told, tmp_path, members=2)[:4]]
+    tags = [each["tag"] for each in histograms(calls, tmp_path, members=2)[:4]]
     assert tags == [
         f"train/grad_histogram/{layer}/member_{i}" for layer in (0, 2) for i in range(2)
     ]
@@ -166,7 +168,7 @@ def test_ensembles_have_a_histogram_for_each_member(
 def test_gradient_histograms_refuses_steps_with_other_histograms(
     edges: Any,
     message: str,
-    told: Told,  # noqa: F811
+    calls: Calls,  # noqa: F811
     tmp_path: pathlib.Path,
 ) -> None:
     steps = callbacks.monitored_steps(MODEL, loss_fn, optim.sgd(0.0), histogram_edges=edges)
@@ -184,7 +186,7 @@ def test_tensorboard_reads_back_the_histograms(tmp_path: pathlib.Path) -> None:
     steps = callbacks.monitored_steps(MODEL, loss_fn, optim.sgd(0.0), histogram_edges=EDGES)
     callback = callbacks.GradientHistograms(tmp_path, every=1, histogram_edges=EDGES)
     Trainer(steps, [callback], compile=False).fit(steps.init_state(0), batches(1, 1), epochs=1)
-    found = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0})  # all
+    found = EventAccumulator(str(tmp_path), size_guidance={"histograms": 0})  # 0: no limit
     found.Reload()
     events = found.Histograms("train/grad_histogram/0")
     assert [event.step for event in events] == [1, 2]
@@ -199,7 +201,7 @@ def test_histograms_have_no_columns_in_the_log() -> None:
 
 
 def test_steps_of_a_configuration_compute_the_statistics_of_its_gradient_callbacks(
-    told: Told,  # noqa: F811
+    calls: Calls,  # noqa: F811
     tmp_path: pathlib.Path,
 ) -> None:
     content = f"""

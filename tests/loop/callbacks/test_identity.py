@@ -1,4 +1,4 @@
-"""Test that callbacks are identified by their options, without reading the data they hold."""
+"""Test that callbacks are identified by their attributes, without reading data among them."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class UnreadIterator:
         torch.zeros(3),
         np.zeros(3),
         functools.partial(print, 1),
-        random.Random(0),  # no secret
+        random.Random(0),
     ],
     ids=lambda data: type(data).__name__,
 )
@@ -106,7 +106,7 @@ def test_callbacks_that_differ_only_in_a_partial_function_are_not_matched() -> N
     """The attributes of `functools.partial` do not identify the function."""
     pair = [Kept(f=functools.partial(print, i)) for i in (1, 2)]
     kept = {each.key: each.options for each in named(pair)}
-    with pytest.raises(ValueError, match="states in the checkpoint without a match"):
+    with pytest.raises(ValueError, match="states without a match"):
         matched(named(pair[::-1]), {"Kept": 1, "Kept_2": 2}, kept)
 
 

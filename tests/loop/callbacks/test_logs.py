@@ -41,16 +41,16 @@ def table(folder: pathlib.Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: Any) -> pathlib.Path:
-    folder = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory: Any) -> pathlib.Path:
+    folder = tmp_path_factory.mktemp("uninterrupted")
     fit(logged(folder, store=folder / "checkpoints"), epochs=2)
     return folder
 
 
-def test_json_and_csv_logs_contain_the_same_rows(undisturbed: pathlib.Path) -> None:
-    as_text = [{k: str(v) for k, v in row.items()} for row in rows(undisturbed)]
-    assert as_text == table(undisturbed)
-    steps = [(row["split"], row["step"]) for row in rows(undisturbed)]
+def test_json_and_csv_logs_contain_the_same_rows(uninterrupted: pathlib.Path) -> None:
+    as_text = [{k: str(v) for k, v in row.items()} for row in rows(uninterrupted)]
+    assert as_text == table(uninterrupted)
+    steps = [(row["split"], row["step"]) for row in rows(uninterrupted)]
     assert len(steps) == len(set(steps))
     assert [step for split, step in steps if split == "train"] == [3, 6, 9, 12, 14]
     assert [step for split, step in steps if split == "eval"] == [5, 10, 14]
@@ -60,7 +60,7 @@ def test_json_and_csv_logs_contain_the_same_rows(undisturbed: pathlib.Path) -> N
 @settings(max_examples=12, deadline=None)
 @given(deaths=st.lists(st.integers(1, 40), min_size=1, max_size=3), torn=st.booleans())
 def test_logs_of_a_killed_and_resumed_run_equal_uninterrupted_ones(
-    undisturbed: pathlib.Path, tmp_path_factory: Any, deaths: list[int], torn: bool
+    uninterrupted: pathlib.Path, tmp_path_factory: Any, deaths: list[int], torn: bool
 ) -> None:
     """A killed process leaves its files as they are and saves nothing more."""
     folder = tmp_path_factory.mktemp("killed")
@@ -78,14 +78,14 @@ def test_logs_of_a_killed_and_resumed_run_equal_uninterrupted_ones(
                 with (folder / name).open("a") as file:
                     file.write('{"step": 3, "epo')
     fit(logged(folder, store=folder / "checkpoints"), epochs=2, resume="auto")
-    assert rows(folder) == rows(undisturbed)
-    assert table(folder) == table(undisturbed)
+    assert rows(folder) == rows(uninterrupted)
+    assert table(folder) == table(uninterrupted)
 
 
 @pytest.mark.parametrize("kind", [BatchEnd, Logged])
 @pytest.mark.parametrize("n", [2, 5])
 def test_logs_of_an_interrupted_and_resumed_run_equal_uninterrupted_ones(
-    undisturbed: pathlib.Path, tmp_path: pathlib.Path, kind: Any, n: int
+    uninterrupted: pathlib.Path, tmp_path: pathlib.Path, kind: Any, n: int
 ) -> None:
     import signal
 
@@ -93,19 +93,19 @@ def test_logs_of_an_interrupted_and_resumed_run_equal_uninterrupted_ones(
     fit(logged(tmp_path, stop, store=tmp_path / "checkpoints"), epochs=2)
     with pytest.warns(CallbackWarning, match="Interrupts"):
         fit(logged(tmp_path, store=tmp_path / "checkpoints"), epochs=2, resume=True)
-    assert rows(tmp_path) == rows(undisturbed)
-    assert table(tmp_path) == table(undisturbed)
+    assert rows(tmp_path) == rows(uninterrupted)
+    assert table(tmp_path) == table(uninterrupted)
 
 
 def test_a_finished_run_resumed_with_a_later_end_continues_its_logs(
-    undisturbed: pathlib.Path, tmp_path: pathlib.Path
+    uninterrupted: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """The row of a partial last window is replaced by that of the full one, without repetition."""
     store = tmp_path / "checkpoints"
     fit(logged(tmp_path, store=store, eval_every=None), max_steps=11)
     fit(logged(tmp_path, store=store), epochs=2, resume=True)
     ours = [row for row in rows(tmp_path) if row["split"] == "train"]
-    assert ours == [row for row in rows(undisturbed) if row["split"] == "train"]
+    assert ours == [row for row in rows(uninterrupted) if row["split"] == "train"]
     before = rows(tmp_path)
     fit(logged(tmp_path, store=store), epochs=2, resume=True)
     assert rows(tmp_path) == before
@@ -126,7 +126,7 @@ def test_a_new_run_replaces_the_logs_of_an_earlier_one(tmp_path: pathlib.Path) -
     assert len(rows(tmp_path)) == len(table(tmp_path))
 
 
-def test_a_resumed_log_without_its_file_starts_a_new_one(tmp_path: pathlib.Path) -> None:
+def test_resumed_logger_starts_a_new_file_if_its_file_is_missing(tmp_path: pathlib.Path) -> None:
     store = tmp_path / "checkpoints"
     fit(logged(tmp_path, store=store), epochs=1)
     for name in ("metrics.jsonl", "metrics.csv"):
@@ -161,7 +161,7 @@ def test_file_based_loggers_write_only_on_rank_0(
     monkeypatch.setenv("RANK", "1")
     logger = kind(tmp_path / "log")
     state, _ = logger(logger.init(), row_of(loss=1.0))
-    assert state in (None, {"rows": 1})  # as on rank 0: states are equal on all
+    assert state in (None, {"rows": 1})  # the same state as on rank 0
     assert not list(tmp_path.iterdir())
 
 
@@ -214,7 +214,7 @@ def test_json_logger_warns_about_a_device_file(tmp_path: pathlib.Path) -> None:
 
 
 def test_logs_accept_metrics_of_any_name_over_a_resume(tmp_path: pathlib.Path) -> None:
-    """Names with quotes, commas and line ends: a resumed run continues after the same rows."""
+    """The names have quotes, commas and line ends; a resumed run continues after the same rows."""
     names = ('a,b"c', "two\nlines", "é\u2028x")
 
     class Logs:
@@ -226,7 +226,7 @@ def test_logs_accept_metrics_of_any_name_over_a_resume(tmp_path: pathlib.Path) -
         fit(made, epochs=2, max_steps=steps, resume="auto")
     whole = tmp_path / "whole"
     fit(logged(whole, Logs()), epochs=2, max_steps=9)
-    # The first of the two has a row and an evaluation more, of its own end.
+    # The run that ended at step 4 and was resumed has one more row and evaluation, at that end.
     extra = [row for row in table(tmp_path) if row not in table(whole)]
     assert {row["step"] for row in extra} <= {"4"}
     assert [row for row in table(tmp_path) if row not in extra] == table(whole)

@@ -83,7 +83,7 @@ def test_shipped_callbacks_resume_with_their_states(tmp_path: pathlib.Path) -> N
         (path,) = (tmp_path / folder).glob("checkpoints/step-000000000014")
         return json.loads((path / "manifest.json").read_text())["metadata"]
 
-    assert run("resumed", 3, 1, 6) == run("undisturbed")
+    assert run("resumed", 3, 1, 6) == run("uninterrupted")
 
 
 @pytest.mark.parametrize("compiled", [False, True])

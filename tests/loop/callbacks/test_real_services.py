@@ -1,6 +1,6 @@
 """Test service loggers against the installed packages of the services, offline.
 
-What each is told, call by call, `test_services.py` holds against stand-ins.
+`test_services.py` checks each call to a service, with fake packages.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from ftrain.loop import callbacks
 from tests.loop.runs import fit, trainer
 
-TRAIN, EVAL = [3, 6, 7, 9], [7, 9]  # steps with rows, of a run to step 7 that goes on to step 9
+TRAIN, EVAL = [3, 6, 7, 9], [7, 9]  # steps with rows, of a run to step 7 that is resumed to step 9
 
 
 def logged(folder: pathlib.Path, make: Any) -> list[Any]:
@@ -84,12 +84,12 @@ def records(data: bytes) -> Iterator[Any]:
 
     at, part = 7, b""
     while at + 7 <= len(data):
-        left = (1 << 15) - at % (1 << 15)  # of a block, in which no record's header is split
+        left = (1 << 15) - at % (1 << 15)  # bytes left in a block, which splits no header
         if left < 7:
             at += left
             continue
         _, size, kind = struct.unpack_from("<IHB", data, at)
         part, at = part + data[at + 7 : at + 7 + size], at + 7 + size
-        if kind in (1, 4):  # whole, or the last piece
+        if kind in (1, 4):  # a whole record, or its last part
             yield wandb_internal_pb2.Record.FromString(part)
             part = b""

@@ -15,8 +15,8 @@ from ftrain.loop import LoopWarning, callbacks
 from tests.loop.runs import fit, trainer
 
 
-class Told(list[Any]):
-    """A list of the calls made on it, as (name, arguments, options)."""
+class Calls(list[Any]):
+    """List of the calls that a fake package received, as (name, arguments, options)."""
 
     def method(self, name: str, answer: Any = None) -> Any:
         def call(*args: Any, **options: Any) -> Any:
@@ -32,16 +32,16 @@ FLAT = {"seed": 0, "optimizer.name": "sgd", "optimizer.learning_rate": 0.1}
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Told:
-    told = Told()
-    writer = types.SimpleNamespace(**{name: told.method(name) for name in WRITES})
-    tensorboard = types.SimpleNamespace(SummaryWriter=told.method("SummaryWriter", writer))
-    run = types.SimpleNamespace(id="abc", log=told.method("log"), finish=told.method("finish"))
-    wandb = types.SimpleNamespace(init=told.method("init", run))
+def calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    calls = Calls()
+    writer = types.SimpleNamespace(**{name: calls.method(name) for name in WRITES})
+    tensorboard = types.SimpleNamespace(SummaryWriter=calls.method("SummaryWriter", writer))
+    run = types.SimpleNamespace(id="abc", log=calls.method("log"), finish=calls.method("finish"))
+    wandb = types.SimpleNamespace(init=calls.method("init", run))
     started = types.SimpleNamespace(info=types.SimpleNamespace(run_id="abc"))
     names = ("set_tracking_uri", "set_experiment", "log_metrics", "log_params", "end_run")
     mlflow = types.SimpleNamespace(
-        start_run=told.method("start_run", started), **{name: told.method(name) for name in names}
+        start_run=calls.method("start_run", started), **{name: calls.method(name) for name in names}
     )
     for name, module in (
         ("torch.utils.tensorboard", tensorboard),
@@ -49,52 +49,52 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
         ("mlflow", mlflow),
     ):
         monkeypatch.setitem(sys.modules, name, module)  # type: ignore[arg-type]  # a stand-in
-    return told
+    return calls
 
 
-def options_of(told: Told, name: str) -> list[dict[str, Any]]:
-    return [options for called, _, options in told if called == name]
+def options_of(calls: Calls, name: str) -> list[dict[str, Any]]:
+    return [options for called, _, options in calls if called == name]
 
 
 def test_tensorboard_gets_each_row_once_in_an_interrupted_and_resumed_run(
-    told: Told, tmp_path: pathlib.Path
+    calls: Calls, tmp_path: pathlib.Path
 ) -> None:
     for end in (7, 9):
         logger = callbacks.TensorBoardLogger(tmp_path / "tb")
         fit(trainer(logger, store=tmp_path / "store"), max_steps=end, resume="auto")
-    assert options_of(told, "SummaryWriter") == [{"purge_step": None}, {"purge_step": 8}]
-    scalars = [args for name, args, _ in told if name == "add_scalar"]
+    assert options_of(calls, "SummaryWriter") == [{"purge_step": None}, {"purge_step": 8}]
+    scalars = [args for name, args, _ in calls if name == "add_scalar"]
     assert [step for tag, _, step in scalars if tag == "train/loss"] == [3, 6, 7, 9]
     assert [step for tag, _, step in scalars if tag == "eval/accuracy"] == [7, 9]
-    assert told[-1][0] == "close"
+    assert calls[-1][0] == "close"
 
 
 def test_wandb_logger_continues_the_same_run_after_a_resume(
-    told: Told, tmp_path: pathlib.Path
+    calls: Calls, tmp_path: pathlib.Path
 ) -> None:
     for end in (7, 9):
         logger = callbacks.WandbLogger("digits", mode="offline")
         fit(trainer(logger, store=tmp_path), max_steps=end, resume="auto")
-    first, second = options_of(told, "init")
+    first, second = options_of(calls, "init")
     assert first == {"project": "digits", "mode": "offline"}
     assert second == {**first, "id": "abc", "resume": "allow"}
-    rows = [(options["step"], sorted(args[0])[0]) for name, args, options in told if name == "log"]
+    rows = [(options["step"], sorted(args[0])[0]) for name, args, options in calls if name == "log"]
     assert rows[:2] == [(3, "epoch"), (6, "epoch")]
-    assert options_of(told, "finish") == [{"exit_code": 0}] * 2
+    assert options_of(calls, "finish") == [{"exit_code": 0}] * 2
 
 
 def test_mlflow_logger_continues_the_same_run_after_a_resume(
-    told: Told, tmp_path: pathlib.Path
+    calls: Calls, tmp_path: pathlib.Path
 ) -> None:
     for end in (7, 9):
         logger = callbacks.MLflowLogger("digits", tracking_uri="file:x", run_name="first")
         fit(trainer(logger, store=tmp_path), max_steps=end, resume="auto")
-    ids = [options["run_id"] for options in options_of(told, "start_run")]
+    ids = [options["run_id"] for options in options_of(calls, "start_run")]
     assert ids == [None, "abc"]
-    rows = [(options["step"], args[0]) for name, args, options in told if name == "log_metrics"]
+    rows = [(options["step"], args[0]) for name, args, options in calls if name == "log_metrics"]
     assert rows[0][0] == 3
     assert "train/loss" in rows[0][1]
-    assert told[-1] == ("end_run", ("FINISHED",), {})
+    assert calls[-1] == ("end_run", ("FINISHED",), {})
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def refuse(*_: Any, **__: Any) -> Any:
     ],
 )
 def test_service_that_refuses_the_run_is_named_once_with_the_remedy(
-    told: Told, module: str, function: str, make: Any, remedy: str
+    calls: Calls, module: str, function: str, make: Any, remedy: str
 ) -> None:
     setattr(sys.modules[module], function, refuse)
     with pytest.warns(LoopWarning) as caught:
@@ -143,31 +143,31 @@ def test_service_that_refuses_the_run_is_named_once_with_the_remedy(
     said = str(warning.message)
     assert "Logger raised ConnectionError: no network; nothing is logged there. " + remedy in said
     assert "NoneType" not in said
-    assert not [name for name, *_ in told if name in ("log", "log_metrics", "add_scalar")]
+    assert not [name for name, *_ in calls if name in ("log", "log_metrics", "add_scalar")]
 
 
-def test_wandb_logger_passes_the_hyperparameters(told: Told, tmp_path: pathlib.Path) -> None:
+def test_wandb_logger_passes_the_hyperparameters(calls: Calls, tmp_path: pathlib.Path) -> None:
     for end in (7, 9):
         logger = callbacks.WandbLogger("digits", config=VALUES)
         fit(trainer(logger, store=tmp_path), max_steps=end, resume="auto")
-    first, second = options_of(told, "init")
+    first, second = options_of(calls, "init")
     assert first == {"project": "digits", "config": VALUES}
     assert second == {**first, "id": "abc", "resume": "allow", "allow_val_change": True}
 
 
-def test_mlflow_logger_logs_the_hyperparameters_once(told: Told, tmp_path: pathlib.Path) -> None:
+def test_mlflow_logger_logs_the_hyperparameters_once(calls: Calls, tmp_path: pathlib.Path) -> None:
     for end in (7, 9):
         logger = callbacks.MLflowLogger("digits", hyperparameters=VALUES)
         fit(trainer(logger, store=tmp_path), max_steps=end, resume="auto")
-    assert [args for name, args, _ in told if name == "log_params"] == [(FLAT,)]
+    assert [args for name, args, _ in calls if name == "log_params"] == [(FLAT,)]
 
 
-def test_tensorboard_shows_the_hyperparameters_beside_the_last_metrics(told: Told) -> None:
+def test_tensorboard_shows_the_hyperparameters_beside_the_last_metrics(calls: Calls) -> None:
     result = fit(trainer(callbacks.TensorBoardLogger("x", hyperparameters=VALUES)), epochs=1)
-    ((_, (tag, text, step), _),) = [each for each in told if each[0] == "add_text"]
+    ((_, (tag, text, step), _),) = [each for each in calls if each[0] == "add_text"]
     assert (tag, step) == ("config", 0)
     assert "    optimizer.learning_rate: 0.1" in text
-    ((_, (values, metrics), options),) = [each for each in told if each[0] == "add_hparams"]
+    ((_, (values, metrics), options),) = [each for each in calls if each[0] == "add_hparams"]
     assert values == FLAT
     assert metrics["hparams/eval/loss"] == result.eval.loss
     assert options == {"run_name": ".", "global_step": 7}
@@ -175,28 +175,28 @@ def test_tensorboard_shows_the_hyperparameters_beside_the_last_metrics(told: Tol
 
 @pytest.mark.parametrize("written", [{}, {"folder": "${run}/tb"}, {"folder": "tb-${name}"}])
 def test_tensorboard_logger_by_name_gets_folder_and_configuration_of_the_run(
-    told: Told, tmp_path: pathlib.Path, written: dict[str, str]
+    calls: Calls, tmp_path: pathlib.Path, written: dict[str, str]
 ) -> None:
     run = tmp_path / "first"
     train(configured(run, {"name": "TensorBoardLogger", **written}))
-    (opened,) = [args for name, args, _ in told if name == "SummaryWriter"]
+    (opened,) = [args for name, args, _ in calls if name == "SummaryWriter"]
     default = written.get("folder", "${run}/tensorboard")
     assert opened == (default.replace("${run}", str(run)).replace("${name}", "first"),)
-    ((_, (values, _), _),) = [each for each in told if each[0] == "add_hparams"]
+    ((_, (values, _), _),) = [each for each in calls if each[0] == "add_hparams"]
     assert values["optimizer.learning_rate"] == 0.25
     assert values["model.name"] == "mlp"
 
 
 def test_service_loggers_by_name_get_the_name_and_configuration_of_the_run(
-    told: Told, tmp_path: pathlib.Path
+    calls: Calls, tmp_path: pathlib.Path
 ) -> None:
     train(configured(tmp_path / "first", "WandbLogger"))
-    (options,) = options_of(told, "init")
+    (options,) = options_of(calls, "init")
     assert (options["project"], options["dir"]) == ("first", str(tmp_path / "first"))
     assert options["config"]["optimizer"]["learning_rate"] == 0.25
     train(configured(tmp_path / "second", "MLflowLogger"))
-    assert ("set_experiment", ("second",), {}) in told
-    ((params,),) = [args for name, args, _ in told if name == "log_params"]
+    assert ("set_experiment", ("second",), {}) in calls
+    ((params,),) = [args for name, args, _ in calls if name == "log_params"]
     assert params["optimizer.learning_rate"] == 0.25
 
 

@@ -1,4 +1,4 @@
-"""Test that callback states survive a resume with their types and their callbacks."""
+"""Test that a resumed run restores callback states with their types, each to its own callback."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ftrain.loop.state import LoopState
 from tests.campaign import examples
 from tests.loop.runs import STEPS, Interrupts, fit, trainer
 
-# The callback that interrupts is not there when the run goes on.
+# The resumed run lacks the callback that interrupted it, which issues a warning.
 pytestmark = pytest.mark.filterwarnings("ignore:the checkpoint holds the states:UserWarning")
 
 PLAIN = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=4)
@@ -59,7 +59,7 @@ def spelled(value: Any) -> Any:
 @given(STATES)
 @settings(max_examples=examples(50, 150))
 def test_a_callback_state_keeps_its_types_in_a_checkpoint(state: Any) -> None:
-    """Convert through the JSON of a checkpoint's manifest."""
+    """Convert the state to the JSON of a checkpoint's manifest and back."""
     content = {"state": _json.encode_user(state_to_json(state, "state"), "metadata")}
     back = _json.decode_floats(_json.parse(_json.render(content), "manifest")["state"])
     assert spelled(state_from_json(back)) == spelled(state)
@@ -115,7 +115,7 @@ def test_a_callback_state_of_an_unsupported_type_is_refused(
     if not at_once:
         result = error.value.fit_result  # type: ignore[attr-defined]
         assert result.epoch == 1
-    # Without a store no state has to survive.
+    # Without a store, no state is saved, and any type is accepted.
     assert fit(trainer(Holds(value, at_once)), max_steps=1).status == "completed"
 
 
@@ -227,7 +227,7 @@ OPTIONS = st.dictionaries(
 def test_each_callback_receives_the_saved_state_of_one_with_equal_attributes(
     options: list[Any], data: Any
 ) -> None:
-    """In any order; one with changed options receives the remaining state or an error."""
+    """Check any order; a callback with changed attributes receives the remaining state, or raises."""
     before = named(Kept(**each) for each in options)
     saved = {each.key: options[i] for i, each in enumerate(before)}
     kept = {each.key: each.options for each in before if not each.alone}
@@ -258,7 +258,7 @@ def test_indistinguishable_callback_states_are_refused_unless_named(
     first = states_of(tmp_path)
     assert first["Opaque"] == -first["Opaque_2"] != 0
     for swapped in (False, True):
-        with pytest.raises(ValueError, match="states in the checkpoint without a match") as error:
+        with pytest.raises(ValueError, match="states without a match") as error:
             fit(made(swapped), max_steps=5, resume=True)
         assert "callback.name = 'Opaque', callback.name = 'Opaque_2'" in str(error.value)
     fit(made(True, first="Opaque", second="Opaque_2"), max_steps=5, resume=True)
@@ -273,20 +273,20 @@ def test_an_added_or_removed_callback_needs_a_name_only_if_ambiguous(
     fit(trainer(one, store=tmp_path), max_steps=8)
     (state,) = states_of(tmp_path).values()
     assert state["best"] is not None
-    with pytest.raises(ValueError, match="'EarlyStopping', got 1 states"):
+    with pytest.raises(ValueError, match="named 'EarlyStopping' can be matched.*, got 1 state w"):
         fit(trainer(other, one, store=tmp_path), max_steps=9, resume=True)
     other.name = "second"  # type: ignore[attr-defined]
     fit(trainer(other, one, store=tmp_path), max_steps=9, resume=True)
     assert states_of(tmp_path)["EarlyStopping"]["best"] < state["best"]
-    assert states_of(tmp_path)["second"]["best_step"] == 0  # no epoch has ended since
+    assert states_of(tmp_path)["second"]["best_step"] == 0  # no epoch ended after the resume
     del other.name  # type: ignore[attr-defined]
     pair = named([one, other])
     saved = {"EarlyStopping": 1, "EarlyStopping_2": 2}
     kept = {each.key: each.options for each in pair}
     assert matched(named([other]), saved, kept) == {"EarlyStopping": "EarlyStopping_2"}
     assert matched(named([one]), saved, kept) == {"EarlyStopping": "EarlyStopping"}
-    # A checkpoint that does not say what they were made with.
-    with pytest.raises(ValueError, match="'EarlyStopping', got 2 states"):
+    # A checkpoint without digests of the callbacks' attributes.
+    with pytest.raises(ValueError, match="named 'EarlyStopping' can be matched.*, got 2 states"):
         matched(pair, saved, {})
 
 

@@ -1,4 +1,4 @@
-"""Test that callbacks print names of metrics with their control characters escaped, and full outputs."""
+"""Test that callbacks escape control characters in metric names, and handle full or missing outputs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def loss_fn(model: torch.nn.Module, batch: torch.Tensor) -> tuple[torch.Tensor, 
 
 
 class Full(io.StringIO):
-    """Output on a full disk."""
+    """Output stream to a file on a full disk."""
 
     def flush(self) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -35,7 +35,7 @@ def bounded(limit, seen=None):
 )
 @settings(max_examples=examples(40, 100), deadline=None)
 def test_batch_size_finds_the_largest_size_that_fits(limit, start, multiple, highest):
-    with mock.patch("gc.collect"):  # a tenth of a second each, and nothing here holds memory
+    with mock.patch("gc.collect"):  # takes 0.1 s per trial, and the steps here hold no memory
         found = finders.batch_size(
             bounded(limit),
             {},
@@ -54,7 +54,7 @@ def test_batch_size_finds_the_largest_size_that_fits(limit, start, multiple, hig
         assert found.too_large - found.size <= (1 if multiple == 1 else 2 * multiple - 1)
     assert all(trial.fits == (trial.size <= limit) for trial in found.trials)
     sizes = [trial.size for trial in found.trials]
-    assert len(set(sizes)) == len(sizes) <= 26  # 12 doublings, as many halvings, two ends
+    assert len(set(sizes)) == len(sizes) <= 26  # 12 doublings, 12 bisections, 2 ends
 
 
 def test_batch_size_runs_batches_of_each_size_and_keeps_the_state():
@@ -104,7 +104,7 @@ def test_batch_size_raises_with_remedies_if_one_row_does_not_fit():
         finders.batch_size(bounded(0), steps.init_state(0), torch.ones(2, 3))
 
 
-def test_batch_size_adds_the_size_to_other_errors():
+def test_batch_size_adds_the_size_to_errors_other_than_out_of_memory():
     def step(state, batch):
         raise ValueError("Expected more than 1 value per channel")
 
@@ -113,14 +113,14 @@ def test_batch_size_adds_the_size_to_other_errors():
     assert "at batch size 2" in caught.value.__notes__[0]
 
 
-def test_batch_size_accepts_a_batch_function_and_refuses_other_arguments():
+def test_batch_size_accepts_a_function_of_the_size_and_refuses_invalid_arguments():
     seen = []
     found = finders.batch_size(
         bounded(9, seen), {}, lambda size: torch.ones(size), highest=32, n_steps=1
     )
     assert found.size == 9
     assert seen[:3] == [2, 4, 8]
-    assert "a batch of 9 fits; 10 does not" in str(found)
+    assert "a batch of 9 rows fits into memory, and 10 rows do not" in str(found)
     assert found.to_json()["trials"][0] == {"size": 2, "fits": True, "peak_bytes": None}
     with pytest.raises(ValueError, match=r"got row counts \[2, 3\]"):
         finders.batch_size(bounded(1), {}, (torch.ones(2), torch.ones(3)))

@@ -67,7 +67,7 @@ def test_learning_rate_finder_gives_equal_results_for_every_accepted_form_of_ste
     assert all(each == found[0] for each in found)
 
 
-def test_sweep_losses_equal_those_of_training_by_hand():
+def test_sweep_losses_equal_those_of_a_hand_written_loop():
     found = finders.learning_rate(
         of_rate, of_rate(1.0).init_state(0), data(), n_steps=12, compile=False
     )
@@ -115,7 +115,7 @@ def test_sweep_losses_are_read_once_every_look_every_steps(monkeypatch):
     finders.learning_rate(
         kept, state, data(), n_steps=60, look_every=60, highest=1e-2, compile=False
     )
-    assert few - len(reads) == 2, (few, len(reads))  # three looks, one look; nothing a step
+    assert few - len(reads) == 2, (few, len(reads))  # 3 reads against 1
 
 
 def test_suggested_rate_trains_better_than_30_times_smaller_or_larger_ones():
@@ -164,7 +164,7 @@ def nan_gradient(model, batch):
     """Return a finite loss whose gradient is NaN on a bad batch."""
     out = model(batch["x"])
     zero = 0 * out.sum()
-    root = torch.sqrt(torch.where(batch["bad"][0], zero, zero + 1))  # its derivative at 0: 0 / 0
+    root = torch.sqrt(torch.where(batch["bad"][0], zero, zero + 1))  # at 0, its gradient is 0 / 0
     return (out - batch["x"].sum(1, keepdim=True)).square().mean() + 0 * root
 
 
@@ -183,7 +183,7 @@ def test_a_sweep_with_every_step_skipped_gives_no_suggestion(compile):
     state = of_nan(0.1).init_state(0)
     found = finders.learning_rate(of_nan, state, falling([True] * 40), n_steps=40, compile=compile)
     assert all(map(math.isfinite, found.losses))
-    assert found.losses[-1] < found.losses[0] / 10  # the loss falls, but not because of a rate
+    assert found.losses[-1] < found.losses[0] / 10  # the loss falls, although no step trains
     assert (found.suggestion, found.lowest, found.skipped) == (None, None, 40)
     assert str(found).startswith(
         "no suggestion: all of the 40 steps from 1e-07 to 10 were skipped because of a non-finite "
@@ -301,7 +301,7 @@ def test_suggested_rate_is_at_the_steepest_fall_of_a_known_curve(centre, width):
     at = [-7 + 8 * i / 99 for i in range(100)]
     even = [2 - math.tanh((x - centre) / width) for x in at]
     best, _ = suggest([10**x for x in at], even)
-    assert math.log10(best) == pytest.approx(centre, abs=0.13)  # 1.5 of the steps of the sweep
+    assert math.log10(best) == pytest.approx(centre, abs=0.13)  # 1.5 steps of the sweep
 
 
 def test_sweep_plot_marks_the_suggested_rate(tmp_path):

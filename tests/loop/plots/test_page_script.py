@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(NODE is None, reason="node is not installed")
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Three runs; the second has no evaluation."""
+    """Return a page of three runs, the second without an evaluation."""
     folder = tmp_path_factory.mktemp("runs")
     runs = []
     for name, scale, held_out in (
@@ -117,9 +117,9 @@ def test_a_click_on_a_column_sorts_the_page_table(page: str, tmp_path: pathlib.P
         tmp_path,
     )
     run, held_out, train = (found["sorted"][name] for name in ("run", "eval/loss", "train/loss"))
-    assert run["up"] == ["run-1", "run-2", "run-10"]  # numbers as numbers
+    assert run["up"] == ["run-1", "run-2", "run-10"]  # by number, not by letter
     assert run["down"] == ["run-10", "run-2", "run-1"]
-    assert held_out["up"] == ["run-1", "run-2", "run-10"]  # what is missing comes last
+    assert held_out["up"] == ["run-1", "run-2", "run-10"]  # a missing value is last
     assert held_out["down"] == ["run-2", "run-1", "run-10"]
     assert train["up"] == ["run-1", "run-2", "run-10"]
     assert all(each["said"] == ["ascending"] for each in (run, held_out, train))

@@ -92,7 +92,9 @@ def test_plots_page_loads_no_external_resources(runs):
         assert tag not in ("link", "img", "iframe", "base", "object", "embed")
         assert not {"src", "href", "srcset", "action"} & set(attributes), (tag, attributes)
     addresses = set(re.findall(r"https?://[^\s\"'`]+", page))
-    assert addresses <= {"http://www.w3.org/2000/svg"}  # a namespace, which nobody fetches
+    assert addresses <= {
+        "http://www.w3.org/2000/svg"
+    }  # an XML namespace, which browsers do not fetch
     assert "@import" not in page
     assert "url(" not in re.search(r"<style>(.*?)</style>", page, re.S)[1]
 
@@ -122,7 +124,7 @@ def test_curves_draws_a_chart_for_each_metric(runs, tmp_path):
 
 @pytest.mark.parametrize("value", [1e300, 1e301, 1e308, 1.7e308])
 def test_curves_draws_a_loss_near_the_limit_of_float(tmp_path, value):
-    """The ends of matplotlib's axes overflow beyond 1e300: a gap there, as for infinity."""
+    """Values beyond 1e300, which overflow matplotlib's axes, are drawn as gaps, like infinity."""
     rows = [
         {"step": i, "epoch": 0, "split": "train", "time": i, "loss": value * (-1) ** i}
         for i in range(5)
@@ -151,7 +153,7 @@ def test_curves_gives_many_runs_a_legend_and_distinct_colours(tmp_path):
     assert page.y0 <= box.y0
     assert box.y1 <= figure.axes[0].get_tightbbox(renderer).y0
     lines = legend.get_lines()
-    assert len({line.get_color() for line in lines}) == 20 + 1  # and the grey of the splits
+    assert len({line.get_color() for line in lines}) == 20 + 1  # 20 runs, and grey for the splits
     assert len({text.get_text() for text in legend.get_texts()}) == 20 + 2
     page = plots.page(runs)
     assert content(page)["title"] == "a-rather-long-name-of-a-run-with-learning-rate-00 and 19 more"
@@ -166,7 +168,7 @@ def shown_ticks(folder, metric, values):
     low, high = sorted(ax.get_ylim())
     where = zip(ax.get_yticks(), [text.get_text() for text in ax.get_yticklabels()], strict=True)
     across = [text.get_text() for text in ax.get_xticklabels()]
-    assert not ax.yaxis.get_offset_text().get_text()  # nothing to multiply by
+    assert not ax.yaxis.get_offset_text().get_text()  # no factor beside the axis
     assert not ax.xaxis.get_offset_text().get_text()
     return ax, [text for place, text in where if low <= place <= high], across
 
@@ -174,7 +176,8 @@ def shown_ticks(folder, metric, values):
 def test_curves_labels_axes_with_short_numbers(tmp_path):
     pytest.importorskip("matplotlib")
     ax, ticks, across = shown_ticks(tmp_path, "samples_per_second", [40.0, 2e6, 2.1e6])
-    assert (ax.get_yscale(), ax.get_ylim()[0]) == ("linear", 0)  # the first window compiles
+    # Speeds start at 0, because the first one includes compilation.
+    assert (ax.get_yscale(), ax.get_ylim()[0]) == ("linear", 0)
     assert ticks[0] == "0"
     assert "1M" in ticks
     assert {"100k", "200k", "300k"} <= set(across)
@@ -194,7 +197,8 @@ def test_curves_labels_axes_with_short_numbers(tmp_path):
     assert list(ax.get_lines()[0].get_xdata()) == [2.0, 10.0]
     write(tmp_path / "run", rows[:1])
     ax = plots.curves(folder, tmp_path / "one.png").axes[0]
-    assert [text.get_text() for text in ax.get_xticklabels()] == ["9", "10", "11"]  # no half step
+    # There is no tick between two steps.
+    assert [text.get_text() for text in ax.get_xticklabels()] == ["9", "10", "11"]
 
 
 def test_plots_refuse_invalid_arguments(runs):

@@ -75,7 +75,7 @@ def test_read_runs_gives_runs_with_equal_directory_names_distinct_names(tmp_path
     assert len(set(names)) == 4
 
 
-def test_read_run_lists_runs_for_a_directory_without_one(tmp_path):
+def test_read_run_error_lists_the_runs_in_a_directory_without_a_log(tmp_path):
     write(tmp_path / "runs" / "good", [{"step": 1, "split": "train", "loss": 1.0}])
     with pytest.raises(DataError, match=r"got one without metrics.jsonl\. Choose one of .*good"):
         plots.read_run(tmp_path / "runs")
@@ -142,7 +142,7 @@ def test_smoothing_a_curve_stays_within_the_range_of_earlier_values(found, weigh
 
 
 def test_read_run_drops_numbers_beyond_the_range_of_float(tmp_path):
-    """Also rows that the JSON parser cannot read."""
+    """Rows that the JSON parser cannot read are dropped, too."""
     rows = [
         {"step": 1, "loss": 2.0, "time": 10**400},
         {"step": 2, "loss": 10**400},
@@ -169,7 +169,7 @@ def test_read_run_drops_numbers_beyond_the_range_of_float(tmp_path):
     ],
     ids=["aliases", "recursive", "long", "digits", "date", "deep", "object"],
 )
-def test_summary_leaves_out_settings_that_no_run_has_written(tmp_path, config):
+def test_summary_leaves_out_settings_of_a_config_that_ftrain_did_not_write(tmp_path, config):
     folder = write(tmp_path / "run", [{"step": 1, "split": "eval", "loss": 1.0}])
     (folder / "config.yaml").write_text(config)
     other = write(tmp_path / "other", [{"step": 1, "split": "eval", "loss": 1.0}])

@@ -1,4 +1,4 @@
-"""Pictures of sweeps: which hyper-parameters they draw, and how."""
+"""Test figures of sweeps: the hyper-parameters that they draw, and the kind of chart."""
 
 from __future__ import annotations
 
@@ -29,14 +29,16 @@ def test_a_sweep_is_drawn_over_the_hyperparameters_that_differ(
     assert [ax.get_xlabel() for ax in figure.axes] == labels
 
 
-def test_rates_that_span_a_factor_of_ten_have_a_logarithmic_axis() -> None:
+def test_learning_rates_that_span_a_factor_of_ten_have_a_logarithmic_axis() -> None:
     members = transforms.grid(learning_rate=[1e-3, 1e-2], seed=range(2))
     (ax,) = plots.sweep_grid(members, [1.0, 3.0, math.nan, 4.0]).axes
     assert ax.get_xscale() == "log"
     assert list(ax.lines[0].get_ydata()) == [2.0, 4.0]
 
 
-def test_two_hyperparameters_are_a_map_of_means_over_seeds(tmp_path: pathlib.Path) -> None:
+def test_sweep_of_two_hyperparameters_is_drawn_as_a_map_of_means_over_seeds(
+    tmp_path: pathlib.Path,
+) -> None:
     members = transforms.grid(decay=[0.0, 0.1], learning_rate=[0.01, 0.1, 1.0], seed=range(2))
     values = [float(i // 2) for i in range(12)]
     figure = plots.sweep_grid(members, values, tmp_path / "map.svg", metric="accuracy", dark=True)

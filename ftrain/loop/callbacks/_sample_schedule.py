@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from ftrain.loop.events import BatchEnd, EvaluateEnd, Event
 
-__all__ = ["When"]
+__all__ = ["SampleSchedule"]
 
 
-class When:
+class SampleSchedule:
     """Schedule that is due every n steps or, if `every` is `None`, at each unnamed evaluation.
 
     Attributes:
