@@ -1,4 +1,4 @@
-"""Checkpoints from which a run, killed at any moment, resumes with the same bits.
+"""Checkpoints from which a run that was killed at any moment resumes with the same bits.
 
     store = Store("runs/first")
     store.save(state, step=100, metadata={"data": cursor.to_json()})
@@ -6,7 +6,7 @@
 
 A checkpoint is a directory of safetensors and a JSON manifest, with the sha256 of every file and
 without any pickle. `save` and `load` are exact, `Store` manages a run's checkpoints, `restore`
-copies matching tensors into a state that differs. `Lock` excludes a second writer.
+copies matching tensors into a state that differs from the saved one. `Lock` excludes a second writer.
 
 Read next: `save.py`.
 """

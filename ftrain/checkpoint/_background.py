@@ -66,11 +66,12 @@ class Background:
                 end()
 
     def _report_at_exit(self) -> None:
+        """Wait for the running function at exit; print its exception and exit with status 1."""
         try:
             self.wait()
         except BaseException:
             traceback.print_exc()
-            # Python ignores exceptions of atexit functions: run the others, then exit with an error.
+            # Python ignores exceptions of atexit functions: run the other functions, then exit.
             atexit._run_exitfuncs()
             sys.stdout.flush()
             sys.stderr.flush()
@@ -86,10 +87,8 @@ class _Job:
         self.failure: BaseException | None = None
 
     def run(self) -> None:
-        work, self._work = (
-            self._work,
-            None,
-        )  # release the copy of the state that it holds
+        # The function holds a copy of the state, which must be freed after the call.
+        work, self._work = self._work, None
         assert work is not None
         try:
             work()
@@ -101,10 +100,10 @@ class _Job:
 
 
 def _start_thread(jobs: queue.SimpleQueue[_Job | None]) -> None:
-    """Start one thread for all jobs, because starting a thread takes 4 ms on a busy machine.
+    """Start the thread that runs all jobs; one per job would take 4 ms to start on a busy machine.
 
-    It is a daemon, which the interpreter does not join: `Background` waits at exit for work that
-    has started.
+    The thread is a daemon, which the interpreter does not join: `Background` waits at exit for work
+    that has started.
     """
     threading.Thread(target=_serve, args=(jobs,), name="ftrain-checkpoint", daemon=True).start()
 

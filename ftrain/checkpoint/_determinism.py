@@ -20,7 +20,7 @@ __all__ = ["PRNG", "RECORDED", "changes", "fingerprint", "versions"]
 PRNG = "threefry2x32-20, jax_threefry_partitionable"
 
 
-#: All names that `fingerprint` records, those too that it leaves out at their defaults or without CUDA.
+#: Names of all settings that `fingerprint` can record; some are left out at defaults or without CUDA.
 RECORDED = frozenset(
     {
         *("torch", "torch commit", "machine", "cpu capability", "threads"),
@@ -48,7 +48,7 @@ def fingerprint(given: Mapping[str, Any] | None = None) -> dict[str, Any]:
         "onednn": bool(torch.backends.mkldnn.enabled),
     }
     on_cpu = _each(CONVOLUTIONS[2:])
-    if on_cpu != "ieee":  # not recorded by default, as in checkpoints of earlier versions
+    if on_cpu != "ieee":  # checkpoints of earlier versions do not record the default
         found["onednn float32"] = on_cpu
     if torch.cuda.is_available():
         found |= {
@@ -59,15 +59,15 @@ def fingerprint(given: Mapping[str, Any] | None = None) -> dict[str, Any]:
             "cublas workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
             "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
         }
-        if torch.backends.cudnn.deterministic:  # likewise
+        if torch.backends.cudnn.deterministic:  # the default is not recorded either
             found["cudnn deterministic"] = True
-    # As JSON holds it: a tuple or a NaN must not differ from itself, read back.
+    # Encoded as in the manifest: a tuple or a NaN must be equal to its value after loading.
     encoded: dict[str, Any] = _json.encode_user({**found, **(given or {})}, "fingerprint")
     return encoded
 
 
 def _products() -> str:
-    """Return the matmul precision: the name in `set_float32_matmul_precision`, or that per backend."""
+    """Return the float32 matmul precision: torch's name, or the precision of each backend."""
     named = {
         ("ieee", "ieee"): "highest",
         ("tf32", "tf32"): "high",
@@ -93,7 +93,7 @@ def _each(parts: Sequence[tuple[str, str]]) -> str:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return the versions of the libraries that wrote a checkpoint; for information only."""
+    """Return the versions of the installed libraries, saved in a checkpoint for information only."""
     found = {"python": platform.python_version(), "torch": torch.__version__}
     for package in ("ftrain", "optree", "numpy"):
         try:

@@ -17,7 +17,7 @@ from ftrain.checkpoint.locks import NO_LOCKS, Lock
 
 __all__ = ["discard", "make_directories", "remove_tree", "workplace"]
 
-# Strict, so that no directory of another program matches; former versions put a name before the number.
+# Strict, so that no directory of another program matches. Former versions put a name before the number.
 _LEFTOVER = re.compile(r"\.(tmp|trash)-(.*-)?[0-9]+-[0-9a-f]{8}", re.DOTALL)
 _TRIES = 10
 
@@ -31,7 +31,7 @@ def make_directories(path: str) -> None:
     for directory in reversed(missing):
         try:
             _files.system.make_directory(directory)
-        except FileExistsError:  # by another process, in the meantime
+        except FileExistsError:  # another process has created it meanwhile
             if not os.path.isdir(directory):
                 raise
         _files.system.sync_directory(os.path.dirname(directory))
@@ -41,15 +41,15 @@ def make_directories(path: str) -> None:
 def workplace(parent: str) -> Iterator[str]:
     """Yield a new temporary directory in `parent`, deleted at the end unless it was renamed.
 
-    It is deleted in the end, unless it was moved. It is locked to show other processes that it is
-    in use. Directories of dead writers are swept first.
+    The directory is locked, to show other processes that it is in use. Temporary directories that dead
+    writers left in `parent` are deleted first.
     """
     for _ in range(_TRIES):
         temporary = os.path.join(parent, _leftover("tmp"))
         _files.system.make_directory(temporary)
         try:
             with _locked(temporary, without_locks=True) as ours:
-                if not ours:  # a sweeper found it before it was locked
+                if not ours:  # another process deleted the directory before it was locked
                     continue
                 sweep(parent)
                 yield temporary
@@ -101,7 +101,7 @@ def remove_tree(path: str) -> OSError | None:
 
 
 def sweep(directory: str) -> None:
-    """Delete temporary directories that dead writers left; those still in use are locked and stay."""
+    """Delete unlocked temporary directories, which dead writers left, from a directory."""
     with contextlib.suppress(OSError):
         for name in _files.system.list(directory):
             left = os.path.join(directory, name)
@@ -113,7 +113,7 @@ def sweep(directory: str) -> None:
 
 @contextlib.contextmanager
 def _locked(directory: str, *, without_locks: bool = False) -> Iterator[bool]:
-    """Lock a directory in the `with` block; yield True if locked and the directory still exists.
+    """Lock a directory in a `with` block; yield True if it is locked and still exists.
 
     On a file system without locks, yield `without_locks`: no process deletes drafts there.
     """

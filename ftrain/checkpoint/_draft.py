@@ -1,7 +1,8 @@
 """Content of a checkpoint, prepared from a state before any file is written.
 
-`collect` runs in the calling thread: it takes the tensors, and copies of everything that may change
-later. `draft` may run in the thread of an asynchronous save: paths, aliases, files.
+`collect` runs in the calling thread: it collects the tensors, and copies everything else that may
+change later. `draft`, which determines paths, aliases and files, may run in the thread of an
+asynchronous save.
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ class Collected:
     def copied(self, memory: PinnedMemory | None = None) -> Collected:
         """Return this content with copies of the tensors, so that the state may be donated.
 
-        Tensors on a device are copied to the host: the writing thread does not wait for its streams.
-        Layouts and aliases stay.
+        Tensors on a device are copied to the host, so that the writing thread waits for no stream.
+        Copies keep layouts and aliases.
         """
         return self._with(
             lambda leaves: [
@@ -58,14 +59,15 @@ class Collected:
 
         Args:
             memory: receives the copies.
-            after: what `computed` returned in the thread that computed the tensors, if it is another.
+            after: the result of `computed` in the thread that computed the tensors; `None` if this
+                thread computed them.
         """
         if all(leaf.is_cpu for leaf in self.leaves):
             return self
         return self._with(lambda leaves: to_host(leaves, memory or PinnedMemory(), after))
 
     def _with(self, copy: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> Collected:
-        """Return this content with copied tensors; those with equal memory and layout share a copy."""
+        """Return this content with copied tensors; tensors that are one tensor share a copy."""
         index: dict[Any, int] = {}
         places = [index.setdefault(content_of(leaf), len(index)) for leaf in self.leaves]
         distinct = dict(zip(places, self.leaves, strict=True))
@@ -78,7 +80,7 @@ class Draft:
     """Content of a checkpoint before its files are written.
 
     Attributes:
-        manifest: all but the sizes and hashes of the files.
+        manifest: the manifest without sizes and hashes of the files.
         files: for each file name the tensors that go into it, by path.
     """
 
@@ -105,7 +107,8 @@ def collect(
             _refuse(tree.paths(state)[index] or "the root", leaf)
     if not isinstance(metrics, (Mapping, NoneType)):
         raise TypeError(
-            f"metrics: expected a dict of names and numbers, got {type(metrics).__name__}"
+            f"metrics: expected a dict of names and numbers, got {type(metrics).__name__}. Write "
+            "metrics={'loss': 0.5}."
         )
     rest = {
         "metadata": _checked(metadata, "metadata"),
@@ -151,7 +154,7 @@ def draft(collected: Collected) -> Draft:
     structure = _structure.describe(state)
     return Draft(
         Manifest(leaves=tuple(described), files=(), structure=structure, **collected.rest),
-        # Wide elements first, which leaves every tensor of the file aligned to its own.
+        # The widest elements first, so that every tensor in the file is aligned to its element size.
         {
             file: dict(sorted(tensors.items(), key=lambda item: -item[1].element_size()))
             for file, tensors in files.items()
@@ -160,13 +163,15 @@ def draft(collected: Collected) -> Draft:
 
 
 def step_number(step: SupportsIndex) -> int:
-    """Return a step as an int; raise if no checkpoint can have that number."""
+    """Return a step as an int; raise unless a checkpoint can be numbered by it."""
     try:
         number = operator.index(step)
     except TypeError:
-        raise TypeError(f"step: expected an integer, got {step!r}") from None
+        raise TypeError(f"step: expected an integer, got {step!r}. Write int(step).") from None
     if not 0 <= number < 10**12:
-        raise ValueError(f"step: expected an integer from 0 to 10**12 - 1, got {number}")
+        raise ValueError(
+            f"step: expected an integer from 0 to 10**12 - 1, got {number}. Count steps from 0."
+        )
     return number
 
 
@@ -174,7 +179,9 @@ def _number(name: str, value: Any) -> float:
     try:
         return float(value)
     except (TypeError, ValueError, RuntimeError, OverflowError):
-        raise TypeError(f"metrics[{name!r}]: expected a number, got {ascii(value)[:80]}") from None
+        raise TypeError(
+            f"metrics[{name!r}]: expected a number, got {ascii(value)[:80]}. Write float(value)."
+        ) from None
 
 
 def _spread(leaves: list[torch.Tensor]) -> list[tuple[torch.Tensor, str]]:
@@ -237,13 +244,13 @@ def _refuse(where: str, leaf: Any) -> None:
 
 
 def content_of(tensor: torch.Tensor) -> Any:
-    """Return a key that is equal for two tensors only if memory, layout and values are the same."""
+    """Return a key, equal for two tensors only if they have the same memory, layout and values."""
     memory = (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
     return (*memory, tensor.is_conj(), tensor.is_neg())
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy of a tensor on the host, with the same strides."""
+    """Return a copy of a tensor with the same strides."""
     with torch.no_grad():
         copy = tensor.clone()
         if copy.stride() == tensor.stride():
@@ -254,5 +261,5 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _checked(value: Any, where: str) -> Any:
-    """Return user metadata as JSON will give it back (tuples as lists); raise if JSON cannot hold it."""
+    """Return user metadata as after loading (tuples as lists); raise if JSON cannot hold the value."""
     return _json.decode_floats(_json.encode_user(value, where))

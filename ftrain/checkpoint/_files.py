@@ -1,6 +1,6 @@
 """All file operations of this package, in one class, so that a test can make each of them fail.
 
-A test replaces `system` by a subclass of `Files` whose `call` raises, counts or records.
+A test replaces `system` by an instance of a subclass of `Files` whose `call` raises, counts or records.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Files:
         self.call("mkdir", path, os.mkdir, path)
 
     def create(self, path: str) -> int:
-        """Create a file to write to; it must not exist."""
+        """Create a file and open it for writing; raise if it exists."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         return int(self.call("open", path, os.open, path, flags, 0o666))
 
@@ -82,8 +82,8 @@ class Files:
         return int(self.call("open directory", path, os.open, path, flags))
 
     def open_regular(self, name: str, path: str, directory: int | None = None) -> int:
-        """Open a regular file (in an open directory), and refuse links, pipes and devices."""
-        # O_NONBLOCK: opening a pipe would wait for its other end.
+        """Open a regular file for reading, if given in an open directory; refuse links and devices."""
+        # O_NONBLOCK, because opening a pipe would wait for its other end.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = int(self.call("open", path, lambda: os.open(name, flags, dir_fd=directory)))
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -113,7 +113,7 @@ class Files:
     # locks
 
     def same(self, descriptor: int, path: str) -> bool:
-        """Return True if the path still refers to the open file."""
+        """Return True if a path still refers to the open file of a descriptor."""
         try:
             there = self.call("stat", path, os.stat, path)
         except (FileNotFoundError, NotADirectoryError):
@@ -121,7 +121,7 @@ class Files:
         return os.path.samestat(self.call("stat", path, os.fstat, descriptor), there)
 
     def lock(self, descriptor: int, path: str) -> bool:
-        """Return True if an exclusive lock was acquired at once; closing the file releases it."""
+        """Try to lock an open file exclusively; return True if locked. Closing the file unlocks it."""
         try:
             self.call("lock", path, fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

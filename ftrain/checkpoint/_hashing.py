@@ -1,7 +1,7 @@
 """SHA-256 and `fsync` in threads, while the next bytes are read or written.
 
-Both release the interpreter lock. Read next: `save.py`, which writes files and stores their hashes;
-`_read.py`, which compares the hashes.
+Both functions release the interpreter lock. Read next: `save.py`, which writes files and stores their
+hashes; `_read.py`, which compares the hashes.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _BETWEEN_SYNCS = 128 << 20
 
 
 class Hashing:
-    """SHA-256 of consecutive chunks, each hashed while the next is read or written.
+    """SHA-256 of consecutive chunks, each hashed while the next chunk is read or written.
 
-    A disk stalls and recovers: hashing 16 chunks ahead while writing stalls makes a save take 0.75
-    of the time that one chunk does (median of 25 pairs, on a busy machine).
+    Disks stall now and then: with up to 16 chunks waiting to be hashed, a save takes 0.75 of the time
+    that it takes with one chunk (median of 25 pairs, on a busy machine).
 
     Args:
         ahead: the number of chunks that may wait to be hashed. When `feed` returns, the memory of all
@@ -63,7 +63,7 @@ class Hashing:
             self._hash.update(chunk)
 
     def hexdigest(self) -> str:
-        """Return the sha256 of all chunks so far."""
+        """Return the SHA-256 of all chunks so far, as hexadecimal digits."""
         self._settle(0)
         return self._hash.hexdigest()
 
@@ -73,12 +73,11 @@ class Hashing:
 
 
 class EarlySync:
-    """Background `fsync` during writing; for 1 GB, saving is 1.14 times as fast as with one at the end.
+    """Calls of `fsync` in the background while a file is written, so that the last one is short.
 
-    (Median of nine pairs; 1.19 in another measurement.)
-
-    Only the last sync makes a file durable; but an error of an earlier one may be reported to that
-    one alone, so `close` raises it.
+    Saving 1 GB is 1.14 times as fast as with a single `fsync` at the end (median of nine pairs; 1.19 in
+    another measurement). Only that last `fsync` makes a file durable. But the system may report a write
+    error to an earlier `fsync` only, so `close` raises the exception of each.
     """
 
     def __init__(self, sync: Callable[[], None]) -> None:
@@ -88,7 +87,7 @@ class EarlySync:
         self._pending: Future[None] | None = None
 
     def wrote(self, count: int) -> None:
-        """Count written bytes; start a sync for each 128 MiB, unless one is in progress."""
+        """Count written bytes; start an `fsync` after each 128 MiB, unless one is in progress."""
         self._written += count
         if self._written < _BETWEEN_SYNCS or (self._pending and not self._pending.done()):
             return
@@ -98,11 +97,11 @@ class EarlySync:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(1, "ftrain-fsync")
             self._pending = self._pool.submit(self._sync)
-        except RuntimeError:  # the interpreter is shutting down: one sync at the end is enough
+        except RuntimeError:  # the interpreter is shutting down; the `fsync` at the end is enough
             self._pool = None
 
     def close(self) -> None:
-        """Wait for the sync in progress and raise its exception."""
+        """Wait for the `fsync` in progress and raise its exception."""
         try:
             self._settle()
         finally:

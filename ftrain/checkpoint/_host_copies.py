@@ -13,13 +13,13 @@ __all__ = ["Events", "PinnedMemory", "computed", "to_host"]
 
 Events = Mapping[torch.device, torch.cuda.Event]
 
-# Torch rounds pinned allocations up to a power of two: small pieces leave little of them unused.
+# Torch rounds pinned allocations up to a power of two: with small pieces, little memory is unused.
 _PIECE = 64 << 20
 _ALIGNMENT = 64
 
 
 class PinnedMemory:
-    """Pinned host memory for the results of `to_host`; each call overwrites those of earlier calls."""
+    """Pinned host memory for the results of `to_host`; each call overwrites earlier results."""
 
     def __init__(self) -> None:
         self._pieces: list[torch.Tensor] = []
@@ -41,14 +41,14 @@ class PinnedMemory:
         try:
             new = torch.empty(size, dtype=torch.uint8, pin_memory=True)
         except RuntimeError:
-            # The system limits pinned memory; copies to other memory only take longer.
+            # The system limits pinned memory. Copies to pageable memory take longer, but work.
             new = torch.empty(size, dtype=torch.uint8)
         self._pieces[index : index + 1] = [new]
         return new
 
 
 def computed(leaves: Iterable[torch.Tensor]) -> Events:
-    """Record a CUDA event on each device's current stream; after it, the leaves have been computed."""
+    """Record one CUDA event per device, after which the given tensors have been computed."""
     devices = {leaf.device for leaf in leaves if leaf.is_cuda}
     return {device: torch.cuda.current_stream(device).record_event() for device in devices}
 
@@ -61,8 +61,8 @@ def to_host(
     Args:
         leaves: the tensors; those on the CPU are returned as they are.
         memory: receives the copies of leaves on CUDA devices.
-        after: `computed(leaves)` of the thread that computed them. With it, the copies are made on
-            streams of their own. Without it, on the current streams.
+        after: the result of `computed(leaves)` in the thread that computed the leaves: the copies are
+            then made on new streams. `None`: on the current streams.
     """
     copies = list(leaves)
     on_cuda = [i for i, leaf in enumerate(leaves) if leaf.is_cuda and leaf.numel()]
@@ -82,7 +82,7 @@ def to_host(
 
 @contextlib.contextmanager
 def _streams(after: Events) -> Iterator[None]:
-    """Make a new CUDA stream current on each device inside the context; it waits for the event."""
+    """Make a new CUDA stream current on each device in a context; each stream waits for its event."""
     with contextlib.ExitStack() as stack:
         for device, event in after.items():
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
@@ -95,7 +95,7 @@ def _laid_out(copy: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
     """Return a copy on the host with the strides of the leaf."""
     if leaf.is_cpu:
         return copy
-    copy = copy.cpu()  # from devices other than CUDA, and without elements
+    copy = copy.cpu()  # copies from devices other than CUDA, or without elements
     if copy.stride() == leaf.stride():
         return copy
     target = _tensors.empty(leaf.shape, leaf.stride(), leaf.dtype, torch.device("cpu"))

@@ -7,18 +7,18 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ftrain.checkpoint.errors import CheckpointCorruptError
+from ftrain.checkpoint.errors import RESTORE, CheckpointCorruptError
 
 __all__ = ["decode_floats", "encode_user", "parse", "render"]
 
 _MOST_BITS = 4096
 _DEEPEST = 100  # deeper JSON may not be read where the stack is deep already
-_REMEDY = "Restore the file from a copy, or use another checkpoint."
+
 _FLOAT = "__float__"  # {"__float__": "inf"}: JSON has no infinity and no NaN
 
 
 def render(content: Mapping[str, Any]) -> bytes:
-    """Return JSON text with sorted keys, one line per field, and one line per object in a list."""
+    """Return a JSON object as text: keys sorted, a line per field, and a line per object in a list."""
     fields = (f" {_line(key)}: {_value(content[key])}" for key in sorted(content))
     return ("{\n" + ",\n".join(fields) + "\n}\n").encode()
 
@@ -27,23 +27,23 @@ def parse(data: bytes, path: str) -> dict[str, Any]:
     """Parse JSON text that `render` wrote; raise if the text was edited.
 
     Raises:
-        CheckpointCorruptError: it is not a JSON object, or not in the spelling that `render` writes
-            (repeated keys, infinities and numbers of other widths are rejected).
+        CheckpointCorruptError: the text is not a JSON object, or differs from the text that `render`
+            writes for the same content (such as by repeated keys, infinities or long numbers).
     """
     try:
         content = json.loads(data)
         if not isinstance(content, dict):
             raise CheckpointCorruptError(
-                f"{path}: expected a JSON object, got {type(content).__name__}. {_REMEDY}"
+                f"{path}: expected a JSON object, got {type(content).__name__}. {RESTORE}"
             )
         same = render(content) == data
     except (ValueError, RecursionError) as error:  # bad UTF-8 and bad JSON are ValueErrors
         raise CheckpointCorruptError(
-            f"{path}: expected JSON, got an error: {_brief(error)}. {_REMEDY}"
+            f"{path}: expected JSON, got an error: {_brief(error)}. {RESTORE}"
         ) from None
     if not same:
         raise CheckpointCorruptError(
-            f"{path}: expected the exact text that ftrain writes, got an edited file. {_REMEDY}"
+            f"{path}: expected the exact text that ftrain writes, got an edited file. {RESTORE}"
         )
     return content
 
@@ -52,20 +52,21 @@ def encode_user(value: Any, where: str, depth: int = 0) -> Any:
     """Return a user's value as JSON that reads back equal (tuples come back as lists).
 
     Raises:
-        TypeError: something in it has no JSON form; the message names the place.
+        TypeError: the value contains something that JSON cannot hold; the message gives its path.
     """
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, int):
         if value.bit_length() > _MOST_BITS:  # Python itself reads no more than 4,300 digits
             raise TypeError(
-                f"{where}: expected an integer of at most {_MOST_BITS} bits, got {value.bit_length()}"
+                f"{where}: expected an integer of at most {_MOST_BITS} bits, got {value.bit_length()} "
+                "bits. Write str(x)."
             )
         return int(value)
     if depth == _DEEPEST:
         raise TypeError(
             f"{where[:200]}...: expected at most {depth} nested levels, got more, or a value that "
-            "contains itself"
+            "contains itself. Flatten the value."
         )
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else {_FLOAT: repr(float(value))}
@@ -76,10 +77,13 @@ def encode_user(value: Any, where: str, depth: int = 0) -> Any:
             if not isinstance(key, str):
                 raise TypeError(
                     f"{where}: expected string keys, as JSON has no others, got {type(key).__name__} "
-                    f"{key!r}. Write {str(key)!r}"
+                    f"{key!r}. Write {str(key)!r}."
                 )
             if key == _FLOAT:
-                raise TypeError(f"{where}: the key {_FLOAT!r} is reserved. Use another key")
+                raise TypeError(
+                    f"{where}: expected keys other than {_FLOAT!r}, which is reserved, got this key. "
+                    "Use another key."
+                )
         return {
             key: encode_user(entry, f"{where}[{key!r}]", depth + 1) for key, entry in value.items()
         }
@@ -90,7 +94,7 @@ def encode_user(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def decode_floats(value: Any) -> Any:
-    """Return the value that `encode_user` encoded."""
+    """Return the value from which `encode_user` made this JSON content."""
     if isinstance(value, list):
         return [decode_floats(entry) for entry in value]
     if isinstance(value, dict):

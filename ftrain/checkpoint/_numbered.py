@@ -1,7 +1,7 @@
 """Numbered checkpoints in a directory, readable while another process writes.
 
 `step-000000000100` is the checkpoint of step 100. `step-000000000100.new`, if it exists, replaces
-it: it is durable, and its writer was about to delete the other, or died while doing so.
+that checkpoint: it is durable, and its writer is about to delete the old one, or died before that.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _NAME = re.compile(r"step-(\d{12})(\.new)?", re.ASCII)
 
 
 class _Found(NamedTuple):
-    """Path of a checkpoint, and the identity (inode) of the directory found there."""
+    """Path of a checkpoint, and the identity (inode) of the directory at that path."""
 
     path: pathlib.Path
     identity: Identity
 
 
 class Numbered:
-    """Reader of the numbered checkpoints in a directory, which need not exist."""
+    """Reader of the numbered checkpoints in a directory; the directory need not exist."""
 
     def __init__(self, directory: pathlib.Path) -> None:
         self.directory = directory
@@ -54,12 +54,12 @@ class Numbered:
         return self.directory / f"step-{step:012d}.new"
 
     def standing(self, step: int) -> pathlib.Path:
-        """Return the path of a step's current checkpoint: that of the replacement, if there is one."""
+        """Return the path of a step's current checkpoint: the replacement, if there is one."""
         new = self.replacement(step)
         return new if os.path.lexists(new) else self.path(step)
 
     def steps(self) -> list[int]:
-        """Return the steps that have checkpoints, in order."""
+        """Return the steps that have a checkpoint in the directory, in ascending order."""
         return sorted({step for step, _ in self._names()})
 
     def unsettled(self) -> list[int]:
@@ -82,7 +82,7 @@ class Numbered:
     ) -> tuple[pathlib.Path, R] | None:
         """Return path and content of the first readable checkpoint, in the order of `steps`.
 
-        If one is deleted meanwhile, `steps` is called again.
+        If a checkpoint is deleted meanwhile, `steps` is called again.
 
         Args:
             steps: returns the steps in the order to try; called again for each attempt.
@@ -108,18 +108,18 @@ class Numbered:
                 if error.errno != errno.EIO:
                     raise
                 failure = error
-            if identity(found.path) == found.identity:  # otherwise it was deleted during the read
+            if identity(found.path) == found.identity:  # else the checkpoint was deleted meanwhile
                 warn_corrupt(found.path, f"another checkpoint is loaded instead ({failure})")
                 failures[found] = failure
         if failures:
             raise CheckpointCorruptError(
                 f"{self.directory}: expected a valid checkpoint, got only damaged ones: "
-                + "; ".join(str(failure) for failure in failures.values())
+                + " ".join(str(failure) for failure in failures.values())
             )
         return None
 
     def _candidates(self, steps: Iterable[int]) -> Iterator[_Found | None]:
-        """Yield each step's checkpoints, a replacement before the original; `None` for deleted ones."""
+        """Yield each step's checkpoints, a replacement before the original; `None` if deleted."""
         for step in steps:
             paths = (self.replacement(step), self.path(step))
             there = [
@@ -153,7 +153,10 @@ def warn_corrupt(path: str | pathlib.Path, consequence: str) -> None:
 
 
 def identity(path: pathlib.Path) -> Identity | None:
-    """Return device, inode and change time of a file (an inode may be reused), or `None` if missing."""
+    """Return device, inode and change time of a file, or `None` if it is missing.
+
+    The change time is included because an inode may be reused.
+    """
     try:
         found = os.lstat(path)
     except FileNotFoundError:

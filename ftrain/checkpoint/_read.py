@@ -1,7 +1,7 @@
 """Reading of untrusted checkpoints: every byte is verified before it is used.
 
-The directory is opened once and its files through it, so that a checkpoint which is moved meanwhile
-is still read as one; links, pipes and names with a slash are not followed.
+The directory is opened once, and its files are opened relative to it, so that a checkpoint which is
+moved meanwhile is still read as a whole; links, pipes and names with a slash are refused.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import NamedTuple
 from ftrain.checkpoint import _files, _safetensors, _tensors
 from ftrain.checkpoint._hashing import CHUNK, Hashing
 from ftrain.checkpoint.errors import (
+    RESTORE,
     CheckpointCorruptError,
     CheckpointNotFoundError,
     CheckpointReadError,
@@ -47,11 +48,11 @@ Feed = Callable[[memoryview], object]
 
 
 class Target(NamedTuple):
-    """Buffer for consecutive bytes of a leaf.
+    """Buffer into which consecutive bytes of a leaf are read.
 
     Attributes:
         buffer: receives the bytes.
-        begin: the position of the first of them in the row-major leaf.
+        begin: the position of the first byte in the row-major leaf.
     """
 
     buffer: memoryview
@@ -59,16 +60,17 @@ class Target(NamedTuple):
 
 
 Place = Callable[[LeafRecord], Target | None]
-Segment = tuple[int, memoryview | None]  # a size, and the buffer; `None`: discard the bytes
+Segment = tuple[int, memoryview | None]  # number of bytes, and their buffer; `None`: discard them
 
 
 class _Part(NamedTuple):
     """Bytes `begin` to `end - 1` of a leaf, which a file holds under one name.
 
     Attributes:
-        leaf: the leaf.
+        leaf: the record of the leaf.
         shape: the shape of the part.
-        piece: its record; `None` if it is a leaf in a checkpoint of one process.
+        piece: the record of the part; `None` if the part is the whole leaf, as in a checkpoint of one
+            process.
     """
 
     leaf: LeafRecord
@@ -78,7 +80,7 @@ class _Part(NamedTuple):
     piece: PieceRecord | None
 
     def segments(self, target: Target | None) -> list[Segment]:
-        """Split the part into sizes before, in and after a target, with the target's buffer."""
+        """Split the part into the bytes before, in and after a target; only those in it are kept."""
         if target is None:
             return [(self.end - self.begin, None)]
         first = min(max(target.begin, self.begin), self.end)
@@ -98,17 +100,20 @@ class OpenCheckpoint:
         sha256 = hashlib.sha256(rendered).hexdigest().encode()
         if sha256 + b"  " + MANIFEST.encode() not in sums.splitlines():
             raise CheckpointCorruptError(
-                f"{self._path(MANIFEST)} is not what was written: its sha256 is {sha256.decode()}, "
-                f"which {SUMS} does not list"
+                f"{self._path(MANIFEST)} is not what was written: expected a sha256 that {SUMS} lists, "
+                f"got {sha256.decode()}. {RESTORE}"
             )
         self.manifest = Manifest.parse(rendered, self._path(MANIFEST))
         if self.manifest.sums(rendered) != sums:
             raise CheckpointCorruptError(
-                f"{self._path(SUMS)} is not what was written: it does not list the files in {MANIFEST}"
+                f"{self._path(SUMS)} is not what was written: expected the files that {MANIFEST} lists, "
+                f"got others. {RESTORE}"
             )
 
     def read(self, place: Place) -> None:
-        """Read every file once, each tensor into the target that `place` returns (`None`: verify only).
+        """Read and verify every file once; read each tensor into the target that `place` returns.
+
+        For a tensor whose target is `None`, the bytes are verified and discarded.
 
         Raises:
             CheckpointCorruptError: a byte differs from those written; discard all buffers.
@@ -121,7 +126,9 @@ class OpenCheckpoint:
             self._read_file(record, parts[record.name], place)
 
     def read_pieces(self, place: Place) -> None:
-        """Read and verify only the pieces that a target needs; of one process's checkpoint, every file.
+        """Read and verify only the pieces of leaves that a target needs.
+
+        In a checkpoint of one process, which has no pieces, every file is read.
 
         Raises:
             CheckpointCorruptError: a byte differs from those written; discard all buffers.
@@ -152,7 +159,7 @@ class OpenCheckpoint:
             if hashing.hexdigest() != part.piece.sha256:
                 raise CheckpointCorruptError(
                     f"{path}: {ascii(name)[:120]} is not what was written: expected the sha256 "
-                    f"{part.piece.sha256} of the manifest, got {hashing.hexdigest()}"
+                    f"{part.piece.sha256} of the manifest, got {hashing.hexdigest()}. {RESTORE}"
                 )
 
     def _read_file(self, record: FileRecord, parts: dict[str, _Part], place: Place) -> None:
@@ -161,7 +168,7 @@ class OpenCheckpoint:
             size = _files.system.size(descriptor, path)
             if size != record.size:
                 raise CheckpointCorruptError(
-                    f"{path}: expected {record.size} bytes, as written, got {size}"
+                    f"{path}: expected {record.size} bytes, as written, got {size}. {RESTORE}"
                 )
             entries = read_header(descriptor, path, hashing.feed)
             _check_listed(entries, parts, record, path)
@@ -171,7 +178,7 @@ class OpenCheckpoint:
             if hashing.hexdigest() != record.sha256:
                 raise CheckpointCorruptError(
                     f"{path} is not what was written: expected the sha256 {record.sha256} of the "
-                    f"manifest, got {hashing.hexdigest()}"
+                    f"manifest, got {hashing.hexdigest()}. {RESTORE}"
                 )
 
     def _read_small(self, name: str, most: int) -> bytes:
@@ -179,7 +186,9 @@ class OpenCheckpoint:
         with self._open(name) as descriptor:
             size = _files.system.size(descriptor, path)
             if size > most:
-                raise CheckpointCorruptError(f"{path}: expected at most {most} bytes, got {size}")
+                raise CheckpointCorruptError(
+                    f"{path}: expected at most {most} bytes, got {size}. {RESTORE}"
+                )
             return _take(descriptor, size, path)
 
     @contextlib.contextmanager
@@ -189,12 +198,14 @@ class OpenCheckpoint:
             descriptor = _files.system.open_regular(name, path, self._directory)
         except OSError as error:
             if error.errno == errno.ENOENT:
-                hint = ""
+                hint = RESTORE
                 if name == MANIFEST:
-                    hint = f". If {self.path} is a store, write Store(...).load(like=state)"
-                raise CheckpointCorruptError(f"{path} is missing{hint}") from None
+                    hint = f"If {self.path} is a store, write Store(...).load(like=state)."
+                raise CheckpointCorruptError(f"{path} is missing. {hint}") from None
             if error.errno == errno.ELOOP:
-                raise CheckpointCorruptError(f"{path} is not a regular file") from None
+                raise CheckpointCorruptError(
+                    f"{path}: expected a regular file, got another kind of file. {RESTORE}"
+                ) from None
             raise
         try:
             yield descriptor
@@ -207,11 +218,11 @@ class OpenCheckpoint:
 
 @contextlib.contextmanager
 def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[OpenCheckpoint]:
-    """Open a checkpoint's directory and verify its manifest, for the length of a `with` block.
+    """Open a checkpoint's directory for a `with` block, and verify its manifest.
 
     Raises:
-        CheckpointNotFoundError: it does not exist, or was deleted meanwhile.
-        CheckpointCorruptError: its manifest differs from the one written.
+        CheckpointNotFoundError: the checkpoint does not exist, or was deleted meanwhile.
+        CheckpointCorruptError: the manifest differs from the one written.
         CheckpointReadError: a system call failed.
     """
     path = os.path.abspath(os.fspath(path))
@@ -220,14 +231,16 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[OpenCheckpoint]:
     except (FileNotFoundError, NotADirectoryError):
         raise CheckpointNotFoundError(_nothing(path)) from None
     except OSError as error:
-        raise CheckpointReadError("open the checkpoint", error, "Check who may read it.") from error
+        raise CheckpointReadError(
+            "open the checkpoint", error, "Check its access permissions."
+        ) from error
     try:
         yield OpenCheckpoint(directory, path)
     except CheckpointCorruptError:
         if not _stands(directory, path):
             raise CheckpointNotFoundError(
-                f"{path} was deleted or replaced while it was read. Read it again; Store(...).load does "
-                "so by itself"
+                f"{path} was deleted or replaced while it was read. Load it again, or use "
+                "Store(...).load, which does so itself."
             ) from None
         raise
     except OSError as error:
@@ -237,6 +250,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[OpenCheckpoint]:
 
 
 def _stands(directory: int, path: str) -> bool:
+    """Return True if a path still refers to the open directory of a checkpoint."""
     try:
         return _files.system.same(directory, path)
     except OSError:
@@ -255,7 +269,7 @@ def read_header(descriptor: int, path: str, feed: Feed) -> list[_safetensors.Ten
 
 
 def whole(buffer: memoryview) -> Segment:
-    """Return the segment of a tensor that is read whole."""
+    """Return the segment that reads all bytes of a tensor into a buffer."""
     return len(buffer), buffer
 
 
@@ -265,7 +279,7 @@ def read_body(
     tensors: Iterable[tuple[str, list[Segment]]],
     feed: Feed,
 ) -> None:
-    """Read tensors in order, each by its name and segments."""
+    """Read the tensors of a file in order, each into the buffers of its segments."""
     scratch = _Scratch()
     for name, segments in tensors:
         for size, target in segments:
@@ -275,7 +289,7 @@ def read_body(
                 if _files.system.read_into(descriptor, part, path) < count:
                     raise CheckpointCorruptError(
                         f"{path}: expected {size} bytes of {ascii(name)[:120]}, got fewer: the file "
-                        "became shorter while it was read"
+                        f"became shorter while it was read. {RESTORE}"
                     )
                 feed(part)
 
@@ -287,7 +301,7 @@ def _take(descriptor: int, count: int, path: str) -> bytes:
 
 
 class _Scratch:
-    """Two buffers used in turn: while one is hashed, the other is filled."""
+    """Two buffers used in turn: one is filled while the other is hashed."""
 
     def __init__(self) -> None:
         self._buffers = [bytearray(), bytearray()]
@@ -300,7 +314,10 @@ class _Scratch:
 
 
 def _parts_of(leaf: LeafRecord) -> dict[str, _Part]:
-    """Return what files hold of a leaf, by name: the leaf or its pieces, nothing for an alias."""
+    """Return the parts of a leaf by their names in files: the leaf itself, or its pieces.
+
+    An alias has no part.
+    """
     dtype = _tensors.by_name(leaf.dtype)
     if leaf.alias is not None or dtype is None:
         return {}
@@ -330,30 +347,32 @@ def _check_listed(
         if part is None or dtype is None:
             raise CheckpointCorruptError(
                 f"{path}: expected only tensors that the manifest lists for this file, got "
-                f"{ascii(entry.name)[:120]}"
+                f"{ascii(entry.name)[:120]}. {RESTORE}"
             )
         if (entry.dtype, entry.shape) != _tensors.stored_as(dtype, part.shape):
             raise CheckpointCorruptError(
                 f"{path}: {entry.name}: expected {part.leaf.dtype}{list(part.shape)}, as in the "
-                f"manifest, got {entry.dtype}{entry.shape}"
+                f"manifest, got {entry.dtype}{entry.shape}. {RESTORE}"
             )
         if part.piece is not None and part.piece.begin != body + entry.begin:
             raise CheckpointCorruptError(
-                f"{path}: {entry.name}: expected it to begin at byte {part.piece.begin}, as in the "
-                f"manifest, got {body + entry.begin}"
+                f"{path}: {entry.name}: expected to begin at byte {part.piece.begin}, as in the "
+                f"manifest, got {body + entry.begin}. {RESTORE}"
             )
     if len(entries) != len(parts):
         missing = sorted(parts.keys() - {entry.name for entry in entries})
         raise CheckpointCorruptError(
-            f"{path}: expected the tensor {ascii(missing[0])[:120]}, got a file without it"
+            f"{path}: expected the tensor {ascii(missing[0])[:120]}, got a file without this tensor. "
+            f"{RESTORE}"
         )
 
 
 def _nothing(path: str) -> str:
+    """Return the error message for a missing checkpoint, with the names beside its path."""
     parent = os.path.dirname(path)
     try:
         beside = [entry for entry in _files.system.list(parent) if not entry.startswith(".")]
     except OSError:
-        return f"there is no checkpoint at {path}, nor a directory {parent}"
+        return f"there is no checkpoint at {path}, nor a directory {parent}. Correct the path."
     listed = ", ".join(beside[-5:]) or "nothing"
-    return f"there is no checkpoint at {path}; {parent} holds {listed}"
+    return f"there is no checkpoint at {path}; {parent} holds {listed}. Correct the path."

@@ -1,4 +1,4 @@
-"""Retention: which checkpoints of a run to keep, as a pure function."""
+"""Retention policy: a pure function that returns the checkpoints of a run to keep."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class StoredStep(NamedTuple):
     """Step number, metrics and time of one checkpoint of a run.
 
     Attributes:
-        step: its number.
-        metrics: as given when it was saved.
-        seconds: when it was finished.
+        step: the step of the checkpoint.
+        metrics: the metrics that it was saved with.
+        seconds: the time at which it was finished.
     """
 
     step: int
@@ -28,7 +28,7 @@ class StoredStep(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class RetentionPolicy:
-    """Rules for which checkpoints to keep (the latest, the best, every n steps); see `Store`."""
+    """Rules that select the checkpoints to keep (latest, best, every n steps); see `Store`."""
 
     last: int | None
     best: int | None
@@ -44,15 +44,20 @@ class RetentionPolicy:
             ("keep_every_steps", self.every_steps),
         ):
             if value is not None and (type(value) is not int or value < 1):
-                raise ValueError(f"{name}: expected an integer >= 1 or None, got {value!r}")
+                raise ValueError(
+                    f"{name}: expected an integer >= 1 or None, got {value!r}. Write {name}=3."
+                )
         hours = self.every_hours
         if hours is not None and not (isinstance(hours, (int, float)) and hours > 0):
-            raise ValueError(f"keep_every_hours: expected a number > 0 or None, got {hours!r}")
+            raise ValueError(
+                f"keep_every_hours: expected a number > 0 or None, got {hours!r}. Write "
+                "keep_every_hours=1."
+            )
         if self.mode not in ("min", "max"):
-            raise ValueError(f"mode: expected 'min' or 'max', got {self.mode!r}")
+            raise ValueError(f"mode: expected 'min' or 'max', got {self.mode!r}. Write mode='min'.")
 
     def kept(self, entries: Iterable[StoredStep]) -> set[int]:
-        """Return the steps of those checkpoints in `entries` that the rules keep.
+        """Return the steps of the checkpoints in `entries` that the policy keeps.
 
         Example:
             >>> policy = RetentionPolicy(2, 1, "loss", "min", None, None)
@@ -76,7 +81,7 @@ class RetentionPolicy:
         return kept
 
     def ranked(self, entries: Iterable[StoredStep]) -> list[StoredStep]:
-        """Return the entries whose metric exists and is not NaN, best first; ties in order of step."""
+        """Return the checkpoints whose metric exists and is not NaN, best first, then by step."""
         sign = 1.0 if self.mode == "min" else -1.0
         with_metric = [e for e in entries if not math.isnan(e.metrics.get(self.metric, math.nan))]
         return sorted(

@@ -1,8 +1,7 @@
 """Safetensors format: eight bytes of header length, a JSON header, and the bytes of the tensors.
 
-It is written and read here, not by the `safetensors` package, so that each byte is hashed on its
-way, passes through descriptors that can be synced and report why they fail, and arrives in fresh
-memory.
+Files are written and read here, not by the `safetensors` package, so that each byte is hashed as it is
+read or written, files can be synced, errors name their cause, and tensors are read into fresh memory.
 """
 
 from __future__ import annotations
@@ -15,16 +14,16 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.checkpoint import _tensors
-from ftrain.checkpoint.errors import CheckpointCorruptError
+from ftrain.checkpoint.errors import RESTORE, CheckpointCorruptError
 
 __all__ = ["TensorEntry", "header", "header_length", "parse_header"]
 
-_MOST_HEADER = 100_000_000  # the format's own bound
+_MOST_HEADER = 100_000_000  # the limit of the format
 _ALIGNMENT = 64
 
 
 class TensorEntry(NamedTuple):
-    """One tensor of a file; the positions of its bytes count from the end of the header."""
+    """Entry of a safetensors header: a tensor, with positions of its bytes after the header."""
 
     name: str
     dtype: str
@@ -37,7 +36,7 @@ def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
     """Return the header of a file with these tensors in order, each by name, dtype and shape.
 
     Raises:
-        ValueError: it would be longer than readers take.
+        ValueError: the header would be longer than the format allows.
     """
     content: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -49,8 +48,8 @@ def header(tensors: Sequence[tuple[str, torch.dtype, Sequence[int]]]) -> bytes:
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     if len(text) > _MOST_HEADER:
         raise ValueError(
-            f"the names of {len(tensors)} tensors make a header of {len(text)} bytes; "
-            f"safetensors allows {_MOST_HEADER}. Stack tensors, or shorten their names."
+            f"state: expected a safetensors header of at most {_MOST_HEADER} bytes, got {len(text)} "
+            f"bytes for {len(tensors)} tensors. Stack tensors, or shorten their names."
         )
     return len(text).to_bytes(8, "little") + text
 
@@ -61,7 +60,8 @@ def header_length(first: bytes, size: int, path: str) -> int:
     if len(first) < 8 or length > min(size - 8, _MOST_HEADER):
         raise CheckpointCorruptError(
             f"{path} is not a safetensors file: expected a header of at most "
-            f"{max(0, min(size - 8, _MOST_HEADER))} bytes, got {length}, in a file of {size} bytes"
+            f"{max(0, min(size - 8, _MOST_HEADER))} bytes, got {length}, in a file of {size} bytes. "
+            f"{RESTORE}"
         )
     return length
 
@@ -71,11 +71,11 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[TensorEntry]:
 
     Raises:
         CheckpointCorruptError: the header is not JSON, names a tensor twice or an unknown dtype, or its
-            tensors do not fill the file exactly: overlaps, holes, shapes of another size.
+            tensors do not fill the file exactly, because of overlaps, holes or sizes that differ.
     """
 
     def fail(reason: str) -> CheckpointCorruptError:
-        return CheckpointCorruptError(f"{path}: bad safetensors header: {reason}")
+        return CheckpointCorruptError(f"{path}: invalid safetensors header: {reason}. {RESTORE}")
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -114,7 +114,7 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[TensorEntry]:
 
 
 def _entry(name: str, given: Any) -> TensorEntry | str:
-    """Return the validated header entry of a tensor, or a phrase that says what is wrong with it."""
+    """Return the validated header entry of a tensor, or a phrase that says why it is invalid."""
     if not isinstance(given, dict) or given.keys() != {"dtype", "shape", "data_offsets"}:
         return "is not described by dtype, shape and data_offsets"
     dtype, shape, offsets = given["dtype"], given["shape"], given["data_offsets"]

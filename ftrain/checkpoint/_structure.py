@@ -25,14 +25,15 @@ def describe(node: Any, depth: int = 0) -> Any:
         return _LEAF
     if depth == _DEEPEST:
         raise ValueError(
-            f"state: expected at most {_DEEPEST} levels of nested containers, got more"
+            f"state: expected at most {_DEEPEST} levels of nested containers, got more. Flatten the "
+            "state."
         )
     children = tree.one_level(node).items()
     return [type(node).__name__, [[name, describe(child, depth + 1)] for name, child in children]]
 
 
 def first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
-    """Return a clause that states the first difference of two descriptions; `None` if they agree."""
+    """Describe the first difference between two outputs of `describe`; `None` if they are equal."""
     if saved == wanted:
         return None
     where = f"at {path}" if path else "at the root"

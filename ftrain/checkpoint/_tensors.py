@@ -2,7 +2,7 @@
 
 A safetensors file holds each tensor dense, in row-major order. The manifest records its strides,
 and loading allocates memory with these strides. Bits that are computed from a tensor depend on its
-alignment: torch's allocator always gives the same, a view into a file does not.
+alignment: memory from torch's allocator is always aligned alike, a view into a file is not.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _NATIVE = {
     torch.float8_e5m2fnuz: "F8_E5M2FNUZ",
     torch.float8_e8m0fnu: "F8_E8M0",
 }
-# Stored as bytes with one more axis, because safetensors lacks them; the manifest has their names.
+# Dtypes that safetensors lacks: stored as bytes with one more axis; the manifest has their names.
 _AS_BYTES = (torch.complex32, torch.complex128)
 
 _NAMES = {dtype: str(dtype).removeprefix("torch.") for dtype in (*_NATIVE, *_AS_BYTES)}
@@ -55,17 +55,17 @@ _FROM_HEADER = {name: dtype for dtype, name in _NATIVE.items()}
 
 
 def name_of(dtype: torch.dtype) -> str | None:
-    """Return the name of a dtype, such as `"float32"`, or `None` for a quantised one (not stored)."""
+    """Return the name of a dtype, such as `"float32"`; `None` for a dtype that is not stored."""
     return _NAMES.get(dtype)
 
 
 def by_name(name: str) -> torch.dtype | None:
-    """Return the dtype with this name, such as `"float32"`, or `None` for an unknown name."""
+    """Return the torch dtype of a name such as `"float32"`; `None` for an unknown name."""
     return _DTYPES.get(name)
 
 
 def in_header(name: str) -> torch.dtype | None:
-    """Return the torch dtype for a dtype name in a safetensors header, such as `F32`."""
+    """Return the torch dtype for a name in a safetensors header, such as `"F32"`; `None` if unknown."""
     return _FROM_HEADER.get(name)
 
 
@@ -112,7 +112,7 @@ def fill(target: torch.Tensor, dense: torch.Tensor) -> None:
 
 
 def same_strides(shape: Sequence[int], one: Sequence[int], two: Sequence[int]) -> bool:
-    """Return True if two layouts put every element at the same place."""
+    """Return True if two tuples of strides put every element of a shape at the same place."""
     if math.prod(shape) == 0:
         return True
     return all(n == 1 or a == b for n, a, b in zip(shape, one, two, strict=True))

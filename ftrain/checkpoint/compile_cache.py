@@ -1,7 +1,7 @@
 """Cache of compiled steps beside a run's checkpoints, so that a resumed process need not compile.
 
-Measured (`python -m benchmarks.checkpoints`): on a machine without a cache, such as a new one, the
-first step of a resumed process takes a fraction of the time when the run's cache was copied along.
+Measured (`python -m benchmarks.checkpoints`): on a machine without other caches, such as a new one, the
+first step of a resumed process takes a fraction of the time if the run's cache was copied along.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ _NAMES = {"TORCHINDUCTOR_CACHE_DIR": "inductor", "FTRAIN_CACHE_DIR": "ftrain"}
 def compile_cache(directory: str | os.PathLike[str]) -> pathlib.Path:
     """Store the compiled programs of this process in `directory`, and reuse those stored there.
 
-    Call it before the first compiled step. It sets `TORCHINDUCTOR_CACHE_DIR` and
+    Call this function before the first compiled step. It sets `TORCHINDUCTOR_CACHE_DIR` and
     `FTRAIN_CACHE_DIR`, which child processes inherit. The directory may be moved and copied;
     entries of another processor or another torch are ignored.
 
     The cache holds machine code and pickles of torch, which are executed: unlike a checkpoint, a
-    cache from somebody else is a program from somebody else. It is not part of any checkpoint, and
-    can be deleted at any time.
+    cache from somebody else is a program from somebody else. The cache is not part of any checkpoint,
+    and can be deleted at any time.
 
     Args:
-        directory: made if it is not there; `store.directory / "compiled"`, say.
+        directory: created if it does not exist; for example `store.directory / "compiled"`.
 
     Returns:
         The directory.
 
     Raises:
-        CheckpointWriteError: it cannot be made.
+        CheckpointWriteError: the directory cannot be created.
 
     Example:
         >>> import tempfile

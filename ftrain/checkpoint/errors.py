@@ -1,4 +1,4 @@
-"""Errors of saving and loading; each names the fault, the place and the remedy."""
+"""Errors of saving and loading checkpoints; each names the fault, the file and the remedy."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ __all__ = [
 
 _LONGEST = 5000
 
+#: Remedy for a damaged file.
+RESTORE = "Restore the file from a copy, or use another one."
+
 
 class CheckpointError(Exception):
-    """Base class of the errors of `ftrain.checkpoint`."""
+    """Base class of the errors that saving and loading checkpoints raise."""
 
     def __init__(self, message: str) -> None:
         # Names come from untrusted files: escape them, so that the message can always be printed.
@@ -36,7 +39,7 @@ class _FileError(CheckpointError):
 
     Attributes:
         path: the file or directory.
-        errno: the system's number for what went wrong.
+        errno: the error number of the operating system.
         remedy: a sentence that says how to correct the error; `""` if there is no advice.
     """
 
@@ -54,27 +57,27 @@ class _FileError(CheckpointError):
 
 
 class CheckpointWriteError(_FileError):
-    """Error for a checkpoint that could not be written; existing files are unchanged."""
+    """Error for a checkpoint or file of weights that could not be written; old files are unchanged."""
 
 
 class CheckpointReadError(_FileError):
-    """Error for a checkpoint that could not be read."""
+    """Error for a checkpoint or file of weights that the operating system could not read."""
 
 
 class CheckpointNotFoundError(CheckpointError):
-    """Error for a missing checkpoint."""
+    """Error for a path or directory without a checkpoint."""
 
 
 class CheckpointExistsError(CheckpointError):
-    """Error for saving to a path that exists already, because checkpoints are never overwritten."""
+    """Error for saving to a path with other content, because checkpoints are never overwritten."""
 
 
 class CheckpointLockedError(CheckpointError):
-    """Error for a directory whose lock another process, or another store, holds."""
+    """Error for a directory of checkpoints that another process or another store has locked."""
 
 
 class CheckpointCorruptError(CheckpointError):
-    """Error for files that differ from those written, or violate the format."""
+    """Error for checkpoint files whose bytes differ from those written, or violate the format."""
 
 
 class CheckpointVersionError(CheckpointError):
@@ -82,16 +85,16 @@ class CheckpointVersionError(CheckpointError):
 
 
 class CheckpointMismatchError(CheckpointError, ValueError):
-    """Error for a checkpoint whose state differs from the state `like` that it is loaded into."""
+    """Error for a checkpoint whose state has another structure than the given state `like`."""
 
 
 class CheckpointRankError(CheckpointError):
-    """Error on every other rank if a rank fails, ends, or does not answer, or holds another state.
+    """Error on all other ranks if a rank fails, exits, does not answer, or holds another state.
 
     Attributes:
         rank: the number of the rank that failed.
-        host: the name of its machine; `"?"` if it never answered.
-        cause: the text of its exception, or what happened to it.
+        host: the name of that rank's machine; `"?"` if the rank never answered.
+        cause: the text of that rank's exception, or a description of the failure.
     """
 
     def __init__(self, action: str, rank: int, host: str, cause: str) -> None:
@@ -113,8 +116,8 @@ def _restore_rank_error(message: str, rank: int, host: str, cause: str) -> Check
 
 
 class CorruptCheckpointWarning(UserWarning):
-    """Warning that a checkpoint was skipped because it failed verification."""
+    """Warning about a checkpoint that was skipped because it failed verification."""
 
 
 class DeterminismWarning(UserWarning):
-    """Warning that a setting which the bits of a run depend on has changed since the save."""
+    """Warning about a setting that changed since the save and on which a run's bits depend."""

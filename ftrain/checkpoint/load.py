@@ -1,6 +1,6 @@
 """Loading of a saved state, bit for bit, or an error that names how the given state differs.
 
-Read next: `restore.py`, for states that are meant to differ; `_read.py`, how files are read.
+Read next: `restore.py`, for states that are meant to differ; `_read.py`, which reads the files.
 """
 
 from __future__ import annotations
@@ -45,31 +45,31 @@ def load(
 ) -> tuple[T, Any]:
     """Load the saved state bit for bit, so that a run resumes as if it had never stopped.
 
-    Every byte is hashed as it is read. Tensors get fresh memory with the strides they had, on the
-    devices that `like` has them on; leaves that were one tensor are one again.
+    Every byte is hashed as it is read. Tensors are loaded into fresh memory with their saved strides, on
+    the devices of `like`; leaves that were one tensor are one tensor again.
 
     Args:
         path: the checkpoint's directory.
         like: a state of the same structure, shapes, dtypes and strides, such as `init_state(0)`; its
             values do not matter.
         fingerprint: as given to `save`.
-        on_change: what to do if the bits of the run may come out differently here: another torch,
-            number of threads, processor, or fingerprint.
+        on_change: "warn", "raise" or "ignore" if the run's bits may differ in this process, because it
+            has another torch, number of threads, processor or fingerprint.
         layout: the rows to load of each leaf that is not loaded whole, by its path; such a leaf has the
-            shape and strides of `like`, and zeros in its padding. Of a checkpoint of several ranks, only
-            pieces with these rows are read; of one process's, every file is read and hashed.
+            shape and strides of `like`, and zeros in its padding. In a checkpoint of several ranks, only
+            the pieces with these rows are read; in one of a single process, every file is read.
 
     Returns:
         `(state, metadata)`.
 
     Raises:
-        CheckpointMismatchError: the saved state is not like `like`; the message lists where. To load
-            what fits, use `restore`.
+        CheckpointMismatchError: the saved state differs in structure from `like`; the message lists the
+            differences. To load only the leaves that match, use `restore`.
         CheckpointCorruptError: a byte differs from those written.
-        CheckpointVersionError: it was written by a newer ftrain.
+        CheckpointVersionError: the checkpoint was written by a newer ftrain.
         CheckpointNotFoundError: the path does not exist.
         CheckpointReadError: a system call failed.
-        ValueError: the layout does not fit `like`.
+        ValueError: the layout does not match `like`.
 
     Example:
         >>> import tempfile
@@ -92,7 +92,7 @@ def load_with_manifest(
     on_change: OnChange,
     layout: Layout,
 ) -> tuple[T, Manifest]:
-    """Load a state as `load` does, and return it with the checkpoint's manifest."""
+    """Load a state as `load` does; return the state and the checkpoint's manifest."""
     with open_checkpoint(path) as source:
         _check_same_kind(source, like, layout)
         _check_determinism(source, fingerprint, on_change)
@@ -105,7 +105,7 @@ def verify(path: str | os.PathLike[str]) -> Manifest:
 
     Raises:
         CheckpointCorruptError: a byte differs from those written.
-        CheckpointVersionError: it was written by a newer ftrain.
+        CheckpointVersionError: the checkpoint was written by a newer ftrain.
         CheckpointNotFoundError: the path does not exist.
         CheckpointReadError: a system call failed.
     """
@@ -124,9 +124,9 @@ def verifies(path: str | os.PathLike[str]) -> bool:
 
 
 def read_dense(source: OpenCheckpoint, wanted: Collection[str]) -> dict[str, torch.Tensor]:
-    """Verify a checkpoint and return the tensors at the paths `wanted`, row-major in fresh CPU memory.
+    """Verify a checkpoint; return its tensors at the paths `wanted`, row-major in fresh CPU memory.
 
-    Leaves that are one tensor are returned as one.
+    Leaves that are one tensor are returned as one tensor.
     """
     names = {leaf.path: leaf.alias or leaf.path for leaf in source.manifest.leaves}
     needed = {names[path] for path in wanted}
@@ -147,7 +147,7 @@ def read_dense(source: OpenCheckpoint, wanted: Collection[str]) -> dict[str, tor
 def _read_leaves(
     source: OpenCheckpoint, likes: list[torch.Tensor], layout: Layout
 ) -> list[torch.Tensor]:
-    """Return the tensors in order, in their saved layout, on the devices of the given tensors."""
+    """Return a checkpoint's tensors in order, in their saved layout, on the devices of `likes`."""
     leaves = source.manifest.leaves
     shards = [layout.get(leaf.path) for leaf in leaves]
     dense = _read_rows(
@@ -162,7 +162,7 @@ def _read_leaves(
         if key not in placed:
             rows = dense.pop(key[:2]) if device.type == "cpu" else dense[key[:2]]
             placed[key] = _placed(rows, leaf, shard, like, device)
-        if like.requires_grad:  # of leaves that share a tensor, if any one does
+        if like.requires_grad:  # one of the leaves that share a tensor is enough
             placed[key].requires_grad_()
         found.append(placed[key])
     return found
@@ -171,10 +171,10 @@ def _read_leaves(
 def _read_rows(
     source: OpenCheckpoint, wanted: Collection[tuple[str, Shard | None]]
 ) -> dict[tuple[str, Shard | None], torch.Tensor]:
-    """Verify and return rows of leaves, or whole leaves (`None`), row-major in fresh CPU memory."""
+    """Verify and return rows of leaves (`None`: all rows), row-major in fresh CPU memory."""
     records = {leaf.path: leaf for leaf in source.manifest.leaves}
     found, left = {}, list(wanted)
-    while left:  # once, unless leaves that were one tensor are wanted in different rows
+    while left:  # again only if leaves that are one tensor are wanted in different rows
         now = dict(left)
         left = [(path, shard) for path, shard in left if now[path] != shard]
         targets = {}
@@ -215,11 +215,11 @@ def _placed(
 
 
 def _check_same_kind(source: OpenCheckpoint, like: Any, layout: Layout) -> None:
-    """Raise if `like` differs from the checkpoint, before any tensor is allocated."""
+    """Raise if the state `like` differs in structure from a checkpoint; allocate no tensor."""
     if inspect.isroutine(like):
         raise CheckpointMismatchError(
             "`like`: expected a state, got a function. Call it: "
-            f"like={getattr(like, '__name__', 'init_state')}(0)"
+            f"like={getattr(like, '__name__', 'init_state')}(0)."
         )
     manifest = source.manifest
     difference = _structure.first_difference(manifest.structure, _structure.describe(like))
@@ -253,7 +253,7 @@ def _check_same_kind(source: OpenCheckpoint, like: Any, layout: Layout) -> None:
 
 
 _REMEDY = (
-    "Resume with the state that was saved; to copy only tensors that fit, and report the others, use "
+    "Pass a state with the structure of the saved one; to copy only the tensors that match, use "
     "ftrain.checkpoint.restore."
 )
 

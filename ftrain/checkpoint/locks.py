@@ -1,6 +1,6 @@
-"""Locks that end when their process ends, even if it is killed, and that children do not inherit.
+"""Locks of files that end with their process, even if it is killed; child processes inherit none.
 
-Read next: `store.py`, whose writers hold one.
+Read next: `store.py`, whose writers hold a lock.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 class Lock:
     """Exclusive lock on an open file or directory (`flock`), acquired at once or not at all.
 
-    It is released by `close`, at the end of a `with` block, and with the process that took it, even
-    if that is killed. A forked child does not hold it.
+    The lock is released by `close`, at the end of a `with` block, and when the process that took it
+    ends, even if the process is killed. A forked child does not hold the lock.
 
     Attributes:
         held: True if the lock was acquired; False after `close`.
@@ -50,10 +50,10 @@ class Lock:
 
     @staticmethod
     def directory(path: str | os.PathLike[str]) -> Lock:
-        """Lock a directory itself, not a file in it.
+        """Lock a directory itself, not a file in the directory.
 
         Raises:
-            OSError: it cannot be opened, or the file system has no locks.
+            OSError: the directory cannot be opened, or the file system has no locks.
         """
         path = os.path.abspath(path)
         return Lock(_files.system.open_directory(path), path)
@@ -63,16 +63,16 @@ class Lock:
         """Lock a file, which is created if it does not exist and is never deleted.
 
         Raises:
-            OSError: it cannot be opened, or the file system has no locks.
+            OSError: the file cannot be opened, or the file system has no locks.
         """
         path = os.path.abspath(path)
         return Lock(_files.system.open_lock(path), path)
 
     def lost(self) -> bool:
-        """Return True if the locked file was deleted, moved or replaced; others can then lock its path.
+        """Return True if the locked file was deleted, moved or replaced: its path is then unlocked.
 
         Raises:
-            OSError: its status cannot be read.
+            OSError: the status of the path cannot be read.
         """
         return self._descriptor is None or not _files.system.same(self._descriptor, self._path)
 
@@ -104,15 +104,15 @@ _open: weakref.WeakSet[Lock] = weakref.WeakSet()
 class Turns:
     """Lock between threads of one process, which wait for one another.
 
-    A forked child starts unlocked: the thread that was inside does not exist there, and would never
-    leave.
+    A forked child starts with the lock free, because the thread that held it does not exist in the
+    child and would never release it.
     """
 
     def __init__(self) -> None:
         self._begin()
 
     def _begin(self) -> None:
-        # Reentrant: a signal handler may save while its own thread does.
+        # Reentrant, because a signal handler may save during a save of the same thread.
         self._lock, self._process = threading.RLock(), os.getpid()
 
     @contextlib.contextmanager
@@ -125,7 +125,7 @@ class Turns:
 
 
 def _forget() -> None:
-    # A forked child (a data loader's worker) holds the same open file: it would keep the lock alive
+    # A forked child, such as a data loader's worker, has the same open file, which would hold the lock
     # after its parent was killed.
     for lock in list(_open):
         lock.close()

@@ -2,13 +2,13 @@
 
     run/step-000000000100/
         tensors-00000.safetensors     the leaves, named by their paths
-        manifest.json                 this
-        SHA256SUMS                    of all of them, written last; `sha256sum --check SHA256SUMS`
+        manifest.json                 the content of this class, as JSON
+        SHA256SUMS                    hashes of the other files; for `sha256sum --check SHA256SUMS`
 
-A checkpoint of several ranks has files of each rank, `rank-00001-00000.safetensors`, and lists for
-each leaf the pieces of it. Its manifest requires the feature "pieces"; readers without it refuse.
+A checkpoint of several ranks has files of each rank, `rank-00001-00000.safetensors`, and lists the
+pieces of each leaf. Its manifest requires the feature "pieces", without which readers refuse it.
 
-Read next: `save.py`, which writes one.
+Read next: `save.py`, which writes a checkpoint.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from typing import Any, NamedTuple, TypeVar
 
 from ftrain.checkpoint import _json, _tensors
 from ftrain.checkpoint._determinism import PRNG
-from ftrain.checkpoint.errors import CheckpointCorruptError, CheckpointVersionError
+from ftrain.checkpoint.errors import RESTORE, CheckpointCorruptError, CheckpointVersionError
 
 __all__ = ["FileRecord", "LeafRecord", "Manifest", "PieceRecord"]
 
 MANIFEST = "manifest.json"
 SUMS = "SHA256SUMS"
-MOST_MANIFEST = 512 << 20  # bytes: an untrusted one must not fill the memory
+MOST_MANIFEST = 512 << 20  # bytes, so that an untrusted manifest cannot fill the memory
 FORMAT = "ftrain checkpoint"
 VERSION = (1, 0)
 PIECES = "pieces"
@@ -42,9 +42,9 @@ class FileRecord(NamedTuple):
     """Record of one file of tensors.
 
     Attributes:
-        name: without a directory.
-        size: in bytes.
-        sha256: of all its bytes.
+        name: the name of the file, without a directory.
+        size: the number of bytes.
+        sha256: the SHA-256 of all bytes, in hexadecimal.
     """
 
     name: str
@@ -56,11 +56,11 @@ class PieceRecord(NamedTuple):
     """Record of consecutive rows of a leaf, in a checkpoint of several ranks.
 
     Attributes:
-        file: the name of the file that holds it.
-        begin: the position of its first byte in the file.
-        start: the index of its first row.
-        rows: the number of rows; a scalar has one.
-        sha256: of its bytes, so that it can be read alone.
+        file: the name of the file that holds the piece.
+        begin: the position of the first byte of the piece in the file.
+        start: the index of the first row of the piece in the leaf.
+        rows: the number of rows; a scalar has one row.
+        sha256: the SHA-256 of the bytes of the piece, with which it can be verified alone.
     """
 
     file: str
@@ -74,14 +74,14 @@ class LeafRecord(NamedTuple):
     """Record of one tensor of the state.
 
     Attributes:
-        path: the Python that reaches it: `.params['weight']`. Its name in the file, too.
-        dtype: `"float32"`.
-        shape: its axes.
-        strides: its memory layout, in elements; the file holds it in row-major order.
-        file: the name of the file that holds it, or its first piece.
-        alias: the path of an earlier leaf that is the same tensor; then `file` holds that one.
-        pieces: the pieces of it, in order of rows; empty in a checkpoint of one process, and for an
-            alias.
+        path: the path in the state, `.params['weight']`, which is the name in the file, too.
+        dtype: the name of the dtype, such as `"float32"`.
+        shape: the shape of the tensor.
+        strides: the strides in memory, in elements; in the file, the order is row-major.
+        file: the name of the file that holds the tensor or its first piece.
+        alias: the path of an earlier leaf that is the same tensor and that `file` holds instead.
+        pieces: the pieces of the tensor, in order of rows; empty in a checkpoint of one process, and
+            for an alias.
     """
 
     path: str
@@ -93,7 +93,7 @@ class LeafRecord(NamedTuple):
     pieces: tuple[PieceRecord, ...] = ()
 
     def piece_name(self, piece: PieceRecord) -> str:
-        """Return the name of a piece in its file: the path, with a slice unless it is the whole leaf.
+        """Return the name of a piece in its file: the leaf's path, and the slice of its rows if partial.
 
         Example:
             >>> piece = PieceRecord("rank-00000-00000.safetensors", 128, 2, 2, "0" * 64)
@@ -105,7 +105,7 @@ class LeafRecord(NamedTuple):
         return f"{self.path}[{piece.start}:{piece.start + piece.rows}]"
 
     def to_json(self) -> dict[str, Any]:
-        """Return the entry of `leaves` in the manifest."""
+        """Return the record as JSON, for the list `leaves` of a manifest."""
         entry = self._asdict()
         entry["pieces"] = [piece._asdict() for piece in self.pieces]
         return entry
@@ -113,20 +113,20 @@ class LeafRecord(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """Content of a checkpoint.
+    """Content of a checkpoint: records of its tensors and files, metadata, metrics and settings.
 
     Attributes:
-        leaves: the tensors, in the order of `tree.leaves`.
-        files: the files that hold them.
-        structure: the containers around them.
-        metadata: the caller's own JSON: data cursor, epoch, configuration.
+        leaves: records of the tensors, in the order of `tree.leaves`.
+        files: records of the files that hold the tensors.
+        structure: the containers around the tensors.
+        metadata: JSON of the caller, such as data cursor, epoch and configuration.
         step: the number of the step that produced the state; `None` if not given.
-        metrics: numbers to choose the best by.
-        determinism: the settings, beside the state, that the bits of the run depend on.
-        versions: of the libraries that wrote it.
-        prng: the generator that draws random numbers from the state's keys.
-        version: of the format, major and minor.
-        digest: the sha256 of the manifest; two checkpoints with one digest are equal.
+        metrics: numbers by which a store ranks checkpoints.
+        determinism: settings of the process on which the bits of the run depend.
+        versions: versions of the libraries that wrote the checkpoint.
+        prng: the name of the algorithm that draws random numbers from the state's keys.
+        version: the version of the format, major and minor.
+        digest: the SHA-256 of the manifest; two checkpoints with one digest are equal.
     """
 
     leaves: tuple[LeafRecord, ...]
@@ -147,7 +147,7 @@ class Manifest:
         return any(leaf.pieces for leaf in self.leaves)
 
     def render(self) -> bytes:
-        """Return the bytes of `manifest.json`."""
+        """Return the manifest as the bytes of the file `manifest.json`."""
         leaves = [leaf.to_json() for leaf in self.leaves]
         if not self.in_pieces:  # as in checkpoints of earlier versions
             for entry in leaves:
@@ -170,7 +170,7 @@ class Manifest:
         )
 
     def sums(self, rendered: bytes) -> bytes:
-        """Return the bytes of `SHA256SUMS`, in the form that `sha256sum --check` reads."""
+        """Return the bytes of the file `SHA256SUMS`, in the form that `sha256sum --check` reads."""
         hashes = [(record.sha256, record.name) for record in self.files]
         hashes.append((hashlib.sha256(rendered).hexdigest(), MANIFEST))
         return "".join(f"{sha256}  {name}\n" for sha256, name in hashes).encode()
@@ -181,7 +181,7 @@ class Manifest:
 
         Raises:
             CheckpointVersionError: a newer version of ftrain is needed to read it.
-            CheckpointCorruptError: it is not a manifest, or has fields that no checkpoint has.
+            CheckpointCorruptError: the bytes are not a manifest, or a field is missing or invalid.
         """
         content = _json.parse(data, path)
         _check_version(content, path)
@@ -202,13 +202,15 @@ class Manifest:
                 digest=hashlib.sha256(data).hexdigest(),
             )
         except KeyError as error:
-            raise CheckpointCorruptError(f"{path}: the field {error} is missing") from None
+            raise CheckpointCorruptError(
+                f"{path}: the field {error} is missing. {RESTORE}"
+            ) from None
         except (_MalformedError, RecursionError) as error:
-            raise CheckpointCorruptError(f"{path}: {error}") from None
+            raise CheckpointCorruptError(f"{path}: {error}. {RESTORE}") from None
 
 
 class _MalformedError(Exception):
-    """Error for a field whose type or value the format does not allow."""
+    """Error for a field of a manifest whose type or value the format does not allow."""
 
 
 def _check_version(content: dict[str, Any], path: str) -> None:
@@ -218,11 +220,13 @@ def _check_version(content: dict[str, Any], path: str) -> None:
         or not isinstance(version, list)
         or [type(number) for number in version] != [int, int]
     ):
-        raise CheckpointCorruptError(f"{path} is not the manifest of an ftrain checkpoint")
+        raise CheckpointCorruptError(
+            f"{path} is not the manifest of an ftrain checkpoint. {RESTORE}"
+        )
     features = content.get("required_features")
     if not isinstance(features, list) or not all(isinstance(name, str) for name in features):
         raise CheckpointCorruptError(
-            f"{path}: `required_features`: expected a list of names, got another value"
+            f"{path}: `required_features`: expected a list of names, got another value. {RESTORE}"
         )
     if version[0] > VERSION[0]:
         raise CheckpointVersionError(
@@ -238,7 +242,7 @@ def _check_version(content: dict[str, Any], path: str) -> None:
         )
     if version[0] < 1 or version[1] < 0:
         raise CheckpointCorruptError(
-            f"{path}: expected a format version of at least 1.0, got {version}"
+            f"{path}: expected a format version of at least 1.0, got {version}. {RESTORE}"
         )
 
 
@@ -282,9 +286,9 @@ def _leaves(entries: Any, files: Any, in_pieces: bool) -> tuple[LeafRecord, ...]
 
 
 def _fits(leaf: LeafRecord, itemsize: int, room: dict[str, int]) -> bool:
-    """Return True if a leaf fits in its file, or its pieces in theirs; pieces take up their room.
+    """Return True if a leaf or its pieces fit into their files; subtract the pieces from `room`.
 
-    Otherwise a small checkpoint could claim a leaf that fills the memory, of one piece repeated.
+    Otherwise a small checkpoint could list one piece many times, as a leaf that fills the memory.
     """
     if not leaf.pieces:
         return leaf.alias is not None or math.prod(leaf.shape) * itemsize <= room[leaf.file]
@@ -318,7 +322,7 @@ def _leaf(entry: Any, in_pieces: bool) -> LeafRecord:
 
 
 def _pieces(leaf: LeafRecord, entries: Any) -> tuple[PieceRecord, ...]:
-    """Return the pieces of a leaf; raise unless they are all of its rows, in order."""
+    """Return the pieces of a leaf; raise unless they cover all rows of the leaf, in order."""
     pieces = [_piece(entry) for entry in _of(list, entries)]
     if leaf.alias is not None and not pieces:
         return ()

@@ -1,4 +1,4 @@
-"""Restoring of the tensors that match: for pretrained weights, a new head, a new optimizer.
+"""Copying of matching tensors into a state: for pretrained weights, a new head, a new optimizer.
 
 Read next: `load.py`, to resume exactly; `state_dicts.py`, for weights of other programs.
 """
@@ -29,7 +29,7 @@ class Report:
     """Report of what `restore` did with each leaf, by the leaf's path in `like`; prints as a list.
 
     Attributes:
-        loaded: these leaves come from the source.
+        loaded: leaves that were copied from the source.
         converted: the loaded leaves whose floating dtype changed, with both dtypes.
         missing: leaves that the source lacks; they keep the values of `like`.
         different: leaves of another shape or kind in the source, with the reason; they keep the values
@@ -51,7 +51,7 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Return True if the source had a matching tensor for every requested leaf."""
+        """True if the source had a matching tensor for every requested leaf."""
         return not self.missing and not self.different
 
     def __str__(self) -> str:
@@ -95,7 +95,7 @@ def restore(
 
     Raises:
         CheckpointNotFoundError, CheckpointCorruptError, CheckpointVersionError, CheckpointReadError: as
-            `load`.
+            for `load`.
 
     Example:
         >>> old = {"body": torch.ones(2), "head": torch.ones(10)}

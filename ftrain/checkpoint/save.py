@@ -1,15 +1,15 @@
 """Saving of a state to a hidden directory, which is synced and renamed to its final name.
 
-    1. a directory `.tmp-...` beside the final one, locked by its writer
-    2. the tensors, each file hashed as it is written, then synced
-    3. the manifest, then SHA256SUMS, each synced; the directory synced
-    4. rename to the final name; the parent directory synced
-    5. only now the checkpoint counts: older ones may be deleted
+    1. create a directory `.tmp-...` beside the final one, locked by its writer
+    2. write the tensors; hash each file while it is written, then sync it
+    3. write the manifest, then SHA256SUMS; sync each, and the directory
+    4. rename the directory to its final name; sync the parent directory
+    5. delete older checkpoints, now that the new one is durable
 
 If a process is killed, a disk is full or a machine loses power before 4, the checkpoint does not
-exist; after 4 it is whole. The next writer sweeps the directories of dead writers.
+exist; after 4 it is whole. The next writer deletes the directories of dead writers.
 
-Read next: `load.py`; `store.py`, which keeps many.
+Read next: `load.py`; `store.py`, which manages several checkpoints.
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ from ftrain.checkpoint.manifest import MANIFEST, MOST_MANIFEST, SUMS, FileRecord
 
 __all__ = ["save"]
 
-_AHEAD = 16  # chunks that may be hashed while writing stalls
+_AHEAD = 16  # chunks that may wait to be hashed
 _MOST_BLOCKS = (
-    8  # blocks beside the bytes of a checkpoint: its directory, and partly filled ends of files
+    8  # blocks beside the bytes of a checkpoint: for its directory, and partly filled ends of files
 )
 
 
@@ -54,13 +54,13 @@ def save(
 ) -> Manifest:
     """Write a state to a new directory, atomically and durably.
 
-    When this returns, the checkpoint survives a crash of the machine; when it raises, `path` is
-    unchanged. Equal states give equal bytes: they hold no time, host or process id.
+    After a return, the checkpoint survives a crash of the machine; after an exception, `path` is
+    unchanged. Equal states give equal bytes: a checkpoint holds no time, host or process id.
 
     Args:
         path: the directory to create, parents included. An existing checkpoint is never overwritten:
             saving the same content again changes nothing, other content raises.
-        state: any tree of tensors. Their strides are kept, as is the identity of shared leaves.
+        state: any pytree of tensors. Their strides are kept, and leaves that are one tensor stay one.
         metadata: JSON of the caller: data cursor, epoch, configuration. Infinities and NaNs are kept.
         step: the number of the step that produced this state.
         metrics: numbers, by which a `Store` ranks checkpoints.
@@ -68,11 +68,11 @@ def save(
             step was compiled; compared at loading.
 
     Returns:
-        The manifest; its `digest` names the content.
+        The manifest; its `digest` identifies the content.
 
     Raises:
         CheckpointWriteError: a system call failed; has `path` and `errno`.
-        CheckpointExistsError: `path` holds something else.
+        CheckpointExistsError: `path` exists, and is not a checkpoint with the same content.
         TypeError: a leaf is not a tensor, or the metadata are not JSON.
         ValueError: a tensor is sparse, quantised or on the meta device; a step is negative; names or
             metadata are larger than readers accept (a manifest of 512 MiB).
@@ -89,7 +89,7 @@ def save(
 
 
 def publish(content: Draft, path: str) -> Manifest:
-    """Write a checkpoint to a temporary directory, then rename that to `path`."""
+    """Write a checkpoint to a temporary directory, then rename the directory to `path`."""
     path = os.path.abspath(path)
     parent = os.path.dirname(path)
     headers, size = _headers(content)
@@ -103,7 +103,7 @@ def publish(content: Draft, path: str) -> Manifest:
 
 
 def _headers(content: Draft) -> tuple[dict[str, bytes], int]:
-    """Return the safetensors header of each file of tensors, and the bytes of the checkpoint.
+    """Return the safetensors header of each file of tensors, and the size of the checkpoint in bytes.
 
     Raises:
         ValueError: the content exceeds the readers' limits; raised before anything is written.
@@ -172,7 +172,7 @@ def write_file(directory: str, name: str, parts: Any) -> FileRecord:
 
 
 def appear(temporary: str, path: str, manifest: Manifest) -> bool:
-    """Rename a directory to `path` and sync; return False if `path` already has the same content."""
+    """Rename a directory to `path` and sync; return False if `path` had the same content already."""
     parent = os.path.dirname(path)
     try:
         _files.system.rename(temporary, path)
@@ -191,6 +191,7 @@ def appear(temporary: str, path: str, manifest: Manifest) -> bool:
 
 
 def _check_same(path: str, manifest: Manifest) -> None:
+    """Raise unless an existing path holds a checkpoint with the same content as a manifest."""
     try:
         there = verify(path).digest
     except CheckpointError:  # not a checkpoint, or unreadable
@@ -198,17 +199,17 @@ def _check_same(path: str, manifest: Manifest) -> None:
     if there != manifest.digest:
         what = "something that is not a valid checkpoint" if there is None else "another checkpoint"
         raise CheckpointExistsError(
-            f"{path}: expected an unused path, as nothing is overwritten, got {what}. Save under "
-            "another name, or with a Store, which numbers checkpoints by step."
+            f"{path}: expected an unused path, because checkpoints are never overwritten, got {what}. "
+            "Save under another name, or with a Store, which numbers checkpoints by step."
         )
 
 
 @contextlib.contextmanager
 def refusals(action: str, size: int | None = None) -> Iterator[None]:
-    """Convert errors of the system in a `with` block to `CheckpointWriteError`.
+    """Convert errors of the operating system in a `with` block to `CheckpointWriteError`.
 
     Args:
-        action: what the block does.
+        action: the action of the block, such as `save the checkpoint runs/first`.
         size: the number of bytes that the block writes, for the message about a full disk.
     """
     try:
@@ -219,13 +220,13 @@ def refusals(action: str, size: int | None = None) -> Iterator[None]:
 
 
 def remedy(error: OSError, size: int | None = None) -> str:
-    """Return a sentence that says how to correct an error of the system; `""` if there is no advice."""
+    """Return a remedy for an error of the operating system, as a sentence; `""` if there is none."""
     return {
         errno.ENOSPC: f"The disk is full: {_space(error, size)}.",
         errno.EDQUOT: f"The quota is used up: {_space(error, size)}.",
-        errno.EFBIG: "The limit of a file's size is reached: raise it (ulimit -f).",
+        errno.EFBIG: "The limit of a file's size is reached: raise the limit (ulimit -f).",
         errno.EACCES: "Choose a directory that may be written to.",
-        errno.EROFS: "The file system is read-only: choose another.",
+        errno.EROFS: "The file system is read-only: choose another directory.",
         errno.ENOTDIR: "A part of the path is a file: choose another name.",
         errno.EEXIST: "A part of the path is a file, or a link to nothing: choose another name.",
         errno.ENAMETOOLONG: "Choose a shorter name.",
@@ -233,7 +234,7 @@ def remedy(error: OSError, size: int | None = None) -> str:
 
 
 def _space(error: OSError, size: int | None) -> str:
-    """Return the advice how much space to free for a checkpoint of `size` bytes."""
+    """Return the clause that says how much disk space to free for a checkpoint of `size` bytes."""
     if size is None or error.filename is None:
         return "free some space"
     path = os.fsdecode(error.filename)
@@ -244,7 +245,7 @@ def _space(error: OSError, size: int | None) -> str:
     except OSError:
         return "free some space"
     free, needed = system.f_bavail * system.f_frsize, size + _MOST_BLOCKS * system.f_frsize
-    if needed <= free:  # a quota, or space freed meanwhile
+    if needed <= free:  # the limit is a quota, or space was freed meanwhile
         return f"free some space (a checkpoint needs {_bytes(needed)})"
     return (
         f"free {_bytes(needed - free)} (a checkpoint needs {_bytes(needed)}, and {_bytes(free)} are "

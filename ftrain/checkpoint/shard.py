@@ -1,7 +1,7 @@
 """Rows of a leaf that one rank holds, and the layout of a state on a rank.
 
-A layout is a mapping from leaf paths (as `tree.paths` writes them) to a `Shard`; leaves that it does
-not name are whole on every rank. Read next: `manifest.py`, how pieces of leaves are recorded.
+A layout is a mapping from leaf paths (as `tree.paths` writes them) to a `Shard`; leaves that are not in
+the layout are whole on every rank. Read next: `manifest.py`, the records of pieces of leaves.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Shard:
         rows: the number of rows, 0 if the rank holds none.
 
     Raises:
-        ValueError: the leaf has no axis, or the rows are not within it.
+        ValueError: the leaf has no axis, or fewer rows than the shard needs.
 
     Example:
         >>> Shard((10, 3), start=8, rows=2)
@@ -58,7 +58,7 @@ class Shard:
 
     @staticmethod
     def even(shape: tuple[int, ...], rank: int, ranks: int) -> Shard:
-        """Return the rows of a rank if each rank has as many, rounded up, and the last ones fewer.
+        """Return the shard of a rank if rows are divided evenly, rounded up; the last ranks have fewer.
 
         Example:
             >>> [Shard.even((5,), rank, 4).rows for rank in range(4)]
@@ -78,10 +78,10 @@ def rows_of(shape: tuple[int, ...]) -> int:
 
 
 def check_layout(state: Any, layout: Layout) -> None:
-    """Raise unless every shard names a leaf of a state, and the leaf can hold it.
+    """Raise unless every path of a layout is that of a leaf that can hold the shard's rows.
 
     Raises:
-        ValueError: an unknown path, or a leaf of another shape; the message names it.
+        ValueError: a path is unknown, or a leaf has another shape; the message names the path.
     """
     leaves = dict(zip(tree.paths(state), tree.leaves(state), strict=True))
     for path, shard in layout.items():

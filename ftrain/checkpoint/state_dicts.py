@@ -1,7 +1,7 @@
 """Reading and writing of state dicts `{name: tensor}` as single files, with names unchanged.
 
-A state dict is `{name: tensor}`: the value of `module.state_dict()`, and the content of files on
-the Hugging Face hub. `restore` copies one into a state.
+A state dict is the value of `module.state_dict()`, and the content of files of weights on the Hugging
+Face hub. `restore` copies a state dict into a state.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ Format = Literal["safetensors", "torch"]
 
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _MOST_INDEX = 256 << 20
-#: With strides of 0, one number in a file of torch fills a tensor of any size. All tensors together may
-#: have the first number times the bytes of the file, or the second number of bytes if that is more.
+#: Limits of the bytes of all tensors from a file of torch, where one number with strides of 0 can fill a
+#: tensor of any size: the first number times the bytes of the file, or the second number if larger.
 _WIDEST, _ALWAYS = 1024, 1 << 28
 
 
@@ -110,15 +110,18 @@ def read_state_dict(
             return _import_file(os.path.join(path, _SINGLE))
         if not os.path.exists(os.path.join(path, _INDEX)):
             raise CheckpointNotFoundError(
-                f"no weights found in {path}: expected {_SINGLE} or {_INDEX}"
+                f"no weights found in {path}: expected {_SINGLE} or {_INDEX}, got neither. Correct the "
+                "path."
             )
         return _import_parts(path)
     except FileNotFoundError as error:
         raise CheckpointNotFoundError(
-            f"no weights found: {error.filename} does not exist"
+            f"no weights found: {error.filename} does not exist. Correct the path."
         ) from None
     except OSError as error:
-        raise CheckpointReadError("read the weights", error, "Check who may read it.") from error
+        raise CheckpointReadError(
+            "read the weights", error, "Check the file's access permissions."
+        ) from error
 
 
 def _parts(tensors: Mapping[str, torch.Tensor], format: Format) -> list[memoryview]:
@@ -180,7 +183,8 @@ def _import_parts(directory: str) -> dict[str, torch.Tensor]:
     if found.keys() != names.keys():
         odd = sorted(found.keys() ^ names.keys())[0]
         raise CheckpointCorruptError(
-            f"{index}: expected the same names as in its files, got a difference at {odd!a}"
+            f"{index}: expected the same names as in its files, got a difference at {odd!a}. Download "
+            "or export the files again."
         )
     return found
 
@@ -190,17 +194,16 @@ def _import_torch(path: str) -> dict[str, torch.Tensor]:
         try:
             _check_sizes(file)
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
-        except Exception as error:  # many kinds, for a file that is not one
-            if (
-                isinstance(error, OSError) and error.errno != errno.EINVAL
-            ):  # EINVAL: a seek before the start of the file
+        except Exception as error:  # torch raises many kinds for a file that is not a state dict
+            # EINVAL comes from a seek before the start of the file.
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:
                 error.filename = error.filename or path
                 raise
-            # The part before these words advises to load the file without restrictions.
+            # The part of torch's message before these words advises to set weights_only=False.
             reason = str(error).rpartition("WeightsUnpickler error:")[2]
             raise CheckpointCorruptError(
                 f"{path}: expected a state dict written by torch.save, got an error: "
-                f"{one_line(reason)}. Save it again"
+                f"{one_line(reason)}. Save the state dict again."
             ) from error
     if not isinstance(content, Mapping) or not all(
         isinstance(value, torch.Tensor) for value in content.values()
@@ -216,7 +219,7 @@ def _import_torch(path: str) -> dict[str, torch.Tensor]:
         if t.is_meta or t.layout != torch.strided or most < 0:
             raise CheckpointCorruptError(
                 f"{path}: expected dense tensors with the values in the file, got "
-                f"{one_line(ascii(name))} of shape {tuple(t.shape)}. Save contiguous tensors"
+                f"{one_line(ascii(name))} of shape {tuple(t.shape)}. Save contiguous tensors."
             )
     return {
         str(name): t.detach().clone(memory_format=torch.contiguous_format)
@@ -225,7 +228,7 @@ def _import_torch(path: str) -> dict[str, torch.Tensor]:
 
 
 def _check_sizes(file: BinaryIO) -> None:
-    """Raise if the parts of a zip are larger than the file: torch writes them uncompressed."""
+    """Raise if the parts of a zip file are larger than the file, because torch does not compress."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             sizes = sum(part.file_size for part in archive.infolist())
@@ -238,28 +241,31 @@ def _check(name: Any, tensor: Any, format: Format) -> None:
     if not isinstance(name, str) or not isinstance(tensor, torch.Tensor):
         raise TypeError(
             f"tensors: expected strings and tensors, got {name!r} ({type(name).__name__}) with "
-            f"{a_or_an(type(tensor).__name__)}"
+            f"{a_or_an(type(tensor).__name__)}. Pass module.state_dict(), for example."
         )
     if name == "__metadata__" and format == "safetensors":
         raise ValueError(
-            f"tensors: the name {name!r} is reserved by safetensors. Rename this tensor"
+            f"tensors: expected names other than {name!r}, which safetensors reserves, got this name. "
+            "Rename this tensor."
         )
     if tensor.layout != torch.strided or tensor.is_meta or tensor.is_nested:
         raise ValueError(
             f"{name!r}: expected a dense tensor with values, got a sparse, nested or meta tensor. Write "
-            "tensor.to_dense(), or leave it out"
+            "tensor.to_dense(), or leave this tensor out."
         )
     stored = _tensors.name_of(tensor.dtype) and _tensors.stored_as(tensor.dtype, ())
     if format == "safetensors" and (not stored or stored[1]):
         raise ValueError(
-            f"{name!r}: expected a dtype that safetensors supports, got {tensor.dtype}. Convert it, or "
-            "write format='torch'"
+            f"{name!r}: expected a dtype that safetensors supports, got {tensor.dtype}. Convert the "
+            "tensor, or write format='torch'."
         )
 
 
 def _check_format(format: Format) -> None:
     if format not in get_args(Format):
-        raise ValueError(f"format: expected 'safetensors' or 'torch', got {format!r}")
+        raise ValueError(
+            f"format: expected 'safetensors' or 'torch', got {format!r}. Write format='torch'."
+        )
 
 
 def _open(path: str) -> int:

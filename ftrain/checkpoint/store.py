@@ -1,6 +1,6 @@
 """Store of the checkpoints of a run: numbered, retained by a policy, verified when read.
 
-Read next: `save.py`, how one is written; `_retention.py`, which are kept.
+Read next: `save.py`, which writes a checkpoint; `_retention.py`, which selects those to keep.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ T = TypeVar("T")
 class Store:
     """Directory of checkpoints named `step-000000000100`, for one writer and any number of readers.
 
-    A new checkpoint is durable before an old one is deleted, and a deleted one disappears at once;
-    a reader never sees half of one. `lock`, or the first `save`, locks the directory until the store is
-    closed or its process ends; reading takes no lock. Threads may share a store: they write in turn.
+    A new checkpoint is durable before an old one is deleted, and a deleted one disappears at once, so
+    that a reader never sees part of a checkpoint. `lock`, or the first `save`, locks the directory until
+    the store is closed or its process ends; reading needs no lock. Threads may share a store.
 
     Args:
         directory: the directory; created by the first save.
@@ -51,11 +51,11 @@ class Store:
         keep_best: the number of best checkpoints to keep, by `metric`.
         metric: the name of the metric in `save(..., metrics=...)`; NaNs are never the best.
         mode: `"min"` if a smaller metric is better, `"max"` if a larger one is.
-        keep_every_steps: keep steps that are multiples of this.
-        keep_every_hours: keep one for every so many hours.
-        asynchronous: write in a thread: `save` returns when the state is copied. One save is in
-            flight; its exception is raised by the next `save`, `wait` or `close`, or at the end of the
-            process.
+        keep_every_steps: keep checkpoints of steps that are multiples of this.
+        keep_every_hours: keep one checkpoint per this many hours.
+        asynchronous: write in a thread: `save` returns when the state is copied. One save at a time is
+            in progress; its exception is raised by the next `save`, `wait` or `close`, or at the end of
+            the process.
         copy: True if an asynchronous save copies the state first, because the loop donates its states
             (`ftrain.compile(..., donate=True)`) or writes to them. False: states are immutable.
         fingerprint: as for `checkpoint.save`; compared at loading.
@@ -66,7 +66,7 @@ class Store:
         keeps_best: True if the store keeps the best checkpoints as well as the newest.
 
     Raises:
-        ValueError: a policy that keeps nothing; the directory is a file, or itself a checkpoint.
+        ValueError: the policy keeps no checkpoint; the directory is a file, or is itself a checkpoint.
 
     Example:
         >>> import tempfile, torch
@@ -116,7 +116,7 @@ class Store:
         self._turns = Turns()
         self._numbered = Numbered(self.directory)
         self._entries: dict[int, tuple[Identity | None, StoredStep]] = {}
-        self._has_ranked = False  # or the user was warned
+        self._has_ranked = False  # True once metrics were saved, or a warning was issued
 
     def lock(self) -> bool:
         """Lock the directory for this writer now, instead of at the first `save`; create it if missing.
@@ -132,7 +132,7 @@ class Store:
             return self._lock.acquire()
 
     def discard_unused(self) -> None:
-        """Delete the directories that `lock` has created, if they hold nothing but its lock."""
+        """Delete the directories that `lock` has created, if they contain nothing else."""
         with self._turns.taken():
             self._lock.discard_unused()
 
@@ -148,22 +148,22 @@ class Store:
         """Save the checkpoint of a step, then delete the checkpoints that the policy does not keep.
 
         Args:
-            state: a tree of tensors.
-            step: 0 or more. The same content may be saved again under it; other content is refused,
-                unless the existing checkpoint does not verify.
-            metadata: JSON: the data cursor and all else that the loop needs to resume.
-            metrics: numbers, by which the best are chosen; warns once if the store's metric is missing.
-            replace: True to replace other content under the same step, which is deleted only when the
+            state: a pytree of tensors.
+            step: 0 or more. The same content may be saved again for a step; other content is refused,
+                unless the existing checkpoint is damaged.
+            metadata: JSON: the data cursor and all other values that the loop needs to resume.
+            metrics: numbers that rank checkpoints; warns once if the store's metric is missing.
+            replace: True to replace other content of the same step, which is deleted only when the
                 new content is durable.
 
         Returns:
-            Where the checkpoint is, or will be when an asynchronous save is done.
+            The path of the checkpoint, which exists once an asynchronous save is done.
 
         Raises:
-            CheckpointWriteError: the system refused; an asynchronous save raises it later.
-            CheckpointLockedError: another writer is at work here, or may be: somebody deleted or
-                replaced the directory that this store has locked.
-            CheckpointExistsError: another state was saved under this step.
+            CheckpointWriteError: a system call failed; an asynchronous save raises it later.
+            CheckpointLockedError: another process writes to the directory, or may do so, because the
+                directory that this store has locked was deleted or replaced.
+            CheckpointExistsError: another state was saved for this step.
         """
         with self._turns.taken():
             self._background.wait()
@@ -182,12 +182,12 @@ class Store:
         default: Any = None,
         on_change: OnChange = "warn",
     ) -> tuple[T, Any]:
-        """Load the newest state that passes verification, or that of a step; see `checkpoint.load`.
+        """Load the state of the newest valid checkpoint, or of a step, as `checkpoint.load` does.
 
         Args:
-            like: a state of the same kind.
-            step: the step to load; default: the newest. A checkpoint that does not verify is skipped
-                with a `CorruptCheckpointWarning`; with an explicit step it raises.
+            like: a state of the same structure.
+            step: the step to load; default: the newest. A damaged checkpoint is skipped with a
+                `CorruptCheckpointWarning`; with an explicit step it raises.
             default: the initial metadata: without any checkpoint, `(like, default)` is returned.
             on_change: as for `checkpoint.load`.
 
@@ -196,8 +196,8 @@ class Store:
 
         Raises:
             CheckpointNotFoundError: no checkpoint exists, and `default` is not given.
-            CheckpointCorruptError: there are some, and none of them verifies.
-            CheckpointMismatchError: the saved state is not like `like`.
+            CheckpointCorruptError: checkpoints exist, and all of them are damaged.
+            CheckpointMismatchError: the saved state differs in structure from `like`.
         """
         self.wait()
 
@@ -216,9 +216,9 @@ class Store:
     def latest(self) -> pathlib.Path | None:
         """Return the path of the newest checkpoint that passes verification; `None` if there is none.
 
-        A path lasts as long as its checkpoint: while a writer may delete or replace it, use `load`,
-        which looks again. `step-....new` is a replacement that is durable and will be renamed in a
-        moment or, if its writer died, at the next `save`.
+        The checkpoint may be deleted or replaced by a writer before it is read; `load` then searches
+        again. `step-....new` is a durable replacement, which its writer will rename or, if the writer
+        died, the next `save`.
         """
         found = self._numbered.first(lambda: reversed(self.steps()), verify)
         return None if found is None else found[0]
@@ -231,7 +231,7 @@ class Store:
         return None if found is None else found[0]
 
     def steps(self) -> list[int]:
-        """Return the steps that have checkpoints, in order."""
+        """Return the steps that have a checkpoint in the store, in ascending order."""
         return self._numbered.steps()
 
     def delete(self, step: int) -> None:
@@ -247,7 +247,7 @@ class Store:
             self._settle()
             if step not in self.steps():
                 raise CheckpointNotFoundError(
-                    f"step: expected one of {self.steps()}, the steps in {self.directory}, got {step}"
+                    f"step: expected one of {self.steps()}, the steps in {self.directory}, got {step}."
                 )
             self._discard([step])
 
@@ -257,7 +257,7 @@ class Store:
             self._background.wait()
 
     def close(self) -> None:
-        """Wait until the save in progress is durable, and release the directory for another writer."""
+        """Wait until the save in progress is durable, then unlock the directory for other writers."""
         with self._turns.taken():
             try:
                 self._background.close()
@@ -304,7 +304,7 @@ class Store:
         )
 
     def _start(self, content: Collected, step: int, replace: bool) -> None:
-        """Publish the checkpoint of a step, or start to in the background."""
+        """Publish the checkpoint of a step, in the background if saves are asynchronous."""
         if not self._asynchronous:
             self._publish(content.on_host(self._pinned), step, replace)
         elif self._copy:
@@ -333,7 +333,7 @@ class Store:
         self._retain(step)
 
     def _retain(self, step: int) -> None:
-        """Delete the checkpoints that the policy does not keep; that of `step` stays."""
+        """Delete the checkpoints that the policy does not keep, except that of `step`."""
         entries = self._all_entries()
         kept = self._policy.kept(entries) | {step}
         self._discard([entry.step for entry in entries if entry.step not in kept])
@@ -378,19 +378,20 @@ class Store:
                         seconds = _files.system.modified(os.path.join(path, SUMS))
                         known = (there, StoredStep(step, source.manifest.metrics, seconds))
                 found[step] = known
-        self._entries = found  # may replace another thread's entries: outdated ones are read again
+        self._entries = found  # may drop entries of another thread, which are then read again
         return [entry for _, entry in found.values()]
 
 
 def _check_directory(directory: pathlib.Path) -> None:
     if os.path.isfile(directory):
         raise ValueError(
-            f"directory: expected a directory of checkpoints, got the file {directory}"
+            f"directory: expected a directory of checkpoints, got the file {directory}. Use another "
+            "path."
         )
     if all(os.path.isfile(directory / name) for name in (MANIFEST, SUMS)):
         raise ValueError(
             f"directory: expected a directory of checkpoints, got the single checkpoint {directory}. "
-            f"Write Store({str(directory.parent)!r})"
+            f"Write Store({str(directory.parent)!r})."
         )
 
 

@@ -17,7 +17,7 @@ def loss_fn(model, batch):
     return F.cross_entropy(model(batch["image"]), batch["label"])
 
 
-# The README's ten lines.
+# The loop of ten lines that the README shows.
 loader = data.Loader(data.digits(), batch_size=64, seed=0)
 init_state, train_step, _ = ftrain.make_steps(model, loss_fn, optim.adamw(1e-3))
 

@@ -1,7 +1,7 @@
 """Flip single bits of checkpoints: `python -m tests.checkpoint.campaign_flips --count 100000`.
 
-One random bit of one file of a checkpoint is flipped, over all files and bytes alike; loading
-must refuse.
+One random bit in one of the files of a checkpoint is flipped, with equal probability for all bytes;
+loading the checkpoint must raise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tests.checkpoint.states import train_state
 
 
 class Result(NamedTuple):
-    """Counts: `found` must equal `flips`; `other` counts errors except `CheckpointError`."""
+    """Counts of flipped bits, of detected flips, and of errors other than `CheckpointError`."""
 
     flips: int
     found: int

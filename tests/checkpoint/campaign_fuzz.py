@@ -1,8 +1,8 @@
 """Load mutated checkpoints: `python -m tests.checkpoint.campaign_fuzz --count 100000`.
 
-Every hash is set right after the mutation, so that what is tested is the reader behind the
-hashes. It may load what is still consistent; else only a `CheckpointError` may come out of it, at
-once, and without much memory.
+Every hash is corrected after the mutation, so that the parsers behind the hashes are tested. A reader
+may load a mutant that is still consistent; otherwise it must raise a `CheckpointError`, fast and without
+allocating much memory.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ VALUES: list[Any] = [
 
 
 class Result(NamedTuple):
-    """Counts: `other` (errors except `CheckpointError`) and `slow` must be zero."""
+    """Counts of a campaign; `other` (errors other than `CheckpointError`) and `slow` must be 0."""
 
     mutants: int
     loaded: int

@@ -1,18 +1,17 @@
 """Kill runs at random times: `python -m tests.checkpoint.campaign_kills --count 10000`.
 
-A process is forked that resumes a run, takes steps, saves each, and says over a pipe which of its
-checkpoints it was told are safe. It is killed within milliseconds, and another goes on. After
-each kill:
+A forked process resumes a run, takes steps, saves after each, and writes the steps whose saves have
+returned to a pipe. It is killed within milliseconds, and another process resumes the run. After each
+kill:
 
 - the newest checkpoint loads, and is at least as new as the last one acknowledged;
-- its bits are those of the undisturbed run at that step;
+- its bits are those of the uninterrupted run at that step;
 - every other checkpoint of the store verifies, too.
 
-At the end the run is finished undisturbed; nothing but whole checkpoints may be left. Every run
-is one of four kinds: saving in the loop or beside it, a small state or one of several megabytes,
-which goes through the hashing thread. What a killed process wrote is in the system's hands,
-synced or not, so the campaign may as well run in memory; what a crash of the machine leaves is
-the subject of `weak_disk.py`.
+At the end the run is completed without interruption; then the directory may contain complete checkpoints
+only. There are four kinds of run: synchronous or asynchronous saves, of a small state or of one of
+several megabytes, which is hashed in a thread. Bytes that a killed process wrote are not lost, synced or
+not, so the campaign may run in memory; `weak_disk.py` simulates crashes of the machine.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ import torch
 import ftrain
 from ftrain import checkpoint
 
-STEPS = 100  # then a run begins anew
+STEPS = 100  # steps of a run, after which a new run begins
 
 
 class Result(NamedTuple):
@@ -91,7 +90,7 @@ class Run:
             for step in range(metadata["step"] + 1, until + 1):
                 state = self.step(state)
                 store.save(state, step=step, metadata={"step": step})
-                # An asynchronous save has waited for the one before.
+                # An asynchronous save has waited for the previous save.
                 safe(step - 1 if self.asynchronous else step)
         safe(until)
 
@@ -113,11 +112,11 @@ def campaign(count: int, seed: int = 0, base: str | None = None, verbose: bool =
         for kill in range(count):
             which = dice.choices(range(len(runs)), weights=[4, 4, 1, 1])[0]
             run = runs[which]
-            told = _work_until_killed(run, dice.uniform(0.0, run.window))
-            # A busy machine gets further in a longer time only: a few steps for each kill.
-            run.window = min(5.0, run.window * 1.25) if len(told) < 2 else run.window / 1.1
-            acknowledged[which] = max([acknowledged[which], *told])
-            steps += len(told)
+            sent = _work_until_killed(run, dice.uniform(0.0, run.window))
+            # The time to the next kill is adapted to the machine: a few steps for each kill.
+            run.window = min(5.0, run.window * 1.25) if len(sent) < 2 else run.window / 1.1
+            acknowledged[which] = max([acknowledged[which], *sent])
+            steps += len(sent)
             in_save += any(path.name.startswith(".tmp-") for path in run.directory.glob(".*"))
             found, readable, same = _inspect(run)
             unreadable += not readable
@@ -146,17 +145,17 @@ def _work_until_killed(run: Run, seconds: float) -> list[int]:
             run.work(writing)
             time.sleep(600)
         finally:
-            os._exit(1)  # unless it is killed, as it should be
+            os._exit(1)  # reached only if the process was not killed
     os.close(writing)
     time.sleep(seconds)
     os.kill(child, signal.SIGKILL)
     _, status = os.waitpid(child, 0)
     assert os.WIFSIGNALED(status), "the process failed by itself"
-    told = b""
+    sent = b""
     while part := os.read(reading, 1 << 16):
-        told += part
+        sent += part
     os.close(reading)
-    return [step for (step,) in struct.iter_unpack("q", told[: len(told) // 8 * 8])]
+    return [step for (step,) in struct.iter_unpack("q", sent[: len(sent) // 8 * 8])]
 
 
 def _inspect(run: Run) -> tuple[int, bool, bool]:
@@ -175,7 +174,7 @@ def _inspect(run: Run) -> tuple[int, bool, bool]:
 
 def _finish(run: Run) -> int:
     """Complete the run and return the number of faults: wrong bits and leftover files."""
-    run.work(None, until=STEPS + 1)  # one save at least, which sweeps
+    run.work(None, until=STEPS + 1)  # saves at least once, which deletes leftover directories
     found, readable, same = _inspect(run)
     odd = [p.name for p in run.directory.iterdir() if not p.name.startswith("step-")]
     shutil.rmtree(run.directory)

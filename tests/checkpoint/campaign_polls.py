@@ -1,10 +1,10 @@
 """Read beside two writers: `python -m tests.checkpoint.campaign_polls --count 10000`.
 
-One process saves as fast as it can, keeping a single checkpoint, so that each is deleted
-milliseconds after it appeared; every third takes the place of the one before. A second process
-tries to write to the same directory, and must be refused every time; this one loads the newest
-again and again. What it loads must have the bits of its save, it must never go back, and nothing
-may look damaged.
+One process saves as fast as it can and keeps a single checkpoint, so that each checkpoint is deleted
+milliseconds after it appeared; every third save replaces the checkpoint of the previous step. A second
+process tries to write to the same directory, and must be refused every time. This process loads the
+newest checkpoint again and again: it must have the bits that were saved, must not be older than the one
+loaded before, and must not be reported as damaged.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ import ftrain
 from ftrain import checkpoint
 from tests.checkpoint.states import train_state
 
-KINDS = 7  # states repeat, so that the reader knows them all
+KINDS = 7  # number of distinct states, so that the reader can compare them
 
 
 class Result(NamedTuple):
-    """Counts: `torn`, `back` and `intruded` must be zero; `seen` counts the distinct steps loaded."""
+    """Counts of a campaign; `torn`, `back` and `intruded` must be 0; `seen`: distinct steps loaded."""
 
     polls: int
     seen: int
@@ -41,7 +41,7 @@ class Result(NamedTuple):
 
 
 def campaign(count: int) -> Result:
-    """Poll `count` times."""
+    """Load the newest checkpoint `count` times beside two writers; return the faults."""
     torch.set_num_threads(1)
     base = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
     torn = back = newest = 0

@@ -1,11 +1,11 @@
 """Resume at every step in a fresh process: `python -m tests.checkpoint.campaign_resume`.
 
-For both runs of `resumed.py`: one process takes all steps undisturbed and saves the end only; another
-saves after every step; then every one of its checkpoints is gone on from in a process of its own, to the
-end. Each file of that last checkpoint must have the bytes of the undisturbed run's (state, cursor, the
-loss of every step), 40 of 40.
+For both runs of `resumed.py`, one process takes all steps and saves the last one only; another process
+saves after every step. A new process then resumes from each of these checkpoints and completes the run.
+Each file of its last checkpoint must equal that of the first process (state, cursor, the loss of every
+step), in 40 of 40 cases.
 
-Then with 0, 1, 2 and 4 workers before the stop, and again each after it: 16 of 16.
+The same holds with 0, 1, 2 and 4 workers before the stop and 0, 1, 2 and 4 after it: 16 of 16 cases.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import NamedTuple
 from tests.checkpoint.resumed import RUNS, STEPS, content
 
 WORKERS = (0, 1, 2, 4)
-STOP = 17  # amid an epoch, with batches prefetched
+STOP = 17  # in the middle of an epoch, with prefetched batches
 
 
 class Result(NamedTuple):
@@ -40,7 +40,7 @@ class Result(NamedTuple):
 
 
 def process(name: str, source: Path | str, workers: int, target: Path, *options: str) -> None:
-    """Train in a fresh process."""
+    """Train in a new process, from a checkpoint or from the beginning."""
     arguments = [name, str(source), str(workers), str(target), *options]
     subprocess.run(
         [sys.executable, "-m", "tests.checkpoint.resumed", *arguments],
@@ -56,7 +56,7 @@ def at(store: Path, step: int) -> Path:
 
 
 class Campaign:
-    """Runs in a directory, `jobs` at a time."""
+    """Runs that are resumed in a directory, `jobs` processes at a time."""
 
     def __init__(self, directory: Path, jobs: int) -> None:
         self.directory, self.jobs = directory, jobs

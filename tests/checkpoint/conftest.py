@@ -9,7 +9,7 @@ import tempfile
 
 import pytest
 
-collect_ignore = ["by_hand.py"]  # a script: collecting doctests would import it, and train
+collect_ignore = ["by_hand.py"]  # a script, which would train if pytest imported it for doctests
 
 
 @pytest.fixture

@@ -38,7 +38,7 @@ class Recording(Files):
 class Failing(Files):
     """A file system whose `k`-th operation fails, and with `sticky` all later ones of its kind.
 
-    `code=None` is a short write: the system takes one byte.
+    With `code=None`, the operation is a short write, of one byte.
     """
 
     def __init__(self, k: int, code: int | None, sticky: bool = False) -> None:
@@ -60,5 +60,5 @@ class Failing(Files):
             return super().call(operation, path, function, *args)
         self.failed = operation
         if operation == "close":
-            function(*args)  # the descriptor is gone either way
+            function(*args)  # a failed close closes the descriptor, too
         raise OSError(self.code, os.strerror(self.code), path)

@@ -1,4 +1,4 @@
-"""Write hostile checkpoints: arbitrary content with correct hashes."""
+"""Functions that forge checkpoints: they change the content and correct the hashes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def join(header: Any, data: bytes) -> bytes:
 
 
 def seal(path: Path, manifest: bytes) -> None:
-    """Write this manifest, and hashes that match the files."""
+    """Write a manifest to a checkpoint, and hashes that match its files."""
     (path / "manifest.json").write_bytes(manifest)
     sums = [(path / DATA, DATA), (path / "manifest.json", "manifest.json")]
     lines = [f"{hashlib.sha256(file.read_bytes()).hexdigest()}  {name}\n" for file, name in sums]

@@ -3,8 +3,9 @@
     python -m tests.checkpoint.resumed NAME SOURCE WORKERS TARGET   # SOURCE: a checkpoint, or -
     python -m tests.checkpoint.resumed NAME SOURCE WORKERS STORE --each
 
-takes the steps that are left, and saves the end as TARGET; or saves after every step into STORE. Both
-runs draw dropout and augmentations, train in 16-mixed with accumulation, schedule, clip and average.
+The first command takes the remaining steps and saves the last one to TARGET; the second saves after
+every step to STORE. Both runs have dropout, augmentations, precision 16-mixed, accumulation, a schedule,
+clipping and averaged weights.
 
 Read next: `campaign_resume.py`, which stops them at every step.
 """
@@ -40,11 +41,11 @@ class Run:
     donates: bool
 
     def go_on(self, source: Path | None, workers: int) -> Any:
-        """Yield `(steps taken, state, metadata)` at the start and after every step."""
+        """Resume the run; yield `(steps taken, state, metadata)` at the start and after every step."""
         if source is None:
             state, saved = self.init(0), {"cursor": self.loader.start().to_json(), "losses": []}
         else:
-            like = self.init(1)  # its values do not matter
+            like = self.init(1)  # only the structure of this state is used
             state, saved = checkpoint.load(source, like=like, on_change="raise")
         begin, losses = data.Cursor.from_json(saved["cursor"]), saved["losses"]
         yield len(losses), state, saved
@@ -60,7 +61,7 @@ class Run:
 
 
 def convnet() -> Run:
-    """A run on digits: BatchNorm, dropout, augmented images, and averaged weights in `extras`."""
+    """Return a run on digits: BatchNorm, dropout, augmented images, averaged weights in `extras`."""
 
     def model() -> nn.Module:
         return nn.Sequential(
@@ -92,14 +93,14 @@ def convnet() -> Run:
 
 
 def _shifted(sample: Any, key: torch.Tensor) -> Any:
-    """Shift by up to a pixel and add noise, from the key and torch's global generator."""
+    """Shift an image by up to a pixel and add noise, drawn from a key and torch's generator."""
     by = (random.randint(key, (2,), 0, 3) - 1).tolist()
     image = torch.roll(sample["image"], by, (1, 2)) + 0.05 * torch.randn(1, 8, 8)
     return {**sample, "image": image}
 
 
 def char_gpt() -> Run:
-    """A run on text: tied weights, dropout, replaced characters, donation, compilation, EMA."""
+    """Return a run on text: tied weights, dropout, replaced characters, donation, compilation, EMA."""
     text = data.standard_library(12_000)
 
     def loss_fn(model: Any, batch: Any) -> Any:
@@ -121,7 +122,7 @@ def char_gpt() -> Run:
 
 
 def _replaced(window: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Replace one character in ten by its neighbour."""
+    """Replace one in ten characters of a window by its neighbour."""
     return torch.where(random.uniform(key, window.shape) < 0.1, window.roll(1), window)
 
 
@@ -133,14 +134,14 @@ RUNS = {"convnet": convnet, "char-gpt": char_gpt}
 
 
 def finish(name: str, source: Path | None, workers: int, target: Path) -> None:
-    """Take the remaining steps and save only the last."""
+    """Take the remaining steps of a run and save only the last one."""
     for done, state, metadata in RUNS[name]().go_on(source, workers):  # noqa: B007
         pass
     checkpoint.save(target, state, metadata=metadata, step=done)
 
 
 def save_each(name: str, source: Path | None, workers: int, store: Path) -> None:
-    """Take the remaining steps with an asynchronous save after every step."""
+    """Take the remaining steps of a run with an asynchronous save after every step."""
     run = RUNS[name]()
     with checkpoint.Store(store, keep_last=None, asynchronous=True, copy=run.donates) as saver:
         for done, state, metadata in run.go_on(source, workers):
@@ -148,7 +149,7 @@ def save_each(name: str, source: Path | None, workers: int, store: Path) -> None
 
 
 def content(path: Path) -> dict[str, bytes]:
-    """Return every byte of a checkpoint, by file."""
+    """Return the bytes of each file of a checkpoint, by name."""
     return {file.name: file.read_bytes() for file in sorted(path.iterdir())}
 
 

@@ -40,7 +40,7 @@ def random_bytes(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> torch
 
 @st.composite
 def tensors(draw: st.DrawFn) -> torch.Tensor:
-    """Generate tensors of every dtype, rank and layout: permuted, gapped, expanded, windows."""
+    """Generate tensors of every dtype, rank and layout: permuted, strided, expanded, overlapping."""
     shape = tuple(draw(st.lists(st.integers(0, 4), max_size=4)))
     dtype = draw(st.sampled_from(DTYPES))
     dense = random_bytes(shape, dtype, draw(st.integers(0, 2**31)))
@@ -63,7 +63,7 @@ KEYS = st.text(max_size=6) | st.integers(-3, 3)
 
 
 def trees(leaves: Any = None) -> st.SearchStrategy[Any]:
-    """Generate containers of every kind around tensors."""
+    """Generate pytrees of tensors with containers of every kind."""
     return st.recursive(
         tensors() if leaves is None else leaves,
         lambda children: st.one_of(
@@ -106,7 +106,7 @@ def flip(path: Path, offset: int = -1) -> None:
 
 
 def filled(directory: Path, steps: Sequence[int] = (1, 2, 3), **options: Any) -> checkpoint.Store:
-    """Return a store with these checkpoints."""
+    """Return a store that contains checkpoints of the given steps."""
     store = checkpoint.Store(directory, **options)
     for step in steps:
         store.save(train_state(step), step=step, metadata={"at": step}, metrics={"loss": -step})

@@ -1,4 +1,4 @@
-"""Test asynchronous saves: the saved state, what the caller waits for, and failures."""
+"""Test asynchronous saves: the saved state, the waiting time of the caller, and failures."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_a_failed_asynchronous_save_raises_at_the_next_call(tmp_path, how):
     }
     with pytest.raises(checkpoint.CheckpointWriteError, match="No space left"):
         occasions[how]()
-    store.wait()  # once
+    store.wait()  # raises only once
     assert store.steps() == [1]
     store.save(train_state(3), step=3)
     store.close()
@@ -114,7 +114,7 @@ def test_asynchronous_save_computes_paths_and_structure_in_the_background_thread
     assert threads == {
         "paths": {"ftrain-checkpoint"},
         "describe": {"ftrain-checkpoint"},
-        "fingerprint": {here},  # as it was at the call
+        "fingerprint": {here},  # read when `save` was called
     }
 
 
@@ -131,7 +131,7 @@ def test_background_start_returns_at_once_while_the_job_keeps_the_interpreter_bu
     returned, seen = threading.Event(), []
 
     def busy():
-        end = time.perf_counter() + 30.0  # and would not give the interpreter back before
+        end = time.perf_counter() + 30.0  # keeps the interpreter for this long
         while not returned.is_set() and time.perf_counter() < end:
             pass
         seen.append(returned.is_set())
@@ -204,7 +204,7 @@ def test_asynchronous_store_frees_its_copy_after_writing_and_ends_its_thread_on_
 def test_a_forked_child_starts_its_own_checkpoint_thread(tmp_path):
     with checkpoint.Store(tmp_path, asynchronous=True) as store:
         store.save(train_state(1), step=1)
-    store.save(train_state(2), step=2)  # the thread is there again
+    store.save(train_state(2), step=2)  # starts the thread again
     store.wait()
     store.close()
     store._background.start(lambda: None)
@@ -248,7 +248,7 @@ def run(code: str, directory: Path) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_process_exits_only_after_its_asynchronous_save(tmp_path):
-    # 40 MB: the hashing thread is asked for while the interpreter shuts down.
+    # 40 MB, so that the hashing thread would start while the interpreter is shutting down.
     done = run("store.save({'w': torch.arange(5_000_000)}, step=1)", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert checkpoint.Store(tmp_path).latest() is not None

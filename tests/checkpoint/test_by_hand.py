@@ -1,4 +1,4 @@
-"""Test a hand-written loop: killed and run again, it ends with the same final checkpoint."""
+"""Test that a hand-written loop, killed and run again, ends with the same final checkpoint."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def newest(directory: Path) -> int:
 
 
 def killed_amid(directory: Path) -> bool:
-    """Start the loop, kill it in its second epoch; return False if it was over first."""
+    """Start the loop and kill it in its second epoch; return False if it was complete by then."""
     process = start(directory)
     while newest(directory) < 37 and process.poll() is None:
         time.sleep(0.002)
@@ -36,15 +36,15 @@ def killed_amid(directory: Path) -> bool:
 
 
 def test_hand_written_training_loop_that_is_killed_resumes_to_the_same_bytes(tmp_path):
-    undisturbed = start(tmp_path / "undisturbed")
-    for _ in range(10):  # on a busy machine the loop may be over before it is killed
+    uninterrupted = start(tmp_path / "uninterrupted")
+    for _ in range(10):  # on a busy machine, the loop may end before it is killed
         if killed_amid(tmp_path / "killed"):
             break
         shutil.rmtree(tmp_path / "killed")
     assert 37 <= newest(tmp_path / "killed") < STEPS
     assert start(tmp_path / "killed").wait(600) == 0
-    assert undisturbed.wait(600) == 0
+    assert uninterrupted.wait(600) == 0
     for file in ("SHA256SUMS", "manifest.json", "tensors-00000.safetensors"):
         final = Path("run") / f"step-{STEPS:012d}" / file
-        found, expected = (tmp_path / name / final for name in ("killed", "undisturbed"))
+        found, expected = (tmp_path / name / final for name in ("killed", "uninterrupted"))
         assert found.read_bytes() == expected.read_bytes()

@@ -1,4 +1,4 @@
-"""Test the compile cache of a run: a new process finds it, also after a move."""
+"""Test that a new process reuses the compile cache of a run, also after the cache was moved."""
 
 from __future__ import annotations
 

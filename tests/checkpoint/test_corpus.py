@@ -1,7 +1,7 @@
 """Test that checkpoints of every earlier format version load, and newer ones raise clearly.
 
-`corpus/` holds one checkpoint for each version, written by the ftrain of its time, and never changed:
-`python -m tests.checkpoint.test_corpus` writes that of the present version, once.
+`corpus/` holds one checkpoint for each format version, written when that version was current and never
+changed. `python -m tests.checkpoint.test_corpus` writes the checkpoint of the current version, once.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def test_checkpoints_of_newer_minor_versions_load_and_of_newer_major_versions_ar
 
     def change(content):
         content |= changes
-        if error is None:  # a newer minor version may say more anywhere
+        if error is None:  # a newer minor version may add fields anywhere
             content["leaves"][0]["more"] = content["files"][0]["more"] = 1
 
     change_manifest(copy, change)

@@ -1,4 +1,4 @@
-"""Test saves on a file system that keeps as little as it may: no finished save is lost."""
+"""Test that a crash loses no completed save, on a file system that stores only synced data."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ def crash_states(
     """Save versions 2 and 3 over 1, keeping one, and count the load results after each crash.
 
     Args:
-        save: as steps of their own, or as replacements.
-        skip: operations that the disk is not told of, as if the code had forgotten them.
-        until: stop when all of these have been found.
+        save: saves a version, as a new step or as a replacement of the same step.
+        skip: operations that the simulated disk omits, as if the code did not call them.
+        until: stop when all of these results have occurred.
     """
     directory = base / "run"
     with checkpoint.Store(directory, keep_last=1) as store:
@@ -82,7 +82,7 @@ def judge(state: dict[str, bytes | None], directory: Path, acknowledged: int) ->
         return "silently corrupt"
     if version < acknowledged:
         return "acknowledged lost"
-    # The run goes on from here.
+    # The run can be resumed: the next save works.
     with store, warnings.catch_warnings():
         warnings.simplefilter("ignore", checkpoint.CorruptCheckpointWarning)
         store.save(train_state(4), step=4)
@@ -108,7 +108,7 @@ def test_no_simulated_crash_loses_a_checkpoint_whose_save_had_returned(memory_pa
 def test_crash_simulation_detects_a_missing_sync_of_files_or_directories(
     memory_path, save, skip, loses
 ):
-    """This shows that the crash model detects missing syncs."""
+    """Without a sync, the simulated crashes lose a checkpoint."""
     found = crash_states(memory_path, save, (skip,), frozenset(loses))
     assert found.keys() >= loses
     assert "silently corrupt" not in found

@@ -17,7 +17,7 @@ FILES = ("SHA256SUMS", "manifest.json", "tensors-00000.safetensors")
 
 @pytest.fixture
 def pair(memory_path):
-    """Two checkpoints of one run."""
+    """Return the paths of two checkpoints of one run."""
     for step in (1, 2):
         checkpoint.save(memory_path / str(step), train_state(step), step=step)
     return memory_path / "1", memory_path / "2"

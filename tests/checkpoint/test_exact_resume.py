@@ -1,6 +1,6 @@
 """Test law 7: an interrupted and resumed run ends with the bytes of an uninterrupted one.
 
-`python -m tests.checkpoint.campaign_resume` stops at every step; here at a few.
+`python -m tests.checkpoint.campaign_resume` interrupts the runs at every step; these tests at a few.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ for source in sources:
 def test_a_run_resumed_in_a_fresh_process_ends_with_the_same_bytes(
     name: str, stops: tuple[int, ...], tmp_path: Path
 ) -> None:
-    """Stopped after the first step, at the end of and inside an epoch, and before the last step."""
+    """Interrupt after the first step, in and at the end of an epoch, and before the last step."""
     finish(name, None, 0, tmp_path / "whole")
     save_each(name, None, 2, tmp_path / "each")
     whole = content(tmp_path / "whole")

@@ -1,4 +1,4 @@
-"""Test saves in which each operation fails once: the old or the new checkpoint loads."""
+"""Test saves in which each file operation fails once: the old or the new checkpoint loads."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_saves_tested_for_faults_perform_every_kind_of_file_operation(tmp_path, 
 def test_failure_of_any_file_operation_during_a_save_keeps_a_loadable_checkpoint(
     memory_path, act, code, sticky
 ):
-    """`sticky`: every later operation of the same kind fails as well."""
+    """With `sticky`, every later operation of the same kind fails as well."""
     count = len(operations(act, memory_path / "counted"))
     fill(memory_path / "two")
     refused = 0
@@ -95,7 +95,7 @@ def test_failure_of_any_file_operation_during_a_save_keeps_a_loadable_checkpoint
             assert str(directory) in str(error)
             assert os.strerror(code) in str(error)
             refused += 1
-        assert code is not None or error is None, where  # short writes are gone on with
+        assert code is not None or error is None, where  # short writes are continued
         store = checkpoint.Store(directory)
         loaded, metadata = store.load(like=train_state(0))
         expected = metadata["step"]
@@ -107,7 +107,7 @@ def test_failure_of_any_file_operation_during_a_save_keeps_a_loadable_checkpoint
         left = [name for name in os.listdir(directory) if name.startswith((".tmp", ".trash"))]
         if not (sticky and failing.failed in ("unlink", "rmdir", "list", "rename")):
             assert not left, where
-        # The next save, on a disk that is well again, sweeps what could not be deleted.
+        # The next save, on a disk without faults, deletes the files that could not be deleted.
         with store:
             store.save(train_state(4), step=4)
         assert sorted(os.listdir(directory)) == [
@@ -155,7 +155,7 @@ def test_save_raises_for_a_write_error_that_only_an_early_sync_reports(memory_pa
             except checkpoint.CheckpointWriteError:
                 assert os.listdir(memory_path) == ["one"]
                 continue
-        checkpoint.verify(memory_path / f"two{i}")  # another order: the fault hit no sync, or none
+        checkpoint.verify(memory_path / f"two{i}")  # the faulty operation was not a sync this time
         shutil.rmtree(memory_path / f"two{i}")
 
 
@@ -175,7 +175,8 @@ def test_a_failed_export_leaves_no_temporary_files(tmp_path):
             found = refused.errno
             assert found == errno.ENOSPC
             assert os.listdir(tmp_path) == ["model.safetensors"]
-            assert path.read_bytes() in (before, after)  # after: only its directory was not synced
+            # The new bytes are there if only the sync of the directory failed.
+            assert path.read_bytes() in (before, after)
         else:
             assert os.listdir(tmp_path) == ["model.safetensors"]
             assert path.read_bytes() == after

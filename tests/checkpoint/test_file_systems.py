@@ -1,4 +1,4 @@
-"""Test saving on file systems without locks, and on those that cannot sync a directory."""
+"""Test saving on file systems without locks, and on file systems that cannot sync a directory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.checkpoint.states import train_state
 
 
 class Without(Files):
-    """A file system that refuses one kind of operation."""
+    """A file system on which one kind of operation raises."""
 
     def __init__(self, operation: str, code: int) -> None:
         self.operation, self.code = operation, code
@@ -34,7 +34,7 @@ NO_LOCK = [Without("lock", code) for code in (errno.ENOLCK, errno.ENOSYS, errno.
 
 @pytest.mark.parametrize("system", NO_SYNC, ids=lambda each: errno.errorcode[each.code])
 def test_save_tolerates_a_directory_that_cannot_be_synced(tmp_path: Path, system: Files) -> None:
-    """Some network file systems return EINVAL, with which once every checkpoint of a run failed."""
+    """Some network file systems return EINVAL, for which every save of a run once failed."""
     with _files.replaced(system), Store(tmp_path / "new" / "run", keep_last=1) as store:
         for step in (1, 2):
             store.save(train_state(step), step=step)
@@ -52,7 +52,9 @@ def test_save_still_raises_if_syncing_a_directory_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("system", NO_LOCK, ids=lambda each: errno.errorcode[each.code])
-def test_store_without_locks_names_the_option(tmp_path: Path, system: Files) -> None:
+def test_store_on_a_file_system_without_locks_raises_and_names_its_option(
+    tmp_path: Path, system: Files
+) -> None:
     with _files.replaced(system):
         with (
             Store(tmp_path) as store,

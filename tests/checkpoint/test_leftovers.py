@@ -1,4 +1,4 @@
-"""Test that the next writer deletes what a killed writer left, and nothing else."""
+"""Test that the next writer deletes the temporary files of a killed writer, and no other files."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_the_next_writer_deletes_files_of_a_killed_writer(tmp_path, killed, afte
 
 
 @pytest.mark.parametrize("write", [export, save, save_to_a_store])
-def test_saving_keeps_directories_of_others_named_like_temporary_ones(tmp_path, write):
+def test_saving_keeps_directories_of_other_programs_with_names_like_temporary_ones(tmp_path, write):
     """Saving once deleted every directory `.tmp-...` and `.trash-...` beside a checkpoint."""
     elsewhere = tmp_path / "elsewhere"
     kept = [tmp_path / name for name in (".tmp-mine", ".trash-1000", ".tmp-7-notmine1")]
@@ -57,7 +57,7 @@ def test_saving_keeps_directories_of_others_named_like_temporary_ones(tmp_path, 
         directory.mkdir()
         (directory / "file").touch()
     (tmp_path / ".tmp-7-abcdef01").symlink_to(elsewhere)
-    (tmp_path / ".tmp-name\n-7-abcdef02").mkdir()  # as they were called once
+    (tmp_path / ".tmp-name\n-7-abcdef02").mkdir()  # a name of an earlier version
     write(tmp_path)
     assert all((directory / "file").exists() for directory in (*kept, elsewhere))
     assert not (tmp_path / ".tmp-name\n-7-abcdef02").exists()
@@ -109,7 +109,7 @@ def test_a_save_raises_if_its_directory_is_deleted_at_every_retry(tmp_path, monk
     assert os.listdir(tmp_path) == []
 
 
-def test_lock_file_has_one_holder_and_detects_its_loss(tmp_path):
+def test_lock_is_held_once_at_a_time_and_reports_a_deleted_or_replaced_file(tmp_path):
     first = checkpoint.Lock.file(tmp_path / ".lock")
     assert first.held
     assert not first.lost()

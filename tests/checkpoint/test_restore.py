@@ -1,4 +1,4 @@
-"""Test `restore`: it copies the matching leaves and reports the others."""
+"""Test that `restore` copies the matching leaves and reports the others."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_restore_into_a_model_with_another_head_and_optimizer_keeps_the_body(tmp
     text = str(report)
     assert "float32[10] in the source, float32[3] in `like`" in text
     assert ".opt_state.mu['0.bias']" in text
-    # The parameters alone, out of the whole state; the key and the counters stay.
+    # Restore the parameters alone, from a checkpoint of a whole state.
     params, report = checkpoint.restore(
         tmp_path / "one", like.params, where=lambda path: None if "2." in path else ".params" + path
     )

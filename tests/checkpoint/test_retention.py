@@ -37,9 +37,8 @@ def test_retention_policy_keeps_last_best_and_periodic_steps(
     kept = policy.kept(found)
     steps = sorted(step for step, _, _ in entries)
     assert set(steps[-last:]) <= kept <= set(steps)
-    assert (
-        policy.kept([entry for entry in found if entry.step in kept]) == kept
-    )  # nothing more goes
+    # A second application of the policy deletes no more.
+    assert policy.kept([entry for entry in found if entry.step in kept]) == kept
     if best is not None:
         losses = sorted(e[1] for e in entries if e[1] == e[1])
         wanted = losses[:best] if mode == "min" else losses[::-1][:best]
@@ -49,7 +48,7 @@ def test_retention_policy_keeps_last_best_and_periodic_steps(
         assert {step for step in steps if step % every == 0} <= kept
     if hours is not None:
         times = sorted(e.seconds for e in found if e.step in kept)
-        for entry in found:  # none is further from one that stays than the interval
+        for entry in found:  # each is less than the interval after one that is kept
             assert any(0 <= entry.seconds - t < 3600 * hours for t in times)
 
 
@@ -69,7 +68,7 @@ def test_store_deletes_checkpoints_outside_its_retention_policy(
             loss = (step * 7) % 11
             store.save({"w": torch.tensor(step)}, step=step, metrics={"loss": loss})
             model[step] = loss
-            kept = set(sorted(model)[-last:]) | {step}  # the one just saved always stays
+            kept = set(sorted(model)[-last:]) | {step}  # the step just saved is always kept
             if best is not None:
                 kept |= set(sorted(model, key=lambda s: (model[s], s))[:best])
             model = {s: value for s, value in model.items() if s in kept}
@@ -85,7 +84,7 @@ def test_keep_every_hours_uses_the_time_a_checkpoint_was_finished(tmp_path):
         path = store.save(train_state(step), step=step)
         finished = 1e9 + 1800 * step
         os.utime(path / "SHA256SUMS", (finished, finished))
-        store._entries.clear()  # as a process that starts anew
+        store._entries.clear()  # as in a new process
     assert store.steps() == [0, 2, 4]
     store.save(train_state(5), step=5)
     assert store.steps() == [0, 2, 4, 5]
@@ -130,14 +129,14 @@ def test_store_refuses_negative_steps(tmp_path):
 def test_a_missing_retention_metric_warns_once(tmp_path):
     """With a misspelt name the store once silently kept only the newest checkpoint."""
     with checkpoint.Store(tmp_path, keep_last=1, keep_best=1, metric="eval/los") as store:
-        store.save(train_state(0), step=0)  # a save without metrics is not ranked, and may be so
-        with pytest.warns(UserWarning, match="expected 'eval/los', by which keep_best=1") as told:
+        store.save(train_state(0), step=0)  # without metrics, a save is not ranked
+        with pytest.warns(UserWarning, match="expected 'eval/los', by which keep_best=1") as caught:
             store.save(train_state(1), step=1, metrics={"eval/loss": 1.0, "x": 2.0})
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             store.save(train_state(2), step=2, metrics={"eval/loss": 0.5, "x": 2.0})
-        assert "got 'eval/loss', 'x'. Did you mean 'eval/loss'?" in str(told[0].message)
-        assert told[0].filename == __file__
+        assert "got 'eval/loss', 'x'. Did you mean 'eval/loss'?" in str(caught[0].message)
+        assert caught[0].filename == __file__
         assert store.best() is None
 
 

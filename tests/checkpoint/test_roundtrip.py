@@ -91,7 +91,7 @@ def test_checkpoint_files_are_valid_safetensors(tmp_path):
     checkpoint.save(tmp_path / "one", state)
     sums = ["sha256sum", "--check", "--strict", "SHA256SUMS"]
     subprocess.run(sums, cwd=tmp_path / "one", capture_output=True, check=True)
-    # The package knows neither complex32 and complex128 nor, when reading, e8m0: bytes stand for these.
+    # The package has no complex32, complex128 and, when reading, e8m0, which are stored as bytes.
     read = safetensors.torch.load_file(tmp_path / "one" / "tensors-00000.safetensors")
     assert len(read) == len(state)
     for path, tensor in zip(tree.paths(state), tree.leaves(state), strict=True):
@@ -122,7 +122,7 @@ def test_save_splits_large_states_into_several_files(tmp_path, monkeypatch):
 
 
 def test_state_large_enough_to_be_hashed_in_chunks_survives_a_round_trip(tmp_path):
-    state = {"w": torch.arange(5_000_000), "v": torch.ones(3)}  # 40 MB: five chunks
+    state = {"w": torch.arange(5_000_000), "v": torch.ones(3)}  # 40 MB, five chunks
     checkpoint.save(tmp_path / "one", state)
     loaded, _ = checkpoint.load(tmp_path / "one", like=blank(state))
     assert_same_bits(loaded, state)
@@ -220,7 +220,7 @@ def test_load_warns_or_raises_if_settings_that_bits_depend_on_have_changed(tmp_p
 def test_save_never_overwrites_existing_files(tmp_path):
     state = {"w": torch.ones(3)}
     first = checkpoint.save(tmp_path / "one", state)
-    assert checkpoint.save(tmp_path / "one", state) == first  # the same content: fine
+    assert checkpoint.save(tmp_path / "one", state) == first  # the same content may be saved again
     with pytest.raises(checkpoint.CheckpointExistsError, match="got another checkpoint"):
         checkpoint.save(tmp_path / "one", {"w": torch.zeros(3)})
     checkpoint.load(tmp_path / "one", like=state)

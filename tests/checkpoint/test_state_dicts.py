@@ -1,4 +1,4 @@
-"""Test weights of other programs: safetensors, torch.save, and the Hugging Face hub layout."""
+"""Test files of weights of other programs: safetensors, torch.save, the Hugging Face hub's layout."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NATIVE = [d for d in DTYPES if d not in (torch.complex32, torch.complex128, torc
     )
 )
 def test_state_dicts_are_interchangeable_with_the_safetensors_package(memory_path_factory, weights):
-    """The package reads files of ftrain, and ftrain reads files of the package."""
+    """The safetensors package reads files of ftrain, and ftrain reads files of the package."""
     ours, theirs = memory_path_factory(), memory_path_factory()
     checkpoint.write_state_dict(ours, weights)
     safetensors.torch.save_file(weights, theirs)
@@ -171,7 +171,7 @@ def test_write_state_dict_refuses_values_that_are_not_storable_tensors(
 
 
 @pytest.mark.parametrize("format", ["safetensors", "torch"])
-def test_pipes_and_devices_are_refused_without_waiting(tmp_path, format):
+def test_read_state_dict_refuses_pipes_and_devices_without_waiting(tmp_path, format):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "device").symlink_to("/dev/zero")
     (tmp_path / "parts").mkdir()

@@ -16,7 +16,7 @@ from ftrain.checkpoint import _files
 from ftrain.testing import assert_same_bits
 from tests.checkpoint.states import filled, flip, train_state
 
-# Which are found again
+# Search for checkpoints
 
 
 def test_a_store_in_a_missing_directory_is_empty(tmp_path):
@@ -48,7 +48,7 @@ def test_store_skips_corrupt_checkpoints_with_a_warning(tmp_path):
         (tmp_path / f"step-{step:012d}" / "manifest.json").unlink()
     with pytest.warns(checkpoint.CorruptCheckpointWarning):
         with pytest.raises(checkpoint.CheckpointCorruptError, match="got only damaged ones"):
-            store.load(like=train_state(0), default={})  # a lost run does not begin anew by itself
+            store.load(like=train_state(0), default={})  # `default` is not used
 
 
 def test_saving_a_step_again_requires_equal_content(tmp_path):
@@ -58,7 +58,7 @@ def test_saving_a_step_again_requires_equal_content(tmp_path):
     assert (tmp_path / "step-000000000003" / "SHA256SUMS").stat().st_ino == before
     with pytest.raises(checkpoint.CheckpointExistsError):
         store.save(train_state(4), step=3)
-    # One that does not verify holds nothing worth keeping.
+    # A damaged checkpoint is replaced.
     flip(tmp_path / "step-000000000003" / "tensors-00000.safetensors")
     with pytest.warns(checkpoint.CorruptCheckpointWarning, match="replaced"):
         store.save(train_state(4), step=3)
@@ -68,7 +68,7 @@ def test_saving_a_step_again_requires_equal_content(tmp_path):
 
 def test_corrupt_checkpoints_do_not_count_toward_keep_last(tmp_path):
     store = filled(tmp_path, (1, 2), keep_last=2)
-    for step in (5, 6, 7):  # not even a manifest
+    for step in (5, 6, 7):  # directories without a manifest
         (tmp_path / f"step-{step:012d}").mkdir()
     store.save(train_state(3), step=3)
     assert store.steps() == [2, 3, 5, 6, 7]
@@ -106,13 +106,13 @@ def test_store_refuses_loading_from_a_missing_directory_and_paths_that_are_not_s
         checkpoint.Store(tmp_path / "file.py")
 
 
-# Who may write
+# Locks
 
 
 def test_second_writer_of_a_store_raises(tmp_path):
     first = filled(tmp_path)
     second = checkpoint.Store(tmp_path)
-    assert second.load(like=train_state(0))[1] == {"at": 3}  # reading is free
+    assert second.load(like=train_state(0))[1] == {"at": 3}  # reading needs no lock
     with pytest.raises(checkpoint.CheckpointLockedError, match=r"store.close\(\)"):
         second.save(train_state(9), step=9)
     with pytest.raises(checkpoint.CheckpointLockedError):
@@ -121,7 +121,7 @@ def test_second_writer_of_a_store_raises(tmp_path):
     second.save(train_state(9), step=9)
     with pytest.raises(checkpoint.CheckpointLockedError):
         first.save(train_state(10), step=10)
-    del second  # a store that is forgotten locks nothing
+    del second  # a deleted store holds no lock
     first.save(train_state(10), step=10)
 
 
@@ -130,7 +130,7 @@ def test_store_lock_ends_with_its_process_even_if_child_processes_still_run(tmp_
     child = os.fork()
     if child == 0:
         store = filled(tmp_path)
-        if os.fork() == 0:  # a data loader's worker, that outlives its parent
+        if os.fork() == 0:  # like a data loader's worker that outlives its parent
             os.close(release[1])
             os.read(release[0], 1)
             os._exit(0)
@@ -166,7 +166,7 @@ def test_a_store_whose_directory_was_deleted_refuses_to_write(tmp_path, again):
     assert store.load(like=train_state(0), step=4)[0].step == 4
 
 
-# Replacing
+# Replacement of checkpoints
 
 
 def test_save_with_replace_replaces_the_checkpoint_of_a_step(tmp_path):
@@ -178,7 +178,8 @@ def test_save_with_replace_replaces_the_checkpoint_of_a_step(tmp_path):
         loaded, metadata = store.load(like=train_state(0))
         assert_same_bits(loaded, train_state(9))
         assert metadata == {"at": 9}
-        store.save(train_state(4), step=4, metrics={"loss": 0}, replace=True)  # nothing is there
+        # A step without a checkpoint may be saved with `replace`, too.
+        store.save(train_state(4), step=4, metrics={"loss": 0}, replace=True)
         assert store.steps() == [2, 3, 4]
     assert sorted(os.listdir(tmp_path)) == [".lock", *(f"step-{s:012d}" for s in (2, 3, 4))]
 
@@ -302,7 +303,7 @@ def test_deleting_a_link_keeps_the_checkpoint_it_points_to(tmp_path, what, how):
     else:
         store.save(train_state(2), step=1 if how == "replace" else 2, replace=how == "replace")
         if how == "policy" and what != "link to a checkpoint":
-            store.delete(1)  # the policy lets alone what it cannot read
+            store.delete(1)  # the policy keeps checkpoints that it cannot read
     store.close()
     assert checkpoint.load(elsewhere, train_state(0))[0].step == 1
     left = {"delete": [0], "replace": [1], "policy": [2]}[how]

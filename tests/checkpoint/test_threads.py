@@ -1,4 +1,4 @@
-"""Test several threads with one store: they write in turn and see each other's changes."""
+"""Test several threads that share a store: they write in turn and see each other's changes."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def together(*functions):
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_concurrent_threads_can_save_different_steps_to_one_store(memory_path, asynchronous):
-    """A save once deleted what another was about to delete; a wait forgot another's save."""
+    """Two saves once deleted the same checkpoint, and a wait once ignored another thread's save."""
     store = checkpoint.Store(
         memory_path, keep_last=4, keep_best=2, keep_every_steps=10, asynchronous=asynchronous
     )
@@ -98,7 +98,7 @@ class Held(_files.Files):
 
 
 def test_a_child_forked_during_a_save_of_another_thread_does_not_block(memory_path):
-    """The other thread does not exist in the child and would never release its lock."""
+    """The saving thread does not exist in the child and would never release its lock there."""
     store, held = checkpoint.Store(memory_path), Held()
     with _files.replaced(held):
         thread = threading.Thread(target=store.save, args=(train_state(1),), kwargs={"step": 1})
@@ -133,7 +133,7 @@ def test_best_returns_an_existing_checkpoint_while_another_is_deleted(memory_pat
 
 
 def test_best_reads_the_metrics_of_a_checkpoint_replaced_by_another_store(memory_path):
-    """It once ranked by the metrics read before the replacement."""
+    """The store once ranked by the metrics that it had read before the replacement."""
     writer = filled(memory_path, (1, 2, 3))
     reader = checkpoint.Store(memory_path)
     assert reader.best().name == "step-000000000003"

@@ -1,10 +1,10 @@
 """Enumerate the states that a weak file system may have after a loss of power.
 
-The model: a file's bytes are on disk once the file was synced; until then any of nothing, half of
-them, zeros, or all of them is there. A name (made, moved, removed) is on disk once its directory
-was synced; until then each change of a name may be there or not, whatever its neighbours did, as
-long as what it changes exists. This allows more than ext4, xfs or btrfs do; it is a model, and no
-proof about any of them.
+The model: a file's bytes are on disk once the file was synced; until then the disk has none of them,
+half of them, zeros, or all of them. A change of a name (created, renamed, removed) is on disk once its
+directory was synced; until then each change may be on disk or not, independently of the others, as long
+as the file that it changes exists. This allows more states than ext4, xfs or btrfs do; the model proves
+nothing about any of them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 from tests.checkpoint.faults import Event
 
-_MOST_PENDING = 7  # 128 subsets; beyond, all prefixes, all but one, and a sample
+_MOST_PENDING = 7  # up to 128 subsets; of more changes, all prefixes, all but one, and a sample
 
 
 @dataclasses.dataclass
@@ -32,7 +32,7 @@ class Node:
 
 @dataclasses.dataclass(frozen=True)
 class Change:
-    """One change of a directory's names; `node` appears as `name`, or `name` goes."""
+    """One change of a directory's names: `node` is named `name`, or `name` is removed."""
 
     parent: int
     name: str
@@ -41,18 +41,18 @@ class Change:
 
 
 class Disk:
-    """Replay a log of operations and enumerate the possible states after each."""
+    """Simulated disk that replays file operations and enumerates the states that a crash may leave."""
 
     def __init__(self, root: Path) -> None:
         self.root = str(root)
         self.nodes: list[Node] = []
-        self.names: dict[str, int] = {}  # as running programs see it
+        self.names: dict[str, int] = {}  # current names, as running programs see them
         self.durable: dict[tuple[int, str], int] = {}
         self.pending: list[Change] = []
         self._adopt(self.root)
 
     def _adopt(self, path: str) -> int:
-        """Treat everything that exists before the log begins as stored on disk."""
+        """Record the existing files below a path as stored on disk."""
         index = self._node(Node(directory=os.path.isdir(path)))
         self.names[path] = index
         if not self.nodes[index].directory:
@@ -67,7 +67,7 @@ class Disk:
         return len(self.nodes) - 1
 
     def do(self, event: Event) -> None:
-        """Apply one more operation."""
+        """Apply one more file operation to the simulated disk."""
         parent_path, name = os.path.split(event.path)
         parent = self.names.get(parent_path, -1)
         if event.operation == "mkdir":
@@ -101,7 +101,7 @@ class Disk:
         self.pending = [change for change in self.pending if change.parent != directory]
 
     def states(self) -> Iterator[dict[str, bytes | None]]:
-        """Yield the possible states after a crash now: `{path: bytes}`, `None` for a directory."""
+        """Yield the possible states after a crash now, as `{path: bytes}`; `None`: a directory."""
         for chosen in _subsets(self.pending):
             entries = dict(self.durable)
             if not all(_apply(entries, change) for change in chosen):
@@ -140,7 +140,7 @@ class Disk:
 
 
 def materialise(state: dict[str, bytes | None], root: Path) -> None:
-    """Create this state's files and directories."""
+    """Create the files and directories of a state of the simulated disk."""
     root.mkdir(parents=True)
     for path, content in state.items():
         if content is None:
