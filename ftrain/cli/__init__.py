@@ -1,11 +1,11 @@
-"""The command line: `ftrain train config.yaml`, and the commands that work on a finished run.
+"""Command line of ftrain: `ftrain train config.yaml`, and the commands for runs and configurations.
 
-Nothing heavy is imported before a command needs it: `ftrain --help` answers at once. Each command
-is a module of its name in `commands/`.
+torch is imported only by commands that need it, so that `ftrain --help` takes a fraction of a second.
+Each command is a module of the same name in `commands/`.
 
-Exit codes: 0 success (also when stopped early), 1 an error, a difference that `ftrain diff` found, or a
-step that `ftrain bench --against` found to be worse, 2 an invalid command or configuration, 130 after
-Ctrl-C, 143 after SIGTERM.
+Exit codes: 0 success (also after early stopping); 1 an error, a difference that `ftrain diff` found, or
+a step that `ftrain bench --against` found to be worse; 2 an invalid command or configuration; 130 after
+Ctrl-C; 143 after SIGTERM.
 
 Read next: `_dispatch.py`, which runs a command; `commands/train.py`.
 """
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code.
 
     Args:
-        argv: the arguments after `ftrain`; default: the process's.
+        argv: the arguments after `ftrain`; default: those of the process.
 
     Example:
         >>> main(["--help"])
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with contextlib.suppress(OutputClosedError):
             say(_overview())
         return 0 if arguments else 2
-    from ftrain.cli._dispatch import dispatch  # noqa: PLC0415  # 0.1 s that `--help` need not wait for
+    from ftrain.cli._dispatch import dispatch  # noqa: PLC0415  # takes 0.1 s, which `--help` does not need
 
     return dispatch(arguments[0], arguments[1:])
 
@@ -54,7 +54,7 @@ def _overview() -> str:
             "",
             *lines,
             "",
-            "`ftrain COMMAND --help` says more.",
+            "`ftrain COMMAND --help` lists the options of a command.",
             "Begin with `ftrain init`, then `ftrain train config.yaml`.",
         ]
     )

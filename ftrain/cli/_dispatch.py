@@ -1,4 +1,4 @@
-"""Dispatch of commands; ftrain's own errors are printed as a message without a traceback."""
+"""Dispatch of commands; errors of ftrain are printed as a message without a traceback."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ __all__ = ["dispatch"]
 
 
 class _Parser(argparse.ArgumentParser):
-    """Parser that prints through `say`, because its messages quote arguments."""
+    """Argument parser that prints through `say`, which escapes control characters in arguments."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if message:
             say(message, end="", error=file is not sys.stdout)
 
     def error(self, message: str) -> NoReturn:
-        """Print what is wrong with the arguments, and exit; optional ones are not called required."""
+        """Print an error about the arguments and exit; omit optional arguments that argparse lists."""
         head, colon, names = message.partition("are required: ")
         optional = {action.metavar for action in self._actions if action.nargs == "*"}
         needed = [name for name in names.split(", ") if name not in optional]
@@ -68,12 +68,12 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
     except SystemExit as stopped:  # raised by argparse, which has printed the reason
         return stopped.code if isinstance(stopped.code, int) else 2
     except ConfigError as error:
-        if error.__cause__ is not None:  # it was raised in the user's own code
+        if error.__cause__ is not None:  # the error began in the user's own code
             say(trimmed(error.__cause__, options.traceback), error=True)
         say(error, error=True)
         return 2
     except OutputClosedError as error:
-        if error.errno == errno.EPIPE:  # `ftrain runs | head`
+        if error.errno == errno.EPIPE:  # as in `ftrain runs | head`
             return 0
         say(f"ftrain {name}: standard output: {error.strerror}", error=True)
         return 1
@@ -82,12 +82,12 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
         return 130
     except Exception as error:
         if isinstance(error, BrokenPipeError) and not hasattr(error, "fit_result"):
-            discard_output()  # the user's own code printed to it
+            discard_output()  # the user's own code printed to the closed output
             return 0
         added = getattr(error, "__notes__", [])
-        # Without the advice for Python callers, who can catch the exception.
+        # Remove the advice for Python callers, who can catch the exception.
         added[:] = [note.partition(" The state after that step: `except")[0] for note in added]
-        ours = type(error).__module__.startswith("ftrain.")  # the message is all that is needed
+        ours = type(error).__module__.startswith("ftrain.")  # errors of ftrain need no traceback
         if ours and not options.traceback:
             say(f"ftrain {name}: {error}", *added, error=True)
         else:

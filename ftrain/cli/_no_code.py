@@ -1,4 +1,4 @@
-"""The option `--no-code` of commands that read a configuration."""
+"""Option `--no-code` of commands that read a configuration."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["add_no_code"]
 
 
 def add_no_code(parser: argparse.ArgumentParser) -> None:
-    """Add `--no-code` to the parser of a command."""
+    """Add the option `--no-code` to the parser of a command."""
     parser.add_argument(
         "--no-code",
         action="store_true",

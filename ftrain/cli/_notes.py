@@ -1,7 +1,8 @@
 """Warnings of a command as notes on standard error, without category and source lines of ftrain.
 
-Only the command line prints notes. A Python program gets warnings by Python's `warnings`, which it can
-filter, record and turn into errors. The option `-W` and `PYTHONWARNINGS` filter the notes of commands.
+Only the command line prints notes. A Python program receives warnings through Python's `warnings`, and
+can filter them, record them and turn them into errors. Python's option `-W` and `PYTHONWARNINGS` filter
+the notes of commands.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _PACKAGE = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\]+)")
 def notes() -> Iterator[None]:
     """Print each warning in a `with` block as a note, and each note once.
 
-    If the last line of a note, its remedy, was printed before, only its first line is printed.
+    If the last line of a note, its remedy, was printed before, only the first line is printed.
     """
     printed: set[str] = set()
 
@@ -51,7 +52,7 @@ def notes() -> Iterator[None]:
 
 
 def shown(message: str, category: type[Warning], filename: str, lineno: int) -> str:
-    """Return a warning as a note, with file and line of the user's code, or with a package's name.
+    """Format a warning as a note that ends with a line of the user's code or a package's name.
 
     Example:
         >>> shown("the rate is 0", UserWarning, "model.py", 12)
@@ -75,7 +76,7 @@ _NOT_THE_USERS = (
 
 
 def _short(filename: str) -> str:
-    with contextlib.suppress(ValueError):  # another drive
+    with contextlib.suppress(ValueError):  # on another drive than the current directory
         short = os.path.relpath(filename)
         return short if len(short) < len(filename) else filename
     return filename
@@ -85,6 +86,6 @@ def _print(note: str) -> None:
     if "tqdm" not in sys.modules or sys.stderr is None:
         say(note, error=True)
         return
-    with contextlib.suppress(OSError, ValueError):  # closed or full: a note must not end the run
-        # tqdm clears an active bar first.
+    # A closed or full output must not end the run. `tqdm.write` clears an active bar first.
+    with contextlib.suppress(OSError, ValueError):
         sys.modules["tqdm"].tqdm.write(printable(note), file=sys.stderr)

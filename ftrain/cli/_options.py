@@ -17,13 +17,13 @@ __all__ = ["unknown_options"]
 def unknown_options(
     unknown: Sequence[str], arguments: Sequence[str], parser: argparse.ArgumentParser
 ) -> str:
-    """Return the message for arguments that a parser does not know, with the remedy.
+    """Return the error message for unknown arguments of a command, with a remedy.
 
     Args:
         unknown: the unknown arguments, perhaps without the value of an option, which the parser took for
             a positional argument.
-        arguments: all arguments.
-        parser: the parser.
+        arguments: all arguments of the command.
+        parser: the parser of the command.
 
     Example:
         >>> parser = argparse.ArgumentParser()
@@ -48,7 +48,7 @@ def unknown_options(
 
 
 def _split(unknown: Sequence[str], arguments: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Return each unknown option with its value: after `=`, or the next argument if it can be one."""
+    """Return each unknown option with its value: after `=`, or the next argument if that can be one."""
     found: list[tuple[str, str | None]] = []
     for argument in unknown:
         if argument.startswith("-") and not _is_number(argument):
@@ -60,7 +60,7 @@ def _split(unknown: Sequence[str], arguments: Sequence[str]) -> list[tuple[str, 
     return found
 
 
-#: Suffixes of configurations, which may follow an option without a value.
+#: Suffixes of configuration files. Such a file after an option is not the value of the option.
 _FILES = (".yaml", ".yml", ".json", ".toml")
 
 

@@ -1,4 +1,4 @@
-"""Warnings of all ranks, printed once by rank 0 with the numbers of their ranks."""
+"""Warnings of all ranks, each printed once by rank 0, with the numbers of the ranks that issued it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = ["rank_notes"]
 def rank_notes(mesh: Any) -> Iterator[None]:
     """Collect the warnings of other ranks in a `with` block; rank 0 prints them at its end.
 
-    Rank 0 prints its own warnings at once, and of the others' only those that it did not have itself.
-    If the block raises an exception, each rank prints its own.
+    Rank 0 prints its own warnings at once, and at the end the warnings of other ranks that it did not
+    issue itself. If the block raises an exception, each rank prints its own warnings.
 
     Args:
         mesh: the ranks; `None`: this process alone.

@@ -1,4 +1,4 @@
-"""Readers of the files of a run, which do not import torch."""
+"""Functions that read the files of a run without importing torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["is_number", "outcome", "rows"]
 
 
 def rows(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
-    """Yield the valid rows of a run's `metrics.jsonl`; none if there is no such file.
+    """Yield the valid rows of a run's `metrics.jsonl`; no rows if the file is missing.
 
     Raises:
         ConfigError: the file cannot be read, such as a pipe.

@@ -43,10 +43,14 @@ def sweep_axes(arguments: Sequence[str]) -> tuple[Axes, list[str]]:
                 key,
                 argument,
                 f"expected to sweep over seed or a number of the optimizer, such as "
-                f"optimizer.learning_rate, got {key}. Train each of its values with ftrain train",
+                f"optimizer.learning_rate, got {key}. Train each value of {key} with ftrain train",
             )
         if key in axes:
-            raise _refusal(key, argument, f"expected one argument for {key}, got two. Join them")
+            raise _refusal(
+                key,
+                argument,
+                f"expected one argument for {key}, got two. Write all values in one argument",
+            )
         axes[key] = values
     if not axes:
         raise _refusal(
@@ -59,7 +63,7 @@ def sweep_axes(arguments: Sequence[str]) -> tuple[Axes, list[str]]:
 
 
 def _values(key: str, text: str, argument: str) -> list[float] | None:
-    """Return the values of one argument; `None` if it has a single one."""
+    """Return the values of one `key=values` argument; `None` if the argument has a single value."""
     if _LIST.fullmatch(text):
         return [_number(part) for part in text.split(",")]
     found = _RANGE.fullmatch(text)

@@ -1,4 +1,4 @@
-"""Tracebacks that show only the user's own code, without the frames of ftrain and torch."""
+"""Tracebacks that show only the frames of the user's code, without those of ftrain and torch."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ _OTHERS = tuple(
 
 
 def trimmed(error: BaseException, everything: bool = False) -> str:
-    """Format a traceback, without frames of ftrain, installed packages and Python's library."""
+    """Format an exception's traceback without frames of ftrain, installed packages and Python."""
     if everything:
         return "".join(traceback.format_exception(error)).rstrip()
     found = traceback.TracebackException.from_exception(error, compact=True)
     own = [frame for frame in found.stack if not frame.filename.startswith((*_OTHERS, "<"))]
     message = "".join(found.format_exception_only()).rstrip()
     said = error.args[0] if isinstance(error, KeyError) and error.args else None
-    if (
-        isinstance(said, str) and " " in said
-    ):  # a sentence, not a key: without the quotes of its repr
+    # A sentence instead of a key is printed without the quotes of `repr`.
+    if isinstance(said, str) and " " in said:
         message = message.replace(repr(said), said, 1)
     hint = "(--traceback shows every frame)"
     if not own:

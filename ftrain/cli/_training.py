@@ -25,9 +25,10 @@ __all__ = ["report", "train_command"]
 
 
 def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
-    """Train, print the outcome and the next commands to use, and return the exit code.
+    """Train a configured run, print its outcome and the next commands, and return the exit code.
 
-    Of several ranks, rank 0 prints. If the launcher has restarted them after a failure, the run resumes.
+    With several ranks, rank 0 prints. If a launcher has restarted the ranks after a failure, the run is
+    resumed.
     """
     with mesh_of(config) as mesh:
         if is_restarted(mesh) and holds_a_run(config.folder) and not config.fast_dev_run:
@@ -40,7 +41,7 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
         with rank_notes(mesh):
             try:
                 result = train(config, resume=resume, overwrite=overwrite)
-            except CheckpointWriteError as error:  # of a run that reached its end, for example
+            except CheckpointWriteError as error:  # such as that of the last checkpoint
                 _print_metrics(getattr(error, "fit_result", None))
                 raise
         is_main = mesh is None or mesh.get_rank() == 0
@@ -55,7 +56,7 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
 
 
 def train_command(config: Config, *arguments: str) -> str:
-    """Return the command that trains with these arguments, in another directory if a run is there."""
+    """Return the command that trains with some arguments; use an output directory without a run."""
     folder, more = config.folder, []
     if holds_a_run(folder) and not config.versions:
         names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
@@ -111,7 +112,7 @@ def _check_changes(config: Config, before: Mapping[str, Any]) -> None:
 
 
 def _best(result: FitResult, config: Config) -> Iterator[str]:
-    """Yield the line that names the best epoch by the monitored metric, and its checkpoint."""
+    """Yield a line with the best epoch of a run by the monitored metric, and with its checkpoint."""
     monitor = config.checkpoint.monitor
     best = result.best(monitor, config.checkpoint.mode)
     if best is not None and not config.fast_dev_run:
@@ -134,7 +135,7 @@ def _said(result: FitResult, before: Mapping[str, Any], config: Config) -> Itera
         )
         yield f"the run is complete; to train longer: ftrain resume {folder} {longer}"
     if config.fast_dev_run:
-        yield "every part of the run worked; no files were kept"
+        yield "the trial run completed; no files were kept"
     elif result.status != "interrupted":
         yield f"run: {folder}"
         if (folder / "curves.png").exists():

@@ -37,14 +37,14 @@ from ftrain.core._terminal import say
 __all__ = ["bench"]
 
 _PICTURES = (".png", ".svg", ".pdf")
-# Keys that hold for the whole process.
+# Keys of settings of the whole process, which cannot be swept.
 _GLOBAL = ("threads", "deterministic", "detect_anomaly", "device")
 
 Build = Callable[..., Sequence[Any]]
 
 
 def bench(options: argparse.Namespace) -> int:
-    """Measure the steps of a command line, print and write the report, and return the exit code."""
+    """Run `ftrain bench`: measure steps, print and write the report, return the exit code."""
     values = _values(options)
     _check_files(options.out)
     with _target(options, list(values)) as (make, sizes):
@@ -82,7 +82,7 @@ def bench(options: argparse.Namespace) -> int:
 def _target(
     options: argparse.Namespace, swept: Sequence[str]
 ) -> Iterator[tuple[Build, Callable[[Any], tuple[int, int]]]]:
-    """Yield the function that builds the step, and the one that counts the samples of a batch."""
+    """Yield the function that builds the step, and the function that counts a batch's samples."""
     name, overrides, code = options.target, options.overrides, not options.no_code
     if ":" in name:
         if not code:
@@ -122,7 +122,7 @@ def _target(
 
 
 def _of_function(name: str, overrides: Sequence[str], swept: Sequence[str]) -> Build:
-    """Return a function of a file or module, with the overrides as its arguments."""
+    """Return a function from a file or module, with overrides of the command line as arguments."""
     function = find("task", name, pathlib.Path(), "", f"the command line ({name})")
     given = {}
     for override in overrides:
@@ -135,7 +135,7 @@ def _of_function(name: str, overrides: Sequence[str], swept: Sequence[str]) -> B
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in (*given, *swept):
         if key not in parameters and not takes_any:
-            known = did_you_mean(key, parameters) if parameters else "Leave it out"
+            known = did_you_mean(key, parameters) if parameters else "Leave this argument out"
             says = f"expected a parameter of {name}, got {key!r}. {known}"
             raise ConfigError.at(key, "the command line", says)
 
@@ -147,7 +147,7 @@ def _of_function(name: str, overrides: Sequence[str], swept: Sequence[str]) -> B
 
 
 def _values(options: argparse.Namespace) -> dict[str, list[Any]]:
-    """Return the values of each swept key, of `--sweep`, `--precision` and `--accumulate`."""
+    """Return the values to sweep by key, from `--sweep`, `--precision` and `--accumulate`."""
     sweeps = list(options.sweep)
     sweeps += [f"precision={options.precision}"] if options.precision else []
     sweeps += [f"accumulate={options.accumulate}"] if options.accumulate else []
@@ -185,7 +185,7 @@ def _at_least(value: Any, least: int, option: str) -> Any:
 
 
 def _earlier(options: argparse.Namespace, here: Mapping[str, Any]) -> BenchmarkReport | None:
-    """Return the report of `--against`, read before minutes of measurement; `None` without one."""
+    """Read the earlier report that `--against` names, before anything is measured; `None` without."""
     if options.against is None:
         return None
     _at_least(options.limit, 1, "--limit")
@@ -204,7 +204,7 @@ def _check_files(paths: Sequence[pathlib.Path]) -> None:
             says = f"expected the suffix .json, {', '.join(_PICTURES)}, got {path.name}. Rename it"
             raise _refused("--out", path, says)
         if not path.parent.is_dir():
-            raise _refused("--out", path, "its directory is missing. Make it first")
+            raise _refused("--out", path, "its directory is missing. Create the directory first")
 
 
 def _written(path: pathlib.Path, report: BenchmarkReport) -> None:
@@ -215,13 +215,13 @@ def _written(path: pathlib.Path, report: BenchmarkReport) -> None:
             report.plot(path)
     except OSError as error:
         raise _refused(
-            "--out", path, f"cannot be written: {error.strerror or error}. Choose another"
+            "--out", path, f"cannot be written: {error.strerror or error}. Choose another file"
         ) from None
     say(path, error=True)
 
 
 def _with_latency(one: Measurement, options: argparse.Namespace) -> Measurement:
-    """Return a measurement with the times of first calls in fresh processes, cache empty and full."""
+    """Return a measurement with first-call times in fresh processes, with empty and full caches."""
     if one.variant == "eager":
         return one
     command = [sys.executable, "-m", "ftrain", "bench", options.target, *options.overrides]

@@ -1,7 +1,7 @@
 """Comparison of two runs by the files in their directories.
 
-In this order: configuration, data, library versions and settings, digests of states and batches,
-metrics, and the leaves of the first checkpoints that differ.
+Compared are, in this order: configuration, data, library versions and settings, digests of states and
+batches, metrics, and the leaves of the first checkpoints that differ.
 
 Read next: `ftrain/testing/divergence/compare.py`, which compares two traces.
 """
@@ -27,7 +27,7 @@ from ftrain.testing.divergence.page import Section, page, text, trace_sections
 
 __all__ = ["Comparison", "diff_runs", "diff_traces"]
 
-#: Values that differ from run to run, and with the machine's speed.
+#: Logged values that depend on the speed of the machine, and differ between equal runs.
 _CLOCKS = ("time", "duration")
 _MISSING = "(none)"
 
@@ -37,9 +37,9 @@ class Comparison:
     """Result of a comparison of two runs or traces: their differences, as tables.
 
     Attributes:
-        summary: the first difference.
-        differs: False if everything that both recorded is equal.
-        sections: the tables.
+        summary: a sentence on the first difference.
+        differs: False if everything that both runs recorded is equal.
+        sections: the tables of differences.
     """
 
     summary: str
@@ -56,7 +56,7 @@ class Comparison:
 
 
 def diff_traces(a: pathlib.Path, b: pathlib.Path, relative: float) -> Comparison:
-    """Compare two traces, files that `ftrain.testing.record` wrote.
+    """Compare two traces, which are files that `ftrain.testing.record` wrote.
 
     Raises:
         DataError: a file is not a trace.
@@ -109,7 +109,7 @@ def _configuration(folder: pathlib.Path) -> dict[str, str]:
 
 
 def _keys(title: str, a: Mapping[str, Any], b: Mapping[str, Any]) -> Section:
-    """Return a table of the keys whose values differ."""
+    """Return a table of the keys whose values differ between two mappings."""
     if not a or not b:
         lacking = " and ".join(name for name, each in (("A", a), ("B", b)) if not each)
         return Section(title, f"not recorded in {lacking}")
@@ -166,7 +166,7 @@ def _steps(a: Mapping[int, Any], b: Mapping[int, Any]) -> Section:
 
 
 def _first_step(step: int, common: list[int], a: Mapping[str, Any], b: Mapping[str, Any]) -> str:
-    """Describe the first step at which the digests of two runs differ, and the leaves that do."""
+    """Describe the first step at which the digests of two runs differ, and the differing leaves."""
     batch, state = (_differing(a.get(k), b.get(k)) for k in ("batch", "state"))
     before = [other for other in common if other < step]
     if not step:
@@ -232,7 +232,7 @@ class _Checkpoints:
         return {}
 
     def section(self) -> Section:
-        """Return a table of the leaves that differ at the first step where two checkpoints differ."""
+        """Return a table of the leaves that differ, at the first step whose checkpoints differ."""
         title = "checkpoints"
         common = sorted(self._paths[0].keys() & self._paths[1].keys())
         if not common:
@@ -263,7 +263,7 @@ def _manifest(path: pathlib.Path) -> Manifest:
 
 
 def _leaf_differences(a: pathlib.Path, b: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """Yield the path and a description of the difference for each leaf that differs."""
+    """Yield path and difference, as text, of each leaf that differs between two checkpoints."""
     one, two = (_manifest(path) for path in (a, b))
     if one.files == two.files and one.leaves == two.leaves:
         return  # the hashes of all files are equal

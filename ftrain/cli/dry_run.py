@@ -1,6 +1,6 @@
 """Memory, FLOPs, steps and parameters of a configured run, determined without training.
 
-One gradient is computed in eager mode, to count the memory that the backward pass keeps.
+One gradient is computed in eager mode, to count the memory that is kept for the backward pass.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def dry_run(config: Config, world_size: int | None = None) -> str:
 
     Args:
         config: the configuration.
-        world_size: the number of ranks of data-parallel training; the table is that of one of them, and
-            has the traffic of a step. `None`: one process.
+        world_size: the number of ranks of data-parallel training; the table then describes one rank,
+            with its traffic per step. `None`: one process.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(environment(config))
@@ -79,7 +79,7 @@ def dry_run(config: Config, world_size: int | None = None) -> str:
 
 
 def _ranks(traffic: Any, config: Config, flops: int) -> list[tuple[str, str]]:
-    """Return the rows of a table for one of several ranks."""
+    """Return the rows of the table about ranks and their traffic."""
     shards = config.distributed.logical_shards
     strategy = "data_parallel" + (f", {shards} logical shards" if shards else "")
     ratio = f", {flops / traffic.sent:.3g} FLOPs a byte" if traffic.sent else ""
@@ -100,12 +100,12 @@ def _occupied(config: Config) -> str:
 
 
 def first_batch(train: Any) -> Any:
-    """Return the first training batch of a run."""
+    """Return the first batch of training data."""
     return train[0] if isinstance(train, list) else next(iter(train.batches()))[0]
 
 
 def _measured(parts: Parts, state: ftrain.TrainState, batch: Any) -> tuple[int, int]:
-    """Return the FLOPs of a forward and backward pass, and the bytes of activations saved for it."""
+    """Return the FLOPs of a forward and backward pass, and the bytes kept for the backward pass."""
     config = parts.config
     step = parts.steps.train_step
     assert isinstance(step, TrainStep)

@@ -26,16 +26,15 @@ def evaluate(
 ) -> tuple[pathlib.Path, list[EpochResult]]:
     """Evaluate a run; return the chosen checkpoint and its metrics over the held-out data.
 
-    The first result belongs to the weights; with `ema` in the configuration, the result of their
-    average follows, with the split `eval/ema`.
+    The first result is that of the weights; with `ema` in the configuration, the second one is that of
+    the averaged weights, with the split `eval/ema`. If `data.path` was given on the command line, all
+    samples of that file are evaluated, with the scales, classes or alphabet that the run has fitted on
+    its training data.
 
     Args:
-        config: of the run.
-        folder: its directory.
+        config: the configuration of the run.
+        folder: the directory of the run.
         which: `"best"`, `"latest"`, or the path of a checkpoint.
-
-    A `data.path` given on the command line is evaluated on as a whole, with the scales, classes or
-    alphabet that the run has fitted on its training data.
 
     Raises:
         ConfigError: the checkpoint is missing, or no data are held out; the training data have changed,
@@ -54,7 +53,7 @@ def evaluate(
             )
             raise ConfigError.at("data", config.places.of(("data",)), message)
         path, state, metadata = loaded(config, folder, which, path, parts.init_state())
-        # Compiling takes longer than one eager pass.
+        # Not compiled, because compilation takes longer than one eager pass.
         trainer = parts.trainer(compile=False)
         found = [trainer.evaluate(state, parts.held_out)]
         if config.ema is not None:
@@ -65,7 +64,7 @@ def evaluate(
 
 
 def _check(parts: Parts, folder: pathlib.Path, stored_fitted: Mapping[str, Any]) -> None:
-    """Raise if the data changed since training, because held-out samples may have been trained on."""
+    """Raise if the data changed since training: held-out samples may then have been trained on."""
     config = parts.config
     typed = config.places.typed(("data", "path"))
     if (says := _data_json.missing_warning(parts, folder, stored_fitted)) is not None:
@@ -76,7 +75,7 @@ def _check(parts: Parts, folder: pathlib.Path, stored_fitted: Mapping[str, Any])
 
 
 def _epoch(state: Any, metadata: Any, step: int) -> int:
-    """Return the epoch in which a checkpoint's step was; 0 if no `Trainer` saved the checkpoint."""
+    """Return the epoch of a checkpoint's step; 0 if no `Trainer` saved the checkpoint."""
     try:
         saved = LoopState.from_metadata(state, metadata)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Learning-rate finder for the run that a configuration describes."""
+"""Learning-rate finder for a run that is described by a configuration."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def find_rate(
     """Train briefly with an increasing learning rate; return the losses, and the path of their plot.
 
     Args:
-        config: of the run; its schedule is left out.
-        lowest: the first rate.
-        highest: the last.
-        steps: from one to the other.
-        out: the picture; `None`: `lr_find.png` in the run's directory.
+        config: the configuration of the run, whose schedule is ignored.
+        lowest: the first learning rate.
+        highest: the last learning rate.
+        steps: the number of steps from the first to the last rate.
+        out: the path of the plot; `None`: `lr_find.png` in the run's directory.
     """
     out = config.folder / "lr_find.png" if out is None else out
     with environment(config):

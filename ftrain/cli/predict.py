@@ -22,9 +22,9 @@ __all__ = ["predict"]
 
 
 def predict(run: Trained) -> dict[str, list[Any]]:
-    """Return columns of predictions for the samples at `data.path`, in their order.
+    """Return columns of predictions of a run for the samples at `data.path`, in their order.
 
-    The file needs no targets; existing ones are ignored.
+    The file needs no targets; targets in the file are ignored.
 
     Raises:
         ConfigError: the run was not trained on a table, images, arrays or a text; the samples cannot be
@@ -47,7 +47,7 @@ def predict(run: Trained) -> dict[str, list[Any]]:
             raise _refusal(run, "model", says) from None
         parts.append(outputs if alphabet is None else _likeliest(outputs))
     if not parts:
-        says = "expected samples, got a file without any. Add samples to the file"
+        says = "expected samples, got a file without samples. Add samples to the file"
         raise _refusal(run, "data.path", says)
     try:
         found = torch.cat(parts)
@@ -65,7 +65,7 @@ def predict(run: Trained) -> dict[str, list[Any]]:
 
 
 def _inputs(run: Trained, in_python: str) -> Inputs:
-    """Read the samples at `data.path` as the run reads its training data, without targets."""
+    """Read the samples at `data.path` in the same way as the run's training data, without targets."""
     config, target = run.config, run.parts.resolved.data
     function = target.needs.inputs
     if function is None:
@@ -97,7 +97,7 @@ def _inputs(run: Trained, in_python: str) -> Inputs:
 
 
 def _target(target: Mapping[str, Any], outputs: Tensor) -> Mapping[str, Any]:
-    """Return the target for `predictions`; the names of unnamed classes are their numbers."""
+    """Return the description of a target for `predictions`, with numbers as names of unnamed classes."""
     several = outputs.ndim == 2 and outputs.shape[1] > 1
     if "classes" in target or "numbers" not in target or target["numbers"] or not several:
         return target
@@ -105,7 +105,7 @@ def _target(target: Mapping[str, Any], outputs: Tensor) -> Mapping[str, Any]:
 
 
 def _likeliest(logits: Tensor) -> Tensor:
-    """Return the likeliest token at each position and its probability, float64 `(n * length, 2)`."""
+    """Return the most likely token at each position and its probability, float64 `(n * length, 2)`."""
     if logits.ndim != 3:
         raise ValueError(
             f"outputs: expected logits (n, length, vocabulary), got shape {tuple(logits.shape)}"

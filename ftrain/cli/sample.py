@@ -1,4 +1,4 @@
-"""Text with which a trained run continues a prompt."""
+"""Text that a trained run generates as the continuation of a prompt."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ def sample(
     top_k: int | None = None,
     seed: int = 0,
 ) -> str:
-    """Return a prompt and the `length` characters with which a model of text continues it.
+    """Return a prompt, followed by `length` characters that a model of text generates.
 
     Args:
         run: a run that was trained on `data: text`, or on data with the fact `alphabet`.
-        prompt: text of characters of the training text. If it is empty, it becomes a line end, or the
-            first character of the alphabet if that has no line end.
+        prompt: text of characters of the training text. An empty prompt is replaced by a line end, or
+            by the first character of an alphabet without line ends.
         length: number of new characters.
-        temperature: as in `generate`.
-        top_k: as in `generate`.
+        temperature: as for `generate`.
+        top_k: as for `generate`.
         seed: seed of the draws.
 
     Raises:
@@ -47,7 +47,7 @@ def sample(
         tokens = text.encode(prompt)[None]
     except ValueError:
         strange = next(character for character in prompt if character not in alphabet)
-        says = f"expected characters of the training text, got {strange!r}. Leave it out"
+        says = f"expected characters of the training text, got {strange!r}. Leave this out"
         raise ConfigError.at("", "the prompt", says) from None
     try:
         found = generate(

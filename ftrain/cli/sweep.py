@@ -1,4 +1,4 @@
-"""Sweep of the run that a configuration describes: all members in one compiled step."""
+"""Sweep over seeds and hyper-parameters of a configured run: all members in one compiled step."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ Mode = Literal["min", "max"]
 
 @dataclasses.dataclass(frozen=True)
 class SweepReport:
-    """Results of a sweep.
+    """Results of a sweep: the values and metrics of its members, and the best member.
 
     Attributes:
-        members: the values of each member by key, such as `optimizer.learning_rate`.
-        metrics: name -> one value per member, from the last evaluation, or without held-out data from
-            the last epoch.
-        metric: the name of the metric that is compared.
-        best: position of the best member.
+        members: the swept values of each member by key, such as `optimizer.learning_rate`.
+        metrics: `{name: values}`, one value per member, from the last evaluation or, without held-out
+            data, from the last epoch.
+        metric: the name of the metric by which members are compared.
+        best: the position of the best member in `members`.
         picture: the path of the picture.
         table: the path of the table.
     """
@@ -48,7 +48,7 @@ class SweepReport:
 
     @property
     def best_values(self) -> Mapping[str, float]:
-        """The values of the best member by key."""
+        """Swept values of the best member, by key."""
         return self.members[self.best]
 
     def __str__(self) -> str:
@@ -68,20 +68,20 @@ def sweep(
     chunk_size: int | None,
     out: pathlib.Path | None,
 ) -> SweepReport:
-    """Train every combination of the values of `axes`; write a picture and a table; return a report.
+    """Train a run for every combination of values; write a picture and a table; return a report.
 
     Args:
         config: the configuration that all members share.
-        axes: key -> values; a key is `seed`, or an argument of the optimizer such as
+        axes: `{key: values}`; a key is `seed`, or an argument of the optimizer such as
             `optimizer.learning_rate`.
-        metric: the name of the metric that is compared.
-        mode: `"min"` if smaller is better, else `"max"`.
+        metric: the name of the metric by which members are compared.
+        mode: `"min"` if smaller values are better, `"max"` if larger values are.
         chunk_size: members computed at a time; `None`: all.
         out: path of the picture, beside which the table is written; `None`: `sweep.png` in the run's
             directory.
 
     Raises:
-        ConfigError: a value is out of its range, or there is no such metric.
+        ConfigError: a value is out of range, or the run does not report the metric.
     """
     out = config.folder / "sweep.png" if out is None else out
     members = transforms.grid(**axes)
@@ -94,7 +94,7 @@ def sweep(
     found = {} if last is None else dict(last.members)
     out.parent.mkdir(parents=True, exist_ok=True)
     table = out.with_suffix(".csv")
-    _write(table, members, found)  # written first, so that an error below loses no result
+    _write(table, members, found)  # before the metric is checked below
     if metric not in found:
         known = ", ".join(found)
         raise ConfigError.at(
@@ -133,7 +133,7 @@ def _write(
     members: Sequence[Mapping[str, float]],
     metrics: Mapping[str, Sequence[float]],
 ) -> None:
-    """Write one row for each member: its values, then its metrics."""
+    """Write the table of a sweep: one row per member, with its values, then its metrics."""
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow([*members[0], *metrics])

@@ -1,13 +1,13 @@
-"""Run on a disk that is full, in each way, and compare the resumed run with an undisturbed one.
+"""Train on a full disk, resume with free space, and compare with an uninterrupted run.
 
-    python -m tests.cli.full_disk             # all of these
-    python -m tests.cli.full_disk --sizes     # a tmpfs of 4 kB, 8 kB, ...: needs the right to mount one
-    python -m tests.cli.full_disk --writes    # the k-th write fails, alone or with all after it
-    python -m tests.cli.full_disk --limits    # RLIMIT_FSIZE
+    python -m tests.cli.full_disk             # all of the following
+    python -m tests.cli.full_disk --sizes     # on a tmpfs of 4 kB, 8 kB, ...; needs the right to mount
+    python -m tests.cli.full_disk --writes    # the k-th write fails, alone or with all later ones
+    python -m tests.cli.full_disk --limits    # with limits of file sizes (RLIMIT_FSIZE)
 
-A run that fails must say so in one sentence that names the cause and the remedy, without a traceback,
-and leave no draft. With space again, its checkpoints must become those of the undisturbed run, byte for
-byte, but for the count of the rows of its logs, of which some may not have been written.
+A run that fails must print one sentence that names the cause and the remedy, without a traceback, and
+leave no temporary file. After a resume with free space, its checkpoints must equal those of the
+uninterrupted run, byte for byte, except the numbers of logged rows, of which some could not be written.
 """
 
 from __future__ import annotations
@@ -34,10 +34,12 @@ from ftrain.loop import plots
 from tests.cli.interruptions import checkpoints
 from tests.config.tiny import configured
 
-#: Operations that need space on the disk, in `os`.
+#: Functions of `os` that need free space on the disk.
 NEED_SPACE = ("open", "write", "fsync", "mkdir", "replace", "rename")
 CAUSE = re.compile("No space left on device|File too large")
-REMEDY = re.compile(r"free (some space|[0-9.]+ [kMG]B)|raise it \(ulimit -f\)|write elsewhere")
+REMEDY = re.compile(
+    r"free (some space|[0-9.]+ [kMG]B)|raise the limit \(ulimit -f\)|write elsewhere"
+)
 LIMITS = (0, 1, 100, 500, 1000, 1500, 2000, 3000, 4000, 6000, 8000, 12000, 16000, 50000)
 
 
@@ -48,7 +50,7 @@ class Outcome(NamedTuple):
     said: str
 
     def faults(self, folder: pathlib.Path) -> list[str]:
-        """Return what is wrong with the end of a run on a full disk."""
+        """Return the faults in the output and files of a run that ended on a full disk."""
         found = []
         ends = [line for line in self.said.splitlines() if _is_end(line)]
         if self.code not in (0, 1, 2):
@@ -70,7 +72,7 @@ def _is_end(line: str) -> bool:
 
 
 def commanded(arguments: list[str], prepare: Callable[[], Any] = lambda: None) -> Outcome:
-    """Run a command in a forked process, after `prepare`; return its outcome."""
+    """Call `prepare` and run a command in a forked process; return the command's outcome."""
     reading, writing = os.pipe()
     sys.stdout.flush()
     sys.stderr.flush()
@@ -101,14 +103,14 @@ def train(configuration: pathlib.Path, folder: pathlib.Path) -> list[str]:
 
 
 def recovered(configuration: pathlib.Path, folder: pathlib.Path) -> Outcome:
-    """Run again, with space: resume the run if it left a configuration."""
+    """Run again with free space: resume the run if it left a configuration, else train."""
     began = (folder / "config.yaml").is_file()
     arguments = ["resume", str(folder)] if began else train(configuration, folder)
     return commanded(arguments)
 
 
 def content(folder: pathlib.Path) -> dict[str, bytes]:
-    """Return the bytes of the checkpoints, but for the numbers of rows that the logs have."""
+    """Return the bytes of a run's checkpoints, without the numbers of rows in its logs."""
     return {
         name: re.sub(rb'"rows": *[0-9]+', b"", data)
         for name, data in checkpoints(folder).items()
@@ -119,18 +121,18 @@ def content(folder: pathlib.Path) -> dict[str, bytes]:
 def tried(
     configuration: pathlib.Path,
     folder: pathlib.Path,
-    undisturbed: dict[str, bytes],
+    uninterrupted: dict[str, bytes],
     prepare: Callable[[], Any],
     free: Callable[[], Any] = lambda: None,
 ) -> tuple[Outcome, list[str]]:
-    """Run on a full disk and again with space; return the first outcome, and all faults."""
+    """Run on a full disk and again with free space; return the first outcome, and all faults."""
     first = commanded(train(configuration, folder), prepare)
     faults = first.faults(folder)
     free()
     second = recovered(configuration, folder)
     if second.code:
         faults.append(f"exit code {second.code} with space: {second.said}")
-    elif content(folder) != undisturbed:
+    elif content(folder) != uninterrupted:
         faults.append("other checkpoints")
     if faults:
         faults.append(first.said)
@@ -178,7 +180,7 @@ class KthWrite:
 
 
 def count(configuration: pathlib.Path, folder: pathlib.Path) -> int:
-    """Return how many operations of an undisturbed run need space."""
+    """Return the number of operations of an uninterrupted run that need free space."""
     reading, writing = os.pipe()
 
     def prepare() -> None:
@@ -221,7 +223,7 @@ def unmounted(place: str | pathlib.Path) -> bool:
 
 @contextlib.contextmanager
 def small_disk(place: pathlib.Path, size: int) -> Iterator[Callable[[], Any]]:
-    """Mount a disk of `size` bytes; yield a function that enlarges it."""
+    """Mount a disk of `size` bytes; yield a function that enlarges the disk."""
     place.mkdir()
     assert mounted(place, size)
     try:
@@ -231,15 +233,15 @@ def small_disk(place: pathlib.Path, size: int) -> Iterator[Callable[[], Any]]:
 
 
 class Project:
-    """A configuration with its undisturbed run, in a directory."""
+    """A configuration with its uninterrupted run, in a directory."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder, self.number = folder, 0
-        plots.image_grid(torch.zeros(1, 2, 2))  # imports matplotlib before each fork
+        plots.image_grid(torch.zeros(1, 2, 2))  # imports matplotlib once, before the forks
         self.configuration = configured(folder)
-        outcome = commanded(train(self.configuration, folder / "undisturbed"))
+        outcome = commanded(train(self.configuration, folder / "uninterrupted"))
         assert outcome.code == 0, outcome.said
-        self.undisturbed = content(folder / "undisturbed")
+        self.uninterrupted = content(folder / "uninterrupted")
 
     def new(self) -> pathlib.Path:
         self.number += 1
@@ -248,19 +250,21 @@ class Project:
     def on_disk_of(self, size: int) -> tuple[Outcome, list[str]]:
         place = self.new()
         with small_disk(place, size) as enlarge:
-            return tried(self.configuration, place / "run", self.undisturbed, lambda: None, enlarge)
+            return tried(
+                self.configuration, place / "run", self.uninterrupted, lambda: None, enlarge
+            )
 
     def with_failing_write(self, k: int, sticky: bool) -> tuple[Outcome, list[str]]:
         folder = self.new()
         prepare = KthWrite(folder, k, sticky).install
-        return tried(self.configuration, folder, self.undisturbed, prepare)
+        return tried(self.configuration, folder, self.uninterrupted, prepare)
 
     def with_limit(self, size: int) -> tuple[Outcome, list[str]]:
-        return tried(self.configuration, self.new(), self.undisturbed, lambda: limited(size))
+        return tried(self.configuration, self.new(), self.uninterrupted, lambda: limited(size))
 
 
 def campaign(parts: list[str]) -> int:
-    """Run the parts; print what came of each, and return the number of those with faults."""
+    """Run parts of the campaign; print each result, and return the number of runs with faults."""
     wrong = 0
     began = time.monotonic()
 
@@ -276,7 +280,7 @@ def campaign(parts: list[str]) -> int:
             print("sizes: skipped, this process may not mount a tmpfs")
         elif "sizes" in parts:
             size, whole = 0, 0
-            while whole < 2:  # sizes on which everything fits
+            while whole < 2:  # until two sizes were large enough for the whole run
                 size += 4096
                 outcome, faults = project.on_disk_of(size)
                 report(f"a disk of {size} bytes", (outcome, faults))

@@ -1,4 +1,4 @@
-"""Run directories with hostile content, on which commands must end in time and change nothing else.
+"""Run commands on hostile run directories: they must end in time and change no other files.
 
 python -m tests.cli.hostile --cases 2000 --seed 1      # the long form: several changes at a time
 """
@@ -28,7 +28,7 @@ from ftrain.cli import main
 #: Seconds after which a command counts as hanging.
 LIMIT = 30
 
-#: A title of the window, a cleared screen, an answer to be typed, and a text shown in another order.
+#: Escapes that set a window's title, clear the screen, type a reply, and reverse the order of letters.
 ESCAPES = "\x1b]0;title\x07\x1b[2J\x9b6n\r\x1b[A\u202egnp.exe\n\tcompleted"
 
 CONFIG = """
@@ -138,7 +138,7 @@ def escapes(path: pathlib.Path, secret: pathlib.Path, draws: random.Random) -> N
 
 
 def escapes_within(path: pathlib.Path, secret: pathlib.Path, draws: random.Random) -> None:
-    """Replace a text of the original file, beside its path, by escapes."""
+    """Write the original file with one to three of its words replaced by escapes."""
     text = path.with_name(path.name + ".original").read_text(errors="replace")
     places = [found.span() for found in re.finditer(r"(?<=[\"' ])[a-z_]{3,}(?=[\"':,\n])", text)]
     for begin, end in reversed(draws.sample(places, min(len(places), draws.randint(1, 3)))):
@@ -204,7 +204,7 @@ def trained(folder: pathlib.Path) -> pathlib.Path:
 
 
 class Case:
-    """Copy of a trained run under some name, to be changed, beside a folder that nobody may touch."""
+    """Copy of a trained run under a given name, beside a folder that no command may change."""
 
     def __init__(self, trained: pathlib.Path, root: pathlib.Path, name: str = "run") -> None:
         self.root = root
@@ -217,7 +217,7 @@ class Case:
         (self.secret / "step-000000000003").mkdir()
 
     def change(self, kind: str, file: str, draws: random.Random) -> None:
-        """Replace a file of the run by a hostile one."""
+        """Replace a file of the run by a hostile file of some kind."""
         step = next((self.run / "checkpoints").glob("step-*"), self.run / "none")
         tensors = next(step.glob("*.safetensors"), step / "none")
         path = self.run / file.format(step=step.name, tensors=tensors.name)
@@ -237,7 +237,7 @@ class Case:
         CHANGES[kind](path, self.secret, draws)
 
     def call(self, command: str) -> tuple[int, str, str]:
-        """Run a command; return its exit code and what it printed."""
+        """Run a command on the directory; return exit code, standard output and standard error."""
         names = {"run": self.run, "parent": self.run.parent, "other": "other"}
         arguments = [part.format(**names) for part in COMMANDS[command]]
         before = self._outside()
@@ -266,11 +266,11 @@ def check(code: int, out: str, err: str) -> None:
 
 
 class HangingError(BaseException):
-    """A command takes too long; no handler of other errors catches this one."""
+    """Raised in a command that takes too long; `except Exception` does not catch this error."""
 
 
 class _Terminal(io.TextIOWrapper):
-    """Output that says it is a terminal, and takes UTF-8 only."""
+    """Output stream that reports to be a terminal, and accepts UTF-8 only."""
 
     def isatty(self) -> bool:
         return True
@@ -289,7 +289,7 @@ def _captured() -> Iterator[tuple[io.BytesIO, io.BytesIO]]:
 
 @contextlib.contextmanager
 def _limited() -> Iterator[None]:
-    """Raise in a system call that waits for more than `LIMIT` seconds, then in each next one."""
+    """Interrupt the code in a `with` block after `LIMIT` seconds, and each later wait, by an error."""
 
     def late(number: int, frame: object) -> None:
         raise HangingError(f"the command takes more than {LIMIT} s")
@@ -304,7 +304,7 @@ def _limited() -> Iterator[None]:
 
 
 def campaign(cases: int, seed: int) -> None:
-    """Draw directories with up to three changes, and call every command on each."""
+    """Draw run directories with up to three hostile changes, and run every command on each."""
     with tempfile.TemporaryDirectory() as place:
         base = pathlib.Path(place) / "base"
         base.mkdir()

@@ -1,9 +1,9 @@
-"""Compare runs interrupted by signals at random times and resumed with an uninterrupted one.
+"""Compare runs that are interrupted at random times and resumed with an uninterrupted run.
 
     python -m tests.cli.interruptions --runs 20           # a campaign on the digits; minutes
 
-What must be equal: the checkpoints that are kept, byte for byte; the rows of the log and the results,
-but for what a clock says.
+The checkpoints that are kept must be equal byte for byte; the rows of the log and the results must be
+equal except for clock times.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from ftrain.config.run import store
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
 DIGITS = pathlib.Path(__file__).parents[2] / "examples" / "configs" / "digits.yaml"
-#: The digits in small, with everything on that decides or remembers.
+#: A small run on the digits, with every component that has a state or makes decisions.
 SMALL = (
     "epochs=3",
     "compile=false",
@@ -44,7 +44,7 @@ SMALL = (
 
 
 def started(folder: pathlib.Path, *arguments: str) -> subprocess.Popen[str]:
-    """Start `ftrain ...` in this directory."""
+    """Start the command `ftrain ...` in a directory."""
     return subprocess.Popen(
         [sys.executable, "-m", "ftrain", *arguments],
         cwd=folder,
@@ -56,7 +56,7 @@ def started(folder: pathlib.Path, *arguments: str) -> subprocess.Popen[str]:
 
 
 def finished(folder: pathlib.Path, *arguments: str) -> str:
-    """Return the output of a command that must succeed."""
+    """Run a command that must succeed; return its output."""
     process = started(folder, *arguments)
     said, _ = process.communicate(timeout=600)
     assert process.returncode == 0, said
@@ -90,11 +90,11 @@ def results(run: pathlib.Path) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name != "checkpoint"}
 
 
-def differences(run: pathlib.Path, undisturbed: pathlib.Path) -> list[str]:
-    """Return the names of everything that differs."""
-    ours, theirs = checkpoints(run), checkpoints(undisturbed)
+def differences(run: pathlib.Path, uninterrupted: pathlib.Path) -> list[str]:
+    """Return the names of the checkpoints, logs and results that differ between two runs."""
+    ours, theirs = checkpoints(run), checkpoints(uninterrupted)
     found = sorted(name for name in ours | theirs if ours.get(name) != theirs.get(name))
-    return found + [part.__name__ for part in (log, results) if part(run) != part(undisturbed)]
+    return found + [part.__name__ for part in (log, results) if part(run) != part(uninterrupted)]
 
 
 def disturbed(
@@ -114,12 +114,12 @@ def disturbed(
             checkpoint = folder / run / "checkpoints"
             before = set(checkpoint.glob("step-*"))
             while process.poll() is None and set(checkpoint.glob("step-*")) <= before:
-                time.sleep(0.005)  # at work: before that a signal meets a program that is starting
+                time.sleep(0.005)  # until the process has saved, so that it is training
             time.sleep(draws.uniform(0, longest))
             process.send_signal(number)
         said, _ = process.communicate(timeout=600)
         code = process.returncode
-        over = "completed at step" in said or "stopped at step" in said  # it met the program's end
+        over = "completed at step" in said or "stopped at step" in said  # the run ended first
         expected = 0 if number is None else SIGNALS[number]
         assert code == expected or over, f"exit code {code}, expected {expected}: {said}"
         happened.append(f"{number.name if number else 'end'}: {code}")
@@ -134,12 +134,12 @@ def campaign(runs: int, seed: int) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         train = ["train", str(DIGITS), *SMALL]
-        finished(folder, *train, "output_dir=undisturbed")
+        finished(folder, *train, "output_dir=uninterrupted")
         for i in range(runs):
             signals = [draws.choice(list(SIGNALS)) for _ in range(draws.randint(1, 4))]
             run = f"run-{i}"
             happened = disturbed(folder, [*train, f"output_dir={run}"], run, signals, draws, 2.0)
-            found = differences(folder / run, folder / "undisturbed")
+            found = differences(folder / run, folder / "uninterrupted")
             failed += bool(found)
             print(f"{run}: {', '.join(happened)}: {found or 'equal'}", flush=True)
     print(f"{runs - failed} of {runs} equal")

@@ -30,7 +30,7 @@ def bench(*arguments: str) -> int:
     return main(["bench", *arguments, *QUICK])
 
 
-def test_a_function_of_a_file_is_measured_and_written_as_json_and_picture(
+def test_bench_measures_a_function_of_a_file_and_writes_json_and_a_picture(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     assert bench("steps.py:pure", "--out", "a.json", "--out", "a.png") == 0
@@ -41,7 +41,7 @@ def test_a_function_of_a_file_is_measured_and_written_as_json_and_picture(
     assert (folder / "a.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_arguments_precisions_accumulations_and_sweeps_reach_the_function(
+def test_bench_passes_arguments_precisions_accumulations_and_swept_values_to_the_function(
     capsys: Captured,
 ) -> None:
     code = bench(
@@ -59,7 +59,7 @@ def test_arguments_precisions_accumulations_and_sweeps_reach_the_function(
     assert "eager, batch_size=8, against batch_size=4" in capsys.readouterr().out
 
 
-def test_the_step_of_a_configuration_is_measured_with_several_models(
+def test_bench_measures_the_step_of_a_configuration_for_several_numbers_of_models(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["init"]) == 0
@@ -73,7 +73,7 @@ def test_the_step_of_a_configuration_is_measured_with_several_models(
     assert not (folder / "runs").exists()
 
 
-def test_first_calls_in_fresh_processes_are_timed(capsys: Captured) -> None:
+def test_bench_latency_times_first_calls_in_fresh_processes(capsys: Captured) -> None:
     assert bench("steps.py:pure", "--variants", "eager,donated", "--latency", "--json") == 0
     eager, donated = json.loads(capsys.readouterr().out)["measurements"]
     assert eager["cold_call"] is None
@@ -81,9 +81,10 @@ def test_first_calls_in_fresh_processes_are_timed(capsys: Captured) -> None:
     assert donated["warm_call"] > 0
 
 
-def test_exit_code_tells_whether_a_step_is_worse_than_the_earlier_report(capsys: Captured) -> None:
+def test_bench_exits_with_1_if_a_step_is_worse_than_in_the_earlier_report(capsys: Captured) -> None:
     assert bench("steps.py:by_hand", "--out", "a.json") == 0
-    assert bench("steps.py:by_hand", "--against", "a.json") == 0  # two turns decide nothing
+    # Two turns are too few for a decision.
+    assert bench("steps.py:by_hand", "--against", "a.json") == 0
     content = json.loads(pathlib.Path("a.json").read_text())
     for row in content["measurements"]:
         row["peak_bytes"] //= 2
@@ -96,7 +97,7 @@ def test_exit_code_tells_whether_a_step_is_worse_than_the_earlier_report(capsys:
     assert bench("steps.py:by_hand", "--against", "b.json", "--limit", "2.1") == 0
 
 
-def test_a_report_of_another_machine_is_refused_before_anything_is_measured(
+def test_bench_refuses_a_report_of_another_machine_before_it_measures(
     capsys: Captured,
 ) -> None:
     assert bench("steps.py:by_hand", "--out", "a.json") == 0
@@ -128,7 +129,7 @@ def test_a_report_of_another_machine_is_refused_before_anything_is_measured(
         (["steps.py:pure", "--against", "/dev/null"], "expected a regular file, got a device"),
         (["steps.py:pure", "8"], "expected an argument of steps.py:pure, got '8'. Write KEY=VALUE"),
         (["steps.py:pure", "size=8"], "expected a parameter of steps.py:pure, got 'size'"),
-        (["steps.py:fails", "--accumulate", "2"], "got 'accumulate'. Leave it out"),
+        (["steps.py:fails", "--accumulate", "2"], "got 'accumulate'. Leave this argument out"),
         (["steps.py:pure", "--sweep", "batch_size"], "--sweep: expected a key with values, got"),
         (["steps.py:pure", "--variants", "eager,fast"], "expected some of eager,compiled,donated"),
         (["steps.py:pure", "--rounds", "0"], "--rounds: expected at least 1, got 0"),
@@ -142,7 +143,7 @@ def test_a_report_of_another_machine_is_refused_before_anything_is_measured(
         ),
     ],
 )
-def test_an_invalid_command_exits_with_2_and_a_message(
+def test_invalid_bench_command_exits_with_2_and_a_message(
     arguments: list[str], said: str, capsys: Captured
 ) -> None:
     assert main(["bench", "--seconds", "0", *arguments]) == 2
@@ -151,7 +152,7 @@ def test_an_invalid_command_exits_with_2_and_a_message(
     assert "Traceback" not in captured.err
 
 
-def test_a_setting_of_the_whole_process_cannot_be_swept(capsys: Captured) -> None:
+def test_bench_refuses_to_sweep_a_setting_of_the_whole_process(capsys: Captured) -> None:
     assert main(["init"]) == 0
     assert bench("config.yaml", "--sweep", "threads=1,2") == 2
     assert "--sweep: threads: expected a key of which several values" in capsys.readouterr().err
@@ -160,7 +161,7 @@ def test_a_setting_of_the_whole_process_cannot_be_swept(capsys: Captured) -> Non
 @pytest.mark.parametrize(
     ("name", "said"), [("fails", "the step is broken"), ("wrong", "expected (")]
 )
-def test_an_error_of_the_step_exits_with_1_and_its_own_lines(
+def test_error_in_a_measured_step_exits_with_1_and_shows_only_user_code(
     name: str, said: str, capsys: Captured
 ) -> None:
     assert bench(f"steps.py:{name}") == 1
@@ -176,7 +177,7 @@ def damaged(change: Any) -> str:
     "text",
     ["", "[]", "{", damaged({"format": "2"}), damaged({"measurements": [{"variant": "eager"}]})],
 )
-def test_a_damaged_report_is_refused(text: str) -> None:
+def test_bench_refuses_a_damaged_report(text: str) -> None:
     pathlib.Path("a.json").write_text(text)
     with pytest.raises(BenchmarkFileError, match=r"a\.json: expected a report of a benchmark"):
         BenchmarkReport.load("a.json")

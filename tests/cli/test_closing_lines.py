@@ -18,7 +18,7 @@ def closing(folder: pathlib.Path, capsys: Captured, *overrides: str) -> list[str
     return capsys.readouterr().out.partition("completed at")[2].splitlines()
 
 
-def test_closing_lines_name_the_best_epoch_and_its_checkpoint(
+def test_train_command_ends_with_the_best_epoch_and_its_checkpoint(
     tmp_path: pathlib.Path, capsys: Captured
 ) -> None:
     lines = closing(tmp_path, capsys, "optimizer.learning_rate=3.0", "epochs=6")
@@ -30,7 +30,9 @@ def test_closing_lines_name_the_best_epoch_and_its_checkpoint(
     assert (tmp_path / "run" / "checkpoints" / f"step-{step:012d}").is_dir()
 
 
-def test_closing_lines_use_the_monitored_metric(tmp_path: pathlib.Path, capsys: Captured) -> None:
+def test_train_command_names_the_best_epoch_by_the_monitored_metric(
+    tmp_path: pathlib.Path, capsys: Captured
+) -> None:
     lines = closing(
         tmp_path, capsys, "checkpoint.monitor=train/loss", "checkpoint.keep_best=0", "epochs=2"
     )
@@ -39,7 +41,7 @@ def test_closing_lines_use_the_monitored_metric(tmp_path: pathlib.Path, capsys: 
     assert "  train/loss 0." in best
 
 
-def test_closing_lines_name_no_best_epoch_without_held_out_data(
+def test_train_command_names_no_best_epoch_without_held_out_data(
     tmp_path: pathlib.Path, capsys: Captured
 ) -> None:
     assert not [x for x in closing(tmp_path, capsys, "data.held_out=0") if "best" in x]

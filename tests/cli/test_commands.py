@@ -35,7 +35,7 @@ def project(folder: pathlib.Path, capsys: pytest.CaptureFixture[str]) -> pathlib
 
 @pytest.fixture(autouse=True)
 def _own_modules(folder: pathlib.Path) -> object:
-    """Forget the modules of a test, whose `model.py` differs from that of the next."""
+    """Unload the modules that a test imported, because the next test has another `model.py`."""
     before, path = set(sys.modules), list(sys.path)
     yield
     for name in set(sys.modules) - before:
@@ -104,7 +104,7 @@ def test_init_writes_files_that_train_unchanged(folder: pathlib.Path, capsys: Ca
         "result.json",
     }
     found = json.loads((run / "result.json").read_text())
-    # Seeds 0 to 4: 0.99 to 1.0 in all.
+    # Measured with seeds 0 to 4: 0.99 to 1.0.
     assert found["history"][-1]["metrics"]["accuracy"] > 0.95
     config = load(folder / "config.yaml")
     assert config.model.name == "model.py:Net"
@@ -129,7 +129,7 @@ def test_commands_train_resume_evaluate_and_list_a_run(
     assert "ftrain resume runs/config" in capsys.readouterr().err
     assert main(["resume", "runs/config", "epochs=2"]) == 0
     assert "completed at step 50, epoch 2" in capsys.readouterr().out
-    assert main(["resume", "runs/config"]) == 0  # there is nothing left to do
+    assert main(["resume", "runs/config"]) == 0  # the run is complete already
     assert "completed at step 50" in capsys.readouterr().out
 
     for checkpoint in ("best", "latest", "step-000000000025"):
@@ -165,7 +165,7 @@ def test_plot_command_draws_one_or_several_runs(project: pathlib.Path, capsys: C
     assert main(["plot", "runs/first", "runs/second", "--out", "page.html"]) == 0
     page = (project / "page.html").read_text()
     assert "first" in page
-    assert not re.search(r"(src|href)=.https?:", page)  # it needs nothing else
+    assert not re.search(r"(src|href)=.https?:", page)  # the page loads no other file
     assert main(["plot", "runs/first", "--metric", "los"]) == 1
     assert "'los'" in capsys.readouterr().err
 
@@ -180,7 +180,7 @@ def test_lr_find_suggests_a_rate_and_keeps_only_the_plot(
     command = said.splitlines()[-1].removeprefix("use it: ftrain ").split()
     assert command[:3] == ["train", "config.yaml", "seed=2"]
     assert 1e-4 < float(command[-1].partition("=")[2]) < 1
-    assert main([*command, "max_steps=1"]) == 0  # the picture alone does not occupy the directory
+    assert main([*command, "max_steps=1"]) == 0  # a directory with a picture alone holds no run
 
 
 def test_unknown_run_argument_lists_the_existing_runs(
@@ -222,7 +222,8 @@ def test_dry_run_prints_requirements_without_training(
     assert rows["parameters"] in ("4,482 in 6 tensors", "17.5 KiB")
     assert rows["batch"] == "x float32 (64, 2), y int64 (64,)"
     assert rows["steps"] == "50, 2 epochs of 25"
-    # Forward 2 (2 64 + 64 64 + 64 2) a row; backward twice that, less the input's gradient.
+    # The forward pass has 2 (2 64 + 64 64 + 64 2) FLOPs per row; the backward pass has twice as many,
+    # without the gradient of the input.
     forward = 2 * 64 * (2 * 64 + 64 * 64 + 64 * 2)
     assert rows["FLOPs"].startswith(f"{(3 * forward - 2 * 64 * 2 * 64) / 1e6:.3g} million a step")
     assert not (project / "runs").exists()
@@ -234,7 +235,7 @@ def test_dry_run_of_a_world_size_prints_the_traffic_of_one_rank(
     assert main(["train", "config.yaml", "--dry-run", "--world-size", "16"]) == 0
     rows = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     assert rows["batch"] == "x float32 (4, 2), y int64 (4,)"
-    # A ring all-reduce of 4,482 gradients, and less than 2 KiB for weight and metrics.
+    # A ring all-reduce sends 4,482 gradients, and less than 2 KiB for the weight and the metrics.
     gradients = 2 * 15 / 16 * 4 * 4482 / 1024
     assert (
         gradients
@@ -247,7 +248,7 @@ def test_dry_run_of_a_world_size_prints_the_traffic_of_one_rank(
 
 def test_fast_dev_run_leaves_no_run_directory(project: pathlib.Path, capsys: Captured) -> None:
     assert main(["train", "config.yaml", "--fast-dev-run"]) == 0
-    assert "every part of the run worked; no files were kept" in capsys.readouterr().out
+    assert "the trial run completed; no files were kept" in capsys.readouterr().out
     assert not (project / "runs").exists()
 
 
@@ -278,7 +279,7 @@ def test_error_in_user_code_prints_only_the_users_stack_frames(
     assert said.count("File ") == 1
     assert "has no attribute 'layrs'" in said
     assert "while computing `cross_entropy`" in said
-    # A run that failed before its first step is overwritten.
+    # The output directory of a run that failed before its first step may be used again.
     assert main(["train", "config.yaml", "--traceback"]) == 1
     assert capsys.readouterr().err.count("File ") > 10
 

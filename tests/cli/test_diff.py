@@ -27,7 +27,7 @@ log_digests: 1
 checkpoint: {every: 5}
 """
 
-#: A library of two optimizers: the second adds one ulp to one weight at step 7.
+#: Python module with two optimizers, of which the second adds one ulp to one weight at step 7.
 OPTIMIZERS = """
 import torch
 from ftrain import optim

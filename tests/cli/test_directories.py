@@ -1,4 +1,4 @@
-"""Test `runs` and `plot` on directories of Trainers, with other kinds of files, and with code."""
+"""Test `ftrain runs` and `ftrain plot` on directories with logs of Python, pipes, links and code."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_runs_and_plot_execute_no_code_of_a_configuration(
     assert not (folder / "executed").exists()
 
 
-def test_plot_writes_into_no_folder_that_a_link_in_the_run_names(
+def test_plot_command_does_not_write_through_a_link_in_the_run(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     (folder / "run").mkdir()
@@ -91,5 +91,5 @@ def test_plot_writes_into_no_folder_that_a_link_in_the_run_names(
     (folder / "run/curves.png").mkdir()
     assert main(["plot", "run"]) == 2
     assert "run/curves.png: cannot be written to" in capsys.readouterr().err
-    assert main(["plot", "run", "--out", "elsewhere"]) == 0  # a folder of one's own choice
+    assert main(["plot", "run", "--out", "elsewhere"]) == 0  # a folder that the user names
     assert (folder / "elsewhere/curves.png").exists()

@@ -1,4 +1,4 @@
-"""Test runs on full disks: a sample of the campaign in `full_disk.py`."""
+"""Test training on full disks, by a sample of the campaign in `full_disk.py`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> full_disk.Project:
 
 
 @pytest.mark.parametrize("size", [4 << 10, 16 << 10, 60 << 10])
-def test_run_on_a_small_disk_ends_in_a_sentence_and_resumes(
+def test_run_on_a_small_disk_ends_with_one_sentence_and_can_be_resumed(
     project: full_disk.Project, size: int
 ) -> None:
     if not full_disk.can_mount():
@@ -28,7 +28,7 @@ def test_run_on_a_small_disk_ends_in_a_sentence_and_resumes(
 
 
 @pytest.mark.parametrize("sticky", [True, False], ids=["and all after it", "alone"])
-def test_run_with_a_failing_write_ends_in_a_sentence_and_resumes(
+def test_run_with_a_failing_write_ends_with_one_sentence_and_can_be_resumed(
     project: full_disk.Project, sticky: bool
 ) -> None:
     count = full_disk.count(project.configuration, project.new())
@@ -39,7 +39,7 @@ def test_run_with_a_failing_write_ends_in_a_sentence_and_resumes(
 
 
 @pytest.mark.parametrize("size", [100, 1500])
-def test_run_with_a_limit_of_file_sizes_ends_in_a_sentence_and_resumes(
+def test_run_with_a_limit_of_file_sizes_ends_with_one_sentence_and_can_be_resumed(
     project: full_disk.Project, size: int
 ) -> None:
     outcome, faults = project.with_limit(size)
@@ -47,9 +47,11 @@ def test_run_with_a_limit_of_file_sizes_ends_in_a_sentence_and_resumes(
     assert outcome.code
 
 
-def test_sample_finds_a_repeated_note_and_a_draft(tmp_path: pathlib.Path) -> None:
+def test_full_disk_campaign_detects_repeated_notes_tracebacks_and_leftover_files(
+    tmp_path: pathlib.Path,
+) -> None:
     (tmp_path / ".draft-0").touch()
-    note = "\nnote: the checkpoint of step 1 was not written"
+    note = "\nnote: the checkpoint of step 1 could not be written"
     end = "\nftrain train: No space left on device. The disk is full: free 4 kB"
     assert full_disk.Outcome(1, note + end).faults(tmp_path) == [".draft-0 left"]
     assert "a repeated note" in full_disk.Outcome(1, 2 * note + end).faults(tmp_path)

@@ -1,4 +1,4 @@
-"""Test commands on run directories that somebody else has made: kinds of file, names and escapes."""
+"""Test commands on untrusted run directories: kinds of file, directory names and escape sequences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def test_command_on_a_hostile_file_ends_in_time_and_touches_nothing_else(
     base: pathlib.Path, tmp_path: pathlib.Path, command: str, kind: str
 ) -> None:
-    """Each pair meets one file; `python -m tests.cli.hostile` draws more."""
+    """Each pair of command and kind is tested on one file; `python -m tests.cli.hostile` draws more."""
     draws = random.Random(f"{command} {kind}")
     case = Case(base, tmp_path)
     case.change(kind, draws.choice(FILES), draws)
@@ -38,7 +38,7 @@ def test_commands_take_directories_of_any_name_and_print_them_escaped(
         if "\udcff" in name and command in ("eval", "predict", "sample", "resume", "diff"):
             assert (code, "expected a directory whose name is UTF-8" in said) == (2, True)
         elif "\udcff" in name and command == "dry-run":
-            assert code == 2  # pyarrow reads no table below such a directory
+            assert code == 2  # pyarrow cannot read a file below such a directory
         else:
-            # The seeds differ; the run was trained on a table, not on a text.
+            # `diff` finds different seeds; `sample` needs a run on a text, and this one has a table.
             assert code == {"diff": 1, "sample": 2}.get(command, 0), said

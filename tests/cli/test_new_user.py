@@ -130,7 +130,7 @@ def test_path_on_the_command_line_is_relative_to_the_current_directory(
     assert main(["eval", run, "data.path=y.csv"]) == 0
     assert main(["resume", run, "data.path=y.csv", "epochs=2"]) == 0
     (tmp_path / "x.csv").unlink()
-    assert main(["eval", run]) == 0  # the way from the run to y.csv was written down
+    assert main(["eval", run]) == 0  # the run's configuration has the relative path of y.csv
     assert main(["eval", run, "data.path=z.csv"]) == 2
 
 

@@ -1,4 +1,4 @@
-"""Test that commands print warnings as notes, and that Python programs get them as warnings."""
+"""Test that commands print warnings as notes, and that Python programs receive warnings."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_notes_do_not_fail_without_standard_error(
 
 
 def test_command_prints_no_source_line_of_ftrain(project: pathlib.Path) -> None:
-    """In a process of its own, whose warnings pytest does not record."""
+    """The command runs in another process, because pytest records the warnings of this one."""
     (project / "net.py").write_text(
         "import torch, warnings\n"
         "def net(inputs, outputs):\n"
@@ -124,7 +124,7 @@ def test_longer_resume_warns_that_its_schedule_is_stretched(
     assert main(["train", "pets.yaml"]) == 0
     capsys.readouterr()
     assert main(["resume", "runs/pets"]) == 0
-    assert "schedule" not in capsys.readouterr().err  # of the same length
+    assert "schedule" not in capsys.readouterr().err  # the schedule has the same length
     expected = (
         "note: the schedule warmup_cosine is stretched from 8 to 16 steps: the learning rate after "
         r"step 8 is 0\.000\d+, not 0\. The result is not that of a run of 16 steps from the start"
@@ -132,10 +132,10 @@ def test_longer_resume_warns_that_its_schedule_is_stretched(
     with pytest.warns(LoopWarning, match=expected.removeprefix("note: ")):
         train(load("runs/pets/config.yaml", ["epochs=4", "output_dir=runs/pets"]), resume=True)
     assert main(["resume", "runs/pets", "schedule=null", "epochs=5"]) == 0
-    assert "schedule" not in capsys.readouterr().err  # a constant rate
+    assert "schedule" not in capsys.readouterr().err  # without a schedule
 
 
-def test_loaded_run_without_data_json_warns_a_python_program(project: pathlib.Path) -> None:
+def test_load_run_warns_if_data_json_is_missing(project: pathlib.Path) -> None:
     assert main(["train", "pets.yaml"]) == 0
     (project / "runs/pets/data.json").unlink()
     with pytest.warns(LoopWarning, match=r"has no data\.json"):

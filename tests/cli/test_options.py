@@ -31,7 +31,7 @@ Captured = pytest.CaptureFixture[str]
         ("train a.yaml --warmup-ratio 0.1", "unknown option --warmup-ratio. "),
     ],
 )
-def test_unknown_option_is_answered_with_the_key(
+def test_error_for_an_unknown_option_suggests_the_configuration_key(
     arguments: str, message: str, capsys: Captured
 ) -> None:
     assert main(arguments.split()) == 2

@@ -62,7 +62,7 @@ def project(
     monkeypatch: pytest.MonkeyPatch,
     capsys: Captured,
 ) -> pathlib.Path:
-    """Return a copy of it, the current directory of the commands."""
+    """Return a copy of the trained run's directory, which is the current directory."""
     folder = tmp_path / "project"
     shutil.copytree(trained, folder)
     monkeypatch.chdir(folder)
@@ -71,7 +71,7 @@ def project(
 
 
 def evaluated(capsys: Captured, *arguments: str) -> tuple[int, dict[str, float]]:
-    """Return the samples and metrics, to the last digit."""
+    """Run `ftrain eval`; return the number of samples and the metrics, with all digits."""
     assert main(["eval", "run", "--json", *arguments]) == 0, capsys.readouterr().err
     found = json.loads(capsys.readouterr().out)
     return found["samples"], found["metrics"]
@@ -93,7 +93,7 @@ def test_evaluating_the_held_out_rows_copied_to_another_file_gives_the_same_metr
     write(project / "new.csv", cells)
     assert evaluated(capsys, "data.path=new.csv") == own
     assert evaluated(capsys, "data.held_out=new.csv") == own
-    # The columns in another order, one more, and no table to learn from.
+    # The columns have another order, one column is added, and the training table is deleted.
     write(project / "new.csv", [["?", *row[::-1]] for row in cells], ["more", *NAMES[::-1]])
     (project / "pets.csv").unlink()
     assert evaluated(capsys, "data.path=new.csv") == own
@@ -107,7 +107,7 @@ def test_evaluating_the_held_out_rows_copied_to_another_file_gives_the_same_metr
 def test_class_indices_do_not_change_for_a_file_that_lacks_some_classes(
     project: pathlib.Path, capsys: Captured
 ) -> None:
-    """The metrics of a file are the weighted means of those of its classes."""
+    """The metrics of a file equal the weighted means of the metrics of its classes."""
     parts = {}
     for kind in ("ant", "bee", "cat"):
         write(project / "new.csv", [row for row in rows() if row[3] == kind])
@@ -117,7 +117,7 @@ def test_class_indices_do_not_change_for_a_file_that_lacks_some_classes(
     for name in ("loss", "accuracy"):
         mean = sum(n * metrics[name] for n, metrics in parts.values()) / 48
         assert mean == pytest.approx(whole[name], rel=1e-5)
-    write(project / "new.csv", rows()[:1])  # fewer than a batch
+    write(project / "new.csv", rows()[:1])  # fewer rows than a batch
     assert evaluated(capsys, "data.path=new.csv")[0] == 1
 
 
@@ -190,7 +190,7 @@ def test_run_without_data_json_does_not_standardize_its_target(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     changes = ["data.target=weight", "loss=mse", "model.outputs=1", "output_dir=run", "--overwrite"]
-    # What the former versions did, but for the columns: as they stand in the table.
+    # As in earlier versions, except that the columns are not standardized.
     assert main(["train", "pets.yaml", *changes, "data.standardize=false"]) == 0
     (project / "run/data.json").unlink()
     config = (project / "run/config.yaml").read_text()
@@ -199,7 +199,8 @@ def test_run_without_data_json_does_not_standardize_its_target(
     )
     capsys.readouterr()
     _, metrics = evaluated(capsys)
-    assert metrics["loss"] > 100  # of weights from 0 to 100; of standardized ones about 1
+    # Weights range from 0 to 100; standardized weights would give a loss of about 1.
+    assert metrics["loss"] > 100
 
 
 def test_run_without_held_out_rows_evaluates_on_another_file(

@@ -1,4 +1,4 @@
-"""Test commands whose standard output is closed, full, or of another encoding."""
+"""Test commands whose standard output is closed, full, or has another encoding."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_completed_run_exits_with_0_whatever_its_output_is(
     assert "NoneType" not in ended.stderr
     assert '"completed"' in (tmp_path / "runs/run/result.json").read_text()
     assert "epoch 1" in (tmp_path / "runs/run/train.log").read_text()
-    # A closed descriptor is not given to a file of the run, into which a print would then go.
+    # No file of the run has the descriptor of a closed output, to which a print would then write.
     assert (tmp_path / "runs/run/metrics.jsonl").read_text().startswith('{"step": ')
 
 

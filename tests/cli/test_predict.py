@@ -57,9 +57,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 def project(
     trained: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> pathlib.Path:
-    """Return the directory of the runs; new rows are in the current directory."""
+    """Return the directory of the runs, after writing new rows to the current directory."""
     monkeypatch.chdir(tmp_path)
-    # Columns in another order, one more, none of those that are predicted.
+    # The columns have another order, one column is added, and the targets are missing.
     lines = ["colour,id,size", *(f"{row[1]},{n},{row[0]}" for n, row in enumerate(ROWS[::-1]))]
     (tmp_path / "new.csv").write_text("\n".join(lines) + "\n")
     capsys.readouterr()
@@ -72,11 +72,11 @@ def predicted(capsys: Captured, *arguments: str) -> list[dict[str, str]]:
 
 
 def by_hand(folder: pathlib.Path) -> tuple[torch.Tensor, dict[str, float]]:
-    """Return the outputs of the stock module for the new rows, and the fitted target."""
+    """Return the outputs of the trained module for the new rows, and the fitted target."""
     run = load_run(folder)
     learnt = json.loads((folder / "data.json").read_text())["fitted"]
     size = learnt["columns"]["size"]
-    where = run.parts.facts["features"] - 1  # of the columns of words
+    where = run.parts.facts["features"] - 1  # number of features from columns of words
     rows = []
     for row in ROWS[::-1]:
         words = [float(row[1] == word) for word in ("blue", "red")]
@@ -97,7 +97,7 @@ def test_predicted_numbers_are_in_the_units_of_the_table(
     torch.testing.assert_close(values, expected, rtol=0, atol=1e-5 * target["scale"])
     true = torch.tensor([float(row[2]) for row in ROWS[::-1]], dtype=torch.float64)
     assert (values - true).abs().mean() < 0.8 * (true - true.mean()).abs().mean()
-    # What stands in the target's column is not looked at; how many rows go at once is all the same.
+    # Predictions depend neither on the column of the target nor on the batch size.
     again = predicted(capsys, f"{project}/price", f"data.path={project}/table.csv")[::-1]
     whole = predicted(capsys, f"{project}/price", "data.path=new.csv", "eval_batch_size=30")
     for others in (again, whole):

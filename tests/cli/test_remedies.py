@@ -1,4 +1,4 @@
-"""Test that the remedies in messages of the command line are what a user can write next."""
+"""Test that a user can follow the remedies in error messages of the command line."""
 
 from __future__ import annotations
 
@@ -44,12 +44,12 @@ def flowers(
 
 
 def error_of(capsys: Captured, *arguments: str) -> str:
-    """Run a command that fails; return what it prints to standard error."""
+    """Run a command that fails; return its standard error output."""
     assert main([*arguments]) != 0
     return capsys.readouterr().err
 
 
-def test_file_without_a_key_is_suggested_as_data_path(
+def test_error_for_an_argument_that_is_a_file_suggests_data_path(
     flowers: pathlib.Path, capsys: Captured
 ) -> None:
     for name in ("new.csv", "absent.npz", str(flowers)):
@@ -60,7 +60,7 @@ def test_file_without_a_key_is_suggested_as_data_path(
     assert main(["predict", "runs/flowers", "data.path=new.csv"]) == 0
 
 
-def test_live_run_is_called_running_by_train_and_by_resume(
+def test_train_and_resume_refuse_a_run_that_another_process_is_training(
     flowers: pathlib.Path, capsys: Captured
 ) -> None:
     with Lock.file(flowers / "runs/flowers" / LOCK) as lock:
@@ -74,7 +74,7 @@ def test_live_run_is_called_running_by_train_and_by_resume(
     assert "--overwrite" in error_of(capsys, "train", "flowers.yaml")
 
 
-def test_errors_of_data_named_on_the_command_line_have_that_place(
+def test_errors_about_data_on_the_command_line_name_the_command_line(
     flowers: pathlib.Path, capsys: Captured
 ) -> None:
     (flowers / "new.csv").write_text("width\n1\n")
@@ -87,7 +87,7 @@ def test_errors_of_data_named_on_the_command_line_have_that_place(
     assert error_of(capsys, "train", "flowers.yaml", "--overwrite").startswith("flowers.yaml:2: ")
 
 
-def test_eval_of_a_file_without_the_target_names_predict(
+def test_eval_error_for_a_file_without_the_target_suggests_predict(
     flowers: pathlib.Path, capsys: Captured
 ) -> None:
     said = error_of(capsys, "eval", "runs/flowers", "data.path=new.csv")
@@ -95,12 +95,16 @@ def test_eval_of_a_file_without_the_target_names_predict(
     assert "`ftrain predict` reads files without it" in said
 
 
-def test_predict_without_data_asks_for_a_file(flowers: pathlib.Path, capsys: Captured) -> None:
+def test_predict_error_without_data_suggests_data_path(
+    flowers: pathlib.Path, capsys: Captured
+) -> None:
     assert "Write data.path=FILE" in error_of(capsys, "predict", "runs/flowers")
 
 
-def test_suggested_training_command_writes_beside_a_run(flowers: pathlib.Path) -> None:
-    """The command that `ftrain sweep` and `ftrain lr-find` print."""
+def test_suggested_training_command_does_not_overwrite_an_existing_run(
+    flowers: pathlib.Path,
+) -> None:
+    """`ftrain sweep` and `ftrain lr-find` print this command."""
     config, rate = load("flowers.yaml"), "optimizer.learning_rate=0.1"
     found = train_command(config, "flowers.yaml", rate)
     assert found == f"ftrain train flowers.yaml {rate} output_dir=runs/flowers-2"
@@ -110,7 +114,7 @@ def test_suggested_training_command_writes_beside_a_run(flowers: pathlib.Path) -
     assert train_command(unused, "flowers.yaml", rate) == f"ftrain train flowers.yaml {rate}"
 
 
-def test_optional_arguments_are_not_called_required(capsys: Captured) -> None:
+def test_error_for_missing_arguments_lists_no_optional_ones(capsys: Captured) -> None:
     for command in ("resume", "eval", "predict"):
         assert "the following arguments are required: run\n" in error_of(capsys, command)
 
@@ -126,7 +130,7 @@ def test_optional_arguments_are_not_called_required(capsys: Captured) -> None:
         ("model.hidden=wide", r"expected a list, got 'wide'$"),
     ],
 )
-def test_value_of_another_form_is_suggested_in_the_right_one(
+def test_error_for_a_value_in_another_form_suggests_the_expected_form(
     override: str, says: str, flowers: pathlib.Path, capsys: Captured
 ) -> None:
     said = error_of(capsys, "train", "flowers.yaml", override, "output_dir=runs/b")
@@ -134,7 +138,7 @@ def test_value_of_another_form_is_suggested_in_the_right_one(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_remedy_for_a_missing_device_names_present_ones(
+def test_error_for_a_missing_device_names_the_available_devices(
     flowers: pathlib.Path, capsys: Captured
 ) -> None:
     for device in ("cuda", "cuda:1"):
@@ -142,7 +146,9 @@ def test_remedy_for_a_missing_device_names_present_ones(
         assert said.rstrip().endswith(". Write cpu or auto")
 
 
-def test_sentence_of_a_key_error_has_no_quotes(flowers: pathlib.Path, capsys: Captured) -> None:
+def test_key_error_with_a_sentence_is_printed_without_quotes(
+    flowers: pathlib.Path, capsys: Captured
+) -> None:
     np.savez("data.npz", X=np.ones((8, 2), "float32"), labels=np.zeros(8, "int64"))
     options = ["data={name: arrays, path: data.npz}", "model.inputs=2", "model.outputs=2"]
     said = error_of(capsys, "train", "flowers.yaml", *options, "output_dir=runs/b")

@@ -113,7 +113,7 @@ def test_predict_writes_a_column_for_each_number_of_a_vector(
     assert (len(found), list(found[0])) == (40, ["y.0", "y.1"])
 
 
-def test_text_is_predicted_and_continued_character_by_character(
+def test_predict_and_sample_continue_a_text_character_by_character(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     (folder / "book.txt").write_text("abcdefgh\n" * 60)
@@ -137,7 +137,7 @@ def test_text_is_predicted_and_continued_character_by_character(
     assert sampled("abc", "--length", "12", "--top-k", "1") == greedy
     drawn = [sampled("--length", "40", "--temperature", "9", "--seed", seed) for seed in "001"]
     assert drawn[0] == drawn[1] != drawn[2]
-    assert len(drawn[0]) == 42  # a line end as the prompt, and that of print
+    assert len(drawn[0]) == 42  # the prompt is a line end, and print adds one
     assert main(["sample", "runs/book", "xyz"]) == 2
     assert "expected characters of the training text, got 'x'" in capsys.readouterr().err
     assert main(["sample", "runs/book", "a", "--temperature", "-1"]) == 2

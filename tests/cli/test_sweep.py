@@ -1,4 +1,4 @@
-"""`ftrain sweep`: its arguments, its members, the files that it writes."""
+"""Test `ftrain sweep`: its arguments, its members, and the files that it writes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def rows(path: str) -> list[dict[str, Any]]:
         return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
 
 
-def test_a_sweep_writes_a_picture_and_a_table_and_names_the_best(
+def test_sweep_writes_a_picture_and_a_table_and_names_the_best_member(
     config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["optimizer.learning_rate=1e-3..1e-1:3", "seed=0..1", "optimizer.weight_decay=0,1"]
@@ -88,10 +88,10 @@ def test_a_sweep_writes_a_picture_and_a_table_and_names_the_best(
     assert pathlib.Path("runs/digits/sweep.png").read_bytes().startswith(b"\x89PNG")
     command = said[-1].removeprefix("train it: ftrain ").split()
     assert command[:2] == ["train", config]
-    assert main([*command, "max_steps=4"]) == 0  # picture and table do not occupy the directory
+    assert main([*command, "max_steps=4"]) == 0  # a directory with picture and table holds no run
 
 
-def test_each_member_is_the_run_that_train_would_make(config: str) -> None:
+def test_each_sweep_member_has_the_loss_of_a_single_run_of_train(config: str) -> None:
     """Batches are in the order of the configuration's seed, as in a single run with that seed."""
     assert main(["sweep", config, "optimizer.learning_rate=0.003,0.03", "seed=5"]) == 0
     for row in rows("runs/digits/sweep.csv"):
@@ -101,7 +101,7 @@ def test_each_member_is_the_run_that_train_would_make(config: str) -> None:
         )
         result = json.loads(pathlib.Path("runs/digits/result.json").read_text())
         loss = _found(result, "loss")
-        # Batched products may add in another order: measured 2e-7.
+        # Batched matrix products may sum in another order; measured: 2e-7.
         assert math.isclose(row["loss"], loss, rel_tol=1e-4)
 
 
@@ -116,7 +116,7 @@ def _lines(path: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in pathlib.Path(path).read_text().splitlines()]
 
 
-def test_unknown_arguments_and_metrics_of_a_sweep_are_refused_by_name(
+def test_sweep_errors_name_unknown_arguments_and_metrics(
     config: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["sweep", config, "optimizer.momentun=0.1,0.9"]) == 2

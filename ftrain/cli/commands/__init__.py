@@ -1,4 +1,4 @@
-"""The commands, each a module with the functions `arguments(parser)` and `run(options)`."""
+"""Commands of the command line, each a module with `arguments(parser)` and `run(options)`."""
 
 from __future__ import annotations
 

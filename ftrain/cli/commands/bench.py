@@ -93,7 +93,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure, print the report, and return exit code 1 if `--against` finds a step that is worse."""
+    """Measure steps and print the report; return exit code 1 if `--against` finds a worse step."""
     from ftrain.cli.bench import bench  # noqa: PLC0415  # imports torch
 
     return bench(options)

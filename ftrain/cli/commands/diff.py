@@ -1,10 +1,10 @@
 """Find the first difference between two runs, or between two recorded traces.
 
     ftrain diff runs/first runs/second                # configuration, versions, data, steps, leaves
-    ftrain diff a.trace b.trace --html diff.html      # down to the operator and its source line
+    ftrain diff a.trace b.trace --html diff.html      # the operator and its source line
 
 Train with log_digests=1 to find the exact step. ftrain.testing.record writes a trace.
-The exit code is 0 if nothing differs, and 1 if something does.
+The exit code is 0 if there is no difference, and 1 if there is one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the comparison of two runs or traces; return exit code 1 if something differs."""
+    """Print the comparison of two runs or traces; return exit code 1 if they differ."""
     are_files = [pathlib.Path(name).is_file() for name in (options.a, options.b)]
     if are_files[0] != are_files[1]:
         raise ConfigError.at(

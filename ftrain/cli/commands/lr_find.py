@@ -1,6 +1,6 @@
 """Find a learning rate by one short run in which the rate increases at each step.
 
-It writes the plot, but no run and no checkpoint.
+The command writes a plot, but no run and no checkpoint.
 """
 
 from __future__ import annotations

@@ -40,12 +40,11 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Draw the curves to a file, and print its path."""
+    """Draw the curves of runs to a file, and print the path of the file."""
     folders = [_with_log(name) for name in options.runs]
     out = options.out or (folders[0] if len(folders) == 1 else pathlib.Path()) / "curves.png"
-    if (
-        options.out is not None and out.is_dir()
-    ):  # in a run's directory `out` may be a link to another place
+    # Not for the default path, which may be a link to a directory outside of the run.
+    if options.out is not None and out.is_dir():
         out /= "curves.png"
     from ftrain.loop import plots  # noqa: PLC0415  # imports torch and matplotlib: after the runs are found
 
@@ -69,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _with_log(name: str) -> pathlib.Path:
-    """Return the directory of a run; `Trainer` in Python writes a log but no configuration."""
+    """Return the path of a run's directory, which needs a log but no configuration."""
     folder = pathlib.Path(name)
     folder = folder.parent if folder.name == "metrics.jsonl" else folder
     return folder if (folder / "metrics.jsonl").exists() else run_folder(name)

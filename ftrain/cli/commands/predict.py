@@ -41,7 +41,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the predictions, or write them to a CSV file."""
+    """Print the predictions of a run, or write them to a CSV file."""
     folder = run_folder(options.run)
     from ftrain.cli.predict import predict  # noqa: PLC0415  # imports torch: after the run is found
     from ftrain.config.trained import load_run  # noqa: PLC0415
@@ -64,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _csv(columns: dict[str, list[Any]]) -> str:
-    """Return columns as CSV text: a header, then one line per row; floats with nine digits."""
+    """Return columns as CSV text: a header, then one line per row; floats have nine digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

@@ -1,7 +1,6 @@
 """Resume an interrupted run from its newest checkpoint.
 
-It ends with the bytes of a run that was never interrupted. A finished run continues with a later
-end:
+The resumed run ends with the same bytes as an uninterrupted one. A complete run can be trained longer:
 
     ftrain resume runs/digits epochs=100
 """
@@ -26,7 +25,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Resume a run and return the exit code."""
+    """Resume a run from its newest checkpoint, and return the exit code."""
     folder = run_folder(options.run)
     config = run_config(folder, options.overrides, code=not options.no_code)
     from ftrain.checkpoint import CheckpointMismatchError  # noqa: PLC0415  # imports torch: after the keys are checked

@@ -15,7 +15,7 @@ from ftrain.core._terminal import printable, say
 #: A directory with one of these files is a run; `Trainer` in Python writes no configuration.
 _FILES = ("config.yaml", "metrics.jsonl")
 
-#: Metrics that the table shows, of the weights and of their average.
+#: Metrics in the table, of the weights and of the averaged weights.
 _FIGURES = ("loss", "accuracy", "perplexity")
 
 

@@ -50,9 +50,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the best member and the command that trains it alone."""
+    """Train the members of a sweep; print the best member and the command that trains it alone."""
     axes, overrides = sweep_axes(options.overrides)
-    for key, values in axes.items():  # checks each value before anything is trained
+    for key, values in axes.items():  # checks each value before the training
         for value in values:
             load(options.config, [*overrides, f"{key}={value!r}"])
     optimizers = [f"{key}={values[0]!r}" for key, values in axes.items() if key != "seed"]

@@ -48,7 +48,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Train as configured, or only measure with `--dry-run`; return the exit code."""
+    """Train the configured run, or print its requirements (`--dry-run`); return the exit code."""
     flags = []
     if options.fast_dev_run:
         flags.append("fast_dev_run=true")
