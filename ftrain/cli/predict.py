@@ -60,7 +60,7 @@ def predict(run: Trained) -> dict[str, list[Any]]:
             binary = run.parts.resolved.objective.needs.max_classes == 2
             columns = predictions(found, _target(inputs.target, found), binary=binary)
     except ValueError as error:
-        raise _refusal(run, "model", f"{error}. {in_python}") from None
+        raise _refusal(run, "model", f"{str(error).removesuffix('.')}. {in_python}") from None
     return {**{name: list(values) for name, values in inputs.columns.items()}, **columns}
 
 

@@ -78,7 +78,7 @@ def entry(batch: Any, name: str | int | None) -> Any:
     got = list(named) if named is not None else f"a {type(batch).__name__}"
     raise KeyError(
         f"batch: expected an entry {name!r} for the encoder of that name, got {got}. Name the encoders "
-        "as the entries of the batch, or pass one function of the whole batch"
+        "as the entries of the batch, or pass one function of the whole batch."
     )
 
 
@@ -103,7 +103,7 @@ def cut(batch: Any, size: int, what: str) -> Chunks:
     if not places:
         raise ValueError(
             f"{what}: expected a tensor with a first axis to cut into chunks, got none. Pass tensors "
-            "with one entry for each row"
+            "with one entry for each row."
         )
     rows = len(leaves[places[0]])
     for i in places:
@@ -111,7 +111,7 @@ def cut(batch: Any, size: int, what: str) -> Chunks:
             wanted = "rows" if not rows else f"{rows} rows as in {what}{paths[places[0]]}"
             raise ValueError(
                 f"{what}{paths[i]}: expected {wanted}, got {kind(leaves[i])}. Entries with other "
-                "numbers of rows need an encoder of their own: {name: encoder}"
+                "numbers of rows need an encoder of their own: {name: encoder}."
             )
     check_constants(batch, f"chunks of {what}")
     constants = {i: x for i, x in enumerate(leaves) if i not in set(places)}

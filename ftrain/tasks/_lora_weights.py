@@ -51,13 +51,15 @@ class Settings:
     def __post_init__(self) -> None:
         if isinstance(self.rank, bool) or not isinstance(self.rank, int) or self.rank < 1:
             raise ValueError(
-                f"rank: expected a whole number of at least 1, got {self.rank!r}. Write rank=8"
+                f"rank: expected a whole number of at least 1, got {self.rank!r}. Write rank=8."
             )
         if not _is_number(self.alpha) or not math.isfinite(self.alpha):
-            raise ValueError(f"alpha: expected a finite number, got {self.alpha!r}. Write alpha=16")
+            raise ValueError(
+                f"alpha: expected a finite number, got {self.alpha!r}. Write alpha=16."
+            )
         if not _is_number(self.dropout) or not 0 <= self.dropout < 1:
             raise ValueError(
-                f"dropout: expected a rate in [0, 1), got {self.dropout!r}. Write dropout=0.1"
+                f"dropout: expected a rate in [0, 1), got {self.dropout!r}. Write dropout=0.1."
             )
 
         object.__setattr__(self, "alpha", float(self.alpha))
@@ -242,10 +244,10 @@ def selected(root: nn.Module, targets: Targets) -> list[Adapter]:
         else:
             raise TypeError(
                 f"targets: expected a pattern of names or a module class, got {target!r}. Write "
-                'targets="attention", or targets=nn.Linear'
+                'targets="attention", or targets=nn.Linear.'
             )
     if not chosen:
-        raise ValueError("targets: expected at least one, got none. Write targets=nn.Linear")
+        raise ValueError("targets: expected at least one, got none. Write targets=nn.Linear.")
     return [known[name] for name in sorted(chosen)]
 
 
@@ -270,14 +272,14 @@ def matched(
     if not isinstance(pattern, (str, re.Pattern)):
         raise TypeError(
             f"{argument}: expected a regular expression of names, got {pattern!r}. Write several as "
-            'one: "first|second"'
+            'one: "first|second".'
         )
     names = list(known)
     try:
         found = [name for name in names if re.search(pattern, name)]
     except re.error as error:
         raise ValueError(
-            f"{argument}: expected a regular expression, got {pattern!r}: {error}"
+            f"{argument}: expected a regular expression, got {pattern!r}: {error}. Correct the pattern."
         ) from error
     if found:
         return found
@@ -355,10 +357,10 @@ def _no_module(root: nn.Module, kind: type[nn.Module], known: Mapping[str, Adapt
     return (
         f"targets: expected a class of modules in {type(root).__name__}, got {kind.__name__}, {lack}."
         f"{did_you_mean(kind.__name__, classes)} Modules with weights that can be adapted: "
-        f"{', '.join(sorted(classes)) or 'none'}. Name one of them, or give a pattern of names"
+        f"{', '.join(sorted(classes)) or 'none'}. Name one of them, or give a pattern of names."
     )
 
 
 def _listed(names: Sequence[str]) -> str:
     more = ", ..." if len(names) > _LISTED else ""
-    return f"The {len(names)} names are: {', '.join(names[:_LISTED])}{more}. Choose among them"
+    return f"The {len(names)} names are: {', '.join(names[:_LISTED])}{more}. Choose among them."

@@ -31,7 +31,7 @@ def as_parameters(parameters: Iterable[Tensor], *inputs: Any) -> tuple[Any, ...]
     _warn_once(
         f"batch: expected inputs of {dtype}, the dtype of the model's parameters, got torch.float64, "
         "which is NumPy's default. Each batch is converted; to save memory and time, convert the data "
-        "once: x.astype('float32')"
+        "once: x.astype('float32')."
     )
     return tuple(
         x.to(dtype) if isinstance(x, Tensor) and x.dtype == torch.float64 else x for x in inputs
@@ -66,7 +66,7 @@ def integers_explained(parameters: Iterable[Tensor], *inputs: Any) -> Iterator[N
             remedy = "x.astype('float32') / 255 for pixels, x.astype('float32') for other numbers"
         raise TypeError(
             f"batch: expected inputs of {floats[0]}, the dtype of the model's parameters, got "
-            f"{dtypes[0]}. Convert the data: {remedy}"
+            f"{dtypes[0]}. Convert the data: {remedy}."
         ) from error
 
 
@@ -79,7 +79,7 @@ def as_classes(labels: Tensor) -> Tensor:
         return labels
     _warn_once(
         f"batch: expected classes of torch.int64, got {labels.dtype}. Each batch is converted; to "
-        "convert only once, convert the data: y.astype('int64')"
+        "convert only once, convert the data: y.astype('int64')."
     )
     return labels.to(torch.int64)
 

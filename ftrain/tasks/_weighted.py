@@ -50,7 +50,7 @@ def over(factor: Tensor, values: Tensor) -> Tensor:
     if factor.shape != values.shape[: factor.ndim]:
         raise ValueError(
             f"row_weights: expected a shape equal to the first axes of {tuple(values.shape)}, got "
-            f"{tuple(factor.shape)}. Give one weight per row, or one per value"
+            f"{tuple(factor.shape)}. Give one weight per row, or one per value."
         )
     return factor.reshape(factor.shape + (1,) * (values.ndim - factor.ndim))
 
@@ -126,7 +126,7 @@ def _out_of_range(labels: Tensor, classes: int, ignore_index: int) -> _OutOfRang
     error = _OutOfRangeError(
         f"labels: expected classes 0 to {classes - 1}, or {ignore_index} for labels to ignore, got "
         f"{labels[where].item()} at {list(where)} ({len(places)} of {labels.numel()} labels are out of "
-        f"range). {remedy}"
+        f"range). {remedy}."
     )
     error.classes = classes
     return error

@@ -132,7 +132,7 @@ def call_model(
         raise TypeError(
             f"batch: expected named entries with {input!r}, got {a_or_an(type(batch).__name__)}. "
             "Return dicts from the data function, leave out `input`, or give an index in the tuple: "
-            "input=0"
+            "input=0."
         )
     if isinstance(batch, Sequence) and not isinstance(batch, str):
         labels = (target if isinstance(target, int) else -1) % max(len(batch), 1)
@@ -182,7 +182,7 @@ def find_labels(batch: Any, target: str | int | None = None) -> Tensor:
     wanted = "a tuple (x, labels) or named entries" if target is None else f"a dict with {target!r}"
     raise TypeError(
         f"batch: expected {wanted} to find labels in, got {_shape_of(batch)}. Return dicts from the "
-        "data function, or write your own loss: file.py:loss_fn"
+        "data function, or write your own loss: file.py:loss_fn."
     )
 
 
@@ -224,7 +224,7 @@ def find_output(outputs: Any, output: str | int | None = None) -> Tensor:
     }.get(type(output), "a tensor, a tuple with a tensor that has axes, or an entry 'logits'")
     raise TypeError(
         f"outputs of the model: expected {wanted}, got {_shape_of(outputs)}. Name the output: "
-        "output='logits', or output=0 for a position in a tuple"
+        "output='logits', or output=0 for a position in a tuple."
     )
 
 
@@ -236,7 +236,7 @@ def _refuse_lists(labels: Any) -> None:
             if what in ("a str", "a list of str", "a tuple of str")
             else "Convert them in the data: np.asarray(y, 'int64') for classes, 'float32' for numbers"
         )
-        raise TypeError(f"{name}: expected a tensor of classes or numbers, got {what}. {remedy}")
+        raise TypeError(f"{name}: expected a tensor of classes or numbers, got {what}. {remedy}.")
 
 
 def named_entries(value: Any) -> Mapping[str, Any] | None:
@@ -257,7 +257,7 @@ def entry_at(batch: Any, place: int, option: str) -> Any:
         return batch[place]
     raise KeyError(
         f"batch: expected a tuple with an entry at {place}, got {_shape_of(batch)}. Give another index "
-        f"with `{option}`; in a configuration, loss: {{name: ..., {option}: 0}}"
+        f"with `{option}`; in a configuration, loss: {{name: ..., {option}: 0}}."
     )
 
 
@@ -292,7 +292,7 @@ def _call_with_names(
     if missing:
         raise KeyError(
             f"batch: expected entries for the arguments {', '.join(map(repr, missing))} of the model, "
-            f"got {_listed(named)}. Add them to the batch, or write your own loss: file.py:loss_fn"
+            f"got {_listed(named)}. Add them to the batch, or write your own loss: file.py:loss_fn."
         )
     converted = as_parameters(_weights(model), *fitting.values())
     with integers_explained(_weights(model), *converted):
@@ -334,7 +334,7 @@ def _one(
     raise KeyError(
         f"{what}: expected one entry called {', '.join(map(repr, usual[:-1]))} or {usual[-1]!r}, got "
         f"{got}. Name the entry with `{option}`; in a configuration, "
-        f"loss: {{name: ..., {option}: {found[0] if found else _suggested(named, option)}}}"
+        f"loss: {{name: ..., {option}: {found[0] if found else _suggested(named, option)}}}."
     )
 
 
@@ -344,11 +344,11 @@ def named_entry(named: Mapping[str, Any], name: str | int, what: str, option: st
         return named[name]  # type: ignore[index]  # a mapping may have any keys
     if option is None:
         raise KeyError(
-            f"{what}: expected a key {name!r}, got {_listed(named)}. Add it to the {what}"
+            f"{what}: expected a key {name!r}, got {_listed(named)}. Add it to the {what}."
         )
     raise KeyError(
         f"{what}: expected a key {name!r}, got {_listed(named)}. Name another entry with `{option}`; "
-        f"in a configuration, loss: {{name: ..., {option}: {_suggested(named, option)}}}"
+        f"in a configuration, loss: {{name: ..., {option}: {_suggested(named, option)}}}."
     )
 
 
@@ -359,7 +359,7 @@ def _check_pair(named: Mapping[str, Any], input: str, target: str) -> None:
     names = f"input: {_suggested(named, 'input')}, target: {_suggested(named, 'target')}"
     raise KeyError(
         f"batch: expected the keys {input!r} and {target!r}, got {_listed(named)}. Name other entries "
-        f"with `input` and `target`; in a configuration, loss: {{name: ..., {names}}}"
+        f"with `input` and `target`; in a configuration, loss: {{name: ..., {names}}}."
     )
 
 

@@ -67,7 +67,7 @@ def generate(
         if logits.isnan().any():
             raise ValueError(
                 f"predict: expected logits, got NaN after {tokens.shape[1]} tokens. Load another "
-                "checkpoint of the model"
+                "checkpoint of the model."
             )
         drawn = _drawn(logits, random.fold_in(key, index), temperature, top_k)
         tokens = torch.cat([tokens, drawn.to(tokens.device)[:, None]], dim=1)
@@ -92,15 +92,15 @@ def _check(
     if prompt.dtype != torch.int64 or prompt.ndim != 2 or not prompt.shape[1]:
         raise ValueError(
             "prompt: expected int64 tokens of shape (n, t) with t of at least 1, got "
-            f"{prompt.dtype} {tuple(prompt.shape)}. Pass torch.tensor([[token]])"
+            f"{prompt.dtype} {tuple(prompt.shape)}. Pass torch.tensor([[token]])."
         )
     for name, value, least in (("length", length, 0), ("context", context, 1), ("top_k", top_k, 1)):
         if value is not None and value < least:
             raise ValueError(
                 f"{name}: expected an integer of at least {least}, got {value!r}. Write {name}={least} "
-                "or more"
+                "or more."
             )
     if not 0 <= temperature < float("inf"):
         raise ValueError(
-            f"temperature: expected a number of at least 0, got {temperature!r}. Write temperature=1"
+            f"temperature: expected a number of at least 0, got {temperature!r}. Write temperature=1."
         )

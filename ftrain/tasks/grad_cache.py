@@ -120,30 +120,32 @@ def grad_cache(
     several = isinstance(encode, Mapping)
     encoders: Mapping[Any, Any] = encode if isinstance(encode, Mapping) else {None: encode}
     if not encoders:
-        raise ValueError("encode: expected an encoder, got an empty mapping. Write {name: encoder}")
+        raise ValueError(
+            "encode: expected an encoder, got an empty mapping. Write {name: encoder}."
+        )
     for name, each_one in encoders.items():
         if not callable(each_one) and not isinstance(each_one, str):
             at = f"encode[{name!r}]" if several else "encode"
             raise TypeError(
                 f"{at}: expected a function (model, inputs) -> embeddings or the name of a submodule, "
-                f"got {a_or_an(type(each_one).__name__)}. Write {{name: encoder}} for several encoders"
+                f"got {a_or_an(type(each_one).__name__)}. Write {{name: encoder}} for several encoders."
             )
     for each_one in (*encoders.values(), loss):
         if callable(each_one) and takes(each_one, "extras"):
             raise TypeError(
                 f"{describe(each_one)}: expected no parameter extras, which grad_cache does not "
-                "pass on, got one. Carry such tensors as buffers of the model or in the batch"
+                "pass on, got one. Carry such tensors as buffers of the model or in the batch."
             )
     sizes = chunk_size if isinstance(chunk_size, Mapping) else dict.fromkeys(encoders, chunk_size)
     if set(sizes) != set(encoders):
         raise ValueError(
             f"chunk_size: expected a size for each of the encoders {list(encoders)}, got "
-            f"{list(sizes)}. Name the same encoders"
+            f"{list(sizes)}. Name the same encoders."
         )
     for size in sizes.values():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise ValueError(
-                f"chunk_size: expected a whole number of at least 1, got {size!r}. Write chunk_size=64"
+                f"chunk_size: expected a whole number of at least 1, got {size!r}. Write chunk_size=64."
             )
     return GradCache(
         {name: _encoder(one) for name, one in encoders.items()},
@@ -337,12 +339,12 @@ class GradCache(OwnGradients):
             if not isinstance(leaf, Tensor) or leaf.is_complex():
                 raise TypeError(
                     f"{where}: expected a real tensor, got {kind(leaf)}. Return tensors with one entry "
-                    "for each row"
+                    "for each row."
                 )
             if not leaf.ndim or len(leaf) != rows:
                 raise ValueError(
                     f"{where}: expected one entry for each of {rows} rows, got {kind(leaf)}. Give "
-                    "several embeddings of a row an axis of their own: (rows, views, width)"
+                    "several embeddings of a row an axis of their own: (rows, views, width)."
                 )
         return out
 
@@ -387,7 +389,7 @@ def _encoder(encode: Encoder) -> _Function:
             known = ", ".join(name for name, _ in model.named_children()) or "none"
             raise ValueError(
                 f"encode: expected the name of a submodule or method of the model, got {path!r}; its "
-                f"submodules are {known}. Name one of them, or pass a function (model, inputs)"
+                f"submodules are {known}. Name one of them, or pass a function (model, inputs)."
             ) from None
         return call_model(found, inputs, has_labels=False)
 

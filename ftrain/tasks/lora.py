@@ -139,7 +139,7 @@ class LoraModel(Bound):
             raise TypeError(
                 "model: expected a model without adapters, got one of `lora`. Give all targets in one "
                 'call, targets=["attention", nn.Embedding], or merge the first adapters into a module '
-                "with ftrain.export"
+                "with ftrain.export."
             )
         self.base = bind(model)
         self.skeleton, self._watch = self.base.skeleton, self.base._watch
@@ -150,7 +150,7 @@ class LoraModel(Bound):
             if any(getattr(owner.module, "sparse", False) for owner in each.owners):
                 raise ValueError(
                     f"targets: expected weights with dense gradients, got {each.name!r} of an embedding "
-                    "with sparse=True. Create it with sparse=False, or exclude it"
+                    "with sparse=True. Create it with sparse=False, or exclude it."
                 )
         names = {each.name for each in self.adapters}
         parameters = dict(root.named_parameters())
@@ -160,7 +160,7 @@ class LoraModel(Bound):
             for name in names.intersection(self.unfrozen):
                 raise ValueError(
                     f"unfrozen: expected parameters without an adapter, got {name!r}, which is a target "
-                    "too. Exclude it from one of the two patterns"
+                    "too. Exclude it from one of the two patterns."
                 )
         shapes = {name: tuple(parameters[name].shape) for name in self.unfrozen}
         for each in self.adapters:
@@ -227,7 +227,7 @@ class LoraModel(Bound):
                 if tensor is not before[name] or version(tensor) != versions[name]:
                     raise ImpureFunctionError(
                         f"the model wrote to its frozen parameter {name!r}, which has an adapter: "
-                        "expected a weight that stays as it is. Exclude it from the targets"
+                        "expected a weight that stays as it is. Exclude it from the targets."
                     )
             return out
 
@@ -279,7 +279,7 @@ class LoraModel(Bound):
         if self.settings.dora:
             raise ValueError(
                 "unmerge: expected adapters without DoRA, whose merged weights do not determine the "
-                "base, got dora=True. Take the base from the buffers of the state"
+                "base, got dora=True. Take the base from the buffers of the state."
             )
         self._check("params", params, self.shapes)
         self.skeleton.checked(merged_params, merged_buffers)
@@ -314,14 +314,14 @@ class LoraModel(Bound):
                 f"{what} do not fit {self}: "
                 + (f"missing {missing[:5]} " if missing else "")
                 + (f"unexpected {extra[:5]} " if extra else "")
-                + f"(expected {len(shapes)} names). Take them from the init_state of this model"
+                + f"(expected {len(shapes)} names). Take them from the init_state of this model."
             )
         for name, shape in shapes.items():
             if shape is not None and given[name].shape != shape:
                 raise ValueError(
                     f"{name!r}: expected shape {shape}, as in {self}, got {tuple(given[name].shape)}: "
                     "the adapters have another rank or belong to another model. Make a state with the "
-                    "init_state of this model"
+                    "init_state of this model."
                 )
 
     def __repr__(self) -> str:

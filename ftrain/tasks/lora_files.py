@@ -97,7 +97,7 @@ def write_lora(path: str | os.PathLike[str], state: TrainState, model: LoraModel
     if not isinstance(model, LoraModel):
         raise TypeError(
             f"model: expected a model of tasks.lora, got {a_or_an(type(model).__name__)}. Write a model "
-            "without adapters with ftrain.export(state, model)"
+            "without adapters with ftrain.export(state, model)."
         )
     model.merge(state.params, state.buffers)  # raises unless the tensors fit
     root = model.skeleton.module
@@ -181,13 +181,13 @@ def read_lora(
             raise ValueError(
                 f"{folder / _TENSORS}: expected adapters of modules with a weight in "
                 f"{type(root).__name__}, got one of {found[1]!r}.{did_you_mean(found[1], modules)} Pass "
-                "the model that they were trained on"
+                "the model that they were trained on."
             )
         adapted.add(first[id(weight)])
     if not adapted:
         raise ValueError(
             f"{folder / _TENSORS}: expected adapters, got none among its {len(tensors)} tensors. Give "
-            "the directory that peft's save_pretrained wrote"
+            "the directory that peft's save_pretrained wrote."
         )
     start = _base_values(folder, base, others)
     trained = [n for n in start if n in dict(root.named_parameters())]
@@ -205,7 +205,7 @@ def read_lora(
                 got = "none" if value is None else str(tuple(value.shape))
                 raise ValueError(
                     f"{folder / _TENSORS}: expected {key!r} of shape {entry.shape}, got {got}. Pass the "
-                    "model that the adapters were trained on"
+                    "model that the adapters were trained on."
                 )
             start[entry.name] = value.reshape(made.shapes[entry.name])
     return made
@@ -224,7 +224,7 @@ def _base_values(
             wanted = f"shape {tuple(known[name])}" if name in known else "a name in the model"
             raise ValueError(
                 f"{folder / _TENSORS}: expected {wanted} for {key!r}, got {got}."
-                f"{did_you_mean(name, known)} Pass the model that the adapters were trained on"
+                f"{did_you_mean(name, known)} Pass the model that the adapters were trained on."
             )
         if name == key:
             found[name] = tensor
@@ -234,7 +234,7 @@ def _base_values(
         if not torch.equal({**params, **buffers}[name].cpu(), tensor.to(params[name].dtype)):
             raise ValueError(
                 f"{folder / _TENSORS}: expected the weight of the base model under {key!r}, got another "
-                "one. Pass the model that the adapters were trained on"
+                "one. Pass the model that the adapters were trained on."
             )
     return found
 
@@ -246,7 +246,7 @@ def _entries(adapter: Adapter, settings: Settings) -> dict[str, _Entry]:
     if reason:
         raise ValueError(
             f"{adapter.name!r}: expected a weight that peft adapts in the same way, got {reason}. "
-            "Exclude it from the targets, or store the whole state with ftrain.checkpoint"
+            "Exclude it from the targets, or store the whole state with ftrain.checkpoint."
         )
     names = list(adapter.shapes(settings))
     ones = (1,) * (len(adapter.shape) - 2)
@@ -298,7 +298,7 @@ def _whole_modules(root: nn.Module, unfrozen: Iterable[str]) -> list[str]:
             raise ValueError(
                 "unfrozen: expected whole modules with a name of their own, since peft stores no "
                 f"others, got a part of {path or 'the model'!r}. Select all of its parameters, or "
-                "store the whole state with ftrain.checkpoint"
+                "store the whole state with ftrain.checkpoint."
             )
     return sorted(p for p in paths if not any(p.startswith(f"{other}.") for other in paths))
 
@@ -315,7 +315,7 @@ def _require_base(model: LoraModel, state: TrainState, whole: list[str]) -> None
             raise ValueError(
                 f"{name!r}: expected the value of the base model, since the files contain only the "
                 "adapters and whole modules of `unfrozen`, got one that training has changed. Select "
-                "its module with `unfrozen`, or store the whole state with ftrain.checkpoint"
+                "its module with `unfrozen`, or store the whole state with ftrain.checkpoint."
             )
 
 
@@ -340,13 +340,13 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
         raise _missing(folder, _CONFIG) from None
     except ValueError as error:
         raise ValueError(
-            f"{file}: expected JSON, got {error}. Give the directory that peft's save_pretrained wrote"
+            f"{file}: expected JSON, got {error}. Give the directory that peft's save_pretrained wrote."
         ) from error
     if not isinstance(config, dict) or str(config.get("peft_type")).upper() != "LORA":
         kind = config.get("peft_type") if isinstance(config, dict) else config
         raise ValueError(
             f"{file}: expected an object with peft_type 'LORA', got {kind!r}. Give the directory of a "
-            "LoRA adapter; other adapters are not supported"
+            "LoRA adapter; other adapters are not supported."
         )
     wrong = {name: config[name] for name in _UNSUPPORTED if config.get(name)}
     if config.get("bias", "none") != "none":
@@ -357,7 +357,7 @@ def _read_config(folder: pathlib.Path) -> dict[str, Any]:
     for name, value in wrong.items():
         raise ValueError(
             f"{file}: expected adapters without the option {name!r}, which is not supported, got "
-            f"{value!r}. Merge them with peft, model.merge_and_unload(), and use the merged module"
+            f"{value!r}. Merge them with peft, model.merge_and_unload(), and use the merged module."
         )
     return config
 
@@ -370,7 +370,7 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
         loaded = safetensors.torch.load(read_regular(file, _MOST_TENSORS))
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
-            f"{file}: expected a file in the safetensors format, got {error}"
+            f"{file}: expected a file in the safetensors format, got {error}. Restore it from a copy."
         ) from error
     return {key.removeprefix(_PREFIX): tensor for key, tensor in loaded.items()}
 
@@ -379,12 +379,14 @@ def _missing(folder: pathlib.Path, name: str) -> FileNotFoundError:
     there = sorted(each.name for each in folder.iterdir()) if folder.is_dir() else []
     return FileNotFoundError(
         f"{folder}: expected {_CONFIG} and {_TENSORS}, got no {name} (it has "
-        f"{', '.join(there[:8]) or 'no files'}). Give the directory that peft's save_pretrained wrote"
+        f"{', '.join(there[:8]) or 'no files'}). Give the directory that peft's save_pretrained wrote."
     )
 
 
 def _number(config: Mapping[str, Any], name: str, folder: pathlib.Path) -> Any:
     value = config.get(name)
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ValueError(f"{folder / _CONFIG}: expected a number for {name!r}, got {value!r}")
+        raise ValueError(
+            f"{folder / _CONFIG}: expected a number for {name!r}, got {value!r}. Correct the file."
+        )
     return value

@@ -233,7 +233,7 @@ def dino(
         raise KeyError(
             f"state.extras: expected an entry {center!r} with the center, got "
             f"{', '.join(map(repr, extras))}. Make the steps with "
-            f"tasks.with_running_mean(steps, {center!r}, (width,))"
+            f"tasks.with_running_mean(steps, {center!r}, (width,))."
         )
     there, back = (
         functional.dino(
@@ -272,7 +272,7 @@ def _of_teacher(teacher: Teacher | None, extras: Any, views: list[Tensor]) -> li
     if teacher is None:
         raise TypeError(
             "teacher: expected a Teacher of the student's model, got None. Write "
-            "functools.partial(loss, teacher=tasks.Teacher(model)), and self_taught(steps, teacher)"
+            "functools.partial(loss, teacher=tasks.Teacher(model)), and self_taught(steps, teacher)."
         )
     return [find_output(teacher(extras, view)) for view in views]
 
@@ -315,7 +315,7 @@ def _module(model: nn.Module, path: str, option: str) -> nn.Module:
     known = dict(model.named_modules())
     if path not in known:
         near = nearest(path, known)
-        advice = f"Did you mean {near!r}?" if near else f"It has {', '.join(filter(None, known))}"
+        advice = f"Did you mean {near!r}?" if near else f"It has {', '.join(filter(None, known))}."
         raise ValueError(
             f"{option}: expected the path of a module of {type(model).__name__}, got {path!r}. {advice}"
         )

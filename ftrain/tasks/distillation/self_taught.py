@@ -74,7 +74,7 @@ def self_taught(steps: Steps, teacher: Teacher, average: str = "ema") -> Steps:
         except LookupError as error:
             raise LookupError(
                 f"average: expected an average of the weights in the optimizer's state, got "
-                f"{average!r}: {error}. Wrap the optimizer: optim.ema(optimizer, 0.996, warmup=False)"
+                f"{average!r}: {error} Wrap the optimizer: optim.ema(optimizer, 0.996, warmup=False)."
             ) from None
         params = tree.map(lambda a, p: a.to(p.dtype), found, state.params)
         return {"params": params, "buffers": state.buffers}
@@ -118,7 +118,7 @@ def with_running_mean(
         tensor([0.2500, 0.2500])
     """
     if not 0 <= decay < 1:
-        raise ValueError(f"decay: expected a number in [0, 1), got {decay}. Write decay=0.9")
+        raise ValueError(f"decay: expected a number in [0, 1), got {decay}. Write decay=0.9.")
     step = _train_step(steps, "with_running_mean")
     shape = (shape,) if isinstance(shape, int) else tuple(shape)
 
@@ -127,7 +127,7 @@ def with_running_mean(
         if name in state.extras:
             raise ValueError(
                 f"state.extras: expected no entry {name!r}, where the running mean is kept, got one. "
-                "Choose another name"
+                "Choose another name."
             )
         start = torch.zeros(shape, device=state.step.device)
         return state.replace(extras={**state.extras, name: start})
@@ -156,7 +156,7 @@ def _lent(steps: Steps, name: str, value: Callable[[TrainState], Any]) -> Steps:
         if name in state.extras:
             raise ValueError(
                 f"state.extras: expected no entry {name!r}, which the steps of self_taught compute, got "
-                "one. Make the state with their init_state, or name the teacher otherwise"
+                "one. Make the state with their init_state, or name the teacher otherwise."
             )
         with isolated(state.step.device.type):
             return state.replace(extras={**state.extras, name: value(state)})
@@ -178,7 +178,7 @@ def _train_step(steps: Steps, name: str) -> TrainStep:
         raise TypeError(
             f"steps: expected those of ftrain.make_steps, got a train_step that is "
             f"{a_or_an(type(steps.train_step).__name__)}. Compile the result instead: "
-            f"ftrain.compile({name}(...).train_step)"
+            f"ftrain.compile({name}(...).train_step)."
         )
     return steps.train_step
 
@@ -190,6 +190,6 @@ def _taken(metrics: Metrics, name: str, shape: tuple[int, ...]) -> tuple[Mean, M
         got = "none" if found is None else f"{type(found).__name__} of {tuple(found.value.shape)}"
         raise ValueError(
             f"metric {name!r}: expected ftrain.Mean(total, weight) with a total of shape {shape} from "
-            f"the loss, got {got}. Return it: return loss, {{{name!r}: ftrain.Mean(x.sum(0), count)}}"
+            f"the loss, got {got}. Return it: return loss, {{{name!r}: ftrain.Mean(x.sum(0), count)}}."
         )
     return found, Metrics({each: x for each, x in metrics.entries.items() if each != name})

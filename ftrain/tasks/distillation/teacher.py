@@ -104,7 +104,7 @@ class Teacher:
         if self.name in state.extras:
             raise ValueError(
                 f"state.extras: expected no entry {self.name!r}, got one. Give the teacher another "
-                "name: Teacher(model, name=...)"
+                "name: Teacher(model, name=...)."
             )
         if params is None and buffers is None:
             tensors = self.start()
@@ -123,14 +123,14 @@ class Teacher:
             raise KeyError(
                 f"state.extras: expected an entry {self.name!r} with the teacher's tensors, got "
                 f"{known or 'no entries'}. Make the steps with tasks.with_teacher(steps, teacher), or "
-                "the state with teacher.into(state)"
+                "the state with teacher.into(state)."
             )
         tensors = extras[self.name]
         if not isinstance(tensors, dict) or tensors.keys() != {"params", "buffers"}:
             raise ValueError(
                 f"state.extras[{self.name!r}]: expected a dict of 'params' and 'buffers', got "
                 f"{sorted(tensors) if isinstance(tensors, dict) else type(tensors).__name__}. Write "
-                "teacher.into(state, params, buffers)"
+                "teacher.into(state, params, buffers)."
             )
         return tensors
 

@@ -58,7 +58,7 @@ def ctc(
         raise ValueError(
             "logits: expected logits (n, time, classes), labels (n, length) and lengths (n,), got "
             f"{tuple(logits.shape)}, {tuple(labels.shape)}, {tuple(input_lengths.shape)} and "
-            f"{tuple(label_lengths.shape)}. Pad labels to one length"
+            f"{tuple(label_lengths.shape)}. Pad labels to one length."
         )
     values = F.ctc_loss(
         logits.log_softmax(-1).transpose(0, 1),

@@ -57,7 +57,7 @@ def cross_entropy(
         raise ValueError(
             f"labels: expected classes of shape {tuple(shape[:-1])} or soft labels of shape "
             f"{tuple(logits.shape)} for logits of shape {tuple(logits.shape)}, got {labels.dtype} of "
-            f"shape {tuple(labels.shape)}. Reshape the one that differs"
+            f"shape {tuple(labels.shape)}. Reshape the one that differs."
         )
     flat = logits.movedim(class_axis, -1).reshape(-1, classes)
     if soft:
@@ -110,7 +110,7 @@ def multi_label(
     if labels.shape != logits.shape:
         raise ValueError(
             f"labels: expected the shape of the logits, {tuple(logits.shape)}, got "
-            f"{tuple(labels.shape)}. Write one column of zeros and ones for each class"
+            f"{tuple(labels.shape)}. Write one column of zeros and ones for each class."
         )
     wanted = labels.to(logits.dtype)
     if label_smoothing:
@@ -187,7 +187,7 @@ def cutmix(
 def _mixing(key: Tensor, count: int, alpha: float, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Draw a permutation of rows, a mixing weight from Beta(alpha, alpha), and two uniform numbers."""
     if alpha <= 0:
-        raise ValueError(f"alpha: expected a positive number, got {alpha}. Write alpha=0.2")
+        raise ValueError(f"alpha: expected a positive number, got {alpha}. Write alpha=0.2.")
     of_order, of_share, of_place = random.split(key, 3)
     with random.keyed(of_share):
         both = torch.full((), alpha, dtype=like.dtype, device=like.device)
@@ -210,6 +210,6 @@ def _soft(labels: Tensor, classes: int | None, dtype: torch.dtype) -> Tensor:
     if classes is None:
         raise ValueError(
             f"classes: expected the number of classes, because labels are {labels.dtype}, got "
-            "None. Give it, or soft labels (n, classes)"
+            "None. Give it, or soft labels (n, classes)."
         )
     return one_hot(labels, classes).to(dtype)

@@ -66,10 +66,12 @@ def info_nce(
     ):
         raise ValueError(
             f"documents: expected (m, width), m >= n, for queries (n, width), got "
-            f"{tuple(documents.shape)} for {tuple(queries.shape)}. Give every query a document"
+            f"{tuple(documents.shape)} for {tuple(queries.shape)}. Give every query a document."
         )
     if chunk_size < 0:
-        raise ValueError(f"chunk_size: expected a number of rows or 0, got {chunk_size}. Write 256")
+        raise ValueError(
+            f"chunk_size: expected a number of rows or 0, got {chunk_size}. Write 256."
+        )
     device = queries.device
     partners = torch.arange(n, device=device)
     there = torch.ones(n, dtype=torch.bool, device=device) if mask is None else mask
@@ -124,7 +126,7 @@ def supervised_contrastive(
     if embeddings.ndim != 2 or labels.shape != embeddings.shape[:1]:
         raise ValueError(
             f"labels: expected (n,) for embeddings (n, width), got {tuple(labels.shape)} for "
-            f"{tuple(embeddings.shape)}. Give each view of a sample a row of its own"
+            f"{tuple(embeddings.shape)}. Give each view of a sample a row of its own."
         )
     if mask is not None:
         embeddings = _only(embeddings, mask)

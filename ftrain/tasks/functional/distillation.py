@@ -104,13 +104,13 @@ def distillation(
     if not 0 <= soft_weight <= 1:
         raise ValueError(
             f"soft_weight: expected a number in [0, 1], got {soft_weight}. Write 0.9: the soft loss "
-            "weighs 0.9, and the hard one 0.1"
+            "weighs 0.9, and the hard one 0.1."
         )
     if labels is None:
         if soft_weight != 1:
             raise ValueError(
                 f"labels: expected classes for a hard loss of weight {1 - soft_weight:g}, got None. "
-                "Pass labels, or write soft_weight=1"
+                "Pass labels, or write soft_weight=1."
             )
         return soft_targets(
             logits,
@@ -186,7 +186,7 @@ def feature_matching(
         each = 1 - F.cosine_similarity(features, wanted, dim=feature_axis)
     else:
         raise ValueError(
-            f"distance: expected 'mse' or 'cosine', got {distance!r}. Write one of them"
+            f"distance: expected 'mse' or 'cosine', got {distance!r}. Write one of them."
         )
     return weighted(each.reshape(len(each), -1).mean(1), row_weights)
 
@@ -248,7 +248,7 @@ def dino(
     if center.shape != logits.shape[-1:]:
         raise ValueError(
             f"center: expected the shape of one output, {tuple(logits.shape[-1:])}, got "
-            f"{tuple(center.shape)}. Start with torch.zeros({logits.shape[-1]})"
+            f"{tuple(center.shape)}. Start with torch.zeros({logits.shape[-1]})."
         )
     _check_positive("temperature", temperature)
     _check_positive("teacher_temperature", teacher_temperature)
@@ -261,10 +261,10 @@ def _check_shapes(name: str, student: Tensor, teacher: Tensor, remedy: str) -> N
     if student.shape != teacher.shape:
         raise ValueError(
             f"{name}: expected the shape of the student's, {tuple(student.shape)}, got "
-            f"{tuple(teacher.shape)} from the teacher. {remedy}"
+            f"{tuple(teacher.shape)} from the teacher. {remedy}."
         )
 
 
 def _check_positive(name: str, value: float) -> None:
     if not value > 0:
-        raise ValueError(f"{name}: expected a positive number, got {value}. Write {name}=1.0")
+        raise ValueError(f"{name}: expected a positive number, got {value}. Write {name}=1.0.")

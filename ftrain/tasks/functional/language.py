@@ -141,7 +141,7 @@ def chunked_causal_lm(
     _check(hidden, labels, "hidden")
     if chunk_size < 0:
         raise ValueError(
-            f"chunk_size: expected a number of tokens or 0, got {chunk_size}. Write 1024"
+            f"chunk_size: expected a number of tokens or 0, got {chunk_size}. Write 1024."
         )
     states, wanted = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     weights = _shifted(row_weights)
@@ -184,7 +184,7 @@ def _check(scores: Tensor, labels: Tensor, name: str) -> None:
     if scores.ndim != 3 or scores.shape[:2] != labels.shape:
         raise ValueError(
             f"{name}: expected (n, length, width) for labels (n, length), got {tuple(scores.shape)} and "
-            f"labels {tuple(labels.shape)}. Reshape the one that differs"
+            f"labels {tuple(labels.shape)}. Reshape the one that differs."
         )
 
 

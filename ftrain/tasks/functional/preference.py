@@ -33,7 +33,7 @@ def sequence_log_probs(logits: Tensor, labels: Tensor, *, ignore_index: int = -1
     if logits.ndim != 3 or logits.shape[:2] != labels.shape:
         raise ValueError(
             f"logits: expected (n, length, vocabulary) for labels (n, length), got "
-            f"{tuple(logits.shape)} and {tuple(labels.shape)}. Reshape the one that differs"
+            f"{tuple(logits.shape)} and {tuple(labels.shape)}. Reshape the one that differs."
         )
     with classes_in_range(labels[:, 1:], logits.shape[-1], ignore_index):
         values = F.cross_entropy(
@@ -80,7 +80,7 @@ def dpo(
     if len(shapes) != 1 or chosen.ndim != 1:
         raise ValueError(
             f"chosen: expected four tensors of shape (n,), got shapes {sorted(shapes)}. Sum the "
-            "log-probabilities of each text: sequence_log_probs(logits, labels)"
+            "log-probabilities of each text: sequence_log_probs(logits, labels)."
         )
     margins = chosen - rejected - (reference_chosen - reference_rejected).detach()
     values = -(

@@ -119,5 +119,5 @@ def _check(predictions: Tensor, targets: Tensor) -> None:
     if predictions.shape != targets.shape:
         raise ValueError(
             f"predictions: expected the shape of the targets, {tuple(targets.shape)}, got "
-            f"{tuple(predictions.shape)}. Reshape the one that differs"
+            f"{tuple(predictions.shape)}. Reshape the one that differs."
         )

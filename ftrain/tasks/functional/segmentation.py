@@ -127,7 +127,7 @@ def tversky(
     """
     if false_negatives <= 0:
         raise ValueError(
-            f"false_negatives: expected a positive factor, got {false_negatives}. Write 0.7"
+            f"false_negatives: expected a positive factor, got {false_negatives}. Write 0.7."
         )
     p, truth, counts = _pixels(logits, labels, ignore_index)
     p = p * counts
@@ -190,7 +190,7 @@ def _over_classes(values: Tensor, truth: Tensor, row_weights: Tensor | None) -> 
     if row_weights is not None and row_weights.ndim != 1:
         raise ValueError(
             f"row_weights: expected one weight for each image, ({len(values)},), got "
-            f"{tuple(row_weights.shape)}. Set the labels of single pixels to ignore_index instead"
+            f"{tuple(row_weights.shape)}. Set the labels of single pixels to ignore_index instead."
         )
     return weighted(values, truth.any(-1), row_weights)
 
@@ -201,5 +201,5 @@ def _check(logits: Tensor, labels: Tensor) -> None:
         raise ValueError(
             f"logits: expected (n, classes, ...) of two or more classes and labels (n, ...), got "
             f"{tuple(logits.shape)} and {tuple(labels.shape)}. For one class, add a channel of zeros "
-            "for the background"
+            "for the background."
         )

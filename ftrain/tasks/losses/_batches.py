@@ -82,7 +82,7 @@ def inputs_and_labels(
             raise ValueError(
                 f"batch: expected one entry beside the labels, the input to mix, got "
                 f"{', '.join(map(repr, others)) or 'none'}. Name it with `input`, or return no others "
-                "from the data function"
+                "from the data function."
             )
         (input,) = others
     return entry(batch, input, "input"), as_classes(labels)
@@ -98,7 +98,7 @@ def entry(batch: Any, name: str | int, option: str | None = None) -> Tensor:
     if named is None:
         raise TypeError(
             f"batch: expected named entries with {name!r}, got {type(batch).__name__}. Return "
-            "dicts from the data function, or write your own loss: file.py:loss_fn"
+            "dicts from the data function, or write your own loss: file.py:loss_fn."
         )
     found: Tensor = named_entry(named, name, "batch", option)
     return found

@@ -212,6 +212,6 @@ def _parameter(model: nn.Module, name: str) -> Tensor:
         known = ", ".join(each for each, x in model.named_parameters() if not x.ndim) or "none"
         raise ValueError(
             f"logit_scale: expected the name of a 0-d parameter of the model, got {name!r}; it has "
-            f"{known}. Register one: self.{name} = nn.Parameter(torch.tensor(2.6593))"
+            f"{known}. Register one: self.{name} = nn.Parameter(torch.tensor(2.6593))."
         ) from None
     return found

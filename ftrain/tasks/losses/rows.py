@@ -78,7 +78,7 @@ def cross_entropy(
         raise TypeError(
             f"cross_entropy: expected integer classes as {named}, got {labels.dtype}. Convert the "
             "labels, y.astype('int64'); of a csv, write `data.classes: true`, or `loss: mse` to predict "
-            "numbers"
+            "numbers."
         )
     if logits.ndim < 2 or labels.shape != (
         logits.shape if soft else logits.shape[:1] + logits.shape[2:]
@@ -86,7 +86,7 @@ def cross_entropy(
         raise ValueError(
             f"cross_entropy: expected logits (n, classes) and classes (n,), got {tuple(logits.shape)} "
             f"from the model and {tuple(labels.shape)} as {named}. Reshape the one that "
-            "differs"
+            "differs."
         )
     weights = row_weights(batch)
     loss = functional.cross_entropy(
@@ -250,7 +250,7 @@ def gaussian_nll(
     if output.shape[-1] % 2:
         raise ValueError(
             "gaussian_nll: expected an even number of outputs, means and then log-variances, got "
-            f"{tuple(output.shape)} from the model. Give the model two outputs per target"
+            f"{tuple(output.shape)} from the model. Give the model two outputs per target."
         )
     means, log_variances = (_as_targets(x, wanted, target) for x in output.chunk(2, -1))
     weights = row_weights(batch)
@@ -285,7 +285,7 @@ def _floating(name: str, wanted: Tensor, target: str | int) -> None:
         raise TypeError(
             f"{name}: expected float32 numbers as batch[{target!r}] (integers must be converted; words "
             f"in a csv become classes), got {wanted.dtype}. Write `loss: cross_entropy` to predict "
-            "classes"
+            "classes."
         )
 
 
@@ -294,7 +294,7 @@ def _as_targets(found: Tensor, wanted: Tensor, target: str | int) -> Tensor:
     if found.numel() != wanted.numel():
         raise ValueError(
             f"model: expected outputs of shape {tuple(wanted.shape)}, as batch[{target!r}], got "
-            f"{tuple(found.shape)}. Give the model one output per target"
+            f"{tuple(found.shape)}. Give the model one output per target."
         )
     return found.reshape(wanted.shape)
 
@@ -310,7 +310,7 @@ def _mixed(
     if row_weights(batch) is not None:
         raise ValueError(
             "batch: expected no entry 'weight' with mixup or cutmix, because rows of different weights "
-            "would be mixed. Remove the weights, or set mixup and cutmix to 0"
+            "would be mixed. Remove the weights, or set mixup and cutmix to 0."
         )
     inputs, labels = inputs_and_labels(batch, input, target)
     key = random.next_key()

@@ -42,7 +42,7 @@ def next_token(model: nn.Module, batch: Any, *, ignore: int = -100) -> Mean:
         got = tuple(batch.shape) if isinstance(batch, Tensor) else a_or_an(type(batch).__name__)
         raise TypeError(
             f"next_token: expected windows of tokens, int64 (n, length + 1), as the batch, got {got}. "
-            "Return tensors from the data function, or write `loss: causal_lm` for named entries"
+            "Return tensors from the data function, or write `loss: causal_lm` for named entries."
         )
     logits = find_output(model(batch[:, :-1]))
     targets = without_padding(as_classes(batch)[:, 1:], weights, ignore)

@@ -68,12 +68,12 @@ def calibration_error(
         tensor(0.2500)
     """
     if bins < 1:
-        raise ValueError(f"bins: expected a positive number, got {bins}. Write 15")
+        raise ValueError(f"bins: expected a positive number, got {bins}. Write 15.")
     confidence, found = logits.detach().softmax(class_axis).max(class_axis)
     if found.shape != labels.shape:
         raise ValueError(
             f"labels: expected classes of shape {tuple(found.shape)} for logits of shape "
-            f"{tuple(logits.shape)}, got {tuple(labels.shape)}. Reshape the one that differs"
+            f"{tuple(logits.shape)}, got {tuple(labels.shape)}. Reshape the one that differs."
         )
     weight = (labels != ignore_index).to(confidence.dtype)
     if row_weights is not None:

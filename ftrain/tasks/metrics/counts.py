@@ -153,7 +153,7 @@ def confusion_matrix(
     if found.shape != labels.shape:
         raise ValueError(
             f"labels: expected classes of shape {tuple(found.shape)} for logits of shape "
-            f"{tuple(logits.shape)}, got {tuple(labels.shape)}. Reshape the one that differs"
+            f"{tuple(logits.shape)}, got {tuple(labels.shape)}. Reshape the one that differs."
         )
     counts = labels != ignore_index
     # A label that is out of range gives a cell outside of the matrix, since predictions are in range, so
@@ -195,7 +195,7 @@ def f1(
     """
     if average not in _AVERAGES:
         raise ValueError(
-            f"average: expected {', '.join(map(repr, _AVERAGES))}, got {average!r}. Write 'macro'"
+            f"average: expected {', '.join(map(repr, _AVERAGES))}, got {average!r}. Write 'macro'."
         )
     return _AVERAGES[average](*_class_counts(logits, labels, class_axis, ignore_index))
 

@@ -82,7 +82,7 @@ def from_torchmetrics(
         https://lightning.ai/docs/torchmetrics
     """
     if keep not in ("inputs", "states"):
-        raise ValueError(f"keep: expected 'inputs' or 'states', got {keep!r}. Write 'inputs'")
+        raise ValueError(f"keep: expected 'inputs' or 'states', got {keep!r}. Write 'inputs'.")
     if not isinstance(metric, nn.Module) or not hasattr(metric, "_reductions"):
         if isinstance(metric, (nn.Module, type)) or not callable(metric):
             got = (
@@ -92,12 +92,12 @@ def from_torchmetrics(
             )
             raise TypeError(
                 f"metric: expected a torchmetrics.Metric or a function, got {got}. Pass one metric; for "
-                "a MetricCollection, pass each of its metrics by itself"
+                "a MetricCollection, pass each of its metrics by itself."
             )
         if keep == "states":
             raise ValueError(
                 f"keep: expected 'inputs' for the function {_named(metric)}, which has no states, got "
-                "'states'. Leave `keep` out"
+                "'states'. Leave `keep` out."
             )
         return _of_inputs(metric, metric, output)
     template: Any = copy.deepcopy(metric)
@@ -108,7 +108,7 @@ def from_torchmetrics(
     if keep == "states":
         obstacle = _obstacle(template)
         if obstacle is not None:
-            raise ValueError(f"keep: {_named(metric)} {obstacle}. Write keep='inputs'")
+            raise ValueError(f"keep: {_named(metric)} {obstacle}. Write keep='inputs'.")
         return _of_states(template, output)
 
     def whole(*args: Tensor, **kwargs: Tensor) -> Any:
@@ -187,13 +187,13 @@ def _of_states(template: Any, output: str | int | None) -> Callable[..., Metric]
         if changed:
             raise ValueError(
                 f"{_named(template)}: expected an update that sets states only, got one that also sets "
-                f"{', '.join(changed)}. Write from_torchmetrics(..., keep='inputs')"
+                f"{', '.join(changed)}. Write from_torchmetrics(..., keep='inputs')."
             )
         empty = [name for name, by in how.items() if by == "cat" and not getattr(fresh, name)]
         if empty:
             raise ValueError(
                 f"{_named(template)}: expected an update that adds to its lists, got one that adds "
-                f"nothing to {', '.join(empty)}. Write from_torchmetrics(..., keep='inputs')"
+                f"nothing to {', '.join(empty)}. Write from_torchmetrics(..., keep='inputs')."
             )
         states = {
             name: torch.cat([x if x.ndim else x[None] for x in getattr(fresh, name)])
@@ -234,7 +234,7 @@ def _of_inputs(
                 raise ValueError(
                     f"{_named(metric)}: expected the same arguments for each batch, got "
                     f"{len(self.args)} and {sorted(self.kwargs)} merged with {len(other.args)} and "
-                    f"{sorted(other.kwargs)}. Pass them alike, by position or by name"
+                    f"{sorted(other.kwargs)}. Pass them alike, by position or by name."
                 )
             axis = self.updates.ndim
             pairs = zip(self.args, other.args, strict=True)
@@ -252,7 +252,7 @@ def _of_inputs(
             raise ValueError(
                 f"{_named(metric)}: expected tensors with one row a sample, which are concatenated over "
                 f"batches, got shapes {', '.join(map(str, shapes))}. Reshape them, or call the metric "
-                "outside of the step"
+                "outside of the step."
             )
         return Inputs(tuple(args), dict(kwargs), first.new_ones((), dtype=torch.int64))
 
@@ -267,11 +267,11 @@ def _checked(metric: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T
             raise TypeError(
                 f"{_named(metric)}: expected tensors, got {a_or_an(type(x).__name__)} as {name}. A step "
                 "has tensors only: for texts and lists, update the metric itself outside of the step, "
-                "with the outputs of the model"
+                "with the outputs of the model."
             )
     if not named:
         raise TypeError(
-            f"{_named(metric)}: expected tensors, got no argument. Pass those of its update"
+            f"{_named(metric)}: expected tensors, got no argument. Pass those of its update."
         )
     first: Tensor = next(iter(named.values()))
     return first
@@ -314,14 +314,14 @@ def _picked(value: Any, output: str | int | None, metric: Any) -> Tensor:
             names = list(value) if isinstance(value, Mapping) else _kind(value)
             raise KeyError(
                 f"output: expected an entry of the value of {_named(metric)}, {names}, got {output!r}. "
-                "Write one of them"
+                "Write one of them."
             ) from None
     if isinstance(value, (Tensor, int, float)):
         return torch.as_tensor(value)
     names = ", ".join(map(repr, value)) if isinstance(value, Mapping) else _kind(value)
     raise TypeError(
         f"{_named(metric)}: expected a value that is a tensor, got {names}. Choose an entry: "
-        "from_torchmetrics(..., output=...)"
+        "from_torchmetrics(..., output=...)."
     )
 
 

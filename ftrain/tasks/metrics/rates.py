@@ -43,7 +43,7 @@ def accuracy(
     if found.shape != labels.shape:
         raise ValueError(
             f"labels: expected classes of shape {tuple(found.shape)} for logits of shape "
-            f"{tuple(logits.shape)}, got {tuple(labels.shape)}. Reshape the one that differs"
+            f"{tuple(logits.shape)}, got {tuple(labels.shape)}. Reshape the one that differs."
         )
     hits = found == labels
     return weighted(hits, labels != ignore_index, row_weights)
@@ -140,11 +140,11 @@ def _relevant(scores: Tensor, relevant: Tensor, ignore_index: int) -> Tensor:
     raise ValueError(
         f"labels: expected integers of shape {tuple(scores.shape[:-1])}, or bool of shape "
         f"{tuple(scores.shape)}, got {relevant.dtype} of shape {tuple(relevant.shape)}. Reshape or "
-        "convert them"
+        "convert them."
     )
 
 
 def _positive(k: int) -> int:
     if k < 1:
-        raise ValueError(f"k: expected a positive number, got {k}. Write 1 for the best alone")
+        raise ValueError(f"k: expected a positive number, got {k}. Write 1 for the best alone.")
     return k

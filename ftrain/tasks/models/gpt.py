@@ -64,7 +64,7 @@ class GPT(nn.Module):
         if length > context:
             raise ValueError(
                 f"tokens: expected at most {context} in a row, the context of the model, got {length}. "
-                "Cut them, or build the model with a larger context"
+                "Cut them, or build the model with a larger context."
             )
         x = self.tokens(tokens) + self.positions.weight[:length]
         logits: Tensor = self.head(self.norm(self.blocks(self.dropout(x))))

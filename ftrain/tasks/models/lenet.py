@@ -42,7 +42,7 @@ class LeNet5(nn.Module):
         if image.ndim != 4 or image.shape[2:] != (32, 32):
             raise ValueError(
                 f"image: expected (n, channels, 32, 32), got {tuple(image.shape)}. Resize the images "
-                "with torch.nn.functional.interpolate"
+                "with torch.nn.functional.interpolate."
             )
         logits: Tensor = self.classifier(self.features(image))
         return logits

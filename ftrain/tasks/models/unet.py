@@ -49,7 +49,7 @@ class UNet(nn.Module):
         if image.ndim != 4 or image.shape[2] % step or image.shape[3] % step:
             raise ValueError(
                 f"image: expected (n, channels, height, width) with multiples of {step} as height and "
-                f"width, got {tuple(image.shape)}. Pad or crop the images, or choose a smaller depth"
+                f"width, got {tuple(image.shape)}. Pad or crop the images, or choose a smaller depth."
             )
         skipped, x = [], image
         for level, block in enumerate(self.down):

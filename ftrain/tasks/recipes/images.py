@@ -125,7 +125,7 @@ def segmentation(
     if min(dice, cross_entropy) < 0 or not dice + cross_entropy:
         raise ValueError(
             f"dice, cross_entropy: expected factors of 0 or more that are not both 0, got {dice} and "
-            f"{cross_entropy}. Write dice=1.0"
+            f"{cross_entropy}. Write dice=1.0."
         )
 
     def loss_of(logits: Tensor, labels: Tensor, weights: Tensor | None, smoothed: float) -> Mean:

@@ -62,7 +62,7 @@ def language_modeling(
     """
     if objective not in ("causal", "masked"):
         raise ValueError(
-            f"objective: expected 'causal' or 'masked', got {objective!r}. Write 'causal'"
+            f"objective: expected 'causal' or 'masked', got {objective!r}. Write 'causal'."
         )
 
     def predicted(model: nn.Module, batch: Any) -> tuple[Tensor, Tensor, Tensor | None]:
