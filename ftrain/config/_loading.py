@@ -1,4 +1,4 @@
-"""Loading of the data of a configuration: training and held-out samples, and batches of them.
+"""Loading of the data that a configuration names, as batches of training and of held-out samples.
 
 Read next: `ftrain/data/sources/`, the functions; `_data_json.py`, which stores what they fit.
 """
@@ -19,11 +19,12 @@ from ftrain.config.errors import ConfigError
 from ftrain.config.resolve import Resolved, Target
 from ftrain.config.schema import Config
 from ftrain.core._words import a_or_an
+from ftrain.core.errors import ArgumentError
 from ftrain.data.sources import Data
 
 __all__ = ["call_source", "load_data", "loaders"]
 
-#: Batches in the evaluation of a `fast_dev_run`.
+#: Number of batches on which a `fast_dev_run` evaluates.
 DEV_EVAL_BATCHES = 2
 
 
@@ -33,7 +34,7 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
     Args:
         resolved: the components that the configuration names.
         fitted: the run's fitted preprocessing; passed to functions that have an argument of this name.
-        evaluation: hold out all data that `data.path` names on the command line.
+        evaluation: True: hold out all data that `data.path` names on the command line.
     """
     config, target = resolved.config, resolved.data
     arguments = dict(target.arguments)
@@ -57,7 +58,7 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
         )
         raise ConfigError.at("data.held_out", place, message)
     try:
-        train, rest = loading.split(found.train, held_out)  # type: ignore[arg-type]  # no path: `resolve`
+        train, rest = loading.split(found.train, held_out)  # type: ignore[arg-type]  # not a path: `resolve` refused it
         return found._replace(train=train, held_out=rest)
     except (TypeError, ValueError) as error:
         raise ConfigError.at("data.held_out", place, str(error)) from None
@@ -67,7 +68,8 @@ def call_source(config: Config, target: Target, function: Any, arguments: Mappin
     """Call the data function, or the function registered as its `inputs`; convert their errors.
 
     Raises:
-        ConfigError: it names the key, and `data.json` if a built-in function cannot read it.
+        ConfigError: the function raised. The message names the key, and `data.json` if a built-in
+            function cannot read the preprocessing stored there.
     """
     built_in = ":" not in config.data.name
 
@@ -111,12 +113,12 @@ def _as_data(config: Config, made: Any) -> Data:
     found: Data = made if isinstance(made, Data) else Data(*made) if pair else Data(made)
     if found.fitted is None:
         return found
-    try:  # as it will be read again
+    try:  # converted to what a resumed run will read
         return found._replace(fitted=json.loads(json.dumps(dict(found.fitted), allow_nan=False)))
     except (TypeError, ValueError) as error:
         says = (
             f"expected Data.fitted of {config.data.name} to hold JSON values (dicts, lists, strings, "
-            f"finite numbers), got: {error}"
+            f"finite numbers), got another value: {error}. Convert the value"
         )
         raise ConfigError.at("data", place, says) from None
 
@@ -157,10 +159,12 @@ def loaders(
         try:
             return batches(dataset, training)
         except (TypeError, ValueError) as error:
-            name = "batch_size" if training or not config.eval_batch_size else "eval_batch_size"
-            about_size = "make no batch" in str(error) or str(error).startswith("batch_size: ")
-            key = name if about_size else "data"
-            says = str(error).partition(", or last_batch=")[0].removeprefix("batch_size: ")
+            key, says = "data", str(error)
+            if isinstance(error, ArgumentError) and error.argument == "batch_size":
+                own = config.eval_batch_size is not None and not training
+                key = "eval_batch_size" if own else "batch_size"
+                # Not the error's remedy, which names arguments of `Loader` that no key sets.
+                says = f"{error.problem}. Change {key}"
             raise ConfigError.at(key, config.places.of((key,)), says) from None
 
     trains = not evaluation or config.overfit_batches

@@ -9,11 +9,12 @@ from typing import Any
 
 from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
+from ftrain.core.errors import ArgumentError
 from ftrain.core.step import Steps
 
 __all__ = ["is_restarted", "mesh_of", "over_ranks"]
 
-#: Variables of torchrun and of SLURM's srun, one of which each process of several has.
+#: Environment variables of torchrun and of SLURM's srun; each of several processes has one of them.
 _LAUNCHERS = ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
 
 
@@ -35,11 +36,13 @@ def mesh_of(config: Config) -> Iterator[Any]:
     try:
         size = launch().size
     except ValueError as error:
-        raise _refused(config, "strategy", str(error).removeprefix("environment: ")) from None
+        raise _refused(config, "strategy", _advice(error)) from None
     if options.strategy == "none":
         if size > 1:
             says = f"expected data_parallel, since {size} processes were started, got none, with which "
-            remedy = "each would train the same run. Write distributed.strategy=data_parallel"
+            remedy = (
+                "each process would train the same run. Write distributed.strategy=data_parallel"
+            )
             raise _refused(config, "strategy", says + remedy)
         yield None
         return
@@ -58,7 +61,7 @@ def mesh_of(config: Config) -> Iterator[Any]:
         group = distributed.initialize(device=kind, timeout=options.timeout)
         mesh = group.__enter__()
     except ValueError as error:
-        raise _refused(config, "strategy", str(error).removeprefix("environment: ")) from None
+        raise _refused(config, "strategy", _advice(error)) from None
     with contextlib.ExitStack() as stack:
         stack.push(group)
         yield mesh
@@ -68,7 +71,7 @@ def is_restarted(mesh: Any) -> bool:
     """Return True if the launcher has started the ranks again, after the failure of one of them."""
     if mesh is None:
         return False
-    from ftrain.distributed._environment import launch  # noqa: PLC0415  # as above
+    from ftrain.distributed._environment import launch  # noqa: PLC0415  # only runs on ranks need it
 
     return launch().attempt != "0"
 
@@ -80,22 +83,29 @@ def over_ranks(config: Config, steps: Steps, mesh: Any) -> Steps:
     batches in turn: no row is padded, and the bits do not depend on the number of ranks.
 
     Raises:
-        ConfigError: the steps cannot be divided among ranks, or not in this number of shards.
+        ConfigError: the steps cannot run on several ranks, or `logical_shards` does not suit the number
+            of ranks.
     """
     if mesh is None:
         return steps
-    from ftrain.distributed import data_parallel  # noqa: PLC0415  # as above
+    from ftrain.distributed import data_parallel  # noqa: PLC0415  # only runs on ranks need it
 
     options = config.distributed
     try:
         found = data_parallel(steps, mesh, logical_shards=options.logical_shards)
     except (TypeError, ValueError) as error:
-        key = "logical_shards" if str(error).startswith("logical_shards") else "strategy"
-        raise _refused(config, key, str(error).removeprefix(f"{key}: ")) from error
+        about_shards = isinstance(error, ArgumentError) and error.argument == "logical_shards"
+        key = "logical_shards" if about_shards else "strategy"
+        raise _refused(config, key, _advice(error)) from error
     if mesh.size() == 1:
         return found._replace(eval_step=steps.eval_step)
     found.eval_step.one_rank = steps.eval_step  # type: ignore[attr-defined]  # read by Trainer
     return found
+
+
+def _advice(error: Exception) -> str:
+    """Return the message of an error without the name of the argument, which is not a key."""
+    return error.advice if isinstance(error, ArgumentError) else str(error)
 
 
 def _refused(config: Config, key: str, message: str) -> ConfigError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 __all__ = [
+    "ArgumentError",
     "CompilerMissingError",
     "DataError",
     "DonatedStateError",
@@ -15,6 +16,40 @@ __all__ = [
     "TraceError",
     "UnkeyedRandomError",
 ]
+
+
+class ArgumentError(ValueError):
+    """Error for an invalid argument, whose name callers can read instead of parsing the message.
+
+    Args:
+        argument: the name of the argument.
+        problem: what was expected and received, without a period.
+        remedy: a sentence that says what to write instead.
+
+    Attributes:
+        argument: the name of the argument.
+        problem: what was expected and received.
+        remedy: what to write instead.
+
+    Example:
+        >>> error = ArgumentError("rate", "expected a number above 0, got -1", "Write rate=0.1.")
+        >>> print(error)
+        rate: expected a number above 0, got -1. Write rate=0.1.
+        >>> error.argument, error.advice
+        ('rate', 'expected a number above 0, got -1. Write rate=0.1.')
+    """
+
+    def __init__(self, argument: str, problem: str, remedy: str) -> None:
+        super().__init__(argument, problem, remedy)  # the arguments of a pickled copy
+        self.argument, self.problem, self.remedy = argument, problem, remedy
+
+    @property
+    def advice(self) -> str:
+        """The problem and the remedy, without the name of the argument."""
+        return f"{self.problem}. {self.remedy}"
+
+    def __str__(self) -> str:
+        return f"{self.argument}: {self.advice}"
 
 
 class ImpureFunctionError(RuntimeError):

@@ -27,6 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
+from ftrain.core.errors import ArgumentError
 from ftrain.data._device import transferred
 from ftrain.data._fetch import Augment, Collate, Fetch, Gather, Request, as_dataset
 from ftrain.data.cursor import Cursor, check_seed, checked, is_count
@@ -139,9 +140,11 @@ class Loader:
                 'last_batch="pad" (rows of weight zero) or last_batch="drop"'
             )
         if last_batch == "drop" and len(order) < self.batch_size:
-            raise ValueError(
-                f"{len(order)} samples make no batch of {self.batch_size}: write a smaller "
-                'batch_size, or last_batch="keep" or last_batch="pad"'
+            raise ArgumentError(
+                "batch_size",
+                f"expected at most {len(order)}, the number of samples, because last_batch is "
+                f'"drop" and keeps full batches only, got {self.batch_size}',
+                'Write a smaller batch_size, or last_batch="keep" or last_batch="pad"',
             )
         # Derived from the fields, and frozen like them.
         object.__setattr__(self, "_fetch", Fetch(source, self.augment, self.collate))
@@ -361,8 +364,10 @@ def _check_options(loader: Loader) -> None:
     for name, least in (("batch_size", 1), ("workers", 0), ("prefetch", 0), ("ranks", 1)):
         value = getattr(loader, name)
         if not is_count(value, least):
-            raise ValueError(
-                f"{name}: expected an integer >= {least}, got {value!r}. Write {name}={least} or more"
+            raise ArgumentError(
+                name,
+                f"expected an integer >= {least}, got {value!r}",
+                f"Write {name}={least} or more",
             )
     if loader.workers > _MOST_WORKERS:
         raise ValueError(
@@ -375,9 +380,11 @@ def _check_options(loader: Loader) -> None:
             "Pass the rank of this process"
         )
     if loader.batch_size % loader.ranks:
-        raise ValueError(
-            f"batch_size: expected a multiple of ranks = {loader.ranks}, as it counts the samples of "
-            f"all ranks, got {loader.batch_size}. Change one of them"
+        raise ArgumentError(
+            "batch_size",
+            f"expected a multiple of ranks = {loader.ranks}, because batch_size counts the samples of "
+            f"all ranks, got {loader.batch_size}",
+            "Change batch_size or ranks",
         )
     if loader.last_batch not in (None, "drop", "keep", "pad"):
         raise ValueError(

@@ -11,6 +11,8 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ftrain.core.errors import ArgumentError
+
 __all__ = ["Launch", "launch"]
 
 _TORCHRUN = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -69,16 +71,18 @@ def _torchrun(found: Mapping[str, str]) -> Launch:
     missing = [name for name in _TORCHRUN if not found.get(name)]
     if missing:
         there = ", ".join(f"{name}={found[name]}" for name in _TORCHRUN if found.get(name))
-        raise ValueError(
-            f"environment: expected {', '.join(_TORCHRUN)}, which torchrun sets together, got {there} "
-            f"without {', '.join(missing)}. Start the program with torchrun, or unset the variables "
-            "for a single process."
+        raise ArgumentError(
+            "environment",
+            f"expected {', '.join(_TORCHRUN)}, which torchrun sets together, got {there} without "
+            f"{', '.join(missing)}",
+            "Start the program with torchrun, or unset the variables for a single process.",
         )
     rank, size = _number(found, "RANK"), _number(found, "WORLD_SIZE")
     if not 0 <= rank < size:
-        raise ValueError(
-            f"environment: expected RANK from 0 to WORLD_SIZE - 1, got RANK={rank} and "
-            f"WORLD_SIZE={size}. Start the program with torchrun."
+        raise ArgumentError(
+            "environment",
+            f"expected RANK from 0 to WORLD_SIZE - 1, got RANK={rank} and WORLD_SIZE={size}",
+            "Start the program with torchrun.",
         )
     return Launch(
         rank,
@@ -113,9 +117,10 @@ def _first_host(nodes: str) -> str:
     """
     match = re.match(r"([^\[,]+)(?:\[(\w+)[^\]]*\]([^,]*))?", nodes)
     if match is None:
-        raise ValueError(
-            f"environment: expected a list of hosts in SLURM_STEP_NODELIST, got {nodes!r}. Set "
-            "MASTER_ADDR to the host of rank 0."
+        raise ArgumentError(
+            "environment",
+            f"expected a list of hosts in SLURM_STEP_NODELIST, got {nodes!r}",
+            "Set MASTER_ADDR to the host of rank 0.",
         )
     return "".join(part or "" for part in match.groups())
 
@@ -124,7 +129,8 @@ def _number(found: Mapping[str, str], name: str) -> int:
     try:
         return int(found.get(name, ""))
     except ValueError:
-        raise ValueError(
-            f"environment: expected a whole number in {name}, got {found.get(name, '')!r}. Start the "
-            "program with torchrun or srun, which set it."
+        raise ArgumentError(
+            "environment",
+            f"expected a whole number in {name}, got {found.get(name, '')!r}",
+            f"Start the program with torchrun or srun, which set {name}.",
         ) from None

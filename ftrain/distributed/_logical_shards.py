@@ -21,6 +21,7 @@ from ftrain.core import random, tree
 from ftrain.core._each_micro_batch import each_micro_batch
 from ftrain.core._torch_collectives import Group
 from ftrain.core.accumulate import PartFn, Separate, Stacked, Sums, merged, split_evenly
+from ftrain.core.errors import ArgumentError
 from ftrain.core.metrics import Metrics
 from ftrain.core.ranks import Ranks
 from ftrain.core.scan import scan
@@ -62,15 +63,17 @@ class LogicalShards(Ranks):
         shards: int,
     ) -> None:
         if not isinstance(shards, int) or shards < 1 or shards % group.size:
-            raise ValueError(
-                f"logical_shards: expected a positive multiple of the {group.size} ranks, got "
-                f"{shards!r}. Choose a multiple of every number of ranks you will use, such as 8."
+            raise ArgumentError(
+                "logical_shards",
+                f"expected a positive multiple of the {group.size} ranks, got {shards!r}",
+                "Choose a multiple of every number of ranks that you will use, such as 8.",
             )
         if accumulate not in (1, shards):
-            raise ValueError(
-                f"logical_shards={shards}: expected steps with accumulate=1, because the shards of a "
-                f"rank are its micro-batches, got accumulate={accumulate}. Leave it out, and choose "
-                "logical_shards by the rows that fit in memory."
+            raise ArgumentError(
+                "logical_shards",
+                f"expected steps with accumulate=1 for logical_shards={shards}, because the shards of "
+                f"a rank are its micro-batches, got accumulate={accumulate}",
+                "Leave accumulate out, and choose logical_shards by the rows that fit in memory.",
             )
         self._group = group
         self._statistics = RunningStatistics(module, buffers)

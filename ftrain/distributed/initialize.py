@@ -21,6 +21,7 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ftrain.core._torch_stores import Store, hash_store, prefixed, tcp_store
+from ftrain.core.errors import ArgumentError
 from ftrain.distributed._channel import Channel
 from ftrain.distributed._environment import Launch, launch
 from ftrain.distributed._world import World, current, set_current
@@ -65,8 +66,8 @@ def initialize(
         (1, 0, ('data',))
     """
     if not timeout > 0:
-        raise ValueError(
-            f"timeout: expected seconds above 0, got {timeout!r}. Write timeout=300.0."
+        raise ArgumentError(
+            "timeout", f"expected seconds above 0, got {timeout!r}", "Write timeout=300.0."
         )
     world = current()
     if world is not None:
@@ -116,9 +117,11 @@ def initialize(
 def _use_cuda_device(place: Launch) -> None:
     count = torch.cuda.device_count()
     if place.local_rank >= count:
-        raise ValueError(
-            f"environment: expected at most {count} ranks on {socket.gethostname()}, one for each CUDA "
-            f"device, got local rank {place.local_rank}. Write torchrun --nproc-per-node {count}."
+        raise ArgumentError(
+            "environment",
+            f"expected at most {count} ranks on {socket.gethostname()}, one for each CUDA device, got "
+            f"local rank {place.local_rank}",
+            f"Write torchrun --nproc-per-node {count}.",
         )
     torch.cuda.set_device(place.local_rank)
 

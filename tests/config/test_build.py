@@ -200,7 +200,8 @@ def test_run_with_overfit_batches_trains_and_evaluates_on_them() -> None:
         ),
         (
             {"batch_size": 100},
-            "batch_size: 24 samples make no batch of 100: write a smaller batch_size",
+            "batch_size: expected at most 24, the number of samples, because last_batch is "
+            '"drop" and keeps full batches only, got 100. Change batch_size',
         ),
         (
             {"data": {"name": "project.py:data", "held_out": 100}},
@@ -219,6 +220,23 @@ def test_component_that_cannot_be_built_raises_with_key_and_reason(
     changes: dict[str, Any], expected: str
 ) -> None:
     assert expected in said(**changes)
+
+
+@pytest.mark.parametrize(
+    "text", ["24 samples make no batch of 8", "batch_size: a text of the data"]
+)
+def test_error_of_the_data_names_the_data_key_whatever_its_text_says(
+    text: str, tmp_path: pathlib.Path
+) -> None:
+    content = f"""
+class Refusing:
+    def __getitem__(self, index): return torch.zeros(3)
+    def __len__(self): raise ValueError({text!r})
+def data(): return Refusing()
+"""
+    name = user_file(tmp_path, content)
+    message = said(tmp_path, model="tests.config.project:Net", data=f"{name}:data")
+    assert f"data: {text}" in message
 
 
 def test_pair_of_tensors_from_data_is_refused_as_ambiguous(tmp_path: pathlib.Path) -> None:

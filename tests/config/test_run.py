@@ -194,7 +194,7 @@ def test_run_completed_by_a_faster_process_is_not_deleted(
 def test_invalid_configuration_writes_nothing(project: pathlib.Path) -> None:
     with pytest.raises(ConfigError):
         run(project, "run", "model.width=x")
-    with pytest.raises(ConfigError, match="make no batch"):
+    with pytest.raises(ConfigError, match="batch_size: expected at most 18, the number of samples"):
         run(project, "run", "batch_size=1000")
     assert not (project / "runs").exists()
 

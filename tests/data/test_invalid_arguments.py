@@ -33,7 +33,7 @@ from tests.data.test_loader import DATA, ROWS, OnlyIterable
         (
             lambda: Loader(DATA, 100),
             ValueError,
-            "make no batch of 100",
+            r"batch_size: expected at most 53, the number of samples, .* got 100\. Write a smaller",
         ),
         (lambda: Loader(DATA, 2, seed=0.5), TypeError, "seed: expected an integer"),
         (lambda: Loader(DATA, 2, seed=2**64), ValueError, "64-bit"),

@@ -16,14 +16,16 @@ from typing import Any
 
 import pytest
 
+from ftrain import distributed
 from ftrain.checkpoint import Store
 from ftrain.cli._notes import notes
 from ftrain.cli._rank_notes import rank_notes
 from ftrain.config import ConfigError, load
-from ftrain.config._ranks import mesh_of
+from ftrain.config._ranks import mesh_of, over_ranks
 from ftrain.config.run import train
 from ftrain.core import tree
 from ftrain.core._leaf_digest import leaf_digest
+from ftrain.core.errors import ArgumentError
 from ftrain.distributed import RankError, _world
 from tests.campaign import CAMPAIGN
 from tests.config.tiny import configured
@@ -133,6 +135,30 @@ def test_incomplete_environment_is_a_configuration_error(
     config = load(configured(tmp_path), ["distributed.strategy=data_parallel"])
     with pytest.raises(ConfigError, match="got WORLD_SIZE=2 without RANK"), mesh_of(config):
         pass
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (
+            ArgumentError("logical_shards", "expected 4, got 3", "Write 4."),
+            "distributed.logical_shards: expected 4, got 3. Write 4.",
+        ),
+        (
+            ValueError("logical_shards is only a word"),
+            "distributed.strategy: logical_shards is only",
+        ),
+    ],
+)
+def test_error_of_data_parallel_names_the_key_of_its_argument_whatever_its_text_says(
+    error: Exception, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise error
+
+    monkeypatch.setattr(distributed, "data_parallel", refuse)
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        over_ranks(load(configured(tmp_path)), None, object())  # type: ignore[arg-type]  # not reached
 
 
 def warned(mesh: Any) -> str:
