@@ -6,9 +6,10 @@
     result = train(config)                         # in runs/digits, as `ftrain train` does
     outputs = load_run("runs/digits").predict(x)   # with the best weights
 
-Components are registered by name with `register`, or given by import path: `model.py:Net`. Every
-mistake is a `ConfigError` that names key and source location. Read next: `schema.py`, the keys;
-`build.py` and `run.py`, which build the run; `trained.py`, its result.
+Components (models, losses, optimizers, ...) are registered by name with `register`, or given by
+import path: `model.py:Net`. Every mistake is a `ConfigError` that names the key and its source
+location. Read next: `schema.py`, the keys; `build.py` and `run.py`, which build a run from a
+configuration; `trained.py`, which loads a trained run.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,7 @@ else:
         """Import `load_run` and `Trained`, which import torch, on first access."""
         if name not in ("Trained", "load_run"):
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        from ftrain.config import trained  # noqa: PLC0415  # it imports torch: a second
+        from ftrain.config import trained  # noqa: PLC0415  # imports torch: a second
 
         return getattr(trained, name)
 

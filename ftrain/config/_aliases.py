@@ -1,6 +1,7 @@
-"""Names that other trainers use for keys, values and components, with the names of ftrain.
+"""Tables from the keys, values and component names of other trainers to those of ftrain.
 
-They are suggested in error messages, and never accepted: a configuration has one spelling.
+Error messages suggest ftrain's name. The other name is never accepted, because a configuration has one
+spelling.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from ftrain.core._nearest import nearest
 
 __all__ = ["KEYS", "component_alias", "unquoted", "value_alias", "with_point"]
 
-#: Keys.
+#: ftrain's key for each key of another trainer.
 KEYS = {
     "lr": "optimizer.learning_rate",
     "max_lr": "optimizer.learning_rate",
@@ -75,7 +76,8 @@ KEYS = {
     "report_to": "callbacks",
 }
 
-#: Values of keys, in lower case and without underscores and hyphens.
+#: For each key, ftrain's value for each value of another trainer, which is in lower case and without
+#: underscores and hyphens.
 _VALUES = {
     "precision": {
         **dict.fromkeys(("16", "fp16", "fp16mixed", "float16", "half"), "16-mixed"),
@@ -92,7 +94,8 @@ _VALUES = {
     "nonfinite": {"error": "raise", "stop": "raise", "apply": "ignore", "none": "ignore"},
 }
 
-#: Names of components, in the same form. Names that resemble ftrain's need no entry.
+#: For each kind of component, ftrain's name for each name of another trainer, which is in lower case and
+#: without underscores and hyphens. A name that resembles ftrain's needs no entry.
 _COMPONENTS = {
     "loss": {
         **dict.fromkeys(("ce", "crossentropyloss", "nll", "nllloss", "softmax"), "cross_entropy"),
@@ -146,11 +149,11 @@ _COMPONENTS = {
 
 
 def value_alias(key: str, value: object, choices: Iterable[str] = ()) -> str | None:
-    """Return the value that was probably meant at a key; `None` if it cannot be guessed.
+    """Return the valid value of a key that resembles an invalid value most; `None` if none does.
 
     Args:
         key: the last part of the key, such as `precision`.
-        value: what was written.
+        value: the invalid value in the configuration.
         choices: the values that the key takes.
 
     Example:
@@ -171,7 +174,7 @@ def value_alias(key: str, value: object, choices: Iterable[str] = ()) -> str | N
 
 
 def component_alias(kind: str, name: str, names: Iterable[str]) -> str | None:
-    """Return the registered name that was probably meant; `None` if it cannot be guessed.
+    """Return the registered component that resembles an unknown name most; `None` if none does.
 
     Example:
         >>> component_alias("loss", "BCEWithLogitsLoss", ["binary_cross_entropy", "mse"])
@@ -183,7 +186,7 @@ def component_alias(kind: str, name: str, names: Iterable[str]) -> str | None:
 
 
 def unquoted(value: object) -> str | None:
-    """Return a text without its quotes if it is then a number or a truth value; else `None`.
+    """Return a string if YAML reads it, without quotes, as a number or boolean; else `None`.
 
     Example:
         >>> unquoted("1e-3"), unquoted("true"), unquoted("fast"), unquoted(3)
@@ -195,7 +198,7 @@ def unquoted(value: object) -> str | None:
 
 
 def with_point(value: object) -> str | None:
-    """Return a number that was written with a decimal comma with a point; else `None`.
+    """Replace the decimal comma of a number by a point; return `None` for any other value.
 
     Example:
         >>> with_point("0,01"), with_point("1e-3"), with_point(3)

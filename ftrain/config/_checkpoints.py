@@ -1,4 +1,4 @@
-"""The checkpoints of a run directory, and the trained run that teaches another one.
+"""Checkpoints of a run directory, and the model of a trained run that is the teacher of another run.
 
 Read next: `trained.py`, which loads a run for its user.
 """
@@ -26,8 +26,8 @@ class Loaded(NamedTuple):
 
     Attributes:
         path: the checkpoint that was read.
-        state: its state.
-        metadata: its metadata.
+        state: the training state in the checkpoint.
+        metadata: the metadata in the checkpoint.
     """
 
     path: pathlib.Path
@@ -52,7 +52,7 @@ class TrainedModel(NamedTuple):
 def trained_model(
     folder: pathlib.Path, build: Callable[..., Any], *, code: bool = True
 ) -> TrainedModel:
-    """Return the model of a run, on the CPU.
+    """Return the model of a trained run, with the weights of its best checkpoint, on the CPU.
 
     Args:
         folder: the run's directory.
@@ -72,7 +72,9 @@ def trained_model(
         evaluation=True,
         facts=None if found is None else found.facts,
     )
-    with warnings.catch_warnings():  # without further training, other bits do not matter
+    with (
+        warnings.catch_warnings()
+    ):  # the model is not trained further: no warning that bits may differ
         warnings.simplefilter("ignore", checkpoints.DeterminismWarning)
         path = checkpoint_of(config, folder, "best")
         state = loaded(config, folder, "best", path, parts.init_state()).state
@@ -83,7 +85,7 @@ def store(config: Config, folder: pathlib.Path) -> Store:
     """Return the run's checkpoint store, with the configured rules for which checkpoints to keep.
 
     Raises:
-        ConfigError: a file is in the place of its directory.
+        ConfigError: the path of the directory of checkpoints is a file.
     """
     options, place = config.checkpoint, folder / "checkpoints"
     if place.exists() and not place.is_dir():
@@ -102,7 +104,7 @@ def store(config: Config, folder: pathlib.Path) -> Store:
 
 
 def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.Path:
-    """Return a checkpoint of a run, given as `"best"`, `"latest"`, a name, or a path.
+    """Return the path of a checkpoint of a run, given as `"best"`, `"latest"`, a name or a path.
 
     Raises:
         ConfigError: the checkpoint is missing.
@@ -115,8 +117,14 @@ def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.P
         if path.exists():
             return path
         there = sorted(each.name for each in inside.parent.glob("step-*"))
-        has = ", ".join(["best", "latest", *there]) if there else "none"
-        message = f"checkpoint not found. Checkpoints in {folder}: {has}"
+        remedy = (
+            f"Choose one of {', '.join(['best', 'latest', *there])}"
+            if there
+            else f"It has none; train it: ftrain resume {folder}"
+        )
+        message = (
+            f"expected a checkpoint of {folder}, got {which!r}, which does not exist. {remedy}"
+        )
         raise ConfigError.at("", f"--checkpoint {which}", message)
     found = (kept.best() if which == "best" else None) or kept.latest()
     if found is None:
@@ -128,9 +136,10 @@ def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.P
 def loaded(
     config: Config, folder: pathlib.Path, which: str, path: pathlib.Path, like: Any
 ) -> Loaded:
-    """Return the content of a checkpoint of a run that may be training.
+    """Load a checkpoint of a run that another process may still be training.
 
-    If the best or latest checkpoint is deleted meanwhile, the one that is best or latest then is loaded.
+    If the best or latest checkpoint is deleted before it is read, its successor as the best or latest is
+    loaded.
 
     Args:
         config: the run's configuration.

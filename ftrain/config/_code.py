@@ -1,4 +1,4 @@
-"""Decision whether the code that a configuration names may run, and the record of who wrote a run.
+"""Check that the code in a configuration may run, and a record of the user who wrote a run directory.
 
 A configuration is a program: `model: {name: "subprocess:getoutput", cmd: ...}` and `imports` run the
 code that they name. `resolve`, the only function that imports components, calls `check_code` first.
@@ -26,15 +26,15 @@ from ftrain.core._terminal import printable, say
 
 __all__ = ["ORIGIN", "check_callbacks", "check_code", "origin"]
 
-#: The file with the record, in a run's directory.
+#: The file in a run directory that records the user and machine that wrote `config.yaml`.
 ORIGIN = ".origin"
 
-#: A directory with `config.yaml` and one of these files is that of a run.
+#: A directory that holds `config.yaml` and one of these files is a run directory.
 _OF_A_RUN = (ORIGIN, "metrics.jsonl", "result.json")
 
 
 def check_code(config: Config) -> None:
-    """Raise for code that a configuration may not use; print a line if somebody else wrote it.
+    """Raise if a configuration names code that may not run; print a note if somebody else wrote it.
 
     Raises:
         ConfigError: the configuration may use built-in names only, but names code; the message lists
@@ -80,12 +80,12 @@ def check_callbacks(config: Config) -> None:
 
 
 def origin(text: str) -> str:
-    """Return the content of `.origin` for the text of a `config.yaml` of this user and machine."""
+    """Return the content of `.origin`: signatures of a `config.yaml` text by this user and machine."""
     return f"{_signed(b'user')}\n{_signed(text.encode())}\n"
 
 
 def _named(config: Config) -> list[tuple[Path, str]]:
-    """Return the key and name of all code outside of ftrain that a configuration names."""
+    """Return key and name of each component or import of a configuration that is not built in."""
     components: list[tuple[Path, Component | None]] = [
         (("model",), config.model),
         (("data",), config.data),
@@ -104,7 +104,7 @@ def _named(config: Config) -> list[tuple[Path, str]]:
 def _somebody_else(config: Config) -> str | None:
     """Return why somebody else may have written a configuration file; `None` if nobody else did.
 
-    Outside of a run's directory there is no record: only the owner of the file decides.
+    A file outside of a run directory has no record of its writer, so only its owner is compared.
     """
     path = pathlib.Path(config.places.name)
     try:
@@ -120,7 +120,7 @@ def _somebody_else(config: Config) -> str | None:
     except FileNotFoundError as error:
         if error.filename == os.fspath(path):  # the configuration is a dict
             return None
-        return f"{path.parent} does not say that you wrote it on this machine"
+        return f"{path.parent} has no record that you wrote it on this machine"
     except (OSError, ValueError) as error:
         return f"{path}: {getattr(error, 'strerror', None) or error}"
     if hmac.compare_digest(found, expected):

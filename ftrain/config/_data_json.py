@@ -18,7 +18,7 @@ from ftrain.data import fitted
 
 __all__ = ["check_unchanged", "content", "missing_warning", "stored"]
 
-#: Differences that are listed.
+#: Largest number of differences that an error message lists.
 _LISTED = 6
 
 
@@ -30,16 +30,16 @@ def content(parts: Parts) -> str | None:
 
 
 def stored(config: Config, folder: pathlib.Path) -> fitted.Stored:
-    """Read a run's `data.json`; return a value without preprocessing if the file is missing.
+    """Read a run's `data.json`; if the file is missing, return a value without preprocessing and facts.
 
     Raises:
-        ConfigError: the file is damaged, or of another data function.
+        ConfigError: the file is damaged, or was written for another data function.
     """
     path = folder / fitted.FILE
     try:
         found = fitted.read(path)
     except DataError as error:
-        raise ConfigError.at("", "", str(error)) from None  # it names the file
+        raise ConfigError.at("", "", str(error)) from None  # the message names the file
     source = _source(config)
     if found is None:
         return fitted.Stored(source, {}, None)
@@ -56,7 +56,7 @@ def stored(config: Config, folder: pathlib.Path) -> fitted.Stored:
 def missing_warning(
     parts: Parts, folder: pathlib.Path, expected: Mapping[str, Any] | None
 ) -> str | None:
-    """Return the warning for a resumed run whose `data.json` is missing."""
+    """Return a warning if a run whose data need preprocessing has no `data.json`; else `None`."""
     if expected is None or expected or parts.fitted is None:
         return None
     return (
@@ -66,10 +66,10 @@ def missing_warning(
 
 
 def check_unchanged(parts: Parts, expected: Mapping[str, Any], remedy: str) -> None:
-    """Raise if preprocessing fitted on the current data differs from `expected`, that of the run.
+    """Raise if preprocessing fitted on the current data differs from `expected`, stored by the run.
 
     Raises:
-        ConfigError: it lists the differences.
+        ConfigError: the preprocessing differs; the message lists the differences.
     """
     if not expected or parts.fitted is None:
         return

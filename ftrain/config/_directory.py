@@ -1,4 +1,4 @@
-"""Directory of a run: a test whether it is in use, and the first numbered one that is not."""
+"""Run directories: checks that a directory holds a run or is in use, and numbering of new ones."""
 
 from __future__ import annotations
 
@@ -51,15 +51,15 @@ def in_use(folder: pathlib.Path) -> bool:
     try:
         with Lock.file(folder / LOCK) as lock:
             return not lock.held
-    except OSError:  # without locks, it cannot be determined
+    except OSError:  # no locks on this file system: use cannot be detected
         return False
 
 
 def unused(config: Config) -> Config:
-    """Return a configuration whose directory is free; create the directory.
+    """Return a configuration whose run directory is unused, and create that directory.
 
-    With `versions`, `-2`, `-3`, ... is appended to the name of a directory that holds a run. Without it,
-    the configuration is returned unchanged.
+    With `versions`, `-2`, `-3`, ... is appended to the name of a directory that holds a run. Without
+    `versions`, the configuration is returned unchanged, and no directory is created.
 
     Raises:
         OSError: a directory cannot be created.

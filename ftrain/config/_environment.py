@@ -27,7 +27,8 @@ def environment(config: Config) -> Iterator[None]:
             torch.set_num_threads(config.threads)
         if config.deterministic:
             torch.use_deterministic_algorithms(True)
-            # Products raise without it; it is read once in a process, so it stays set.
+            # Without this variable, matrix products on CUDA raise. It stays set, because cuBLAS reads it
+            # once in a process.
             if torch.version.cuda:
                 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
             memory.fill_uninitialized_memory = False

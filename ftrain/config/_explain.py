@@ -17,7 +17,7 @@ from ftrain.core._nearest import nearest
 __all__ = ["explained"]
 
 
-#: The most errors in a message: a suggestion for an unknown key takes milliseconds.
+#: Largest number of errors in a message, because a suggestion for an unknown key takes milliseconds.
 _MOST = 50
 
 
@@ -58,7 +58,7 @@ def _message(found: ErrorDetails, path: Path) -> str:
 
 
 def _meant(found: ErrorDetails, path: Path) -> str:
-    """Return a sentence that suggests the value that was probably meant; `""` if none is known."""
+    """Return a sentence that suggests a valid value for an invalid one; `""` without a suggestion."""
     kind, value = found["type"], found["input"]
     if kind == "literal_error":
         near = value_alias(str(path[-1]), value, re.findall(r"'(.*?)'", found["msg"]))
@@ -107,7 +107,7 @@ def _nearest(path: Path) -> str:
         return f"Write {KEYS[name]} instead"
     outer, dot, inner = name.partition(".")
     if dot and outer in SECTIONS and not parents:
-        return f"Write it as a section: `{outer}:`, and below it `{inner}:`"
+        return f"Write the key as a section: `{outer}:`, and below it `{inner}:`"
     known = list(SECTIONS[section].model_fields if section in SECTIONS else Config.model_fields)
     prefix = section + "." if section else ""
     near = nearest(name, known)
@@ -128,4 +128,4 @@ def _missing(path: Path) -> str:
         "name": "a registered name or `file.py:NAME`",
     }
     key = join(path)
-    return f"missing key. Write {examples.get(key) or examples.get(str(path[-1]), 'it')}"
+    return f"missing key. Write {examples.get(key) or examples.get(str(path[-1]), 'this key')}"

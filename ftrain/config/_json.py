@@ -24,7 +24,7 @@ def parse_json(text: str, name: str) -> tuple[Any, Places]:
             counts = collections.Counter(key for key, _ in pairs)
             twice = next(key for key, count in counts.items() if count > 1)
             raise ConfigError.at(
-                twice, name, "expected one value for this key, got two. Remove one"
+                twice, name, "expected one value for this key, got two. Remove one of them"
             )
         return found
 
@@ -37,9 +37,9 @@ def parse_json(text: str, name: str) -> tuple[Any, Places]:
         raise
     except (RecursionError, ValueError) as error:
         raise ConfigError.at("", name, f"invalid JSON: {error}") from None
-    try:  # JSON is YAML, except for tabs between tokens
+    try:  # YAML accepts JSON, except for tabs between tokens
         node = compose(text.replace("\t", " "))
-    except (yaml.YAMLError, RecursionError):  # a character that YAML does not print
+    except (yaml.YAMLError, RecursionError):  # JSON accepts characters that YAML refuses
         return parsed, Places(name)
     return parsed, read(node, name)[1]
 

@@ -1,4 +1,4 @@
-"""Limits of a configuration: more than a person writes is a mistake, or an attack on memory."""
+"""Limits on the size of a configuration, against mistakes and against attacks that exhaust memory."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from ftrain.config.errors import ConfigError
 __all__ = ["DEEPEST", "MOST_CHARACTERS", "MOST_NODES", "check_limits", "check_text", "too_large"]
 
 MOST_CHARACTERS = 1_000_000
-#: More values than this come from YAML aliases that multiply.
+#: Largest number of values; only YAML aliases of aliases expand to more.
 MOST_NODES = 100_000
 DEEPEST = 60
-#: Longer integers cannot be shown: Python converts at most 4,300 digits.
+#: Largest integer in bits; Python cannot print integers of more than 4,300 digits (14,284 bits).
 MOST_BITS = 8192
 
 
 def check_text(text: str, name: str) -> None:
     """Raise `ConfigError` for a text that is too long to parse; parsers take seconds for a megabyte."""
     if len(text) > MOST_CHARACTERS:
-        says = f"expected at most {MOST_CHARACTERS:,} characters, got {len(text):,}. Shorten it"
+        says = (
+            f"expected at most {MOST_CHARACTERS:,} characters, got {len(text):,}. Shorten the text"
+        )
         raise ConfigError.at("", name, says)
 
 
@@ -40,7 +42,8 @@ def check_limits(value: Any, name: str, path: Path = ()) -> None:
         if made > MOST_NODES or len(path) > DEEPEST:
             raise too_large(path, name)
         if isinstance(node, int) and node.bit_length() > MOST_BITS:
-            says = f"expected an integer of at most {MOST_BITS} bits, got {node.bit_length()}. Round it"
+            got = f"got {node.bit_length()}. Write a smaller number"
+            says = f"expected an integer of at most {MOST_BITS} bits, {got}"
             raise ConfigError.at(join(path), name, says)
         if isinstance(node, (dict, list, tuple)):
             children = node.items() if isinstance(node, dict) else enumerate(node)
@@ -49,5 +52,5 @@ def check_limits(value: Any, name: str, path: Path = ()) -> None:
 
 def too_large(path: Path, name: str) -> ConfigError:
     """Return the error for a document with too many values, or too many levels."""
-    says = f"expected at most {MOST_NODES:,} values in {DEEPEST} levels, got more. Shorten it"
-    return ConfigError.at(join(path[:3]), name, says)
+    says = f"expected at most {MOST_NODES:,} values in {DEEPEST} levels, got more"
+    return ConfigError.at(join(path[:3]), name, f"{says}. Shorten the configuration")

@@ -1,4 +1,4 @@
-"""Note that a resumed run has another length, and therefore another learning-rate schedule."""
+"""Note about a resumed run whose length, and therefore learning-rate schedule, has changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["schedule_note"]
 
 
 def schedule_note(parts: Parts, folder: pathlib.Path, store: Store) -> str | None:
-    """Return a note if the schedule of a resumed run jumps because its length changed; else `None`.
+    """Return a note if a resumed run's learning rate jumps because its length changed; else `None`.
 
     Args:
         parts: the resumed run.

@@ -37,7 +37,7 @@ def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
 
 
 def _missing_paths(config: Config, target: Target) -> list[str]:
-    """Return one sentence per argument with a missing file; it says where the file was searched."""
+    """Return, for each argument whose file is missing, a sentence on where the file was searched."""
     written = target.component.model_dump()
     return [
         f"{name} {str(written[name])!r} was searched {config.searched((*target.path, name))}"

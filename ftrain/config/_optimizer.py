@@ -25,7 +25,7 @@ def schedule_of(resolved: Resolved, total: int | None, evaluation: bool, rate: A
     Args:
         resolved: the configuration.
         total: updates in the whole run; `None`: unknown.
-        evaluation: True if nothing will be trained.
+        evaluation: True if the run will only be evaluated.
         rate: the peak, a number or 0-d tensor; `None`: the peak of the configuration.
     """
     config, course = resolved.config, resolved.schedule
@@ -50,10 +50,10 @@ def optimizer_of(resolved: Resolved, rate: Any) -> Any:
 
 
 def total_steps(config: Config, train: Any) -> int | None:
-    """Return the number of updates in a run on these batches; `None` if it is unknown."""
+    """Return the number of updates in a run on the batches `train`; `None` if it is unknown."""
     limits = [config.max_steps]
     if config.epochs is not None and hasattr(train, "__len__"):
-        with contextlib.suppress(TypeError):  # a stream over something without a length
+        with contextlib.suppress(TypeError):  # a stream over data without a length
             limits.append(steps_of(config.epochs, len(train)))
     return min((limit for limit in limits if limit is not None), default=None)
 

@@ -18,7 +18,7 @@ __all__ = ["apply_overrides"]
 def apply_overrides(
     data: dict[str, Any], places: Places, overrides: Sequence[str]
 ) -> dict[str, Any]:
-    """Return the content of a file with overrides applied; missing sections and lists are created."""
+    """Return the content of a file with overrides applied, and with missing sections and lists added."""
     for override in overrides:
         path, value = _parsed(override)
         data = _put(data, path, value, (), f"the command line ({override[:200]})")

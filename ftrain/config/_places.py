@@ -8,7 +8,7 @@ from ftrain.core._terminal import printable
 
 __all__ = ["Path", "Places", "join"]
 
-#: The keys from the root down; an int where a list is entered.
+#: Path of a value in a configuration: keys of mappings and indices of lists, from the root down.
 Path = tuple[str | int, ...]
 
 
@@ -17,9 +17,9 @@ class Places:
     """Source locations of keys: a line of the file, or an argument of the command line.
 
     Attributes:
-        name: the file, as the user called it.
-        lines: path to line, counted from 1.
-        overrides: path to the argument that set it.
+        name: the name of the file, as the user gave it.
+        lines: the line of each path, from 1.
+        overrides: for each path set on the command line, the argument that set it.
     """
 
     name: str
@@ -55,7 +55,7 @@ def join(path: Path) -> str:
     Example:
         >>> join(("callbacks", 0, "patience"))
         'callbacks.0.patience'
-        >>> join(("optimizer", ""))  # an empty key, which would not be seen
+        >>> join(("optimizer", ""))  # an empty key would be invisible
         "optimizer.''"
         >>> print(join(("model", "\x1b[2J")))  # control characters are escaped
         model.\x1b[2J

@@ -19,12 +19,12 @@ _ARGUMENTS = {
     "context": ("context", "block_size", "max_length"),
 }
 
-#: Words in messages of torch's operators and ftrain's losses about sizes that do not fit.
+#: Words by which torch's operators and ftrain's losses report sizes that do not fit each other.
 _SIGNS = re.compile(r"shape|size|channels|\bdim|out of (range|bounds)|one class per row", re.I)
 
 
 def size_advice(parts: Parts, error: BaseException) -> str | None:
-    """Return a sentence that names each key whose size differs from the data; `None` without one."""
+    """Return a sentence on each model argument whose size differs from the data's; `None` if none."""
     if not isinstance(error, (RuntimeError, ValueError, IndexError)):
         return None
     if not _SIGNS.search(str(error)):
@@ -38,7 +38,7 @@ def size_advice(parts: Parts, error: BaseException) -> str | None:
 
 
 def _differences(parts: Parts) -> Iterator[tuple[str, int, str, str, int]]:
-    """Yield name, size and place of each argument of the model that differs from a fact."""
+    """Yield (name, size, place, fact, value) for each model argument that differs from a fact."""
     target = parts.resolved.model
     parameters = inspect.signature(target.function).parameters
     for fact, names in _ARGUMENTS.items():

@@ -21,15 +21,16 @@ __all__ = ["without_texts"]
 def without_texts(dataset: Any) -> Any:
     """Return a dataset without the entries of its samples that are texts; warn if there are any.
 
-    The first sample decides. Arrays, whole batches and samples that are not mappings stay unchanged.
+    The first sample decides which entries are texts. Arrays, whole batches and samples that are not
+    mappings stay unchanged.
     """
     indexed = hasattr(dataset, "__getitem__") and hasattr(dataset, "__len__")
     if not indexed or isinstance(dataset, (Mapping, Gather)) or not len(dataset):
         return dataset
     try:
-        with preserved_generators():  # a dataset may draw from them
+        with preserved_generators():  # reading a sample may draw random numbers
             sample = dataset[0]
-    except Exception:  # reading the first batch raises the same, with its source
+    except Exception:  # reading the first batch will raise this error with its location
         return dataset
     if not isinstance(sample, Mapping):
         return dataset

@@ -14,12 +14,12 @@ __all__ = ["parse_toml"]
 
 
 def parse_toml(text: str, name: str) -> tuple[Any, Places]:
-    """Parse TOML text; return the document, and its file name as the source location of all keys."""
+    """Parse TOML text; return the document, and `Places` that hold the file name but no lines."""
     try:
         parsed = tomllib.loads(text)
     except RecursionError:
         raise ConfigError.at("", name, "invalid TOML: nested too deeply") from None
-    except ValueError as error:  # among them a number of thousands of digits
+    except ValueError as error:  # includes integers of thousands of digits
         message, *where = re.split(r" \(at line (\d+), column (\d+)\)", str(error))
         place = ":".join([name, *where[:2]])
         raise ConfigError.at("", place, f"invalid TOML: {message}") from None

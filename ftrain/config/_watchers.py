@@ -27,8 +27,8 @@ def watchers(parts: Parts, folder: pathlib.Path) -> list[Any]:
     """Build the callbacks of a run: those under `callbacks`, then those that other keys configure.
 
     Raises:
-        ConfigError: a monitored metric cannot exist; a callback would write outside of the run's
-            directory, which the configuration may not do.
+        ConfigError: a monitored metric cannot exist; or the configuration may use built-in names only,
+            and has a callback that would write outside of the run's directory.
     """
     config = parts.config
     check_callbacks(config)
@@ -54,7 +54,7 @@ def check_monitored(parts: Parts, result: FitResult) -> None:
     """Raise if a metric that the configuration monitors is missing in the run's last results.
 
     Raises:
-        ConfigError: it names the metrics that there are.
+        ConfigError: a monitored metric is missing; the message lists the metrics of the results.
     """
     for section, monitor in _watched(parts):
         split, _, metric = monitor.partition("/")
@@ -66,7 +66,7 @@ def check_monitored(parts: Parts, result: FitResult) -> None:
 
 
 def unknown_metric(parts: Parts, error: UnknownMetricError) -> ConfigError | None:
-    """Return the error at the key that names an unknown metric; `None` if no key names it."""
+    """Return a `ConfigError` for the key that names an unknown metric; `None` if no key names it."""
     sections = [section for section, monitor in _watched(parts) if monitor == error.monitor]
     return _at(parts, sections[0], str(error)) if sections else None
 

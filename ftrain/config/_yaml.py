@@ -1,8 +1,8 @@
 """YAML 1.2 parser that also returns the line of each key.
 
-PyYAML follows version 1.1, in which `1e-3` is a string, `no` is false, `12:30` is 750 and `010` is
-8. The resolver here is the core schema of 1.2, so that a learning rate is a number and a country a
-country.
+PyYAML follows YAML 1.1, in which `1e-3` is a string, `no` is false, `12:30` is 750 and `010` is 8.
+This parser follows the core schema of YAML 1.2, in which `1e-3` is a number, `no` (as in a list of
+country codes) a string and `010` is 10.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def scalar(text: str) -> Any:
 def _integer(text: str) -> int | float:
     digits = text.lstrip("+-")
     base = {"0x": 16, "0o": 8}.get(digits[:2], 10)
-    # Longer ones are refused by Python itself; no setting has so many digits.
+    # Python refuses to convert longer integers; `check_limits` and the schema refuse infinity.
     return int(text, base) if len(text) < 4000 else float("inf")
 
 
@@ -78,7 +78,7 @@ _SCALARS: tuple[tuple[re.Pattern[str], Any], ...] = (
 )
 
 
-#: What a node has without a tag of its own (`!` says: a string).
+#: Tags of nodes to which the file gives no type (`!` marks a string).
 _TAGS = ("!", *(f"tag:yaml.org,2002:{kind}" for kind in ("str", "seq", "map")))
 
 
@@ -139,12 +139,13 @@ class _Reader:
                 raise ConfigError.at(
                     join(path),
                     f"{self.name}:{line}",
-                    "expected a key with a name, got none. Write one before the colon",
+                    "expected a key with a name, got none. Write a name before the colon",
                 )
             here = (*path, key.value)
             if key.value in found:
                 first = self.places.lines[here]
-                says = f"expected one value for this key, got two, the first on line {first}. Remove one"
+                got = f"got two, the first on line {first}. Remove one of them"
+                says = f"expected one value for this key, {got}"
                 raise ConfigError.at(join(here), f"{self.name}:{line}", says)
             self.places.lines[here] = line
             found[key.value] = self.read(value, here)

@@ -55,16 +55,16 @@ class Parts:
         held_out: a loader, stream or list of evaluation batches; `None`: nothing is held out.
         facts: the facts that the data source reports.
         fitted: the preprocessing fitted on these training data; `None`: none.
-        sizes: `batch -> (samples, tokens)`; `None`: the trainer's.
+        sizes: `batch -> (samples, tokens)`; `None`: the default of `Trainer`.
         total_steps: updates in the whole run; `None`: unknown.
         model: the bound model.
         loss_fn: `loss_fn(model, batch)`.
-        eval_fn: the same for evaluation; `None`: `loss_fn`.
+        eval_fn: the function of model and batch for evaluation; `None`: `loss_fn`.
         taught: the function that adds the teacher of the loss to steps; without a teacher, the identity.
         schedule: count to learning rate; `None`: constant.
-        steps: the three functions.
+        steps: `init_state`, `train_step` and `eval_step` of the run.
         callbacks: the callbacks of the configuration.
-        device: where the run takes place.
+        device: the device of state and batches.
         mesh: the ranks that train together; `None`: this process alone.
     """
 
@@ -103,7 +103,7 @@ class Parts:
         return self.taught(made_steps)
 
     def steps_with(self, hyperparams: Mapping[str, float]) -> Steps:
-        """Return the run's step functions with numbers of its optimizer as tensors in the state.
+        """Return the run's step functions with optimizer hyper-parameters as tensors in the state.
 
         Args:
             hyperparams: initial values by argument of the configuration's optimizer. With a schedule,
@@ -149,13 +149,14 @@ def build(
         folder: the value of `${run}` in arguments of callbacks; default: `config.folder`.
         fitted: the run's fitted preprocessing, with which all data is read; empty: the run stored none;
             `None`: a new run.
-        evaluation: nothing will be trained: a `data.path` of the command line is held out as a whole.
+        evaluation: True: nothing will be trained, and all data at a `data.path` that the command line
+            sets is held out.
         facts: stored facts about the data, so that no data is read. `None`: read the data.
         mesh: the ranks that train together; `None`: this process alone.
 
     Raises:
-        ConfigError: something cannot be imported, does not take its arguments, or refuses them; the
-            error in one's own code is its `__cause__`.
+        ConfigError: a component cannot be imported, does not take its arguments, or refuses them. An
+            error in the user's code is its `__cause__`.
     """
     resolved = resolve(config)
     config = resolved.config
@@ -241,13 +242,15 @@ def _device(config: Config) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        why = "" if "at start of device string" in reason else f" ({reason})"  # torch's own list
+        why = (
+            "" if "at start of device string" in reason else f" ({reason})"
+        )  # without torch's list of all devices
         near = value_alias("device", config.device)
         names = "cpu, cuda, cuda:1 or auto" if torch.cuda.is_available() else "cpu or auto"
         remedy = f"Did you mean {near}?" if near else f"Write {names}"
         if near and near != "auto" and not torch.cuda.is_available():
             remedy += (
-                " This machine has no CUDA device; write cpu or auto to train on its processor"
+                " This machine has no CUDA device. Write cpu or auto to train on its processor"
             )
         message = f"expected a device of this machine, got {config.device!r}{why}. {remedy}"
         raise ConfigError.at("device", config.places.of(("device",)), message) from None
@@ -289,7 +292,7 @@ def _steps(resolved: Resolved, model: Any, loss_fn: Any, eval_fn: Any, optimizer
 def _teacher(
     resolved: Resolved, loss: Target, model: Any, arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Teacher], Callable[[Steps], Steps]]:
-    """Return the teacher as an argument of the loss, and the function that adds it to steps."""
+    """Return the loss's argument with the teacher, and the function that adds the teacher to steps."""
     config, needs = resolved.config, loss.needs
     if needs.self_teacher is not None:
         if config.ema is None:
@@ -354,7 +357,7 @@ def _filled(target: Target, facts: Mapping[str, Any], resolved: Resolved) -> dic
 def _in_run(
     target: Target, facts: Mapping[str, Any], resolved: Resolved, folder: pathlib.Path | None
 ) -> dict[str, Any]:
-    """Return the arguments of a callback, those that it needs included, with `${run}` filled in."""
+    """Return a callback's arguments, defaults of `Needs.in_run` included, with `${run}` replaced."""
     config, needs = resolved.config, target.needs
     run = str(config.folder if folder is None else folder)
     found = {**needs.in_run, **_filled(target, facts, resolved)}

@@ -1,6 +1,6 @@
-"""A configuration as YAML, with every default written out.
+"""Writing of a configuration as YAML, with every default written out.
 
-    load(file) -> dump -> the same bytes, however often
+    dump(load(path)) == path.read_text()        # of a file that `dump` wrote
 
 Read next: `load.py`, the inverse.
 """
@@ -49,7 +49,7 @@ def relocated(resolved: Resolved, folder: pathlib.Path) -> Config:
     def relative(target: str) -> str:
         try:
             return pathlib.PurePath(os.path.relpath(target, folder)).as_posix()
-        except ValueError:  # another drive
+        except ValueError:  # the target is on another drive
             return target
 
     def moved_name(name: str, at: Path) -> str:

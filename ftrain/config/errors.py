@@ -79,4 +79,4 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     near = nearest(name, names)
     if near:
         return f"Did you mean {near}?"
-    return f"Choose one of {', '.join(names)}" if names else "There are none"
+    return f"Choose one of {', '.join(names)}" if names else "None are known"

@@ -35,14 +35,14 @@ def run_config(folder: pathlib.Path, overrides: Sequence[str] = (), *, code: boo
     """Return the configuration in a run's directory, which may have been moved; `code` as in `load`.
 
     Raises:
-        ConfigError: it cannot be used, or the name of the directory is not UTF-8.
+        ConfigError: the configuration is invalid, or the name of the directory is not UTF-8.
     """
     try:
         str(folder).encode()
     except UnicodeEncodeError:  # a configuration cannot hold this name as its `output_dir`
-        says = "expected a directory whose name is UTF-8, got other bytes. Rename it"
+        says = "expected a directory whose name is UTF-8, got other bytes. Rename the directory"
         raise ConfigError.at("", str(folder), says) from None
-    # JSON splits an emoji in two.
+    # Not `json.dumps`, which writes an emoji as two escapes that YAML does not join.
     quoted = yaml.safe_dump(str(folder), default_style='"', width=1 << 20).strip()
     here = f"output_dir={quoted}"
     found = load(folder / "config.yaml", [*overrides, here], code=code)

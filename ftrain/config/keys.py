@@ -57,7 +57,9 @@ def _default(field: FieldInfo) -> str:
         return "(needed)"
     value = field.get_default()
     if isinstance(value, BaseModel):
-        return getattr(value, "name", "")  # a component's; a section's keys follow by themselves
+        return getattr(
+            value, "name", ""
+        )  # of a component; the keys of a section are listed on their own
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return "[]" if value == () else str(value)

@@ -46,11 +46,11 @@ def load(
             if it names code; for configurations of somebody else.
 
     Returns:
-        The checked configuration. It remembers where each key is written.
+        The checked configuration, with the source location of each key.
 
     Raises:
-        ConfigError: the file cannot be read or parsed; a key is not known, twice there, or of another
-            type; keys do not go together. All problems that were found are in it.
+        ConfigError: the file cannot be read or parsed; a key is unknown, is given twice, or has a value
+            of another type; two keys contradict each other. The error lists all problems.
 
     Example:
         >>> config = load({"model": "linear", "data": "digits", "epochs": 3}, ["optimizer.name=sgd"])
@@ -71,7 +71,12 @@ def load(
 
 
 def parse(text: str, path: pathlib.Path, overrides: Sequence[str] = ()) -> Config:
-    """Return the configuration in a text; `path` gives its format, and its name in messages.
+    """Parse a configuration from a text; the suffix of `path` gives its format.
+
+    Args:
+        text: the content of the file.
+        path: the path of the file, which messages name.
+        overrides: as for `load`.
 
     Raises:
         ConfigError: as `load`.
@@ -106,7 +111,9 @@ def _read(path: pathlib.Path) -> str:
         if (path / "config.yaml").exists():
             message += f". Write {path / 'config.yaml'}"
     except UnicodeDecodeError as error:
-        message = f"expected text in UTF-8, got an invalid byte at {error.start}"
+        message = (
+            f"expected text in UTF-8, got an invalid byte at {error.start}. Save the file as UTF-8"
+        )
     except (OSError, ValueError) as error:
         message = f"cannot be read: {getattr(error, 'strerror', None) or error}"
     raise ConfigError.at("", path, message)
@@ -156,8 +163,8 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
         found.append(
             (
                 "task",
-                f"expected a task or a loss, got both, {config.task.name} and {config.loss.name}. "
-                "Remove one of them, or write loss=null",
+                f"expected a task or a loss, got the task {config.task.name} and the loss "
+                f"{config.loss.name}. Remove one of them, or write loss=null",
             )
         )
     return found

@@ -1,6 +1,6 @@
 """Declaration of what a component needs from a run.
 
-Read next: `registry.py`, which keeps it beside the component's name.
+Read next: `registry.py`, which stores the needs with the component's name.
 """
 
 from __future__ import annotations

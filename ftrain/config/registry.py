@@ -41,11 +41,11 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 class _Registered(NamedTuple):
-    component: Any  # or its import path, so that it is imported only when used
+    component: Any  # or an import path, so that the component is imported only when used
     needs: Needs = Needs()
 
 
-#: The needs of components that declare none.
+#: Needs of components that were registered without any, by kind.
 _DEFAULT: dict[Kind, Needs] = {"schedule": Needs(total_steps="total_steps")}
 
 _MONITORED = "ftrain.loop.callbacks:monitored_steps"
@@ -193,7 +193,7 @@ def names(kind: Kind) -> list[str]:
 
 
 def find(kind: Kind, name: str, base: pathlib.Path, key: str, place: str) -> Any:
-    """Return the component with this name, or raise `ConfigError` at this key and source location."""
+    """Return the component of a name or import path; raise `ConfigError` if there is none."""
     module, colon, attribute = name.rpartition(":")
     if colon:
         return _attribute(load_module(module, base, key, place), module, attribute, key, place)
@@ -223,7 +223,7 @@ def _from_library(kind: Kind) -> dict[str, Any]:
         return {name: one for name, one in found.items() if inspect.isclass(one)}
     if kind != "optimizer":
         return {}
-    from ftrain import optim  # noqa: PLC0415  # it imports torch, which a wrong key need not wait for
+    from ftrain import optim  # noqa: PLC0415  # imports torch: an error about a key would wait a second
 
     found = {name: getattr(optim, name) for name in optim.__all__ if "scale_by_" not in name}
     functions = {name: one for name, one in found.items() if inspect.isfunction(one)}
@@ -272,7 +272,7 @@ def _from_file(path: pathlib.Path, written: str, key: str, place: str) -> Module
     if spec is not None and spec.origin == str(path):
         return importlib.import_module(
             path.stem
-        )  # under its own name: worker processes find it too
+        )  # under its own name, by which worker processes find it too
     name = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -293,7 +293,7 @@ def _visible(folder: pathlib.Path) -> None:
     """Append a directory to `sys.path`, so that the files in it can import each other."""
     path = os.path.abspath(folder)
     if path not in sys.path:
-        sys.path.append(path)  # last: a file called json.py must not shadow Python's
+        sys.path.append(path)  # last, so that a file called json.py does not shadow Python's
 
 
 def _broken(module: str, error: BaseException) -> str:
@@ -322,6 +322,6 @@ def _attribute(found: Any, module: str, attribute: str, key: str, place: str) ->
         raise ConfigError.at(
             key,
             place,
-            f"expected a function or class, got {holder!r:.40}",
+            f"expected a function or class, got {holder!r:.40}. Write the name of one",
         )
     return holder

@@ -1,9 +1,9 @@
 """Import of the components that a configuration names, and checks of their arguments.
 
-Arguments are checked by annotations: an unknown one is answered with "did you mean", a text for a
-number is refused, lists become tuples where the annotation says so. An argument that is annotated
-as a `pathlib.Path` is searched beside the configuration or, if given on the command line, in the
-current directory.
+Arguments are checked against the annotations of the component: an unknown argument raises with a
+suggestion, a text where a number is expected raises, and a list becomes a tuple where the annotation
+is one. A file for an argument that is annotated as a `pathlib.Path` is searched beside the
+configuration or, if given on the command line, in the current directory.
 
 Read next: `build.py`.
 """
@@ -31,7 +31,7 @@ from ftrain.config.schema import Component, Config
 
 __all__ = ["Resolved", "Target", "reference", "resolve"]
 
-#: Adam's, where neither the configuration nor the optimizer has one.
+#: Learning rate if neither the configuration nor the optimizer has one: the usual default of Adam.
 DEFAULT_RATE = 1e-3
 
 _REFERENCE = re.compile(r"\$\{data\.([A-Za-z_][A-Za-z_0-9]*)\}")
@@ -42,7 +42,7 @@ class Target:
     """Imported function of a component, and the checked arguments with which to call it.
 
     Attributes:
-        path: the component's place in the configuration, such as `("optimizer",)`.
+        path: the component's key path in the configuration, such as `("optimizer",)`.
         component: the component in the configuration.
         function: the function that it names.
         arguments: keyword arguments; each `${data.NAME}` is not yet replaced.
@@ -70,7 +70,7 @@ class Target:
         return self._takes_a(pathlib.Path, name)
 
     def takes_switch(self, name: str) -> bool:
-        """Return True if the parameter called `name` is annotated as true or false."""
+        """Return True if the parameter called `name` is annotated as a boolean."""
         return self._takes_a(bool, name)
 
     def _takes_a(self, kind: type, name: str) -> bool:
@@ -106,18 +106,18 @@ class Resolved:
 
     @property
     def objective(self) -> Target:
-        """The task, or the loss function of a configuration without one."""
+        """The task, or the loss function of a configuration without a task."""
         found = self.task or self.loss
-        assert found is not None  # a configuration has one of them
+        assert found is not None  # a configuration has a task or a loss
         return found
 
 
-#: How many parameters, from the first on, the run fills in: `(model, batch)`, the learning rate.
+#: Number of first parameters that the run fills in: model and batch of a loss, or the learning rate.
 _FILLED: dict[Kind, int] = {"loss": 2, "optimizer": 1, "schedule": 1}
 
 
 def resolve(config: Config) -> Resolved:
-    """Import all named components and check every argument.
+    """Import all components that a configuration names, and check every argument.
 
     If somebody else may have written the code, a line is printed before it runs (`_code.py`).
 
@@ -226,7 +226,7 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
         if name in filled:
             problem(
                 name,
-                f"expected no value, because the run passes {name} to {component.name}. Remove it",
+                f"expected no value, because the run passes {name} to {component.name}. Remove {name}",
             )
         elif name not in open_to and not open_ended:
             known = [*open_to, *(["learning_rate"] if kind == "optimizer" else [])]
@@ -252,12 +252,12 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
 
 
 def _filled_by_run(kind: Kind, needs: Needs, parameters: list[str]) -> list[str]:
-    """Return the parameters that the run fills in, which the configuration must not."""
+    """Return the parameters that the run fills in, so that the configuration must leave them out."""
     if kind == "data":
         return [name for name in parameters if name == "fitted"]  # the run's fitted preprocessing
     if needs.chained or needs.builds:
-        return []  # it scales the optimizer's updates, and gets no learning rate; or it makes the loss
-    # The extras of the state, and the average of its weights, are arguments of losses alone.
+        return []  # called with its own arguments only, without a learning rate or a batch
+    # Only losses have arguments for the extras of the state and for the average of the weights.
     more = ("extras", needs.self_teacher) if kind == "loss" else ()
     return parameters[: _FILLED.get(kind, 0)] + [name for name in parameters if name in more]
 
@@ -283,9 +283,9 @@ def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:
         return value, False
     try:
         adapter = TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True))
-    except Exception:  # as below; or the type has a configuration, and takes no other
+    except Exception:  # no schema, or a type with a pydantic configuration of its own
         try:
-            adapter = TypeAdapter(hint)  # dataclasses and models bring a configuration of their own
+            adapter = TypeAdapter(hint)  # dataclasses and models have their own configuration
         except Exception:  # pydantic has no schema for this annotation: it checks nothing
             return value, False
     try:
@@ -314,7 +314,7 @@ def _refused(error: ValidationError, value: Any, hint: Any, adapter: TypeAdapter
 
 
 def _fits(value: Any, adapter: TypeAdapter[Any]) -> bool:
-    """Return True if a type has the value; a text stands for the number that it spells."""
+    """Return True if a value has the adapter's type; a text counts as the number that it spells."""
     try:
         adapter.validate_json(value if isinstance(value, str) else json.dumps(value), strict=True)
     except ValueError:

@@ -57,7 +57,7 @@ __all__ = ["Run", "numbered", "prepare", "train"]
 #: Steps of a `fast_dev_run`.
 DEV_STEPS = 4
 
-#: What to do about other training data.
+#: Remedy for a resumed run whose training data have changed; `{0}` is its directory.
 _ANEW = (
     "Restore the earlier file, or begin a new run: ftrain train {0}/config.yaml output_dir={0}-2"
 )
@@ -165,7 +165,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> F
 
 
 def numbered(config: Config, mesh: Any = None) -> Config:
-    """Return a configuration whose directory is free, with `versions` a numbered one; create it.
+    """Return a configuration whose run directory is unused, numbered if `versions` is true; create it.
 
     Raises:
         ConfigError: a directory cannot be created.
@@ -272,8 +272,8 @@ def _check_free(
         if not locked and config.checkpoint.lock and in_use(folder):
             raise _refusal(
                 config,
-                f"another process is training in {folder}. Wait for it, or end it; or write elsewhere: "
-                f"output_dir={folder}-2, or versions=true to number runs",
+                f"another process is training in {folder}. Wait for that process, or end it; or write "
+                f"elsewhere: output_dir={folder}-2, or versions=true to number runs",
             )
         raise _refusal(
             config,
@@ -303,14 +303,14 @@ def _check_replaceable(config: Config, folder: pathlib.Path) -> None:
         if (folder / name).is_dir() and not (folder / name).is_symlink():
             raise _refusal(
                 config,
-                f"expected a file, got the directory {folder / name}, which no run has written. Move it "
-                "away, or write output_dir=...",
+                f"expected a file, got the directory {folder / name}, which no run has written. Move "
+                "the directory away, or write output_dir=...",
             )
 
 
 @contextlib.contextmanager
 def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
-    """Convert errors of writing the run's directory in a `with` block to `ConfigError`."""
+    """Convert errors of a `with` block that writes the run's directory to `ConfigError`."""
     try:
         yield
     except ConfigError:
@@ -341,7 +341,7 @@ def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
     with found as lock:
         if not lock.held:
             raise _refusal(
-                config, f"another process is training in {folder}. Wait for it, or end it"
+                config, f"another process is training in {folder}. Wait for that process, or end it"
             )
         yield
 
@@ -361,8 +361,8 @@ def _write(folder: pathlib.Path, files: Mapping[str, str]) -> None:
 def _clear(folder: pathlib.Path) -> None:
     """Delete the files and checkpoints that a run has written; keep all other files.
 
-    The checkpoints are deleted first, so that the logs of the run are kept if that fails. The directory
-    of checkpoints is kept, because it is locked.
+    The checkpoints are deleted first, so that the logs of the run are kept if the deletion fails. The
+    directory of checkpoints is kept, because it is locked.
     """
     for entry in os.scandir(folder / "checkpoints"):
         if entry.is_dir(follow_symlinks=False):
@@ -374,6 +374,6 @@ def _clear(folder: pathlib.Path) -> None:
 
 
 def _refusal(config: Config, message: str) -> ConfigError:
-    if config.of_run:  # named by its directory, not by a key that the user wrote
+    if config.of_run:  # the user gave the directory of the run, not the key
         return ConfigError.at("", "", message)
     return ConfigError.at("output_dir", config.places.of(("output_dir",)), message)

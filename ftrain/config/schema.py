@@ -24,15 +24,15 @@ __all__ = ["Checkpoint", "Component", "Config", "Data", "Distributed", "EarlySto
 
 Count = Annotated[int, Field(ge=1)]
 Threads = Annotated[int, Field(ge=1, le=4096)]  # with more, OpenMP ends the process
-Workers = Annotated[int, Field(ge=0, le=1024)]  # each is a process
+Workers = Annotated[int, Field(ge=0, le=1024)]  # each worker is a process
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-_LISTED = Field(strict=False)  # a file has lists, a frozen value tuples
+_LISTED = Field(strict=False)  # files have lists; the frozen configuration has tuples
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def _epochs(value: Any) -> Any:
-    """Accept a positive number of epochs; a whole one becomes an int."""
+    """Validate a positive number of epochs; return a whole number as an int."""
     known = isinstance(value, (int, float)) and not isinstance(value, bool)
     if value is not None and not (known and 0 < value < math.inf):
         raise PydanticCustomError("epochs", "expected a number above 0, such as 10 or 0.5")
@@ -175,7 +175,8 @@ class Config(_Section):
     data: Data
     """The data: a function that returns the training data, or `(training, held out)`."""
     loss: Component | None = None
-    """`loss_fn(model, batch, **arguments)`; null: that of `task` or, without one, `cross_entropy`."""
+    """`loss_fn(model, batch, **arguments)`; null: the loss of `task` or, without a
+    task, `cross_entropy`."""
     task: Component | None = None
     """The kind of problem: a function that returns a `Task`, whose loss and evaluation take the place of
     `loss`; null: none."""

@@ -82,7 +82,7 @@ class Trained:
             The model's outputs: without gradient, in memory of their own, on the run's device.
 
         Raises:
-            TypeError: the inputs are a list, a path or another thing that the model does not take.
+            TypeError: the inputs are a list, a path or another value that the model does not take.
             ValueError: rows of a table have another number of features than those of the run.
             KeyError: a batch does not have the model's input.
         """
@@ -103,7 +103,7 @@ class Trained:
             raise cause from error
 
     def _refusal(self, inputs: Any) -> Exception | None:
-        """Return an error that names the fault of inputs with which the model failed; else `None`."""
+        """Return an error that explains why the model failed on these inputs; `None` if unknown."""
         if isinstance(inputs, (str, os.PathLike)):
             return TypeError(
                 f"inputs: expected a tensor, got {os.fspath(inputs)!r}. To predict the rows of a file, "
@@ -184,7 +184,7 @@ def load_run(
             and (says := _data_json.missing_warning(parts, folder, fitted)) is not None
         ):
             warnings.warn(says, LoopWarning, stacklevel=2)
-        with warnings.catch_warnings():  # without further training, other bits do not matter
+        with warnings.catch_warnings():  # not trained further: no warning that bits may differ
             warnings.simplefilter("ignore", checkpoints.DeterminismWarning)
             path, state, _ = loaded(config, folder, which, path, parts.init_state())
     parts = dataclasses.replace(parts, train=None, held_out=None)

@@ -108,7 +108,7 @@ def test_train_command_on_a_complete_run_prints_how_to_train_longer(
     assert "the run is complete" not in capsys.readouterr().out
     assert main(["eval", "runs/config", "--checkpoint", "nope"]) == 2
     said = capsys.readouterr().err
-    assert "Checkpoints in runs/config: best, latest, step-000000000025" in said
+    assert "Choose one of best, latest, step-000000000025" in said
 
 
 def test_path_on_the_command_line_is_relative_to_the_current_directory(

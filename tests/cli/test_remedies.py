@@ -67,7 +67,7 @@ def test_train_and_resume_refuse_a_run_that_another_process_is_training(
         assert lock.held
         for arguments in (("train", "flowers.yaml"), ("resume", "runs/flowers", "epochs=2")):
             said = error_of(capsys, *arguments)
-            assert "another process is training in runs/flowers. Wait for it, or end it" in said
+            assert "another process is training in runs/flowers. Wait for that process" in said
             assert "--overwrite" not in said
             assert r"\n" not in said
         assert "output_dir" not in said

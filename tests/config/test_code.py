@@ -100,7 +100,7 @@ def test_run_of_somebody_else_is_named_with_its_code_before_the_code_runs(
     (folder / "run/config.yaml").open("a").write("# changed\n")
     line("run/config.yaml was changed after the run wrote it")
     (folder / "run/.origin").unlink()
-    line("run does not say that you wrote it on this machine")
+    line("run has no record that you wrote it on this machine")
     os.mkfifo(folder / "run/.origin")
     line("run/config.yaml: expected a regular file, got a pipe")
     (folder / "run/.origin").unlink()

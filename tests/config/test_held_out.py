@@ -29,7 +29,7 @@ def test_held_out_file_is_searched_beside_the_configuration(tmp_path: pathlib.Pa
     )
     assert "expected" in said(data={"name": "digits", "held_out": "test.csv"})
     assert (
-        "data.fitted: expected no value, because the run passes fitted to csv. Remove it"
+        "data.fitted: expected no value, because the run passes fitted to csv. Remove fitted"
         in said(data={**table, "fitted": {}})
     )
     with pytest.raises(ConfigError, match="a share of them .*, or the name of a file, got '20%'"):

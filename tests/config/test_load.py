@@ -148,7 +148,7 @@ GOOD = "model: mlp\ndata: digits\nepochs: 3\n"
         (GOOD + "gradient_clip_val: 3", "Write max_grad_norm instead"),
         (
             GOOD + "checkpoint.every: 3",
-            "Write it as a section: `checkpoint:`, and below it `every:`",
+            "Write the key as a section: `checkpoint:`, and below it `every:`",
         ),
         (
             GOOD + "checkpoint: {evry: 3}",

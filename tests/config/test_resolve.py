@@ -97,7 +97,7 @@ def test_user_file_does_not_shadow_a_standard_module_of_its_name(tmp_path: pathl
         ({"optimizer": {"name": "sgd", "params": 3}}, "optimizer.params: unknown argument of sgd"),
         (
             {"loss": {"name": "project.py:loss_fn", "batch": 3}},
-            "the run passes batch to project.py:loss_fn. Remove it",
+            "the run passes batch to project.py:loss_fn. Remove batch",
         ),
         (
             {"schedule": {"name": "warmup_cosine", "peak": 3}},

@@ -50,7 +50,9 @@ def test_task_receives_the_value_about_the_data_that_it_declares() -> None:
 
 
 def test_task_and_loss_together_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"task: expected a task or a loss, got both, retrieval"):
+    with pytest.raises(
+        ConfigError, match=r"task: expected a task or a loss, got the task retrieval"
+    ):
         load({"model": "mlp", "data": "digits", "task": "retrieval", "loss": "mse", **QUICK})
 
 

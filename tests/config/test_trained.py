@@ -225,7 +225,9 @@ def test_run_that_cannot_be_loaded_raises_with_the_reason(
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/config.yaml").write_text("{model: mlp, data: digits, epochs: 1}")
     assert "has no checkpoint. Train it: ftrain resume" in refused(tmp_path / "begun")
-    assert "checkpoint not found. " in refused(project / "32-true", "step-7")
+    assert "got 'step-7', which does not exist. Choose one of best, latest" in refused(
+        project / "32-true", "step-7"
+    )
     assert "into.weight" in refused(project / "32-true", "best", ["model.width=7"])
     save(tmp_path / "other", {"w": torch.ones(2)})
     assert "w" in refused(project / "32-true", tmp_path / "other")
