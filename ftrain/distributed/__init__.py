@@ -1,14 +1,14 @@
-"""The same pure step on many ranks, on `torch.distributed`.
+"""Pure training steps on many ranks (processes), with the collectives of `torch.distributed`.
 
 Each process (rank) runs the same functions on its own rows of a batch; collectives are operators of
-the one graph. There are no wrapper modules, no hooks and no launcher: torchrun or SLURM starts the
+the step's graph. There are no wrapper modules, no hooks and no launcher: torchrun or SLURM starts the
 processes, and a `DeviceMesh` names them.
 
-W ranks with `accumulate=a` are one process with `accumulate=W*a` on the whole batch. Rank `r` has the
-micro-batches `r*a` to `r*a + a - 1` of that process: their rows (`data.Loader(rank=r, ranks=W)`), and
-their keys, so that dropout masks agree. Gradients are summed with their weights and divided once;
-metrics are merged in rank order. All ranks hold the same state, and decide alike whether a step is
-skipped.
+W ranks with `accumulate=a` compute what one process with `accumulate=W*a` computes on the whole batch.
+Rank `r` has the micro-batches `r*a` to `r*a + a - 1` of that process: their rows
+(`data.Loader(rank=r, ranks=W)`), and their random keys, so that dropout masks agree. Gradients are
+summed with their weights and divided once; metrics are merged in rank order. All ranks hold the same
+state, and either all of them skip a step or none does.
 """
 
 from ftrain.distributed.agreement import agree, check_same, gather, together

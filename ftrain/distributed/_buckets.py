@@ -1,8 +1,8 @@
-"""Collectives on trees of tensors, in few operators: one for each dtype, or for each 25 MiB of it.
+"""Collectives on trees of tensors, with one operator for each 25 MiB of each dtype.
 
-Each collective has a latency, whatever its size. Tensors of one dtype are therefore copied into one, a
-bucket. A large tree has several, all on their way before the first is waited for; their size is that of
-torch's DistributedDataParallel, 25 MiB.
+A collective has a latency that does not depend on its size. Tensors of one dtype are therefore copied
+into one tensor, a bucket. A large tree has several buckets, all of which are sent before the first
+result is waited for. Their size is the default of torch's DistributedDataParallel, 25 MiB.
 """
 
 from __future__ import annotations
@@ -51,9 +51,10 @@ def gathered(values: Any, group: Group) -> Any:
 
 
 def _buckets(leaves: list[torch.Tensor], limit: int | None = BUCKET_BYTES) -> Iterator[list[int]]:
-    """Yield the places of tensors that share a bucket; the last tensors come first.
+    """Yield the indices of the tensors of each bucket, beginning with the last tensors.
 
-    A backward pass has the gradients of the last layers first, and names are often in the layers' order.
+    A backward pass computes the gradients of the last layers first, and parameters are often in the
+    order of the layers.
     """
     by_dtype: dict[torch.dtype, list[int]] = {}
     for i in reversed(range(len(leaves))):
@@ -79,7 +80,7 @@ def _sendable(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _received(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Undo `_sendable`."""
+    """Convert a tensor that `_sendable` has made, and a collective returned, back to its dtype."""
     if dtype.is_complex:
         return torch.view_as_complex(tensor.contiguous())
     return tensor.to(dtype)

@@ -2,7 +2,7 @@
 
 A thread of each rank writes a heartbeat every second and reads one key, so that steps pay for no
 synchronization: `Channel.continues_after` takes 0.8 to 1.5 µs (2 ranks on 2 cores). After a failure the
-ranks read the store, and learn which rank failed, where and why.
+ranks read from the store which rank failed, where and why.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Report(NamedTuple):
     Attributes:
         rank: the rank.
         host: its host name.
-        step: the last step that it began.
-        phase: its phase in the run: "step", "data", "boundary", "save", ...
-        cause: its own exception; "" if it reported none.
+        step: the last step that the rank began.
+        phase: the phase of the run that the rank is in: "step", "data", "boundary", "save", ...
+        cause: the exception that the rank reported; "" if it reported none.
         alive: True if its heartbeat continues.
         origin: True if the exception was not caused by the failure of another rank.
     """
@@ -45,16 +45,16 @@ class Report(NamedTuple):
 
 
 class Channel:
-    """Side channel of one rank.
+    """Heartbeat, failure reports and stop requests of one rank, exchanged with all others.
 
     Attributes:
         step: the last step that this rank began.
         phase: a function that returns the phase of the run, for the messages of other ranks.
-        stop: rank and number of the signal that ends the run; `None` while there is none.
+        stop: the rank that received a signal and the number of the signal that ends the run, or `None`.
     """
 
     def __init__(self, store: Store, rank: int, size: int, interval: float | None = None) -> None:
-        """Initialize the channel.
+        """Start the thread that writes heartbeats and reads stop requests.
 
         Args:
             store: the rendezvous store.
@@ -78,15 +78,15 @@ class Channel:
         self._thread.start()
 
     def close(self) -> None:
-        """End the thread."""
+        """End the heartbeat thread."""
         self._ended.set()
         self._thread.join(2 * self.interval)
 
     def continues_after(self, step: int, timeout: float) -> bool:
-        """Return True if the ranks take another step after this one, which this rank has taken.
+        """Return True if the ranks take another step after `step`, which this rank has completed.
 
         All ranks return False after the same step: the largest step that any of them had begun when
-        its thread read the stop request. No rank waits inside of a step for another that has stopped.
+        its thread read the stop request. So no rank waits within a step for a rank that has stopped.
         """
         with self._lock:  # either the thread posts this step, or this rank sees the request below
             if self.stop is None:
@@ -106,7 +106,7 @@ class Channel:
         self._store.compare_set("stop", "", json.dumps([self.rank, number]))
 
     def report(self, error: BaseException, origin: bool) -> None:
-        """Tell the other ranks about an exception that ends this rank."""
+        """Write an exception that ends this rank to the store, for the other ranks."""
         cause = f"{type(error).__name__}: {error}"
         content = {
             "step": self.step,
@@ -118,7 +118,7 @@ class Channel:
             self._store.set(f"failed/{self.rank}", json.dumps({**content, "host": self._host}))
 
     def reports(self, ranks: Iterable[int] | None = None) -> list[Report]:
-        """Return the last known activity of all other ranks; wait two heartbeats for those alive.
+        """Return the last known activity of all other ranks, after two heartbeats show which are alive.
 
         Raises:
             RuntimeError: the store cannot be reached.

@@ -1,4 +1,4 @@
-"""Refusals of what steps over ranks cannot do."""
+"""Checks that refuse transforms under which steps over ranks would return wrong results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ __all__ = ["refuse_derivatives"]
 def refuse_derivatives(totals: Any) -> None:
     """Raise if sums over ranks would be differentiated, or mapped by a transform of torch.func.
 
-    The derivative of a sum over ranks is itself a sum over ranks, which autograd takes on one rank only.
+    The derivative of a sum over ranks is itself a sum over ranks, but autograd would compute it on one
+    rank only.
 
     Raises:
         NotImplementedError: the totals have derivatives, or a transform is active.
@@ -26,6 +27,6 @@ def refuse_derivatives(totals: Any) -> None:
         raise NotImplementedError(
             "data_parallel: expected a step whose sums over ranks are only evaluated, got one that is "
             "differentiated, or mapped by torch.vmap. The derivative of a sum over ranks is a sum over "
-            "ranks too, which torch does not take. Use an optimizer without second derivatives, or "
+            "ranks too, which torch does not compute. Use an optimizer without second derivatives, or "
             "differentiate and map in one process."
         )

@@ -1,4 +1,4 @@
-"""Planners and a reader of `torch.distributed.checkpoint`, for leaves of which ranks hold rows."""
+"""Planners and a reader of `torch.distributed.checkpoint`, for leaves with rows on several ranks."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _LISTED = 8
 
 
 class Entry(NamedTuple):
-    """Leaf of a state, or rows of it, under its name in a DCP checkpoint.
+    """Leaf of a state, or some rows of a leaf, with its name in a DCP checkpoint.
 
     Attributes:
         name: the parts of its path, joined by dots.
@@ -57,24 +57,24 @@ class Entry(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """True if this rank has no rows, and others have."""
+        """True if this rank has no rows of a leaf that other ranks have rows of."""
         return bool(self.shape) and self.shape[0] > 0 and len(self.tensor) == 0
 
     def chunk(self) -> ChunkStorageMetadata:
-        """Return the place of the rows in the leaf."""
+        """Return the offsets and sizes of the rows in the whole leaf."""
         offsets = torch.Size([self.start, *[0] * (len(self.shape) - 1)][: len(self.shape)])
         return ChunkStorageMetadata(offsets, self.tensor.shape)
 
 
 class Saving(DefaultSavePlanner):
-    """Planner that writes entries; of those that several ranks hold, one writes each."""
+    """Planner that writes entries; an entry that several ranks hold is written by one of them."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         super().__init__()
         self._entries = {entry.name: entry for entry in entries}
 
     def create_local_plan(self) -> SavePlan:
-        """Return an item for each entry of this rank."""
+        """Return a plan with an item to write for each entry of this rank."""
         items = []
         for entry in self._entries.values():
             if entry.is_empty:
@@ -93,12 +93,12 @@ class Saving(DefaultSavePlanner):
         return self.plan
 
     def lookup_object(self, index: MetadataIndex) -> torch.Tensor:
-        """Return the tensor of an item."""
+        """Return the tensor that an item of the plan writes."""
         return self._entries[index.fqn].tensor.detach().contiguous()
 
 
 class Loading(DefaultLoadPlanner):
-    """Planner that reads into entries, and refuses what does not match."""
+    """Planner that reads a checkpoint into entries, and raises if the two do not match."""
 
     def __init__(self, entries: Sequence[Entry], directory: str, strict: bool) -> None:
         super().__init__()
@@ -106,11 +106,11 @@ class Loading(DefaultLoadPlanner):
         self._directory, self._strict = directory, strict
 
     def create_local_plan(self) -> LoadPlan:
-        """Return the items that fill the entries of this rank.
+        """Return a plan with the items to read into the entries of this rank.
 
         Raises:
             CheckpointMismatchError: the checkpoint differs from the entries.
-            CheckpointCorruptError: it does not have all rows of a leaf.
+            CheckpointCorruptError: the checkpoint does not have all rows of a leaf.
         """
         assert self.metadata is not None
         saved = self.metadata.state_dict_metadata
@@ -125,7 +125,7 @@ class Loading(DefaultLoadPlanner):
             if sum(math.prod(item.lengths) for item in found) != entry.tensor.numel():
                 raise CheckpointCorruptError(
                     f"{self._directory}: {entry.name}: expected each element once, got a checkpoint "
-                    "without some, or with some twice. Restore it from a copy."
+                    "without some, or with some twice. Restore the checkpoint from a copy."
                 )
             items += found
         return LoadPlan(items)
@@ -151,13 +151,13 @@ class Loading(DefaultLoadPlanner):
             )
 
     def lookup_tensor(self, index: MetadataIndex) -> torch.Tensor:
-        """Return the tensor that an item fills."""
+        """Return the tensor into which an item of the plan is read."""
         return self._entries[index.fqn].tensor
 
     def load_bytes(self, read_item: ReadItem, value: io.BytesIO) -> None:
-        """Refuse an object that is not a tensor: it is a pickle."""
+        """Raise for an object that is not a tensor, because DCP stores such objects as pickles."""
         raise CheckpointMismatchError(
-            f"{read_item.dest_index.fqn}: expected a tensor, got a pickle"
+            f"{read_item.dest_index.fqn}: expected a tensor, got a pickled object. Save tensors only."
         )
 
 
@@ -172,17 +172,17 @@ def _difference(saved: Any, entry: Entry) -> str | None:
 
 
 class SafeReader(FileSystemReader):
-    """Reader of DCP's files that unpickles only DCP's own classes, and opens no file elsewhere."""
+    """Reader of DCP's files that unpickles DCP's own classes only, and stays in its directory."""
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
         self._directory = directory
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        """Return the metadata.
+        """Return the metadata of the checkpoint, unpickled with DCP's own classes only.
 
         Raises:
-            CheckpointCorruptError: they are not metadata of DCP.
+            CheckpointCorruptError: the file does not hold metadata of DCP.
         """
         path = os.path.join(self._directory, ".metadata")
         try:
@@ -201,12 +201,13 @@ class SafeReader(FileSystemReader):
 
 def _bad(path: str, reason: str) -> CheckpointCorruptError:
     return CheckpointCorruptError(
-        f"{path}: expected metadata of torch.distributed.checkpoint: {reason}. Restore it from a copy."
+        f"{path}: expected metadata of torch.distributed.checkpoint: {reason}. Restore the "
+        "checkpoint from a copy."
     )
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickler of the classes that DCP's metadata consist of."""
+    """Unpickler that allows only the classes in metadata of DCP."""
 
     _CLASSES = frozenset(
         {
@@ -228,10 +229,10 @@ class _Unpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a class or dtype.
+        """Return the class or dtype of a name, if metadata of DCP may contain it.
 
         Raises:
-            UnpicklingError: it is none of those.
+            UnpicklingError: metadata of DCP do not contain the name.
         """
         if (module, name) in self._CLASSES:
             return super().find_class(module, name)

@@ -43,7 +43,7 @@ class Launch(NamedTuple):
 
 
 def launch(environment: Mapping[str, str] | None = None) -> Launch:
-    """Return the place of this process from torchrun's variables, from SLURM's, or of a single process.
+    """Return the place of this process in its job, from the variables of torchrun or SLURM, if set.
 
     Args:
         environment: the environment variables; `None`: those of this process.
@@ -61,7 +61,7 @@ def launch(environment: Mapping[str, str] | None = None) -> Launch:
     found = os.environ if environment is None else environment
     if any(name in found for name in ("RANK", "WORLD_SIZE")):
         return _torchrun(found)
-    # Not SLURM_NTASKS, which a batch script has too: its one process would wait for the others.
+    # Not SLURM_NTASKS, which a batch script has too: its single process would wait for other ranks.
     if all(name in found for name in _STEP) and found["SLURM_STEP_NUM_TASKS"] != "1":
         return _slurm(found)
     return Launch()

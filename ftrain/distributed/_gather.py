@@ -23,8 +23,8 @@ __all__ = ["Share", "gather_parameters", "sum_gradients"]
 class Share:
     """Factor of this rank's gradients in a sum over ranks, known when a backward pass begins.
 
-    The loss of each rank is divided by its own weight, as in one process: the products of a backward
-    pass in half precision are rounded, and overflow, as they do there.
+    Each rank divides its loss by its own weight before the backward pass, as one process does, so that
+    products in half precision round and overflow as in one process. The factor corrects the division.
 
     Args:
         replicas: the ranks that hold the same rows, if parameters are replicated over another axis.
@@ -48,11 +48,11 @@ class Share:
 def gather_parameters(
     tensors: Sequence[torch.Tensor], rows: Sequence[int | None], group: Group, share: Share
 ) -> list[torch.Tensor]:
-    """Return whole parameters; their gradients are summed over ranks.
+    """Gather whole parameters from the rows of all ranks; the backward pass sums gradients over ranks.
 
     Args:
         tensors: this rank's rows of each parameter, or a replicated parameter.
-        rows: the whole number of rows of each; `None` for a replicated one.
+        rows: the number of rows of each whole parameter; `None` for a replicated parameter.
         group: the ranks.
         share: the factor of this rank's gradients.
     """
@@ -92,11 +92,11 @@ def sum_gradients(
     group: Group,
     share: Share,
 ) -> list[torch.Tensor]:
-    """Return this rank's rows of the sum of whole gradients over ranks; all of it if replicated.
+    """Sum whole gradients over ranks; return this rank's rows of each sum, or all if replicated.
 
     Args:
         grads: the gradients on this rank.
-        rows: the whole number of rows of each; `None` for a replicated parameter.
+        rows: the number of rows of each whole parameter; `None` for a replicated parameter.
         dtypes: the dtypes of the results. Sums are in float32 or wider: in half precision each rank
             would round.
         group: the ranks.
@@ -106,7 +106,7 @@ def sum_gradients(
     if factor is None:
         raise NotImplementedError(
             "fully_sharded: expected a loss whose gradient the step takes, got one that itself "
-            "differentiates with respect to parameters. Use data_parallel for it."
+            "differentiates with respect to parameters. Use data_parallel for this loss."
         )
     found = list(grads)
     for dtype, places in _buckets(rows, dtypes).items():
@@ -130,7 +130,7 @@ def sum_gradients(
 def _buckets(
     rows: Sequence[int | None], dtypes: Sequence[torch.dtype]
 ) -> dict[torch.dtype, list[int]]:
-    """Return the places of the sharded tensors of each dtype."""
+    """Return the indices of the sharded tensors, by dtype."""
     found: dict[torch.dtype, list[int]] = {}
     for place, (n, dtype) in enumerate(zip(rows, dtypes, strict=True)):
         if n is not None:
@@ -139,7 +139,7 @@ def _buckets(
 
 
 def _blocks(grad: torch.Tensor, group: Group) -> torch.Tensor:
-    """Return the rows of each rank, padded with zeros: `[rows, ...]` becomes `[ranks, n, ...]`."""
+    """Split a tensor into the rows of each rank, padded: `[rows, ...]` becomes `[ranks, n, ...]`."""
     n, _ = rows_of(grad.shape[0], group)
     missing = n * group.size - grad.shape[0]
     if missing:

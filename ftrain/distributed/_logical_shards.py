@@ -1,4 +1,4 @@
-"""Ranks whose sums have the same bits for every number of ranks.
+"""Sums over the shards of a batch that have the same bits for every number of ranks.
 
 A batch has a fixed number of shards S, each a micro-batch with its own rows and key. Their gradients are
 summed in an order that depends on S alone: pairs, pairs of pairs and so on, if S is a power of two, so
@@ -6,7 +6,7 @@ that each rank sums its own shards before it sends one gradient; else from the f
 which each rank sends the gradients of all its shards.
 
 gloo and NCCL sum in an order that depends on the number of ranks, so the gradients are gathered, not
-reduced: a rank receives W gradients (or S) instead of 2.
+reduced: a rank receives W gradients (or S, if S is not a power of two) instead of 2.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class LogicalShards(Ranks):
     Args:
         group: the ranks.
         module: the model.
-        accumulate: that of the steps: 1 or S.
+        accumulate: the number of micro-batches of the steps, 1 or S.
         buffers: what happens to buffers that are not BatchNorm's, by name.
         shards: S.
 
@@ -49,7 +49,7 @@ class LogicalShards(Ranks):
         cuts_whole: True.
 
     Raises:
-        ValueError: S is not a multiple of the number of ranks; `accumulate` is another number.
+        ValueError: S is not a multiple of the number of ranks; `accumulate` is neither 1 nor S.
     """
 
     cuts_whole = True
@@ -93,7 +93,7 @@ class LogicalShards(Ranks):
         if parts.k != k:
             raise ValueError(
                 f"MicroBatches: expected {k} batches, the shards of one rank with logical_shards="
-                f"{total}, got {parts.k}. Pass {k}."
+                f"{total}, got {parts.k}. Pass {k} batches."
             )
         keys = random.split(key, total)[group.rank * k : (group.rank + 1) * k]
         each = each_micro_batch(of_part, buffers, keys, parts)
@@ -116,17 +116,17 @@ class LogicalShards(Ranks):
 def sharded_evaluation(
     eval_step: Callable[[TrainState, Any], Metrics], group: Group, shards: int
 ) -> Callable[[TrainState, Any], Metrics]:
-    """Return an evaluation of each shard by itself; metrics are merged in the order of the shards."""
+    """Return an `eval_step` that evaluates each shard alone and merges metrics in order of shards."""
 
     def evaluate(state: TrainState, batch: Any) -> Metrics:
         try:
             parts = split_evenly(batch, shards // group.size)
         except (TypeError, ValueError) as error:
-            error.add_note(f"logical_shards={shards} cuts the batches of an evaluation too.")
+            error.add_note(f"logical_shards={shards} splits the batches of an evaluation too.")
             raise
 
         def of_one(carry: Any, tensors: list[torch.Tensor]) -> tuple[Any, Metrics]:
-            # In memory of its own, as in training.
+            # A copy in fresh memory, as in training, because bits may depend on the alignment.
             return carry, eval_step(state, parts.build([x.clone() for x in tensors]))
 
         _, stacked = scan(of_one, (), parts.tensors)

@@ -13,19 +13,19 @@ __all__ = ["peers_of"]
 
 
 def peers_of(mesh: DeviceMesh, timeout: float, use: str = "") -> Peers:
-    """Return the ranks of a mesh, all of its axes, as peers of this one, for one call.
+    """Return all ranks of a mesh as `Peers` of this rank, for one call of `save`, `load` or the like.
 
     Args:
         mesh: the ranks; a rank's number in messages is its position in the mesh.
         timeout: seconds that a rank waits for the others.
-        use: a name for calls that may run in a thread beside others.
+        use: a name that tells these calls from calls in other threads.
 
     Raises:
         ValueError: this process is not in the mesh, or the time-out is not positive.
         CheckpointRankError: the store of the process group is lost.
     """
     if not timeout > 0:
-        raise ValueError(f"timeout: expected seconds > 0, got {timeout}")
+        raise ValueError(f"timeout: expected seconds > 0, got {timeout}. Write timeout=300.0.")
     ranks = mesh.mesh.flatten().tolist()
     own = dist.get_rank()
     if own not in ranks:

@@ -21,10 +21,10 @@ __all__ = ["merged_evaluation", "merged_over_ranks", "same_on_all_ranks"]
 def merged_over_ranks(metrics: Metrics, group: Group) -> Metrics:
     """Return the metrics of all ranks, merged in rank order, the same bits on every rank.
 
-    Values of each example, and other metrics that concatenate, must have as many entries on each rank:
-    their shapes are compared in the graph, which waits for the device if it is not the CPU.
+    Values of each example, and other metrics that concatenate, must have the same number of entries on
+    each rank: their shapes are compared in the graph, which waits for the device if it is not the CPU.
     """
-    metrics = as_metrics(metrics.entries, "metrics")  # tensors without a kind get one
+    metrics = as_metrics(metrics.entries, "metrics")  # wraps plain tensors in metrics
     growing = {name: x for name, x in metrics.entries.items() if _grows(x)}
     if growing and group.size > 1:
         sizes = [n for x in tree.leaves(growing) for n in x.shape]
@@ -41,7 +41,7 @@ def merged_over_ranks(metrics: Metrics, group: Group) -> Metrics:
 def merged_evaluation(
     eval_step: Callable[[TrainState, Any], Metrics], group: Group
 ) -> Callable[[TrainState, Any], Metrics]:
-    """Return an evaluation whose metrics are those of the batches of all ranks."""
+    """Return an `eval_step` that merges the metrics of the batches of all ranks."""
     return lambda state, batch: merged_over_ranks(eval_step(state, batch), group)
 
 
@@ -50,11 +50,11 @@ def _grows(metric: Any) -> bool:
 
 
 def same_on_all_ranks(values: Any, numbers: list[int], group: Group, what: str) -> Any:
-    """Return a tree of tensors, after a check in the graph that all ranks have the same numbers.
+    """Return a tree of tensors unchanged, after a check in the graph that ranks have equal numbers.
 
     Args:
         values: the tree; operators that read the result run after the check.
-        numbers: constants of the trace, as many on every rank.
+        numbers: integers that are constant in the trace, equally many on every rank.
         group: the ranks.
         what: the name of the numbers in the message.
     """

@@ -1,4 +1,4 @@
-"""Agreement of ranks through a key-value store: every rank works, one decides, all follow.
+"""Agreement of ranks through a key-value store: every rank sends a value, and rank 0 decides for all.
 
 Messages go through the store of the process group, not through collectives: they may be exchanged in
 a thread while the step's collectives run, and a rank that is missing is known by its number.
@@ -24,10 +24,10 @@ M = TypeVar("M")
 D = TypeVar("D")
 
 LEADER = 0
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.05  # seconds between two looks into the store
-_BETWEEN_SIGNS = 0.05  # seconds between two looks at the processes of this machine
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.0005, 0.05  # seconds between two reads of the store
+_BETWEEN_SIGNS = 0.05  # seconds between two checks of processes on this machine
 
-#: Decisions that every rank raises under their own type; other errors name the rank.
+#: Errors of rank 0 that every rank raises with their own type; others become `CheckpointRankError`.
 _SHARED = (
     "CheckpointCorruptError",
     "CheckpointExistsError",
@@ -42,29 +42,29 @@ class KeyValueStore(Protocol):
     """Methods of a `torch.distributed.Store` that this file uses."""
 
     def set(self, key: str, value: str) -> None:
-        """Store a value."""
+        """Store a value under a key."""
 
     def get(self, key: str) -> bytes:
-        """Return a value that exists."""
+        """Return the value of a key that exists."""
 
     def check(self, keys: list[str]) -> bool:
         """Return True if all keys exist."""
 
     def add(self, key: str, amount: int) -> int:
-        """Add to a number, which is 0 in the beginning, and return it."""
+        """Add to the number of a key, 0 if the key is missing; return the sum."""
 
     def delete_key(self, key: str) -> bool:
-        """Delete a value."""
+        """Delete a key and its value."""
 
 
 class _Process(NamedTuple):
-    """Process of a rank.
+    """Identity of the process of a rank.
 
     Attributes:
         host: the name of the machine.
-        space: the machine's boot and namespace of processes, in which `pid` is unique.
-        pid: its number.
-        started: when it started, in the system's ticks; a number may be used again.
+        space: the boot and the PID namespace of the machine, in which `pid` is unique.
+        pid: the process ID.
+        started: the start of the process in clock ticks, because process IDs are used again.
     """
 
     host: str
@@ -74,14 +74,14 @@ class _Process(NamedTuple):
 
 
 class Peers:
-    """Ranks that agree with one another for the length of one call, in the same order on each.
+    """Ranks that exchange values and reach common decisions during one call.
 
     Args:
         store: a store that all ranks share; `None` for a single rank.
         rank: the number of this rank.
         size: the number of ranks.
         name: the name of these ranks.
-        use: the name of what they do; calls of one use are begun in the same order on every rank.
+        use: the name of the operation; every rank begins the calls of one name in the same order.
         timeout: seconds from the beginning of `agree` to the answer of the slowest rank.
     """
 
@@ -101,7 +101,7 @@ class Peers:
         self._prefix = self._processes = ""
         if store is not None and size > 1:
             self._store = store
-            # The store counts the calls, so a process group formed anew begins anew.
+            # The store counts the calls, so that the count of a new process group begins at 0.
             number = store.add(f"ftrain/{name}/calls/{use}/{rank}", 1)
             self._prefix = f"ftrain/{name}/{use}/{number}"
             self._processes = f"ftrain/{name}/process"
@@ -186,7 +186,7 @@ class Peers:
                 self._store.delete_key(f"{self._prefix}/{own}/{rank}")
 
     def _gather(self, own: int, start: float) -> dict[int, dict[str, Any]]:
-        """Return the message of every other rank; an error for one that ended or is late."""
+        """Return the message of each other rank, or an error message if the rank ended or is late."""
         found: dict[int, dict[str, Any]] = {}
         left = {rank: f"{self._prefix}/{own}/{rank}" for rank in range(self.size) if rank}
 
@@ -243,7 +243,7 @@ class Peers:
         return CheckpointRankError(action, rank, host, cause)
 
     def _poll(self, look: Callable[[], bool], signs: Callable[[], bool], deadline: float) -> bool:
-        """Return True when `look` does, or `signs`, called less often; False at the deadline."""
+        """Call `look`, and less often `signs`, until one returns True; return False at the deadline."""
         pause, looked = _FIRST_PAUSE, time.monotonic()
         while not look():
             now = time.monotonic()
@@ -297,13 +297,13 @@ def _this_process() -> _Process:
     try:
         with open("/proc/sys/kernel/random/boot_id") as file:
             space = f"{file.read().strip()} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:  # not Linux: ranks are known to have ended by the time-out only
+    except OSError:  # not Linux: only the time-out shows that a rank has ended
         space = ""
     return _Process(socket.gethostname(), space, pid, _started(pid))
 
 
 def _started(pid: int) -> str:
-    """Return when a process started, in ticks; `""` if it has ended."""
+    """Return the start of a process in clock ticks; `""` if the process has ended."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()

@@ -1,6 +1,7 @@
-"""Plan of a checkpoint of several ranks: the pieces of each leaf, and the rank that writes each.
+"""Plan of a checkpoint of several ranks: the pieces of each leaf, and the rank that writes each piece.
 
-Pure functions of what the ranks say about their states. Read next: `save.py`, which carries it out.
+Pure functions of the descriptions that ranks give of their states. Read next: `save.py`, which carries
+out the plan.
 """
 
 from __future__ import annotations
@@ -30,25 +31,28 @@ __all__ = [
     "votes",
 ]
 
-_MOST_IN_A_PIECE = 64 << 20  # bytes, or one row: what a rank reads in vain at each end of its rows
+#: Bytes of the largest piece, unless one row has more. A rank that loads some rows may read up to one
+#: piece too much at each end.
+_MOST_IN_A_PIECE = 64 << 20
 
 Vote = tuple[int, int, int, "list[int] | None", "int | None"]
 _ABSTAINS = -1
 
 
 class LocalLeaf(NamedTuple):
-    """Leaf of a state on one rank.
+    """Description of a leaf of a state on one rank.
 
     Attributes:
-        path: its path.
-        dtype: its dtype, by name.
+        path: the path of the leaf in the state.
+        dtype: the name of the dtype.
         shape: the shape of the whole leaf.
-        strides: those of the whole leaf; `None` if this rank has no rows to tell from.
-        start: the index of the first row here.
-        rows: the number of rows here.
-        alias: the index of an earlier leaf that is the same tensor; `None`: of none; -1: unknown here.
-        whole: True if the layout does not name it.
-        tensor: the rank's tensor.
+        strides: the strides of the whole leaf; `None` if unknown, because this rank has no rows.
+        start: the index of the first row on this rank.
+        rows: the number of rows on this rank.
+        alias: the index of an earlier leaf that is the same tensor; `None`: there is none; -1: unknown
+            on this rank.
+        whole: True if this rank has all rows, because the layout does not name the leaf.
+        tensor: the rows on this rank.
     """
 
     path: str
@@ -78,7 +82,7 @@ class Piece(NamedTuple):
         leaf: the index of the leaf.
         start: the index of the first row.
         rows: the number of rows.
-        writer: the rank that writes them.
+        writer: the rank that writes the rows.
     """
 
     leaf: int
@@ -136,7 +140,7 @@ def _strides(path: str, tensor: torch.Tensor, shard: Shard | None) -> tuple[int,
 
 
 def describe(content: Collected, leaves: Sequence[LocalLeaf]) -> dict[str, Any]:
-    """Return what must be equal on all ranks, as JSON."""
+    """Return the description of a state that must be equal on all ranks, as JSON values."""
     state = tree.unflatten(content.structure, content.leaves)
     return {
         "structure": _structure.describe(state),
@@ -153,7 +157,7 @@ def check_same(own: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
     """Raise unless this rank's description of its state equals that of rank 0.
 
     Raises:
-        CheckpointMismatchError: they differ; the message names the first difference.
+        CheckpointMismatchError: the descriptions differ; the message names the first difference.
     """
     difference = _structure.first_difference(reference["structure"], own["structure"])
     if difference is not None:
@@ -171,10 +175,10 @@ def check_same(own: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
                     f"got {got}. Create the states of all ranks alike."
                 )
     for name in ("step", "metrics", "metadata"):
-        if repr(own[name]) != repr(reference[name]):  # a NaN equals itself in text
+        if repr(own[name]) != repr(reference[name]):  # a NaN equals itself only as text
             raise CheckpointMismatchError(
                 f"{name}: expected {_short(reference[name])}, as on rank 0, got {_short(own[name])}. "
-                "Pass the same on every rank."
+                f"Pass the same {name} on every rank."
             )
 
 
@@ -184,7 +188,7 @@ def _short(value: Any) -> str:
 
 
 def votes(leaves: Sequence[LocalLeaf]) -> list[Vote]:
-    """Return what only this rank knows of its leaves: index, rows, strides, alias."""
+    """Return (index, start, rows, strides, alias) of each leaf of which ranks hold different rows."""
     return [
         (i, leaf.start, leaf.rows, list(leaf.strides) if leaf.strides else None, leaf.alias)
         for i, leaf in enumerate(leaves)
@@ -195,14 +199,14 @@ def votes(leaves: Sequence[LocalLeaf]) -> list[Vote]:
 def merge(
     leaves: Sequence[LocalLeaf], ballots: Sequence[Sequence[Vote]]
 ) -> list[tuple[tuple[int, ...], int | None]]:
-    """Return strides and alias of each leaf, from those of rank 0 and the votes of all ranks.
+    """Return strides and alias of each leaf, from rank 0's leaves and the votes of all ranks.
 
     Raises:
-        CheckpointMismatchError: two ranks with rows of a leaf differ.
+        CheckpointMismatchError: two ranks report different strides or aliases of a leaf.
     """
     found = [(leaf.strides, leaf.alias) for leaf in leaves]
     voter: dict[int, int] = {}
-    # A single row tells nothing of the distance between rows: these ranks vote last.
+    # The distance between rows is unknown to a rank with a single row: such ranks vote last.
     cast = [(vote, rank) for rank, ballot in enumerate(ballots) for vote in ballot]
     for (index, _, rows, strides, alias), rank in sorted(cast, key=lambda each: each[0][2] == 1):
         if alias != _ABSTAINS:
@@ -233,15 +237,16 @@ def _row_major(shape: tuple[int, ...]) -> tuple[int, ...]:
 def plan(
     leaves: Sequence[LocalLeaf], aliases: Sequence[int | None], ballots: Sequence[Sequence[Vote]]
 ) -> list[Piece]:
-    """Divide the leaves into pieces, and share out the bytes that several ranks hold.
+    """Divide the leaves into pieces, and choose the rank that writes each piece.
 
     Args:
-        leaves: those of rank 0.
-        aliases: the indices of aliased leaves, of which nothing is written.
+        leaves: the leaves on rank 0.
+        aliases: for each leaf, the index of an earlier leaf that is the same tensor, or `None`. A leaf
+            with such an index is not written.
         ballots: the votes of each rank.
 
     Raises:
-        CheckpointMismatchError: the shards of a leaf overlap, or are not all of it.
+        CheckpointMismatchError: the shards of a leaf overlap, or lack some of its rows.
     """
     held: list[dict[tuple[int, int], list[int]]] = [{} for _ in leaves]
     for rank, ballot in enumerate(ballots):
@@ -261,7 +266,8 @@ def plan(
                 found += [(index, start, rows, ranks) for start, rows in parts]
     size = [rows * _row_bytes(leaves[index]) for index, _, rows, _ in found]
     load, writers = [0] * len(ballots), [0] * len(found)
-    # Pieces of one holder first, then the largest: each goes to the holder that writes least.
+    # Pieces that one rank alone holds come first, then the largest. Each goes to the rank that holds it
+    # and has the fewest bytes to write.
     for i in sorted(range(len(found)), key=lambda i: (len(found[i][3]) > 1, -size[i], i)):
         writers[i] = min(found[i][3], key=lambda rank: (load[rank], rank))
         load[writers[i]] += size[i]

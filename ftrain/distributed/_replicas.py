@@ -1,4 +1,4 @@
-"""Ranks with equal states that share a batch: sums over ranks as the backend computes them."""
+"""Ranks with equal states that share a batch, and sum over ranks in the backend's own order."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ __all__ = ["Replicas"]
 
 
 class Replicas(Ranks):
-    """Ranks that each take the sum over their micro-batches, and then sum over ranks.
+    """Ranks that each sum over their own micro-batches, and then sum the results over ranks.
 
-    Rank `r` has the micro-batches `r * k` to `r * k + k - 1` of one process with W times as many.
+    Rank `r` has the micro-batches `r * k` to `r * k + k - 1` of one process with `W * k` micro-batches.
 
     Args:
         group: the ranks.

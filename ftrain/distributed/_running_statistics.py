@@ -1,8 +1,9 @@
 """Running statistics of BatchNorm over parts of a batch, as if one process had seen the parts in order.
 
 A part with `k` updates turns a statistic `r` into `d * r + z`, where `d = (1 - momentum)**k` does not
-depend on the data: parts that start from the same `r` give each its `z`, and these compose. With
-`momentum=None` the statistic is the mean over all updates so far, whose sum the parts add to.
+depend on the data. Each part starts from the same `r` and gives its own `z`, and these maps are composed
+in order. With `momentum=None` the statistic is the mean over all updates so far, to whose sum each part
+adds its own updates.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class _Norm:
 
 
 class RunningStatistics:
-    """Combination of a model's buffers over parts of a batch that started from the same buffers.
+    """Combination of the buffers of a model after parts of a batch, each started from the same buffers.
 
     Args:
         module: the model.
@@ -94,7 +95,7 @@ class RunningStatistics:
                 raise ValueError(
                     f"the model writes to its buffer {name!r} (of {a_or_an(self._kinds[name])}) in "
                     "training: expected buffers of BatchNorm only, whose values after the batches of "
-                    "all ranks are known, got one that may differ between ranks. Choose what happens: "
+                    "all ranks are known, got one that may differ between ranks. Choose a rule: "
                     f"buffers={{{name!r}: 'mean'}} takes the mean over ranks, 'own' keeps each rank's "
                     "own, which must not depend on the batch."
                 )
@@ -107,7 +108,7 @@ class RunningStatistics:
 
         Args:
             before: the buffers before each part.
-            after: the buffers of `sent` after each part, stacked along a leading axis in their order.
+            after: the buffers named by `sent` after each part, stacked along a leading axis in order.
             parts: the number of parts.
         """
         found: dict[str, torch.Tensor] = {}
@@ -133,13 +134,13 @@ def _decayed(
     momentum: float | None,
     parts: int,
 ) -> torch.Tensor:
-    """Compose `r -> d * r + z` of all parts."""
+    """Return a statistic after the updates `r -> d * r + z` of all parts, in order."""
     assert momentum is not None
     wide = torch.promote_types(old.dtype, torch.float32)
     updates = (counts[1] - counts[0]).to(wide)
     decay = torch.full((), 1 - momentum, dtype=wide, device=old.device) ** updates
     start = old.to(wide)
-    now = stacked[0].to(wide)  # the first part started where the whole starts
+    now = stacked[0].to(wide)  # the first part started from the value before the batch
     for i in range(1, parts):
         now = decay[i] * (now - start) + stacked[i].to(wide)
     return now.to(old.dtype)
@@ -152,7 +153,7 @@ def _average(
     momentum: float | None,
     parts: int,
 ) -> torch.Tensor:
-    """Return the mean over all updates, from the means over the updates of each part and before."""
+    """Return a statistic that is a mean over updates, from its values before and after each part."""
     wide = torch.promote_types(old.dtype, torch.float32)
     before, after = (count.to(wide) for count in counts)
     start, total = old.to(wide) * before, old.to(wide) * before

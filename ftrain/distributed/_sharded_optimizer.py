@@ -1,6 +1,6 @@
-"""Optimizer on shards: the update of one process, with parameters, gradients and state in rows.
+"""Optimizer whose parameters, gradients and state have rows on several ranks.
 
-Read next: `_sharded_tensor.py`, which makes it right for every optimizer.
+Read next: `_sharded_tensor.py`, by which every optimizer computes what it computes in one process.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ Rows = Sequence[int | None]
 
 
 def sharded_rows(shape: Sequence[int], group: Group) -> int | None:
-    """Return the number of rows of a tensor to shard; `None` for one with fewer rows than ranks."""
+    """Return the number of rows of a tensor to shard; `None` if it has fewer rows than ranks."""
     if group.size == 1 or not shape or shape[0] < group.size:
         return None
     return shape[0]
 
 
 def global_tensors(values: Any, rows: Rows, group: Group) -> Any:
-    """Return a tree of this rank's tensors as tensors of the whole shapes.
+    """Wrap a tree of this rank's rows as a tree of `ShardedTensor`s with the whole shapes.
 
     Args:
-        values: a tree of plain tensors; those that are `ShardedTensor`s stay as they are.
-        rows: the whole number of rows of each leaf.
+        values: a tree of tensors; those that are `ShardedTensor`s already stay unchanged.
+        rows: the number of rows of each whole leaf.
         group: the ranks.
     """
     leaves, treedef = tree.flatten(values)
@@ -51,7 +51,7 @@ def global_tensors(values: Any, rows: Rows, group: Group) -> Any:
 
 
 def local_tensors(values: Any, rows: Rows, group: Group) -> Any:
-    """Return a tree of tensors of whole shapes as this rank's tensors; padding becomes zero."""
+    """Return this rank's rows of each tensor in a tree of whole shapes, with zeros as padding."""
     leaves, treedef = tree.flatten(values)
     return tree.unflatten(treedef, [_local(x, n, group) for x, n in zip(leaves, rows, strict=True)])
 
@@ -64,7 +64,7 @@ def _local(x: Any, rows: int | None, group: Group) -> Any:
     n, real = rows_of(rows, group)
     if real == n:
         return x.local
-    # An update need not keep zeros at zero, and a state must be a function of its whole tensors.
+    # An update may change the zeros of the padding, but a state must depend on its whole tensors only.
     return torch.cat([x.local.narrow(0, 0, real), x.local.new_zeros((n - real, *x.shape[1:]))])
 
 
@@ -77,11 +77,11 @@ class ShardedOptimizer:
         group: the ranks.
 
     Attributes:
-        param_rows: the whole number of rows of each parameter.
-        state_rows: that of each leaf of the optimizer's state. A leaf is sharded if it is computed from
-            sharded parameters by elementwise operators and reductions within rows.
-        state_paths: the path of each leaf of that state.
-        state_shapes: the whole shape of each.
+        param_rows: the number of rows of each whole parameter.
+        state_rows: the number of rows of each whole leaf of the optimizer's state. A leaf is sharded if
+            it is computed from sharded parameters by elementwise operators and reductions within rows.
+        state_paths: the path of each leaf of the optimizer's state.
+        state_shapes: the whole shape of each leaf of the optimizer's state.
     """
 
     def __init__(self, optimizer: Optimizer, params: Any, group: Group) -> None:
@@ -136,7 +136,7 @@ def _no_value_fn(params: Any) -> Any:
     raise NotImplementedError(
         "fully_sharded: expected an optimizer that does not differentiate the loss itself, got one that "
         "calls `value_fn`, such as optim.sophia or optim.lbfgs with a line search. Use data_parallel "
-        "for it, or another optimizer."
+        "for this optimizer, or another optimizer."
     )
 
 

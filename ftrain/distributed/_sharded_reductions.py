@@ -30,7 +30,7 @@ def _over_ranks(x: ShardedTensor, value: torch.Tensor) -> torch.Tensor:
 
 
 def _axes(x: torch.Tensor, dim: Any) -> list[int]:
-    """Return the axes that a reduction is over, counted from the first; all for None or none."""
+    """Return the axes of a reduction as numbers from 0; all axes if `dim` is None or empty."""
     if dim is None or (isinstance(dim, Sequence) and not dim):
         return list(range(x.ndim))
     return sorted({d % x.ndim for d in ([dim] if isinstance(dim, int) else dim)})
@@ -43,7 +43,7 @@ def _argument(
 
 
 def _within_rows(x: ShardedTensor, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Run a reduction whose axes leave the rows apart."""
+    """Run a reduction that does not reduce over the first axis, that of the rows."""
     return ShardedTensor(func(x.local, *args[1:], **kwargs), x.shape[0], x.group)
 
 

@@ -1,4 +1,4 @@
-"""Tensor of which each rank holds some rows; operators on it are those of the whole tensor.
+"""Tensor whose rows are on several ranks; its operators return what they return for the whole tensor.
 
 An optimizer's update on such tensors is the update of one process, whatever the optimizer is:
 
@@ -6,8 +6,8 @@ An optimizer's update on such tensors is the update of one process, whatever the
 - The reductions of `_sharded_reductions.py` run on the rows, and combine the results of all ranks.
 - Any other operator gets the whole tensor, gathered from all ranks; its result is the same on all.
 
-So no operator can be wrong, but an unknown one costs traffic. In-place operators that are not
-elementwise raise, and so do those on a view of a sharded tensor (`x[0] = 0`).
+So every operator returns the right result, but an operator without a rule costs traffic. In-place
+operators that are not elementwise raise, and so do those on a view of a sharded tensor (`x[0] = 0`).
 
 Read next: `_sharded_optimizer.py`, which runs optimizers on these.
 """
@@ -40,7 +40,8 @@ class ShardedTensor(Wrapper):
     """Tensor of which this rank holds the rows `rank * n` to `rank * n + n - 1`, the last ones padded.
 
     Attributes:
-        local: these rows, contiguous: `[n, ...]` with `n` the number of rows over ranks, rounded up.
+        local: the rows of this rank, contiguous: `[n, ...]`, where `n` is the number of all rows divided
+            by the number of ranks, rounded up.
             Rows beyond the last one are padding, whose values are not part of the tensor.
         group: the ranks.
     """
@@ -50,7 +51,7 @@ class ShardedTensor(Wrapper):
 
     @staticmethod
     def __new__(cls, local: torch.Tensor, rows: int, group: Group) -> ShardedTensor:
-        """Return the tensor with `rows` rows of which `local` are this rank's."""
+        """Return the tensor with `rows` rows, of which this rank has `local`."""
         local = local.contiguous()
         self: ShardedTensor = wrap(cls, (rows, *local.shape[1:]), local, local.stride())
         self.local, self.group = local, group
@@ -61,7 +62,7 @@ class ShardedTensor(Wrapper):
         return whole(self.local, self.shape[0], self.group)
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # torch gives a default
-        """Return shape and rank; reads no values."""
+        """Return a text with the shape and the rank, without reading values."""
         return (
             f"ShardedTensor(shape={tuple(self.shape)}, rank={self.group.rank} of {self.group.size})"
         )
@@ -96,7 +97,7 @@ class ShardedTensor(Wrapper):
 
 
 class _View(Wrapper):
-    """Whole tensor that would share memory with a `ShardedTensor` in one process: not to be written to.
+    """Whole tensor in place of a view of a `ShardedTensor`; it raises if it is written to.
 
     Attributes:
         content: the tensor.
@@ -106,7 +107,7 @@ class _View(Wrapper):
 
     @staticmethod
     def __new__(cls, content: torch.Tensor) -> _View:
-        """Return the tensor as one that raises if it is written to."""
+        """Return a wrapper of `content` that raises if it is written to."""
         self: _View = wrap(cls, content.shape, content, content.stride())
         self.content = content
         return self
@@ -116,7 +117,7 @@ class _View(Wrapper):
         return self.content
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # torch gives a default
-        """Return the shape; reads no values."""
+        """Return a text with the shape, without reading values."""
         return f"view of a ShardedTensor(shape={tuple(self.shape)})"
 
     @classmethod
@@ -129,7 +130,7 @@ class _View(Wrapper):
 
 
 def _without_views(func: Any, args: Sequence[Any], kwargs: Any) -> tuple[Any, Any]:
-    """Return the arguments of an operator with plain tensors for views; raise if it writes to one."""
+    """Return an operator's arguments with plain tensors for views; raise if it writes to a view."""
     kwargs = kwargs or {}
     if any(isinstance(x, _View) for x in torch_pytree.tree_leaves(written(func, args, kwargs))):
         raise _not_in_place(func)
@@ -146,7 +147,7 @@ def _not_in_place(func: Any) -> NotImplementedError:
 
 
 #: Rules of operators that are neither elementwise nor run on whole tensors.
-#: `(func, args, kwargs) -> result`, or `NotImplemented` for arguments that they do not cover.
+#: Each is `(func, args, kwargs) -> result`, or `NotImplemented` for arguments that it does not cover.
 RULES: dict[Any, Callable[[Any, Sequence[Any], dict[str, Any]], Any]] = {}
 
 #: Elementwise operators that torch does not tag as such.
@@ -187,7 +188,7 @@ def local_rows(tensor: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def whole(local: torch.Tensor, rows: int, group: Group) -> torch.Tensor:
-    """Return the tensor with `rows` rows of which `local` are this rank's, on all ranks."""
+    """Gather the whole tensor with `rows` rows, of which this rank has `local`, on all ranks."""
     return all_gather(local, group).flatten(0, 1).narrow(0, 0, rows)
 
 
@@ -229,7 +230,7 @@ def _by_rows(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:
-    """Return True if a tensor of one shape, broadcast with one of the other, has the latter's shape."""
+    """Return True if a tensor of shape `shape` can be broadcast to the shape `to`."""
     if len(shape) > len(to):
         return False
     return all(a in (1, b) for a, b in zip(reversed(shape), reversed(to), strict=False))

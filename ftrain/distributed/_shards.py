@@ -22,18 +22,18 @@ __all__ = ["Shards"]
 
 
 class Shards(Replicas):
-    """Ranks that each have some rows of the parameters, and take the sum over their micro-batches.
+    """Ranks that each have some rows of the parameters, and sum gradients in the backward pass.
 
-    Micro-batch `i` of all ranks has one backward pass, which sums the gradients over the ranks, each
-    times its share of the weight of all. All ranks need the same number of micro-batches.
+    The backward passes of micro-batch `i` on all ranks run together, and sum the gradients over ranks,
+    each times the rank's share of the total weight. All ranks need the same number of micro-batches.
 
     Args:
         group: the ranks that share a batch.
         module: the model.
         accumulate: the number of micro-batches into which each rank cuts its rows.
         buffers: what happens to buffers that are not BatchNorm's, by name.
-        rows: the whole number of rows of each parameter; `None` for a replicated one.
-        share: set before each backward pass, to which it belongs.
+        rows: the number of rows of each whole parameter; `None` for a replicated parameter.
+        share: the factor of this rank's gradients, set before each backward pass.
         holders: the ranks that hold the rows of one copy of the parameters.
     """
 
@@ -51,13 +51,13 @@ class Shards(Replicas):
         self._rows, self._share, self._holders = rows, share, holders
 
     def begin_backward(self, weight: torch.Tensor) -> None:
-        """Set the share of this rank: its weight over that of the micro-batches of all ranks."""
+        """Set the share of this rank: its weight over the weight of all ranks' micro-batches."""
         if self._group.size > 1:
             self._share.total = all_reduce(weight, self._group)
             self._share.value = safe_weight(weight) / safe_weight(self._share.total)
 
     def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the weight of the micro-batches of all ranks; the backward pass has ended."""
+        """Return the weight of all ranks' micro-batches, and reset the share after the backward pass."""
         total = self._share.total
         self._share.value = self._share.total = None
         return weight if total is None else total
@@ -71,7 +71,7 @@ class Shards(Replicas):
         parts: Stacked | Separate,
         written: Set[str],
     ) -> Sums:
-        """Return the sums over the micro-batches of all ranks; totals have whole shapes."""
+        """Return the sums over the micro-batches of all ranks, with totals of the whole shapes."""
         sums = super().summed(of_part, zeros, buffers, key, parts, written)
         return sums._replace(totals=global_tensors(sums.totals, self._rows, self._holders))
 

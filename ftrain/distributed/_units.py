@@ -1,4 +1,4 @@
-"""Model whose parameters are shards, gathered unit by unit while the model runs.
+"""Model whose parameters have rows on several ranks, gathered unit by unit while the model runs.
 
 A unit is a module, such as a block of a transformer. Its whole parameters exist while it runs: its
 forward pass is a region of `remat`, so the backward pass gathers them again, and computes the unit's
@@ -41,7 +41,7 @@ _REMEDY = "A step must leave its inputs as they are: compute with a changed copy
 
 
 class Place(NamedTuple):
-    """Registry of a unit's module that holds a sharded parameter.
+    """Position of a sharded parameter in a unit, and its name in the state.
 
     Attributes:
         path: the module's path in the unit.
@@ -65,7 +65,7 @@ class ShardedBound(Bound):
 
     Attributes:
         units: the paths of the units.
-        rows: the whole number of rows of each parameter; `None` for a replicated one.
+        rows: the number of rows of each whole parameter; `None` for a replicated parameter.
     """
 
     def __init__(self, bound: Bound, where: Where | None, group: Group, share: Share) -> None:
@@ -148,7 +148,7 @@ class ShardedBound(Bound):
                 if names[id(t)] not in inside
             ]
             counts = [place.name for place in places]
-            # One that something else holds too, such as a tied weight, is gathered for the whole call.
+            # A parameter that another module holds too, such as a tied weight, is gathered for the call.
             own = [
                 place
                 for place in places
@@ -165,8 +165,8 @@ class ShardedBound(Bound):
 def _blocks(module: nn.Module) -> dict[str, nn.Module]:
     """Return the repeated blocks of a model, by path.
 
-    They are the children of one class of an `nn.ModuleList` or `nn.Sequential`, two or more, outside of
-    other blocks.
+    A repeated block is one of two or more children of the same class in an `nn.ModuleList` or
+    `nn.Sequential` that is not inside of another block.
     """
     found: dict[str, nn.Module] = {}
     for path, m in module.named_modules():
@@ -186,7 +186,7 @@ def _refusal(module: nn.Module) -> str | None:
     if type(module).forward is nn.Module.forward:
         return "has no `forward`"
     if "forward" in vars(module):
-        return "has a `forward` of its own"
+        return "has a `forward` of its own on the instance"
     if has_call_hooks(module):
         return "has hooks, which would run without its parameters"
     return None
@@ -214,7 +214,9 @@ def _unit_class(cls: Any, places: tuple[Place, ...]) -> type[nn.Module]:
         held = {place: registries(self.get_submodule(place.path))[0] for place in places}
         shards = {place.name: held[place][place.key] for place in places}
         if not all(isinstance(x, UnitParameter) for x in shards.values()):
-            return function(self)(*args, **kwargs)  # whole already: the unit calls itself
+            return function(self)(
+                *args, **kwargs
+            )  # the parameters are whole already, because the unit calls itself
         rows = [shards[name].shape[0] for name in names]
         group, share = shards[names[0]].group, shards[names[0]].share
 
@@ -263,7 +265,7 @@ class UnitParameter(ShardedTensor):
 
     @staticmethod
     def of(local: torch.Tensor, rows: int, group: Group, share: Share) -> UnitParameter:
-        """Return the parameter with `rows` rows of which `local` are this rank's."""
+        """Return the parameter with `rows` rows, of which this rank has `local`."""
         local = local.contiguous()
         self: UnitParameter = _Unread.apply(local, rows, group, share)  # type: ignore[no-untyped-call]
         self.local, self.share = local, share  # with the graph of `local`
@@ -292,7 +294,7 @@ class UnitParameter(ShardedTensor):
 
 
 class _Unread(torch.autograd.Function):
-    """Autograd function from rows to a `UnitParameter`, which uses that are no functions of torch need.
+    """Autograd function from rows to a `UnitParameter`, for uses that torch functions do not see.
 
     An autograd function that gets the parameter as an argument returns a whole gradient for it.
     """

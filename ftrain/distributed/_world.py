@@ -16,12 +16,12 @@ __all__ = ["World", "control_group", "current", "set_current"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-    """Process group of this process.
+    """Process group of this process, with its mesh, store and side channel.
 
     Attributes:
         mesh: the mesh of all ranks, with one axis.
-        control: a gloo group of all ranks for Python values, so that no collective of a step meets one
-            of a check.
+        control: a gloo group of all ranks for Python values, whose collectives cannot be mixed up with
+            those of a step.
         store: the rendezvous store.
         channel: the side channel; `None` for a single rank.
         timeout: seconds after which a collective fails.
@@ -38,12 +38,12 @@ _current: World | None = None
 
 
 def current() -> World | None:
-    """Return the process group that `initialize` made; `None` outside of it."""
+    """Return the process group that `initialize` made; `None` outside of its `with` block."""
     return _current
 
 
 def set_current(world: World | None) -> None:
-    """Set the process group of this process."""
+    """Set the process group that `current` returns."""
     global _current  # noqa: PLW0603  # one process group a process, as in torch
     _current = world
 

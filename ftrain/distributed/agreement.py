@@ -41,7 +41,7 @@ def gather(mesh: DeviceMesh | None, value: Any, what: str = "a value") -> list[A
     Args:
         mesh: the ranks, a mesh with one axis; `None`: this process alone.
         value: a value that can be pickled.
-        what: the value, for messages.
+        what: what the value is, for messages.
 
     Raises:
         RankError: a rank failed, or did not call `gather` within the time-out.
@@ -60,8 +60,8 @@ def agree(mesh: DeviceMesh | None, value: Any, what: str = "a value") -> Any:
 
     Args:
         mesh: as for `gather`.
-        value: as for `gather`; used of rank 0 only.
-        what: the value, for messages.
+        value: as for `gather`; the values of other ranks than 0 are not used.
+        what: what the value is, for messages.
 
     Raises:
         RankError: as `gather`.
@@ -129,7 +129,7 @@ def together(mesh: DeviceMesh | None, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except RankError:  # known to all ranks, which do not meet again
+    except RankError:  # raised on all ranks, so that no further exchange is needed
         raise
     except Exception as error:
         if mesh is not None and mesh.size() > 1:
@@ -162,7 +162,7 @@ def _exchange(mesh: DeviceMesh, value: Any, what: str, failure: str | None) -> l
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return True if an exception, or one of its causes, is that of a rank that does not answer."""
+    """Return True if an exception, or a cause of it, says that another rank does not answer."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (RankError, dist.DistBackendError)):
@@ -174,7 +174,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def lost_rank(error: BaseException, where: str) -> RankError:
-    """Return the error for a collective that failed because of another rank, which it names.
+    """Return an error that names the rank because of which a collective failed.
 
     Args:
         error: the exception of the collective.
@@ -185,20 +185,22 @@ def lost_rank(error: BaseException, where: str) -> RankError:
     says = str(error).partition("\n")[0].rpartition("] ")[2][:300]
     world = current()
     if world is None or world.channel is None:
-        return RankError(f"a rank failed or did not answer {where}: {says}. Read its output.")
+        return RankError(
+            f"a rank failed or did not answer {where}: {says}. Read the output of that rank."
+        )
     world.channel.report(error, origin=False)
     try:
         reports = world.channel.reports()
     except RuntimeError:
         return RankError(
-            f"rank 0 failed {where}: its rendezvous store does not answer. Read its output.",
+            f"rank 0 failed {where}: its rendezvous store does not answer. Read the output of rank 0.",
             [0],
             lost=True,
         )
     origins = [one for one in reports if one.origin]
     lost = [one for one in reports if not one.alive]
     stalled = [one for one in reports if one.alive and not one.cause]
-    # A rank in the same phase of the same step may wait as this one did.
+    # A rank in the same phase of the same step may have waited as this rank did.
     here = (world.channel.step, world.channel.phase())
     stalled = [one for one in stalled if (one.step, one.phase) != here] or stalled
     for group, how in (

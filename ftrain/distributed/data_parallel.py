@@ -37,8 +37,8 @@ def data_parallel(
 ) -> S:
     """Return steps that compute on every rank what one process computes on the rows of all ranks.
 
-    W ranks with `accumulate=a` are one process with `accumulate=W*a`. Rank `r` has micro-batches `r*a`
-    to `r*a + a - 1`: `data.Loader(rank=r, ranks=W)` gives it their rows, and it takes their keys.
+    W ranks with `accumulate=a` equal one process with `accumulate=W*a`. Rank `r` has micro-batches `r*a`
+    to `r*a + a - 1`: `data.Loader(rank=r, ranks=W)` returns their rows, and the step uses their keys.
     Gradients are summed with their weights over ranks and divided once; the finite check, the loss scale
     and the optimizer see the result. Metrics are merged in rank order. All ranks return the same state
     and metrics, to the bit, if they begin with the same state: call `init_state` with one seed on all.
@@ -57,7 +57,7 @@ def data_parallel(
         logical_shards: S, a multiple of the number of ranks. A batch is cut into S micro-batches, S / W
             on each rank, whose gradients are summed in a fixed order: each W gives the same bits. A rank
             stores the gradients of all its shards at once, and receives those of other ranks unreduced.
-            S a power of two takes least: W gradients are sent, not S. An evaluation is cut likewise.
+            If S is a power of two, W gradients are sent instead of S. Evaluations are cut likewise.
         buffers: `{name: choice}` for buffers that the model writes to and that are not BatchNorm's:
             `"mean"` takes the mean over ranks, `"own"` keeps each rank's, which must be equal.
 

@@ -57,11 +57,12 @@ def to_dcp(
 
     Args:
         directory: the directory to create; it may exist, if it is empty.
-        state: a tree of tensors; of this rank, if there is a mesh.
+        state: a tree of tensors; with a mesh, the part of this rank.
         mesh: the ranks that write together, each of which must call this; `None`: this process alone. A
             mesh of several axes must have all ranks.
         layout: the rows that this rank holds of each leaf that it does not hold whole, by its path.
-        timeout: seconds that ranks wait for one another before writing; then that of the process group.
+        timeout: seconds that ranks wait for one another before writing. While they write, the time-out
+            of the process group applies.
 
     Raises:
         CheckpointExistsError: the directory is not empty.
@@ -104,12 +105,12 @@ def to_dcp(
                         rank,
                         peers.host(rank),
                         f"the leaf at {path or 'the root'}: expected the bytes of rank 0, as both ranks "
-                        "hold it whole, got others",
+                        "hold the whole leaf, got others",
                     )
         if os.path.lexists(directory) and (not os.path.isdir(directory) or os.listdir(directory)):
             raise CheckpointExistsError(
-                f"{directory}: expected an unused path or an empty directory, got another. Write to "
-                "another directory."
+                f"{directory}: expected an unused path or an empty directory, got a path in use. "
+                "Write to another directory."
             )
 
     peers.agree(action, prepare, check)
@@ -135,8 +136,8 @@ def from_dcp(
 
     Args:
         directory: the directory of the checkpoint, of any number of ranks.
-        like: a state of the same names, shapes and dtypes; of this rank, if there is a mesh. Its strides
-            and devices are those of the result; leaves that are one tensor become several.
+        like: a state of the same names, shapes and dtypes; with a mesh, the part of this rank. Its
+            strides and devices are those of the result; leaves that are one tensor become several.
         mesh: the ranks that read together, as for `to_dcp`.
         layout: the rows that this rank holds of each leaf that it does not hold whole, by its path.
         strict: False: entries of the checkpoint that `like` lacks are ignored.
@@ -148,7 +149,7 @@ def from_dcp(
     Raises:
         CheckpointNotFoundError: the directory has no DCP checkpoint.
         CheckpointMismatchError: a name is missing or unknown, or has another shape or dtype.
-        CheckpointCorruptError: its metadata are not those of DCP.
+        CheckpointCorruptError: the metadata are not metadata of DCP.
         CheckpointRankError: another rank failed.
         ValueError: two leaves of `like` have one name; the layout does not fit.
 
@@ -253,7 +254,7 @@ def _where(mesh: DeviceMesh | None, peers: Peers) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _translated(action: str, peers: Peers) -> Iterator[None]:
-    """Raise DCP's exceptions, which are not subclasses of `Exception`, as errors of this package."""
+    """Convert DCP's exceptions, which are not subclasses of `Exception`, to checkpoint errors."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")
@@ -264,7 +265,8 @@ def _translated(action: str, peers: Peers) -> Iterator[None]:
             raise error from None
         if peers.size == 1:
             raise CheckpointCorruptError(
-                f"could not {action}: {type(error).__name__}: {error}. Restore it from a copy."
+                f"could not {action}: {type(error).__name__}: {error}. Restore the checkpoint from "
+                "a copy."
             ) from error
         cause = f"{type(error).__name__}: {error}"
         raise CheckpointRankError(action, rank, peers.host(rank), cause) from error

@@ -31,7 +31,7 @@ class RankError(RuntimeError):
 
 
 def named(ranks: Iterable[int]) -> str:
-    """Return ranks as a phrase.
+    """Return a phrase that lists ranks in ascending order.
 
     >>> named([2]), named([0, 1, 2, 5])
     ('rank 2', 'ranks 0-2, 5')

@@ -54,7 +54,7 @@ def fully_sharded(
 ) -> Steps:
     """Return steps on ranks that each hold some rows of the parameters and of the optimizer's state.
 
-    They compute what `data_parallel` computes, but for rounding. A tensor with at least as many rows
+    The steps compute what `data_parallel` computes, up to rounding. A tensor with at least as many rows
     (entries of its first axis) as there are ranks W is cut along its first axis, so each rank holds 1/W
     of it; smaller tensors, buffers and frozen parameters are replicated. While a unit runs, its whole
     parameters are gathered, and the backward pass gathers them again and computes the unit's activations
@@ -107,7 +107,7 @@ def fully_sharded(
     if mesh.ndim > 2:
         raise ValueError(
             "mesh: expected one axis, or two for (replicate, shard), got "
-            f"{mesh.ndim} axes {mesh.mesh_dim_names}. Pass a mesh of two of them."
+            f"{mesh.ndim} axes {mesh.mesh_dim_names}. Pass a mesh with one or two axes."
         )
     if mesh.ndim == 2 and mesh.mesh_dim_names is None:
         raise ValueError(
@@ -122,8 +122,8 @@ def fully_sharded(
         got = a_or_an(type(steps if step is None else step).__name__)
         raise TypeError(
             "steps: expected Steps as make_steps returns them, got "
-            f"{'steps that are parallel or wrapped already' if is_wrapped else got}. Pass those of "
-            "make_steps, and compile or wrap the result."
+            f"{'steps that are parallel or wrapped already' if is_wrapped else got}. Pass the result of "
+            "make_steps, and compile or wrap what fully_sharded returns."
         )
     share = Share(None if mesh.ndim == 1 else group_of(mesh, 0))
     bound = ShardedBound(step.model, units, group, share)

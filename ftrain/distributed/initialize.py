@@ -104,7 +104,7 @@ def initialize(
         finally:
             set_current(None)
     except BaseException:
-        _leave(joined, place, serves, 3.0)  # a rank that has failed does not leave
+        _leave(joined, place, serves, 3.0)  # not long, because a rank that has failed never leaves
         raise
     else:
         _leave(joined, place, serves, 30.0)

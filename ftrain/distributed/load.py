@@ -1,4 +1,4 @@
-"""Loading of a checkpoint by several ranks: each reads its own rows, and all succeed or all raise.
+"""Loading of a checkpoint by several ranks: each rank reads its rows, and all succeed or all raise.
 
 Read next: `save.py`; `ftrain/checkpoint/load.py`, which reads on each rank.
 """
@@ -35,9 +35,9 @@ def load(
 ) -> tuple[T, Any]:
     """Load the rows of each rank, bit for bit, from a checkpoint of any number of ranks.
 
-    Every rank of the mesh must call this. Of a checkpoint of several ranks a rank reads the pieces that
-    hold its rows, each up to 64 MiB or one row; of one process's checkpoint it reads every file, since
-    only whole files can be verified, and keeps its rows.
+    Every rank of the mesh must call this. From a checkpoint that several ranks wrote, a rank reads the
+    pieces that hold its rows, each up to 64 MiB or one row. From a checkpoint that one process wrote, a
+    rank reads every file, because only whole files can be verified, and keeps its rows.
 
     Args:
         path: the checkpoint's directory.
@@ -54,8 +54,8 @@ def load(
 
     Raises:
         CheckpointRankError: another rank failed, ended or did not answer in time.
-        CheckpointMismatchError: the saved state is not like `like`, or the ranks read different
-            checkpoints.
+        CheckpointMismatchError: the saved state and `like` differ in structure, shapes or dtypes, or the
+            ranks read different checkpoints.
         CheckpointCorruptError, CheckpointNotFoundError, CheckpointVersionError, CheckpointReadError,
             ValueError: as `checkpoint.load`, on the rank where it happened.
 
@@ -101,6 +101,6 @@ def _check(digests: Sequence[str], path: str) -> None:
         if digest != digests[0]:
             raise CheckpointMismatchError(
                 f"{path}: expected the checkpoint {digests[0]} on every rank, as on rank 0, got "
-                f"{digest} on rank {rank}. Load it again when no process replaces it, and from a file "
-                "system that all ranks share."
+                f"{digest} on rank {rank}. Load the checkpoint again when no process replaces it, "
+                "and from a file system that all ranks share."
             )

@@ -1,11 +1,11 @@
 """Saving of one checkpoint by several ranks, all or nothing.
 
     1. the ranks compare their states; rank 0 plans the pieces, and creates a hidden directory
-    2. each rank writes its pieces there, hashes them and the pieces that another writes, and syncs
+    2. each rank writes its pieces there, hashes all pieces that it holds, and syncs
     3. rank 0 compares the hashes, writes the manifest, then SHA256SUMS, and syncs
     4. rank 0 renames the directory; only then `save` returns, on every rank
 
-If a rank fails or ends before 4, nothing is published, and every rank raises. Read next:
+If a rank fails or ends before step 4, nothing is published, and every rank raises. Read next:
 `_pieces.py`, the plan; `_peers.py`, how ranks agree; `ftrain/checkpoint/save.py`, of one process.
 """
 
@@ -59,8 +59,8 @@ def save(
 ) -> Manifest:
     """Write the state of all ranks to one new directory, atomically and durably.
 
-    Each rank writes its own rows. Leaves that every rank holds whole are written once, their bytes
-    shared out among the ranks. Any number of processes can load the result; `checkpoint.load` of one
+    Each rank writes its own rows. Leaves that every rank holds whole are written once, divided
+    among the ranks. Any number of processes can load the result; `checkpoint.load` of one
     process loads all of it. Every rank of the mesh must call this, with the same arguments except
     `state` and `layout`; the directory must be on a file system that all ranks share.
 
@@ -85,7 +85,7 @@ def save(
         CheckpointMismatchError: the states or arguments of the ranks differ, or the shards are not all
             rows of a leaf, each once.
         CheckpointWriteError: a system call failed on this rank.
-        CheckpointExistsError: `path` holds something else.
+        CheckpointExistsError: `path` exists, with other content.
         TypeError, ValueError: as `checkpoint.save`, or the layout does not fit the state.
 
     Example:
@@ -164,7 +164,7 @@ def publish(content: Any, layout: Layout, path: str, peers: Peers) -> Manifest:
 def write_pieces(
     leaves: Sequence[LocalLeaf], pieces: Sequence[Piece], rank: int, directory: str
 ) -> dict[str, Any]:
-    """Write and sync the pieces of this rank, and hash those that it holds and another writes.
+    """Write and sync the pieces of this rank; hash the pieces that it holds and another rank writes.
 
     Returns:
         The records of `files`; for each written piece its index in `pieces`, file, first byte and
@@ -180,7 +180,7 @@ def write_pieces(
         elif part is not None:
             copies.append((index, hashlib.sha256(_tensors.row_major(part)).hexdigest()))
     files, written = [], []
-    # Wide elements first, which leaves every tensor of a file aligned to its own.
+    # Wide elements come first, so that every tensor in a file is aligned to its element size.
     for number, group in enumerate(_spread(sorted(mine, key=lambda each: -each[2].element_size()))):
         name = f"rank-{rank:05d}-{number:05d}.safetensors"
         header = _safetensors.header([(key, part.dtype, part.shape) for _, key, part in group])
@@ -203,7 +203,7 @@ def _name(leaf: LocalLeaf, piece: Piece) -> str:
 def _parts(
     header: bytes, group: Sequence[tuple[int, str, torch.Tensor]], hashes: list[str]
 ) -> Iterator[memoryview]:
-    """Yield the bytes of a file, and append the sha256 of each tensor, computed while it is written."""
+    """Yield the bytes of a file; append each tensor's sha256 to `hashes`, computed during the write."""
     yield memoryview(header)
     with ThreadPoolExecutor(1, "ftrain-sha256") as pool:
         pending: Future[str] | None = None
@@ -270,7 +270,7 @@ def assemble(
     """Return the manifest of a checkpoint, from what the ranks have written.
 
     Raises:
-        ValueError: it is larger than readers accept.
+        ValueError: the manifest is larger than readers accept.
     """
     where = {index: rest for each in written for index, *rest in each["written"]}
     records: list[list[PieceRecord]] = [[] for _ in leaves]
@@ -295,7 +295,7 @@ def assemble(
 
 
 def _finish(manifest: Manifest, draft: str, path: str) -> str:
-    """Write manifest and sums, and publish the directory; return the text of the manifest."""
+    """Write manifest and SHA256SUMS, publish the directory, and return the text of the manifest."""
     rendered = manifest.render()
     if len(rendered) > MOST_MANIFEST:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Which leaves of a state are sharded, and the two ways between a whole state and a rank's part of it.
+"""Layout of sharded states, and conversions between a whole state and the part of a rank.
 
 Read next: `fully_sharded.py`, whose steps take and return such parts.
 """
@@ -26,7 +26,7 @@ _EXTRAS = ".extras"
 
 @dataclass(frozen=True)
 class Sharding:
-    """Layout of a state over ranks: which leaves each rank has some rows of.
+    """Layout of a state over ranks: the leaves whose rows are divided among the ranks.
 
     A sharded leaf with `n` rows is cut along its first axis. Each of `W` ranks holds `ceil(n / W)` rows;
     those of the last ranks may be padding, which is zero. All other leaves are the same on all ranks.
@@ -58,20 +58,20 @@ class Sharding:
         }
 
     def local_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape on each rank, with padding, of a sharded leaf with this whole shape."""
+        """Return the shape, padding included, of a rank's part of a sharded leaf of shape `shape`."""
         return (rows_of(shape[0], self.group)[0], *shape[1:])
 
     def leaves(
         self, state: Any, *, is_local: bool
     ) -> Iterator[tuple[str, Any, tuple[int, ...] | None]]:
-        """Yield path, leaf and whole shape of each leaf of a state; no shape for a replicated one.
+        """Yield path, leaf and whole shape of each leaf of a state; `None` as shape if it is replicated.
 
         Args:
             state: a `TrainState`.
-            is_local: the leaves are this rank's parts.
+            is_local: True if the leaves are this rank's parts.
 
         Raises:
-            ValueError: a leaf has neither the shape nor the path of this layout.
+            ValueError: a leaf has another shape than in the layout.
         """
         for path, leaf in zip(tree.paths(state), tree.leaves(state), strict=True):
             shape = self.shapes.get(path)

@@ -1,4 +1,4 @@
-"""Store of the checkpoints of a run on several ranks: rank 0 decides, and all ranks follow.
+"""Store of the checkpoints of a run on several ranks, in which rank 0 decides for all ranks.
 
 Read next: `ftrain/checkpoint/store.py`, of one process; `save.py`, how one checkpoint is written.
 """
@@ -116,7 +116,7 @@ class ShardedStore(Store):
             replace: as for `checkpoint.Store.save`.
 
         Returns:
-            Where the checkpoint is, or will be when an asynchronous save is done.
+            The path of the checkpoint, which exists when the save, if asynchronous, has ended.
 
         Raises:
             CheckpointRankError: another rank failed, ended or did not answer in time.
@@ -154,13 +154,13 @@ class ShardedStore(Store):
         default: Any = None,
         on_change: OnChange = "warn",
     ) -> tuple[T, Any]:
-        """Load the newest state that verifies on all ranks, or that of a step.
+        """Load the newest state that verifies on all ranks, or the state of a given step.
 
         Args:
-            like: this rank's state, of the same kind.
+            like: this rank's state, of the same structure, shapes and dtypes.
             step: as for `checkpoint.Store.load`, as are `default` and `on_change`.
             default: the initial metadata, if there is no checkpoint.
-            on_change: what to do if the bits of the run may come out differently here.
+            on_change: what to do if this machine may compute other bits.
 
         Returns:
             `(state, metadata)`.
@@ -240,7 +240,7 @@ class ShardedStore(Store):
         step: int | None,
         optional: bool,
     ) -> None:
-        """Propose checkpoints until every rank can load one, then tell the other ranks to stop."""
+        """Propose checkpoints until every rank can load one, then end the search on the other ranks."""
         failure: Exception | None = None
         stopped = False
 
@@ -251,7 +251,7 @@ class ShardedStore(Store):
                 attempt(str(path))
             except (CheckpointNotFoundError, CheckpointCorruptError):
                 raise
-            except BaseException:  # on every rank
+            except BaseException:  # raised on every rank
                 stopped = True
                 raise
             return True
@@ -315,7 +315,7 @@ def _check_damaged(path: str, error: CheckpointExistsError) -> None:
     """Raise `error` unless the existing checkpoint is damaged, so that it may be replaced."""
     if verifies(path):
         raise error
-    warn_corrupt(path, "it is replaced by a new one")
+    warn_corrupt(path, "the next checkpoint of its step replaces it")
 
 
 def _check_outcomes(outcomes: list[dict[str, str]]) -> None:
@@ -326,4 +326,7 @@ def _check_outcomes(outcomes: list[dict[str, str]]) -> None:
             kind = next(kind for kind in kinds if kind.__name__ == outcome["error"])
             raise kind(f"{outcome['text']} (on rank {rank})")
         if outcome["digest"] != outcomes[0]["digest"]:
-            raise CheckpointNotFoundError(f"rank {rank} read another checkpoint than rank 0")
+            raise CheckpointNotFoundError(
+                f"rank {rank} read another checkpoint than rank 0. Use a file system that all "
+                "ranks share."
+            )
