@@ -33,11 +33,11 @@ __all__ = ["MISSING", "VARIANTS", "Case", "Profile", "Subject", "Variant", "firs
 Variant = Literal["eager", "compiled", "donated"]
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 
-_PROFILED, _PROFILED_SECONDS = 3, 0.3  # the least number of profiled calls; seconds to repeat them
+_PROFILED, _PROFILED_SECONDS = 3, 0.3  # smallest number of profiled calls, and their least seconds
 
 
 class Profile(NamedTuple):
-    """FLOPs, kernels and times of one call.
+    """FLOPs, kernels and times of one call of a step.
 
     Attributes:
         flops: floating-point operations by dtype.
@@ -62,9 +62,9 @@ class Subject:
         step: the function.
         args: its arguments; those of a pure step begin with the state.
         is_pure: True if the step returns a new state; otherwise it updates a model in place.
-        settings: the arguments that it was built with.
-        graph: its traced graph, once a variant has been compiled; `None`: not traced.
-        steady_bytes: memory between steps, known once the cases have been made.
+        settings: the arguments that the step was built with.
+        graph: the traced graph of the step, once a variant has been compiled; `None`: not traced.
+        steady_bytes: bytes held between steps, known once `cases` has been called.
     """
 
     step: Callable[..., Any]
@@ -78,7 +78,7 @@ class Subject:
     def of(
         cls, step: Any, state: Any, batch: Any, settings: Mapping[str, Any] | None = None
     ) -> Subject:
-        """Return the subject of a step; `state`, `batch` or both may be `MISSING`."""
+        """Return a step with its arguments; `state`, `batch` or both may be `MISSING`."""
         if not callable(step):
             raise TypeError(
                 f"step: expected a function, got {a_or_an(type(step).__name__)}. Pass the step itself: "
@@ -90,7 +90,7 @@ class Subject:
 
     @classmethod
     def built(cls, build: Callable[..., Any], settings: Mapping[str, Any]) -> Subject:
-        """Return the subject of the `(step, state, batch)` or `(step, batch)` that `build` returns."""
+        """Return the step, with its arguments, of the `(step, state, batch)` that `build` returns."""
         found = build(**settings)
         if isinstance(found, Steps):
             found = (found,)  # three functions
@@ -125,9 +125,9 @@ class Subject:
     def cases(
         self, wanted: Sequence[Variant] | None, backend: Backend, notes: list[str]
     ) -> list[Case]:
-        """Return the variants, each called twice; append a note for each that cannot be made.
+        """Return the variants of the step, called twice each; append a note for each impossible variant.
 
-        An exception of the first call of the step itself passes to the caller.
+        An exception in the first eager call of the step is raised.
         """
         self.steady_bytes = 0 if self.is_pure else live_bytes()
         returns: Returns = "other"
@@ -205,17 +205,17 @@ def _check_arguments(step: Callable[..., Any], args: tuple[Any, ...]) -> None:
 
 
 class _LeftOutError(Exception):
-    """Error for a variant that a step cannot have."""
+    """Error for a variant that cannot be made of a step, such as a donated one without a state."""
 
 
 @dataclasses.dataclass
 class Case:
-    """Variant of a step.
+    """Variant of a step, which can be called, timed and profiled.
 
     Attributes:
-        subject: the step.
-        variant: the variant.
-        call: runs one step.
+        subject: the step with its arguments.
+        variant: the variant: "eager", "compiled" or "donated".
+        call: a function that runs one step.
         first_call: seconds of the first call.
         second_call: seconds of the second.
     """
@@ -228,12 +228,12 @@ class Case:
 
     @property
     def name(self) -> str:
-        """The variant and its settings."""
+        """The name of the variant with its settings, such as `compiled, batch_size=32`."""
         settings = self.subject.settings
         return ", ".join([self.variant, *(f"{k}={v}" for k, v in settings.items())])
 
     def warm(self) -> None:
-        """Call the step twice, and store the times."""
+        """Call the step twice, to compile it and to warm up, and store both times."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.first_call = self._timed()
@@ -288,7 +288,7 @@ def first_call(subject: Subject, variant: Variant, backend: Backend) -> float:
         fn = compile(subject.step, donate=variant == "donated", backend=backend)
     else:
         fn = torch.compile(subject.step, backend=backend)
-    device = subject.device  # found before the state is donated: it cannot be read afterwards
+    device = subject.device  # found first, because a donated state cannot be read
     start = time.perf_counter()
     result = fn(*subject.args)
     synchronize(device)

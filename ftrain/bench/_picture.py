@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
 __all__ = ["picture"]
 
-# Colour-blind safe (Okabe and Ito, 2008).
+# Colours that colour-blind readers can distinguish (Okabe and Ito, 2008).
 _COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "#000000")
 
 
 def picture(rows: Sequence[Measurement], machine: Mapping[str, Any]) -> Any:
-    """Return a matplotlib figure of the times of a step.
+    """Return a matplotlib figure of the times of measured variants.
 
     Raises:
         ImportError: matplotlib is not installed.

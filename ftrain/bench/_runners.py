@@ -1,7 +1,8 @@
 """Functions without arguments that run one step of a variant at each call.
 
-A pure step takes the state that it returned, as in training. Before each turn it returns to the first
-state, so that the numbers do not depend on the length of the measurement (denormal numbers are slow).
+A pure step takes the state that its last call returned, as in training. Before each turn the state is
+reset to the first one, so that times do not depend on the length of the measurement (denormal numbers
+are slow).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ __all__ = ["MISSING", "Plain", "Pure", "Returns", "returned"]
 
 MISSING: Any = object()
 
-#: What a pure function returns: the new state, the new state first, or something else.
+#: Position of the new state in the result of a pure function: the whole result, the first, or none.
 Returns = Literal["state", "state first", "other"]
 
 
@@ -29,7 +30,7 @@ class Pure:
         args: its arguments.
         returns: the part of its result that is the next state; "other": each call gets the same
             arguments.
-        donate: True if the function takes over the state's memory; it then starts from a copy.
+        donate: True if the function reuses the memory of the state; the first state is then a copy.
     """
 
     def __init__(
@@ -41,8 +42,8 @@ class Pure:
         self.reset()
 
     def reset(self) -> None:
-        """Return to the first state."""
-        self._state = None  # before the copy is made
+        """Reset the state to the first one."""
+        self._state = None  # released before the copy is made
         self._state = tree.map(_copied, self._start) if self._donate else self._start
 
     def __call__(self) -> Any:
@@ -54,13 +55,13 @@ class Pure:
         return None
 
     def prepared(self) -> Callable[[], Any]:
-        """Return a call of the function on the first state, copied if it is donated."""
+        """Reset the state to the first one; return the function that runs one step."""
         self.reset()
         return self
 
 
 class Plain:
-    """Function `(*args)` that updates a model in place; each call continues from the last."""
+    """Function `(*args)` that updates a model in place at each call, without a reset."""
 
     def __init__(self, fn: Callable[..., Any], args: Sequence[Any]) -> None:
         self._fn, self._args = fn, args
@@ -69,12 +70,12 @@ class Plain:
         return self._fn(*self._args)
 
     def prepared(self) -> Callable[[], Any]:
-        """Return a call of the function."""
+        """Return the function that runs one step."""
         return self
 
 
 def returned(result: Any, state: Any) -> Returns:
-    """Return where the next state is in a result of a step, by structure, shapes and dtypes."""
+    """Return the position of the next state in a result, found by structure, shapes and dtypes."""
     kind = _kind(state)
     if not kind[1]:
         return "other"

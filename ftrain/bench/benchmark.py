@@ -170,7 +170,7 @@ def sweep(
 def subjects(
     build: Callable[..., Sequence[Any]], values: Mapping[str, Iterable[Any]]
 ) -> list[Subject]:
-    """Return the subjects that `build` makes, one for each combination of values."""
+    """Build a step, with its arguments, for each combination of values of the arguments of `build`."""
     names = list(values)
     combinations = itertools.product(*(list(values[name]) for name in names))
     return [
@@ -180,7 +180,7 @@ def subjects(
 
 
 def measure(steps: Sequence[Subject], options: Options) -> BenchmarkReport:
-    """Return a report of the steps, which take turns with each other."""
+    """Measure steps that take turns with each other, and return the report."""
     notes: list[str] = []
     cases = [
         case for step in steps for case in step.cases(options.variants, options.backend, notes)
@@ -227,7 +227,9 @@ def measure(steps: Sequence[Subject], options: Options) -> BenchmarkReport:
             steady_bytes=case.subject.steady_bytes,
         )
         if device.type == "cpu":
-            inside = profile.share * one.median  # the load may have changed since
+            inside = (
+                profile.share * one.median
+            )  # a share, because the load may have changed since the profile
             rest = one.median - inside
             one = dataclasses.replace(one, device_seconds=inside, host_seconds=rest)
         found.append(one)
@@ -243,7 +245,7 @@ def _explained(
     turns: Turns,
     device: torch.device,
 ) -> list[Measurement]:
-    """Return the measurements with their costs: operators and kernels."""
+    """Return measurements with their costs, measured now: the times of operators and kernels."""
     flops = {dtype: one.flops / turns.median(_product(dtype)) for dtype, one in products.items()}
     rates = Rates(flops, measure_rates((), device).bandwidth)
     return [

@@ -14,11 +14,11 @@ __all__ = ["Finished", "run_fresh"]
 
 
 class Finished(NamedTuple):
-    """Finished process.
+    """Output and processor time of a process that has ended.
 
     Attributes:
         output: the last line that it printed.
-        started: when it was started, as `time.time()`.
+        started: the time of its start, as `time.time()`.
         work: processor seconds on all cores, compilers included; other load hardly changes them.
     """
 
@@ -34,17 +34,17 @@ def run_fresh(
     folder: pathlib.Path | None = None,
     limit: float = 600.0,
 ) -> Finished:
-    """Run a command in a new process with a given directory for compiled code; return its output.
+    """Run a command in a new process that caches compiled code in a given directory.
 
     Args:
         command: the program and its arguments.
-        cache: the directory; if it is empty, the process compiles everything.
+        cache: the directory of compiled code; if it is empty, the process compiles everything.
         folder: the current directory of the process; default: the current directory.
-        limit: seconds after which it is killed.
+        limit: seconds after which the process is killed.
 
     Raises:
         RuntimeError: the process failed; the message ends with its standard error.
-        subprocess.TimeoutExpired: it took longer than `limit`.
+        subprocess.TimeoutExpired: the process took longer than `limit`.
     """
     environment = {
         **os.environ,

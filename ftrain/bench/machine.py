@@ -19,7 +19,7 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
     `cpu` ends with the instruction set that torch's own kernels use here, e.g. `AVX512`.
 
     Args:
-        device: an accelerator adds its name, as `device`.
+        device: the device of the measurement; the name of an accelerator is added as `device`.
 
     Example:
         >>> sorted(machine())
@@ -40,7 +40,7 @@ def machine(device: torch.device | str = "cpu") -> dict[str, Any]:
 
 
 def versions(packages: Sequence[str] = ("torch", "optree", "jax", "optax")) -> dict[str, str]:
-    """Return the versions of Python and of those of the packages that are installed."""
+    """Return the versions of Python and of each installed package, by name."""
     found = {"python": platform.python_version()}
     for package in packages:
         try:
@@ -55,7 +55,7 @@ def _cpu() -> str:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             fields = dict(line.split(":", 1) for line in lines if ":" in line)
         fields = {name.strip(): value.strip() for name, value in fields.items()}
-        # two EPYCs of one family and model differed in AVX-512, and by 1.5 in a step's time
+        # Two EPYCs of one family and model differed in AVX-512, and by a factor of 1.5 in a step's time.
         level = torch.backends.cpu.get_cpu_capability()
         detail = f"family {fields['cpu family']} model {fields['model']} {level}"
         return f"{fields['model name']} ({detail})"

@@ -68,7 +68,7 @@ class Measurement:
 
     @property
     def median(self) -> float:
-        """Median seconds of a step, over the turns."""
+        """Median over the turns of the seconds of a step."""
         return statistics.median(self.seconds)
 
     @property
@@ -79,17 +79,17 @@ class Measurement:
 
     @property
     def samples_per_second(self) -> float:
-        """Rows a second."""
+        """Samples (rows) per second."""
         return self.samples / self.median
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens a second."""
+        """Tokens per second."""
         return self.tokens / self.median
 
     @property
     def flops_per_second(self) -> float:
-        """Counted floating-point operations a second."""
+        """Counted floating-point operations per second."""
         return sum(self.flops.values()) / self.median
 
     @property
@@ -123,7 +123,7 @@ class Measurement:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Measurement:
-        """Return the measurement from the JSON values of `to_json`; they do not hold its cost.
+        """Return the measurement that `to_json` converted to JSON values, without its cost.
 
         Raises:
             KeyError: a figure is missing.

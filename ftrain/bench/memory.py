@@ -21,8 +21,8 @@ class Allocated(NamedTuple):
     """Bytes that a call allocates, relative to the memory in use before it.
 
     Attributes:
-        peak: the most that was held at one time.
-        kept: what was still held at the end, the result included.
+        peak: the largest number of bytes held at one time.
+        kept: the bytes held at the end of the call, its result included.
     """
 
     peak: int
@@ -30,7 +30,7 @@ class Allocated(NamedTuple):
 
 
 def allocated(call: Callable[[], Any], device: torch.device | str = "cpu") -> Allocated:
-    """Measure the bytes that a call allocates; its result is released afterwards.
+    """Measure the bytes that a call allocates; release its result.
 
     On the CPU, memory that was allocated before the call counts as held until its end, because the
     profiler does not see its release.

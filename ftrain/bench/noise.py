@@ -1,4 +1,4 @@
-"""Differences of two times, and a test that a difference is more than noise.
+"""Comparison of two times, with a test whether their difference is more than noise.
 
 The test uses a confidence interval of the median between two order statistics, from the binomial
 distribution (the sign test), so that it assumes nothing about the distribution of the times. Two
@@ -18,7 +18,7 @@ from collections.abc import Sequence
 __all__ = ["CONFIDENCE", "RESOLUTION", "Difference", "compare_runs", "compare_turns"]
 
 CONFIDENCE = 0.99
-# Two programs of one function may differ by this much, for example by the addresses of their memory.
+# Two compilations of one function may differ by this ratio, for example because of memory addresses.
 RESOLUTION = 0.01
 
 
@@ -61,11 +61,11 @@ class Difference:
 
 
 def compare_turns(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Compare two contenders that took turns, by the ratios within each turn.
+    """Compare the times of two contenders that took turns, by the ratio within each turn.
 
     Args:
-        first: the times of one, one for each turn.
-        second: the times of the other, in the same turns.
+        first: the time of one contender in each turn.
+        second: the time of the other contender in the same turns.
 
     Example:
         >>> slower = [2.0, 4.1, 2.0, 2.1, 2.0, 4.0, 1.9, 2.0]  # two turns on a busy machine
@@ -79,11 +79,11 @@ def compare_turns(first: Sequence[float], second: Sequence[float]) -> Difference
 
 
 def compare_runs(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Compare two runs that did not take turns, by the intervals of their medians.
+    """Compare the times of two runs that did not take turns, by the intervals of their medians.
 
     Args:
-        first: the times of one run, one for each turn.
-        second: the times of the other.
+        first: the time of one run in each of its turns.
+        second: the time of the other run in each of its turns.
     """
     a, b = [_log(x) for x in first], [_log(x) for x in second]
     (a_low, a_high), (b_low, b_high) = median_interval(a), median_interval(b)

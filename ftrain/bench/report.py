@@ -28,7 +28,7 @@ class BenchmarkFileError(ValueError):
 
 
 class Change(NamedTuple):
-    """Change of one variant from an earlier report to this one.
+    """Change of the time and memory of one variant since an earlier report.
 
     Attributes:
         name: the variant and its settings.
@@ -46,7 +46,7 @@ class Change(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """Comparison of a report with an earlier one.
+    """Comparison of a report with an earlier report.
 
     Attributes:
         changes: one for each variant that both reports have.
@@ -60,7 +60,7 @@ class Comparison:
 
     @property
     def is_worse(self) -> bool:
-        """True if a variant is worse than the limit allows, or missing."""
+        """True if a variant exceeds the limit, or is missing in this report."""
         return bool(self.missing) or any(change.is_worse for change in self.changes)
 
     def __str__(self) -> str:
@@ -104,7 +104,7 @@ class BenchmarkReport:
         """Return the measurement of a variant, by its name: `"compiled"`, `"eager, batch_size=8"`.
 
         Raises:
-            KeyError: it was not measured; the message lists the measured variants.
+            KeyError: the variant was not measured; the message lists the measured variants.
         """
         for each in self.measurements:
             if each.name == name:
@@ -118,10 +118,10 @@ class BenchmarkReport:
         return _table.table(self.measurements, self.machine, self.versions, self.notes)
 
     def difference(self, first: str, second: str) -> Difference:
-        """Compare two variants, by names as in `report[name]`.
+        """Compare the times of two variants, by names as in `report[name]`.
 
         Returns:
-            The time of the first over that of the second.
+            The time of the first variant over the time of the second.
         """
         return compare_turns(self[first].seconds, self[second].seconds)
 

@@ -43,7 +43,7 @@ class Turns:
         return statistics.median(self.seconds[name])
 
     def fastest(self, names: Sequence[str]) -> str:
-        """Return the contender with the least median."""
+        """Return the name of the contender with the smallest median time, among `names`."""
         return min(names, key=self.median)
 
     def ratio(self, numerator: str, denominator: str) -> float:
@@ -69,15 +69,15 @@ def take_turns(
     """Return the times of contenders that run in turn, so that other load affects all of them.
 
     A turn takes about `seconds`. It has at least one call, and the same number of calls in each round.
-    Each round starts with another contender, so that no contender always finds the caches of the same
-    other one. A contender with a method `reset` is reset before each turn, and called once before the
-    clock starts.
+    Each round starts with another contender, so that no contender always runs after the same other one,
+    whose data fill the caches. A contender with a method `reset` is reset before each turn, and called
+    once before the clock starts.
 
     Args:
         contenders: functions without arguments, by name.
-        rounds: the number of turns of each.
+        rounds: the number of turns of each contender.
         seconds: the length of a turn.
-        warmup: calls of each before the first turn.
+        warmup: the number of calls of each contender before the first turn.
         timer: how the calls of a turn are timed; default: `mean_time`.
 
     Example:
@@ -112,7 +112,7 @@ def take_turns(
 
 
 def mean_time(call: Callable[[], object], calls: int) -> list[float]:
-    """Return a list of one: the mean seconds of consecutive calls, with the clock read at both ends."""
+    """Return a list with one number: the mean seconds of consecutive calls, timed as a whole."""
     start = time.perf_counter()
     for _ in range(calls):
         call()
@@ -120,7 +120,7 @@ def mean_time(call: Callable[[], object], calls: int) -> list[float]:
 
 
 def call_times(call: Callable[[], object], calls: int) -> list[float]:
-    """Return the seconds of each of several calls on the CPU, including 0.1 µs for the clock."""
+    """Return the seconds of each call on the CPU, including 0.1 µs for reading the clock."""
     clock, times = time.perf_counter, []
     for _ in range(calls):
         start = clock()
@@ -130,7 +130,7 @@ def call_times(call: Callable[[], object], calls: int) -> list[float]:
 
 
 def event_times(call: Callable[[], object], calls: int) -> list[float]:
-    """Return the seconds of each of several calls on CUDA, between events at their ends.
+    """Return the seconds of each call on CUDA, from an event before it to an event after it.
 
     Nothing waits for the device between the calls, so that a call takes as long as in a loop: the time
     on the device, or that of its launches if these are slower.

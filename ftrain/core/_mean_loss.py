@@ -1,7 +1,7 @@
 """Mean loss of a batch and its gradients, accumulated over micro-batches.
 
 Read next: `accumulate.py`, the sum over micro-batches, `_model_calls.py`, the gradients of one of them,
-and `gradients.py`, the first piece of a step.
+and `gradients.py`, the first part of a step.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class MeanLoss:
         loss_fn: the loss of one micro-batch.
         policy: the precision of the forward pass.
         accumulate: the number of micro-batches of a batch.
-        grad_reduce: as of `gradients`.
+        grad_reduce: as for `ftrain.gradients`.
         ranks: the ranks that share a batch.
 
     Attributes:
@@ -80,8 +80,8 @@ class MeanLoss:
         """Return the mean loss of a batch that several ranks share.
 
         Args:
-            build: returns the ranks.
-            bound: the model as a function of what this rank has of its parameters; default: all.
+            build: returns the ranks that share a batch.
+            bound: the model as a function of this rank's part of the parameters; default: of all.
 
         Raises:
             ValueError: the gradients are reduced already; the loss compares the rows of a batch.
@@ -118,7 +118,7 @@ class MeanLoss:
             return torch.zeros((), device=state.step.device)
 
         extras = self._extras(state)
-        # Unrolled, since the caller may differentiate it.
+        # Unrolled, because the caller may differentiate the sum.
         sums = self._summed(of_part, zero, state, key, batch, scans=False)
         mean: torch.Tensor = sums.totals / safe_weight(sums.weight)
         return mean
@@ -126,7 +126,7 @@ class MeanLoss:
     def gradients(self, state: TrainState, key: torch.Tensor, batch: Any) -> Sums:
         """Return the unscaled gradients of the mean loss, in the field `totals` of a `Sums`.
 
-        They have the dtypes of the parameters.
+        The gradients have the dtypes of the parameters.
         """
         scale, inverse = None, None
         if self.policy.loss_scale is not None:
@@ -163,7 +163,7 @@ class MeanLoss:
 
         sums = self._summed(of_part, zeros, state, key, batch, scans=True)
         if is_mean and inverse is None and self._own is None:
-            return sums  # as autograd gave them, in the dtypes of the parameters
+            return sums  # autograd has returned them in the dtypes of the parameters
         divisor = None if is_mean else safe_weight(sums.weight)
         return sums._replace(totals=tree.map(finished, sums.totals, state.params))
 
@@ -196,7 +196,7 @@ class MeanLoss:
                 parts = split_batch(batch, self._accumulate)
             self._warn(parts.k)
             parts = parts if scans else parts.unstack()
-            # A loop copies what it carries, and gives it a row for each row of a vmap.
+            # Constant buffers stay outside of the loop, which copies its carry, once per row under vmap.
             names = self._bound.constants
             constants = {name: b for name, b in state.buffers.items() if name in names}
             carried = {name: b for name, b in state.buffers.items() if name not in names}
@@ -231,8 +231,8 @@ class MeanLoss:
     ) -> tuple[Any, Any, Metrics]:
         """Return gradients, buffers and metrics of one micro-batch.
 
-        The gradients are those of its *mean* loss, times the loss scale: a sum would overflow float16.
-        If the backward pass sums over ranks, they are those of the mean over all ranks' micro-batches.
+        The gradients are those of the *mean* loss, times the loss scale: a sum would overflow float16.
+        If the backward pass sums over ranks, the mean is over the micro-batches of all ranks.
         """
 
         def seed(aux: Any) -> torch.Tensor:
@@ -245,7 +245,9 @@ class MeanLoss:
                     cotangent = cotangent * scale
                 return cotangent.to(loss.total.dtype)
 
-        if self._own is not None and not keeps_graph():  # a kept graph needs a single function
+        if (
+            self._own is not None and not keeps_graph()
+        ):  # a graph that is kept must come from a single function
             return self._own.forward_backward(self._calls, params, buffers, key, part, seed)
 
         def run(until: contextlib.ExitStack, params: Any) -> tuple[torch.Tensor, Any]:

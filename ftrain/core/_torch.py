@@ -88,7 +88,7 @@ def is_faking() -> bool:
 
 def trace(fn: Callable[..., Any], fakes: Sequence[torch.Tensor]) -> fx.GraphModule:
     """Return the graph of operators that `fn` runs on fake tensors (`make_fx`, torch 2.0 and later)."""
-    # Errors in the user's code are raised, and need not be logged as well.
+    # Errors in the user's code are raised, so that torch need not log them.
     with silent("torch._subclasses.fake_tensor"):
         return make_fx(fn, REWRITTEN, tracing_mode="fake", _allow_non_fake_inputs=True)(*fakes)
 
@@ -120,8 +120,8 @@ def record_as(tensor: torch.Tensor, other: torch.Tensor) -> None:
 def without_modes_below(fn: Callable[..., Any]) -> Callable[..., Any]:
     """Wrap `fn` so that function modes do not see what torch calls below the dispatcher.
 
-    A function mode that stands around a backward pass sees the Python of fake kernels and of the tracer
-    (torch 2.13: `torch.empty_strided` in `extract_val`), and would key memory that belongs to neither.
+    A function mode around a backward pass also sees the Python code of fake kernels and of the tracer
+    (torch 2.13: `torch.empty_strided` in `extract_val`), which it must not treat as the user's calls.
     """
 
     @functools.wraps(fn)
@@ -136,7 +136,9 @@ class _Below(DispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if not isinstance(func, torch._ops.OpOverload):  # runs functions of the user's
+        if not isinstance(
+            func, torch._ops.OpOverload
+        ):  # a higher-order operator, which calls functions of the user
             return func(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunction():
             return func(*args, **(kwargs or {}))
@@ -145,8 +147,8 @@ class _Below(DispatchMode):
 def tensor_guard(tensors: Sequence[torch.Tensor]) -> Callable[..., bool] | None:
     """Return a C++ check of the types, dtypes, devices, shapes and strides of tensors.
 
-    Dynamo's own guard (2.0 and later): 20 µs for 300 tensors, where Python takes 90. `None` where it
-    is missing; the caller then compares in Python.
+    The check is Dynamo's own guard (2.0 and later): 20 µs for 300 tensors, where Python takes 90. The
+    result is `None` if the guard is missing; the caller then compares in Python.
     """
     if _guards is None:
         return None
@@ -205,7 +207,7 @@ _VIEW_MAPS: bool = torch._C._dispatch_has_kernel_for_dispatch_key(
 
 
 def of_same_bits(integers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """View integers as a dtype of the same width; cast them in a vmap of torch 2.11 (it lacks views)."""
+    """View integers as a dtype of the same width; cast them in a vmap of torch 2.11."""
     if _VIEW_MAPS or torch.compiler.is_dynamo_compiling() or inside_functorch() is None:
         return integers.view(dtype)
     return integers.to(dtype)
@@ -228,8 +230,8 @@ _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")
 def norms(tensors: list[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
     """Return the norm of each CPU tensor, with the same bits as `torch.linalg.vector_norm`.
 
-    Called from C++ for all of them: 7 µs for six tensors instead of 12. (`_foreach_norm` with a dtype,
-    torch 2.3 and later.)
+    One C++ call computes all of them: 7 µs for six tensors instead of 12. (`_foreach_norm` with a
+    dtype, torch 2.3 and later.)
     """
     return list(torch._foreach_norm(tensors, 2, dtype=dtype))
 

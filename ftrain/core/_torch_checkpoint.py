@@ -3,7 +3,7 @@
 `torch.utils.checkpoint.checkpoint` runs a region under saved-tensor hooks, and stores the function with
 which a backward pass recomputes the region in a `_CheckpointFrame`. Inside of `around_regions`:
 
-- This function runs in the contexts that were active when the region started.
+- The function that recomputes a region runs in the contexts that were active when the region started.
 - Under `torch.vmap` and torch.func transforms, which do not allow saved-tensor hooks, a region runs
   without checkpointing: the values are the same, but no memory is saved.
 - `use_reentrant=True`, which needs `.backward()`, runs as `use_reentrant=False`, with the same gradients

@@ -90,7 +90,7 @@ def all_reduce(tensor: torch.Tensor, group: Group, op: Reduction = "sum") -> tor
 def all_reduce_each(
     tensors: list[torch.Tensor], group: Group, op: Reduction = "sum"
 ) -> list[torch.Tensor]:
-    """Return `all_reduce` of each tensor; all are on their way before the first is waited for."""
+    """Return `all_reduce` of each tensor; all are sent before the first result is waited for."""
     sent = [_OPERATORS.all_reduce(x.contiguous(), op, group.name) for x in tensors]
     return [_waited(x) for x in sent]
 

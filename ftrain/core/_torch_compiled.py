@@ -35,9 +35,10 @@ _here = _Here()
 class Plainly:
     """Context in which this thread runs functions and modules under `torch.compile` as plain Python.
 
-    A warning says so. Torch's higher-order operators still compile their bodies. Dynamo has one stance
-    for the process (`torch._dynamo.eval_frame._stance`, torch 2.6 and later), while this context affects
-    its thread only. In earlier versions, compiled parts stay compiled. Entering takes 0.3 µs.
+    A warning reports each such function or module. Torch's higher-order operators still compile their
+    bodies. Dynamo has one stance for the process (`torch._dynamo.eval_frame._stance`, torch 2.6 and
+    later), while this context affects its thread only. In earlier versions, compiled parts stay
+    compiled. Entering takes 0.3 µs.
     """
 
     def __enter__(self) -> None:
@@ -97,7 +98,7 @@ def _define(dynamo: Any) -> type:
 
 
 def _is_called_plainly(frame: types.FrameType) -> bool:
-    """Return True, with a warning, unless Dynamo was called by torch's own operators.
+    """Return True, and warn, unless one of torch's own operators has called Dynamo.
 
     Args:
         frame: the frame of the code that is called.

@@ -99,9 +99,9 @@ def dirichlet_sampler() -> Callable[..., Any]:
 def von_mises_sampler() -> Callable[..., Any]:
     """Make torch's von Mises sampler a function whose calls a `TorchFunctionMode` sees; return it.
 
-    `VonMises.sample` calls the returned function from then on.
-    Its arguments are `(loc, concentration, proposal_r, x)`. It draws in a loop whose end depends on
-    values. (`von_mises._rejection_sample`: torch 1.5 and later.)
+    `VonMises.sample` calls the returned function from then on, with the arguments
+    `(loc, concentration, proposal_r, x)`. The function draws in a loop whose end depends on values.
+    (`von_mises._rejection_sample`: torch 1.5 and later.)
     """
     sampler = _overridable(von_mises._rejection_sample)
     von_mises._rejection_sample = sampler

@@ -102,8 +102,8 @@ def _batch_norm_backward(
 def _in_format(mode: Any, x: torch.Tensor, first: torch.Tensor | None, others: Any) -> Any:
     """Give fake outputs of batch normalization the memory format of `x`, as the real CPU kernels do.
 
-    That is contiguous if the strides of `x` match no format. Torch's fake kernels use the strides of
-    `x`, and in backward those of the gradient (torch 2.13). The order of sums in a matrix product
+    The format is contiguous if the strides of `x` match no format. Torch's fake kernels use the strides
+    of `x`, and in backward those of the gradient (torch 2.13). The order of sums in a matrix product
     depends on strides.
     """
     if first is not None and x.device.type == "cpu":

@@ -34,11 +34,11 @@ def fake_mesh(size: int, device: str) -> Iterator[DeviceMesh]:
 
 @dataclasses.dataclass
 class Traffic:
-    """Traffic of one rank.
+    """Bytes that one rank sends, and collectives that it takes part in.
 
     Attributes:
         size: the number of ranks.
-        sent: bytes that a rank sends, by the ring algorithms: each rank sends an all-reduced tensor
+        sent: bytes that the rank sends, by the ring algorithms: each rank sends an all-reduced tensor
             2 (W - 1) / W times, and a gathered or scattered one (W - 1) / W times.
         collectives: number of collectives.
     """

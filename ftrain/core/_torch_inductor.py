@@ -103,7 +103,7 @@ def inductor_compile(
             artifact = compiled_with(patches)
     else:
         artifact = compiled_with(patches)
-    # The artifact's __call__ only forwards to this.
+    # The artifact's __call__ only forwards to this function.
     compiled: Callable[..., Any] = getattr(artifact, "_compiled_fn", artifact)
     return compiled
 
@@ -120,9 +120,9 @@ def decompositions() -> Mapping[Any, Callable[..., Any]]:
 def keep_layouts() -> None:
     """Make inductor keep the traced memory layouts of the operators in `FACTORIZED`.
 
-    Their derivative solves with the factors of the matrix or of its transpose, depending on the layout
-    in the trace. If inductor chooses another layout, the gradient is wrong (2.13).
-    (`add_layout_constraint`, 2.0 and later.)
+    The derivative of such an operator solves with the factors of the matrix or of its transpose,
+    depending on the layout in the trace. If inductor chooses another layout, the gradient is wrong
+    (2.13). (`add_layout_constraint`, 2.0 and later.)
     """
     from torch._inductor import lowering  # noqa: PLC0415  costs a second
 
@@ -167,7 +167,7 @@ def keep_carries() -> None:
 def cpp_compilers() -> tuple[str, ...] | None:
     """Return the compilers that inductor would try for the CPU, in order; `None` if unknown.
 
-    They are unknown if inductor would download a compiler, or generates code other than C++.
+    The compilers are unknown if inductor would download a compiler, or generates code other than C++.
     (`config.cpp.cxx`: torch 2.0 and later; `config.cpu_backend`: torch 2.5 and later.)
     """
     from torch._inductor import config  # noqa: PLC0415  costs two seconds

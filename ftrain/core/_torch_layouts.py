@@ -1,4 +1,4 @@
-"""Operator that lets a graph raise an error if ranks differ in what a trace made constant."""
+"""Operator with which a graph raises if numbers that are constant in it differ between ranks."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ def require_same(values: torch.Tensor, table: torch.Tensor, what: str) -> torch.
     Args:
         values: any tensor.
         table: int64, `(ranks, numbers)`, gathered from all ranks.
-        what: the name of the numbers.
+        what: the name of the numbers, for the message.
 
-    Waits for the device.
+    The check waits for the device.
     """
     if not bool((table == table[0]).all()):
         rows = ", ".join(f"rank {i}: {row}" for i, row in enumerate(table.tolist()))

@@ -89,9 +89,9 @@ def has_tangents() -> bool:
 def lower(tensor: torch.Tensor) -> list[torch.Tensor]:
     """Unwrap a tensor to plain ones: its value and, for each `torch.func.jvp`, the tangents.
 
-    Each has the shape `(*sizes of the vmaps, *tensor.shape)`, with the outermost vmap first. A tensor
-    over which a vmap does not map is repeated; a missing tangent is zero. Reverse-mode differentiation
-    by a transform ends here.
+    Each of them has the shape `(*sizes of the vmaps, *tensor.shape)`, with the outermost vmap first. A
+    tensor over which a vmap does not map is repeated; a missing tangent is zero. Reverse-mode
+    differentiation by a transform ends here.
     """
     stack = _functorch.get_interpreter_stack()
     if not stack:

@@ -44,7 +44,7 @@ def cond_operator(
     left: fx.GraphModule,
     operands: Sequence[torch.Tensor],
 ) -> list[torch.Tensor]:
-    """Record a branch as one operator (torch 2.4 and later); unlike `torch.cond`, do not trace again."""
+    """Record a branch as one operator (torch 2.4 and later) without the second trace of `torch.cond`."""
     return list(cond_op(predicate, taken, left, tuple(_apart(operands))))
 
 

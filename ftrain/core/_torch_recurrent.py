@@ -21,8 +21,9 @@ __all__ = ["recurrent_kernels"]
 def recurrent_kernels(device_type: str) -> Iterator[None]:
     """Run recurrent layers with torch's own CPU kernels where oneDNN has none (torch 2.13).
 
-    For float16 autocast, and without AVX-512 for bfloat16, it raises "could not create a primitive
-    descriptor"; for a gradient inside vmap "Expected a proper Tensor but got None ... 'workspace'".
+    Under float16 autocast, and under bfloat16 without AVX-512, oneDNN raises "could not create a
+    primitive descriptor"; for a gradient inside vmap, "Expected a proper Tensor but got None ...
+    'workspace'".
     """
     cast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else None
     refused = cast == torch.float16 or (cast == torch.bfloat16 and not _bfloat16_lstm())
@@ -43,7 +44,7 @@ def recurrent_kernels(device_type: str) -> Iterator[None]:
 def _bfloat16_lstm() -> bool:
     """Return True if oneDNN has a bfloat16 LSTM for this processor's instructions.
 
-    Determined by running one in its own thread, in which no mode or transform of the caller applies.
+    An LSTM is run in a thread of its own, in which no mode or transform of the caller applies.
     """
     found = []
 

@@ -99,7 +99,7 @@ def registries(module: nn.Module) -> tuple[dict[str, Any], dict[str, Any], dict[
 
 
 def has_call_hooks(module: nn.Module) -> bool:
-    """Return True if functions run before or after a module's forward or backward pass (2.0, later)."""
+    """Return True if functions run before or after a module's forward or backward pass (2.0)."""
     hooks = (
         module._forward_hooks,
         module._forward_pre_hooks,

@@ -34,7 +34,7 @@ class Wrapper(torch.Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     def plain(self) -> torch.Tensor:
-        """Return a tensor with the same values that is no wrapper."""
+        """Return an ordinary tensor with the same values."""
         raise NotImplementedError
 
 
@@ -44,10 +44,10 @@ def wrap(
     """Return a tensor of a class, without memory (`_make_wrapper_subclass`, torch 1.12 and later).
 
     Args:
-        kind: the class.
-        shape: its shape.
-        like: a tensor with its dtype and device.
-        strides: its strides.
+        kind: the class of the new tensor.
+        shape: the shape of the new tensor.
+        like: a tensor with the same dtype and device.
+        strides: the strides of the new tensor.
     """
     make: Any = torch.Tensor._make_wrapper_subclass
     return make(kind, shape, strides=strides, dtype=like.dtype, device=like.device)

@@ -120,15 +120,15 @@ PartFn = Callable[[Any, torch.Tensor, Any, torch.Tensor | None], Sums]
 def accumulate_micro_batches(
     of_part: PartFn, zeros: Any, buffers: Any, keys: torch.Tensor, parts: Stacked | Separate
 ) -> Sums:
-    """Sum the results of `of_part` over micro-batches; each gets the buffers of the one before it.
+    """Sum the results of `of_part` over micro-batches; each starts from the buffers after the last one.
 
     Args:
-        of_part: the function of one part.
-        zeros: the start of its totals.
-        buffers: the buffers before the first part.
-        keys: int32, shape (k, 2); the key of each part.
-        parts: `Separate` are looped over; `Stacked` ones are scanned over (one body in a compiled graph,
-            whatever their number is).
+        of_part: the function of one micro-batch.
+        zeros: the initial totals.
+        buffers: the buffers before the first micro-batch.
+        keys: int32, shape (k, 2); the key of each micro-batch.
+        parts: the micro-batches; `Separate` ones are looped over, `Stacked` ones are scanned over (one
+            body in a compiled graph, whatever their number is).
     """
     dtype = common_dtype(zeros)
     weight = torch.zeros((), dtype=dtype, device=keys.device)
@@ -195,7 +195,7 @@ def check_examples(metrics: Metrics, part: Any) -> None:
     """Raise unless each `PerExample` has a length divisible by the micro-batch's number of rows.
 
     Raises:
-        ValueError: their number is not a multiple of the rows.
+        ValueError: a metric has another number of entries than a multiple of the rows.
     """
     named = {n: x.values for n, x in metrics.entries.items() if isinstance(x, PerExample)}
     if not named:
@@ -222,12 +222,12 @@ def weighted(metric: Any, weight: torch.Tensor | None) -> Any:
 
 
 def safe_weight(weight: torch.Tensor) -> torch.Tensor:
-    """Return the weight, or 1 if it is 0, to divide a total by."""
+    """Return the divisor of a total: its weight, or 1 if the weight is 0."""
     return torch.where(weight == 0, torch.ones_like(weight), weight)
 
 
 def sum_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of sums: at least float32."""
+    """Return the dtype in which values of `dtype` are summed: at least float32."""
     return torch.promote_types(dtype, torch.float32)
 
 
@@ -284,7 +284,7 @@ def check_constants(batch: Any, what: str) -> None:
 
     Args:
         batch: the batch to cut.
-        what: the option that cuts it, for the message.
+        what: the option that cuts the batch, for the message.
     """
     for path, leaf in zip(tree.paths(batch), tree.leaves(batch), strict=True):
         if not isinstance(leaf, (torch.Tensor, *_CONSTANTS)):

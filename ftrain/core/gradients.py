@@ -112,7 +112,7 @@ class GradientFn:
 
         Args:
             build: returns the ranks that share a batch.
-            bound: the model as a function of what this rank has of its parameters; default: all.
+            bound: the model as a function of this rank's part of the parameters; default: of all.
 
         Raises:
             ValueError: the gradients are reduced already; the loss compares the rows of a batch.
@@ -123,12 +123,12 @@ class GradientFn:
         """Return functions of the parameters that compute this batch's loss and gradients.
 
         Line searches and second-order optimizers need them. Key, buffers and micro-batches are those of
-        the gradients, so that at `state.params` both
-        functions return the values of `self(state, batch)`. Pass them as extra arguments:
+        the gradients, so that at `state.params` both functions return the values of
+        `self(state, batch)`. Pass the functions as extra arguments:
         `update(optimizer, state, result, **gradients.closures(state, batch))`.
 
         Returns:
-            `value_fn(params) -> loss`, 0-d, to be differentiated as its caller likes, and
+            `value_fn(params) -> loss`, 0-d and differentiable, and
             `grad_fn(params) -> grads`, like `GradientResult.grads`: unscaled, averaged, reduced.
         """
         closures, device = self._closures(state, batch), state.step.device
@@ -165,7 +165,7 @@ def gradients(
 
     Raises:
         ValueError: an option is out of range; the model has no trainable parameters.
-        TypeError: a parameter is complex; the loss is a name, or one of torch.
+        TypeError: a parameter is complex; the loss is a string, or a loss of torch.
 
     >>> from torch import nn
     >>> def loss_fn(model, batch):
@@ -191,7 +191,7 @@ def gradients(
 
 
 def _gradients(mean_loss: MeanLoss, nonfinite: NonFinite, watch: Watch) -> GradientFn:
-    """Return the first piece of a step, made from a mean loss."""
+    """Return the function that takes the gradients of a mean loss."""
     policy = mean_loss.policy
     scaling = policy.loss_scale
 
@@ -274,9 +274,13 @@ def _check_parameters(bound: Bound) -> None:
 
 def _check_options(accumulate: Any, nonfinite: Any, scaling: LossScale | None) -> None:
     if not isinstance(accumulate, int) or accumulate < 1:
-        raise ValueError(f"accumulate: expected a whole number of at least 1, got {accumulate!r}")
+        raise ValueError(
+            f"accumulate: expected a whole number of at least 1, got {accumulate!r}. Write accumulate=1."
+        )
     if nonfinite not in ("skip", "raise", "ignore"):
-        raise ValueError(f"nonfinite: expected 'skip', 'raise' or 'ignore', got {nonfinite!r}")
+        raise ValueError(
+            f"nonfinite: expected 'skip', 'raise' or 'ignore', got {nonfinite!r}. Write 'skip'."
+        )
     if scaling is not None and nonfinite != "skip":
         raise ValueError(
             "nonfinite: expected 'skip' with dynamic loss scaling, which adapts its scale by skipping "

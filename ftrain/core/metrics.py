@@ -1,8 +1,8 @@
-"""Metrics that merge exactly over micro-batches, ragged batches and ranks.
+"""Metrics that merge exactly over micro-batches, batches of different sizes, and ranks.
 
 A metric is a monoid: a few tensors, a `merge`, and a `value`. A mean keeps its total and its weight, so
 the mean over many batches is one division by the true weight, never a mean of means. A tensor with axes
-that a loss returns in addition has one entry for each example: such values are concatenated.
+among the metrics of a loss has one entry for each example: such values are concatenated.
 
 Read next: `accumulate.py`, where the micro-batches' metrics are merged.
 """
@@ -242,7 +242,7 @@ class Metrics(Mapping[str, torch.Tensor]):
         assert isinstance(value, torch.Tensor)
         return value
 
-    if not TYPE_CHECKING:  # where mypy would take any attribute for one that is there
+    if not TYPE_CHECKING:  # hidden from mypy, which would accept any attribute name
 
         def __getattr__(self, name: str) -> NoReturn:
             entries = self.__dict__.get("entries", {})
@@ -316,10 +316,10 @@ def as_metrics(values: Any, where: str, device: torch.device | None = None) -> M
     """Return the extra results of a loss function as `Metrics`.
 
     Dicts, lists and tuples may be nested: the names on the way are joined by `/`. A number or 0-d tensor
-    is `BatchMean`, a tensor with axes `Unreduced`.
+    becomes a `BatchMean`, a tensor with axes an `Unreduced`.
 
     Args:
-        values: a mapping of names to tensors, numbers, metrics and nested ones.
+        values: a mapping of names to tensors, numbers, metrics and nested mappings.
         where: the name of the loss function in messages.
         device: the device of the loss, to which numbers and 0-d tensors on the host go without a wait.
 
@@ -358,7 +358,7 @@ def _flat(values: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _is_metric(value: Any) -> bool:
-    """Return True for a metric, without computing its value, as `isinstance` does in Python 3.11."""
+    """Return True for a metric; unlike `isinstance` in Python 3.11, do not compute its value."""
     merges = callable(getattr(value, "merge", None)) and not isinstance(value, torch.Tensor)
     return merges and inspect.getattr_static(value, "value", None) is not None
 
@@ -366,8 +366,8 @@ def _is_metric(value: Any) -> bool:
 def on_device(value: torch.Tensor | float, device: torch.device | None) -> torch.Tensor:
     """Return a number, or a 0-d CPU tensor, as a tensor on a device, without synchronizing with it.
 
-    A copy from the host waits for the device, and no CUDA graph can hold it. The value of a 0-d tensor
-    of the host is an argument of the kernel that multiplies it.
+    A copy from the host waits for the device, and cannot be part of a CUDA graph. Instead, a kernel on
+    the device multiplies by the 0-d host tensor, whose value it gets as an argument.
     """
     if not isinstance(value, torch.Tensor):
         return torch.full((), float(value), dtype=torch.get_default_dtype(), device=device)
@@ -390,7 +390,7 @@ def _as_metric(name: str, value: Any, where: str, device: torch.device | None) -
         )
     if value.ndim:
         return Unreduced(kept(value).clone())
-    if not value.is_floating_point():  # two bools would merge to a bool
+    if not value.is_floating_point():  # the sum of two bools would be a bool
         value = value.to(torch.float32)
     return BatchMean(kept(value).clone(), torch.ones_like(value))
 

@@ -1,8 +1,8 @@
-"""Protocol of the ranks that share a batch: which keys they use, and how their results are combined.
+"""Protocol of the ranks that share a batch: their random keys, and the sums over their results.
 
-`ftrain.distributed` implements it; a step of one process has none.
+`ftrain.distributed` implements the protocol; a step of one process does not use it.
 
-Read next: `_mean_loss.py`, which calls it between the sum over micro-batches and the one division.
+Read next: `_mean_loss.py`, which calls the ranks between the sum over micro-batches and the division.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Ranks(Protocol):
     Attributes:
         parts: the number of micro-batches into which this rank cuts its rows.
         total: the number of micro-batches of all ranks.
-        cuts_whole: a single micro-batch is cut like several, so that it is the body of a loop.
+        cuts_whole: True if a single micro-batch is stacked like several, and so the body of a loop.
     """
 
     parts: int
@@ -32,9 +32,9 @@ class Ranks(Protocol):
     cuts_whole: bool
 
     def begin_backward(self, weight: torch.Tensor) -> None:
-        """Note the weight of the micro-batch whose backward pass is next.
+        """Record the weight of the micro-batch whose backward pass is next.
 
-        Needed if the backward pass sums over ranks; by default, the pass of a rank is its own.
+        A backward pass that sums over ranks needs the weight; by default, it does not sum over ranks.
         """
         return
 
@@ -54,14 +54,15 @@ class Ranks(Protocol):
         """Return the sums over the micro-batches of all ranks, the same on each rank.
 
         Args:
-            of_part: the function of one part.
-            zeros: returns the start of its totals.
-            buffers: the buffers before the first part.
+            of_part: the function of one micro-batch.
+            zeros: returns the initial totals.
+            buffers: the buffers before the first micro-batch.
             key: the key of the whole batch, the same on all ranks.
             parts: the micro-batches of this rank.
             written: the names of the buffers that the model writes to; filled by calls of `of_part`.
         """
 
 
-#: `(module, accumulate) -> Ranks`: of a model without weights, and the micro-batches of a step.
+#: Function `(module, accumulate) -> Ranks` of the model, without weights, and the number of
+#: micro-batches of a step.
 BuildRanks = Callable[[nn.Module, int], Ranks]

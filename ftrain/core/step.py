@@ -56,7 +56,7 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Composition:
-    """The function `(state, batch) -> (state, metrics)` of gradients and an optimizer, and no more."""
+    """Function `(state, batch) -> (state, metrics)` that composes a step of gradients and optimizer."""
 
     gradients: GradientFn
     optimizer: Optimizer
@@ -75,12 +75,12 @@ class TrainStep:
 
     Attributes:
         fn: the composition. `dataclasses.replace(train_step, fn=...)` makes a step from another one.
-        gradients: the first piece.
+        gradients: the first part of the step, the function that computes the gradients.
         accumulate: the number of micro-batches into which a batch is split.
         model: the model as a function of its tensors.
         policy: the precision.
-        batch_statistics: the modules that compute statistics over all rows of a batch, by path; rows
-            that only pad a batch would change them.
+        batch_statistics: the paths of the modules that compute statistics over all rows of a batch,
+            which rows that only pad a batch would change.
     """
 
     __name__ = "train_step"
@@ -102,8 +102,8 @@ class TrainStep:
         """Return the same step with another function of the gradients.
 
         Args:
-            gradients: the new first piece.
-            accumulate: the number of micro-batches into which it splits a batch.
+            gradients: the new function that computes the gradients.
+            accumulate: the number of micro-batches into which that function splits a batch.
 
         Raises:
             ValueError: the step is not the one of `make_steps`: a transformation has replaced `fn`.
@@ -157,7 +157,7 @@ def make_steps(
 
     Raises:
         ValueError: an option is out of its range; the model is lazy.
-        TypeError: the model builds no module; a loss is a name, or a loss of torch.
+        TypeError: `model` does not build a module; a loss is a string, or a loss of torch.
 
     >>> from ftrain import optim
     >>> def loss_fn(model, batch):
@@ -174,7 +174,9 @@ def make_steps(
     True
     """
     if not callable(getattr(optimizer, "init", None)):
-        in_place = isinstance(optimizer, torch.optim.Optimizer)  # its repr has a line an option
+        in_place = isinstance(
+            optimizer, torch.optim.Optimizer
+        )  # whose repr has one line per option
         got = a_or_an(type(optimizer).__name__) if in_place else repr(optimizer)
         raise TypeError(
             f"optimizer: expected a pair of functions init and update, such as optim.adamw(1e-3), got "
@@ -194,7 +196,7 @@ def make_steps(
     def init_state(seed: int) -> TrainState:
         return initial_state(bound, optimizer, seed, policy)
 
-    init_state.__qualname__ = "init_state"  # in Python's message about a missing seed
+    init_state.__qualname__ = "init_state"  # the name in Python's message about a missing seed
 
     train_step = TrainStep(
         Composition(gradients_of, optimizer),
@@ -210,7 +212,7 @@ def make_steps(
 
 
 def batch_statistics(bound: Bound) -> tuple[str, ...]:
-    """Return the names of the modules that compute statistics over a batch in training."""
+    """Return the paths of the modules that compute statistics over a batch in training."""
     root = bound.skeleton.module
     return tuple(
         name or type(module).__name__
@@ -247,7 +249,7 @@ def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy)
             step=torch.zeros((), dtype=torch.int64, device=device),
             params=params,
             buffers=buffers,
-            # An average may start as `params` themselves; no two leaves of a state share memory.
+            # Copied, because an average may start as `params` itself, and leaves must not share memory.
             opt_state=copied(lambda: Watch()(lambda: optimizer.init(params), device)),
             scaler=policy.loss_scale.init_state(device) if policy.loss_scale else (),
             rng=run_key.clone().to(device),
@@ -259,8 +261,9 @@ def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy)
 def _with_rows(state: TrainState, key: torch.Tensor) -> TrainState:
     """Return a state whose leaves all depend on a key that `torch.vmap` maps over, with the same values.
 
-    vmap would give a leaf that depends on no seed, such as a count, one memory for all rows: the state
-    after the first step, which has other strides, would compile the step again.
+    Without this, vmap stores a leaf that depends on no seed, such as a count, once for all rows. The
+    state after the first step has the leaf once per row, with other strides, and the step is compiled
+    again.
     """
     always = key[0] == key[0]
     return tree.map(lambda x: torch.where(always, x, x), state)  # type: ignore[no-any-return]
@@ -272,7 +275,7 @@ def update(
     """Return the proposed state: new parameters, optimizer state and step count.
 
     Args:
-        optimizer: its `update` is given the loss and its weight too,
+        optimizer: the optimizer, whose `update` also receives the loss and its weight:
             `update(grads, opt_state, params, loss=..., weight=...)`.
         state: the state that the gradients were taken at.
         result: the gradients of a batch, as `gradients` returned them.

@@ -1,4 +1,4 @@
-"""Loader of batches: it can start at any cursor, and yields each batch with the next cursor.
+"""Loader of batches that starts at any cursor, and yields each batch with the cursor after it.
 
     loader = data.Loader(dataset, batch_size=64, seed=0)
     cursor = loader.start()
@@ -37,13 +37,13 @@ __all__ = ["Loader"]
 
 LastBatch = Literal["drop", "keep", "pad"]
 
-#: Positions whose samples are computed at once: a batch's share of that costs a microsecond or two.
+#: Number of positions whose sample indices are computed at once, for a microsecond or two per batch.
 _AT_ONCE = 8192
 
-#: The most workers; each is a process with memory of its own.
+#: Largest number of workers; each is a process with memory of its own.
 _MOST_WORKERS = 1024
 
-#: Number and length of the stretches of positions whose samples identify an order.
+#: Number and length of the ranges of positions whose sample indices identify an order.
 _PROBES, _PROBE = 4, 64
 
 
@@ -70,7 +70,7 @@ class Loader:
             sample, in the workers.
         collate: `collate(samples) -> batch` for data read sample by sample (refused for other data);
             default: torch's, except that a list of numbers in a sample is an array.
-        workers: processes that fetch; 0: fetch in this process. Batches do not depend on it.
+        workers: processes that fetch samples; 0: fetch in this process. Batches do not depend on it.
         prefetch: batches that each worker prepares; if positive, batches are also copied to a CUDA
             device ahead of time.
         device: the device of the batches; `None`: that of the data.
@@ -227,7 +227,9 @@ class Loader:
     def _plan(self, cursor: Cursor, epochs: int | None) -> Iterator[tuple[Request, Cursor]]:
         """Yield the request for each batch after `cursor`, with the cursor after that batch."""
         seed, epoch, position = cursor.seed, cursor.epoch, cursor.position
-        if not self._remaining(position):  # fewer samples are left than another batch size needs
+        if not self._remaining(
+            position
+        ):  # the cursor's epoch has no full batch of this batch size left
             epoch, position = epoch + 1, 0
         end = None if epochs is None else epoch + epochs
         while epoch != end:
@@ -276,7 +278,7 @@ class Loader:
         """Return this rank's sample indices for the next full batches, or for the partial last batch."""
         n, rows = len(self._order), self.batch_size // self.ranks
         whole = min((n - position) // self.batch_size, max(1, _AT_ONCE // rows))
-        # A batch may be larger than the data.
+        # A batch of `last_batch="keep"` may be larger than the data.
         width = rows if self._last_batch == "pad" else min(rows, n)
         columns = self.rank * rows + np.arange(width, dtype=np.int64)
         starts = position + self.batch_size * np.arange(max(whole, 1), dtype=np.int64)
@@ -327,14 +329,14 @@ def _in_workers(
             yield request
 
     fetched: DataLoader[Any] = DataLoader(
-        loader._fetch,  # type: ignore[arg-type]  # a map from requests, as good as a Dataset
+        loader._fetch,  # type: ignore[arg-type]  # a map-style dataset, with requests as its keys
         sampler=requests(),
         batch_size=None,
         collate_fn=_as_it_is,
         num_workers=loader.workers,
         prefetch_factor=max(1, loader.prefetch),
         multiprocessing_context=loader.start_method,
-        # Without one of its own, iter(DataLoader) draws a seed from the global generator.
+        # Without a generator, iter(DataLoader) draws a seed from the global one.
         generator=torch.Generator(),
     )
     try:
@@ -388,7 +390,7 @@ def _check_options(loader: Loader) -> None:
         )
     if loader.last_batch not in (None, "drop", "keep", "pad"):
         raise ValueError(
-            f'last_batch: expected "drop", "keep" or "pad", got {loader.last_batch!r}. Write one'
+            f'last_batch: expected "drop", "keep" or "pad", got {loader.last_batch!r}. Write "drop"'
         )
     if loader.sampler is not None and not isinstance(loader.sampler, Sampler):
         raise TypeError(
