@@ -4,7 +4,7 @@
     python -m benchmarks.speed        # one of them
     python -m benchmarks.peers        # other libraries, over a table of workloads: hours
 
-Contenders take turns within one run, so that a change in the machine's load meets all of them; figures
+Contenders take turns within one run, so that a change in the machine's load affects all of them; figures
 are medians over the turns, ratios are medians of the ratios within a turn. Every report names the
 machine and the versions, and is saved in `results/`.
 

@@ -2,10 +2,9 @@
 
     python -m benchmarks.chains
 
-Both are whole training steps of one model with 300 parameters (150 layers with biases), compiled and
-donated: forward, backward, the gradients' norm that a step reports, the update. Then the update by
-itself, where there is no forward and backward pass to hide behind: that ratio has a floor, the memory
-that must be moved, which is given beside it.
+Two ratios are measured for one model with 300 parameters (150 layers with biases), compiled and donated:
+of whole training steps (forward, backward, the gradients' norm that a step reports, the update), and of
+the update alone. The second ratio has a floor, the memory that must be moved, which is reported too.
 """
 
 from __future__ import annotations

@@ -3,14 +3,14 @@
     python -m benchmarks.char_gpt_parity           # 2,000 steps, 3 seeds: a quarter of an hour
     python -m benchmarks.char_gpt_parity --steps 200 --seeds 2
 
-`examples/char_gpt.py` as it stands, compiled and donated, against a loop in nanoGPT's manner: module,
-`torch.optim.AdamW` with one group that decays and one that does not, `clip_grad_norm_`, a rate that
-`get_lr` sets at each step, eager mode as nanoGPT advises for CPUs. Both have the same model, initial
-weights, batches and text, and are judged by the loss on the whole held-out text.
+One contender is `examples/char_gpt.py`, compiled and donated. The other is a loop like nanoGPT's: a
+module, `torch.optim.AdamW` with a group that decays and a group that does not, `clip_grad_norm_`, a rate
+that `get_lr` sets at each step, and eager mode, as nanoGPT advises for CPUs. Both have the same model,
+initial weights, batches and text, and are compared by the loss on the whole held-out text.
 
-They differ by rounding only, and training of this size does not magnify that: weights changed by 3e-7 of
-themselves at the start move no training loss of the first 300 steps by more than 7e-7. So the losses are
-asked to be one, at every evaluation, and not only alike on average.
+The two differ by rounding only, which training of this size does not magnify: initial weights changed by
+a relative 3e-7 change no training loss of the first 300 steps by more than 7e-7. So the losses must be
+equal, within a small bound, at every evaluation, and not only on average.
 """
 
 from __future__ import annotations

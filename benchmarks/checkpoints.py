@@ -2,11 +2,11 @@
 
     python -m benchmarks.checkpoints
 
-The rival is the least that finds a flipped bit: `safetensors.torch.save_file` and the sha256 of
-what it wrote; the sha256 of the file and `load_file`. It syncs nothing; ftrain syncs every file
-and both directories before it returns, and copies what it loads into fresh memory. Files stay in
-the page cache. Then: how long an asynchronous save keeps the loop, against a copy of the state, both to
-fresh pages.
+The rival does the least that finds a flipped bit: `safetensors.torch.save_file` and the sha256 of the
+file to save; the sha256 of the file and `load_file` to load. The rival syncs nothing; ftrain syncs every
+file and both directories before it returns, and copies loaded tensors into fresh memory. Files stay in
+the page cache. The time for which an asynchronous save blocks the loop is compared with the time of a
+copy of the state; both write to fresh pages.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def _asynchronous(report: Report, base: Path, state: dict[str, torch.Tensor], ro
     """Measure how long a background `save` blocks the loop, compared with a copy of the tensors.
 
     Each call begins with an allocator that holds no memory in reserve, so that all copies go to fresh
-    pages; how many they touched is counted. Who comes first changes from round to round.
+    pages; how many they touched is counted. The first contender changes from round to round.
     """
     small = {f"w{i}": torch.ones(3000) for i in range(300)}
     report.section("A loop that saves asynchronously waits, in")
@@ -186,7 +186,9 @@ def _give_memory_back() -> None:
     """Return free memory to the operating system, so that copies use new pages (glibc only)."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt"):
-        libc.mallopt(_MMAP_THRESHOLD, 1 << 20)  # else it grows with what is freed, to 32 MB
+        libc.mallopt(
+            _MMAP_THRESHOLD, 1 << 20
+        )  # a fixed threshold; glibc's own grows to 32 MB as memory is freed
         libc.malloc_trim(0)
 
 

@@ -1,4 +1,4 @@
-"""Programs that the benchmarks compare: two models, hand-written loops for them, ftrain's step.
+"""Programs that the benchmarks compare: hand-written loops and ftrain's step, for two models.
 
 Every contender is a function without arguments that runs one training step on the next batch and keeps
 its own model or state. The hand-written loops have the best settings that are known to us, and those
@@ -22,7 +22,9 @@ import ftrain
 from ftrain import optim
 
 Batch = dict[str, torch.Tensor]
-Step = Callable[[], torch.Tensor]  # the loss, as a tensor: nothing waits for its value
+Step = Callable[
+    [], torch.Tensor
+]  # returns the loss as a tensor, so that nothing waits for its value
 
 RATE, BETAS, EPS, DECAY, CLIP = 1e-3, (0.9, 0.99), 1e-8, 0.1, 1.0
 
@@ -114,11 +116,11 @@ def square_loss(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A model, its loss and its data.
+    """Model, loss, batches and optimizer settings of a benchmark.
 
     Attributes:
-        clip: whether gradients are clipped by their norm.
-        mask: which parameters decay; the hand-written loops decay the same ones.
+        clip: True if gradients are clipped by their norm.
+        mask: the parameters to which weight decay applies, in the hand-written loops as well.
         rate: the learning rate.
         decay: the weight decay, times the rate at each step.
         max_norm: the norm to which gradients are clipped.
@@ -182,9 +184,9 @@ def hand_written(
             with `clip_grad_norm_` likewise (foreach with "fused"); "compiled ..." is `torch.compile`
             of the clipping and `optimizer.step` together, in place. (A compiled foreach AdamW does not
             trace on a CPU in torch 2.13: "Expected scalars to be on CPU".)
-        seed: of the weights; the same as `ours` has with the same seed.
-        backend: of `torch.compile`; `None`: nothing is compiled.
-        clear_after: let go of the gradients after the update, not before the next backward pass.
+        seed: the seed of the initial weights, which are those of `ours` with the same seed.
+        backend: the backend of `torch.compile`; `None`: nothing is compiled.
+        clear_after: free the gradients after the update, instead of before the next backward pass.
         accumulate: the number of micro-batches into which each batch is split.
         precision: "bf16-mixed" runs the loss under autocast.
     """
@@ -231,10 +233,12 @@ def hand_written(
 
 
 def initial_model(task: Task, seed: int = 0) -> nn.Module:
-    """Return a module of its own with the weights that `ours` starts from."""
+    """Return a new module with the weights that `ours` starts from."""
     model = task.model()
     state = steps(task).init_state(seed)
-    model.load_state_dict(state.params, strict=False)  # a tied weight has one name with us
+    model.load_state_dict(
+        state.params, strict=False
+    )  # a tied weight has one name in ftrain's state
     return model
 
 

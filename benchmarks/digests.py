@@ -4,8 +4,8 @@
 
 A digest is the row of `log_digests`: sha256 of every leaf of state and batch, as JSON. A recorded step
 runs operator by operator with digest, norm, extremes and source line of every result. Time is the
-thread's own (one thread does all the work), so that other processes cost only what they do to the
-caches.
+processor time of the one thread that does all the work, so that other processes cost only what they do
+to the caches.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
-"""Data-parallel steps beside torch's DistributedDataParallel: two gloo ranks of one thread each.
+"""Time and traffic of a data-parallel step, compared with torch's DDP, on two gloo ranks.
 
-All contenders train one MLP with AdamW on the same rows from the same weights, take turns in each round,
-and wait for each other before each turn. Bytes are those that a rank hands to collectives in a step.
+Each rank has one thread. All contenders train one MLP with AdamW on the same rows from the same weights,
+take turns in each round, and wait for each other before each turn. Traffic is the number of bytes that a
+rank passes to collectives in a step.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def loss_fn(module: Any, batch: Any) -> torch.Tensor:
 
 
 class Bytes:
-    """Number of bytes that a rank hands to collectives."""
+    """Counter of the bytes that a rank passes to collectives."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -94,11 +95,11 @@ def ddp(width: int, batch: Any, backend: str | None, sent: Bytes | None = None) 
 
 
 def traffic(mesh: Any, width: int, batch: Any) -> dict[str, float]:
-    """Return the bytes of one eager step of each, in KiB."""
+    """Return the KiB that DDP and ftrain pass to collectives in one eager step, by name."""
     found = {}
     theirs, own = Bytes(), Bytes()
     one = ddp(width, batch, None, theirs)
-    one()  # DDP forms its buckets anew after the first step
+    one()  # DDP forms new buckets after the first step
     theirs.count = 0
     one()
     found["DDP"] = theirs.count / KIB

@@ -2,7 +2,8 @@
 
     python -m benchmarks.draws
 
-Eager and compiled, the mask alone and the whole dropout. The rival is torch's fastest way to the same.
+Four cases are timed: the mask alone and the whole dropout, eager and compiled. The rival is torch's
+fastest way to compute the same.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
     python -m benchmarks.grad_cache
 
-Two towers of two feed-forward blocks of width 128 on 32 tokens, with dropout; InfoNCE with a trained
-temperature, AdamW; 64 rows in a chunk, of embeddings and of scores. Peak memory is beyond state and
-batch. Time is the processor's, so that other processes cost only what they do to the caches.
+The model has two towers of two feed-forward blocks of width 128 on 32 tokens, with dropout. It is
+trained by InfoNCE with a trained temperature and AdamW, in chunks of 64 rows of embeddings and of
+scores. Peak memory is counted beyond state and batch. Time is processor time, so that other processes
+cost only what they do to the caches.
 """
 
 from __future__ import annotations

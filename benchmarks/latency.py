@@ -2,9 +2,9 @@
 
     python -m benchmarks.latency
 
-"Cold" starts from an empty inductor cache, "warm" is a second process with the first one's. The clock
-starts at the call of the first training step; model, state and batch are there already. What a process
-needs from its start on (importing torch, building the model) is given beside it.
+"Cold" is a process with an empty inductor cache, "warm" a second process with the cache of the first.
+The clock starts at the call of the first training step, when model, state and batch exist already. The
+time from the start of the process (which imports torch and builds the model) is reported as well.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class First(NamedTuple):
     Attributes:
         call: from the call of the step to its result.
         process: from the start of the process to the result.
-        work: processor time of all cores, compilers included; hardly moved by other load.
+        work: processor time of all cores, compilers included; other load hardly changes it.
     """
 
     call: float

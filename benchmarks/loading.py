@@ -2,7 +2,7 @@
 
     python -m benchmarks.loading
 
-The rivals are what one would write otherwise: indexing by a stored permutation, and torch's DataLoader.
+The rivals are indexing by a stored permutation, and torch's DataLoader.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ MANY = 10**9
 
 
 def run(quick: bool = False) -> Report:
-    torch.set_num_threads(1)  # a second one gains nothing on 64 small images
+    torch.set_num_threads(1)  # a second thread gains nothing on 64 small images
     report = Report("loading", "Batches of the digits, and the order of a billion samples")
     rounds, seconds = (2, 0.0) if quick else (21, 0.2)
     digits = data.digits()

@@ -3,17 +3,20 @@
     python -m benchmarks.optimizers            # 600 updates, five seeds: about a quarter of an hour
     python -m benchmarks.optimizers --quick    # checks the plumbing only
 
-The claims of the papers, in miniature. The model is that of `examples/char_gpt.py` with 2 layers of
-width 64, the text Python's standard library, the batch 16 windows of 64 characters. All have the same
-initial weights and batches for each seed, gradients clipped at 1, a decay of 0.1 on matrices, a warmup
-over a twentieth of the run; then half a cosine to zero, but for Schedule-Free, which needs none.
+This checks the claims of the papers on a small scale. The model is that of `examples/char_gpt.py` with
+2 layers of width 64, the text is Python's standard library, and a batch has 16 windows of 64 characters.
+For each seed, all optimizers have the same initial weights and batches, gradients clipped at 1, a decay
+of 0.1 on matrices, and a warmup over a twentieth of the run. The rate then falls to zero along half a
+cosine, except for Schedule-Free, which needs no schedule.
 
-Each has one rate that is tuned: on a seed that is not used again, over a grid that is widened until its
-best is not at an edge. All else is what the authors advise. Muon orthogonalizes the blocks' matrices and
-gives embeddings to AdamW at the same rate, which `match_rms_adamw` makes fit both.
+The learning rate of each optimizer is tuned on a seed that is not used again, over a grid that grows
+until its best rate is not at an edge. All other settings are those that the authors advise. Muon
+orthogonalizes the matrices of the blocks and leaves embeddings to AdamW at the same rate, which
+`match_rms_adamw` makes suitable for both.
 
-The target is the worst loss that AdamW ends with over its five seeds. So AdamW is there at its last
-updates, by its own schedule; the figure of the others is how much sooner they are.
+The target is the largest final loss of AdamW over its five seeds. AdamW therefore reaches the target
+with its last updates, at the end of its schedule; the figure of another optimizer is the share of
+AdamW's updates that it needs.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ class Budget:
     layers: int = 2
     width: int = 64
     context: int = 64
-    widen: int = 3  # how many rates a grid may grow by
+    widen: int = 3  # the most rates that are added to a grid
 
 
 class Contender(NamedTuple):
@@ -117,7 +120,7 @@ class Trainer:
         )
 
         def optimizer(peak: torch.Tensor) -> optim.GradientTransformation:
-            # From count 1 on: at 0 the rate is 0, an update lost.
+            # The count begins at 1, because the rate at 0 is 0, and the update would be lost.
             return optim.chain(
                 optim.clip_by_global_norm(1.0),
                 contender.build(lambda count: peak * shape(count + 1)),

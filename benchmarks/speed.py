@@ -2,9 +2,9 @@
 
     python -m benchmarks.speed
 
-Three things are timed. A GPT of 0.8 M parameters, AdamW and clipping by norm, where the arithmetic
-dominates; a tiny MLP, where the cost of calling dominates; and a function of 300 tensors that does next
-to nothing. The rival is whichever hand-written loop is fastest in this very run.
+Three programs are timed: a GPT of 0.8 M parameters with AdamW and clipping by norm, where arithmetic
+dominates; a tiny MLP, where the cost of calls dominates; and a function of 300 tensors that does almost
+no work. The rival is the hand-written loop that is fastest in the same run.
 """
 
 from __future__ import annotations
@@ -193,8 +193,8 @@ def _against(report: Report, turns: Turns, what: str, rival: str, bound: float) 
 def _check_same_work(contenders: dict[str, Callable[[], torch.Tensor]], tolerance: float) -> None:
     """Exit unless all contenders return the same first losses, as a check that they do the same work.
 
-    Rounding differs, and Adam's first steps have the size of the rate whatever the gradient's: hence
-    the relative tolerance, after three steps.
+    The losses of three steps are compared with a relative tolerance, because rounding differs, and the
+    first steps of Adam have the size of the rate whatever the size of the gradient.
     """
     first = None
     for name, step in contenders.items():

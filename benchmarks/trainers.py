@@ -2,13 +2,14 @@
 
     python -m benchmarks.trainers
 
-A three-layer MLP of width 16 on a batch of 8, where the arithmetic is next to nothing. Each turn is a
-whole run of some thousand steps, evaluation and files included. Time is the thread's own (one thread
-does all the work), so that other processes cost only what they do to the caches.
+The model is an MLP of three layers of width 16 on a batch of 8, whose arithmetic takes almost no time.
+Each turn is a whole run of some thousand steps, evaluation and files included. Time is the processor
+time of the one thread that does all the work, so that other processes cost only what they do to the
+caches.
 
-Lightning, Accelerate and the Trainer of transformers stand beside it where they are installed
-(`pip install lightning accelerate transformers`), each over an eager loop by hand, which is what they
-wrap, with every extra they let one turn off turned off.
+Lightning, Accelerate and the Trainer of transformers are timed too if they are installed
+(`pip install lightning accelerate transformers`), with all optional features off. Each is compared with
+an eager hand-written loop, which is what it wraps.
 """
 
 from __future__ import annotations
@@ -148,7 +149,7 @@ def _lightning(batches: Any) -> float:
         def configure_optimizers(self) -> Any:
             return torch.optim.AdamW(self.parameters(), 1e-3)
 
-    class Batches:  # a list would be taken for one loader a batch
+    class Batches:  # Lightning would take a list for one loader per batch
         def __iter__(self) -> Any:
             return iter(batches)
 
@@ -200,7 +201,7 @@ def turns(contenders: Mapping[str, Run], rounds: int) -> dict[str, list[float]]:
     for name in names:
         _quietly(contenders[name])
     gc.collect()
-    gc.freeze()  # else the first full collection within a turn looks through all of torch
+    gc.freeze()  # so that the first full collection within a turn does not scan all of torch
     found: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(rounds):
         shift = turn % len(names)

@@ -27,11 +27,11 @@ class Outcome:
     """Result of one contender.
 
     Attributes:
-        seconds: the mean seconds of a step in each turn; empty if it was not timed.
-        reason: why it was not timed: "not installed: ...", "unsupported: ...", "failed: ..." or, because
-            it does not compute the same step, "refused: ...".
+        seconds: the mean seconds of a step in each turn; empty if the contender was not timed.
+        reason: why the contender was not timed: "not installed: ...", "unsupported: ...", "failed: ..."
+            or, because it does not compute the same step, "refused: ...".
         first: seconds until the first three steps were done, compilation included.
-        settings: how it was set up.
+        settings: the settings of the contender.
     """
 
     seconds: tuple[float, ...] = ()
@@ -45,10 +45,10 @@ class Cell:
     """Results of all contenders on one workload.
 
     Attributes:
-        workload: what was trained.
+        workload: the model, loss and data that were trained.
         outcomes: the result of each contender, by name.
         machine: the machine, with its load at the start.
-        versions: of Python, torch and the peers.
+        versions: the versions of Python, torch and the peers.
     """
 
     workload: Workload
@@ -108,7 +108,7 @@ def measure(
         names: the contenders, among the keys of `CONTENDERS`.
         rounds: the number of turns of each.
         seconds: the length of a turn.
-        backend: of `torch.compile`; `None` compiles nothing but ftrain's own graphs.
+        backend: the backend of `torch.compile`; `None` compiles nothing but ftrain's own graphs.
     """
     torch.compiler.reset()
     for name in ("torch._dynamo", "torch._logging", "torch._inductor"):
@@ -132,7 +132,8 @@ def start(
 ) -> tuple[dict[str, Outcome], dict[str, Loop]]:
     """Build the contenders, take their first three steps, and check that their losses are the same.
 
-    They are compared with the eager loop's by hand, or with the first contender's if it cannot run.
+    The losses are compared with those of the eager hand-written loop or, if it cannot run, with those of
+    the first contender.
 
     Returns:
         The outcomes, not timed yet, and the loops of the contenders that can be timed.
@@ -162,14 +163,16 @@ def _start(name: str, work: Workload, backend: str | None) -> tuple[Outcome, Los
         loop(3, losses)
     except UnsupportedError as error:
         return Outcome(reason=f"unsupported: {error}", settings=settings), [], None
-    except Exception as error:  # a peer that fails is a row of the table, and the others go on
+    except (
+        Exception
+    ) as error:  # a peer that fails is a row of the table, and the others are measured
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         return Outcome(reason=f"failed: {line[:300]}", settings=settings), [], None
     return Outcome(first=time.perf_counter() - start, settings=settings), losses[:3], loop
 
 
 def other_losses(work: Workload, losses: Mapping[str, Losses]) -> dict[str, str]:
-    """Return what is wrong with each contender whose losses differ by more than rounding."""
+    """Return a message for each contender whose losses differ by more than rounding, by name."""
     if not losses:
         return {}
     base = REFERENCE if REFERENCE in losses else next(iter(losses))

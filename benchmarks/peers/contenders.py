@@ -27,21 +27,21 @@ Kind = Literal["ftrain", "hand", "library", "jax"]
 
 
 class UnsupportedError(Exception):
-    """A contender has no program for a workload."""
+    """Error for a contender that has no program for a workload."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Contender:
-    """Something that takes the training step.
+    """Program that takes the training step of a workload: ftrain, a loop by hand or a peer.
 
     Attributes:
         title: the name in tables.
-        kind: what it is.
-        settings: how it is set up, in words.
+        kind: the kind of program.
+        settings: the settings, in words.
         build: `build(workload, backend) -> Loop`; the backend is `torch.compile`'s, and `None` compiles
             nothing.
-        packages: what must be installed.
-        tolerance: added to the workload's, for a difference of its formulas.
+        packages: the packages that must be installed.
+        tolerance: an addition to the workload's tolerance, because the formulas of a peer differ.
     """
 
     title: str

@@ -28,11 +28,11 @@ __all__ = ["GOALS", "Goal", "Measured", "over"]
 
 @dataclasses.dataclass(frozen=True)
 class Goal:
-    """Goal, and the value that was measured.
+    """Goal of the training step, with its bound and the measured value.
 
     Attributes:
-        what: what the value is, with its unit.
-        kind: on which side of the bound the value must be.
+        what: a description of the value, with its unit.
+        kind: the side of the bound on which the value must be.
         bound: the bound.
         value: the measured value; `None`: it could not be measured here.
         note: the contenders that were compared and the noise, or why there is no value.
@@ -64,7 +64,7 @@ class Goal:
 
 
 class Measured:
-    """Cells that goals share, each measured, printed and stored when it is first needed."""
+    """Cells that goals share; each is measured, printed and stored when a goal first needs it."""
 
     def __init__(
         self, results: Results, quick: bool, contenders: Sequence[str], settings: dict[str, Any]
@@ -76,11 +76,11 @@ class Measured:
         self._cells: dict[str, Cell] = {}
 
     def work(self, name: str, **changes: Any) -> Workload:
-        """Return a workload with changed fields."""
+        """Return the workload of a name, with changed fields."""
         return dataclasses.replace((TINY if self.quick else WORKLOADS)[name], **changes)
 
     def cell(self, work: Workload) -> Cell:
-        """Return the cell of a workload, measured at the first call."""
+        """Return the cell of a workload, which is measured at the first call."""
         if work.key not in self._cells:
             found = cell.measure(work, self.contenders, **self.settings)
             print(*table.lines(found), sep="\n", flush=True)
@@ -97,7 +97,7 @@ def over(
     numerator: Sequence[str],
     denominator: Sequence[str],
 ) -> Goal:
-    """Return the goal of a ratio of times, each of the fastest of several contenders."""
+    """Return the goal for the ratio of the times of two contenders, each the fastest of a list."""
     above, below = found.best(numerator), found.best(denominator)
     if above is None or below is None:
         missing = [*numerator] if above is None else [*denominator]
@@ -123,7 +123,7 @@ def gpt_jax(m: Measured) -> list[Goal]:
 
 
 def gpt_7m(m: Measured) -> list[Goal]:
-    """Measure the GPT of 7 M in both precisions, in turns with each other and with products."""
+    """Measure the GPT of 7 M parameters in both precisions, in turns with matrix products."""
     names = ["32-true"]
     bf16 = _has_bf16_products()
     report = sweep(
@@ -197,7 +197,7 @@ def scan(m: Measured) -> list[Goal]:
 
 
 def accumulate(m: Measured) -> list[Goal]:
-    """Measure a step of 16 micro-batches, and the gradients of one micro-batch 16 times."""
+    """Measure a step of 16 micro-batches against 16 times the gradients of one micro-batch."""
     k = 16
     one, many = m.work("gpt-0.8m").task(), m.work("gpt-0.8m", accumulate=k).task()
     state = steps(one).init_state(0)

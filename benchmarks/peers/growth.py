@@ -13,7 +13,7 @@ __all__ = ["AXES", "grow"]
 
 _MLP_LEAVES = 2  # a weight and a bias in each layer
 
-# By axis: the workload of each value. Small models, since each value compiles anew.
+# By axis, the workload of each value. The models are small, because each value is compiled anew.
 AXES: dict[str, dict[float, Workload]] = {
     "parameters": {
         3 * (width**2 + width): mlp(3, width, name=f"mlp-3 of width {width}")
@@ -39,10 +39,10 @@ def grow(
     Args:
         axis: a key of `AXES`.
         names: the contenders; along "k" only those of ftrain and JAX are measured.
-        values: how many of the values, from the least; default: all.
+        values: the number of values to measure, from the smallest; default: all.
         rounds: the number of turns of each contender.
         seconds: the length of a turn.
-        backend: of `torch.compile`; `None` compiles nothing but ftrain's own graphs.
+        backend: the backend of `torch.compile`; `None` compiles nothing but ftrain's own graphs.
     """
     if axis == "k":
         names = [name for name in names if CONTENDERS[name].kind in ("ftrain", "jax")]

@@ -1,4 +1,4 @@
-"""Peers that a loop by hand calls: Fabric, Accelerate, TorchOpt and posteriors."""
+"""Peers that a hand-written loop calls: Fabric, Accelerate, TorchOpt and posteriors."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["accelerate", "fabric", "posteriors", "torchopt"]
 
 
 def fabric(work: Workload, backend: str | None) -> Loop:
-    """Return a loop of Lightning Fabric: its precision, backward pass and clipping."""
+    """Return a loop with the precision, backward pass and clipping of Lightning Fabric."""
     from lightning.fabric import Fabric  # noqa: PLC0415  # optional
 
     with quiet():
@@ -43,7 +43,7 @@ def fabric(work: Workload, backend: str | None) -> Loop:
 
 
 def accelerate(work: Workload, backend: str | None) -> Loop:
-    """Return a loop of Accelerate: its precision, backward pass and clipping."""
+    """Return a loop with the precision, backward pass and clipping of Accelerate."""
     from accelerate import Accelerator  # noqa: PLC0415  # optional
     from accelerate.state import AcceleratorState  # noqa: PLC0415  # optional
 
@@ -86,7 +86,7 @@ def _by_hand(
 
 
 def torchopt(work: Workload, backend: str | None) -> Loop:
-    """Return a loop with a functional optimizer of TorchOpt, whose updates are in place."""
+    """Return a loop with a functional optimizer of TorchOpt, which updates parameters in place."""
     import torchopt as peer  # noqa: PLC0415  # optional
 
     task, k = work.task(), work.accumulate
@@ -122,7 +122,7 @@ def posteriors(work: Workload, backend: str | None) -> Loop:
     """Return a loop of `posteriors.torchopt`, which takes gradients by `torch.func`.
 
     `torch.compile` does not apply inside `torch.func`, and the transform has no micro-batches: the loss
-    of all of them is one graph.
+    of the whole batch is one graph.
     """
     with quiet():
         import posteriors as peer  # noqa: PLC0415  # optional

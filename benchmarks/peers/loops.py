@@ -1,7 +1,8 @@
 """Loops of contenders, and their timing in turns.
 
-A loop takes a number of training steps and returns the mean seconds of one. It keeps its model and
-optimizer between calls. What surrounds the steps (the set-up of a trainer) is not in its time.
+A loop takes a number of training steps and returns the mean seconds of a step. It keeps its model and
+optimizer between calls. Its time does not include the work around the steps, such as the set-up of a
+trainer.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ Loop = Callable[[int, Losses | None], float]
 
 
 def stepwise(step: Callable[[], Any], per_call: int = 1) -> Loop:
-    """Return the loop that calls a function, which takes one step or `per_call` steps."""
+    """Return the loop of a function that takes `per_call` steps at each call."""
 
     def loop(steps: int, losses: Losses | None = None) -> float:
         calls = -(-steps // per_call)
@@ -55,7 +56,7 @@ class Feed(IterableDataset[Batch]):
         self.steps = 0
 
     def start(self, steps: int, timed: bool) -> int:
-        """Prepare a run; return the number of its steps."""
+        """Prepare the feed for a run; return the number of steps of the run."""
         self.times, self.timed = [], steps
         self.steps = steps + (self.WARM + self.AHEAD if timed else 0)
         return self.steps
@@ -75,13 +76,13 @@ class Feed(IterableDataset[Batch]):
 
 
 def trained(feed: Feed, fit: Callable[[int], object], seen: list[Any], accumulate: int) -> Loop:
-    """Return the loop of a trainer.
+    """Return the loop of a trainer that reads batches from a `Feed`.
 
     Args:
-        feed: the batches that it reads.
-        fit: trains for a number of steps.
-        seen: filled with the loss of each micro-batch.
-        accumulate: the micro-batches of a step.
+        feed: the batches that the trainer reads.
+        fit: a function that trains for a number of steps.
+        seen: a list to which `fit` appends the loss of each micro-batch.
+        accumulate: the number of micro-batches of a step.
     """
 
     def loop(steps: int, losses: Losses | None = None) -> float:

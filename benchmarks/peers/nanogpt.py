@@ -1,4 +1,4 @@
-"""Wall time of a whole run: nanoGPT's sizes for a CPU, by ftrain and by nanoGPT's loop."""
+"""Wall time of a whole run of nanoGPT's sizes for a CPU, by ftrain and by nanoGPT's loop."""
 
 from __future__ import annotations
 

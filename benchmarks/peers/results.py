@@ -1,4 +1,4 @@
-"""The results file of a processor: cells, growths and goals of all runs, and their pictures."""
+"""Results file of a processor: measured cells, growths and goals of all runs, and their pictures."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Results:
     """Results of this processor. A new measurement replaces an earlier one with the same name.
 
     Attributes:
-        saves: whether they are written to a file.
-        path: the file.
-        refused: contenders that do not compute the same step, with the workload.
+        saves: True if the results are written to a file.
+        path: the path of the file.
+        refused: the names of workloads and contenders that do not compute the same step.
         content: the results, as JSON values.
     """
 
@@ -40,13 +40,13 @@ class Results:
             self.content |= json.loads(self.path.read_text(encoding="utf-8"))
 
     def add_cell(self, cell: Cell) -> None:
-        """Store a cell, and write the file."""
+        """Store the cell of a workload, and write the file."""
         self._check(cell)
         self.content["cells"][cell.workload.key] = cell.to_json()
         self._write()
 
     def add_growth(self, axis: str, cells: Mapping[float, Cell]) -> None:
-        """Store the cells of a growth, and write the file."""
+        """Store the cells measured along an axis of growth, and write the file."""
         for cell in cells.values():
             self._check(cell)
         self.content["growth"][axis] = {f"{v:g}": cell.to_json() for v, cell in cells.items()}

@@ -1,4 +1,4 @@
-"""Table and picture of the cells."""
+"""Tables and pictures of measured cells."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def lines(cell: Cell) -> list[str]:
 
 
 def verdicts(cell: Cell) -> list[str]:
-    """Return how ftrain's best program compares with the best peers, and who wins."""
+    """Return lines that compare ftrain's fastest program with the fastest peers."""
     ours = cell.best([name for name, one in CONTENDERS.items() if one.kind == "ftrain"])
     found = []
     for what, names in (("PyTorch peer", TORCH_PEERS), ("JAX", ["jax"])):
@@ -60,7 +60,7 @@ def _verdict(ours: str, peer: str, ratio: Difference) -> str:
 
 
 def growth_lines(axis: str, cells: Mapping[float, Cell]) -> list[str]:
-    """Return the table of a growth: a row for each contender, a column for each value."""
+    """Return the table of an axis of growth: a row per contender, a column per value."""
     names = list(dict.fromkeys(name for cell in cells.values() for name in cell.outcomes))
     header = "".join(f"{value:>12g}" for value in cells)
     found = [f"growth with {axis}, a step", f"  {axis:<30}{header}"]
@@ -81,7 +81,7 @@ def growth_lines(axis: str, cells: Mapping[float, Cell]) -> list[str]:
 
 
 def picture(cells: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return a matplotlib figure of cells, as JSON values: times of contenders over ftrain's."""
+    """Return a matplotlib figure of cells (JSON values): times of contenders over ftrain's."""
     figure = _figure(8.5, 0.6 + sum(0.6 + 0.2 * len(_medians(cell)) for cell in cells.values()))
     heights = [1.5 + len(_medians(cell)) for cell in cells.values()]
     axes = figure.subplots(len(cells), 1, squeeze=False, height_ratios=heights)[:, 0]
@@ -102,7 +102,7 @@ def picture(cells: Mapping[str, Mapping[str, Any]]) -> Any:
 
 
 def growth_picture(axis: str, cells: Mapping[str, Mapping[str, Any]]) -> Any:
-    """Return a matplotlib figure of a growth, from cells as JSON values: a line for each contender."""
+    """Return a matplotlib figure of cells (JSON values) along an axis, with a line per contender."""
     figure = _figure(8, 5)
     ax = figure.subplots()
     names = list(dict.fromkeys(name for cell in cells.values() for name in _medians(cell)))

@@ -1,7 +1,7 @@
 """Peers that run the loop themselves: Lightning, the Trainer of transformers, and Keras.
 
-Each has every extra turned off that it lets one turn off. The model and loss are compiled, the optimizer
-is torch's fused AdamW (Keras: its own), and accumulation, clipping and mixed precision are the peer's.
+All optional features of the peers are off. The model and loss are compiled, the optimizer is torch's
+fused AdamW (in Keras, its own), and accumulation, clipping and mixed precision are those of the peer.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ def keras(work: Workload, backend: str | None) -> Loop:
         def __init__(self) -> None:
             super().__init__()
             self.layer = peer.layers.TorchModuleWrapper(model)
-            self.built = True  # else the first call of `fit` runs the model once more
+            self.built = True  # so that the first call of `fit` does not run the model once more
 
         def call(self, batch: Batch) -> torch.Tensor:
             loss: torch.Tensor = loss_of(batch)
@@ -172,7 +172,7 @@ def _feed(work: Workload) -> Feed:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress what a peer prints and warns of at each start."""
+    """Suppress the output and the warnings of a peer at each start."""
     nowhere = io.StringIO()
     with (
         contextlib.redirect_stderr(nowhere),

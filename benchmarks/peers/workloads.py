@@ -1,4 +1,4 @@
-"""Workloads: a model, its loss, its batches and the sizes that peers share."""
+"""Workloads of the comparison: model, loss, batches and settings that all contenders share."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from ftrain.tasks.models import LeNet5, ResNet
 
 __all__ = ["GPTS", "TINY", "TINY_SIZES", "WORKLOADS", "Workload", "gpt", "mlp"]
 
-BATCHES = 4  # different ones, in turn
+BATCHES = 4  # the number of different batches, which are used in turn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +41,14 @@ class Workload:
         title: the sizes, in words.
         model: builds the model.
         loss_fn: `loss_fn(model, batch)`, the mean over the batch.
-        rows: returns a batch of a number of rows from a generator.
+        rows: `rows(n, generator)` returns a random batch of n rows.
         batch: the rows of a micro-batch.
         scan: the training steps in one call of the contender that scans.
-        clip: whether gradients are clipped by their norm.
-        mask: the parameters that decay.
+        clip: True if gradients are clipped by their norm.
+        mask: the parameters to which weight decay applies.
         jax_loss: the loss in JAX; `None`: there is none.
         accumulate: the micro-batches of a step; a step has `accumulate * batch` rows.
-        precision: of the loss.
+        precision: the precision of the loss.
         rate: the learning rate.
         decay: the weight decay.
         max_norm: the norm to which gradients are clipped.
@@ -104,7 +104,7 @@ class Workload:
 
 
 def mlp(layers: int, width: int = 16, batch: int = 8, name: str = "", **options: Any) -> Workload:
-    """Return a stack of square linear layers with ReLU between them."""
+    """Return the workload of a stack of square linear layers with ReLU between them."""
 
     def rows(n: int, g: torch.Generator) -> Batch:
         x, y = torch.randn(2, n, width, generator=g)
@@ -123,7 +123,7 @@ def mlp(layers: int, width: int = 16, batch: int = 8, name: str = "", **options:
 
 
 def gpt(name: str, sizes: Sizes, scan: int) -> Workload:
-    """Return a language model, with the optimizer's decay on matrices only."""
+    """Return the workload of a GPT, with weight decay on matrices only."""
 
     def rows(n: int, g: torch.Generator) -> Batch:
         x, y = torch.randint(0, sizes.vocabulary, (2, n, sizes.context), generator=g)
@@ -170,7 +170,7 @@ def lstm(vocabulary: int, width: int, hidden: int, context: int, batch: int) -> 
 def images(
     name: str, title: str, model: Callable[[], nn.Module], batch: int, *shape: int
 ) -> Workload:
-    """Return a classifier of images among ten classes."""
+    """Return the workload of a classifier of random images into ten classes."""
 
     def rows(n: int, g: torch.Generator) -> Batch:
         x = torch.randn(n, *shape, generator=g)
@@ -205,7 +205,7 @@ _TINY = {
     **{name: gpt(name, TINY_SIZES, 4) for name in GPTS},
     "lstm": lstm(11, 4, 8, 5, 4),
 }
-# With this rate, decay and norm a step that leaves one of them out has other losses at once.
+# With this rate, decay and norm, a step that leaves one of them out has other losses at once.
 TINY: dict[str, Workload] = {
     name: dataclasses.replace(work, scan=4, rate=1e-2, decay=2.0, max_norm=0.05)
     for name, work in _TINY.items()

@@ -245,9 +245,7 @@ class MeanLoss:
                     cotangent = cotangent * scale
                 return cotangent.to(loss.total.dtype)
 
-        if (
-            self._own is not None and not keeps_graph()
-        ):  # a graph that is kept must come from a single function
+        if self._own is not None and not keeps_graph():  # a kept graph needs one single function
             return self._own.forward_backward(self._calls, params, buffers, key, part, seed)
 
         def run(until: contextlib.ExitStack, params: Any) -> tuple[torch.Tensor, Any]:
