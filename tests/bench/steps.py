@@ -13,7 +13,7 @@ from ftrain import optim
 
 
 def pure(batch_size: int = 8, precision: Any = "32-true", accumulate: int = 1) -> Any:
-    """Return a step of ftrain, its state and a batch."""
+    """Return a training step of ftrain, its state and a batch."""
     init_state, train_step, _ = ftrain.make_steps(
         lambda: nn.Linear(6, 3),
         lambda model, batch: F.mse_loss(model(batch["x"]), batch["y"]),
@@ -68,7 +68,7 @@ def wrong() -> Any:
 
 
 def anything(**settings: Any) -> Any:
-    """Return a step of any settings."""
+    """Return a step, whatever settings are passed."""
     return (lambda w, x: w + x.mean(0)), torch.zeros(3), torch.ones(settings["n"], 3)
 
 

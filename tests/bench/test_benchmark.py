@@ -1,4 +1,4 @@
-"""Reports of `ftrain.benchmark`: counted figures, variants, errors; times only where they must agree."""
+"""Test reports of `ftrain.benchmark`: counted figures, variants and errors; times only by agreement."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.bench import steps
 QUICK: dict[str, Any] = {"rounds": 2, "seconds": 0.0, "backend": "eager"}
 
 
-def test_a_step_of_ftrain_is_measured_eager_compiled_and_donated() -> None:
+def test_benchmark_measures_a_step_of_ftrain_eager_compiled_and_donated() -> None:
     step, state, batch = steps.pure()
     before = ftrain.tree.digest(state)
     report = ftrain.benchmark(step, state, batch, **QUICK)
@@ -27,7 +27,7 @@ def test_a_step_of_ftrain_is_measured_eager_compiled_and_donated() -> None:
     assert report.notes == ()
     for row in report.measurements:
         assert (row.samples, row.tokens) == (8, 0)
-        # The product, and the gradient of its weight.
+        # The FLOPs of the matrix product and of the gradient of its weight.
         assert row.flops == {"float32": 2 * (2 * 8 * 6 * 3)}
         assert len(row.seconds) == 2
         assert row.p5 <= row.p95
@@ -41,7 +41,7 @@ def test_a_step_of_ftrain_is_measured_eager_compiled_and_donated() -> None:
     assert "tokens/s" not in text  # there are none
 
 
-def test_a_pure_step_by_hand_is_measured_without_donation() -> None:
+def test_benchmark_measures_a_hand_written_pure_step_without_donation() -> None:
     step, params, batch = steps.by_hand()
     report = ftrain.benchmark(step, params, batch, **QUICK)
     assert [row.variant for row in report.measurements] == ["eager", "compiled"]
@@ -51,7 +51,7 @@ def test_a_pure_step_by_hand_is_measured_without_donation() -> None:
     assert "donated was not measured: donation needs a state that is a frozen dataclass" in note
 
 
-def test_a_step_in_place_is_measured_as_it_is_and_under_torch_compile() -> None:
+def test_benchmark_measures_an_in_place_step_eager_and_under_torch_compile() -> None:
     step, batch = steps.plain()
     report = ftrain.benchmark(step, batch=batch, **QUICK)
     assert [row.variant for row in report.measurements] == ["eager", "compiled"]
@@ -61,7 +61,7 @@ def test_a_step_in_place_is_measured_as_it_is_and_under_torch_compile() -> None:
     assert "tokens/s" in str(report)
 
 
-def test_an_impure_step_is_measured_eager_with_a_note_about_other_variants() -> None:
+def test_benchmark_measures_an_impure_step_eager_and_notes_missing_variants() -> None:
     def step(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return w.add_(x.mean(0))
 
@@ -70,7 +70,7 @@ def test_an_impure_step_is_measured_eager_with_a_note_about_other_variants() -> 
     assert report.notes[0].startswith("compiled was not measured: ImpureFunctionError: ")
 
 
-def test_the_state_moves_on_within_a_turn_and_starts_anew_in_the_next() -> None:
+def test_benchmark_advances_the_state_within_a_turn_and_resets_it_for_the_next_turn() -> None:
     seen: list[float] = []
 
     def step(count: torch.Tensor) -> torch.Tensor:
@@ -82,7 +82,7 @@ def test_the_state_moves_on_within_a_turn_and_starts_anew_in_the_next() -> None:
     assert last_turn == [0.0, 1.0]
 
 
-def test_a_function_that_returns_no_state_is_called_with_the_same_arguments() -> None:
+def test_benchmark_calls_a_function_that_returns_no_state_with_the_same_arguments() -> None:
     init_state, _, eval_step = ftrain.make_steps(
         lambda: torch.nn.Linear(2, 1), lambda model, x: model(x).sum(), ftrain.optim.sgd(0.1)
     )
@@ -90,7 +90,7 @@ def test_a_function_that_returns_no_state_is_called_with_the_same_arguments() ->
     assert [row.variant for row in report.measurements] == ["eager", "compiled"]
 
 
-def test_memory_of_a_step_is_its_state_and_what_it_allocates_beyond_it() -> None:
+def test_reported_peak_memory_is_the_state_plus_what_a_pure_step_allocates() -> None:
     n = 1000
 
     def step(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_memory_of_a_step_is_its_state_and_what_it_allocates_beyond_it() -> None
     assert row.peak_bytes == 4 * 4 * n
 
 
-def test_memory_of_a_step_in_place_includes_its_gradients_and_optimizer() -> None:
+def test_reported_memory_of_an_in_place_step_includes_gradients_and_optimizer_state() -> None:
     step, batch = steps.plain(batch_size=1)
     before = ftrain.benchmark(step, batch=batch, variants=["eager"], **QUICK)["eager"].steady_bytes
     kept = torch.zeros(10_000)
@@ -112,7 +112,7 @@ def test_memory_of_a_step_in_place_includes_its_gradients_and_optimizer() -> Non
     assert after <= before + kept.nbytes + 10_000
 
 
-def test_a_sweep_measures_every_combination_and_compares_the_values_of_a_setting() -> None:
+def test_sweep_measures_every_combination_and_compares_the_values_of_a_setting() -> None:
     values = {"batch_size": [4, 8], "accumulate": [1, 2]}
     report = sweep(steps.pure, values, variants=["eager", "compiled"], **QUICK)
     assert [row.name for row in report.measurements] == [
@@ -132,7 +132,7 @@ def test_a_sweep_measures_every_combination_and_compares_the_values_of_a_setting
     assert "compiled, batch_size=8, accumulate=2, against eager" in text
 
 
-def test_precisions_are_compared_with_the_matrix_rate_of_their_own_dtype() -> None:
+def test_report_compares_each_precision_with_the_matrix_rate_of_its_own_dtype() -> None:
     values = {"precision": ["32-true", "bf16-mixed"]}
     report = sweep(steps.pure, values, variants=["eager"], **QUICK)
     rates = [set(row.rates) for row in report.measurements]
@@ -140,7 +140,7 @@ def test_precisions_are_compared_with_the_matrix_rate_of_their_own_dtype() -> No
     assert "bfloat16" in str(report).splitlines()[1]
 
 
-def test_explained_measurements_have_costs_that_the_report_prints() -> None:
+def test_report_of_explained_measurements_prints_their_costs() -> None:
     step, state, batch = steps.pure()
     report = ftrain.benchmark(step, state, batch, variants=["donated"], explain=True, **QUICK)
     cost = report["donated"].cost
@@ -149,7 +149,7 @@ def test_explained_measurements_have_costs_that_the_report_prints() -> None:
     assert "operators before fusion" in str(report)
 
 
-def test_times_agree_with_a_stopwatch() -> None:
+def test_reported_times_agree_with_times_measured_by_hand() -> None:
     watch: list[float] = []
 
     def step(x: torch.Tensor) -> torch.Tensor:
@@ -179,13 +179,15 @@ def test_times_agree_with_a_stopwatch() -> None:
         ),
     ],
 )
-def test_options_out_of_range_are_refused(options: Any, message: str) -> None:
+def test_benchmark_refuses_options_out_of_range(options: Any, message: str) -> None:
     step, state, batch = steps.pure()
     with pytest.raises(ValueError, match=message):
         ftrain.benchmark(step, state, batch, **options)
 
 
-def test_a_step_is_timed_on_cuda_if_the_process_uses_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_benchmark_times_a_step_on_cuda_if_the_process_uses_cuda(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     step, batch = steps.plain()  # its model may be on the device, and its batch copied to it
     assert Subject.of(step, MISSING, batch).device.type == "cpu"
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
@@ -208,7 +210,7 @@ def test_benchmark_refuses_an_argument_that_is_not_a_step() -> None:
         sweep(lambda: 3, {})  # type: ignore[arg-type, return-value]  # on purpose
 
 
-def test_a_missing_batch_is_named_before_anything_is_measured() -> None:
+def test_benchmark_names_a_missing_batch_before_it_measures_anything() -> None:
     calls = []
 
     def step(state: torch.Tensor, batch: torch.Tensor) -> torch.Tensor:

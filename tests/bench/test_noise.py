@@ -1,4 +1,4 @@
-"""Decisions that a difference of times is more than noise, on synthetic samples."""
+"""Test the decision whether a difference of times is more than noise, on synthetic samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ turns = st.lists(st.tuples(seconds, seconds), min_size=1, max_size=40)
 
 
 @given(turns)
-def test_interval_contains_the_median_of_the_ratios(pairs: list[tuple[float, float]]) -> None:
+def test_confidence_interval_contains_the_median_of_the_ratios(
+    pairs: list[tuple[float, float]],
+) -> None:
     found = compare_turns(*zip(*pairs, strict=True))
     assert found.low <= found.ratio * (1 + 1e-9)
     assert found.high >= found.ratio * (1 - 1e-9)
@@ -34,7 +36,7 @@ def test_exchanging_the_contenders_inverts_the_difference(pairs: list[tuple[floa
 
 
 @given(turns, st.lists(st.floats(0.1, 10.0), min_size=40, max_size=40))
-def test_load_that_slows_both_contenders_of_a_turn_changes_nothing(
+def test_load_on_both_contenders_of_a_turn_does_not_change_their_difference(
     pairs: list[tuple[float, float]], load: list[float]
 ) -> None:
     quiet = compare_turns(*zip(*pairs, strict=True))
@@ -46,20 +48,24 @@ def test_load_that_slows_both_contenders_of_a_turn_changes_nothing(
 
 
 @given(st.lists(seconds, min_size=1, max_size=40))
-def test_equal_times_are_never_a_difference(times: list[float]) -> None:
+def test_equal_times_are_never_called_a_difference(times: list[float]) -> None:
     assert not compare_turns(times, times).is_real
     assert not compare_runs(times, times).is_real
 
 
 @given(st.lists(seconds, min_size=1, max_size=7), st.floats(1.0, 100.0))
-def test_fewer_than_eight_turns_are_never_a_difference(times: list[float], by: float) -> None:
+def test_times_of_fewer_than_eight_turns_are_never_called_a_difference(
+    times: list[float], by: float
+) -> None:
     found = compare_turns([t * by for t in times], times)
     assert not found.is_real
     assert "too few turns" in str(found)
 
 
 @given(st.lists(seconds, min_size=8, max_size=40), st.floats(1.02, 100.0))
-def test_a_contender_slower_in_every_turn_is_a_difference(times: list[float], by: float) -> None:
+def test_contender_slower_in_every_turn_is_called_a_difference(
+    times: list[float], by: float
+) -> None:
     found = compare_turns([t * by for t in times], times)
     assert found.is_real
     assert found.inverted().is_real
@@ -67,12 +73,12 @@ def test_a_contender_slower_in_every_turn_is_a_difference(times: list[float], by
 
 
 @given(st.lists(seconds, min_size=8, max_size=40), st.floats(1.0, 1 + RESOLUTION / 2))
-def test_differences_below_the_resolution_are_not_real(times: list[float], by: float) -> None:
+def test_differences_within_one_percent_are_not_called_real(times: list[float], by: float) -> None:
     assert not compare_turns([t * by for t in times], times).is_real
 
 
 @given(st.lists(seconds, min_size=8, max_size=40))
-def test_runs_that_do_not_overlap_are_a_difference_and_others_are_not(times: list[float]) -> None:
+def test_runs_are_called_different_only_if_their_times_do_not_overlap(times: list[float]) -> None:
     above = [max(times) * 1.02 / min(times) * t for t in times]
     assert compare_runs(above, times).is_real
     assert not compare_runs([*times, *above], [*above, *times]).is_real

@@ -1,4 +1,4 @@
-"""Contenders that take turns."""
+"""Test the timing of contenders that take turns."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def test_take_turns_interleaves_runs_and_starts_each_round_with_another() -> Non
     assert {len(seconds) for seconds in turns.seconds.values()} == {2}
 
 
-def test_ratios_are_taken_within_a_round() -> None:
+def test_turns_take_ratios_of_contenders_within_a_round() -> None:
     turns = Turns({"a": [1.0, 2.0, 1.0], "b": [3.0, 6.0, 3.0]})  # a busy second round
     assert turns.ratio("b", "a") == 3.0
     assert turns.spread("b", "a") == (3.0, 3.0)
     assert turns.fastest(["b", "a"]) == "a"
 
 
-def test_calls_are_timed_singly_with_call_times() -> None:
+def test_call_times_times_each_call_of_a_turn_by_itself() -> None:
     calls = []
     turns = take_turns(
         {"a": lambda: calls.append(1)}, rounds=3, seconds=0.001, timer=call_times, warmup=0
@@ -40,7 +40,7 @@ def test_calls_are_timed_singly_with_call_times() -> None:
     assert min(turns.calls["a"]) <= turns.median("a") <= max(turns.calls["a"])
 
 
-def test_contender_is_reset_before_each_turn_and_called_before_the_clock_starts() -> None:
+def test_take_turns_resets_a_contender_and_calls_it_once_before_the_clock_starts() -> None:
     order: list[str] = []
 
     class Contender:
@@ -54,7 +54,9 @@ def test_contender_is_reset_before_each_turn_and_called_before_the_clock_starts(
     assert order == ["reset", "call", *["call"] * 2, *["reset", "call", "call"] * 2]
 
 
-def test_an_exception_of_a_contender_passes_and_objects_are_collected_again() -> None:
+def test_take_turns_raises_the_exception_of_a_contender_and_unfreezes_the_garbage_collector() -> (
+    None
+):
     count = 0
 
     def fails() -> None:

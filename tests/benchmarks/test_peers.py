@@ -1,4 +1,4 @@
-"""Peers take the training step of the eager loop by hand; tables and goals show what was measured."""
+"""Test that peers compute the step of the eager loop, and the tables and goals of measured times."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ from benchmarks.peers.results import Results
 from benchmarks.peers.workloads import TINY, WORKLOADS
 from ftrain import optim
 
-# The tiny GPTs are one model, and so are the MLPs. Tracing is slow: the remaining programs of ftrain and
-# of JAX are left to `python -m benchmarks.peers --quick`, which refuses what does not compute the step.
+# All tiny GPTs are one model, and all tiny MLPs are another. Because tracing is slow, other programs of
+# ftrain and JAX are left to `python -m benchmarks.peers --quick`, which refuses contenders that compute
+# another step.
 KINDS = ["mlp-3", "lenet-5", "resnet", "gpt-0.8m", "lstm"]
 TRACED = ("ftrain", "ftrain-scan")
 
@@ -39,7 +40,7 @@ def check(work, names, backend=None):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_contenders_have_the_losses_of_the_eager_loop(name):
+def test_contender_computes_the_losses_of_the_eager_loop(name):
     slow = {"mlp-3": ("ftrain",), "gpt-0.8m": (*TRACED, "jax")}.get(name, TRACED)
     outcomes = check(TINY[name], [each for each in CONTENDERS if each not in slow])
     if TINY[name].jax_loss is None:
@@ -47,7 +48,7 @@ def test_contenders_have_the_losses_of_the_eager_loop(name):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_contenders_have_the_losses_of_the_eager_loop_with_micro_batches_and_a_mask(precision):
+def test_contenders_compute_the_losses_of_the_eager_loop_with_micro_batches_and_a_mask(precision):
     work = dataclasses.replace(
         TINY["mlp-3"], accumulate=4, precision=precision, mask=optim.matrices
     )
@@ -55,7 +56,7 @@ def test_contenders_have_the_losses_of_the_eager_loop_with_micro_batches_and_a_m
     check(work, [name for name in CONTENDERS if name not in slow])
 
 
-def test_jax_gpt_has_the_loss_and_gradients_of_torch():
+def test_jax_gpt_computes_the_loss_and_gradients_of_the_torch_gpt():
     jax = pytest.importorskip("jax")
     work = TINY["gpt-0.8m"]
     task = work.task()
@@ -75,7 +76,7 @@ def test_jax_gpt_has_the_loss_and_gradients_of_torch():
         assert (theirs - parameter.grad).norm() <= 1e-5 * parameter.grad.norm(), name
 
 
-def test_compiled_loops_by_hand_have_the_losses_of_the_eager_loop():
+def test_compiled_hand_written_loops_compute_the_losses_of_the_eager_loop():
     torch.compiler.reset()
     check(TINY["mlp-3"], [name for name in HAND if name != "compiled-loss"], "eager")
 
@@ -83,7 +84,7 @@ def test_compiled_loops_by_hand_have_the_losses_of_the_eager_loop():
 @pytest.mark.parametrize(
     "change", [{"clip": False}, {"decay": 0.0}, {"mask": optim.matrices}, {"rate": 1.1e-2}]
 )
-def test_step_that_computes_something_else_is_refused(change, monkeypatch):
+def test_contender_whose_step_computes_other_losses_is_refused(change, monkeypatch):
     other = functools.partial(dataclasses.replace, **change)
     build = CONTENDERS["eager-fused"].build
     changed = dataclasses.replace(
@@ -113,7 +114,7 @@ def test_contender_that_fails_or_is_not_installed_is_an_outcome_with_a_reason(mo
 
 @settings(max_examples=10)
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 2))
-def test_feed_times_the_steps_of_a_trainer_that_reads_ahead(steps, accumulate, ahead):
+def test_feed_returns_the_seconds_of_a_step_of_a_trainer_that_reads_ahead(steps, accumulate, ahead):
     now = 0.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loops.time, "perf_counter", lambda: now)
@@ -138,7 +139,7 @@ def timed(**medians):
     return Cell(WORKLOADS["mlp-3"], outcomes, {"cpu": "a"}, {})
 
 
-def test_table_says_which_peer_wins_and_which_is_not_installed():
+def test_table_names_the_winning_peer_and_peers_that_are_not_installed():
     text = "\n".join(table.lines(timed(ftrain_donated=1e-3, eager_fused=5e-4, jax=2e-3)))
     assert "eager-fused WINS; ftrain-donated takes 2.00 times" in text
     assert "ftrain-donated wins; jax takes 2.00 times" in text
@@ -147,7 +148,7 @@ def test_table_says_which_peer_wins_and_which_is_not_installed():
     assert "ftrain-donated and eager-fused: no difference beyond the noise" in text
 
 
-def test_goal_is_met_missed_or_not_measured():
+def test_verdict_of_a_goal_is_met_missed_or_not_measured():
     found = timed(ftrain_donated=1e-3, eager_fused=8e-3, compiled_loss=9e-3)
     best = ["eager-fused", "compiled-loss", "keras"]
     goal = goals.over(found, "speed", "at least", 7.9, best, ["ftrain-donated"])
@@ -177,7 +178,7 @@ def test_results_file_keeps_cells_growth_and_goals_of_all_runs(tmp_path, monkeyp
     assert "goal scan\n  not measured: " in capsys.readouterr().out
 
 
-def test_goals_share_a_cell_that_is_measured_once(monkeypatch):
+def test_goals_that_share_a_cell_measure_it_once(monkeypatch):
     measured = []
 
     def measure_once(work, names, **settings):
@@ -197,7 +198,7 @@ def test_goals_share_a_cell_that_is_measured_once(monkeypatch):
     ]
 
 
-def test_command_refuses_unknown_names_and_stops_at_the_limit_of_time(capsys):
+def test_peers_command_refuses_unknown_names_and_stops_at_the_time_limit(capsys):
     with pytest.raises(SystemExit):
         main(["--workloads", "gpt-9"])
     assert "expected some of mlp-3, mlp-50" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def test_take_turns_interleaves_runs_and_computes_ratios_within_a_round():
     assert turns.fastest(["b", "a"]) == "a"
 
 
-def test_report_is_saved_with_figures_and_versions(tmp_path, monkeypatch, capsys):
+def test_benchmark_report_is_saved_with_figures_and_versions(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "RESULTS", tmp_path / "benchmarks" / "results")
     (tmp_path / "benchmarks").mkdir()
     report = measure.Report("name", "Title")
@@ -97,7 +97,7 @@ def test_loading_benchmark_runs():
 
 
 @pytest.mark.parametrize("kind", latency.TITLES)
-def test_first_step_latency_is_positive(kind):
+def test_latency_of_the_first_step_is_positive(kind):
     assert latency.first_step(kind, TINY, "eager") > 0
 
 

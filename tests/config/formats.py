@@ -1,4 +1,4 @@
-"""Write one tree in each format, and generate trees that all three formats can express."""
+"""Write a tree as YAML, JSON or TOML, and generate trees that all three formats can express."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def choices(key: str) -> set[str]:
 
 
 @pytest.mark.parametrize("key", sorted({*_aliases._VALUES} - {"device"}))
-def test_each_suggested_value_is_one_that_the_key_takes(key: str) -> None:
+def test_each_suggested_value_is_valid_for_its_key(key: str) -> None:
     assert {*_aliases._VALUES[key].values()} <= choices(key)
     assert not {*_aliases._VALUES[key]} & {_aliases._plain(each) for each in choices(key)}
 
@@ -41,7 +41,7 @@ def test_each_suggested_component_is_registered(kind: Any) -> None:
     assert not {*table} & {_aliases._plain(each) for each in names(kind)}
 
 
-def test_each_suggested_key_is_a_key() -> None:
+def test_each_suggested_key_exists_in_the_schema() -> None:
     known = {key for key, _ in keys()}
     for alias, key in _aliases.KEYS.items():
         assert alias not in known
@@ -92,7 +92,7 @@ def refused(changes: dict[str, Any], tmp_path: pathlib.Path) -> str:
         ({"num_train_epochs": 3}, "Write epochs instead"),
     ],
 )
-def test_name_of_another_trainer_is_answered_with_the_name_here(
+def test_error_for_a_name_of_another_trainer_suggests_the_name_in_ftrain(
     changes: dict[str, Any], message: str, tmp_path: pathlib.Path
 ) -> None:
     assert message in refused(changes, tmp_path)
@@ -103,7 +103,7 @@ def test_value_that_resembles_nothing_gets_no_suggestion(tmp_path: pathlib.Path)
     assert refused({"epochs": "three"}, tmp_path).endswith("got 'three'")
 
 
-def test_device_without_an_alias_lists_no_internals_of_torch() -> None:
+def test_error_for_an_unknown_device_does_not_list_the_devices_of_torch() -> None:
     with pytest.raises(ConfigError) as error:
         build(load({**MINIMAL, "device": "quantum"}))
     assert re.search(r"got 'quantum'\. Write cpu(, cuda, cuda:1)? or auto$", str(error.value))

@@ -76,7 +76,7 @@ def test_data_function_with_held_out_argument_splits_its_own_data() -> None:
     )
 
 
-def test_evaluation_batches_are_in_order_with_a_partial_last_one() -> None:
+def test_evaluation_batches_are_in_order_and_the_last_batch_is_partial() -> None:
     parts = built(data="project.py:pair", eval_batch_size=5)
     assert [len(batch["y"]) for batch in parts.held_out] == [5, 5, 2]
 
@@ -168,7 +168,7 @@ def test_schedule_over_a_stream_requires_max_steps(tmp_path: pathlib.Path) -> No
     assert "Write max_steps" in message
 
 
-def test_reduce_on_plateau_is_placed_after_the_optimizer() -> None:
+def test_reduce_on_plateau_scales_the_updates_of_the_optimizer() -> None:
     parts = built(schedule={"name": "reduce_on_plateau", "patience": 2}, max_grad_norm=1.0)
     assert parts.schedule is None
     assert [type(state).__name__ for state in parts.init_state().opt_state][
@@ -255,7 +255,7 @@ def table(folder: pathlib.Path, rows: int = 20) -> pathlib.Path:
     return folder / "pets.csv"
 
 
-def test_csv_with_a_target_of_words_gives_classes(tmp_path: pathlib.Path) -> None:
+def test_csv_data_with_a_target_of_words_has_classes(tmp_path: pathlib.Path) -> None:
     table(tmp_path)
     model = {
         "name": "mlp",
@@ -277,7 +277,7 @@ def test_csv_with_a_target_of_words_gives_classes(tmp_path: pathlib.Path) -> Non
     assert parts.train.dataset["y"].dtype == torch.int64
 
 
-def test_csv_with_a_target_of_numbers_gives_numbers(tmp_path: pathlib.Path) -> None:
+def test_csv_data_with_a_target_of_numbers_has_numbers(tmp_path: pathlib.Path) -> None:
     table(tmp_path)
     data = {"name": "csv", "path": "pets.csv", "target": "price", "standardize": False}
     parts = built(
@@ -291,7 +291,7 @@ def test_csv_with_a_target_of_numbers_gives_numbers(tmp_path: pathlib.Path) -> N
     assert sorted(metrics) == ["loss", "mae"]
 
 
-def test_csv_with_classes_true_reads_numbers_as_classes(tmp_path: pathlib.Path) -> None:
+def test_csv_data_with_classes_true_reads_numbers_as_classes(tmp_path: pathlib.Path) -> None:
     table(tmp_path)
     data = {"name": "csv", "path": "pets.csv", "target": "age", "classes": True}
     parts = built(base=tmp_path, model={"name": "mlp", "inputs": 4, "outputs": 3}, data=data)
@@ -321,7 +321,7 @@ def test_csv_with_classes_true_reads_numbers_as_classes(tmp_path: pathlib.Path) 
         ),
     ],
 )
-def test_csv_that_cannot_be_read_raises_with_the_reason(
+def test_csv_file_that_cannot_be_read_raises_with_the_reason(
     data: dict[str, Any], expected: str, tmp_path: pathlib.Path
 ) -> None:
     table(tmp_path)
@@ -329,7 +329,7 @@ def test_csv_that_cannot_be_read_raises_with_the_reason(
     assert expected in said(tmp_path, model=model, data={"name": "csv", **data})
 
 
-def test_text_data_gives_windows_over_the_whole_text(tmp_path: pathlib.Path) -> None:
+def test_text_data_has_windows_over_the_whole_text(tmp_path: pathlib.Path) -> None:
     (tmp_path / "poem.txt").write_text("to be or not to be " * 40)
     data = {"name": "text", "path": "poem.txt", "context": 8}
     parts = built(
@@ -347,7 +347,9 @@ def test_text_data_gives_windows_over_the_whole_text(tmp_path: pathlib.Path) -> 
     )
 
 
-def test_array_files_are_read_and_split(tmp_path: pathlib.Path) -> None:
+def test_array_files_are_read_and_split_into_training_and_held_out_rows(
+    tmp_path: pathlib.Path,
+) -> None:
     np.savez(tmp_path / "a.npz", x=np.zeros((10, 3), np.float32), y=np.arange(10) % 2)
     parts = built(
         base=tmp_path, model="tests.config.project:Net", data={"name": "arrays", "path": "a.npz"}

@@ -16,7 +16,7 @@ from tests.config.test_fitted import as_json, write
 
 
 @pytest.mark.parametrize(("missing", "shown"), [(0, 0.0), (-1.5, -1.5)])
-def test_empty_cell_is_refused_or_replaced_by_data_missing(
+def test_empty_cell_is_refused_or_replaced_by_the_option_missing(
     missing: float, shown: float, tmp_path: pathlib.Path
 ) -> None:
     write(tmp_path / "t.csv", ["a", "y"], [("1", "2"), ("", "3"), ("4", "5"), ("6", "7")])
@@ -32,7 +32,7 @@ def test_empty_cell_is_refused_or_replaced_by_data_missing(
 
 
 def test_cells_such_as_na_count_as_missing_numbers(tmp_path: pathlib.Path) -> None:
-    """In the training table and in later ones; in a column of words the markers are words."""
+    """The markers count as missing in training and later tables, except in columns of words."""
     markers = ["NA", "n/a", "N/A", "NaN", "nan", "null", "None", "?", " - ", ""]
     rows = [(f"{n}", "none" if n % 2 else "red", f"{n}") for n in range(12)]
     rows += [(marker, "red", "1") for marker in markers]
@@ -121,7 +121,9 @@ def test_column_with_mostly_words_has_a_class_for_each_distinct_cell(
     assert meant.facts["names"] == ["38", "40", "L"]
 
 
-def test_missing_nan_keeps_nan_and_scales_the_other_cells(tmp_path: pathlib.Path) -> None:
+def test_option_missing_nan_keeps_empty_cells_as_nan_and_scales_the_other_cells(
+    tmp_path: pathlib.Path,
+) -> None:
     table = write(tmp_path / "t.csv", ["a", "y"], [("1", "2"), ("", "3"), ("3", "5")])
     found = sources.csv(table, target="y", held_out=table, missing=float("nan"))
     assert found.train["x"].tolist()[0::2] == [[-1.0], [1.0]]
@@ -129,7 +131,7 @@ def test_missing_nan_keeps_nan_and_scales_the_other_cells(tmp_path: pathlib.Path
 
 
 @pytest.mark.parametrize("standardize", [True, False])
-def test_missing_mean_fills_with_the_mean_of_the_training_rows(
+def test_option_missing_mean_fills_empty_cells_with_the_mean_of_the_training_rows(
     standardize: bool, tmp_path: pathlib.Path
 ) -> None:
     rows = [("1", "red", "2"), ("NA", "red", "3"), ("4", "blue", "5"), ("7", "red", "7")]

@@ -1,4 +1,4 @@
-"""Test that the code of a run runs only if it may, and after a line if somebody else wrote the run."""
+"""Test that code of a run runs only if allowed, and with a note if somebody else wrote the run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ ON_RUNS = (
 def folder(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> Iterator[pathlib.Path]:
-    """Return a directory with `run`, trained with a model of one's own, as the current one."""
+    """Change to a directory with `run`, which was trained with a model of the user; return it."""
     monkeypatch.chdir(tmp_path)
     before, path = set(sys.modules), list(sys.path)
     (tmp_path / "own.yaml").write_text(CONFIG)
@@ -62,7 +62,7 @@ def folder(
 
 
 def forget(folder: pathlib.Path, before: set[str]) -> None:
-    """Forget imported modules of a directory, so that they run again."""
+    """Remove the imported modules of a directory, so that the next import runs them again."""
     for name in set(sys.modules) - before:
         if str(folder) in str(getattr(sys.modules[name], "__file__", None)):
             del sys.modules[name]
@@ -73,7 +73,9 @@ def said(capsys: Captured, *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def test_own_run_and_its_copies_run_without_a_note(folder: pathlib.Path, capsys: Captured) -> None:
+def test_code_of_ones_own_run_and_of_its_copies_runs_without_a_note(
+    folder: pathlib.Path, capsys: Captured
+) -> None:
     for arguments in ON_RUNS[:2]:
         assert "note" not in said(capsys, *arguments)
     (folder / "run").rename(folder / "moved")
@@ -104,12 +106,12 @@ def test_run_of_somebody_else_is_named_with_its_code_before_the_code_runs(
     os.mkfifo(folder / "run/.origin")
     line("run/config.yaml: expected a regular file, got a pipe")
     (folder / "run/.origin").unlink()
-    assert "note: run does not say" in said(capsys, "resume", "run", "epochs=2")
+    assert "note: run has no record" in said(capsys, "resume", "run", "epochs=2")
     assert "note" not in said(capsys, "eval", "run")  # the resumed run is one's own
 
 
 @pytest.mark.parametrize("arguments", ON_RUNS, ids=lambda arguments: arguments[0])
-def test_no_code_refuses_every_name_of_code_and_runs_none(
+def test_option_no_code_refuses_every_name_of_code_and_runs_no_code(
     folder: pathlib.Path, capsys: Captured, arguments: list[str]
 ) -> None:
     (folder / "x.csv").write_text("a\n1\n")
@@ -145,7 +147,9 @@ def test_run_of_built_in_names_runs_with_no_code_and_prints_no_note(
     assert load_run("plain", code=False).config.model.name == "mlp"
 
 
-def test_code_false_refuses_in_python_and_in_the_run_of_a_teacher(folder: pathlib.Path) -> None:
+def test_option_code_false_refuses_user_code_in_python_calls_and_in_a_teachers_run(
+    folder: pathlib.Path,
+) -> None:
     with pytest.raises(ConfigError, match=r"model.name: expected a built-in name"):
         load_run("run", code=False)
     with pytest.raises(ConfigError, match=r"imports.0: expected a built-in name"):
@@ -156,7 +160,7 @@ def test_code_false_refuses_in_python_and_in_the_run_of_a_teacher(folder: pathli
         build(load("built_in.yaml", [loss], code=False))
 
 
-def test_no_code_refuses_callbacks_that_write_outside_of_the_run(
+def test_option_no_code_refuses_callbacks_that_write_outside_of_the_run(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     for path, allowed in (

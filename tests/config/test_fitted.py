@@ -1,4 +1,4 @@
-"""Test that other files are read with the preprocessing fitted to the training data."""
+"""Test that files other than the training data are read with the preprocessing fitted to them."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def as_json(fitted: Any) -> Any:
 def test_fitted_preprocessing_gives_a_row_the_same_bits_in_any_file(
     rows: Any, target: str, standardize: bool, draw: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Rows and classes are removed, rows and columns reordered, and columns added."""
+    """In the other file, rows and classes are missing, rows and columns reordered, columns added."""
     folder, names = tmp_path_factory.mktemp("csv"), ["a", "b", "c", "d"]
     whole = write(folder / "whole.csv", names, rows)
     options: dict[str, Any] = {"target": target, "standardize": standardize}
@@ -245,7 +245,7 @@ def test_target_with_large_values_is_learned_with_default_settings(tmp_path: pat
         ("a,b,d\n", {}, "expected rows below the header, got none"),
     ],
 )
-def test_table_that_does_not_match_the_preprocessing_is_refused(
+def test_table_that_does_not_match_the_fitted_preprocessing_is_refused(
     content: str, options: dict[str, Any], expected: str, tmp_path: pathlib.Path
 ) -> None:
     names = ["a", "b", "d"]

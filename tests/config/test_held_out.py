@@ -36,7 +36,7 @@ def test_held_out_file_is_searched_beside_the_configuration(tmp_path: pathlib.Pa
         built(data={"name": "digits", "held_out": "20%"})
 
 
-def test_held_out_zero_trains_on_every_sample(tmp_path: pathlib.Path) -> None:
+def test_configuration_with_held_out_zero_trains_on_every_sample(tmp_path: pathlib.Path) -> None:
     write(tmp_path / "t.csv", ["a", "y"], [(f"{n}", f"{2 * n}") for n in range(9)])
     np.savez(tmp_path / "a.npz", x=np.zeros((9, 3), np.float32), y=np.zeros(9, np.float32))
     (tmp_path / "t.txt").write_text("to be or not to be")

@@ -21,7 +21,7 @@ HEX = "0x" + "F" * 3990
 
 
 def refused(text: str, suffix: str, tmp_path: pathlib.Path, *overrides: str) -> str:
-    """Return the message of the error, which came soon, is short and can be printed."""
+    """Return the message of the error; check that it was raised fast, is short and can be printed."""
     path = tmp_path / f"c{suffix}"
     path.write_text(BASE[suffix] + text)
     began = time.process_time()
@@ -59,7 +59,7 @@ def test_integer_of_thousands_of_digits_is_refused(
         ("", ".yaml", ["model=" + "{a: " * 70 + "1" + "}" * 70]),
     ],
 )
-def test_key_of_thousands_of_levels_is_refused(
+def test_override_with_a_key_of_thousands_of_levels_is_refused(
     text: str, suffix: str, overrides: list[str], tmp_path: pathlib.Path
 ) -> None:
     says = refused(text, suffix, tmp_path, *overrides)
@@ -74,7 +74,7 @@ def test_override_that_is_not_utf_8_is_refused() -> None:
             load({"model": "a", "data": "digits", "epochs": 1}, [override])
 
 
-def test_dict_that_contains_itself_is_refused() -> None:
+def test_configuration_dict_that_contains_itself_is_refused() -> None:
     cycle: dict[str, Any] = {}
     cycle["again"] = cycle
     with pytest.raises(ConfigError, match="in 60 levels"):
@@ -97,7 +97,7 @@ def test_long_configuration_is_refused_within_a_second(
     assert says in refused(text, suffix, tmp_path)
 
 
-def test_workers_without_bound_are_refused(tmp_path: pathlib.Path) -> None:
+def test_more_workers_than_the_limit_are_refused(tmp_path: pathlib.Path) -> None:
     assert "workers: expected less than or equal to 1024, got 100000" in refused(
         "workers: 100000\n", ".yaml", tmp_path
     )

@@ -46,7 +46,7 @@ class Writer:
 def test_load_run_reads_the_newest_checkpoint_if_its_choice_was_deleted(
     folder: pathlib.Path, which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside a writer that keeps one checkpoint, 227 of 559 loads once failed."""
+    """Before loads were repeated, 227 of 559 failed beside a writer that keeps one checkpoint."""
     writer = Writer(folder, 3)
     monkeypatch.setattr(_checkpoints.checkpoints, "load", writer)
     run = load_run(folder, which)
@@ -75,7 +75,7 @@ def test_load_run_raises_for_a_named_checkpoint_that_was_deleted(
 def test_load_run_raises_for_a_damaged_checkpoint(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The chosen checkpoint is damaged, not deleted, so that reading it again cannot help."""
+    """A damaged checkpoint, unlike a deleted one, is not replaced by a newer one."""
 
     def damaged(path: Any, like: Any) -> Any:
         (file,) = pathlib.Path(path).glob("*.safetensors")
@@ -87,7 +87,9 @@ def test_load_run_raises_for_a_damaged_checkpoint(
         load_run(folder)
 
 
-def test_run_on_a_file_system_without_locks_names_the_key(tmp_path: pathlib.Path) -> None:
+def test_error_on_a_file_system_without_locks_names_the_key_of_the_lock(
+    tmp_path: pathlib.Path,
+) -> None:
     with _files.replaced(Without("lock", errno.ENOLCK)):
         with pytest.raises(ConfigError, match="write checkpoint.lock=false") as error:
             trained(tmp_path)

@@ -34,14 +34,14 @@ def without_none(tree: Any) -> Any:
 
 @pytest.mark.parametrize("form", FORMATS)
 @given(tree=trees)
-def test_each_format_reads_back_the_written_values(form: str, tree: Any) -> None:
+def test_each_configuration_format_reads_back_the_written_values(form: str, tree: Any) -> None:
     found, _ = PARSERS[form](write(tree, form), "a")
     assert (found or {}) == (without_none(tree) if form == "toml" else tree)
 
 
 @pytest.mark.parametrize("form", ["yaml", "json"])  # tomllib keeps no lines
 @given(tree=trees)
-def test_parsers_return_the_line_of_each_key(form: str, tree: Any) -> None:
+def test_yaml_and_json_parsers_return_the_line_of_each_key(form: str, tree: Any) -> None:
     text = write(tree, form)
     found, places = PARSERS[form](text, "a")
     lines = text.splitlines()
@@ -81,7 +81,7 @@ def test_parsers_return_the_line_of_each_key(form: str, tree: Any) -> None:
         ("+3", 3),
     ],
 )
-def test_plain_scalars_follow_yaml_1_2(text: str, value: object) -> None:
+def test_unquoted_scalars_are_read_by_the_rules_of_yaml_1_2(text: str, value: object) -> None:
     found = scalar(text)
     assert found == value
     assert type(found) is type(value)
@@ -110,7 +110,7 @@ def test_command_line_overrides_file_and_file_overrides_defaults(
     assert config.places.of(("batch_size",)).startswith(str(path))
 
 
-def test_later_override_wins_and_an_index_may_extend_a_list() -> None:
+def test_later_override_of_a_key_wins_and_an_index_may_extend_a_list() -> None:
     config = load(
         MINIMAL, ["seed=1", "seed=2", "callbacks.0=a", "callbacks.1.name=b", "callbacks.1.every=3"]
     )
@@ -265,7 +265,7 @@ def test_error_for_an_invalid_override_contains_argument_key_and_remedy(
         ),
     ],
 )
-def test_unreadable_file_raises_with_the_reason(
+def test_unreadable_configuration_file_raises_with_the_reason(
     tmp_path: pathlib.Path, make: Any, expected: str
 ) -> None:
     path = tmp_path / "run.yaml"
@@ -275,12 +275,12 @@ def test_unreadable_file_raises_with_the_reason(
     assert error.value.place == str(path)
 
 
-def test_unknown_file_suffix_is_refused(tmp_path: pathlib.Path) -> None:
+def test_configuration_file_with_an_unknown_suffix_is_refused(tmp_path: pathlib.Path) -> None:
     (tmp_path / "run.ini").write_text("a=3")
     with pytest.raises(ConfigError, match=r"ends in \.yaml, \.yml, \.json, \.toml, got 'run\.ini'"):
         load(tmp_path / "run.ini")
 
 
-def test_byte_order_mark_is_skipped(tmp_path: pathlib.Path) -> None:
+def test_byte_order_mark_of_a_configuration_file_is_skipped(tmp_path: pathlib.Path) -> None:
     (tmp_path / "run.yaml").write_bytes(b"\xef\xbb\xbf" + GOOD.encode())
     assert load(tmp_path / "run.yaml").epochs == 3

@@ -17,13 +17,13 @@ MARKERS = ["", "NA", "n/a", "NaN", "null", "?", " - "]
 
 
 def cities(folder: pathlib.Path, cells: list[str]) -> pathlib.Path:
-    """Write a table of a column of words, `city`, and a target."""
+    """Write a table with `city`, a column of words, and a target."""
     rows = [(cell, str(row)) for row, cell in enumerate(cells)]
     return write(folder / "cities.csv", ["city", "y"], rows)
 
 
 @pytest.mark.parametrize("marker", MARKERS)
-def test_each_marker_of_a_missing_word_is_an_error_with_a_remedy_that_works(
+def test_error_for_each_marker_of_a_missing_word_has_a_remedy_that_works(
     marker: str, tmp_path: pathlib.Path
 ) -> None:
     table = cities(tmp_path, ["Oslo", "Rome", marker, "Oslo"])
@@ -39,12 +39,14 @@ def test_each_marker_of_a_missing_word_is_an_error_with_a_remedy_that_works(
     assert found.train["x"].argmax(1).tolist() == [0, 1, 1, 0]
 
 
-def test_none_is_a_word_of_a_column_of_words(tmp_path: pathlib.Path) -> None:
+def test_cell_none_in_a_column_of_words_is_a_word(tmp_path: pathlib.Path) -> None:
     table = cities(tmp_path, ["none", "attached", "none"])
     assert sources.csv(table, "y", table).facts["columns"] == ["city=attached", "city=none"]
 
 
-def test_missing_words_of_later_files_are_replaced_or_ignored_alike(tmp_path: pathlib.Path) -> None:
+def test_missing_words_of_later_files_are_replaced_or_ignored_as_in_training(
+    tmp_path: pathlib.Path,
+) -> None:
     table = cities(tmp_path, ["Oslo", "", "Rome"])
     fitted = as_json(sources.csv(table, "y", table, missing_word="unknown").fitted)
     later = cities(tmp_path, MARKERS)
@@ -58,7 +60,9 @@ def test_missing_words_of_later_files_are_replaced_or_ignored_alike(tmp_path: pa
         sources.csv_inputs(later, "y", fitted=fitted)
 
 
-def test_marker_that_an_earlier_run_fitted_as_a_category_stays_one(tmp_path: pathlib.Path) -> None:
+def test_marker_that_an_earlier_run_fitted_as_a_category_stays_a_category(
+    tmp_path: pathlib.Path,
+) -> None:
     table = cities(tmp_path, ["Oslo", "unknown", "Rome"])
     fitted = as_json(sources.csv(table, "y", table).fitted)
     fitted["columns"]["city"]["one_of"][2] = "NA"
@@ -87,14 +91,14 @@ def test_empty_replacement_of_missing_words_is_refused(tmp_path: pathlib.Path) -
         sources.csv(table, "y", table, missing_word=" ")
 
 
-def test_message_for_a_missing_number_names_mean(tmp_path: pathlib.Path) -> None:
+def test_error_for_a_missing_number_suggests_the_mean(tmp_path: pathlib.Path) -> None:
     table = write(tmp_path / "t.csv", ["a", "y"], [("1", "2"), ("", "3")])
     with pytest.raises(DataError, match="set `missing` to `mean`, or to the number"):
         sources.csv(table, "y", table)
 
 
 def test_one_error_names_the_problems_of_all_columns(tmp_path: pathlib.Path) -> None:
-    """Whichever step finds them: the kinds of columns, their cells, or later files."""
+    """The problems are found in three steps: kinds of columns, cells, and later files."""
     rows = [(f"n{row}", "Oslo", str(row), f"{row}", "yes") for row in range(101)]
     rows[1] = ("n1", "", "1", "inf", "yes")
     rows[2] = ("n2", "Rome", "", "many", "")
@@ -139,7 +143,7 @@ def test_one_error_names_the_problems_of_all_columns_of_data_csv(tmp_path: pathl
 
 @pytest.mark.parametrize(("cell", "decimal", "other"), [("-0,{}4", ".", ","), ("0.{}4", ",", ".")])
 @pytest.mark.parametrize("rows", [12, 150])
-def test_numbers_with_the_other_decimal_are_not_categories(
+def test_numbers_with_the_other_decimal_separator_are_refused_as_categories(
     cell: str, decimal: Any, other: Any, rows: int, tmp_path: pathlib.Path
 ) -> None:
     cells = [cell.format(row) for row in range(rows)]

@@ -51,7 +51,7 @@ WORDS = [
 
 
 def check(text: str, form: str, overrides: list[str]) -> bool:
-    """Return True if it is valid; an error must have message, place, and key (unless of the file)."""
+    """Return True if a text is valid; check that its error has a message, a location and a key."""
     path = HERE / f"config.{form}"
     try:
         resolve(parse(text, path, overrides))
@@ -67,7 +67,7 @@ def check(text: str, form: str, overrides: list[str]) -> bool:
     return False
 
 
-#: What is said of a whole file or argument; all else is said of a key.
+#: Messages about a whole file or argument; all other messages are about a key.
 WHOLE = (
     "invalid YAML", "invalid JSON", "invalid TOML", "an empty file", "expected keys",
     "expected a file name", "expected key=value", "expected a key with a name",
@@ -131,7 +131,7 @@ def overrides() -> st.SearchStrategy[list[str]]:
     return st.lists(keyed | st.text("a.=0", max_size=6), max_size=2)
 
 
-# Together 2,000 in a campaign: by tree, by text, by command line, and from nothing.
+# A campaign runs 2,000 mutations: of trees, of texts, of the command line, and of arbitrary values.
 
 
 @given(mutated_trees(), st.sampled_from(FORMATS))
@@ -165,7 +165,7 @@ def test_mutated_overrides_are_valid_or_raise_config_error(
 @example(tree={"": 1}, form="toml")
 @given(trees | values, st.sampled_from(FORMATS))
 @settings(max_examples=examples(50, 200), deadline=None)
-def test_arbitrary_configuration_tree_raises_config_error(tree: Any, form: str) -> None:
+def test_configuration_of_arbitrary_values_raises_config_error(tree: Any, form: str) -> None:
     text = write(tree, form) if isinstance(tree, dict) or form != "toml" else str(tree)
     assert not check(text, form, [])
 
@@ -196,5 +196,7 @@ def test_hostile_configuration_text_raises_config_error(form: str, text: str) ->
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("config", configs())
-def test_configurations_are_valid_before_mutation(form: str, config: dict[str, Any]) -> None:
+def test_configurations_of_this_file_are_valid_before_mutation(
+    form: str, config: dict[str, Any]
+) -> None:
     assert check(write(config, form), form, [])

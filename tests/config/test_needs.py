@@ -54,7 +54,7 @@ def test_schedule_without_declaration_receives_total_steps(
     assert int(parts.schedule(torch.tensor(0))) == 9
 
 
-def test_chained_schedule_is_placed_after_the_optimizer() -> None:
+def test_schedule_that_declares_chained_scales_the_updates_of_the_optimizer() -> None:
     @register("schedule", "test-chained", Needs(chained=True))
     def halved(factor: float = 0.5) -> optim.GradientTransformation:
         return optim.scale(factor)
@@ -97,7 +97,7 @@ def test_loss_refuses_data_of_more_classes_than_it_declares() -> None:
     assert "loss: test-few expects data of at most 9 classes, got 10 from digits" in message
 
 
-def test_loss_that_builds_is_called_with_its_arguments() -> None:
+def test_loss_that_declares_builds_is_called_with_its_arguments() -> None:
     @register("loss", "test-builds", Needs(builds=True, facts={"count": "classes"}))
     def power(exponent: int = 2, *, count: int) -> Any:
         return lambda model, batch: (model(batch["x"]) ** exponent).mean() * count

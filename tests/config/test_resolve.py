@@ -41,7 +41,7 @@ def test_component_is_resolved_by_name_or_import_path() -> None:
     assert found.schedule.function.__name__ == "cosine"
 
 
-def test_user_file_named_twice_is_imported_once() -> None:
+def test_user_file_that_two_components_name_is_imported_once() -> None:
     found = resolved(loss="project.py:loss_fn")
     assert (
         sys.modules[found.loss.function.__module__] is sys.modules[found.model.function.__module__]
@@ -140,7 +140,7 @@ def test_user_file_that_cannot_be_imported_raises_with_the_line(
     assert expected.format(file=file) in str(error.value)
 
 
-def test_arguments_are_converted_to_the_annotated_types() -> None:
+def test_component_arguments_are_converted_to_the_annotated_types() -> None:
     found = resolved(
         model={"name": "project.py:Net", "shape": [1, 2]},
         data={"name": "project.py:data", "path": "x"},
@@ -173,11 +173,11 @@ def test_register_adds_a_name_and_refuses_a_taken_one() -> None:
         register("modle", "x")  # type: ignore[arg-type]
 
 
-# The way back to a file.
+# Dumping of a resolved configuration.
 
 
 @given(trees)
-def test_dumped_yaml_is_read_back_equal(tree: dict[str, Any]) -> None:
+def test_dumped_configuration_is_read_back_equal(tree: dict[str, Any]) -> None:
     text = to_yaml(tree)
     config = {"name": "x", **{f"_{key}": value for key, value in tree.items()}}
     component = parse(to_yaml({**GOOD, "model": config}), HERE / "run.yaml").model

@@ -88,10 +88,10 @@ def test_run_of_a_moved_project_trains_to_the_same_bytes(
     assert tensors(folder) == tensors(moved)
 
 
-def test_path_is_searched_beside_the_file_or_in_the_current_directory(
+def test_relative_path_is_searched_beside_the_file_or_in_the_current_directory(
     project: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Paths in a file are relative to it; paths on the command line to the current directory."""
+    """A path in a file is relative to the file; on the command line, to the current directory."""
     here = project / "here"
     here.mkdir()
     (here / "other.py").write_text((project / "project.py").read_text())
@@ -125,14 +125,14 @@ def test_error_for_a_missing_path_contains_the_searched_directory(
         run(project, "run", "model.name=no.py:Net")
 
 
-def test_resumed_run_equals_an_uninterrupted_one(project: pathlib.Path) -> None:
+def test_resumed_run_has_the_bytes_of_an_uninterrupted_run(project: pathlib.Path) -> None:
     whole = run(project, "whole", "schedule=null")
     part = run(project, "part", "schedule=null", "max_steps=5")
     train(load(part / "config.yaml", ["max_steps=null", f"output_dir={part}"]), resume=True)
     assert tensors(whole) == tensors(part)
 
 
-def test_run_is_overwritten_only_on_request(project: pathlib.Path) -> None:
+def test_run_directory_is_overwritten_only_on_request(project: pathlib.Path) -> None:
     folder = run(project, "run")
     before = tensors(folder)
     with pytest.raises(ConfigError, match="which holds a run") as error:
@@ -158,7 +158,7 @@ def test_second_process_in_a_run_directory_is_refused(project: pathlib.Path) -> 
     train(config, resume=True)  # the lock is gone
 
 
-def test_directory_that_cannot_be_created_is_refused(project: pathlib.Path) -> None:
+def test_run_directory_that_cannot_be_created_is_refused(project: pathlib.Path) -> None:
     (project / "runs").write_text("a file")
     with pytest.raises(ConfigError, match="cannot be created") as error:
         run(project, "run")
@@ -166,7 +166,7 @@ def test_directory_that_cannot_be_created_is_refused(project: pathlib.Path) -> N
 
 
 @pytest.mark.parametrize("name", ["x" * 300, r"a\0b"])
-def test_invalid_directory_name_is_refused(project: pathlib.Path, name: str) -> None:
+def test_invalid_name_of_a_run_directory_is_refused(project: pathlib.Path, name: str) -> None:
     with pytest.raises(ConfigError, match="cannot be created") as error:
         train(load(project / "tiny.yaml", [f'output_dir="runs/{name}"']))
     assert error.value.key == "output_dir"
@@ -191,7 +191,7 @@ def test_run_completed_by_a_faster_process_is_not_deleted(
     assert Store(began[0] / "checkpoints").latest() is not None
 
 
-def test_invalid_configuration_writes_nothing(project: pathlib.Path) -> None:
+def test_train_writes_nothing_if_the_configuration_is_invalid(project: pathlib.Path) -> None:
     with pytest.raises(ConfigError):
         run(project, "run", "model.width=x")
     with pytest.raises(ConfigError, match="batch_size: expected at most 18, the number of samples"):
@@ -231,7 +231,7 @@ def test_overfit_batches_trains_to_a_small_loss(project: pathlib.Path) -> None:
     assert result.eval.loss < 0.05
 
 
-def test_early_stopping_ends_the_run_and_the_best_checkpoint_is_kept(project: pathlib.Path) -> None:
+def test_early_stopping_ends_the_run_and_keeps_the_best_checkpoint(project: pathlib.Path) -> None:
     options = ["epochs=50", "schedule=null", "optimizer={name: sgd, learning_rate: 0.5}"]
     folder = run(project, "run", *options, "early_stopping.patience=2", "checkpoint.keep_last=1")
     found = json.loads((folder / "result.json").read_text())
@@ -261,7 +261,7 @@ def test_unknown_monitored_metric_is_refused(project: pathlib.Path) -> None:
     train(load(project / "tiny.yaml", ["data.held_out=null", f"output_dir={project / 'run'}"]))
 
 
-def test_ema_is_evaluated_beside_the_weights(project: pathlib.Path) -> None:
+def test_run_with_ema_evaluates_the_averaged_weights_as_well(project: pathlib.Path) -> None:
     plain, averaged = run(project, "plain"), run(project, "averaged", "ema=0.9")
     rows = [json.loads(line) for line in (averaged / "metrics.jsonl").read_text().splitlines()]
     assert all("ema/loss" in row for row in rows if row["split"] == "eval")

@@ -29,21 +29,23 @@ def notes_of(folder: pathlib.Path, **model: Any) -> tuple[str, ...]:
     return tuple(error.value.__notes__)
 
 
-def test_label_out_of_range_names_the_number_of_outputs(tmp_path: pathlib.Path) -> None:
+def test_error_for_a_label_out_of_range_names_the_number_of_outputs(tmp_path: pathlib.Path) -> None:
     expected = (
         "model.outputs is 2 (the configuration), but data.classes is 3: write 3, or ${data.classes}"
     )
     assert expected in notes_of(tmp_path, outputs=2)
 
 
-def test_wrong_number_of_inputs_names_the_number_of_features(tmp_path: pathlib.Path) -> None:
+def test_error_for_a_wrong_number_of_inputs_names_the_number_of_features(
+    tmp_path: pathlib.Path,
+) -> None:
     (advice,) = [each for each in notes_of(tmp_path, inputs=5) if "model." in each]
     assert advice.startswith(
         "model.inputs is 5 (the configuration), but data.features is 2: write 2"
     )
 
 
-def test_other_errors_get_no_advice_about_sizes(
+def test_errors_that_are_not_about_sizes_get_no_advice_about_sizes(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.nn.Linear.forward", lambda *_: 1 / 0)

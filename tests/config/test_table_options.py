@@ -45,7 +45,7 @@ def test_errors_about_a_whole_table_name_its_file(tmp_path: pathlib.Path) -> Non
         sources.csv(table, "y", large, standardize=False)
 
 
-def test_unknown_words_are_refused_or_have_no_feature(tmp_path: pathlib.Path) -> None:
+def test_words_unknown_from_training_are_refused_or_have_no_feature(tmp_path: pathlib.Path) -> None:
     table = write(tmp_path / "t.csv", ["kind", "y"], [("cat", "a"), ("dog", "b")] * 3)
     fitted = as_json(sources.csv(table, "y", table).fitted)
     other = write(tmp_path / "o.csv", ["kind", "y"], [("cow", "a"), ("dog", "b")])
@@ -76,7 +76,7 @@ NUMBERS = [0, 1, 11016, -1, 19753]
         (["1970-01-01T12:00", "1970-01-02 06:00:00", "1970-01-01T02:00+02:00"], ["when"], None),
     ],
 )
-def test_dates_become_days(
+def test_columns_of_dates_are_read_as_numbers_of_days(
     tmp_path: pathlib.Path, cells: list[str], dates: Any, expected: list[float] | None
 ) -> None:
     table = write(tmp_path / "t.csv", ["when", "y"], [(cell, "1") for cell in cells])
@@ -107,7 +107,7 @@ def test_missing_dates_are_filled_as_numbers_are(tmp_path: pathlib.Path) -> None
     assert found.train["x"][:, 0].tolist() == [2, 3, 4]
 
 
-def test_dates_are_columns_to_predict_from(tmp_path: pathlib.Path) -> None:
+def test_option_dates_refuses_columns_that_are_not_features(tmp_path: pathlib.Path) -> None:
     table = write(tmp_path / "t.csv", ["when", "y"], [("2024-01-31", "1")])
     for name, got in (("y", "the target, 'y'"), ("then", "another, 'then'")):
         with pytest.raises(ValueError, match=f"dates: expected columns .* got {got}"):

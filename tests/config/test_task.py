@@ -56,7 +56,7 @@ def test_task_and_loss_together_are_refused() -> None:
         load({"model": "mlp", "data": "digits", "task": "retrieval", "loss": "mse", **QUICK})
 
 
-def test_unknown_task_suggests_the_nearest_name() -> None:
+def test_error_for_an_unknown_task_suggests_the_nearest_name() -> None:
     with pytest.raises(ConfigError, match=r"unknown task 'segmentaton'. Did you mean segmentation"):
         built(task="segmentaton")
     with pytest.raises(ConfigError, match=r"task\.dise: unknown argument of segmentation"):

@@ -106,7 +106,7 @@ def test_run_with_a_teacher_resumes_to_the_same_bits_and_may_be_moved(folder: pa
     assert "teacher: ../large" in written  # relative to the run's directory
 
 
-def test_registered_loss_of_a_file_gets_a_teacher(folder: pathlib.Path) -> None:
+def test_loss_registered_in_a_user_file_receives_a_teacher(folder: pathlib.Path) -> None:
     register = (
         'from ftrain.config import Needs, register\nregister("loss", "own_of_teacher", '
         'Needs(teacher="teacher"))(own_loss)\n'

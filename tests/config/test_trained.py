@@ -123,7 +123,7 @@ def test_predict_equals_the_outputs_of_eval_step(project: pathlib.Path, precisio
     assert torch.equal(torch.get_rng_state(), draws)
 
 
-def test_checkpoint_is_chosen_by_name_or_path(project: pathlib.Path) -> None:
+def test_load_run_chooses_the_checkpoint_by_name_or_path(project: pathlib.Path) -> None:
     folder = project / "32-true"
     latest = load_run(folder, "latest")
     assert latest.state.step == 12
@@ -148,7 +148,7 @@ def test_moved_run_loads_without_its_data(project: pathlib.Path, tmp_path: pathl
     assert_same_bits(moved.predict(batch()["x"]), first.predict(batch()["x"]))
     assert moved.fitted == first.fitted
     assert moved.fitted["target"]["classes"] == ["a", "b", "c"]
-    # A former version told nothing of the data: it is read.
+    # A former version stored no facts about the data, so the data are read.
     found = json.loads((elsewhere / "32-true/data.json").read_text())
     del found["facts"]
     (elsewhere / "32-true/data.json").write_text(json.dumps(found))
@@ -159,10 +159,10 @@ def test_moved_run_loads_without_its_data(project: pathlib.Path, tmp_path: pathl
     assert_same_bits(again.predict(batch()["x"]), first.predict(batch()["x"]))
 
 
-def test_predict_accepts_a_batch_or_the_input(
+def test_predict_accepts_a_batch_or_the_input_of_the_model(
     project: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    """Also for losses without an argument that names the model's input."""
+    """Losses with and without an argument `input`, which names the model's input, are tested."""
     path = ["model=mlp", "model.inputs=64", "model.outputs=10", "data=digits", "loss=cross_entropy"]
     config = load(project / "run.yaml", [*path, "max_steps=1", f"output_dir={tmp_path / 'run'}"])
     result = train(config)
@@ -201,7 +201,7 @@ def test_predict_accepts_a_batch_or_the_input(
         (torch.zeros(2, 4), ValueError, r"rows of 3 features \(u, v, w\), got float32\[2, 4\]"),
     ],
 )
-def test_predict_refuses_other_inputs_with_the_reason(
+def test_predict_refuses_invalid_inputs_with_the_reason(
     project: pathlib.Path, inputs: Any, kind: type[Exception], says: str
 ) -> None:
     with pytest.raises(kind, match=rf"inputs.*: expected .*{says}"):
@@ -245,7 +245,7 @@ def test_loaded_run_trains_at_a_constant_learning_rate(project: pathlib.Path) ->
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_module_built_from_params_equals_the_bound_apply_function(shared: bool) -> None:
-    """Also for a module instance, which stays unchanged, and for lists of weights as in an LSTM."""
+    """The model is a function or an instance, which stays unchanged; an LSTM has lists of weights."""
 
     def model() -> torch.nn.Module:
         return torch.nn.LSTM(3, 4, num_layers=2)

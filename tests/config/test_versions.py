@@ -1,4 +1,4 @@
-"""Test which directories a new run may use, and runs that are numbered."""
+"""Test the choice of the directory of a new run, and numbered directories."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_directory_with_a_begun_run_or_a_configuration_is_refused(
     assert all((project / "run" / name).read_text() == "mine" for name in names)
 
 
-def test_versions_number_the_directories_of_runs(
+def test_option_versions_numbers_the_directories_of_runs(
     project: pathlib.Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(project)
@@ -93,7 +93,9 @@ def test_versions_number_the_directories_of_runs(
     assert not (project / "runs" / "tiny-4").exists()
 
 
-def test_processes_that_start_at_once_take_different_numbers(project: pathlib.Path) -> None:
+def test_runs_that_start_at_once_with_versions_take_different_directories(
+    project: pathlib.Path,
+) -> None:
     code = (
         "import sys; from ftrain.config import load; from ftrain.config.run import numbered; "
         "print(numbered(load(sys.argv[1], ['versions=true', f'output_dir={sys.argv[2]}'])).folder)"
@@ -104,7 +106,9 @@ def test_processes_that_start_at_once_take_different_numbers(project: pathlib.Pa
     assert found == [f"{project}/run", f"{project}/run-2", f"{project}/run-3"]
 
 
-def test_versions_are_ignored_by_overwrite_and_fast_dev_runs(project: pathlib.Path) -> None:
+def test_option_versions_is_ignored_by_overwrite_and_by_fast_dev_runs(
+    project: pathlib.Path,
+) -> None:
     start(project, "epochs=1")
     start(project, "epochs=2", "versions=true", overwrite=True)
     start(project, "fast_dev_run=true", "versions=true")

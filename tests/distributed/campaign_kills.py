@@ -1,8 +1,8 @@
 """Kill random ranks at random times: `python -m tests.distributed.campaign_kills --count 200`.
 
-Ranks are forked that resume a run from its newest checkpoint, take steps, and save each; each rank says
-over a pipe which checkpoints it was told are safe. One rank is killed within milliseconds. After each
-kill:
+Forked ranks resume a run from its newest checkpoint, take steps, and save after each step. Each rank
+writes to a pipe the checkpoints whose save has returned. One rank is killed within milliseconds. After
+each kill:
 
 - every other rank ends in time, with an error that names a rank;
 - the newest checkpoint loads in one process, and is at least as new as the last one acknowledged;
@@ -42,11 +42,11 @@ class Result:
     """Counts of a campaign; all of the last six must be zero.
 
     Attributes:
-        kills: ranks killed.
-        of_leaders: those that were rank 0.
-        steps: checkpoints that a rank was told are safe.
+        kills: killed ranks.
+        of_leaders: killed ranks that were rank 0.
+        steps: checkpoints whose save has returned on a rank.
         in_save: kills after which a rank reported an error.
-        seconds: of the campaign.
+        seconds: the duration of the campaign.
         lost: acknowledged checkpoints that were gone.
         unreadable: checkpoints that did not verify.
         wrong_bits: checkpoints with other bytes than the undisturbed run.
@@ -68,13 +68,13 @@ class Result:
     left: int = 0
 
     def wrong(self) -> dict[str, int]:
-        """Return the counts that must be zero, and are not."""
+        """Return the counts that must be zero, but are not."""
         names = ("lost", "unreadable", "wrong_bits", "hung", "other_errors", "left")
         return {name: count for name in names if (count := getattr(self, name))}
 
 
 def state_at(step: int) -> dict[str, Any]:
-    """Return the whole state of a step: a function of the step."""
+    """Return the whole state after a step, a function of the step number."""
     generator = torch.Generator().manual_seed(step)
     return {
         "w": torch.randn(601, 7, generator=generator),
@@ -127,7 +127,7 @@ def campaign(kills: int, seed: int = 0, minutes: float = 1e9, verbose: bool = Fa
                 others = [pid for pid in pids if pid != pids[whom]]
                 codes = forked.exit_codes(others, 2 * TIMEOUT + 10.0)
             told = _all_of(reader, early)
-            # A busy machine gets further in a longer time only: a few steps for each kill.
+            # On a busy machine, the delay grows, so that there are a few steps before each kill.
             window = min(20.0, window * 1.3) if len(told) < 2 * size else window / 1.05
             acknowledged = max([acknowledged, *told])
             result.kills += 1
@@ -154,7 +154,7 @@ def campaign(kills: int, seed: int = 0, minutes: float = 1e9, verbose: bool = Fa
 
 
 def _all_of(reader: int, data: bytes) -> list[int]:
-    """Return the steps in a pipe whose writers have ended, after `data` from it; without zeros."""
+    """Return the nonzero steps in `data` and in the rest of a pipe whose writers have ended."""
     while part := os.read(reader, 1 << 16):
         data += part
     os.close(reader)

@@ -32,7 +32,7 @@ DONE, RANK_ERROR, OTHER_ERROR = 0, 3, 4
 
 @contextlib.contextmanager
 def ranks(size: int, fn: Callable[..., Any], *args: Any) -> Iterator[list[int]]:
-    """Start `fn(mesh, *args)` on forked ranks; yield their process ids; kill the rest."""
+    """Start `fn(mesh, *args)` on forked ranks; yield their process ids; kill them at the end."""
     sys.stdout.flush()
     sys.stderr.flush()
     server, port = _served()
@@ -53,7 +53,7 @@ def ranks(size: int, fn: Callable[..., Any], *args: Any) -> Iterator[list[int]]:
 
 
 def _served() -> tuple[int, int]:
-    """Fork a process with a store; return its id, and the port."""
+    """Fork a process that serves a store; return its process id and the port."""
     reader, writer = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -87,7 +87,7 @@ def _child(port: int, rank: int, size: int, fn: Callable[..., Any], args: tuple[
 
 
 def exit_codes(pids: list[int], seconds: float) -> list[int | None]:
-    """Wait for processes; return their exit codes, minus the signal of a killed one, `None` if late."""
+    """Wait for processes; return exit codes: -signal if killed, `None` if still running."""
     found: dict[int, int] = {}
     deadline = time.monotonic() + seconds
     while len(found) < len(pids) and time.monotonic() < deadline:
@@ -98,7 +98,7 @@ def exit_codes(pids: list[int], seconds: float) -> list[int | None]:
                     found[pid] = os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
     late = [pid for pid in pids if pid not in found]
-    for pid in late:  # each prints where it is
+    for pid in late:  # each process prints its stack
         os.kill(pid, signal.SIGUSR1)
     if late:
         time.sleep(0.5)

@@ -38,7 +38,7 @@ GRACE_SECONDS = 5.0
 
 
 class RankError(AssertionError):
-    """Exception or time-out of one rank, with the traceback that it had there."""
+    """Exception or time-out of one rank, with the traceback on that rank."""
 
 
 def run(fn: Callable[..., Any], world_size: int, *args: Any, timeout: float = 60.0) -> list[Any]:
@@ -92,14 +92,14 @@ class Pool:
     def run(
         self, fn: Callable[..., Any], world_size: int, args: tuple[Any, ...], timeout: float
     ) -> list[Any]:
-        """Call a function on the first ranks."""
+        """Call a function on the first ranks of the pool; return the results in rank order."""
         order = pickle.dumps((fn.__module__, fn.__qualname__, world_size, args))
         for pipe in self._pipes[:world_size]:
             pipe.send_bytes(order)
         return self._results(range(world_size), f"{fn.__module__}.{fn.__qualname__}", timeout)
 
     def _results(self, ranks: range, what: str, timeout: float) -> list[Any]:
-        """Receive a result from each rank."""
+        """Receive the result of a call from each rank; raise if a rank raised, ended or is late."""
         pending = {self._pipes[rank]: rank for rank in ranks}
         results: dict[int, Any] = {}
         errors: dict[int, str] = {}
@@ -124,7 +124,7 @@ class Pool:
                     results[rank] = payload
                 else:
                     errors[rank] = payload
-                    # Others may wait for this rank in a collective.
+                    # Other ranks may wait for this rank in a collective.
                     deadline = min(deadline, time.monotonic() + GRACE_SECONDS)
         if errors:
             found = "\n".join(f"rank {rank} of {what}: {errors[rank]}" for rank in sorted(errors))
@@ -204,7 +204,7 @@ def _meshes(rank: int, folder: str) -> dict[int, Any]:
 
 
 def _end_with_parent() -> None:
-    """End this process when the one that started it has ended, however that happened."""
+    """End this process as soon as its parent process has ended for any reason."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     parent.join()

@@ -25,7 +25,7 @@ from tests.distributed.threads import blank, layouts, local
 
 
 def hand_on(mesh, source, target):
-    """Load a checkpoint as this rank's shards, compare, and save it again."""
+    """Load a checkpoint as this rank's shards, compare the bytes, and save the shards again."""
     state = train_state(5, size=9)
     layout = layouts(state, mesh.size())[mesh.get_local_rank()]
     like = blank(local(state, layout))
@@ -42,7 +42,7 @@ def hand_on(mesh, source, target):
     assert manifest == checkpoint.verify(target)
 
 
-def test_checkpoint_goes_through_one_two_four_and_one_processes(tmp_path):
+def test_checkpoint_saved_and_loaded_by_one_two_four_and_one_processes_keeps_its_bytes(tmp_path):
     state, source = train_state(5, size=9), str(tmp_path / "start")
     checkpoint.save(source, state, metadata={"epoch": 2})
     for index, ranks in enumerate((1, 2, 4, 1)):
@@ -56,7 +56,7 @@ def test_checkpoint_goes_through_one_two_four_and_one_processes(tmp_path):
 
 
 class Interrupted(Files):
-    """A file system that sends a signal to its own process at the first write to a file of ranks."""
+    """File system that sends a signal to its own process at the first write to a file of ranks."""
 
     def __init__(self, number):
         self.number = number
@@ -68,7 +68,7 @@ class Interrupted(Files):
 
 
 def save_with_a_signal(mesh, path, whom, number, timeout):
-    """Save; one rank gets a signal while it writes. Leave the other's error, and if it was in time."""
+    """Save while one rank gets a signal; write the other rank's error, and if it came in time."""
     state, rank = train_state(1), mesh.get_local_rank()
     layout = layouts(state, mesh.size())[rank]
     files, start = Interrupted(number) if rank == whom else Files(), time.monotonic()
@@ -104,7 +104,9 @@ def test_rank_that_dies_or_stalls_in_a_save_is_named_and_nothing_is_published(
     assert error.startswith(f"{whom} True True ")
     assert cause in error
     assert not (folder / "one").exists()
-    with checkpoint.Store(folder) as store:  # the next writer sweeps what a dead rank 0 left
+    with checkpoint.Store(
+        folder
+    ) as store:  # the next writer deletes the files that a dead rank 0 left
         store.save({"w": torch.ones(1)}, step=1)
     names = sorted(path.name for path in folder.iterdir())
     assert names == [".lock", "one-error", "step-000000000001"]
@@ -123,7 +125,7 @@ def part_of_the_ranks(mesh, folder):
     distributed.save(f"{folder}/one", {"w": w}, pair, layout=layout)
 
 
-def test_mesh_may_have_some_of_the_ranks_in_any_order(tmp_path):
+def test_save_works_on_a_mesh_of_some_ranks_in_any_order(tmp_path):
     with forked.ranks(3, part_of_the_ranks, str(tmp_path)) as pids:
         assert forked.exit_codes(pids, 40.0) == [0, 0, 0]
     got, _ = checkpoint.load(tmp_path / "one", {"w": torch.zeros(4)})
@@ -131,7 +133,7 @@ def test_mesh_may_have_some_of_the_ranks_in_any_order(tmp_path):
 
 
 def fit_with_a_sharded_store(mesh, folder):
-    """Give a trainer on a mesh a store that all ranks would have to call."""
+    """Check that a trainer on a mesh refuses a store whose methods all ranks must call."""
     steps = ftrain.make_steps(
         lambda: torch.nn.Linear(1, 1), lambda m, b: m(b).mean(), optim.sgd(0.1)
     )

@@ -1,4 +1,4 @@
-"""Collectives as operators of eager and traced functions, and the pool that runs them."""
+"""Test collectives in eager and traced functions, and the pool of ranks that runs the tests."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ def each_collective(mesh: Any, is_compiled: bool) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("is_compiled", [False, True])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_collectives_return_what_their_names_say(size: int, is_compiled: bool) -> None:
+def test_collectives_reduce_gather_scatter_exchange_and_broadcast(
+    size: int, is_compiled: bool
+) -> None:
     results = run(each_collective, size, is_compiled)
     xs = torch.stack([torch.arange(3.0) + 10 * r for r in range(size)])
     rows = torch.stack([torch.arange(2.0 * size).reshape(size, 2) + 100 * r for r in range(size)])
@@ -89,14 +91,14 @@ def rank_of(mesh: Any) -> int:
     return group_of(mesh).rank
 
 
-def test_pool_reports_the_rank_that_raised() -> None:
+def test_pool_of_ranks_names_the_rank_that_raised() -> None:
     with pytest.raises(RankError, match=r"rank 1 of .*\n(.*\n)*.*LookupError: a reason"):
         run(raises_on_rank_one, 2, False)
     assert run(rank_of, 4) == [0, 1, 2, 3]
 
 
-@long  # each starts another pool
-def test_pool_ends_ranks_that_hang_or_have_ended() -> None:
+@long  # each part of this test starts another pool
+def test_pool_of_ranks_ends_ranks_that_hang_or_have_ended() -> None:
     with pytest.raises(RankError, match=r"rank 1 of (.*\n)*.*LookupError: a reason"):
         run(raises_on_rank_one, 2, True)
     with pytest.raises(RankError, match="rank 0 .*did not return in time"):

@@ -1,10 +1,11 @@
-"""`data_parallel`: W ranks with accumulate=a are one process with accumulate=W*a.
+"""Test `data_parallel`: W ranks with accumulate=a equal one process with accumulate=W*a.
 
 The bound is that of law 5: 4e-7 of the norm after 20 steps in float32. Measured: at most 1.6e-7.
 
-In mixed precision it holds for the first step. Later, sums in another order, 6e-8 apart, now and then
-round a weight to another float16, 5e-4 apart: measured after 20 steps 1.9e-5, for one process with other
-micro-batches as well. Logical shards have the same bits in every precision.
+In mixed precision the bound holds for the first step. In later steps, sums in another order, which are
+6e-8 apart, sometimes round a weight to another float16 number, 5e-4 apart. Measured after 20 steps:
+1.9e-5, for one process with other micro-batches as well. Logical shards have the same bits in every
+precision.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from tests.zoo import ZOO, ConvNet, classification_loss, token_loss
 RELATIVE = 4e-7
 MIXED = 2e-4
 
-#: `(setup, ranks)`: in the suite; all combinations in the campaign.
+#: `(setup, ranks)` of the test suite; a campaign runs all combinations.
 SHORT = [
     (Setup("convnet", accumulate=2), 2),
     (Setup("convnet", backend="eager"), 2),
@@ -67,7 +68,7 @@ def test_ranks_train_like_one_process_with_more_micro_batches(setup: Setup, rank
     ):
         testing.assert_close_norm(state.params, other.params, relative)
         testing.assert_close_norm(state.buffers, other.buffers, relative)
-    # The norm of a skipped step's gradients is the mean of none, NaN.
+    # The gradient norm of a skipped step is a mean of no values, NaN.
     values, others = (tree.map(torch.nan_to_num, x.metrics) for x in (found, expected))
     testing.assert_close_norm(values, others, bound)
     testing.assert_close_norm(found.evaluation, expected.evaluation, bound)
@@ -81,7 +82,7 @@ CUTS = {2: (0, 3, 8), 4: (0, 1, 2, 6, 8)}  # the first row of a batch of the zoo
 
 
 def ragged(mesh: Any, model: str) -> Any:
-    """Gradients of a batch whose ranks have different numbers of rows; rank 0 may have weight 0."""
+    """Return gradients of a batch with different numbers of rows on ranks; rank 0 may have weight 0."""
     group, case = group_of(mesh), ZOO[model]
     gradients = distributed.data_parallel(ftrain.gradients(case.model, token_loss), mesh)
     state = start_of(model)
@@ -108,7 +109,7 @@ def test_ragged_rows_and_a_rank_of_weight_zero_match_one_process(ranks: int) -> 
 
 
 def skipping(mesh: Any) -> Any:
-    """A step in which one rank alone has a NaN, then one without."""
+    """Take a step in which one rank has a NaN, then a step without NaN; return both results."""
     group, case = group_of(mesh), ZOO["convnet"]
     steps = ftrain.make_steps(case.model, case.loss_fn, optim.sgd(0.1), precision="16-mixed")
     init_state, train_step, _ = distributed.data_parallel(steps, mesh)
@@ -120,7 +121,7 @@ def skipping(mesh: Any) -> Any:
     return first, second, third, metrics["skipped"]
 
 
-def test_nan_on_one_rank_skips_the_step_on_all() -> None:
+def test_nan_on_one_rank_skips_the_step_on_all_ranks() -> None:
     outcomes = run(skipping, 2)
     testing.assert_same_bits(*outcomes)
     first, second, third, skipped = outcomes[0]
@@ -132,7 +133,7 @@ def test_nan_on_one_rank_skips_the_step_on_all() -> None:
 
 
 def laws(mesh: Any, accumulate: int) -> None:
-    """Laws 1 to 4, 6, 7, 9 and 10 of a step on this rank; law 5 is the parity with one process."""
+    """Check laws 1 to 4, 6, 7, 9 and 10 of a step on this rank; law 5 is the parity with one process."""
     group, case = group_of(mesh), ZOO["convnet"]
     steps = ftrain.make_steps(case.model, case.loss_fn, optim.adamw(1e-2), accumulate=accumulate)
     steps = distributed.data_parallel(steps, mesh)
@@ -152,12 +153,12 @@ def laws(mesh: Any, accumulate: int) -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2] if CAMPAIGN else [1])
-def test_laws_hold_on_two_ranks(accumulate: int) -> None:
+def test_laws_hold_for_data_parallel_steps_on_two_ranks(accumulate: int) -> None:
     run(laws, 2, accumulate, timeout=200)
 
 
 class Buffered(nn.Module):
-    """A model that changes a buffer of its own by a rule of its own."""
+    """Model that updates a buffer which does not belong to a BatchNorm."""
 
     def __init__(self, how: str) -> None:
         super().__init__()
@@ -188,7 +189,7 @@ def buffered(mesh: Any, how: str, choice: Any, backend: str | None) -> Any:
 
 @pytest.mark.parametrize("backend", [None, "eager"])
 @pytest.mark.parametrize("how", ["add", "assign"])
-def test_other_written_buffers_are_refused_by_name_or_averaged(
+def test_written_buffers_other_than_batchnorms_are_refused_by_name_or_averaged(
     how: str, backend: str | None
 ) -> None:
     with pytest.raises(RankError, match=r"ValueError: the model writes to its buffer 'level'"):
@@ -198,13 +199,13 @@ def test_other_written_buffers_are_refused_by_name_or_averaged(
     testing.assert_close_norm(level, (first + second) / 2, 1e-6)
 
 
-def test_statistics_written_by_a_function_are_refused() -> None:
+def test_running_statistics_written_by_a_function_are_refused() -> None:
     with pytest.raises(RankError, match=r"ValueError: the model writes to its buffer 'level'"):
         run(buffered, 2, "function", None, None)
 
 
 class Cumulative(ConvNet):
-    """Statistics that are means over all updates; the layer is called twice."""
+    """Model whose BatchNorm takes means over all updates, and is called twice in a forward pass."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -223,7 +224,7 @@ def cumulative(mesh: Any, parts: int) -> Any:
     return state.buffers
 
 
-def test_statistics_that_are_means_over_all_updates_match_one_process() -> None:
+def test_batchnorm_statistics_without_momentum_match_one_process() -> None:
     (expected,) = run(cumulative, 1, 4)
     first, second = run(cumulative, 2, 2)
     testing.assert_same_bits(first, second)
@@ -232,7 +233,7 @@ def test_statistics_that_are_means_over_all_updates_match_one_process() -> None:
 
 
 def refusals(mesh: Any) -> list[str]:
-    """Return the messages of what `data_parallel` refuses."""
+    """Return the messages of the errors for steps and arguments that `data_parallel` refuses."""
     case = ZOO["mlp"]
     found = []
 
@@ -282,7 +283,7 @@ def refusals(mesh: Any) -> list[str]:
     return found
 
 
-def test_refusals_name_argument_and_remedy() -> None:
+def test_errors_of_data_parallel_name_argument_and_remedy() -> None:
     messages, _ = run(refusals, 2)
     for message, part in zip(
         messages,
@@ -357,7 +358,9 @@ def unequal(mesh: Any, kind: str, is_compiled: bool) -> None:
     ],
     ids=["rows", "micro-batches"],
 )
-def test_unequal_ranks_raise_on_every_rank(kind: str, message: str, is_compiled: bool) -> None:
+def test_ranks_with_unequal_rows_or_micro_batches_raise_on_every_rank(
+    kind: str, message: str, is_compiled: bool
+) -> None:
     with pytest.raises(
         RankError, match=f"rank 0 (.*\n)*.*{message}(.*\n)*.*rank 1 (.*\n)*.*{message}"
     ):

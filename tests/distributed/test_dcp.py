@@ -1,4 +1,4 @@
-"""Test the exchange with torch.distributed.checkpoint: torch reads what ftrain writes, and back."""
+"""Test the exchange with torch.distributed.checkpoint: each reads the files that the other writes."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_every_dtype_survives_a_round_trip_through_dcp(tmp_path):
     assert_same_bits(from_dcp(tmp_path / "one", like=blank(state)), state)
 
 
-def test_torch_reads_what_ftrain_writes(tmp_path):
+def test_torch_reads_a_dcp_checkpoint_that_ftrain_writes(tmp_path):
     module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
     state = {"params": dict(module.state_dict())}
     to_dcp(tmp_path / "one", state)
@@ -57,7 +57,7 @@ def test_torch_reads_what_ftrain_writes(tmp_path):
     assert_same_bits(torch.load(tmp_path / "one.pt"), state)
 
 
-def test_ftrain_reads_what_torch_writes(tmp_path):
+def test_ftrain_reads_a_dcp_checkpoint_that_torch_writes(tmp_path):
     module = torch.nn.Linear(2, 3)
     given = {"params": dict(module.state_dict()), "step": torch.tensor(4)}
     torch_dcp.save(given, checkpoint_id=tmp_path / "one", no_dist=True)
@@ -76,13 +76,13 @@ def test_ftrain_reads_what_torch_writes(tmp_path):
         ({"w": torch.zeros(3).double()}, r"w: float32\[3\] in the checkpoint, float64\[3\]"),
     ],
 )
-def test_checkpoint_of_another_state_is_refused(tmp_path, like, message):
+def test_dcp_checkpoint_of_another_state_is_refused(tmp_path, like, message):
     to_dcp(tmp_path / "one", {"w": torch.ones(3)})
     with pytest.raises(CheckpointMismatchError, match=message):
         from_dcp(tmp_path / "one", like=like)
 
 
-def test_pickled_objects_are_refused(tmp_path):
+def test_pickled_objects_in_a_dcp_checkpoint_are_refused(tmp_path):
     torch_dcp.save({"w": torch.ones(3), "n": 3}, checkpoint_id=tmp_path / "one", no_dist=True)
     with pytest.raises(CheckpointMismatchError, match="n: in the checkpoint, but not in `like`"):
         from_dcp(tmp_path / "one", like={"w": torch.zeros(3)})
@@ -95,7 +95,7 @@ class Bomb:
         return os.system, ("touch exploded",)
 
 
-def test_metadata_that_run_code_are_refused(tmp_path, monkeypatch):
+def test_dcp_metadata_that_run_code_are_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     to_dcp(tmp_path / "one", {"w": torch.ones(3)})
     (tmp_path / "one" / ".metadata").write_bytes(pickle.dumps(Bomb()))
@@ -104,7 +104,7 @@ def test_metadata_that_run_code_are_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_metadata_that_name_a_file_elsewhere_are_refused(tmp_path):
+def test_dcp_metadata_that_name_a_file_outside_of_the_checkpoint_are_refused(tmp_path):
     to_dcp(tmp_path / "one", {"w": torch.ones(3)})
     path = tmp_path / "one" / ".metadata"
     found = pickle.loads(path.read_bytes())
@@ -115,7 +115,7 @@ def test_metadata_that_name_a_file_elsewhere_are_refused(tmp_path):
         from_dcp(tmp_path / "one", like={"w": torch.zeros(3)})
 
 
-def test_missing_checkpoints_and_used_directories_are_refused(tmp_path):
+def test_missing_dcp_checkpoints_and_used_directories_are_refused(tmp_path):
     with pytest.raises(CheckpointNotFoundError, match="expected a DCP checkpoint"):
         from_dcp(tmp_path / "one", like={"w": torch.zeros(3)})
     to_dcp(tmp_path / "one", {"w": torch.ones(3)})
@@ -123,14 +123,14 @@ def test_missing_checkpoints_and_used_directories_are_refused(tmp_path):
         to_dcp(tmp_path / "one", {"w": torch.ones(3)})
 
 
-def test_two_leaves_with_one_name_are_refused(tmp_path):
+def test_state_with_two_leaves_of_one_dcp_name_is_refused(tmp_path):
     state = {"a.b": torch.ones(3), "a": {"b": torch.zeros(3)}}
     with pytest.raises(ValueError, match=re.escape("got 'a.b' for")):
         to_dcp(tmp_path / "one", state)
 
 
 def exchange(mesh, folder):
-    """Write and read on each rank of a mesh; torch's DTensor is the other side."""
+    """Write and read shards on each rank of a mesh, in exchange with torch's DTensors."""
     state, rank, group = train_state(3), mesh.get_local_rank(), mesh.get_group()
     shards = layouts(state, mesh.size())[rank]
     to_dcp(f"{folder}/ours", local(state, shards), mesh=mesh, layout=shards)
@@ -155,7 +155,7 @@ def exchange(mesh, folder):
     assert_same_bits(found, w)
 
 
-def test_ranks_exchange_shards_with_torch(tmp_path):
+def test_ranks_exchange_shards_with_dtensors_of_torch(tmp_path):
     with forked.ranks(2, exchange, str(tmp_path)) as pids:
         assert forked.exit_codes(pids, 60.0) == [0, 0]
     state = train_state(3)

@@ -1,4 +1,4 @@
-"""Test saves of several ranks that fail on one of them: nothing or all is published.
+"""Test saves of several ranks that fail on one rank: all or nothing is published.
 
 The ranks are threads.
 """
@@ -35,7 +35,7 @@ class FullDisk(Files):
         return super().call(operation, path, function, *args)
 
 
-def test_full_disk_on_one_rank_publishes_nothing_and_names_it(tmp_path):
+def test_save_with_a_full_disk_on_one_rank_publishes_nothing_and_names_the_rank(tmp_path):
     state = train_state(1)
     with _files.replaced(FullDisk()):
         first, second = saved(tmp_path / "one", [state, state], [{}, {}])
@@ -49,7 +49,7 @@ def test_full_disk_on_one_rank_publishes_nothing_and_names_it(tmp_path):
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_failure_of_any_file_operation_publishes_all_or_nothing(code):
+def test_save_with_any_failed_file_operation_publishes_all_or_nothing(code):
     state, old = train_state(1), train_state(0)
     shards = layouts(state, 2)
     published = failed = 0
@@ -73,7 +73,7 @@ def test_failure_of_any_file_operation_publishes_all_or_nothing(code):
     assert failed > 20, (failed, published)
 
 
-def test_rank_that_does_not_answer_is_named(tmp_path):
+def test_error_of_a_save_names_the_rank_that_does_not_answer(tmp_path):
     def one(peers):
         if peers.rank != 2:
             return publish(lambda: collect({"w": W}, *[None] * 4), {}, str(tmp_path / "one"), peers)

@@ -1,4 +1,4 @@
-"""Fully sharded steps compute what data-parallel steps compute, with 1/W of the state on each rank."""
+"""Test that sharded steps equal data-parallel steps, with 1/W of the state on each rank."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Block(nn.Module):
 
 
 class Language(nn.Module):
-    """Blocks between an embedding and an output layer with the same weight."""
+    """Language model whose embedding and output layer have the same weight."""
 
     def __init__(self, width: int = WIDTH, blocks: int = 2) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ def loss_fn(model: Any, batch: Any) -> Any:
 
 
 def batch_of(seed: int, rows: int = 8) -> Any:
-    """Return the rows of all ranks, with ragged numbers of tokens that count."""
+    """Return the batch of all ranks, whose rows have different numbers of tokens that count."""
     generator = torch.Generator().manual_seed(seed)
     x = torch.randint(WORDS, (rows, 5), generator=generator)
     lengths = torch.randint(1, 6, (rows, 1), generator=generator)
@@ -106,7 +106,7 @@ def distance(a: Any, b: Any) -> float:
 
 
 def errors(mesh: Any, setups: list[Setup], n: int) -> list[dict[str, float]]:
-    """Return the distances from data parallelism after `n` steps of each setup."""
+    """Return the distances from data-parallel states after `n` steps of each setup."""
     found = []
     for setup in setups:
         group = group_of(mesh)
@@ -175,7 +175,7 @@ def test_fully_sharded_steps_equal_data_parallel_steps(size: int, setups: list[S
             assert max(error.values()) <= 4e-7, (setup, error)
 
 
-def test_half_precision_parameters_differ_by_their_rounding() -> None:
+def test_sharded_bfloat16_parameters_differ_from_replicated_ones_by_rounding_only() -> None:
     # Gradients are rounded to bfloat16 after the sum over ranks, not before: 2**-9 each.
     for (error,) in run(errors, 2, [Setup("sgd", "bf16-true")], 2):
         assert max(error.values()) <= 2**-7, error
@@ -203,7 +203,7 @@ def sizes(mesh: Any) -> dict[str, tuple[int, int]]:
 
 
 @pytest.mark.parametrize("size", [2, 4])
-def test_parameters_moments_and_averages_take_a_share_of_the_memory(size: int) -> None:
+def test_each_rank_stores_its_share_of_parameters_moments_and_averages(size: int) -> None:
     for found in run(sizes, size):
         for name, (mine, whole) in found.items():
             # Padding of 11 rows to 12, a parameter of one element, and scalars of the optimizer.
@@ -211,7 +211,7 @@ def test_parameters_moments_and_averages_take_a_share_of_the_memory(size: int) -
 
 
 def peaks(mesh: Any, backend: str | None) -> tuple[int, int, int]:
-    """Return the bytes that a step allocates with units and without, and those of one unit."""
+    """Return the bytes that a step allocates with and without units, and the bytes of one unit."""
     model = functools.partial(Language, 128, 4)
     unit = bytes_of(dict(Block(128).named_parameters()))
     found = []
@@ -227,7 +227,7 @@ def peaks(mesh: Any, backend: str | None) -> tuple[int, int, int]:
     return (*found, unit)
 
 
-def test_whole_parameters_of_one_unit_at_a_time_are_in_memory() -> None:
+def test_sharded_step_holds_the_whole_parameters_of_one_unit_at_a_time() -> None:
     for with_units, without, unit in run(peaks, 2, None):
         # Without units, parameters and gradients of all four blocks are whole at one time.
         assert without - with_units >= 2 * unit, (with_units / unit, without / unit)
@@ -260,7 +260,7 @@ def read_outside(mesh: Any, loss: Any) -> float:
 
 
 class Double(torch.autograd.Function):
-    """Autograd function that gets a parameter as an argument."""
+    """Autograd function that receives a parameter as an argument."""
 
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
@@ -276,7 +276,7 @@ def doubled(model: Any, batch: Any) -> Any:
 
 
 @pytest.mark.parametrize("loss", [penalized, doubled])
-def test_parameters_of_a_unit_that_the_loss_reads_get_their_whole_gradient(loss: Any) -> None:
+def test_unit_parameters_that_the_loss_reads_get_their_whole_gradient(loss: Any) -> None:
     assert max(run(read_outside, 2, loss)) <= 4e-7
 
 
@@ -304,7 +304,7 @@ def writing(mesh: Any) -> str:
     return ""
 
 
-def test_writes_of_a_unit_to_its_parameters_are_refused() -> None:
+def test_sharded_unit_that_writes_to_its_parameters_is_refused() -> None:
     assert re.search("changed in place|modified inplace", run(writing, 2)[0])
 
 
@@ -319,7 +319,7 @@ def skipped(mesh: Any) -> tuple[int, bool]:
     return int(metrics["skipped"]), bool(new.step == state.step)
 
 
-def test_non_finite_gradients_of_one_rank_skip_the_step_on_all() -> None:
+def test_non_finite_gradient_on_one_rank_skips_the_sharded_step_on_all_ranks() -> None:
     assert run(skipped, 2) == [(1, True), (1, True)]
 
 
@@ -358,7 +358,7 @@ def refusals(mesh: Any) -> dict[str, str]:
     return found
 
 
-def test_what_cannot_be_sharded_is_refused_with_a_remedy() -> None:
+def test_fully_sharded_refuses_unsupported_states_steps_and_models_with_a_remedy() -> None:
     found = run(refusals, 2)[0]
     expected = {
         "whole state": "distributed.shard",

@@ -1,4 +1,4 @@
-"""The snippets of the guide run on two ranks."""
+"""Test that the snippets of the guide on distributed training run on two ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "distributed.md"
 
 
 def follows_the_guide(mesh: Any) -> Any:
-    """Run the snippets in one namespace, on the process group that the pool has formed."""
+    """Run the snippets of the guide in one namespace, on the process group that the pool has formed."""
     snippets = re.findall(r"^```python\n(.*?)^```", GUIDE.read_text(), re.DOTALL | re.MULTILINE)
     namespace: dict[str, Any] = {}
     states = []
@@ -29,7 +29,7 @@ def follows_the_guide(mesh: Any) -> Any:
     return states, dict(namespace["metrics"])
 
 
-def test_snippets_of_the_guide_run_on_ranks() -> None:
+def test_snippets_of_the_guide_on_distributed_training_run_on_two_ranks() -> None:
     first, second = run(follows_the_guide, 2)
     testing.assert_same_bits(first, second)
     (plain, sharded), metrics = first

@@ -1,4 +1,4 @@
-"""Process groups from a launcher's environment, agreement of ranks, and their side channel."""
+"""Test process groups from a launcher's variables, agreement of ranks, and their side channel."""
 
 from __future__ import annotations
 
@@ -33,24 +33,26 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_
         ({"WORLD_SIZE": "two"}, "expected a whole number in WORLD_SIZE, got 'two'"),
     ],
 )
-def test_incomplete_environment_is_refused(changes: dict[str, str | None], says: str) -> None:
+def test_incomplete_variables_of_a_launcher_are_refused(
+    changes: dict[str, str | None], says: str
+) -> None:
     environment = {**TORCHRUN, **changes}
     with pytest.raises(ValueError, match="environment: expected") as caught:
         launch({name: value for name, value in environment.items() if value is not None})
     assert says in str(caught.value)
 
 
-def test_batch_script_of_slurm_is_a_single_process() -> None:
+def test_launch_reads_a_batch_script_of_slurm_as_a_single_process() -> None:
     batch = {"SLURM_PROCID": "0", "SLURM_NTASKS": "8", "SLURM_JOB_NODELIST": "n[1-2]"}
     assert launch(batch).size == 1
 
 
-def test_second_attempt_of_torchrun_has_a_number() -> None:
+def test_launch_reads_the_number_of_restarts_of_torchrun() -> None:
     assert launch({**TORCHRUN, "TORCHELASTIC_RESTART_COUNT": "3"}).attempt == "3"
 
 
 @given(st.sets(st.integers(0, 60), min_size=1))
-def test_named_ranks_can_be_read_back(ranks: set[int]) -> None:
+def test_phrase_that_names_ranks_lists_exactly_these_ranks(ranks: set[int]) -> None:
     noun, _, listed = named(ranks).partition(" ")
     found = [part.split("-") for part in listed.split(", ")]
     assert {n for part in found for n in range(int(part[0]), int(part[-1]) + 1)} == ranks
@@ -62,7 +64,9 @@ def environment(monkeypatch: pytest.MonkeyPatch, **changes: str) -> None:
         monkeypatch.setenv(name, value)
 
 
-def test_rank_that_never_starts_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_error_names_a_rank_that_never_starts(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     environment(monkeypatch, WORLD_SIZE="4")
     store = dist.FileStore(str(tmp_path / "store"), 4)
     dist.PrefixStore("ftrain/0/4", store).set("here/2", "another host")
@@ -77,7 +81,7 @@ def test_rank_that_never_starts_is_named(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert not dist.is_initialized()
 
 
-def test_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_for_a_rendezvous_port_in_use_names_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("", 0), family=socket.AF_INET) as taken:
         port = taken.getsockname()[1]
         environment(monkeypatch, MASTER_PORT=str(port))
@@ -88,7 +92,7 @@ def test_port_in_use_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
             pass
 
 
-def test_process_without_a_launcher_is_the_only_rank() -> None:
+def test_initialize_without_a_launcher_makes_a_mesh_of_one_rank() -> None:
     with distributed.initialize(device="cpu") as mesh:
         assert (mesh.get_rank(), mesh.size()) == (0, 1)
         assert distributed.gather(mesh, "a") == ["a"]
@@ -103,7 +107,7 @@ def agreed(mesh: Any) -> Any:
     return distributed.gather(mesh, rank * 10), distributed.agree(mesh, f"folder-{rank}")
 
 
-def test_all_ranks_get_the_values_in_order_and_that_of_rank_0() -> None:
+def test_gather_returns_values_in_rank_order_and_agree_that_of_rank_0() -> None:
     for world_size in (1, 2, 4):
         each = ([10 * rank for rank in range(world_size)], "folder-0")
         assert run(agreed, world_size) == [each] * world_size
@@ -126,7 +130,7 @@ def differing(mesh: Any, values: list[dict[str, Any]]) -> tuple[str, tuple[int, 
         ([{"a": 1}, {}, {"a": 1}, {}], (1, 3), "got nothing on ranks 1, 3"),
     ],
 )  # fmt: skip
-def test_differing_value_is_refused_on_all_ranks(
+def test_check_same_raises_on_all_ranks_for_a_value_that_differs(
     values: list[dict[str, Any]], ranks: tuple[int, ...], says: str
 ) -> None:
     found = run(differing, 4, values)
@@ -148,7 +152,7 @@ def failing(mesh: Any, inner: bool) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("inner", [False, True])
-def test_error_of_one_rank_ends_a_block_on_all_ranks(inner: bool) -> None:
+def test_together_raises_on_all_ranks_if_one_rank_raises_in_the_block(inner: bool) -> None:
     (first, says), (second, own) = run(failing, 2, inner)
     assert (first, second, own) == ("RankError", "OSError", "no such file")
     assert says.startswith(
@@ -162,14 +166,14 @@ def crossed(mesh: Any) -> str:
     return str(caught.value)
 
 
-def test_ranks_that_exchange_different_things_are_refused() -> None:
+def test_ranks_that_exchange_values_of_different_names_raise() -> None:
     for says in run(crossed, 2):
         assert says.startswith("expected all ranks to exchange a path, as rank 0 does, got a seed")
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=4), st.integers(0, 3))
-def test_all_ranks_stop_after_the_same_step(leads: list[int], by: int) -> None:
-    """Ranks that have begun different numbers of steps stop after the last step that one has begun."""
+def test_stop_request_ends_all_ranks_after_the_same_step(leads: list[int], by: int) -> None:
+    """Ranks that have begun different numbers of steps stop after the last step that any rank began."""
     store = hash_store()
     channels = [Channel(store, rank, len(leads), interval=0.002) for rank in range(len(leads))]
     try:
@@ -210,7 +214,7 @@ def test_all_ranks_stop_after_the_same_step(leads: list[int], by: int) -> None:
         ("stalled", "is stalled at step 7, phase step. This rank ended in step 7"),
     ],
 )
-def test_rank_that_fails_is_named_with_host_and_cause(case: str, says: str) -> None:
+def test_error_names_the_failed_rank_with_host_and_cause(case: str, says: str) -> None:
     store = hash_store()
     channels = [Channel(store, rank, 4, interval=0.02) for rank in range(4)]
     mesh: Any = None
@@ -220,7 +224,7 @@ def test_rank_that_fails_is_named_with_host_and_cause(case: str, says: str) -> N
         for channel in channels[1:]:
             channel.step, channel.phase = 7, lambda: "step"
             channel._beat()
-        for rank in (2, 3):  # found a failed collective, as this rank does
+        for rank in (2, 3):  # these ranks found a failed collective, as this rank does
             channels[rank].report(RuntimeError("Connection closed by peer"), origin=False)
         if case in ("raised", "followed"):
             channels[1].report(ValueError("a value below zero"), origin=True)
@@ -241,6 +245,6 @@ def test_rank_that_fails_is_named_with_host_and_cause(case: str, says: str) -> N
     assert found.lost == (case != "stalled")
 
 
-def test_own_error_of_a_rank_is_not_that_of_another() -> None:
+def test_error_of_this_rank_itself_is_not_taken_for_a_lost_rank() -> None:
     assert not agreement.is_lost(RuntimeError("shape mismatch"))
     assert not agreement.is_lost(ValueError("Timed out waiting"))

@@ -1,4 +1,4 @@
-"""Runs of a configuration on several ranks: `ftrain train` and `ftrain resume` under torchrun."""
+"""Test runs of a configuration on several ranks: `ftrain train` and `ftrain resume` under torchrun."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def test_directory_that_holds_a_run_is_refused_on_all_ranks(tmp_path: Path) -> N
     assert (tmp_path / "run" / "result.json").read_text() == before
 
 
-def test_numbered_directory_is_that_of_rank_0(tmp_path: Path) -> None:
+def test_all_ranks_use_the_numbered_directory_that_rank_0_created(tmp_path: Path) -> None:
     path = configured(tmp_path, distributed={"strategy": "data_parallel"}, versions=True)
     for name in ("run", "run-2"):
         found = run(trained, 2, str(path), [f"output_dir={tmp_path / 'run'}", "epochs=1"])
@@ -128,7 +128,7 @@ def test_strategy_that_cannot_train_on_ranks_is_refused(
     assert says in str(caught.value)
 
 
-def test_incomplete_environment_is_a_configuration_error(
+def test_incomplete_variables_of_a_launcher_raise_a_configuration_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
@@ -191,7 +191,7 @@ def follows_the_guide(mesh: Any, folder: str) -> Any:
     return result.status, result.step, digest(result.state)
 
 
-def test_snippet_of_the_guide_trains_on_ranks(tmp_path: Path) -> None:
+def test_snippet_of_the_guide_on_configured_runs_trains_on_ranks(tmp_path: Path) -> None:
     first, second = run(follows_the_guide, 2, str(tmp_path))
     assert first == second
     assert first[:2] == ("completed", 20)

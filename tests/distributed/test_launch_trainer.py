@@ -1,4 +1,4 @@
-"""Trainer on several ranks: one run, written by rank 0, that begins, stops and fails on all ranks."""
+"""Test a trainer on several ranks: rank 0 writes one run, which stops and fails on all ranks."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def trained(mesh: Any, folder: str, steps_in_all: int, resume: Any = None) -> An
     return result.status, result.step, result.state.params["weight"].numpy()
 
 
-def test_ranks_write_one_run_and_resume_it_with_another_number(tmp_path: Path) -> None:
+def test_ranks_write_one_run_and_another_number_of_ranks_resumes_it(tmp_path: Path) -> None:
     for world_size, end, resume in ((2, 3, None), (4, 5, True), (1, 8, True)):
         found = run(trained, world_size, str(tmp_path), end, resume)
         assert [each[:2] for each in found] == [("completed", end)] * world_size
@@ -204,7 +204,7 @@ def interrupted(mesh: Any, path: str) -> Any:
 
 
 def trainer_signals(events: Any) -> Any:
-    """Return the signal handler of a run, which lives in its generator's frame."""
+    """Return the signal handler of a run, which is a variable in the frame of its generator."""
     return events.gi_frame.f_locals["self"].runtime.signals
 
 
@@ -215,7 +215,7 @@ def test_signal_on_one_rank_ends_all_ranks_after_the_same_step(tmp_path: Path) -
 
 
 def left_alone(mesh: Any, folder: str) -> Any:
-    """Train until rank 0 ends without a word after step 5, and rank 1 notices it in step 6."""
+    """Train until rank 0 exits without an error after step 5, which rank 1 notices in step 6."""
     rank, taken = mesh.get_rank(), []
 
     def step(state: Any, batch: Any) -> Any:

@@ -1,4 +1,4 @@
-"""`logical_shards`: the same bits for every number of ranks, dropout and metrics included."""
+"""Test that `logical_shards` gives the same bits for every number of ranks, dropout included."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.campaign import CAMPAIGN
 from tests.distributed.ranks import run
 from tests.distributed.training import Setup, alone, on_ranks
 
-RELATIVE = 4e-7  # as of test_data_parallel.py
+RELATIVE = 4e-7  # as in test_data_parallel.py
 
 SHORT = [
     Setup("convnet", steps=5, shards=4),
@@ -33,7 +33,7 @@ EVERY = [
 
 
 @pytest.mark.parametrize("setup", EVERY if CAMPAIGN else SHORT, ids=str)
-def test_every_number_of_ranks_has_the_same_bits(setup: Setup) -> None:
+def test_logical_shards_give_the_same_bits_for_every_number_of_ranks(setup: Setup) -> None:
     (expected,) = run(on_ranks, 1, setup, timeout=300)
     for ranks in (2, 4):
         for outcome in run(on_ranks, ranks, setup, timeout=300):
@@ -41,7 +41,7 @@ def test_every_number_of_ranks_has_the_same_bits(setup: Setup) -> None:
 
 
 @pytest.mark.parametrize("model", ["convnet", "gpt"])
-def test_shards_are_the_micro_batches_of_one_process(model: str) -> None:
+def test_logical_shards_match_the_micro_batches_of_one_process(model: str) -> None:
     setup = Setup(model, steps=5, shards=4)
     (found,), expected = run(on_ranks, 1, setup), alone(setup, 4)
     testing.assert_close_norm(found.states[-1].params, expected.states[-1].params, RELATIVE)
@@ -51,7 +51,7 @@ def test_shards_are_the_micro_batches_of_one_process(model: str) -> None:
 
 @settings(max_examples=50)
 @given(values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=16, max_size=16))
-def test_pairwise_sum_of_blocks_has_the_bits_of_the_whole(values: Any) -> None:
+def test_pairwise_sum_of_block_sums_has_the_bits_of_the_whole_sum(values: Any) -> None:
     whole = torch.tensor(values, dtype=torch.float32)
     for ranks in (1, 2, 4, 8, 16):
         blocks = torch.stack([pairwise_sum(x) for x in whole.view(ranks, -1)])

@@ -1,4 +1,4 @@
-"""Metrics of ranks: any partition of a batch gives those of the whole batch, exactly."""
+"""Test that any partition of a batch over ranks gives exactly the metrics of the whole batch."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def steps_of() -> ftrain.Steps:
 
 
 def of_rank(mesh: Any, parts: list[list[Any]]) -> Any:
-    """Metrics of training and of evaluation, of this rank's micro-batches."""
+    """Return the training and evaluation metrics of this rank's micro-batches."""
     steps = distributed.data_parallel(steps_of(), mesh)
     own = parts[mesh.get_local_rank()]
     state = steps.init_state(0)
@@ -73,7 +73,7 @@ def partitions(draw: Any) -> tuple[Any, list[list[Any]]]:
 
 @settings(max_examples=examples(15, 100))
 @given(partitions())
-def test_any_partition_has_the_metrics_of_the_whole_batch(drawn: Any) -> None:
+def test_any_partition_of_a_batch_over_ranks_has_the_metrics_of_the_whole_batch(drawn: Any) -> None:
     batch, parts = drawn
     steps = steps_of()
     state = steps.init_state(0)

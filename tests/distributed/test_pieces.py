@@ -1,4 +1,4 @@
-"""Test checkpoints of several ranks: any partition saves, and loads into any other, byte for byte.
+"""Test that checkpoints saved in any partition load into any other partition, byte for byte.
 
 The ranks are threads; `test_checkpoints_of_ranks.py` has processes.
 """
@@ -36,7 +36,7 @@ from tests.distributed.threads import blank, divisible, each, layouts, local, me
 
 @st.composite
 def partitions(draw, state, ranks):
-    """Generate a layout for each rank: rows cut anywhere, empty shards, several holders of one."""
+    """Generate a layout for each rank: rows cut anywhere, empty shards, shards on several ranks."""
     shards = [{} for _ in range(ranks)]
     for path, leaf in zip(tree.paths(state), tree.leaves(state), strict=True):
         if not divisible(leaf) or draw(st.booleans()):
@@ -55,7 +55,7 @@ def partitions(draw, state, ranks):
 @pytest.mark.filterwarnings("ignore:ComplexHalf")
 @settings(max_examples=40)
 @given(data=st.data())
-def test_any_partition_of_any_tree_loads_into_any_other(data):
+def test_tree_saved_in_any_partition_loads_into_any_other_partition(data):
     state = data.draw(trees())
     shards = data.draw(partitions(state, data.draw(st.integers(1, 4), "ranks")))
     other = data.draw(partitions(state, data.draw(st.integers(1, 3), "other ranks")))
@@ -73,7 +73,7 @@ def test_any_partition_of_any_tree_loads_into_any_other(data):
             assert_same_bits(part, like)
 
 
-def test_state_goes_through_one_two_four_and_one_ranks(tmp_path):
+def test_state_saved_and_loaded_by_one_two_four_and_one_ranks_keeps_its_bytes(tmp_path):
     state, ranks = train_state(3, size=7), (1, 2, 4, 1)
     locals_ = [state]
     for index, size in enumerate(ranks):
@@ -100,7 +100,7 @@ def test_checkpoint_of_one_process_loads_into_shards(tmp_path):
             assert metadata == {"at": 3}
 
 
-def test_padding_is_neither_saved_nor_loaded(tmp_path):
+def test_padding_rows_of_shards_are_neither_saved_nor_loaded(tmp_path):
     w = torch.randn(5, 2)
     shards = layouts({"w": w}, 3)
     states = [
@@ -114,7 +114,7 @@ def test_padding_is_neither_saved_nor_loaded(tmp_path):
         assert_same_bits(got, state)
 
 
-def test_each_byte_is_written_once_and_whole_leaves_are_shared_out(tmp_path):
+def test_save_writes_each_byte_once_and_divides_whole_leaves_among_ranks(tmp_path):
     state = {str(i): torch.randn(100 + i) for i in range(40)}
     (manifest, *_) = saved(tmp_path / "one", [state] * 4, [{}] * 4)
     sizes = [0] * 4
@@ -125,7 +125,7 @@ def test_each_byte_is_written_once_and_whole_leaves_are_shared_out(tmp_path):
     assert max(sizes) - min(sizes) <= 4 * 140  # the largest leaf
 
 
-def test_equal_states_of_ranks_write_equal_bytes(tmp_path):
+def test_saves_of_equal_states_by_ranks_write_equal_bytes(tmp_path):
     state = train_state(7)
     shards = layouts(state, 2)
     for name in ("one", "two"):
@@ -140,7 +140,7 @@ def test_equal_states_of_ranks_write_equal_bytes(tmp_path):
     subprocess.run(sums, cwd=tmp_path / "one", capture_output=True, check=True)
 
 
-def test_large_leaves_are_written_in_pieces_of_bounded_size(tmp_path, monkeypatch):
+def test_save_writes_large_leaves_in_pieces_of_bounded_size(tmp_path, monkeypatch):
     monkeypatch.setattr(_pieces, "_MOST_IN_A_PIECE", 48)
     state = {"w": torch.randn(9, 4), "v": torch.randn(2, 50)}
     (manifest, _) = saved(tmp_path / "one", [state] * 2, [{}] * 2)
@@ -149,7 +149,7 @@ def test_large_leaves_are_written_in_pieces_of_bounded_size(tmp_path, monkeypatc
     assert_same_bits(checkpoint.load(tmp_path / "one", blank(state))[0], state)
 
 
-def test_ranks_of_a_large_rank_write_several_files(tmp_path, monkeypatch):
+def test_ranks_write_several_files_if_one_would_be_too_large(tmp_path, monkeypatch):
     monkeypatch.setattr(sys.modules["ftrain.distributed.save"], "MOST_IN_A_FILE", 100)
     state = {str(i): torch.randn(20) for i in range(5)}
     (manifest, _) = saved(tmp_path / "one", [state] * 2, [{}] * 2)
@@ -160,22 +160,22 @@ def test_ranks_of_a_large_rank_write_several_files(tmp_path, monkeypatch):
     assert_same_bits(checkpoint.load(tmp_path / "one", blank(state))[0], state)
 
 
-def test_tied_leaves_stay_tied_in_shards(tmp_path):
+def test_tied_leaves_stay_tied_when_they_are_saved_and_loaded_as_shards(tmp_path):
     w = torch.randn(3, 4)
     state = {"a": w, "b": [w], "c": w.clone()}
-    shards = layouts(state, 4)  # the last rank has no rows, and cannot tell
+    shards = layouts(state, 4)  # the last rank has no rows, so it does not know the tie
     (manifest, *_) = saved(tmp_path / "one", [local(state, each) for each in shards], shards)
     assert [leaf.alias for leaf in manifest.leaves] == [None, "['a']", None]
     whole, _ = checkpoint.load(tmp_path / "one", blank(state))
     assert whole["b"][0] is whole["a"]
     part, _ = checkpoint.load(tmp_path / "one", blank(local(state, shards[1])), layout=shards[1])
     assert part["b"][0] is part["a"]
-    layout = {"['a']": shards[1]["['a']"]}  # one of the two whole
+    layout = {"['a']": shards[1]["['a']"]}  # one of two tied leaves is whole
     part, _ = checkpoint.load(tmp_path / "one", blank(local(state, layout)), layout=layout)
     assert_same_bits(part, local(state, layout))
 
 
-def test_rank_reads_only_pieces_with_its_rows(tmp_path):
+def test_load_reads_only_the_pieces_that_hold_rows_of_the_rank(tmp_path):
     state = {"w": torch.randn(8, 100), "v": torch.randn(8)}
     shards = layouts(state, 4)
     saved(tmp_path / "one", [local(state, each) for each in shards], shards)
@@ -230,7 +230,7 @@ def test_manifest_with_wrong_pieces_is_refused(tmp_path, change, message):
 
 
 def test_manifest_whose_pieces_repeat_one_place_is_refused(tmp_path):
-    """It would allocate more memory than the files have bytes."""
+    """Such a manifest would make a load allocate more memory than the files have bytes."""
     saved(tmp_path / "one", [{"w": torch.randn(4, 3)}], [{}])
     content = json.loads((tmp_path / "one" / "manifest.json").read_bytes())
     leaf = content["leaves"][0]
@@ -273,7 +273,7 @@ W = torch.arange(12.0).reshape(6, 2)
         ([{"w": W[:4]}, {"w": W[4:5]}], [(0, 4), (4, 1)], r"got nothing where row 5"),
     ],
 )
-def test_different_states_of_ranks_are_refused_by_name(tmp_path, states, rows, message):
+def test_save_of_different_states_on_ranks_names_the_difference(tmp_path, states, rows, message):
     shards = [{}, {}] if rows is None else [{"['w']": Shard((6, 2), *each)} for each in rows]
     for error in saved(tmp_path / "one", states, shards):
         assert isinstance(error, (CheckpointRankError, CheckpointMismatchError)), error
@@ -282,7 +282,7 @@ def test_different_states_of_ranks_are_refused_by_name(tmp_path, states, rows, m
 
 
 @pytest.mark.parametrize("name", ["metadata", "step", "metrics"])
-def test_different_arguments_of_ranks_are_refused_by_name(tmp_path, name):
+def test_save_with_different_arguments_on_ranks_names_the_argument(tmp_path, name):
     values = {"metadata": ({"at": 1}, {"at": 2}), "step": (1, 2), "metrics": ({"a": 1}, {"a": 2})}
 
     def one(peers):
@@ -295,14 +295,14 @@ def test_different_arguments_of_ranks_are_refused_by_name(tmp_path, name):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_states_with_ties_on_one_rank_only_are_refused(tmp_path):
+def test_save_of_states_with_ties_on_one_rank_only_is_refused(tmp_path):
     shards = layouts({"a": W, "b": W}, 2)
     states = [local({"a": W, "b": W}, shards[0]), local({"a": W, "b": W.clone()}, shards[1])]
     for error in saved(tmp_path / "one", states, shards):
         assert "expected the same strides and aliases on all ranks" in str(error)
 
 
-def test_saving_again_the_same_content_changes_nothing_and_other_content_is_refused(tmp_path):
+def test_second_save_to_a_path_is_refused_unless_the_content_is_the_same(tmp_path):
     assert isinstance(saved(tmp_path / "one", [{"w": W}] * 2, [{}] * 2)[1], checkpoint.Manifest)
     assert isinstance(saved(tmp_path / "one", [{"w": W}] * 2, [{}] * 2)[1], checkpoint.Manifest)
     for error in saved(tmp_path / "one", [{"w": W + 1}] * 2, [{}] * 2):
@@ -318,7 +318,7 @@ def test_saving_again_the_same_content_changes_nothing_and_other_content_is_refu
         ({"['w']": Shard((9, 2), 0, 7)}, "expected a local tensor with 7 rows or more"),
     ],
 )
-def test_layout_that_does_not_fit_is_refused(tmp_path, layout, message):
+def test_save_with_a_layout_that_does_not_fit_the_state_is_refused(tmp_path, layout, message):
     (error,) = saved(tmp_path / "one", [{"w": W}], [layout])
     assert isinstance(error, ValueError)
     assert message in str(error)

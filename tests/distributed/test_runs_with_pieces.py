@@ -1,4 +1,4 @@
-"""Test that commands, loaded runs and the page on checkpoints of ranks understand them."""
+"""Test checkpoints of ranks in commands, in loaded runs and in the snippet of their page."""
 
 from __future__ import annotations
 
@@ -62,12 +62,12 @@ def test_runs_with_checkpoints_of_ranks_load_resume_and_compare(tmp_path, monkey
 
 
 def snippet(mesh, folder):
-    """Run the snippet of the page; its directory is `folder`."""
+    """Run the snippet of the page on checkpoints of ranks, in the directory `folder`."""
     (text,) = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(), re.DOTALL | re.MULTILINE)
     exec(compile(text.replace('"run"', repr(folder)), "snippet", "exec"), {})
 
 
-def test_snippet_of_the_page_resumes_with_another_number_of_ranks(tmp_path):
+def test_snippet_on_checkpoints_of_ranks_resumes_with_another_number_of_ranks(tmp_path):
     for number, ranks in enumerate((2, 1, 3), 1):
         with forked.ranks(ranks, snippet, str(tmp_path / "run")) as pids:
             assert forked.exit_codes(pids, 60.0) == [0] * ranks

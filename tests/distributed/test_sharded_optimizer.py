@@ -1,4 +1,4 @@
-"""The update of every optimizer on the rows of two ranks is its update on whole tensors."""
+"""Test that each optimizer updates the rows of two ranks as it updates whole tensors."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.optim.cases import CASES, handed_in
 
 #: Optimizers with norms and means, which sum in another order over ranks.
 COMBINING = {"lamb", "lars", "lars, some", "adafactor", "prodigy", "clipped adamw"}
-#: Optimizers that differentiate the loss themselves.
+#: Optimizers that differentiate the loss function themselves.
 REFUSED = {"sophia", "lbfgs"}
 SHAPES = {"w": (7, 6), "b": (5,), "conv": (4, 3, 2, 2), "row": (1, 6), "number": ()}
 
@@ -103,6 +103,6 @@ def kinds(mesh: Any) -> dict[str, tuple[int, int]]:
     return found
 
 
-def test_moments_are_divided_by_the_number_of_ranks() -> None:
+def test_each_rank_stores_its_share_of_the_optimizer_state() -> None:
     for name, (mine, all_of_it) in run(kinds, 2)[0].items():
         assert mine * 2 == all_of_it, name

@@ -1,4 +1,4 @@
-"""Layouts of sharded states, their checkpoints, and the snippet of the reference."""
+"""Test layouts of sharded states, their checkpoints, and the snippet of the reference."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def saved(mesh: Any, path: str) -> Any:
     return distributed.unshard(state, sharded)
 
 
-def test_checkpoint_of_parts_holds_the_whole_state(tmp_path: Path) -> None:
+def test_checkpoint_saved_from_sharded_parts_holds_the_whole_state(tmp_path: Path) -> None:
     whole, _ = run(saved, 2, str(tmp_path / "saved"))
     found, _ = checkpoint.load(tmp_path / "saved", tree.map(torch.zeros_like, whole))
     testing.assert_same_bits(found, whole)
 
 
-def test_layout_names_the_rows_of_each_rank() -> None:
+def test_layout_of_a_sharding_has_the_rows_of_each_rank() -> None:
     state = TrainState(
         torch.tensor(0), {"w": torch.arange(10.0).view(5, 2)}, {}, (), (), torch.zeros(2), {}
     )

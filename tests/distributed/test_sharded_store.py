@@ -1,4 +1,4 @@
-"""Test the store of several ranks: rank 0 decides, all ranks follow. The ranks are threads."""
+"""Test the store of several ranks, in which rank 0 decides for all. The ranks are threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ RANKS = 2
 
 
 class Ranks:
-    """Stores of all ranks, on which a method is called at the same time."""
+    """Stores of all ranks, on which a function is called at the same time."""
 
     def __init__(self, directory, **options):
         self.messages = dist.HashStore()
@@ -64,7 +64,7 @@ class Ranks:
 
 @pytest.fixture
 def ranks(tmp_path, monkeypatch):
-    """Provide a function that opens stores; a mesh is the number of a rank, messages are shared."""
+    """Provide a function that opens the stores of all ranks, which exchange messages in memory."""
     opened = []
     messages = dist.HashStore()
     monkeypatch.setattr(
@@ -83,7 +83,7 @@ def ranks(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_ranks_save_keep_and_load_the_same_checkpoints(ranks, tmp_path, asynchronous):
+def test_ranks_of_a_store_save_keep_and_load_the_same_checkpoints(ranks, tmp_path, asynchronous):
     many = ranks(keep_last=2, keep_best=1, asynchronous=asynchronous)
     for step, loss in enumerate([3.0, 1.0, 2.0, 4.0, 5.0]):
         paths = many.save(step, metrics={"loss": loss})
@@ -128,7 +128,7 @@ def test_damaged_checkpoint_is_skipped_by_all_ranks(ranks, tmp_path):
     many.check_loads(3)
 
 
-def test_missing_checkpoints_give_the_default_or_an_error_on_all_ranks(ranks):
+def test_load_from_an_empty_store_returns_the_default_or_raises_on_all_ranks(ranks):
     many = ranks()
     for _, metadata in many.load(default={"at": 0}):
         assert metadata == {"at": 0}
@@ -136,7 +136,7 @@ def test_missing_checkpoints_give_the_default_or_an_error_on_all_ranks(ranks):
         assert isinstance(error, CheckpointNotFoundError), error
 
 
-def test_mismatch_on_one_rank_ends_the_load_of_all(ranks):
+def test_mismatch_on_one_rank_ends_the_load_on_all_ranks(ranks):
     many = ranks()
     many.save(1)
     like = train_state(0)
@@ -151,7 +151,7 @@ def test_mismatch_on_one_rank_ends_the_load_of_all(ranks):
     many.check_loads(1)
 
 
-def test_existing_step_is_refused_or_replaced_on_all_ranks(ranks):
+def test_save_of_an_existing_step_is_refused_or_replaces_it_on_all_ranks(ranks):
     many = ranks()
     many.save(1)
     other = train_state(1).replace(extras={"ema": torch.ones(5, 3).t()})
@@ -175,7 +175,7 @@ def test_locked_directory_is_refused_on_all_ranks(ranks, tmp_path):
     assert many(lambda rank: many.stores[rank].lock()) == [False, False]
 
 
-def test_unused_directory_is_deleted_again(ranks, tmp_path):
+def test_discard_unused_deletes_the_directory_that_lock_created(ranks, tmp_path):
     many = ranks()
     assert many(lambda rank: many.stores[rank].lock()) == [True, True]
     assert (tmp_path / "run").exists()

@@ -1,4 +1,4 @@
-"""Operators on tensors whose rows are on several ranks are those of whole tensors."""
+"""Test that operators on tensors with rows on several ranks equal those on whole tensors."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def refusals(mesh: Any) -> list[str]:
     return found
 
 
-def test_writes_that_would_miss_other_ranks_are_refused() -> None:
+def test_in_place_writes_that_would_miss_rows_on_other_ranks_are_refused() -> None:
     found = run(refusals, 2)[0]
     assert len(found) == 8
     assert all("out-of-place" in message for message in found)
@@ -123,7 +123,7 @@ def elementwise() -> list[Any]:
     return found
 
 
-def test_operators_tagged_elementwise_compute_each_row_from_its_row() -> None:
+def test_operators_tagged_elementwise_compute_each_row_from_the_same_row_of_inputs() -> None:
     generator = torch.Generator().manual_seed(0)
     n = 0
     for func, count in elementwise():
@@ -148,5 +148,5 @@ def pickled(mesh: Any) -> str:
     return ""
 
 
-def test_sharded_tensor_is_not_pickled() -> None:
+def test_pickling_a_sharded_tensor_raises() -> None:
     assert "rows are on several ranks" in run(pickled, 1)[0]

@@ -60,7 +60,7 @@ def divisible(leaf: torch.Tensor) -> bool:
 
 
 def local(state: Any, layout: Mapping[str, Shard]) -> Any:
-    """Return the state of a rank: views of the rows of its shards, other leaves as they are."""
+    """Return the state of a rank: views of the rows of its shards, and all other leaves unchanged."""
     pairs = zip(tree.paths(state), tree.leaves(state), strict=True)
     return tree.unflatten(
         tree.structure(state),
@@ -84,7 +84,7 @@ def saved(path: Path, states: list[Any], shards: Layouts, **options: Any) -> lis
 
 
 def blank(state: Any) -> Any:
-    """Return a state with the layout in memory of another, and zeros."""
+    """Return a state of zeros with the memory layout of another state."""
 
     def like(leaf: torch.Tensor) -> torch.Tensor:
         if leaf.numel() == 0:

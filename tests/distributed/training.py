@@ -15,16 +15,16 @@ from tests.zoo import ZOO
 
 
 class Setup(NamedTuple):
-    """A training run.
+    """Settings of a training run of the tests.
 
     Attributes:
         model: a name of the zoo.
-        precision: of `make_steps`.
-        accumulate: micro-batches of a rank.
-        steps: training steps.
-        backend: of `ftrain.compile`, with donation; `None`: eager.
-        shards: `logical_shards`.
-        rows: of a batch of all ranks.
+        precision: the precision of `make_steps`.
+        accumulate: the number of micro-batches of a rank.
+        steps: the number of training steps.
+        backend: the backend of `ftrain.compile`, with donation; `None`: eager.
+        shards: the argument `logical_shards`.
+        rows: the number of rows in a batch of all ranks.
     """
 
     model: str
@@ -62,12 +62,12 @@ def batch_of(setup: Setup, seed: int) -> Any:
 
 
 def alone(setup: Setup, parts: int) -> Outcome:
-    """Return what one process computes with `accumulate=parts`."""
+    """Return the outcome of a run on one process with `accumulate=parts`."""
     return _outcome(setup, steps_of(setup, parts), lambda batch: batch)
 
 
 def on_ranks(mesh: Any, setup: Setup) -> Outcome:
-    """Return what a rank computes."""
+    """Return the outcome of a run on this rank of a mesh."""
     group = group_of(mesh)
 
     def rows(x: torch.Tensor) -> torch.Tensor:
