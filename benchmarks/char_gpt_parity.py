@@ -129,7 +129,7 @@ def get_lr(step: int, steps: int) -> float:
 
 @torch.no_grad()
 def estimate_loss(model: nn.Module, text: data.Text, context: int) -> float:
-    """Return the mean loss over the whole text, in which each character is predicted once."""
+    """Return the mean loss of a model over a whole text, which predicts each character once."""
     model.eval()
     total, n = 0.0, 0
     for windows in data.Loader(text.windows(context + 1, stride=context), 142, shuffle=False):

@@ -186,9 +186,8 @@ def _give_memory_back() -> None:
     """Return free memory to the operating system, so that copies use new pages (glibc only)."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt"):
-        libc.mallopt(
-            _MMAP_THRESHOLD, 1 << 20
-        )  # a fixed threshold; glibc's own grows to 32 MB as memory is freed
+        # A fixed threshold, because glibc's own grows to 32 MB as memory is freed.
+        libc.mallopt(_MMAP_THRESHOLD, 1 << 20)
         libc.malloc_trim(0)
 
 

@@ -236,9 +236,8 @@ def initial_model(task: Task, seed: int = 0) -> nn.Module:
     """Return a new module with the weights that `ours` starts from."""
     model = task.model()
     state = steps(task).init_state(seed)
-    model.load_state_dict(
-        state.params, strict=False
-    )  # a tied weight has one name in ftrain's state
+    # Not strict, because a tied weight has only one name in ftrain's state.
+    model.load_state_dict(state.params, strict=False)
     return model
 
 

@@ -48,7 +48,7 @@ class Bytes:
         self.count = 0
 
     def counting(self, collective: Callable[..., Any]) -> Callable[..., Any]:
-        """Return a collective that adds the sizes of its tensors to the count."""
+        """Wrap a collective so that it adds the bytes of its tensors to the count."""
 
         def counted(tensors: Any, *args: Any) -> Any:
             each = tensors if isinstance(tensors, list) else [tensors]

@@ -105,7 +105,7 @@ def step(
 
 
 def donated_peak(width: int, backend: Literal["inductor", "eager"]) -> tuple[int, int, int]:
-    """Return bytes of ftrain's donated step of the MLP: peak beyond the state, gradients, one weight."""
+    """Return the bytes of a donated step of the MLP: peak beyond the state, gradients, one weight."""
     task = mlp_task(width, 16)
     sizes = [p.numel() * p.element_size() for p in task.model().parameters()]
     one = ours(task, backend=backend)

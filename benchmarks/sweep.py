@@ -86,7 +86,7 @@ def graph(task: Task, n: int, backend: Backend) -> Callable[[], object]:
 
 
 def singles(task: Task, n: int, backend: Backend) -> Callable[[], object]:
-    """Return a step of all models by one compiled program, called once for each."""
+    """Return a step of all models by one compiled program, which is called once for each model."""
     init_state, train_step, _ = steps(task)
     states = [init_state(seed) for seed in range(n)]
     step = ftrain.compile(train_step, donate=True, backend=backend)

@@ -24,7 +24,7 @@ REFERENCE = "eager-foreach"
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """Result of one contender.
+    """Result of one contender on a workload: its times, or why it was not timed.
 
     Attributes:
         seconds: the mean seconds of a step in each turn; empty if the contender was not timed.
@@ -63,7 +63,7 @@ class Cell:
 
     @property
     def turns(self) -> Turns:
-        """The times of the contenders that were timed."""
+        """The seconds per step in each turn, of the contenders that were timed."""
         return Turns({name: one.seconds for name, one in self.outcomes.items() if one.seconds})
 
     def best(self, names: Sequence[str]) -> str | None:
@@ -163,9 +163,7 @@ def _start(name: str, work: Workload, backend: str | None) -> tuple[Outcome, Los
         loop(3, losses)
     except UnsupportedError as error:
         return Outcome(reason=f"unsupported: {error}", settings=settings), [], None
-    except (
-        Exception
-    ) as error:  # a peer that fails is a row of the table, and the others are measured
+    except Exception as error:  # a failed peer is a row of the table, and others are measured
         line = f"{type(error).__name__}: {error}".splitlines()[0]
         return Outcome(reason=f"failed: {line[:300]}", settings=settings), [], None
     return Outcome(first=time.perf_counter() - start, settings=settings), losses[:3], loop

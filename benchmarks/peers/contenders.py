@@ -53,12 +53,12 @@ class Contender:
 
     @property
     def missing(self) -> str:
-        """The packages that are not installed, separated by commas."""
+        """The packages of this contender that are not installed, separated by commas."""
         return ", ".join(p for p in self.packages if importlib.util.find_spec(p) is None)
 
     @property
     def versions(self) -> dict[str, str]:
-        """The versions of its packages."""
+        """The versions of the packages of this contender."""
         return {package: importlib.metadata.version(package) for package in self.packages}
 
 

@@ -251,7 +251,7 @@ def nanogpt_run(m: Measured) -> list[Goal]:
 
 
 def peak_memory(m: Measured) -> list[Goal]:
-    """Measure the peak of a step of an MLP whose activations are small beside one weight."""
+    """Measure the peak memory of a step of an MLP with activations smaller than one weight."""
     width = 64 if m.quick else 2048
     peak, gradients, weight = memory.donated_peak(width, m.compiler)
     what = "MLP, donated: bytes at the peak beyond state and gradients, over those of one weight"

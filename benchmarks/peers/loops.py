@@ -41,7 +41,7 @@ def stepwise(step: Callable[[], Any], per_call: int = 1) -> Loop:
 
 
 class Feed(IterableDataset[Batch]):
-    """Batches for a trainer that runs its own loop; the clock is read when it asks for them.
+    """Batches for a trainer that runs its own loop, with the time at which it asks for each batch.
 
     A trainer may ask for batches ahead of time. So the clock starts after `WARM` steps, and batches for
     `AHEAD` more steps follow the last timed step.

@@ -17,7 +17,7 @@ __all__ = ["Results"]
 
 
 class Results:
-    """Results of this processor. A new measurement replaces an earlier one with the same name.
+    """Results of this processor, of which a new measurement replaces an older one of the same name.
 
     Attributes:
         saves: True if the results are written to a file.

@@ -87,7 +87,7 @@ class Workload:
         return 1e-4 if self.precision == "32-true" else 5e-3
 
     def task(self) -> Task:
-        """Return the model, loss and batches as the benchmarks' contenders take them."""
+        """Return model, loss and batches as a `Task`, which the other benchmarks use."""
         generator = torch.Generator().manual_seed(0)
         n = self.batch * self.accumulate
         batches = [self.rows(n, generator) for _ in range(BATCHES)]

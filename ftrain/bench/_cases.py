@@ -108,7 +108,7 @@ class Subject:
 
     @property
     def device(self) -> torch.device:
-        """Device that the step runs on: CUDA if an argument is there, or if the process uses CUDA.
+        """Device that the step runs on: CUDA if an argument is on it, or if the process uses CUDA.
 
         A step in place may keep its model on the device and copy each batch to it.
         """

@@ -42,7 +42,7 @@ class Pure:
         self.reset()
 
     def reset(self) -> None:
-        """Reset the state to the first one."""
+        """Set the state to the state before the first step."""
         self._state = None  # released before the copy is made
         self._state = tree.map(_copied, self._start) if self._donate else self._start
 
@@ -55,7 +55,7 @@ class Pure:
         return None
 
     def prepared(self) -> Callable[[], Any]:
-        """Reset the state to the first one; return the function that runs one step."""
+        """Set the state to that before the first step; return the function that runs one step."""
         self.reset()
         return self
 

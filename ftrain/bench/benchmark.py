@@ -227,9 +227,8 @@ def measure(steps: Sequence[Subject], options: Options) -> BenchmarkReport:
             steady_bytes=case.subject.steady_bytes,
         )
         if device.type == "cpu":
-            inside = (
-                profile.share * one.median
-            )  # a share, because the load may have changed since the profile
+            # A share of the time, because the load may have changed since the profile.
+            inside = profile.share * one.median
             rest = one.median - inside
             one = dataclasses.replace(one, device_seconds=inside, host_seconds=rest)
         found.append(one)

@@ -60,7 +60,7 @@ def allocated(call: Callable[[], Any], device: torch.device | str = "cpu") -> Al
 
 
 def storage_bytes(tensors: Iterable[Any]) -> int:
-    """Return the bytes of the storages of tensors, each storage once."""
+    """Return the total bytes of the storages of tensors; a shared storage counts once."""
     storages = {}
     for tensor in tensors:
         if isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided:

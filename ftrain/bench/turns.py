@@ -66,7 +66,7 @@ def take_turns(
     warmup: int = 3,
     timer: Timer | None = None,
 ) -> Turns:
-    """Return the times of contenders that run in turn, so that other load affects all of them.
+    """Time contenders that run in turn, so that other load on the machine affects all of them.
 
     A turn takes about `seconds`. It has at least one call, and the same number of calls in each round.
     Each round starts with another contender, so that no contender always runs after the same other one,

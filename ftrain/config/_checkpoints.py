@@ -72,9 +72,7 @@ def trained_model(
         evaluation=True,
         facts=None if found is None else found.facts,
     )
-    with (
-        warnings.catch_warnings()
-    ):  # the model is not trained further: no warning that bits may differ
+    with warnings.catch_warnings():  # not trained further: no warning that bits may differ
         warnings.simplefilter("ignore", checkpoints.DeterminismWarning)
         path = checkpoint_of(config, folder, "best")
         state = loaded(config, folder, "best", path, parts.init_state()).state

@@ -30,7 +30,7 @@ LOCK = ".lock"
 
 
 def holds_a_run(folder: pathlib.Path) -> bool:
-    """Return True if a directory holds files of a run, unless that run failed before its first step."""
+    """Return True if a directory holds the files of a run that did not fail before its first step."""
     if not any((folder / name).exists() for name in (*FILES, "checkpoints")):
         return False
     checkpoints = folder / "checkpoints"
@@ -56,7 +56,7 @@ def in_use(folder: pathlib.Path) -> bool:
 
 
 def unused(config: Config) -> Config:
-    """Return a configuration whose run directory is unused, and create that directory.
+    """Create an unused run directory, and return the configuration with that directory.
 
     With `versions`, `-2`, `-3`, ... is appended to the name of a directory that holds a run. Without
     `versions`, the configuration is returned unchanged, and no directory is created.

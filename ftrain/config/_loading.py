@@ -65,7 +65,7 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
 
 
 def call_source(config: Config, target: Target, function: Any, arguments: Mapping[str, Any]) -> Any:
-    """Call the data function, or the function registered as its `inputs`; convert their errors.
+    """Call a function that reads the run's data; convert its errors to `ConfigError`s.
 
     Raises:
         ConfigError: the function raised. The message names the key, and `data.json` if a built-in
@@ -90,7 +90,7 @@ def call_source(config: Config, target: Target, function: Any, arguments: Mappin
 
 
 def _only_held_out(target: Target, elsewhere: bool) -> dict[str, Any]:
-    """Return arguments with which the data function reads only held-out data; `{}` if it cannot."""
+    """Return arguments that make the data function read held-out data only; `{}` if there are none."""
     if "path" not in target.arguments or not target.takes_file("held_out"):
         return {}
     if elsewhere:
@@ -126,7 +126,7 @@ def _as_data(config: Config, made: Any) -> Data:
 def loaders(
     config: Config, found: Data, device: torch.device, evaluation: bool, mesh: Any = None
 ) -> tuple[Any, Any]:
-    """Return the training and the held-out batches; `None` for either if the run does not use it."""
+    """Return loaders of training and of held-out batches; `None` for data that the run does not use."""
     place = device if device.type != "cpu" else None
     seed = config.seed if config.data_seed is None else config.data_seed
     compiled = config.compile and not config.detect_anomaly and not evaluation

@@ -17,7 +17,7 @@ __all__ = ["made"]
 
 
 def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
-    """Return `make()`; convert its errors to a `ConfigError` with the component's key and location."""
+    """Call `make`, which builds a component; convert errors to `ConfigError`s at the component's key."""
     key, place = join(target.path), config.places.of(target.path)
     try:
         return make()

@@ -68,7 +68,7 @@ def mesh_of(config: Config) -> Iterator[Any]:
 
 
 def is_restarted(mesh: Any) -> bool:
-    """Return True if the launcher has started the ranks again, after the failure of one of them."""
+    """Return True if the launcher has restarted the ranks after the failure of a rank."""
     if mesh is None:
         return False
     from ftrain.distributed._environment import launch  # noqa: PLC0415  # only runs on ranks need it

@@ -24,7 +24,7 @@ _SIGNS = re.compile(r"shape|size|channels|\bdim|out of (range|bounds)|one class 
 
 
 def size_advice(parts: Parts, error: BaseException) -> str | None:
-    """Return a sentence on each model argument whose size differs from the data's; `None` if none."""
+    """Return a text on the model arguments whose sizes differ from the data's; `None` without any."""
     if not isinstance(error, (RuntimeError, ValueError, IndexError)):
         return None
     if not _SIGNS.search(str(error)):

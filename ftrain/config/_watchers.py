@@ -116,7 +116,7 @@ def _checkpointing(parts: Parts, options: Checkpoint) -> Any:
 
 
 def _keeps_best(parts: Parts) -> bool:
-    """Return True if the run keeps best checkpoints: by default, if it has held-out data."""
+    """Return True if the run keeps its best checkpoints, by default if there are held-out data."""
     options = parts.config.checkpoint
     by_default = options.monitor == Checkpoint().monitor and parts.held_out is None
     return bool(options.keep_best) and not by_default

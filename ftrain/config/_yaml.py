@@ -61,7 +61,7 @@ def scalar(text: str) -> Any:
 def _integer(text: str) -> int | float:
     digits = text.lstrip("+-")
     base = {"0x": 16, "0o": 8}.get(digits[:2], 10)
-    # Python refuses to convert longer integers; `check_limits` and the schema refuse infinity.
+    # Python refuses to convert longer integers. No setting has so many digits.
     return int(text, base) if len(text) < 4000 else float("inf")
 
 

@@ -204,7 +204,7 @@ def build(
 def _objective(
     resolved: Resolved, model: Any, facts: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], Callable[..., Any] | None, Callable[[Steps], Steps]]:
-    """Return the loss function, the evaluation function if it differs, and `Parts.taught`."""
+    """Return the loss, the evaluation loss if it differs, and a function that adds the teacher."""
     config, target = resolved.config, resolved.objective
     function, arguments = target.function, _filled(target, facts, resolved)
     if resolved.task is not None:
@@ -242,9 +242,8 @@ def _device(config: Config) -> torch.device:
         torch.empty(0, device=found)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        why = (
-            "" if "at start of device string" in reason else f" ({reason})"
-        )  # without torch's list of all devices
+        # Without torch's list of all its devices.
+        why = "" if "at start of device string" in reason else f" ({reason})"
         near = value_alias("device", config.device)
         names = "cpu, cuda, cuda:1 or auto" if torch.cuda.is_available() else "cpu or auto"
         remedy = f"Did you mean {near}?" if near else f"Write {names}"

@@ -52,7 +52,7 @@ class ConfigError(ValueError):
 
     @classmethod
     def at(cls, key: str, place: str | os.PathLike[str], message: str) -> ConfigError:
-        """Return an error with one problem."""
+        """Return an error with one problem: its key, source location and message."""
         return cls([Problem(key, os.fspath(place), message)])
 
     @property

@@ -57,9 +57,7 @@ def _default(field: FieldInfo) -> str:
         return "(needed)"
     value = field.get_default()
     if isinstance(value, BaseModel):
-        return getattr(
-            value, "name", ""
-        )  # of a component; the keys of a section are listed on their own
+        return getattr(value, "name", "")  # of a component; a section has keys of its own
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
     return "[]" if value == () else str(value)

@@ -165,7 +165,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> F
 
 
 def numbered(config: Config, mesh: Any = None) -> Config:
-    """Return a configuration whose run directory is unused, numbered if `versions` is true; create it.
+    """Create an unused run directory, numbered if `versions` is true; return a configuration with it.
 
     Raises:
         ConfigError: a directory cannot be created.
@@ -267,7 +267,7 @@ def _will_compile(parts: Parts) -> bool:
 def _check_free(
     config: Config, folder: pathlib.Path, may_hold_a_run: bool, locked: bool = False
 ) -> None:
-    """Raise if the directory contains a run that took steps, unless `may_hold_a_run`."""
+    """Raise if the run directory contains a run that took steps, unless `may_hold_a_run`."""
     if not may_hold_a_run and holds_a_run(folder):
         if not locked and config.checkpoint.lock and in_use(folder):
             raise _refusal(
@@ -353,7 +353,7 @@ def _stored_fitted(config: Config, folder: pathlib.Path) -> Mapping[str, Any] | 
 
 
 def _write(folder: pathlib.Path, files: Mapping[str, str]) -> None:
-    """Write each file atomically, so that readers see the old file or the new one."""
+    """Write texts to files by name, each atomically: readers see the old file or the new one."""
     for name, text in files.items():
         _file_output.replace(folder / name, text)
 

@@ -270,7 +270,7 @@ class Config(_Section):
 
     @property
     def places(self) -> Places:
-        """Source location of each key."""
+        """Source locations (file and line, or argument) of the keys."""
         return self._places
 
     @property

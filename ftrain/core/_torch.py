@@ -136,9 +136,7 @@ class _Below(DispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        if not isinstance(
-            func, torch._ops.OpOverload
-        ):  # a higher-order operator, which calls functions of the user
+        if not isinstance(func, torch._ops.OpOverload):  # it calls functions of the user
             return func(*args, **(kwargs or {}))
         with torch._C.DisableTorchFunction():
             return func(*args, **(kwargs or {}))

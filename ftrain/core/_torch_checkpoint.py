@@ -98,7 +98,7 @@ class _Recompute:
 
 @functools.cache
 def _install() -> None:
-    """Patch torch's checkpointing classes, once; outside of `around_regions` they behave as before.
+    """Patch torch's checkpointing classes once, without effect outside of `around_regions`.
 
     (`_checkpoint_hook(frame)` with `frame.recompute_fn`: 2.1 and later. Without it, torch's own errors
     are raised, and a draw in a recomputation raises.)

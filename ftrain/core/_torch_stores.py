@@ -17,22 +17,22 @@ __all__ = ["Store", "clone", "default_store", "hash_store", "prefixed", "tcp_sto
 
 
 def hash_store() -> Store:
-    """Return a store of this process alone."""
+    """Return a key-value store in the memory of this process."""
     return HashStore()
 
 
 def prefixed(prefix: str, store: Store) -> Store:
-    """Return a view of a store whose keys begin with a prefix."""
+    """Return a view of a key-value store that adds a prefix to every key."""
     return PrefixStore(prefix, store)
 
 
 def tcp_store(host: str, port: int, server: bool, timeout: timedelta) -> Store:
-    """Return a client of a store on the network; with `server`, run the store in this process."""
+    """Return a client of a networked key-value store; with `server`, run the store in this process."""
     return TCPStore(host, port, None, server, timeout, wait_for_workers=False)
 
 
 def clone(store: Store) -> Store:
-    """Return another client of the same store: a client that waits for a key serves no other thread."""
+    """Return another client of a store, because a client that waits blocks its other threads."""
     found: Any = store
     cloned: Store = found.clone()
     return cloned

@@ -120,7 +120,7 @@ PartFn = Callable[[Any, torch.Tensor, Any, torch.Tensor | None], Sums]
 def accumulate_micro_batches(
     of_part: PartFn, zeros: Any, buffers: Any, keys: torch.Tensor, parts: Stacked | Separate
 ) -> Sums:
-    """Sum the results of `of_part` over micro-batches; each starts from the buffers after the last one.
+    """Sum the results of `of_part` over micro-batches, which update the buffers one after another.
 
     Args:
         of_part: the function of one micro-batch.
@@ -310,7 +310,7 @@ def _constants(leaves: list[Any]) -> dict[int, Any]:
 
 
 def _column(batch: Any, path: str = "") -> tuple[str, Any] | None:
-    """Return path and value of the first list or tuple in a batch with only Python constants in it."""
+    """Return path and value of the first list or tuple of Python constants in a batch."""
     children = tree.one_level(batch)
     values = children.values()
     if type(batch) in (list, tuple) and values and all(isinstance(x, _CONSTANTS) for x in values):

@@ -24,7 +24,7 @@ class Ranks(Protocol):
     Attributes:
         parts: the number of micro-batches into which this rank cuts its rows.
         total: the number of micro-batches of all ranks.
-        cuts_whole: True if a single micro-batch is stacked like several, and so the body of a loop.
+        cuts_whole: True if a single micro-batch is stacked like several, and is the body of a loop.
     """
 
     parts: int
@@ -39,7 +39,7 @@ class Ranks(Protocol):
         return
 
     def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the factor of the gradients of a micro-batch: its weight, or that of all ranks."""
+        """Return the weight of a micro-batch's gradients: the weight on this rank, or on all ranks."""
         return weight
 
     def summed(

@@ -56,7 +56,7 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Composition:
-    """Function `(state, batch) -> (state, metrics)` that composes a step of gradients and optimizer."""
+    """Function `(state, batch) -> (state, metrics)` in a `TrainStep`: gradients, update and commit."""
 
     gradients: GradientFn
     optimizer: Optimizer
@@ -174,9 +174,8 @@ def make_steps(
     True
     """
     if not callable(getattr(optimizer, "init", None)):
-        in_place = isinstance(
-            optimizer, torch.optim.Optimizer
-        )  # whose repr has one line per option
+        # The repr of a torch optimizer has one line per option.
+        in_place = isinstance(optimizer, torch.optim.Optimizer)
         got = a_or_an(type(optimizer).__name__) if in_place else repr(optimizer)
         raise TypeError(
             f"optimizer: expected a pair of functions init and update, such as optim.adamw(1e-3), got "

@@ -227,9 +227,7 @@ class Loader:
     def _plan(self, cursor: Cursor, epochs: int | None) -> Iterator[tuple[Request, Cursor]]:
         """Yield the request for each batch after `cursor`, with the cursor after that batch."""
         seed, epoch, position = cursor.seed, cursor.epoch, cursor.position
-        if not self._remaining(
-            position
-        ):  # the cursor's epoch has no full batch of this batch size left
+        if not self._remaining(position):  # the cursor's epoch has no batch of this size left
             epoch, position = epoch + 1, 0
         end = None if epochs is None else epoch + epochs
         while epoch != end:

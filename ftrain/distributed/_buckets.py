@@ -51,7 +51,7 @@ def gathered(values: Any, group: Group) -> Any:
 
 
 def _buckets(leaves: list[torch.Tensor], limit: int | None = BUCKET_BYTES) -> Iterator[list[int]]:
-    """Yield the indices of the tensors of each bucket, beginning with the last tensors.
+    """Yield, for each bucket, the indices of its tensors, beginning with the last tensors.
 
     A backward pass computes the gradients of the last layers first, and parameters are often in the
     order of the layers.
@@ -80,7 +80,7 @@ def _sendable(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _received(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Convert a tensor that `_sendable` has made, and a collective returned, back to its dtype."""
+    """Convert a received tensor from the dtype in which it was sent back to its own dtype."""
     if dtype.is_complex:
         return torch.view_as_complex(tensor.contiguous())
     return tensor.to(dtype)

@@ -21,7 +21,7 @@ __all__ = ["Share", "gather_parameters", "sum_gradients"]
 
 
 class Share:
-    """Factor of this rank's gradients in a sum over ranks, known when a backward pass begins.
+    """Factor by which this rank multiplies its gradients before they are summed over ranks.
 
     Each rank divides its loss by its own weight before the backward pass, as one process does, so that
     products in half precision round and overflow as in one process. The factor corrects the division.
@@ -92,7 +92,7 @@ def sum_gradients(
     group: Group,
     share: Share,
 ) -> list[torch.Tensor]:
-    """Sum whole gradients over ranks; return this rank's rows of each sum, or all if replicated.
+    """Sum gradients over ranks; return this rank's rows of each sum, or all if it is replicated.
 
     Args:
         grads: the gradients on this rank.

@@ -13,7 +13,7 @@ __all__ = ["peers_of"]
 
 
 def peers_of(mesh: DeviceMesh, timeout: float, use: str = "") -> Peers:
-    """Return all ranks of a mesh as `Peers` of this rank, for one call of `save`, `load` or the like.
+    """Return an object through which all ranks of a mesh agree during one save, load or other call.
 
     Args:
         mesh: the ranks; a rank's number in messages is its position in the mesh.

@@ -113,7 +113,7 @@ class Peers:
         return self.rank == LEADER
 
     def agree(self, action: str, work: Callable[[], M], decide: Callable[[list[M]], D]) -> D:
-        """Run `work` on every rank and `decide` on one; return the decision on every rank.
+        """Run `work` on every rank and `decide` on rank 0; return the decision on every rank.
 
         Args:
             action: what the call does, for messages: "save the checkpoint runs/a".
@@ -275,7 +275,7 @@ class Peers:
         return self._known.get(rank)
 
     def host(self, rank: int) -> str:
-        """Return the name of a rank's machine; `"?"` if it never answered."""
+        """Return the host name of a rank; `"?"` if the rank never answered."""
         process = self._process_of(rank)
         return "?" if process is None else process.host
 

@@ -66,7 +66,7 @@ class LocalLeaf(NamedTuple):
     tensor: torch.Tensor
 
     def part(self, piece: Piece) -> torch.Tensor | None:
-        """Return the rows of a piece; `None` if they are not all on this rank."""
+        """Return the rows of a piece; `None` if some of the rows are not on this rank."""
         if not self.shape:
             return self.tensor
         first = piece.start - self.start
@@ -154,7 +154,7 @@ def _of_whole(leaf: LocalLeaf) -> tuple[Any, Any]:
 
 
 def check_same(own: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
-    """Raise unless this rank's description of its state equals that of rank 0.
+    """Raise unless the state on this rank has the description of the state on rank 0.
 
     Raises:
         CheckpointMismatchError: the descriptions differ; the message names the first difference.
@@ -199,7 +199,7 @@ def votes(leaves: Sequence[LocalLeaf]) -> list[Vote]:
 def merge(
     leaves: Sequence[LocalLeaf], ballots: Sequence[Sequence[Vote]]
 ) -> list[tuple[tuple[int, ...], int | None]]:
-    """Return strides and alias of each leaf, from rank 0's leaves and the votes of all ranks.
+    """Return strides and alias of each leaf, as reported by the ranks that hold rows of the leaf.
 
     Raises:
         CheckpointMismatchError: two ranks report different strides or aliases of a leaf.

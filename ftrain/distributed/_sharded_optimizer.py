@@ -105,7 +105,7 @@ class ShardedOptimizer:
         return local_tensors(state, self.state_rows, self.group)
 
     def update(self, grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
-        """Return this rank's rows of the updates and of the new state."""
+        """Return this rank's rows of the updates and of the new optimizer state."""
         updates, new = self.optimizer.update(
             self._wrapped(grads),
             global_tensors(state, self.state_rows, self.group),

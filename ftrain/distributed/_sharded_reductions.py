@@ -20,7 +20,7 @@ aten = torch.ops.aten
 
 
 def _real(x: ShardedTensor) -> torch.Tensor:
-    """Return the rows of this rank without padding."""
+    """Return the rows of a sharded tensor on this rank, without padding."""
     return x.local.narrow(0, 0, rows_of(x.shape[0], x.group)[1])
 
 
@@ -90,7 +90,7 @@ def _every(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def _plain(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Make a new tensor that takes only dtype and device from its argument."""
+    """Make a plain tensor by an operator that reads only dtype and device of a sharded tensor."""
     if not isinstance(args[0], ShardedTensor):
         return NotImplemented
     return func(args[0].local, *args[1:], **kwargs)

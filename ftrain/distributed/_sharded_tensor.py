@@ -173,7 +173,7 @@ ELEMENTWISE = frozenset(
 
 
 def rows_of(rows: int, group: Group) -> tuple[int, int]:
-    """Return the number of rows that each rank holds, and how many of this rank's are not padding."""
+    """Return the number of rows on each rank, and the number of rows on this rank without padding."""
     n = -(-rows // group.size)
     return n, max(0, min(n, rows - group.rank * n))
 
@@ -199,7 +199,7 @@ def sharded_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> list[Shard
 
 
 def _by_rows(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Run an elementwise operator on the rows of this rank; `NotImplemented` if the shapes differ."""
+    """Run an elementwise operator on this rank's rows; return `NotImplemented` if shapes differ."""
     first, *sharded = sharded_arguments(args, kwargs)
     shape, group = first.shape, first.group
     if any(x.shape != shape or x.group != group for x in sharded):

@@ -110,7 +110,7 @@ class ShardedBound(Bound):
         training: bool,
         until: contextlib.ExitStack | None = None,
     ) -> tuple[Any, Tensors]:
-        """Call `fn` on the module with these rows of the parameters, gathered when they are needed."""
+        """Call `fn` on the module, whose parameters are gathered from `params` when they are needed."""
         for name, shape in self._shapes.items():
             if name in params and tuple(params[name].shape) != shape:
                 raise ValueError(
@@ -182,7 +182,7 @@ def _blocks(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def _refusal(module: nn.Module) -> str | None:
-    """Return why a module cannot be a unit; `None` if it can."""
+    """Return the reason why a module cannot be gathered as a unit; `None` if it can."""
     if type(module).forward is nn.Module.forward:
         return "has no `forward`"
     if "forward" in vars(module):
@@ -214,9 +214,8 @@ def _unit_class(cls: Any, places: tuple[Place, ...]) -> type[nn.Module]:
         held = {place: registries(self.get_submodule(place.path))[0] for place in places}
         shards = {place.name: held[place][place.key] for place in places}
         if not all(isinstance(x, UnitParameter) for x in shards.values()):
-            return function(self)(
-                *args, **kwargs
-            )  # the parameters are whole already, because the unit calls itself
+            # The parameters are whole already, because the unit calls itself.
+            return function(self)(*args, **kwargs)
         rows = [shards[name].shape[0] for name in names]
         group, share = shards[names[0]].group, shards[names[0]].share
 

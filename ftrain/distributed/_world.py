@@ -1,4 +1,4 @@
-"""Process group of this process, as `initialize` made it."""
+"""Process group that `initialize` made for this process."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def set_current(world: World | None) -> None:
 
 
 def control_group(mesh: Any) -> Any:
-    """Return the group for Python values of the ranks of a mesh."""
+    """Return the process group through which the ranks of a mesh exchange Python values."""
     world = _current
     if world is not None and mesh is world.mesh:
         return world.control

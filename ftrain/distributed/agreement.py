@@ -114,7 +114,7 @@ def check_same(mesh: DeviceMesh | None, values: Mapping[str, Any], remedy: str) 
 
 @contextlib.contextmanager
 def together(mesh: DeviceMesh | None, what: str) -> Iterator[None]:
-    """End a `with` block on all ranks or none: raise on every rank if it raised on one.
+    """Make a `with` block end alike on all ranks: raise on every rank if the block raised on one.
 
     A rank whose block raised an exception raises that exception; the others raise a `RankError` that
     names the rank, its host and the exception.
@@ -141,7 +141,7 @@ def together(mesh: DeviceMesh | None, what: str) -> Iterator[None]:
 
 
 def _exchange(mesh: DeviceMesh, value: Any, what: str, failure: str | None) -> list[Any]:
-    """Return the values of all ranks; raise on all of them if one passed a failure."""
+    """Return the values of all ranks; raise on every rank if one of them passed a failure."""
     found: list[Any] = [None] * mesh.size()
     mine = (value, what, failure and f"{failure} (on {socket.gethostname()})")
     try:
@@ -186,7 +186,7 @@ def lost_rank(error: BaseException, where: str) -> RankError:
     world = current()
     if world is None or world.channel is None:
         return RankError(
-            f"a rank failed or did not answer {where}: {says}. Read the output of that rank."
+            f"a rank failed or did not answer {where}: {says}. Read the output of the other ranks."
         )
     world.channel.report(error, origin=False)
     try:

@@ -205,7 +205,7 @@ def _placed(dense: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _entries(state: Any, layout: Layout, tensors: Sequence[torch.Tensor]) -> list[Entry]:
-    """Return an entry for each leaf, with the rows of these tensors.
+    """Return the DCP entry of each leaf of a state, with the rows in `tensors`.
 
     Raises:
         ValueError: two leaves have one name.

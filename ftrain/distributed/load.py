@@ -33,7 +33,7 @@ def load(
     on_change: OnChange = "warn",
     timeout: float = 600.0,
 ) -> tuple[T, Any]:
-    """Load the rows of each rank, bit for bit, from a checkpoint of any number of ranks.
+    """Load this rank's rows of a state, bit for bit, from a checkpoint of any number of ranks.
 
     Every rank of the mesh must call this. From a checkpoint that several ranks wrote, a rank reads the
     pieces that hold its rows, each up to 64 MiB or one row. From a checkpoint that one process wrote, a
@@ -84,7 +84,7 @@ def read(
     fingerprint: Mapping[str, Any] | None = None,
     on_change: OnChange = "warn",
 ) -> tuple[T, Manifest]:
-    """Load this rank's rows; raise on every rank if any rank cannot."""
+    """Load this rank's rows of a state; raise on every rank if a rank cannot load its rows."""
     path = os.path.abspath(path)
     found: list[tuple[T, Manifest]] = []
 

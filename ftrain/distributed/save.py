@@ -224,7 +224,7 @@ def _sha256(memory: memoryview) -> str:
 def _spread(
     mine: Sequence[tuple[int, str, torch.Tensor]],
 ) -> list[list[tuple[int, str, torch.Tensor]]]:
-    """Divide the pieces of this rank into files of up to a few gigabytes."""
+    """Group the pieces that this rank writes into files of up to a few gigabytes."""
     groups: list[list[tuple[int, str, torch.Tensor]]] = []
     filled = 0
     for each in mine:

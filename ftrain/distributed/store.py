@@ -106,7 +106,7 @@ class ShardedStore(Store):
         metrics: Mapping[str, Any] | None = None,
         replace: bool = False,
     ) -> pathlib.Path:
-        """Save the checkpoint of a step on all ranks, then delete those that the policy does not keep.
+        """Save the checkpoint of a step on all ranks, then delete checkpoints that are not to be kept.
 
         Args:
             state: this rank's tree of tensors.
@@ -207,11 +207,11 @@ class ShardedStore(Store):
         return state, manifest.metadata
 
     def latest(self) -> pathlib.Path | None:
-        """Return the path of the newest checkpoint that verifies, as rank 0 finds it."""
+        """Return, on every rank, the path of the newest checkpoint that rank 0 has verified."""
         return self._path(f"find the latest checkpoint in {self.directory}", super().latest)
 
     def best(self) -> pathlib.Path | None:
-        """Return the path of the best checkpoint that verifies, as rank 0 finds it."""
+        """Return, on every rank, the path of the best checkpoint that rank 0 has verified."""
         return self._path(f"find the best checkpoint in {self.directory}", super().best)
 
     def delete(self, step: int) -> None:
@@ -319,7 +319,7 @@ def _check_damaged(path: str, error: CheckpointExistsError) -> None:
 
 
 def _check_outcomes(outcomes: list[dict[str, str]]) -> None:
-    """Raise on every rank if a rank could not read a checkpoint, or read another one."""
+    """Raise on every rank if a rank could not read a checkpoint, or read another than rank 0."""
     for rank, outcome in enumerate(outcomes):
         if "error" in outcome:
             kinds = (CheckpointNotFoundError, CheckpointCorruptError)

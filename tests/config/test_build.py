@@ -168,7 +168,7 @@ def test_schedule_over_a_stream_requires_max_steps(tmp_path: pathlib.Path) -> No
     assert "Write max_steps" in message
 
 
-def test_reduce_on_plateau_scales_the_updates_of_the_optimizer() -> None:
+def test_reduce_on_plateau_is_the_last_transformation_of_the_optimizer() -> None:
     parts = built(schedule={"name": "reduce_on_plateau", "patience": 2}, max_grad_norm=1.0)
     assert parts.schedule is None
     assert [type(state).__name__ for state in parts.init_state().opt_state][
