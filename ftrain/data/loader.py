@@ -18,7 +18,6 @@ import collections
 import dataclasses
 import functools
 import hashlib
-import traceback
 from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
@@ -30,6 +29,7 @@ from torch.utils.data import DataLoader
 from ftrain.core.errors import ArgumentError
 from ftrain.data._device import transferred
 from ftrain.data._fetch import Augment, Collate, Fetch, Gather, Request, as_dataset
+from ftrain.data._release_workers import release_workers
 from ftrain.data.cursor import Cursor, check_seed, checked, is_count
 from ftrain.data.samplers import Sampler, Sequential, Shuffled
 
@@ -341,11 +341,7 @@ def _in_workers(
         for batch in fetched:
             yield batch, cursors.popleft()
     except Exception as error:
-        # One frame of torch refers to the exception and so to itself, another to the workers. If the
-        # garbage collector frees them, the queues close first, and each worker takes 5 s to end.
-        for frame, _ in traceback.walk_tb(error.__traceback__):
-            if frame.f_globals.get("__name__", "").startswith("torch."):
-                frame.clear()
+        release_workers(error)
         if str(error).startswith("DataLoader worker (pid"):
             error.add_note(
                 "A worker process of the loader exited without an error; it may have been killed for "

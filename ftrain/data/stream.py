@@ -20,6 +20,7 @@ from ftrain.data._collate import collate_samples
 from ftrain.data._device import transferred
 from ftrain.data._fetch import Collate, sample_keys
 from ftrain.data._generators import preserved_generators, seed_generators
+from ftrain.data._release_workers import release_workers
 from ftrain.data.cursor import Cursor, check_seed, checked, is_count
 
 __all__ = ["Stream"]
@@ -126,7 +127,11 @@ class Stream:
     def _run(self, cursor: Cursor, epochs: int | None) -> Iterator[tuple[Any, Cursor]]:
         end = None if epochs is None else cursor.epoch + epochs
         while cursor.epoch != end:
-            cursor = yield from self._epoch(cursor)
+            try:
+                cursor = yield from self._epoch(cursor)
+            except BaseException as error:
+                release_workers(error)
+                raise
 
     def _epoch(self, cursor: Cursor) -> Generator[tuple[Any, Cursor], None, Cursor]:
         """Yield the remaining batches of an epoch; return the cursor of the next epoch."""

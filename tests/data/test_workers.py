@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from ftrain import random
 from ftrain.data import Cursor, Loader, Stream
+from ftrain.loop import Trainer
 from tests.data.test_loader import assert_same
 
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")
@@ -148,6 +149,62 @@ def test_an_error_in_a_worker_ends_the_workers_without_the_garbage_collector():
         with pytest.raises(RuntimeError, match="the disk"):
             list(Loader(Broken(range(4)), 1, shuffle=False, workers=2))
         assert set(torch.multiprocessing.active_children()) <= before
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("batch_size", [None, 2])
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_an_error_in_a_worker_of_a_stream_ends_the_workers(batch_size, device):
+    """They once lived as long as the exception, or until the garbage collector freed its cycle."""
+    before = set(torch.multiprocessing.active_children())
+    source = DataLoader(Broken(range(9)), num_workers=2)
+    gc.disable()
+    try:
+        with pytest.raises(RuntimeError, match="the disk") as kept:
+            list(Stream(source, batch_size, device=device).batches())
+        assert set(torch.multiprocessing.active_children()) <= before
+        assert kept.value.__traceback__ is not None
+    finally:
+        gc.enable()
+
+
+def test_an_error_in_the_consumer_of_a_stream_ends_the_workers():
+    before = set(torch.multiprocessing.active_children())
+    source = DataLoader(list(range(9)), num_workers=2)
+
+    def consume():
+        for batch, _ in Stream(source).batches(epochs=2):
+            if int(batch) == 4:
+                raise KeyError(4)
+
+    gc.disable()
+    try:
+        with pytest.raises(KeyError) as kept:
+            consume()
+        assert set(torch.multiprocessing.active_children()) <= before
+        assert kept.value.__traceback__ is not None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("source", ["loader", "stream"])
+def test_an_error_in_a_step_of_a_run_ends_the_workers(source):
+    before = set(torch.multiprocessing.active_children())
+    samples = [{"x": torch.ones(2)} for _ in range(9)]
+    train_data = (
+        Loader(samples, 1, workers=2) if source == "loader" else DataLoader(samples, num_workers=2)
+    )
+
+    def step(state, batch):
+        raise RuntimeError("the step")
+
+    gc.disable()
+    try:
+        with pytest.raises(RuntimeError, match="the step") as kept:
+            Trainer(step, compile=False).fit({"w": torch.ones(1)}, train_data, epochs=1)
+        assert set(torch.multiprocessing.active_children()) <= before
+        assert kept.value.__traceback__ is not None
     finally:
         gc.enable()
 
