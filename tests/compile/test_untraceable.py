@@ -171,6 +171,20 @@ def test_error_for_a_backward_pass_that_reads_tensor_values_names_the_forward_op
     assert "no frame" not in str(error.value)
 
 
+def test_gradient_of_complex_singular_vectors_raises_compiled_with_the_reason() -> None:
+    """Torch checks in the backward pass that a loss does not depend on the phases of the vectors."""
+
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        vectors = torch.linalg.svd(torch.complex(x[:2, :2], x[1:3, :2]))[0]
+        return (vectors.abs() ** 4).sum()
+
+    x = torch.arange(12.0, dtype=torch.float64).reshape(3, 4).sin()
+    assert ftrain.value_and_grad(loss)(x)[1].isfinite().all()
+    said = "(?s)of a complex matrix compares values.*ftrain.value_and_grad alone computes it"
+    with pytest.raises(TraceError, match=said):
+        compiled(ftrain.value_and_grad(loss))(x)
+
+
 @pytest.mark.parametrize(
     "fn", [lambda x: x if x.sum() > 0 else -x, lambda x: float(x.sum()), lambda x: x.tolist()]
 )

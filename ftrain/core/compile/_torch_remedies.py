@@ -27,6 +27,11 @@ _LEAST_SQUARES = (
     "Write torch.linalg.pinv(a) @ b, or torch.linalg.solve(a.mT @ a, a.mT @ b) for a matrix of full "
     "column rank.",
 )
+_PHASE = (
+    "the gradient of the singular vectors of a complex matrix compares values, since torch checks that "
+    "the loss does not depend on the phases of these vectors",
+    _OUTSIDE,
+)
 _MASK = (
     "a transformer layer compares the values of its mask with those of a causal mask",
     "Say whether the mask is causal: pass is_causal=True or is_causal=False beside it (tgt_is_causal= "
@@ -103,4 +108,5 @@ BACKWARD: dict[str, Remedy] = {
         "Fill by the mask instead: torch.where(mask, values, x), with one value for each element.",
     ),
     "aten._ctc_loss": _CTC,
+    "aten.allclose": _PHASE,
 }
