@@ -32,6 +32,7 @@ def step_once(
     grads: Sequence[torch.Tensor],
     entries: Sequence[Entries],
     numbers: Collection[str] = (),
+    scalars: Collection[str] = (),
 ) -> tuple[list[torch.Tensor], list[Entries]]:
     """Return the parameters and the optimizer's state after one step, without modifying arguments.
 
@@ -43,15 +44,18 @@ def step_once(
         grads: like `params`.
         entries: the optimizer's state of each parameter, as tensors.
         numbers: the names of state entries that the optimizer stores as Python numbers.
+        scalars: the names of those that are 0-d for parameters of every shape, such as counts.
     """
     symbolic = _without_values(params)
-    copies = [_own(p, symbolic) for p in params]
+    copies = [p.detach().clone() for p in params]
     optimizer = _made(make, options, rate, copies, symbolic)
     optimizer.state = defaultdict(dict)
     for copy, grad, entry in zip(copies, grads, entries, strict=True):
-        copy.grad = _own(grad, symbolic)
+        copy.grad = grad.detach().clone()
         mine = {
-            name: value.item() if name in numbers and not symbolic else _own(value, symbolic)
+            name: value.item()
+            if name in numbers and not symbolic
+            else _own(value, wide=symbolic and name in scalars)
             for name, value in entry.items()
         }
         if mine:
@@ -159,10 +163,9 @@ _OWN = (
 )  # fmt: skip
 
 
-def _own(value: torch.Tensor, symbolic: bool) -> torch.Tensor:
-    if symbolic and value.ndim == 0:
-        # 0-d entries are counts: in float32 `1 - b ** t` is off by 5e-5 at first; torch uses Python
-        # floats.
+def _own(value: torch.Tensor, wide: bool) -> torch.Tensor:
+    if wide:
+        # A count in float32 makes `1 - b ** t` off by 5e-5 at first; torch uses Python floats.
         return value.detach().to(torch.float64, copy=True)
     return value.detach().clone()
 
@@ -190,7 +193,12 @@ def _without_values(tensors: Sequence[torch.Tensor]) -> bool:
 
 
 class _Factors(TorchFunctionMode):
-    """Function mode in which `x.addcdiv_(a, b, value=t)` and the like accept a tensor `t`."""
+    """Function mode in which `x.addcdiv_(a, b, value=t)` and the like accept a tensor `t`.
+
+    The result has the bits of the same call with a Python number, except under vmap: torch's kernels
+    compute `x + (t * a) / b`, `x + (t * a) * b` and `x + t * a`, the last two with one rounding where
+    the processor has fused multiply-add. `addcmul` is fused where these are.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -201,15 +209,18 @@ class _Factors(TorchFunctionMode):
         if not isinstance(factor, torch.Tensor):
             return func(*args, **kwargs)
         x, *rest = args
-        rest = [y.to(x.dtype) for y in rest]
+        first, *second = (y.to(x.dtype) for y in rest)
+        factor = (-factor if name.startswith("sub") else factor).to(x.device, x.dtype)
         if name.startswith("addcdiv"):
-            term = rest[0] / rest[1]
-        elif name.startswith("addcmul"):
-            term = rest[0] * rest[1]
-        else:
-            term = rest[0]
-        term = term * (-factor if name.startswith("sub") else factor).to(x.dtype)
-        return x.add_(term) if name.endswith("_") else x + term
+            return _add(x, first * factor / second[0], in_place=name.endswith("_"))
+        pair = (first * factor, second[0]) if second else (first, factor)
+        if _torch.inside_vmap():  # torch has no batching rule for `addcmul_`
+            return _add(x, pair[0] * pair[1], in_place=name.endswith("_"))
+        return x.addcmul_(*pair) if name.endswith("_") else x.addcmul(*pair)
+
+
+def _add(x: torch.Tensor, term: torch.Tensor, in_place: bool) -> torch.Tensor:
+    return x.add_(term) if in_place else x + term
 
 
 _FACTORS = {

@@ -54,6 +54,11 @@ def from_torch(
     the same algorithm, that one is faster, because every update here copies parameters, gradients and
     state.
 
+    Compiled with `backend="eager"`, the updates of SGD, RMSprop, Adagrad, Adadelta, Rprop and Muon have
+    the bits of eager ones. For Adam, AdamW, NAdam, RAdam, Adamax and ASGD torch computes a step without
+    values (`capturable`) by another formula: they are within 4 ulps of the larger of parameter and step
+    (ASGD: 64).
+
     Args:
         optimizer: the class, such as `torch.optim.Adagrad`.
         lr: a finite number >= 0, a 0-d tensor, or a schedule; default: the class's default.
@@ -81,7 +86,7 @@ def from_torch(
     """
     if lr is not None:
         check_learning_rate(lr)
-    options, default, numbers = _probed(optimizer, options)
+    options, default, numbers, scalars = _probed(optimizer, options)
     rate: LearningRate = default if lr is None else lr
 
     @functools.cache  # a dict in the closure would be state that a step changes
@@ -130,6 +135,7 @@ def from_torch(
             [g.to(p.dtype) for g, p in zip(gs, wide, strict=True)],
             old,
             numbers,
+            scalars,
         )
         kept = [_like(optimizer, entry, was) for entry, was in zip(entries, old, strict=True)]
         updates = [after - before for after, before in zip(new, wide, strict=True)]
@@ -155,8 +161,13 @@ def _refuse_derivatives(optimizer: type, inputs: list[torch.Tensor]) -> None:
 
 def _probed(
     optimizer: type[torch.optim.Optimizer], options: dict[str, Any]
-) -> tuple[dict[str, Any], float, frozenset[str]]:
-    """Return a torch optimizer's options, default learning rate, and names of numbers in its state."""
+) -> tuple[dict[str, Any], float, frozenset[str], frozenset[str]]:
+    """Return a torch optimizer's options, default learning rate, and the names of scalars in its state.
+
+    Returns:
+        The options, the rate, the names of state entries that are Python numbers, and the names of
+        those that are numbers or 0-d tensors for a matrix.
+    """
     if not isinstance(optimizer, type) or not issubclass(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"optimizer: expected a class such as torch.optim.Adagrad, got {optimizer!r}. "
@@ -210,7 +221,8 @@ def _probed(
                 f"{a_or_an(type(value).__name__)}. Write it as a GradientTransformation."
             )
     numbers = frozenset(key for key, value in entries.items() if isinstance(value, (int, float)))
-    return options, before.get("lr", 0.0), numbers
+    zero_d = {k for k, v in entries.items() if isinstance(v, torch.Tensor) and v.ndim == 0}
+    return options, before.get("lr", 0.0), numbers, numbers | zero_d
 
 
 def _by_name(

@@ -151,8 +151,7 @@ def frozen_encoder() -> Case:
     return Case(ftrain.make_steps(model, classification, optim.sgd(0.1)), batches())
 
 
-# A traced step computes with the learning rate as a tensor, an eager one with a number in float64.
-@correct(*ALL, compiled={"relative": 1e-5})
+@correct(*ALL)
 def torch_optimizer_through_the_bridge() -> Case:
     optimizer = optim.from_torch(torch.optim.RMSprop, lr=1e-2)
     return Case(ftrain.make_steps(mlp, classification, optimizer), batches())
