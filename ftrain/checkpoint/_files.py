@@ -94,6 +94,10 @@ class Files:
     def size(self, descriptor: int, path: str) -> int:
         return int(self.call("stat", path, os.fstat, descriptor).st_size)
 
+    def allocated(self, descriptor: int, path: str) -> int:
+        """Return how many bytes of a file are on the disk: fewer than its size if it has holes."""
+        return 512 * int(self.call("stat", path, os.fstat, descriptor).st_blocks)
+
     def seek(self, descriptor: int, position: int, path: str) -> None:
         self.call("seek", path, os.lseek, descriptor, position, os.SEEK_SET)
 

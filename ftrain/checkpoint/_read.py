@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 from ftrain.checkpoint import _files, _safetensors, _tensors
 from ftrain.checkpoint._hashing import CHUNK, Hashing
+from ftrain.checkpoint._room import check_holes, check_memory
 from ftrain.checkpoint.errors import (
     RESTORE,
     CheckpointCorruptError,
@@ -43,6 +44,9 @@ __all__ = [
 ]
 
 _MOST_SUMS = 16 << 20
+
+#: Bytes in memory of a parsed manifest for each byte of its text, at most: `{"":0},{"":0}` takes 34.
+_PARSED = 40
 
 Feed = Callable[[memoryview], object]
 
@@ -95,7 +99,7 @@ class OpenCheckpoint:
     def __init__(self, directory: int, path: str) -> None:
         self._directory = directory
         self.path = path
-        rendered = self._read_small(MANIFEST, MOST_MANIFEST)
+        rendered = self._read_small(MANIFEST, MOST_MANIFEST, _PARSED)
         sums = self._read_small(SUMS, _MOST_SUMS)
         sha256 = hashlib.sha256(rendered).hexdigest().encode()
         if sha256 + b"  " + MANIFEST.encode() not in sums.splitlines():
@@ -109,6 +113,20 @@ class OpenCheckpoint:
                 f"{self._path(SUMS)} is not what was written: expected the files that {MANIFEST} lists, "
                 f"got others. {RESTORE}"
             )
+
+    def check_sizes(self, leaves: Iterable[LeafRecord]) -> None:
+        """Raise before memory is allocated for leaves if a file is shorter than the manifest says.
+
+        Raises:
+            CheckpointCorruptError: a file has another size than the one written.
+            CheckpointReadError: the leaves do not fit in memory.
+        """
+        for record in self.manifest.files:
+            with self._open(record.name) as descriptor:
+                self._check_size(record, descriptor)
+        sizes = ((leaf, _tensors.by_name(leaf.dtype)) for leaf in leaves)
+        needed = sum(math.prod(leaf.shape) * dtype.itemsize for leaf, dtype in sizes if dtype)
+        check_memory(self.path, "its tensors", needed)
 
     def read(self, place: Place) -> None:
         """Read and verify every file once; read each tensor into the target that `place` returns.
@@ -165,11 +183,7 @@ class OpenCheckpoint:
     def _read_file(self, record: FileRecord, parts: dict[str, _Part], place: Place) -> None:
         path = self._path(record.name)
         with self._open(record.name) as descriptor, Hashing() as hashing:
-            size = _files.system.size(descriptor, path)
-            if size != record.size:
-                raise CheckpointCorruptError(
-                    f"{path}: expected {record.size} bytes, as written, got {size}. {RESTORE}"
-                )
+            self._check_size(record, descriptor)
             entries = read_header(descriptor, path, hashing.feed)
             _check_listed(entries, parts, record, path)
             found = ((entry.name, parts[entry.name]) for entry in entries)
@@ -181,7 +195,16 @@ class OpenCheckpoint:
                     f"manifest, got {hashing.hexdigest()}. {RESTORE}"
                 )
 
-    def _read_small(self, name: str, most: int) -> bytes:
+    def _check_size(self, record: FileRecord, descriptor: int) -> None:
+        path = self._path(record.name)
+        size = _files.system.size(descriptor, path)
+        if size != record.size:
+            raise CheckpointCorruptError(
+                f"{path}: expected {record.size} bytes, as written, got {size}. {RESTORE}"
+            )
+        check_holes(path, size, _files.system.allocated(descriptor, path))
+
+    def _read_small(self, name: str, most: int, parsed: int = 2) -> bytes:
         path = self._path(name)
         with self._open(name) as descriptor:
             size = _files.system.size(descriptor, path)
@@ -189,6 +212,7 @@ class OpenCheckpoint:
                 raise CheckpointCorruptError(
                     f"{path}: expected at most {most} bytes, got {size}. {RESTORE}"
                 )
+            check_memory(path, "its content", parsed * size)
             return _take(descriptor, size, path)
 
     @contextlib.contextmanager

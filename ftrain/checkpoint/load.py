@@ -130,10 +130,10 @@ def read_dense(source: OpenCheckpoint, wanted: Collection[str]) -> dict[str, tor
     """
     names = {leaf.path: leaf.alias or leaf.path for leaf in source.manifest.leaves}
     needed = {names[path] for path in wanted}
+    leaves = [leaf for leaf in source.manifest.leaves if leaf.path in needed]
+    source.check_sizes(leaves)
     dense = {
-        leaf.path: torch.empty(leaf.shape, dtype=_tensors.by_name(leaf.dtype))
-        for leaf in source.manifest.leaves
-        if leaf.path in needed
+        leaf.path: torch.empty(leaf.shape, dtype=_tensors.by_name(leaf.dtype)) for leaf in leaves
     }
 
     def place(leaf: LeafRecord) -> Target | None:
@@ -150,6 +150,8 @@ def _read_leaves(
     """Return a checkpoint's tensors in order, in their saved layout, on the devices of `likes`."""
     leaves = source.manifest.leaves
     shards = [layout.get(leaf.path) for leaf in leaves]
+    if not layout:  # else a rank reads some pieces, of tensors that `like` has
+        source.check_sizes(leaf for leaf in leaves if leaf.alias is None)
     dense = _read_rows(
         source,
         {(leaf.alias or leaf.path, shard) for leaf, shard in zip(leaves, shards, strict=True)},

@@ -286,12 +286,15 @@ def _leaves(entries: Any, files: Any, in_pieces: bool) -> tuple[LeafRecord, ...]
 
 
 def _fits(leaf: LeafRecord, itemsize: int, room: dict[str, int]) -> bool:
-    """Return True if a leaf or its pieces fit into their files; subtract the pieces from `room`.
+    """Return True if a leaf or its pieces fit into their files; subtract their bytes from `room`.
 
-    Otherwise a small checkpoint could list one piece many times, as a leaf that fills the memory.
+    Otherwise a small checkpoint could list the same bytes many times, as leaves that fill the memory.
     """
+    if leaf.alias is not None and not leaf.pieces:
+        return True
     if not leaf.pieces:
-        return leaf.alias is not None or math.prod(leaf.shape) * itemsize <= room[leaf.file]
+        room[leaf.file] -= math.prod(leaf.shape) * itemsize
+        return room[leaf.file] >= 0
     row = math.prod(leaf.shape[1:]) * itemsize
     for piece in leaf.pieces:
         left = room.get(piece.file)

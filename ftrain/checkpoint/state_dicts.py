@@ -19,6 +19,7 @@ import torch
 from ftrain.checkpoint import _files, _safetensors, _tensors
 from ftrain.checkpoint._directories import make_directories, workplace
 from ftrain.checkpoint._read import read_body, read_header, whole
+from ftrain.checkpoint._room import check_memory
 from ftrain.checkpoint.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,
@@ -138,6 +139,7 @@ def _import_file(path: str) -> dict[str, torch.Tensor]:
     descriptor = _open(path)
     try:
         entries = read_header(descriptor, path, lambda _: None)
+        check_memory(path, "its tensors", max((entry.end for entry in entries), default=0))
         found = {
             entry.name: torch.empty(entry.shape, dtype=_tensors.in_header(entry.dtype))
             for entry in entries
@@ -193,7 +195,10 @@ def _import_torch(path: str) -> dict[str, torch.Tensor]:
     with _opened(path) as file:
         try:
             _check_sizes(file)
+            check_memory(path, "its tensors", os.fstat(file.fileno()).st_size)
             content: Any = torch.load(file, map_location="cpu", weights_only=True)
+        except CheckpointReadError:
+            raise
         except Exception as error:  # torch raises many kinds for a file that is not a state dict
             # EINVAL comes from a seek before the start of the file.
             if isinstance(error, OSError) and error.errno != errno.EINVAL:

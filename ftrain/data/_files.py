@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ftrain.core._memory import total_memory
 from ftrain.core._nearest import nearest
 from ftrain.core._words import one_line
 from ftrain.core.errors import DataError
@@ -60,7 +61,7 @@ def reading(path: Path, what: str = "it") -> Iterator[None]:
 
 def check_memory(path: Path, what: str, needed: int) -> None:
     """Raise `DataError` before unpacking content that needs more memory than the machine has."""
-    if needed > (there := _memory()):
+    if needed > (there := total_memory()):
         raise _too_large(path, what, f"{needed:,} of {there:,} bytes")
 
 
@@ -75,14 +76,6 @@ def _too_large(path: Path, what: str, needed: str) -> DataError:
         f"{path}: expected content that fits in memory, got more for {what} ({needed}). Split the "
         "file, or store one array as .npy and read it with data.npy(path, mmap=True)"
     )
-
-
-def _memory() -> int:
-    """Return the memory of this machine, in bytes."""
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # some systems do not report it
-        return 1 << 62
 
 
 def existing_folder(path: PathLike) -> Path:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ftrain.core import _file_output, random
+from ftrain.core._memory import available_memory
 from ftrain.core._regular_files import read_json, read_regular
 from ftrain.core._structure import named_tensors
 from ftrain.core._words import a_or_an, did_you_mean
@@ -367,7 +368,9 @@ def _read_tensors(folder: pathlib.Path) -> dict[str, Tensor]:
     if not file.exists():
         raise _missing(folder, _TENSORS)
     try:
-        loaded = safetensors.torch.load(read_regular(file, _MOST_TENSORS))
+        # In memory twice, as the bytes of the file and as tensors.
+        most = min(_MOST_TENSORS, available_memory() // 2)
+        loaded = safetensors.torch.load(read_regular(file, most))
     except (safetensors.SafetensorError, KeyError, ValueError) as error:
         raise ValueError(
             f"{file}: expected a file in the safetensors format, got {error}. Restore it from a copy."

@@ -182,7 +182,7 @@ def test_content_larger_than_the_memory_is_refused_with_the_remedy(
     (tmp_path / "x.gz").write_bytes(gzip.compress(image))
     (tmp_path / "x.csv").write_text("a\n" + "1\n" * 30_000)
     (tmp_path / "x.txt").write_text("a" * 30_000)
-    monkeypatch.setattr(_files, "_memory", lambda: 50_000)
+    monkeypatch.setattr(_files, "total_memory", lambda: 50_000)
     readers = {
         ".npz": data.npz,
         ".npy": data.npy,

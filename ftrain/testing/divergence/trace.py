@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import gzip
+import io
 import os
 import pathlib
 from collections.abc import Mapping
@@ -17,12 +18,18 @@ import torch
 
 from ftrain.core import _file_output
 from ftrain.core._leaf_digest import leaf_digest
+from ftrain.core._memory import available_memory
+from ftrain.core._regular_files import read_regular
 from ftrain.core.errors import DataError
 from ftrain.testing.divergence.places import Place
 
 __all__ = ["OperatorRecord", "StepRecord", "TensorRecord", "Trace", "record_leaf", "record_tensor"]
 
 FORMAT = "ftrain trace 1"
+
+#: Bytes in memory of a parsed trace for each byte of its text, at most.
+_PARSED = 40
+_CHUNK = 1 << 20
 
 _PROJECTIONS = 4
 _BLOCK = 4096
@@ -176,7 +183,7 @@ class Trace:
             DataError: the file is missing, is not a trace, or was written by another version.
         """
         try:
-            content = gzip.decompress(pathlib.Path(path).read_bytes())
+            content = _unpacked(path)
             written, trace = _adapter().validate_json(content)
         except (OSError, EOFError, ValueError) as error:  # ValidationError is a ValueError
             reason = getattr(error, "strerror", None) or str(error).partition("\n")[0]
@@ -191,6 +198,23 @@ class Trace:
             )
         assert isinstance(trace, Trace)
         return trace
+
+
+def _unpacked(path: str | os.PathLike[str]) -> bytes:
+    """Return the content of a gzipped file.
+
+    Raises:
+        OSError: the file is missing, is not a regular file, or is damaged.
+        ValueError: the content does not fit in memory.
+    """
+    most = available_memory() // _PARSED
+    content = bytearray()
+    with gzip.open(io.BytesIO(read_regular(path, most))) as file:
+        while chunk := file.read(_CHUNK):
+            content += chunk
+            if len(content) > most:
+                raise ValueError(f"expected at most {most:,} bytes, which fit in memory, got more")
+    return bytes(content)
 
 
 def _adapter() -> Any:

@@ -1,0 +1,55 @@
+"""Refusal of content that does not fit in memory, before it is allocated."""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from ftrain.checkpoint.errors import CheckpointCorruptError, CheckpointReadError
+from ftrain.core import _memory
+
+__all__ = ["check_holes", "check_memory"]
+
+#: File systems that compress do not allocate all bytes either; states do not shrink by more than this.
+_MOST_COMPRESSED = 64
+
+#: Less is not worth the query of the available memory, 50 µs.
+_SMALL = 1 << 20
+
+
+def check_memory(path: str, what: str, needed: int) -> None:
+    """Raise if content needs more memory than is available.
+
+    A file of holes takes no space on a disk, and may claim any size.
+
+    Args:
+        path: the file or directory.
+        what: the content, such as `"its tensors"`.
+        needed: its size in memory, in bytes.
+
+    Raises:
+        CheckpointReadError: it does not fit.
+    """
+    if needed <= _SMALL or needed <= (there := _memory.available_memory()):
+        return
+    raise CheckpointReadError(
+        f"read {path}",
+        OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), path),
+        f"For {what}, expected at most {there:,} bytes, which are available, got {needed:,}. Free "
+        "memory, or check where the file comes from.",
+    )
+
+
+def check_holes(path: str, size: int, allocated: int) -> None:
+    """Raise if a file consists of holes and is larger than the memory: reading it would take hours.
+
+    Raises:
+        CheckpointCorruptError: the file was not written by a save.
+    """
+    if size <= _SMALL or size <= _MOST_COMPRESSED * allocated:
+        return
+    if size > _memory.available_memory():
+        raise CheckpointCorruptError(
+            f"{path}: expected {size:,} written bytes, got a file with holes, of which {allocated:,} "
+            "bytes are on the disk. Check where it comes from"
+        )
