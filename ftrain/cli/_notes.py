@@ -8,19 +8,15 @@ the notes of commands.
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import sys
-import sysconfig
 import warnings
 from collections.abc import Iterator
 from typing import TextIO
 
 from ftrain.core._terminal import printable, say
+from ftrain.core._warning_notes import shown
 
-__all__ = ["notes", "shown"]
-
-_PACKAGE = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\]+)")
+__all__ = ["notes"]
 
 
 @contextlib.contextmanager
@@ -49,37 +45,6 @@ def notes() -> Iterator[None]:
     with warnings.catch_warnings():  # restores `warnings.showwarning` as well
         warnings.showwarning = show
         yield
-
-
-def shown(message: str, category: type[Warning], filename: str, lineno: int) -> str:
-    """Format a warning as a note that ends with a line of the user's code or a package's name.
-
-    Example:
-        >>> shown("the rate is 0", UserWarning, "model.py", 12)
-        'note: the rate is 0 (model.py:12)'
-        >>> shown("slow", UserWarning, "/usr/lib/python3/site-packages/torch/nn/x.py", 12)
-        'note: slow (torch)'
-    """
-    package = _PACKAGE.search(filename)
-    where = f" ({package[1].removesuffix('.py') if package else f'{_short(filename)}:{lineno}'})"
-    ours = category.__module__.partition(".")[0] == "ftrain"
-    if ours or (package is None and filename.startswith(_NOT_THE_USERS)):
-        where = ""
-    return f"note: {message.strip()}{where}"
-
-
-#: Directories of ftrain and of Python's library.
-_NOT_THE_USERS = (
-    os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep,
-    sysconfig.get_path("stdlib") + os.sep,
-)
-
-
-def _short(filename: str) -> str:
-    with contextlib.suppress(ValueError):  # on another drive than the current directory
-        short = os.path.relpath(filename)
-        return short if len(short) < len(filename) else filename
-    return filename
 
 
 def _print(note: str) -> None:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import pathlib
 import warnings
 from collections.abc import Iterator
 from typing import Any
 
-from ftrain.cli._notes import shown
 from ftrain.core._terminal import say
+from ftrain.core._warning_notes import shown
+from ftrain.loop.callbacks import FileLogger
 
 __all__ = ["rank_notes"]
 
 
 @contextlib.contextmanager
-def rank_notes(mesh: Any) -> Iterator[None]:
+def rank_notes(mesh: Any, log: pathlib.Path | None = None) -> Iterator[None]:
     """Collect the warnings of other ranks in a `with` block; rank 0 prints them at its end.
 
     Rank 0 prints its own warnings at once, and at the end the warnings of other ranks that it did not
@@ -22,6 +24,7 @@ def rank_notes(mesh: Any) -> Iterator[None]:
 
     Args:
         mesh: the ranks; `None`: this process alone.
+        log: the text log of the run, to which rank 0 writes the warnings of other ranks as well.
     """
     if mesh is None or mesh.size() == 1:
         yield
@@ -59,7 +62,10 @@ def rank_notes(mesh: Any) -> Iterator[None]:
         for note in dict.fromkeys(note for of_rank in every for note in of_rank):
             ranks = [rank for rank, of_rank in enumerate(every) if note in of_rank]
             if 0 not in ranks:
-                say(f"{note} (on {_named(ranks)})", error=True)
+                said = f"{note} (on {_named(ranks)})"
+                say(said, error=True)
+                if log is not None:
+                    FileLogger(log).write_note(said)
 
 
 def _named(ranks: list[int]) -> str:

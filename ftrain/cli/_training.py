@@ -38,7 +38,7 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
         before = outcome(config.folder) if resume else {}
         _check_end(config, before)
         _check_changes(config, before)
-        with rank_notes(mesh):
+        with rank_notes(mesh, None if config.fast_dev_run else config.folder / "train.log"):
             try:
                 result = train(config, resume=resume, overwrite=overwrite)
             except CheckpointWriteError as error:  # such as that of the last checkpoint

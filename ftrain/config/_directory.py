@@ -6,13 +6,27 @@ import contextlib
 import itertools
 import os
 import pathlib
+from collections.abc import Iterable
+from typing import Any
 
 from ftrain.checkpoint.locks import Lock
+from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
 from ftrain.core._regular_files import read_json
 from ftrain.data.fitted import FILE
+from ftrain.loop import LogLockedError
+from ftrain.loop._log_locks import LogLocks
 
-__all__ = ["FILES", "LOCK", "holds_a_run", "in_use", "unused"]
+__all__ = [
+    "FILES",
+    "LOCK",
+    "check_logs",
+    "check_replaceable",
+    "holds_a_run",
+    "in_use",
+    "refusal",
+    "unused",
+]
 
 #: Files that a run writes into its directory, beside `checkpoints/`.
 FILES = (
@@ -76,6 +90,52 @@ def unused(config: Config) -> Config:
             with contextlib.suppress(FileExistsError), (folder / LOCK).open("x"):
                 return config.model_copy(update={"output_dir": str(folder), "versions": False})
     raise AssertionError
+
+
+def check_replaceable(config: Config, folder: pathlib.Path) -> None:
+    """Raise if a directory holds a link, file or directory where no run would have written one."""
+    there = folder / "checkpoints"
+    if there.exists() and not there.is_dir():
+        raise refusal(
+            config,
+            f"expected a directory of checkpoints, got the file {there}. Move the file away, or write "
+            "output_dir=...",
+        )
+    if there.is_symlink():
+        raise refusal(
+            config,
+            f"expected a directory, got the symbolic link {there} to {os.readlink(there)}, where a run "
+            f"may not write. Delete the link. To keep runs elsewhere, make {folder} itself the link, or "
+            "write output_dir=...",
+        )
+    for name in FILES:
+        if (folder / name).is_dir() and not (folder / name).is_symlink():
+            raise refusal(
+                config,
+                f"expected a file, got the directory {folder / name}, which no run has written. Move "
+                "the directory away, or write output_dir=...",
+            )
+
+
+def check_logs(config: Config, folder: pathlib.Path, callbacks: Iterable[Any]) -> None:
+    """Raise if a run without a lock on the directory, of a Python program, writes to the logs in it."""
+    locks = LogLocks()
+    paths = (x for each in callbacks for x in getattr(each, "exclusive_files", ()))
+    try:
+        locks.acquire(paths, warn=False)
+    except LogLockedError:
+        raise refusal(
+            config, f"another process is training in {folder}. Wait for that process, or end it"
+        ) from None
+    finally:
+        locks.close()  # the trainer locks them for the run
+
+
+def refusal(config: Config, message: str) -> ConfigError:
+    """Return an error about the directory of a run, at the key that names it."""
+    if config.of_run:  # named by its directory, not by a key that the user wrote
+        return ConfigError.at("", "", message)
+    return ConfigError.at("output_dir", config.places.of(("output_dir",)), message)
 
 
 def _holds_files(folder: pathlib.Path) -> bool:

@@ -19,7 +19,7 @@ import pathlib
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ftrain.checkpoint import (
@@ -34,7 +34,16 @@ from ftrain.checkpoint.save import refusals, remedy
 from ftrain.config import _data_json, _watchers
 from ftrain.config._checkpoints import store
 from ftrain.config._code import ORIGIN, origin
-from ftrain.config._directory import FILES, LOCK, holds_a_run, in_use, unused
+from ftrain.config._directory import (
+    FILES,
+    LOCK,
+    check_logs,
+    check_replaceable,
+    holds_a_run,
+    in_use,
+    refusal,
+    unused,
+)
 from ftrain.config._environment import environment
 from ftrain.config._longer import schedule_note
 from ftrain.config._ranks import mesh_of
@@ -47,8 +56,10 @@ from ftrain.core import _file_output
 from ftrain.core.compile import check_compiler
 from ftrain.data.fitted import FILE
 from ftrain.loop import FitResult, LoopWarning, Trainer
+from ftrain.loop._log_notes import collected
 from ftrain.loop._one_rank import ALONE, OneRank
 from ftrain.loop._ranks import ranks_of
+from ftrain.loop.callbacks import FileLogger
 from ftrain.loop.callbacks._monitor import UnknownMetricError
 from ftrain.loop.events import TrainEnd
 
@@ -72,6 +83,7 @@ class Run:
         folder: the run's directory.
         trainer: a trainer with the configuration's callbacks, loggers and store.
         written: the text of `config.yaml`, `.origin` and `data.json`, by file name.
+        notes: the warnings that were shown while the run was prepared.
         ranks: the ranks that train together; rank 0 writes the files.
     """
 
@@ -79,6 +91,7 @@ class Run:
     folder: pathlib.Path
     trainer: Trainer
     written: Mapping[str, str]
+    notes: Sequence[str] = ()
     ranks: OneRank = ALONE
 
     def fit(self, *, resume: bool = False) -> FitResult:
@@ -103,6 +116,8 @@ class Run:
                     if self.ranks.is_main:
                         outcome.unlink(missing_ok=True)
                         _write(self.folder, self.written)
+                        for note in self.notes:
+                            FileLogger(self.folder / "train.log").write_note(note)
                 for event in events:
                     assert isinstance(event, TrainEnd)
                     result = event.result
@@ -189,7 +204,9 @@ def prepare(
         ConfigError: as `train`.
     """
     ranks = ranks_of(mesh)
-    with contextlib.ExitStack() as stack:
+    notes: list[str] = []
+    with contextlib.ExitStack() as stack, contextlib.ExitStack() as until_begun:
+        until_begun.enter_context(collected(notes.append))
         with ranks.together("prepare the run's directory"):
             folder = config.folder
             if config.fast_dev_run:
@@ -198,7 +215,7 @@ def prepare(
             else:
                 with _usable(config, folder):
                     _check_free(config, folder, resume or overwrite)
-                    _check_replaceable(config, folder)
+                    check_replaceable(config, folder)
         with ranks.together("build the run"), environment(config):
             stored_fitted = _stored_fitted(config, folder) if resume else None
             parts = build(config, folder, fitted=stored_fitted, mesh=mesh)
@@ -222,16 +239,18 @@ def prepare(
                 # Checked again under the lock: another process may have completed a run meanwhile.
                 may_hold_a_run = resume or overwrite or config.fast_dev_run
                 _check_free(config, folder, may_hold_a_run, locked=True)
-                _check_replaceable(config, folder)
+                check_replaceable(config, folder)
                 stack.enter_context(_closed(kept))
                 kept.lock()
+                check_logs(config, folder, trainer.callbacks)
                 _file_output.remove_drafts(folder)
                 if not resume:
                     _clear(folder)
                     _write(folder, written)
         if resume and (says := schedule_note(parts, folder, kept)) is not None:
             warnings.warn(says, LoopWarning, stacklevel=2)
-        yield Run(parts, folder, trainer, written, ranks)
+        until_begun.close()
+        yield Run(parts, folder, trainer, written, notes, ranks)
 
 
 @contextlib.contextmanager
@@ -270,42 +289,17 @@ def _check_free(
     """Raise if the run directory contains a run that took steps, unless `may_hold_a_run`."""
     if not may_hold_a_run and holds_a_run(folder):
         if not locked and config.checkpoint.lock and in_use(folder):
-            raise _refusal(
+            raise refusal(
                 config,
                 f"another process is training in {folder}. Wait for that process, or end it; or write "
                 f"elsewhere: output_dir={folder}-2, or versions=true to number runs",
             )
-        raise _refusal(
+        raise refusal(
             config,
             f"expected an unused directory, got {folder}, which holds a run. Resume it: ftrain resume "
             f"{folder}; or write elsewhere: output_dir={folder}-2, or versions=true to number runs; or "
             "delete the run: --overwrite",
         )
-
-
-def _check_replaceable(config: Config, folder: pathlib.Path) -> None:
-    """Raise if a directory holds a link, file or directory where no run would have written one."""
-    there = folder / "checkpoints"
-    if there.exists() and not there.is_dir():
-        raise _refusal(
-            config,
-            f"expected a directory of checkpoints, got the file {there}. Move the file away, or write "
-            "output_dir=...",
-        )
-    if there.is_symlink():
-        raise _refusal(
-            config,
-            f"expected a directory, got the symbolic link {there} to {os.readlink(there)}, where a run "
-            f"may not write. Delete the link. To keep runs elsewhere, make {folder} itself the link, or "
-            "write output_dir=...",
-        )
-    for name in FILES:
-        if (folder / name).is_dir() and not (folder / name).is_symlink():
-            raise _refusal(
-                config,
-                f"expected a file, got the directory {folder / name}, which no run has written. Move "
-                "the directory away, or write output_dir=...",
-            )
 
 
 @contextlib.contextmanager
@@ -316,13 +310,13 @@ def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
     except ConfigError:
         raise
     except CheckpointLockedError as error:
-        raise _refusal(config, str(error)) from None
+        raise refusal(config, str(error)) from None
     except (OSError, ValueError, CheckpointError) as error:  # ValueError: a name with a null byte
         what = "written to" if os.path.isdir(folder) else "created"
         says = getattr(error, "strerror", None) or error
         if isinstance(error, OSError) and (advice := remedy(error)):
             says = f"{says}. {advice.rstrip('.')}"
-        raise _refusal(config, f"{str(folder)!r:.200} cannot be {what}: {says}") from None
+        raise refusal(config, f"{str(folder)!r:.200} cannot be {what}: {says}") from None
 
 
 @contextlib.contextmanager
@@ -337,10 +331,10 @@ def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
         if error.errno not in NO_LOCKS:
             raise
         says = f"the file system of {folder} supports no locks ({error.strerror}). If no other "
-        raise _refusal(config, f"{says}process trains in it, write checkpoint.lock=false") from None
+        raise refusal(config, f"{says}process trains in it, write checkpoint.lock=false") from None
     with found as lock:
         if not lock.held:
-            raise _refusal(
+            raise refusal(
                 config, f"another process is training in {folder}. Wait for that process, or end it"
             )
         yield
@@ -371,9 +365,3 @@ def _clear(folder: pathlib.Path) -> None:
             os.unlink(entry.path)
     for name in FILES:
         (folder / name).unlink(missing_ok=True)
-
-
-def _refusal(config: Config, message: str) -> ConfigError:
-    if config.of_run:  # the user gave the directory of the run, not the key
-        return ConfigError.at("", "", message)
-    return ConfigError.at("output_dir", config.places.of(("output_dir",)), message)

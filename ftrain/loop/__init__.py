@@ -4,6 +4,7 @@ Read next: `trainer.py`; `events.py` and `callback.py` for the events that a cal
 actions that it can request.
 """
 
+from ftrain.loop._log_locks import LogLockedError
 from ftrain.loop.callback import (
     Accumulate,
     Action,
@@ -63,6 +64,7 @@ __all__ = [
     "Failure",
     "FitResult",
     "Log",
+    "LogLockedError",
     "Logged",
     "LoopState",
     "LoopWarning",

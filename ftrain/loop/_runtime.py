@@ -12,6 +12,7 @@ from ftrain.loop._clock import Clock
 from ftrain.loop._dispatcher import Dispatcher
 from ftrain.loop._garbage_collection import GarbageCollection
 from ftrain.loop._one_rank import ALONE, OneRank
+from ftrain.loop._run_logs import RunLogs
 from ftrain.loop._signals import Signals
 from ftrain.loop.events import Event, Plan
 
@@ -34,6 +35,7 @@ class Runtime:
         callbacks: the dispatcher of events to callbacks.
         checkpoints: the writer of checkpoints.
         resumed: True if the run resumes from a checkpoint.
+        logs: the log files of the callbacks.
         count_eval_samples: `batch -> (samples, tokens)` for batches of the evaluation.
         ranks: the ranks of the run.
         turns: the ranks among which the batches of an evaluation are divided.
@@ -58,6 +60,7 @@ class Runtime:
     callbacks: Dispatcher
     checkpoints: CheckpointWriter
     resumed: bool
+    logs: RunLogs
     ranks: OneRank = ALONE
     turns: OneRank = ALONE
     clock: Clock = dataclasses.field(default_factory=Clock)

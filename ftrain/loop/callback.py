@@ -49,7 +49,7 @@ __all__ = [
 
 @runtime_checkable
 class Callback(Protocol):
-    """Protocol of a callback, with three optional attributes.
+    """Protocol of a callback, with five optional attributes.
 
     `listens: tuple[type[Event], ...]`: the kinds of event that it is called for; default: all kinds. A
     callback that does not listen for `BatchBegin` and `BatchEnd` adds no cost to a step.
@@ -61,6 +61,11 @@ class Callback(Protocol):
     `on_error: "raise" | "warn"`: the effect of an exception in the callback. `"raise"`, the default: the
     run is saved and fails. `"warn"`, for callbacks that only report: a `CallbackWarning` is issued, the
     callback's state does not change, and the run continues.
+
+    `exclusive_files: Sequence[Path]`: the files that no other run may write at the same time; a second
+    run with one of them raises `LogLockedError` before it writes.
+
+    `write_note(note: str)`: called with the text of each warning that Python shows during the run.
     """
 
     def init(self) -> Any:

@@ -94,7 +94,7 @@ class Run(Emitter):
         runtime = self.runtime
         runtime.wanted = wanted
         runtime.ranks.publish(lambda: runtime.phase)
-        with runtime.signals, runtime.garbage:
+        with runtime.signals, runtime.garbage, runtime.logs:
             try:
                 yield from self._begin()
                 if self._status() is None:

@@ -37,6 +37,7 @@ from ftrain.loop._evaluate import evaluate
 from ftrain.loop._limits import check_limits, whole_limits
 from ftrain.loop._one_rank import OneRank
 from ftrain.loop._ranks import ranks_of
+from ftrain.loop._run_logs import RunLogs
 from ftrain.loop._runtime import Runtime
 from ftrain.loop._start import Resume, Step, both_steps, check_mesh, evaluation_of, loop_state
 from ftrain.loop.callback import Action, adapt
@@ -193,6 +194,7 @@ class Trainer:
                 for fractional epochs; there is no checkpoint to resume from; the store holds a run
                 already and `resume` is not given; `load_best` without a store that keeps the best.
             CheckpointLockedError: another process writes to the store; no file was changed.
+            LogLockedError: another run writes to a log file of a callback; no file was changed.
             CompilerMissingError: steps are to be compiled, and there is no C++ compiler.
             Exception: any exception that a step, the data or a callback raised.
         """
@@ -313,17 +315,11 @@ class Trainer:
                     f"got {type(store).__name__}. Write store={str(store.directory)!r}, or save sharded "
                     "states in a loop of your own."
                 )
-            # Before any file is read or written: loggers truncate their files at the first event.
-            acquired = store is not None and ranks.is_main and store.lock()
-            try:
+            logs = RunLogs([each.callback for each in self._named])
+            with logs.reserved(store, ranks):
                 return self._prepared(
-                    state, train, held_out, epochs, max_steps, resume, store, ranks
+                    state, train, held_out, epochs, max_steps, resume, store, ranks, logs
                 )
-            except BaseException:
-                if store is not None and acquired:
-                    store.discard_unused()
-                    store.close()
-                raise
 
     def _prepared(
         self,
@@ -335,8 +331,9 @@ class Trainer:
         resume: Resume,
         store: Store | None,
         ranks: OneRank,
+        logs: RunLogs,
     ) -> Run:
-        """Return the run in its initial or resumed state; rank 0 has locked the store."""
+        """Return the run in its initial or resumed state; rank 0 has locked the store and the logs."""
         per_epoch = length(train)
         if per_epoch is not None:
             per_epoch = -(-per_epoch // self.accumulate)
@@ -378,6 +375,7 @@ class Trainer:
                 store, loop, resumed, owns=store is not self.store, active=ranks.is_main
             ),
             resumed=resumed,
+            logs=logs,
             count_eval_samples=count_eval_samples,
             ranks=ranks,
             turns=turns,

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from ftrain.cli import main
-from ftrain.cli._notes import notes, shown
+from ftrain.cli._notes import notes
 from ftrain.config import load, load_run
 from ftrain.config.run import train
+from ftrain.core._warning_notes import shown
 from ftrain.loop import CallbackWarning, LoopWarning
 
 Captured = pytest.CaptureFixture[str]
@@ -116,6 +117,37 @@ def test_command_prints_no_source_line_of_ftrain(project: pathlib.Path) -> None:
     assert "Warning" not in said
     assert "stacklevel" not in said
     assert ".py:" not in said.replace("net.py:3", "")
+
+
+def test_each_note_on_the_terminal_is_in_the_log_of_the_run(project: pathlib.Path) -> None:
+    """Of a warning in `build`, one in a callback, one at the load of the checkpoint."""
+    (project / "net.py").write_text(
+        "import torch, warnings\n"
+        "def net(inputs, outputs):\n"
+        "    warnings.warn('a small net')\n"
+        "    return torch.nn.Linear(inputs, outputs)\n"
+        "class Warns:\n"
+        "    def on_epoch_end(self, event):\n"
+        "        warnings.warn(f'epoch {event.result.epoch} was slow')\n"
+    )
+
+    def notes_of(*arguments: str) -> list[str]:
+        call = [sys.executable, "-m", "ftrain", *arguments]
+        said = subprocess.run(call, capture_output=True, text=True, check=True).stderr
+        return [line for line in said.splitlines() if line.startswith("note: ")]
+
+    own = ("model.name=net.py:net", "callbacks=[net.py:Warns]", "threads=1")
+    first = notes_of("train", "pets.yaml", *own)
+    assert [note.partition(" (")[0] for note in first] == [
+        "note: a small net",
+        "note: epoch 1 was slow",
+        "note: epoch 2 was slow",
+    ]
+    second = notes_of("resume", "runs/pets", "threads=2", "epochs=4")
+    assert {"resuming from", "the schedule"} <= {" ".join(n.split()[1:3]) for n in second}
+    log = (project / "runs/pets/train.log").read_text()
+    for note in (*first, *second):
+        assert f"  {note}\n" in log, note
 
 
 def test_longer_resume_warns_that_its_schedule_is_stretched(

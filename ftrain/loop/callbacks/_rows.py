@@ -53,6 +53,11 @@ class RowLogger(abc.ABC):
             0  # rows in the file that the state does not count, because a later write failed
         )
 
+    @property
+    def exclusive_files(self) -> tuple[pathlib.Path, ...]:
+        """The file, to which no other run may write at the same time; none on other ranks."""
+        return (self.path,) if is_main() else ()
+
     def init(self) -> Rows:
         """Return the initial state of the logger: the file has 0 rows."""
         return {"rows": 0}

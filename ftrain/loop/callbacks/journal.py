@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import pathlib
@@ -27,7 +28,7 @@ __all__ = ["FileLogger"]
 
 
 class FileLogger:
-    """Write rows, checkpoints, notices and failures (with traceback) to a text file.
+    """Write rows, checkpoints, notices, shown warnings and failures (with traceback) to a text file.
 
     No line is ever removed. A resumed run adds a line that records this, and the lines of repeated
     steps follow; for a log without repetitions see `JSONLLogger`.
@@ -55,16 +56,29 @@ class FileLogger:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = pathlib.Path(path)
 
+    @property
+    def exclusive_files(self) -> tuple[pathlib.Path, ...]:
+        """The file, to which no other run may write at the same time; none on other ranks."""
+        return (self.path,) if is_main() else ()
+
     def init(self) -> None:
         """Return `None` as the state of this callback: the text file is not saved in checkpoints."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Write a line about an event to the text file."""
+        self._append(_line_for(event))
+        return None, ()
+
+    def write_note(self, note: str) -> None:
+        """Write a line that belongs to no event, such as a warning; ignore a failure to write."""
+        with contextlib.suppress(OSError):
+            self._append(note)
+
+    def _append(self, text: str) -> None:
         if is_main():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             now = datetime.datetime.now().strftime("%Y-%m-%d %H:%M:%S")
-            _file_output.append(self.path, printable(f"{now}  {_line_for(event)}"))
-        return None, ()
+            _file_output.append(self.path, printable(f"{now}  {text}"))
 
 
 def _line_for(event: Event) -> str:
