@@ -67,7 +67,7 @@ class Report:
     def save(self) -> pathlib.Path:
         """Write the report to `results/<name>-<machine>.json`."""
         RESULTS.mkdir(exist_ok=True)
-        path = RESULTS / f"{self.name}-{_slug(self.content['machine'])}.json"
+        path = results_file(self.name, self.content["machine"])
         path.write_text(json.dumps(self.content, indent=1, ensure_ascii=False) + "\n")
         print(f"\nsaved as {path.relative_to(RESULTS.parent.parent)}", flush=True)
         return path
@@ -83,9 +83,17 @@ def arguments(doc: str | None) -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _slug(here: Mapping[str, Any]) -> str:
-    words = re.sub(r"[^a-z0-9]+", "-", here["cpu"].split("(")[0].lower()).strip("-")
-    return f"{words}-{here['cores']}-cores"
+def results_file(name: str, here: Mapping[str, Any]) -> pathlib.Path:
+    """Return the file for the results of a benchmark on a machine, one for each kind of processor.
+
+    Files named only `amd-epyc` or `intel` are older.
+
+    Args:
+        name: the benchmark.
+        here: a description of the machine, from `ftrain.bench.machine`.
+    """
+    words = re.sub(r"[^a-z0-9]+", "-", here["cpu"].lower()).strip("-")
+    return RESULTS / f"{name}-{words}-{here['cores']}-cores.json"
 
 
 def _number(value: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -28,7 +27,7 @@ class Results:
 
     def __init__(self, save: bool, name: str = "peers") -> None:
         self.saves = save
-        self.path = _path(name)
+        self.path = measure.results_file(name, machine())
         self.refused: list[str] = []
         self.content: dict[str, Any] = {
             "benchmark": "peers",
@@ -83,9 +82,3 @@ class Results:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps(self.content, indent=1, ensure_ascii=False)
             self.path.write_text(text + "\n", encoding="utf-8")
-
-
-def _path(name: str) -> pathlib.Path:
-    here = machine()
-    words = re.sub(r"[^a-z0-9]+", "-", here["cpu"].lower()).strip("-")
-    return measure.RESULTS / f"{name}-{words}-{here['cores']}-cores.json"
