@@ -278,7 +278,7 @@ def _stands(directory: int, path: str) -> bool:
     try:
         return _files.system.same(directory, path)
     except OSError:
-        return True  # unknown: assume that it still exists
+        return True  # unknown: assume that the path still exists
 
 
 def read_header(descriptor: int, path: str, feed: Feed) -> list[_safetensors.TensorEntry]:

@@ -77,7 +77,7 @@ class WriterLock:
         """Delete the directories that this lock has created, if they hold nothing but the lock."""
         if self._lock is None or not self._created or os.listdir(self._directory) != [_LOCK]:
             return
-        with contextlib.suppress(OSError):  # another process may have written to one meanwhile
+        with contextlib.suppress(OSError):  # another process may have written to a directory
             os.unlink(self._directory / _LOCK)
             for each in self._created:
                 os.rmdir(each)

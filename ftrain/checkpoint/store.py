@@ -310,7 +310,7 @@ class Store:
         elif self._copy:
             content = content.copied(self._pinned)
             self._background.start(lambda: self._publish(content, step, replace))
-        else:  # the thread's streams do not wait for those that compute the state
+        else:  # the thread's streams do not wait for streams that compute the state
             after = computed(content.leaves)
             self._background.start(
                 lambda: self._publish(content.on_host(self._pinned, after), step, replace)

@@ -38,7 +38,7 @@ def eval_columns(
     if isinstance(data, Loader):
         data = dataclasses.replace(data, workers=0)
     found, names = None, None
-    # An error here is ignored: if it is not specific to this trial, the first evaluation raises it.
+    # Ignore errors: the first evaluation raises those that are not specific to this trial.
     with contextlib.suppress(Exception), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         batch, _ = next(iter(data.batches(data.start(), epochs=1)))

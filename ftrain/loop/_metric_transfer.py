@@ -36,7 +36,7 @@ def fetch(fields: Iterable[Field]) -> None:
         if not isinstance(first, torch.Tensor):
             if len(set(map(type, field))) > 1:
                 _one_by_one(*each)
-        elif first.is_cpu:  # 0.3 µs each; stacking them takes 1.3
+        elif first.is_cpu:  # 0.3 µs each; stacking takes 1.3 µs
             read = torch.Tensor.item if first.ndim == 0 else torch.Tensor.tolist
             try:
                 field[:] = map(read, field)

@@ -97,7 +97,7 @@ def test_predict_reads_arrays_with_or_without_targets(
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-6)
     np.savez(folder / "new.npz", x=x[:0])
     assert main(["predict", "runs/arrays", "data.path=new.npz"]) == 2
-    assert "data.path: expected samples, got a file without any" in capsys.readouterr().err
+    assert "data.path: expected samples, got a file without samples" in capsys.readouterr().err
     np.savez(folder / "new.npz", x=x[:5, :2])
     assert main(["predict", "runs/arrays", "data.path=new.npz"]) == 2
     assert "expected an array 'x' of dtype and sample shape float32 (3,)" in capsys.readouterr().err

@@ -94,7 +94,7 @@ def test_an_ensemble_member_that_always_skips_does_not_fail_the_run() -> None:
         "members. Start member 1 again with a lower learning rate, or check its batches"
     ]
     named = [said for said in notices.said if said not in lost]
-    assert "member 1 skipped 8, the last step 20 (epoch 1, batch 20)" in named[0]
+    assert "member 1 skipped 8 steps, the last one at step 20 (epoch 1, batch 20)" in named[0]
     alone = trainer(single=True, max_skipped=None).fit(member(1, True), data[:12], max_steps=12)
     assert tree.digest(row(found.state, 1).params) == tree.digest(alone.state.params)
     healthy = trainer(max_skipped=8).fit(ensemble(bad=None), data, max_steps=40)

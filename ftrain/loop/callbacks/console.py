@@ -117,7 +117,7 @@ class ConsoleLogger:
         if self._splits is not None and event.split not in self._splits:
             return []
         progress = event.progress
-        if progress.step != self._step:  # later rows of a step follow its first row
+        if progress.step != self._step:  # a later row of the step is printed if its first row was
             self._step = progress.step
             due = event.seconds >= self._due
             self._left_out = None if due else []

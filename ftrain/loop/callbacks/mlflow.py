@@ -79,7 +79,7 @@ class MLflowLogger:
                 return state, refused("MLflowLogger", error, remedy)
             self._begun = True
             return {"run_id": run.info.run_id}, ()
-        if not self._begun:  # MLflow would start a run of its own for the first value
+        if not self._begun:  # else MLflow would start another run for the values
             return state, ()
         if isinstance(event, Logged):
             row = {f"{event.split}/{name}": value for name, value in event.values.items()}
