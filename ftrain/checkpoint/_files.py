@@ -95,7 +95,7 @@ class Files:
         return int(self.call("stat", path, os.fstat, descriptor).st_size)
 
     def allocated(self, descriptor: int, path: str) -> int:
-        """Return how many bytes of a file are on the disk: fewer than its size if it has holes."""
+        """Return the number of bytes of a file on disk, less than its size if the file has holes."""
         return 512 * int(self.call("stat", path, os.fstat, descriptor).st_blocks)
 
     def seek(self, descriptor: int, position: int, path: str) -> None:

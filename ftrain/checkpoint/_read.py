@@ -45,7 +45,7 @@ __all__ = [
 
 _MOST_SUMS = 16 << 20
 
-#: Bytes in memory of a parsed manifest for each byte of its text, at most: `{"":0},{"":0}` takes 34.
+#: Largest ratio of a parsed manifest's bytes in memory to its text's: `{"":0},{"":0}` has 34.
 _PARSED = 40
 
 Feed = Callable[[memoryview], object]
@@ -73,8 +73,7 @@ class _Part(NamedTuple):
     Attributes:
         leaf: the record of the leaf.
         shape: the shape of the part.
-        piece: the record of the part; `None` if the part is the whole leaf, as in a checkpoint of one
-            process.
+        piece: the record of the part; `None` in a checkpoint of one process, which has no pieces.
     """
 
     leaf: LeafRecord
@@ -115,7 +114,7 @@ class OpenCheckpoint:
             )
 
     def check_sizes(self, leaves: Iterable[LeafRecord]) -> None:
-        """Raise before memory is allocated for leaves if a file is shorter than the manifest says.
+        """Raise if a file is shorter than the manifest states, before memory for leaves is allocated.
 
         Raises:
             CheckpointCorruptError: a file has another size than the one written.
@@ -338,10 +337,7 @@ class _Scratch:
 
 
 def _parts_of(leaf: LeafRecord) -> dict[str, _Part]:
-    """Return the parts of a leaf by their names in files: the leaf itself, or its pieces.
-
-    An alias has no part.
-    """
+    """Return the parts of a leaf by name: the leaf itself, or its pieces; no part of an alias."""
     dtype = _tensors.by_name(leaf.dtype)
     if leaf.alias is not None or dtype is None:
         return {}

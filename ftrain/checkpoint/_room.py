@@ -1,4 +1,4 @@
-"""Refusal of content that does not fit in memory, before it is allocated."""
+"""Checks that raise for files which do not fit in memory, before memory for them is allocated."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ftrain.core import _memory
 
 __all__ = ["check_holes", "check_memory"]
 
-#: File systems that compress do not allocate all bytes either; states do not shrink by more than this.
+#: Largest ratio of size to allocated bytes of a state that a file system compresses.
 _MOST_COMPRESSED = 64
 
-#: Less is not worth the query of the available memory, 50 µs.
+#: Bytes up to which nothing is checked, because a query of the available memory takes 50 µs.
 _SMALL = 1 << 20
 
 
@@ -28,7 +28,7 @@ def check_memory(path: str, what: str, needed: int) -> None:
         needed: its size in memory, in bytes.
 
     Raises:
-        CheckpointReadError: it does not fit.
+        CheckpointReadError: the content does not fit in memory.
     """
     if needed <= _SMALL or needed <= (there := _memory.available_memory()):
         return
@@ -51,5 +51,5 @@ def check_holes(path: str, size: int, allocated: int) -> None:
     if size > _memory.available_memory():
         raise CheckpointCorruptError(
             f"{path}: expected {size:,} written bytes, got a file with holes, of which {allocated:,} "
-            "bytes are on the disk. Check where it comes from"
+            "bytes are on the disk. Check where the file comes from."
         )

@@ -1,4 +1,4 @@
-"""Locks of the log files of a run, so that a second run cannot truncate them or mix its rows in.
+"""Locks of a run's log files, so that a second run cannot truncate the files or add its rows.
 
 A store locks its directory; a run without a store has only its logs. Each log is locked by a hidden file
 beside it, not by its own inode, which is replaced when a table gets a column.
@@ -36,7 +36,7 @@ class LogLocks:
         self._created: list[pathlib.Path] = []
 
     def acquire(self, paths: Iterable[pathlib.Path], *, warn: bool = True) -> None:
-        """Lock these files; create their directories if missing.
+        """Lock log files; create their directories if missing.
 
         A file in a directory that cannot be written is not locked: the logger reports the error.
 
@@ -45,7 +45,7 @@ class LogLocks:
             warn: True to warn if the file system has no locks.
 
         Raises:
-            LogLockedError: another run writes to one of them; none is locked.
+            LogLockedError: another run writes to one of the files; no file is locked then.
         """
         for path in dict.fromkeys(pathlib.Path(os.path.abspath(path)) for path in paths):
             try:
@@ -73,11 +73,11 @@ class LogLocks:
                     path.unlink()
             lock.close()
         for folder in reversed(created if unused else []):
-            with contextlib.suppress(OSError):  # it is not empty
+            with contextlib.suppress(OSError):  # the directory is not empty
                 folder.rmdir()
 
     def __del__(self) -> None:
-        self.close()  # of a run whose events nobody has read
+        self.close()  # if a run ends before its first event is read
 
     def _lock(self, path: pathlib.Path) -> None:
         folder, beside = path.parent, path.with_name(f".{path.name}.lock")
@@ -92,7 +92,7 @@ class LogLocks:
             if not lock.lost():
                 self._held.append((lock, beside))
                 return
-            lock.close()  # its last holder has deleted the file after it was opened here
+            lock.close()  # the last holder has deleted the file since it was opened
         raise LogLockedError(
             f"{path}: expected a log to which no other run writes, got one that is in use. Wait until "
             "that run has ended (in this process: close the generator of Trainer.events), or write to "

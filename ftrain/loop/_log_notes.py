@@ -1,4 +1,4 @@
-"""Warnings that Python shows during a run, written to its text logs as well."""
+"""Collection of the warnings that Python shows during a run, for the run's text logs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ __all__ = ["LogNotes", "collected"]
 
 @contextlib.contextmanager
 def collected(add: Callable[[str], Any]) -> Iterator[None]:
-    """Call `add` with each warning that is shown in a `with` block, as a note; it is shown as before.
+    """Call `add` with the text of each warning that Python shows in a `with` block.
 
-    Only warnings that pass the filters are shown.
+    Only warnings that pass the filters are shown; they are still shown where they were shown before.
     """
     show, active = warnings.showwarning, True
 
@@ -42,9 +42,9 @@ def collected(add: Callable[[str], Any]) -> Iterator[None]:
 
 
 class LogNotes:
-    """Notes for the callbacks that have `write_note`, each text once.
+    """Warnings as notes for the callbacks that have a method `write_note`, each text once.
 
-    Before the run begins to write, because it may still be refused, notes are kept.
+    Until the run begins to write, notes are kept, because the run may still be refused.
     """
 
     def __init__(self, callbacks: Iterable[Any]) -> None:
@@ -55,17 +55,17 @@ class LogNotes:
         self._begun = False
 
     def collected(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context that adds the warnings shown in it."""
+        """Return a context in which each warning that Python shows is added as a note."""
         return collected(self.add) if self._write else contextlib.nullcontext()
 
     def begin(self) -> None:
-        """Write the notes so far; write each later one at once."""
+        """Write the notes that were kept; write later notes at once."""
         self._begun = True
         for note in self._notes:
             self._send(note)
 
     def add(self, note: str) -> None:
-        """Write a note, or keep it until `begin`."""
+        """Add a note: write it to the logs or, before `begin`, keep the note."""
         if note not in self._notes:
             self._notes[note] = None
             if self._begun:

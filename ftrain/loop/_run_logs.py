@@ -19,7 +19,7 @@ __all__ = ["RunLogs"]
 
 
 class RunLogs:
-    """Log files of a run: locked until its end; during the run, shown warnings are written to them.
+    """Log files of a run: locked until the run ends; warnings during the run are written to the logs.
 
     Args:
         callbacks: the callbacks of the run. A callback may have `exclusive_files`, paths to lock, and
@@ -47,7 +47,7 @@ class RunLogs:
             if ranks.is_main:
                 callbacks = self._callbacks
                 paths = (x for each in callbacks for x in getattr(each, "exclusive_files", ()))
-                # On a file system without locks, a store has refused the run, or was told to go on.
+                # On a file system without locks, a store raises, unless it was created with lock=False.
                 self._locks.acquire(paths, warn=store is None)
             with self._notes.collected():
                 yield
@@ -59,7 +59,7 @@ class RunLogs:
             raise
 
     def __enter__(self) -> None:
-        """Begin to write notes, first those since the run was prepared."""
+        """Begin to write warnings to the logs, first those from the preparation of the run."""
         self._stack.enter_context(self._notes.collected())
         self._notes.begin()
 

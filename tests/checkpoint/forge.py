@@ -62,7 +62,7 @@ def change_header(path: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 def claim(path: Path, leaf: int, elements: int, size: int) -> None:
-    """Make the manifest list a leaf of so many elements, in a file of so many bytes."""
+    """Set the number of elements of a leaf, and the bytes of its file, in the manifest only."""
 
     def edit(content: dict[str, Any]) -> None:
         content["leaves"][leaf] |= {"shape": [elements], "strides": [1]}
@@ -72,7 +72,7 @@ def claim(path: Path, leaf: int, elements: int, size: int) -> None:
 
 
 def expand(path: Path, leaf: int, elements: int) -> None:
-    """Give a leaf so many elements in header, manifest and file, which gets a hole."""
+    """Set the number of elements of a leaf in header and manifest, and extend the file by a hole."""
     content = json.loads((path / "manifest.json").read_bytes())
     content["leaves"][leaf] |= {"shape": [elements], "strides": [1]}
     header, _ = split((path / DATA).read_bytes())
@@ -87,7 +87,7 @@ def expand(path: Path, leaf: int, elements: int) -> None:
     text = join(header, b"")
     (path / DATA).write_bytes(text)
     os.truncate(path / DATA, len(text) + end)
-    # Nobody computes the hash of so many bytes; one who forges a file has the time.
+    # The hash is not computed, because that would take too long in a test.
     content["files"][0] |= {"size": len(text) + end, "sha256": "0" * 64}
     rendered = _json.render(content)
     (path / "manifest.json").write_bytes(rendered)

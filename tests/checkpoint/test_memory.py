@@ -48,7 +48,7 @@ def dense(path: Path) -> dict[str, torch.Tensor]:
 
 
 def test_claimed_file_of_hundreds_of_gigabytes_is_refused_by_its_size(path: Path) -> None:
-    """`ftrain diff` allocated what the manifest claimed, and ended in an error of torch's allocator."""
+    """`ftrain diff` once allocated the size in the manifest, and failed with torch's allocator error."""
     claim(path, 0, HUGE, 1 << 40)
     with pytest.raises(
         CheckpointCorruptError, match="expected 1099511627776 bytes, as written, got"
@@ -61,7 +61,7 @@ def test_claimed_file_of_hundreds_of_gigabytes_is_refused_by_its_size(path: Path
 
 
 def test_file_of_hundreds_of_gigabytes_of_holes_is_refused(path: Path) -> None:
-    """Also by readers that need no memory, because hashing it takes an hour."""
+    """Readers that need no memory refuse the file, too, because hashing its bytes takes an hour."""
     expand(path, 0, HUGE)
     said = (
         r"expected 549,755,814,\d+ written bytes, got a file with holes, of which [\d,]{1,6} bytes"
@@ -90,7 +90,7 @@ def test_file_with_holes_that_fits_in_memory_is_read(path: Path) -> None:
 
 
 def test_leaves_that_together_exceed_their_file_are_refused(path: Path) -> None:
-    """Each of 1,000 leaves once passed as large as the file, which made 1,000 times its size."""
+    """Each of 1,000 leaves could once be as large as the file: 1,000 times the file's size in all."""
     size = (path / DATA).stat().st_size
 
     def edit(content: dict[str, Any]) -> None:
@@ -123,7 +123,7 @@ def test_sound_file_larger_than_the_available_memory_is_refused(
     monkeypatch.setattr(_memory, "available_memory", lambda: (1 << 22) - 1)
     with pytest.raises(CheckpointReadError, match=r"Cannot allocate memory .* got 4,19\d,\d{3}"):
         read(tmp_path / "saved")
-    checkpoint.verify(tmp_path / "saved")  # which allocates nothing
+    checkpoint.verify(tmp_path / "saved")  # allocates no memory for tensors
 
 
 def test_long_manifest_is_refused_by_the_memory_that_parsing_takes(

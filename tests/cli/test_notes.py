@@ -120,7 +120,7 @@ def test_command_prints_no_source_line_of_ftrain(project: pathlib.Path) -> None:
 
 
 def test_each_note_on_the_terminal_is_in_the_log_of_the_run(project: pathlib.Path) -> None:
-    """Of a warning in `build`, one in a callback, one at the load of the checkpoint."""
+    """The warnings come from building the model, from a callback, and from loading a checkpoint."""
     (project / "net.py").write_text(
         "import torch, warnings\n"
         "def net(inputs, outputs):\n"

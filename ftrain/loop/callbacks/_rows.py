@@ -55,7 +55,7 @@ class RowLogger(abc.ABC):
 
     @property
     def exclusive_files(self) -> tuple[pathlib.Path, ...]:
-        """The file, to which no other run may write at the same time; none on other ranks."""
+        """Path of the log, which no other run may write at the same time; empty except on rank 0."""
         return (self.path,) if is_main() else ()
 
     def init(self) -> Rows:

@@ -58,7 +58,7 @@ class FileLogger:
 
     @property
     def exclusive_files(self) -> tuple[pathlib.Path, ...]:
-        """The file, to which no other run may write at the same time; none on other ranks."""
+        """Path of the log, which no other run may write at the same time; empty except on rank 0."""
         return (self.path,) if is_main() else ()
 
     def init(self) -> None:
@@ -70,7 +70,7 @@ class FileLogger:
         return None, ()
 
     def write_note(self, note: str) -> None:
-        """Write a line that belongs to no event, such as a warning; ignore a failure to write."""
+        """Write a line without an event, such as a warning, to the log; ignore write errors."""
         with contextlib.suppress(OSError):
             self._append(note)
 

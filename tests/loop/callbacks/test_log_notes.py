@@ -22,7 +22,7 @@ class Warns:
 
 
 def test_file_logger_writes_each_shown_warning_once(tmp_path: pathlib.Path) -> None:
-    """Warnings were on the terminal only, so a log read later lacked them."""
+    """Warnings were once printed on the terminal only, and were missing in the log."""
     path, before = tmp_path / "train.log", warnings.showwarning
     with pytest.warns(UserWarning, match="the rate is") as shown:
         fit(trainer(Warns(), FileLogger(path)), epochs=3)
