@@ -27,11 +27,12 @@ def step(state, x):
     return state.replace(step=state.step + 1, params=params, opt_state=moment), {"x": x * 2}
 
 
-def make_state(seed=0):
+def make_state(seed=0, buffers=0):
     g = torch.Generator().manual_seed(seed)
     params = {"w": torch.randn(4, generator=g), "v": torch.randn(2, 2, generator=g)}
     opt_state = [torch.randn(4, generator=g), torch.randn(2, 2, generator=g)]
-    return TrainState(torch.tensor(0), params, {}, opt_state, (), torch.zeros(2), {})
+    others = {f"{i:03d}": torch.randn(3, generator=g) for i in range(buffers)}
+    return TrainState(torch.tensor(0), params, others, opt_state, (), torch.zeros(2), {})
 
 
 def copied(value):
@@ -106,10 +107,13 @@ def test_tensors_of_a_donated_state_referenced_elsewhere_keep_their_values_over_
 
 
 @pytest.mark.parametrize("name", HOLDS)
+@pytest.mark.parametrize("buffers", [0, 40])  # use counts are read one by one, or all at once
 @pytest.mark.parametrize("steps", [0, 2])  # before the first call, and in a run
-def test_every_kind_of_reference_to_a_tensor_of_a_donated_state_keeps_its_values(name, steps):
+def test_every_kind_of_reference_to_a_tensor_of_a_donated_state_keeps_its_values(
+    name, buffers, steps
+):
     compiled, x = compile(step, donate=True, backend="eager"), torch.ones(())
-    state = make_state()
+    state = make_state(buffers=buffers)
     for _ in range(steps):
         state, _ = compiled(state, x)
     expected = step(state, x)
@@ -119,10 +123,45 @@ def test_every_kind_of_reference_to_a_tensor_of_a_donated_state_keeps_its_values
     assert same(value_of(hold), before)
 
 
-def test_donated_state_without_other_references_is_not_copied(monkeypatch):
+@pytest.mark.parametrize("buffers", [0, 40])
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (3,)])
+def test_tensor_put_into_a_donated_state_in_place_of_an_equal_leaf_keeps_its_values(shape, buffers):
+    """A leaf that is not the recorded one, with as many references as that one has."""
+
+    def double(state, x):
+        return state.replace(opt_state=[m + x for m in state.opt_state], step=state.step + 1), {}
+
+    compiled, x = compile(double, donate=True, backend="eager"), torch.ones(())
+    state = make_state(buffers=buffers)
+    state = state.replace(opt_state=[torch.zeros(shape), torch.zeros(2)])
+    for _ in range(2):
+        state, _ = compiled(state, x)
+    mine = state.opt_state[0].clone()
+    state.opt_state[0] = mine
+    before = mine.clone()
+    state, _ = compiled(state, x)
+    assert same_bytes(mine, before)
+    assert same_bytes(state.opt_state[0], before + 1)
+
+
+@pytest.mark.parametrize("more", [0, 40])
+def test_owned_leaves_are_those_of_a_list_only_if_all_are_the_same_objects(more):
+    leaves = [torch.zeros(shape) for shape in [(), (1,), (0,), (2,), (3, 2), *[(2,)] * more]]
+    owned = _ownership.OwnedLeaves(leaves)
+    assert owned.is_of([*leaves])
+    assert owned.is_of([*leaves, torch.ones(2)])
+    assert not owned.is_of([*leaves[:-1], None])
+    for place, leaf in enumerate(leaves[:6]):
+        for other in (leaf.clone(), leaf[...], leaf.numpy(), 0.0, None, torch.zeros(5), "leaf"):
+            assert not owned.is_of([*leaves[:place], other, *leaves[place + 1 :]]), (place, other)
+
+
+@pytest.mark.parametrize("buffers", [0, 40])
+def test_donated_state_without_other_references_is_not_copied(buffers, monkeypatch):
     copies = []
     monkeypatch.setattr(_ownership, "copy_of", lambda x: copies.append(x.shape) or x.clone())
-    compiled, state, x = compile(step, donate=True, backend="eager"), make_state(), torch.ones(())
+    compiled, x = compile(step, donate=True, backend="eager"), torch.ones(())
+    state = make_state(buffers=buffers)
     memory = addresses(state)
     for i in range(6):
         state, _ = compiled(state, x)
