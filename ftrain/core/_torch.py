@@ -50,6 +50,7 @@ __all__ = [
     "is_dual",
     "is_faking",
     "is_forward_mode",
+    "is_forward_mode_nested",
     "is_recorded",
     "is_wrapped",
     "node_of",
@@ -187,6 +188,12 @@ def inside_vmap() -> bool:
     """Return True if one of the functorch transforms that are running is vmap (torch 2.0 and later)."""
     stack = torch._C._functorch.get_interpreter_stack() or ()
     return any(each.key() == torch._C._functorch.TransformType.Vmap for each in stack)
+
+
+def is_forward_mode_nested() -> bool:
+    """Return True inside of a torch.func.jvp that runs inside of another (torch 2.0 and later)."""
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return [each.key() for each in stack].count(torch._C._functorch.TransformType.Jvp) > 1
 
 
 def is_wrapped(tensor: torch.Tensor) -> bool:

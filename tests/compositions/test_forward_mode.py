@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 import ftrain
-from tests.compositions.in_torch import sin2
+from tests.compositions.in_torch import Turned, sin2
 from tests.core.differences import is_close
 
 X = torch.tensor([0.75, 0.5], dtype=torch.float64)
@@ -108,3 +108,41 @@ def test_zero_tangent_returned_by_a_compiled_function_has_allocated_memory() -> 
 @pytest.mark.xfail(strict=True, reason="torch 2.13 drops the tangent of a custom operator")
 def test_custom_operator_passes_on_its_tangent_in_forward_mode() -> None:
     assert is_close(tangent(sin2)(X), 2 * (2 * X).cos() * T)
+
+
+@pytest.mark.xfail(
+    strict=True, reason="torch 2.13 turns forward mode off in the `jvp` of a function"
+)
+def test_second_tangent_of_an_autograd_function_is_that_of_its_formula() -> None:
+    def second(f: Any) -> Tensor:
+        return tangent(tangent(lambda x: f(x, x)))(X)
+
+    assert is_close(second(Turned.apply), second(lambda x, y: x * y.sin()))
+
+
+KEY, EYE = ftrain.random.key(3), torch.eye(2, dtype=torch.float64)
+#: Samples whose bits come from an operator, and their derivatives from a formula.
+SAMPLED: dict[str, Callable[[Tensor], Tensor]] = {
+    "uniform": lambda x: ftrain.random.uniform(KEY, (2,), x.dtype, 0.5 * x, 2 + x**2),
+    "truncated_normal": lambda x: ftrain.random.truncated_normal(KEY, -x, 1 + x**2, dtype=x.dtype),
+    "multivariate_normal": lambda x: ftrain.random.multivariate_normal(KEY, x, x[0] ** 4 * EYE),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", SAMPLED)
+def test_second_tangent_of_a_sample_by_its_parameters_matches_finite_differences(
+    name: str, compiled: bool
+) -> None:
+    run = (lambda g: ftrain.compile(g, backend="eager")) if compiled else (lambda g: g)
+    f, h = SAMPLED[name], 1e-4
+    expected = (f(X + h * T) - 2 * f(X) + f(X - h * T)) / h**2
+    assert expected.abs().max() > 0.1
+    found = run(tangent(tangent(f)))(X)
+    assert (found - expected).abs().max() < 1e-5 * expected.abs().max()
+    backward = torch.func.jacrev(tangent(f))(X) @ T
+    assert is_close(found, backward)
+    inside = run(
+        lambda x: torch.func.jvp(lambda x: torch.func.jvp(f, (x,), (T,))[0], (x,), (T,))[0]
+    )
+    assert torch.equal(inside(X).view(torch.int64), f(X).view(torch.int64))

@@ -15,12 +15,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftrain.core import _torch
+
 
 def exact(value: Tensor, formula: Tensor) -> Tensor:
     """Return `value` with the derivatives of `formula`, which has the same shape and dtype."""
-    if torch.compiler.is_dynamo_compiling():  # Dynamo cannot trace a function with a `jvp` (2.13)
-        change = formula - formula.detach()  # NaN where the formula is infinite
-        return value.detach() + torch.where(change.isnan(), 0.0, change)
+    # Dynamo cannot trace a function with a `jvp`, and torch takes no derivative of a `jvp` in forward
+    # mode: it drops the tangent of the tangent without an error (2.13).
+    if torch.compiler.is_dynamo_compiling() or _torch.is_forward_mode_nested():
+        change = formula.detach() - formula  # NaN where the formula is infinite
+        return value.detach() - torch.where(change.isnan(), 0.0, change)  # -0.0 - 0.0 is -0.0
     sample: Tensor = _Exact.apply(value.detach(), formula)  # type: ignore[no-untyped-call]
     return sample
 
