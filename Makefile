@@ -68,18 +68,23 @@ distributed: $(VENV)/dev
 files: $(VENV)/dev
 	$(PY) -m tests.data.campaign_files $(if $(COUNT),--count $(COUNT)) $(if $(SEED),--seed $(SEED))
 
-# Torch's own databases, every input of each entry, against torch itself; the suite takes a sample.
+# Torch's own databases, every input of each entry, against torch itself; the suite takes a sample. MINUTES=30 of a
+# processor take random inputs of random operators instead, in more dtypes, drawn with SEED=1.
 databases: $(VENV)/dev
-	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/databases
+	$(if $(MINUTES),$(PY) -m tests.databases.campaign --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)), \
+	  FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/databases)
 
-# Models of the transformers library, tiny and random, under the laws; the suite takes a dozen.
+# Models of the transformers library, tiny and random, under the laws; the suite takes a dozen. SAMPLE=100 takes so many
+# at random, drawn with SEED=1.
 transformers: $(VENV)/dev
-	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/transformers
+	FTRAIN_CAMPAIGN=1 $(if $(SAMPLE),FTRAIN_SAMPLE=$(SAMPLE):$(or $(SEED),0)) $(PY) -m pytest tests/transformers
 
 # Random programs of gradients, loops, branches and transforms, against an oracle. FTRAIN_CAMPAIGN=1 takes ten thousand
-# with seeds of their own, and prints what came of them (hours on a busy machine).
+# with seeds of their own, and prints what came of them (hours on a busy machine); MINUTES=30 of a processor take as many
+# as they can, with the seeds from SEED=1 on.
 compositions: $(VENV)/dev
-	$(PY) -m pytest tests/compositions -v
+	$(if $(MINUTES),$(PY) -m tests.compositions.campaign --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)), \
+	  $(PY) -m pytest tests/compositions -v)
 
 # The suite with the kernels of other processors, and with two threads: what passes here by luck fails there. Hours;
 # one of them, on some tests: python -m tests.processors order -- tests/laws

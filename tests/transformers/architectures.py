@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import random
+from collections.abc import Sequence
+
 from tests.transformers.audio import AUDIO
 from tests.transformers.decoders import DECODERS
 from tests.transformers.encoders import ENCODERS, SEQ2SEQ
@@ -29,3 +33,16 @@ SUITE = (
     "ResNetForImageClassification",
     "LlavaForConditionalGeneration",
 )
+
+
+def tested() -> Sequence[str]:
+    """Return the architectures to test: those of the suite, in a campaign all or a random sample.
+
+    `FTRAIN_SAMPLE=100:1` draws 100 with the seed 1.
+    """
+    if not os.environ.get("FTRAIN_CAMPAIGN"):
+        return SUITE
+    if not (sample := os.environ.get("FTRAIN_SAMPLE")):
+        return list(ARCHITECTURES)
+    count, _, seed = sample.partition(":")
+    return sorted(random.Random(int(seed or 0)).sample(sorted(ARCHITECTURES), int(count)))

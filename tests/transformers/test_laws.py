@@ -1,14 +1,13 @@
 """The laws on tiny, randomly initialized models of the `transformers` library.
 
-The suite takes a dozen architectures; `make transformers` takes all. A model that ftrain refuses has its
-entry in `REFUSED`, with the check that raises, the message and the reason.
+The suite takes a dozen architectures; `make transformers` takes all, or a random sample. A model that
+ftrain refuses has its entry in `REFUSED`, with the check that raises, the message and the reason.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,7 +18,7 @@ import transformers
 import ftrain
 from ftrain import optim, testing
 from ftrain.testing._world import changes, world
-from tests.transformers.architectures import ARCHITECTURES, SUITE, Architecture
+from tests.transformers.architectures import ARCHITECTURES, SUITE, Architecture, tested
 from tests.transformers.refusals import DRAWS, REFUSED
 from tests.transformers.tiny import build
 
@@ -69,10 +68,7 @@ def loss_of(loss: Any) -> Any:
     return lambda model, batch: loss(model(**batch))
 
 
-NAMES = ARCHITECTURES if os.environ.get("FTRAIN_CAMPAIGN") else SUITE
-
-
-@pytest.fixture(scope="module", params=NAMES)
+@pytest.fixture(scope="module", params=tested())
 def subject(request: Any) -> Subject:
     return Subject(request.param)
 
