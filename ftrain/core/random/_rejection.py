@@ -111,15 +111,7 @@ def binomial(key: Tensor, folds: Ints, count: Tensor, prob: Tensor) -> Tensor:
         at_once = (us >= 0.07) & (v <= 0.92 - 4.2 / b)
         alpha = (2.83 + 5.1 / b) * deviation
         bound = torch.log(v * alpha / (a / (us * us) + b))
-        inside = torch.minimum(k.clamp_min(0), n)
-        mode, odds = torch.floor((n + 1) * p), p / (1 - p)
-        tail = _stirling_tail
-        log_ratio = (
-            (mode + 0.5) * torch.log((mode + 1) / (odds * (n - mode + 1)))
-            + (n + 1) * torch.log((n - mode + 1) / (n - inside + 1))
-            + (inside + 0.5) * torch.log(odds * (n - inside + 1) / (inside + 1))
-            + (tail(mode) + tail(n - mode) - tail(inside) - tail(n - inside))
-        )
+        log_ratio = _log_binomial(torch.minimum(k.clamp_min(0), n), n, p)
         return k, (k >= 0) & (k <= n) & (at_once | (bound <= log_ratio))
 
     is_small = count * p < _SMALL
@@ -253,6 +245,18 @@ def _log_poisson(k: Tensor, rate: Tensor) -> Tensor:
     large = -deviance - 0.5 * torch.log(2 * math.pi * k) - tail
     small = k * torch.log(rate) - rate - torch.lgamma(k + 1)
     return torch.where(k < 10, small, large)
+
+
+def _log_binomial(k: Tensor, n: Tensor, p: Tensor) -> Tensor:
+    """Return log P(k) / P(mode) of a binomial distribution, with Stirling's series of the factorials."""
+    mode, odds = torch.floor((n + 1) * p), p / (1 - p)
+    tail = _stirling_tail
+    return (
+        (mode + 0.5) * torch.log((mode + 1) / (odds * (n - mode + 1)))
+        + (n + 1) * torch.log((n - mode + 1) / (n - k + 1))
+        + (k + 0.5) * torch.log(odds * (n - k + 1) / (k + 1))
+        + (tail(mode) + tail(n - mode) - tail(k) - tail(n - k))
+    )
 
 
 def _stirling_tail(k: Tensor) -> Tensor:
