@@ -75,7 +75,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's _
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         found = func(*args, **(kwargs or {}))
         namespace, _, name = func._schema.name.partition("::")
-        if namespace == "_c10d_functional" and name != "wait_tensor":
+        # Operators with a leading underscore, such as `_wrap_tensor_autograd`, send nothing.
+        if namespace == "_c10d_functional" and not name.startswith(("_", "wait_tensor")):
             inputs = [x for x in args if isinstance(x, torch.Tensor)]
             self._traffic.add(name, sum(x.nbytes for x in inputs), found.nbytes)
         return found

@@ -1,0 +1,42 @@
+"""Test the traffic of a rank, by the ring algorithms, and the mesh of ranks that do not exist."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.distributed import _functional_collectives as collectives
+
+from ftrain.core._torch_fake_ranks import Traffic, fake_mesh
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "outputs", "sent"),
+    [
+        ("all_reduce", 100, 100, 150.0),  # reduced, then gathered: twice 3 of 4 parts
+        ("all_gather_into_tensor", 25, 100, 75.0),
+        ("reduce_scatter_tensor", 100, 25, 75.0),
+        ("all_to_all_single", 100, 100, 75.0),
+        ("broadcast", 100, 100, 100.0),
+    ],
+)
+def test_rank_of_four_sends_the_bytes_of_the_ring_algorithm(
+    name: str, inputs: int, outputs: int, sent: float
+) -> None:
+    traffic = Traffic(4)
+    traffic.add(name, inputs, outputs)
+    assert (traffic.sent, traffic.collectives) == (sent, 1)
+    traffic.add(name, inputs, outputs)
+    assert (traffic.sent, traffic.collectives) == (2 * sent, 2)
+
+
+def test_collectives_of_a_block_are_counted_and_waits_are_not() -> None:
+    with fake_mesh(4, "cpu") as mesh:
+        assert mesh.size() == 4
+        traffic, x = Traffic(4), torch.ones(8)
+        with traffic.counted():
+            torch.add(collectives.all_reduce(x, "sum", mesh), 1)
+            torch.add(collectives.all_gather_tensor(x, 0, mesh), 1)
+        torch.add(collectives.all_reduce(x, "sum", mesh), 1)
+    assert traffic.collectives == 2
+    assert traffic.sent == 2 * 0.75 * 32 + 0.75 * 4 * 32
+    assert not torch.distributed.is_initialized()
