@@ -56,6 +56,23 @@ def test_large_products_replaced_by_onednn_match_within_rounding():
 
 
 @pytest.mark.usefixtures("onednn")
+def test_product_of_a_transposed_larger_factor_keeps_its_bias():
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(IN, OUT), (IN, ROWS), (ROWS,)]
+    args = [torch.randn(shape, generator=generator) for shape in shapes]
+
+    def fn(x, w, b):
+        return torch.addmm(b, x.t(), w)
+
+    count, graph = replaced(fn, args)
+    assert count == 1
+    graph.recompile()
+    # As above, for sums of IN products.
+    error = (graph(*args) - fn(*[x.double() for x in args])).abs()
+    assert (error <= (IN + 1) * 2**-24 * fn(*[x.double().abs() for x in args])).all()
+
+
+@pytest.mark.usefixtures("onednn")
 def test_small_or_float64_or_scaled_products_are_not_replaced_by_onednn():
     assert replaced(linear_and_gradients, inputs(torch.float64))[0] == 0
     assert replaced(lambda x, y: x @ y, [torch.ones(16, 16), torch.ones(16, 16)])[0] == 0

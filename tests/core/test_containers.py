@@ -130,6 +130,27 @@ def test_mappings_with_tensors_that_cannot_be_rebuilt_raise_with_their_path() ->
         tree.leaves({"inputs": [torch.zeros(2), Lazy()]})
 
 
+class Doubling(Mapping[str, Any]):
+    """Mapping whose constructor does not keep the items that it is given."""
+
+    def __init__(self, items: dict[str, Any]) -> None:
+        self._pairs = tuple((name, 2 * value) for name, value in items.items())
+
+    def __getitem__(self, name: str) -> Any:
+        return dict(self._pairs)[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name for name, _ in self._pairs)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+
+def test_mapping_whose_constructor_changes_its_items_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"is a Doubling, a mapping that cannot be rebuilt"):
+        tree.leaves({"inputs": Doubling({"x": torch.ones(2)})})
+
+
 def test_mapping_without_tensors_that_cannot_be_rebuilt_is_a_leaf() -> None:
     assert tree.leaves([os.environ, {"x": 1}])[1] == 1
 

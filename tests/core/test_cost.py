@@ -11,7 +11,7 @@ from torch import nn
 
 import ftrain
 from ftrain import optim
-from ftrain.core.cost._flops import graph_work
+from ftrain.core.cost._flops import floating_dtype, graph_work
 from ftrain.core.cost._kernels import kernels_of
 from ftrain.core.cost.rates import Rates, fastest_product, measure_rates
 
@@ -71,6 +71,13 @@ def test_flops_are_counted_in_the_dtype_of_the_factors() -> None:
     init_state, train_step, _ = mlp_steps(precision="bf16-mixed")
     batch = {"x": torch.ones(16, 8), "y": torch.zeros(16, 4)}
     assert set(counted(train_step, init_state(0), batch)) == {"bfloat16"}
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "complex64"])
+def test_dtype_of_the_flops_is_the_first_one_that_is_not_an_integer(dtype: str) -> None:
+    numbers = torch.ones(2, dtype=getattr(torch, dtype))
+    assert floating_dtype((torch.arange(3), [None, numbers], torch.ones(2))) == dtype
+    assert floating_dtype((torch.arange(3), 2.0)) == "float32"
 
 
 def test_attention_backward_counts_five_products() -> None:

@@ -114,3 +114,13 @@ def test_region_is_not_registered_as_a_class_of_the_model_and_may_have_a_static_
     (found,) = torch.autograd.grad(model(x).sum(), x)
     assert is_close(found, x.cos())
     assert Registered.names == ["sine"]
+
+
+def test_region_can_be_traced_by_torch_compile() -> None:
+    """Dynamo records the region itself, so that remat neither checks nor changes contexts there."""
+    region = ftrain.remat(lambda x: x.sin().exp().sin())
+    x = torch.linspace(-1, 1, 5, requires_grad=True)
+    (expected,) = torch.autograd.grad(region(x).sum(), x)
+    compiled = torch.compile(region, backend="eager", fullgraph=True)
+    (found,) = torch.autograd.grad(compiled(x).sum(), x)
+    testing.assert_same_bits(found, expected)

@@ -237,6 +237,16 @@ def test_keyed_functions_follow_autocast_dtypes() -> None:
     assert ours.dtype == theirs.dtype
 
 
+def test_keyed_complex_uniforms_draw_both_parts() -> None:
+    drawn = draw(torch.rand, 4, 500, dtype=torch.complex64)
+    assert drawn.dtype == torch.complex64
+    assert drawn.shape == (4, 500)
+    parts = torch.view_as_real(drawn)
+    assert bool(((parts >= 0) & (parts < 1)).all())
+    # The spread of a mean of 2000 uniforms is 0.0065.
+    assert (parts.mean((0, 1)) - 0.5).abs().max() < SIGMAS * 0.0065
+
+
 def test_keyed_draws_on_the_meta_device_return_meta_tensors() -> None:
     layer = draw(lambda: nn.TransformerEncoderLayer(8, 2, 16, 0.3, device="meta"))
     assert all(p.is_meta for p in layer.parameters())

@@ -244,6 +244,16 @@ def _scripted(x: Tensor) -> Tensor:
     return x * torch.rand_like(x)
 
 
+def test_randomized_leaky_relu_keeps_positive_inputs_and_gives_them_the_slope_1() -> None:
+    x, noise = torch.tensor([1e-3, 0.5, 1.0, 3.0, -2.0, 0.0]), torch.zeros(6)
+    with operators(KEYS[0]):
+        output = aten.rrelu_with_noise.default(x, noise, 0.1, 0.3, True)
+    assert torch.equal(output[:4], x[:4])
+    assert torch.equal(noise[:4], torch.ones(4))
+    assert 0.1 <= float(noise[4]) < 0.3
+    assert float(output[4]) == float(x[4] * noise[4])
+
+
 def test_random_operators_in_eval_mode_draw_nothing() -> None:
     x = torch.ones(1, 2, 3, 4)
     with torch.random.fork_rng([]):
