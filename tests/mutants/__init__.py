@@ -5,7 +5,8 @@
     python -m tests.mutants --survivors             once more those that the last call did not kill
 
 It prints every mutant that survives, and the share that is killed with its confidence interval.
-`mutations.py` makes the mutants, `lines.py` finds the tests that run a line (cached under `build`),
-`trial.py` runs them on one mutant in a forked process, `swap.py` spares the fork most imports,
-`harmless.py` explains mutants that no test need kill, and `survey.py` counts.
+`mutations.py` makes the mutants, `lines.py` finds the tests that run a line (cached under `build`) and
+puts a module's own tests first, `trial.py` runs them on one mutant in a forked process whose processor
+time is limited, `swap.py` spares the fork most imports, `harmless.py` explains mutants that no test need
+kill, and `survey.py` counts.
 """

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import random
 import sys
 import time
@@ -12,18 +11,28 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from tests.mutants import lines, survey
-from tests.mutants.lines import EXAMPLES, Lines
+from tests.mutants.lines import Lines
 from tests.mutants.mutations import Mutant, mutants
-from tests.mutants.subjects import ROOT, imported, judges, subjects
+from tests.mutants.subjects import ROOT, imported, judges, relatives, subjects
 from tests.mutants.survey import NOT_RUN, Result
 from tests.mutants.swap import changed_functions, functions_of, import_tests, swap
-from tests.mutants.trial import KILLED, SURVIVED, Outcome, failures, importing, prepare, trial
+from tests.mutants.trial import (
+    KILLED,
+    SURVIVED,
+    TIMED_OUT,
+    Outcome,
+    failures,
+    importing,
+    passed_on,
+    prepare,
+    trial,
+)
 
 SAVED = ROOT / "build" / "mutants"
-RESULTS = SAVED / "results.json"
-# Tests that judge every mutant, with as many examples of each property as were traced, and at most so
-# many seconds of a processor; the mutants that survive them are judged by more. Most survive none.
-FIRST, SECONDS = 20, 2.0
+# Seconds, of a processor, of the tests that judge every mutant; those that survive are judged by more.
+FIRST = 3.0
+# Times that a trial may take as long as its tests did when they were traced.
+PATIENCE = 5.0
 
 
 def main(arguments: list[str]) -> int:
@@ -40,10 +49,11 @@ def main(arguments: list[str]) -> int:
     sample = random.Random(options.seed).sample(population, len(population))[: options.sample]
     drawn = sample
     results: list[Result] = []
+    saved = SAVED / f"results-{options.seed}.json"
     if options.resume or options.survivors:
         keys = {survey.key(name, each) for name, each in sample}
-        earlier = [each for each in survey.load(RESULTS) if each.key in keys]
-        results = [each for each in earlier if each.result == KILLED or not options.survivors]
+        earlier = [each for each in survey.load(saved) if each.key in keys]
+        results = [each for each in earlier if each.is_killed or not options.survivors]
         tried = {each.key for each in results}
         drawn = [(name, each) for name, each in sample if survey.key(name, each) not in tried]
     until = time.monotonic() + 60 * options.minutes
@@ -55,9 +65,9 @@ def main(arguments: list[str]) -> int:
             print("expected to try all mutants of the sample; those left are not like those tried.")
             break
         results.append(judge(name, mutant))
-        survey.save(results, RESULTS)
+        survey.save(results, saved)
     results = judge.controlled(results, sample)
-    survey.save(results, RESULTS)
+    survey.save(results, saved)
     print("\n" + survey.report(results, len(population)))
     return 0
 
@@ -67,7 +77,8 @@ class _Judge:
 
     Args:
         found: the tests of each line.
-        budget: the seconds of tests for a mutant that survives the first ones.
+        budget: the seconds of more tests for a mutant that survives the first ones, and of all their
+            cases for one that survives those; 0 without them.
         slow: import every mutant.
     """
 
@@ -88,7 +99,9 @@ class _Judge:
     ) -> list[Result]:
         """Try again, without them, the mutants killed by tests that fail without a mutant too."""
         killers = sorted({each.test for each in results if each.test is not None})
-        failing = failures(killers, _limit(self._found.seconds.get(test, 1.0) for test in killers))
+        failing = failures(
+            killers, _limit((self._found.seconds.get(test, 1.0) for test in killers), None)
+        )
         self._without |= set(failing)
         by_key = {survey.key(name, each): (name, each) for name, each in sample}
         for index, each in enumerate(results):
@@ -100,57 +113,93 @@ class _Judge:
     def _outcome(self, name: str, mutant: Mutant) -> Outcome:
         found = self._found.tests_of(mutant.path, mutant.line, mutant.last)
         tests = _spread([test for test in found if test not in self._without])
-        few = {test: self._found.seconds[test] for test in tests[:FIRST]}
-        stages = [(_within(few, SECONDS), EXAMPLES)]
-        if self._budget > SECONDS:
-            stages.append((_within(self._found.whole(tests), self._budget), None))
+        seconds = self._found.seconds
         install, nothing = self._installers(name, mutant)
         outcome = Outcome(NOT_RUN)
+        first = _within({test: seconds[test] for test in tests}, FIRST)
+        others = {test: seconds[test] for test in _by_file(tests) if test not in first}
+        stages: list[tuple[dict[str, float], int | None]] = [(first, lines.EXAMPLES)]
+        if self._budget > 0:
+            stages.append((_within(others, self._budget), lines.EXAMPLES))
+            # All cases of the functions, and as many examples of a property as it asks for.
+            stages.append((_within(self._found.whole(tests), self._budget), None))
         for chosen, examples in stages:
             if chosen and outcome.result in (NOT_RUN, SURVIVED):
-                limit = _limit(chosen.values())
                 given = [*chosen, *(f"--deselect={test}" for test in self._without)]
-                judged = trial(install, given, limit, examples)
-                if judged == Outcome(KILLED) == trial(nothing, given, limit, examples):
-                    raise RuntimeError(f"expected tests that pytest can run, got {chosen}")
-                outcome = judged
+                limit = _limit(chosen.values(), examples)
+                outcome = trial(install, given, limit, examples)
+                if outcome == Outcome(KILLED) or outcome.result == TIMED_OUT:
+                    # No test failed: the process crashed, or was stopped. Does it without the mutant?
+                    control = trial(nothing, given, limit, examples)
+                    if control == Outcome(KILLED):
+                        raise RuntimeError(f"expected tests that pytest can run, got {chosen}")
+                    if control.result == TIMED_OUT:
+                        outcome = Outcome(SURVIVED)
+        # Files of tests that name the module, those with marks too. They were not traced.
+        files = relatives(name) if self._budget > 0 else []
+        if files and outcome.result in (NOT_RUN, SURVIVED):
+            given = [*files, *(f"--deselect={test}" for test in self._without)]
+            judged = trial(install, given, 2 * self._budget, marks="")
+            if judged.test is not None:
+                return judged
         return outcome
 
-    def _installers(self, name: str, mutant: Mutant) -> tuple[Callable[[], None], ...]:
+    def _installers(self, name: str, mutant: Mutant) -> tuple[Callable[[], object], ...]:
         """Return functions that put the mutant into a process, and its original."""
+        here = imported(name), mutant.path
+
+        def pass_on() -> None:
+            passed_on(*here, mutant.source, SAVED / "mutant.json")
+
         pairs = [] if self._slow else changed_functions(mutant)
         if pairs:
             if not self._is_imported:
                 import_tests(judges())
                 self._is_imported = True
             functions = functions_of(pairs)
-            return lambda: swap(functions), lambda: None
+            return lambda: (swap(functions), pass_on()), lambda: None
         if self._is_imported:
             raise RuntimeError(f"expected a process that has not imported {name}, for {mutant}")
-        here = imported(name), mutant.path
-        return importing(*here, mutant.source), importing(*here, mutant.original)
+        install = importing(*here, mutant.source)
+        return lambda: (install(), pass_on()), importing(*here, mutant.original)
 
 
 def _within(tests: dict[str, float], seconds: float) -> dict[str, float]:
-    """Return the first tests that together take so many seconds, or the first one alone."""
-    sums = itertools.accumulate(tests.values())
-    count = max(1, sum(each <= seconds for each in sums))
-    return dict(itertools.islice(tests.items(), count))
+    """Return the first tests that together take so many seconds, without those that take too long.
+
+    The fastest one alone if all of them take longer.
+    """
+    chosen: dict[str, float] = {}
+    left = seconds
+    for test, needed in tests.items():
+        if needed <= left:
+            chosen[test] = needed
+            left -= needed
+    return chosen or dict(sorted(tests.items(), key=lambda each: each[1])[:1])
 
 
-def _limit(seconds: Iterable[float]) -> float:
-    """Return the time limit of tests, on a busy machine."""
-    return 120 + 20 * sum(seconds)
+def _limit(seconds: Iterable[float], examples: int | None) -> float:
+    """Return the seconds of a processor that tests may take: four times as many for all examples."""
+    return 20 + PATIENCE * (1 if examples else 4) * sum(seconds)
+
+
+def _by_file(tests: list[str]) -> list[str]:
+    """Return tests in an order that takes one of each file, then a second one, and so on."""
+    return _in_turns(tests, "::")
 
 
 def _spread(tests: list[str]) -> list[str]:
     """Return tests in an order that takes one case of each function, then a second one, and so on."""
-    cases: dict[str, int] = Counter()
+    return _in_turns(tests, "[")
+
+
+def _in_turns(tests: list[str], separator: str) -> list[str]:
+    before: dict[str, int] = Counter()
     turns = []
     for test in tests:
-        function = test.partition("[")[0]
-        turns.append((cases[function], test))
-        cases[function] += 1
+        group = test.partition(separator)[0]
+        turns.append((before[group], test))
+        before[group] += 1
     return [test for _, test in sorted(turns, key=lambda turn: turn[0])]
 
 
@@ -164,7 +213,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--sample", type=int, help="the number of mutants to draw; else all")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sample")
     parser.add_argument(
-        "--budget", type=float, default=120.0, help="seconds of tests for a mutant that survives"
+        "--budget",
+        type=float,
+        default=60.0,
+        help="seconds of a processor for more tests of a mutant that survives the first ones",
     )
     parser.add_argument("--minutes", type=float, default=60.0, help="stop after so many")
     parser.add_argument(

@@ -12,6 +12,38 @@ PERFORMANCE = "slower only: the same bits take another way"
 
 HARMLESS: dict[tuple[str, str, str], str] = {
     (
+        "_loss",
+        "loss.calls.passed('call')",
+        "None",
+    ): f"{PERFORMANCE}: bytes are compared at every call, not at the first only",
+    (
+        "_torch",
+        "if type(flag) is not torch.Tensor or flag.device.type != 'cpu' or "
+        "torch.compiler.is_dynamo_compiling() or is_wrapped(flag):",
+        "if type(flag) is not torch.Tensor or flag.device.type == 'cpu' or "
+        "torch.compiler.is_dynamo_compiling() or is_wrapped(flag):",
+    ): f"{PERFORMANCE}: torch.where selects by the flag",
+    (
+        "_torch_inductor",
+        "if on_cuda and torch.are_deterministic_algorithms_enabled():",
+        "if on_cuda or torch.are_deterministic_algorithms_enabled():",
+    ): "unreachable here: the option is read where kernels for CUDA are timed",
+    (
+        "random._generators",
+        "probe.gauss(0, 1)",
+        "probe.gauss(1, 1)",
+    ): "the generator takes the same steps whatever the mean is",
+    (
+        "random._keyed_operators",
+        "if isinstance(func, OpOverload) and func.namespace not in _TAGGED:",
+        "if isinstance(func, OpOverload) or func.namespace not in _TAGGED:",
+    ): f"{PERFORMANCE}: operators of torch, which the graph has keyed, are checked as well",
+    (
+        "remat",
+        "values = [x if i is None else saved[i] for x, i in zip(others, places, strict=True)]",
+        "values = [x if i is None else saved[i] for x, i in zip(others, places, strict=False)]",
+    ): "a check that never fails: both lists have an entry for each argument",
+    (
         "norm",
         "return type(value) is torch.Tensor and (not is_tracing()) and (_torch.inside_functorch() is "
         "None) and (not torch.compiler.is_dynamo_compiling())",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-import time
+import signal
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -14,18 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
 
 from tests.mutants.subjects import CORE, MARKS, ROOT
-from tests.mutants.trial import forked, run_pytest
+from tests.mutants.swap import import_tests
+from tests.mutants.trial import WithoutShrinking, forked, run_pytest
 
-__all__ = ["AT_IMPORT", "Lines", "of_files", "record"]
+__all__ = ["BETWEEN_TESTS", "EXAMPLES", "Lines", "of_files", "record"]
 
-AT_IMPORT = ""
+BETWEEN_TESTS = ""
 # Cases that are traced of a parametrized test, and examples of a property: most run the same lines, and
-# all of them took 40 minutes.
-CASES, EXAMPLES = 2, 5
-LIMIT = 3600  # seconds to trace one file
+# all of them took 40 minutes. A mutant that survives these is judged by all.
+CASES, EXAMPLES = 1, 2
+LONGEST = 2.0  # seconds of a processor after which a traced test is stopped: it has run its lines
+LIMIT = 3600.0  # seconds of a processor to trace one file
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ class Lines:
     """Lines and the tests that run them.
 
     Attributes:
-        lines: the tests of each line of each file; `AT_IMPORT` for one that runs at import.
-        seconds: the seconds of a processor that each test takes which passed.
+        lines: the tests of each line in a function of each file; also `BETWEEN_TESTS`.
+        seconds: the seconds of a processor that each test takes which passed, traced.
         cases: the number of cases of each parametrized test, of which few were traced.
     """
 
@@ -55,17 +57,24 @@ class Lines:
     def tests_of(self, path: str, first: int, last: int) -> list[str]:
         """Return the tests that run a range of lines, the most focused first.
 
-        The focus of a test is the share of its lines that are in this file. A step's test runs most of
-        `ftrain/core`, and compares little of what any one module computes.
+        Tests of the file by name come first, and its docstrings. The focus of another test is the share
+        of its lines that are in this file: a step's test runs most of `ftrain/core`, and compares little
+        of what any one module computes.
         """
         of_file = self.lines.get(path, {})
         found = {test for line in range(first, last + 1) for test in of_file.get(line, ())}
-        if AT_IMPORT in found or not found:  # a case that was not traced may run it
-            found |= {test for tests in of_file.values() for test in tests}
+        if not found & self.seconds.keys():  # runs at import, or in a case that was not traced
+            found = {test for tests in of_file.values() for test in tests}
         here = Counter(test for tests in of_file.values() for test in tests)
+        name = Path(path).stem.strip("_")
+        own = {name, f"test_{name}"}
         return sorted(
             found & self.seconds.keys(),
-            key=lambda test: (-here[test] / self._sizes[test], self.seconds[test]),
+            key=lambda test: (
+                Path(test.partition("::")[0]).stem.strip("_") not in own,
+                -here[test] / self._sizes[test],
+                self.seconds[test],
+            ),
         )
 
     @cached_property
@@ -80,21 +89,28 @@ def of_files(files: Sequence[str], saved: Path, again: bool = False) -> Lines:
     A file is traced if it has not been, or if it or a module of `ftrain/core` that it runs has changed
     since; all are if `again`.
     """
-    parts = []
-    for file in files:
-        path = saved / f"{file.replace('/', '.')}.json"
-        part = None if again else _read(path)
-        if part is None:
-            start = time.monotonic()
-            part = record([file])
-            _write(part, file, path)
-            print(f"traced {file} in {time.monotonic() - start:.0f} s", flush=True)
-        parts.append(part)
-    return _merged(parts)
+    paths = {file: saved / f"{file.replace('/', '.')}.json" for file in files}
+    stale = [file for file, path in paths.items() if again or _read(path) is None]
+
+    def trace() -> dict[str, Any]:
+        import_tests(stale)
+        for file in stale:
+            _write(record([file]), file, paths[file])
+        return {"code": 0}
+
+    if stale:
+        print(f"tracing {len(stale)} files into {saved}", flush=True)
+        found = forked(trace, LIMIT, idle=math.inf)  # it waits for forks of its own
+        if found.get("code") != 0:
+            raise RuntimeError(f"expected to trace all files, got {found}. Run one with pytest.")
+    parts = [_read(path) for path in paths.values()]
+    if None in parts:
+        raise RuntimeError("expected no file to change while it is traced. Run it again.")
+    return _merged([part for part in parts if part is not None])
 
 
 def record(tests: Sequence[str]) -> Lines:
-    """Run tests in a forked process; return the lines that they run."""
+    """Run tests in a forked process; return the lines of functions that they run."""
     found = forked(lambda: _record(tests), LIMIT)
     expected = pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED, pytest.ExitCode.NO_TESTS_COLLECTED
     if found.get("code") not in expected:
@@ -152,7 +168,7 @@ def _record(tests: Sequence[str]) -> dict[str, Any]:
     contexts = _Contexts(tracer)
     tracer.start()
     try:
-        code = run_pytest(["-m", MARKS, *tests], [contexts])
+        code = run_pytest(["-m", MARKS, *tests], [WithoutShrinking(EXAMPLES), contexts])
     finally:
         tracer.stop()
     data = tracer.get_data()
@@ -174,13 +190,7 @@ class _Contexts:
         self.seconds: dict[str, float] = {}
         self.cases: dict[str, int] = {}
         self._tracer = tracer
-
-    @pytest.hookimpl(wrapper=True, tryfirst=True)
-    def pytest_collection(self) -> Iterator[Any]:
-        current = settings.get_profile(settings.get_current_profile_name())
-        settings.register_profile("traced", current, max_examples=EXAMPLES)
-        settings.load_profile("traced")
-        return (yield)
+        self._failed = self._stopped = False
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
         """Keep some cases of each function, spread over all of them."""
@@ -195,13 +205,25 @@ class _Contexts:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Iterator[Any]:
         self._tracer.switch_context(item.nodeid)
+        self._failed = self._stopped = False
+        signal.signal(signal.SIGPROF, self._stop)
+        signal.setitimer(signal.ITIMER_PROF, LONGEST)
         start = _processor_time()
         try:
             return (yield)
         finally:
-            self.seconds[item.nodeid] = _processor_time() - start
-            self._tracer.switch_context(AT_IMPORT)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            if self._stopped or not self._failed:
+                self.seconds[item.nodeid] = (1 + self._stopped) * (_processor_time() - start)
+            self._tracer.switch_context(BETWEEN_TESTS)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
-        if not report.passed:
-            self.seconds.pop(report.nodeid, None)
+        self._failed |= not report.passed
+
+    def _stop(self, *signal: object) -> None:
+        self._stopped = True
+        raise _StoppedError
+
+
+class _StoppedError(BaseException):
+    """Raised in a test that takes too long; no `Exception`, which a test may catch."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -12,12 +13,12 @@ NEED_CUDA = ("_torch_cuda", "compile._cuda_graph", "random._cuda_kernel")
 # Tests, and docstrings with examples. Those that compile machine code take an hour under a tracer.
 MARKS = "not inductor"
 JUDGES = (
-    "tests/laws",
-    "tests/core",
-    "tests/random",
-    "tests/compile",
-    "tests/loop/test_metrics.py",
     "ftrain/core",
+    "tests/random",
+    "tests/core",
+    "tests/loop/test_metrics.py",
+    "tests/laws",
+    "tests/compile",
 )
 
 
@@ -39,6 +40,21 @@ def judges() -> list[str]:
         files = sorted((ROOT / judge).rglob("test_*.py"))  # none in a file, and among docstrings
         found += [str(file.relative_to(ROOT)) for file in files] or [judge]
     return found
+
+
+def relatives(name: str) -> list[str]:
+    """Return the files of tests that are named after a module, or that name it if it is private."""
+    last = name.rpartition(".")[2]
+    word = re.compile(rf"\b{last}\b")
+    return [
+        str(file.relative_to(ROOT))
+        for file in sorted((ROOT / "tests").rglob("test_*.py"))
+        if file.parent.name != "mutants"
+        and (
+            file.stem.removeprefix("test_") == last.strip("_")
+            or (last.startswith("_") and word.search(file.read_text()))
+        )
+    ]
 
 
 def _name(path: Path) -> str:

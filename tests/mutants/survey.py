@@ -44,6 +44,11 @@ class Result:
         return self.module, self.line, self.before, self.after
 
     @property
+    def is_killed(self) -> bool:
+        """True if a test fails, or does not end: a suite that hangs is noticed as well."""
+        return self.result in (KILLED, TIMED_OUT)
+
+    @property
     def reason(self) -> str | None:
         """The reason why no test need find this mutant, out of `HARMLESS`."""
         return HARMLESS.get((self.module, self.before, self.after))
@@ -70,19 +75,18 @@ def report(results: Sequence[Result], population: int) -> str:
     lines = [f"{'module':28}" + "".join(f"{column:>11}" for column in columns)]
     for name in sorted({each.module for each in results}):
         counts = Counter(each.result for each in results if each.module == name)
-        if counts.total() > counts[KILLED]:
+        if counts.total() > counts[KILLED] + counts[TIMED_OUT]:
             lines.append(f"{name:28}" + "".join(f"{counts[column]:>11}" for column in columns))
     counts = Counter(each.result for each in results)
     lines.append(f"{'all':28}" + "".join(f"{counts[column]:>11}" for column in columns))
-    alive = [each for each in results if each.result != KILLED]
+    alive = [each for each in results if not each.is_killed]
+    killed = len(results) - len(alive)
     harmless = sum(each.reason is not None for each in alive)
     lines += [
         "",
         f"{len(results)} of {population} mutants were tried.",
-        _share("killed of all", counts[KILLED], len(results)),
-        _share(
-            f"killed of all but {harmless} harmless ones", counts[KILLED], len(results) - harmless
-        ),
+        _share("killed of all", killed, len(results)),
+        _share(f"killed of all but {harmless} harmless ones", killed, len(results) - harmless),
         f"{len(alive) - harmless} are not killed and not explained.",
     ]
     return "\n".join(lines)

@@ -10,15 +10,16 @@ import gc
 import importlib
 import inspect
 import types
+from collections import defaultdict
 from collections.abc import Sequence
 
-from tests.mutants.lines import EXAMPLES
 from tests.mutants.mutations import Mutant
-from tests.mutants.trial import WithoutShrinking
+from tests.mutants.subjects import CORE
 
 __all__ = ["changed_functions", "functions_of", "import_tests", "swap"]
 
 Pair = tuple[types.CodeType, types.CodeType]
+Place = tuple[str, str, int]
 
 
 def changed_functions(mutant: Mutant) -> list[Pair]:
@@ -62,16 +63,13 @@ def functions_of(pairs: Sequence[Pair]) -> list[tuple[types.FunctionType, types.
     Raises:
         RuntimeError: there is none, so that a swap would change nothing.
     """
-    new = {(a.co_filename, a.co_qualname, a.co_firstlineno): (a, b) for a, b in pairs}
     found = []
-    for function in gc.get_objects():
-        if type(function) is types.FunctionType:
-            code = function.__code__
-            pair = new.get((code.co_filename, code.co_qualname, code.co_firstlineno))
-            if pair is not None and pair[0] == code:
-                found.append((function, pair[1]))
+    for before, after in pairs:
+        functions = _functions.get(_place(before), ()) or _find([before])[_place(before)]
+        found += [(each, after) for each in functions if each.__code__ == before]
     if not found:
-        raise RuntimeError(f"expected a function in memory, got none of {list(new)}. Import it.")
+        places = [_place(before) for before, _ in pairs]
+        raise RuntimeError(f"expected a function in memory, got none of {places}. Import it.")
     return found
 
 
@@ -82,9 +80,33 @@ def swap(functions: Sequence[tuple[types.FunctionType, types.CodeType]]) -> None
 
 
 def import_tests(files: Sequence[str]) -> None:
-    """Import files of tests, and so the modules of ftrain that they use."""
+    """Import files of tests, and so the modules of ftrain that they use.
+
+    Their objects are kept out of later collections of garbage, so that forks share their memory.
+    """
     importlib.import_module("tests.conftest")
-    WithoutShrinking(EXAMPLES).load()  # decorated tests keep the settings of their import
     for file in files:
         if file.endswith(".py"):
             importlib.import_module(file.removesuffix(".py").replace("/", "."))
+    gc.collect()
+    _functions.update(_find(None))
+    gc.freeze()
+
+
+_functions: dict[Place, list[types.FunctionType]] = {}  # those of `ftrain/core` in frozen memory
+
+
+def _find(codes: Sequence[types.CodeType] | None) -> dict[Place, list[types.FunctionType]]:
+    """Return the functions in memory that run some codes, or any of `ftrain/core`, by their place."""
+    places = None if codes is None else {_place(code) for code in codes}
+    found: dict[Place, list[types.FunctionType]] = defaultdict(list)
+    for function in gc.get_objects():
+        if type(function) is types.FunctionType:
+            place = _place(function.__code__)
+            if place[0].startswith(str(CORE)) if places is None else place in places:
+                found[place].append(function)
+    return found
+
+
+def _place(code: types.CodeType) -> Place:
+    return code.co_filename, code.co_qualname, code.co_firstlineno

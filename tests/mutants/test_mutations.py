@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import hypothesis.strategies as st
+from hypothesis import given, settings
+
+from tests.mutants import trial
+from tests.mutants.__main__ import _by_file, _spread, _within
 from tests.mutants.harmless import HARMLESS
-from tests.mutants.lines import AT_IMPORT, Lines
+from tests.mutants.lines import BETWEEN_TESTS, Lines
 from tests.mutants.mutations import mutants
 from tests.mutants.subjects import subjects
 from tests.mutants.survey import NOT_RUN, Result, interval, report
 from tests.mutants.swap import changed_functions, functions_of, swap
-from tests.mutants.trial import KILLED, SURVIVED
+from tests.mutants.trial import KILLED, SURVIVED, WithoutShrinking
 
 SOURCE = '''"""Text is not changed."""
 
@@ -54,13 +62,57 @@ def test_source_of_a_mutant_is_the_whole_module_with_its_change() -> None:
 
 
 def test_line_that_runs_at_import_is_covered_by_all_tests_that_run_its_file() -> None:
-    found = Lines({"a.py": {1: [AT_IMPORT], 2: ["slow", "fast"]}}, {"slow": 2.0, "fast": 1.0})
+    found = Lines({"a.py": {1: [BETWEEN_TESTS], 2: ["slow", "fast"]}}, {"slow": 2.0, "fast": 1.0})
     assert found.tests_of("a.py", 1, 1) == ["fast", "slow"]
     found.lines["b.py"] = {1: ["fast"]}
     again = Lines(found.lines, found.seconds)
     assert again.tests_of("a.py", 1, 1) == ["slow", "fast"]  # which runs lines of another file, too
     assert set(found.tests_of("a.py", 3, 3)) == {"slow", "fast"}  # no traced case runs the line
     assert found.tests_of("c.py", 1, 1) == []
+
+
+def test_tests_of_a_module_by_name_are_chosen_before_more_focused_ones() -> None:
+    own, other = "tests/core/test_norm.py::test_a", "tests/core/test_step.py::test_b"
+    lines = {"core/_norm.py": {1: [other, own]}, "core/step.py": {1: [own], 2: [own]}}
+    found = Lines(lines, {own: 2.0, other: 1.0})
+    assert found.tests_of("core/_norm.py", 1, 1) == [own, other]
+
+
+def test_test_that_takes_too_long_does_not_end_the_choice_of_tests() -> None:
+    assert _within({"a": 2.0, "slow": 9.0, "b": 1.0, "c": 0.5}, 3.0) == {"a": 2.0, "b": 1.0}
+    assert _within({"slower": 9.0, "slow": 5.0}, 3.0) == {"slow": 5.0}
+    assert _within({}, 3.0) == {}
+
+
+def test_tests_are_chosen_from_all_files_and_functions_in_turn() -> None:
+    assert _by_file(["f::a", "f::b", "g::c"]) == ["f::a", "g::c", "f::b"]
+    assert _spread(["f::a[1]", "f::a[2]", "f::b"]) == ["f::a[1]", "f::b", "f::a[2]"]
+
+
+def test_process_that_computes_too_long_or_waits_is_stopped() -> None:
+    assert trial.forked(lambda: {"a": 1}, 60) == {"a": 1}
+    assert trial.forked(lambda: {"a": list(iter(int, 1))}, 1) == {"timeout": True}
+    assert trial.forked(lambda: {"a": time.sleep(600)}, 60, idle=1.0) == {"timeout": True}
+    assert trial.forked(lambda: os._exit(3), 60) == {"crashed": True}
+
+
+def test_examples_of_a_property_that_is_imported_already_are_limited() -> None:
+    @settings(max_examples=50)
+    @given(st.integers())
+    def many(number: int) -> None:
+        counted.append(number)
+
+    @settings(max_examples=2)
+    @given(st.integers())
+    def few(number: int) -> None:
+        counted.append(number)
+
+    items = [SimpleNamespace(function=each) for each in (many, few, many)] + [SimpleNamespace()]
+    WithoutShrinking(7).pytest_collection_modifyitems(items)
+    for function, most in ((many, 7), (few, 2)):
+        counted: list[int] = []
+        function()
+        assert 0 < len(counted) <= most
 
 
 def test_every_harmless_mutant_is_one_of_the_source() -> None:
@@ -112,7 +164,9 @@ def test_a_function_is_swapped_and_a_change_at_import_is_not(tmp_path: Path, mon
 
 
 TRIAL = """
-from tests.mutants.trial import KILLED, SURVIVED, failures, importing, trial
+import os, subprocess, sys
+from pathlib import Path
+from tests.mutants.trial import KILLED, SURVIVED, failures, forked, importing, passed_on, trial
 
 module, path = "ftrain.core._words", "ftrain/core/_words.py"
 source = open(path).read()
@@ -126,10 +180,17 @@ assert outcome(source) == (SURVIVED, None)
 broken = outcome(source.replace("return", "return 3 or"))
 assert broken.result == KILLED and broken.test.startswith(path + "::")
 assert failures(tests, 600) == []
+
+def started():
+    passed_on(module, path, source + "NEW = 7", Path(sys.argv[1]))
+    code = f"from {module} import NEW; print(NEW)"
+    return {"out": subprocess.run([sys.executable, "-c", code], capture_output=True).stdout.decode()}
+
+assert forked(started, 600) == {"out": "7\\n"}
 """
 
 
-def test_trial_runs_the_tests_with_the_mutant_instead_of_the_module() -> None:
+def test_trial_runs_the_tests_with_the_mutant_instead_of_the_module(tmp_path: Path) -> None:
     """In a process of its own: a mutant is tried in a fork of one that has not imported ftrain."""
-    root = Path(__file__).parents[2]
-    subprocess.run([sys.executable, "-W", "ignore", "-c", TRIAL], cwd=root, check=True)
+    arguments = [sys.executable, "-W", "ignore", "-c", TRIAL, str(tmp_path / "mutant.json")]
+    subprocess.run(arguments, cwd=Path(__file__).parents[2], check=True)
