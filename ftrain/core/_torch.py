@@ -60,6 +60,7 @@ __all__ = [
     "record_as",
     "sequence_number",
     "silent",
+    "storage_use_count",
     "tensor_guard",
     "trace",
     "trace_inner",
@@ -72,6 +73,10 @@ __all__ = [
 ]
 
 _guards = getattr(getattr(torch._C._dynamo, "guards", None), "TensorGuards", None)
+
+# Number of tensors, views and arrays that share a storage, by its address: 0.05 µs (2.5 and later;
+# before, only in builds for CUDA). Without it, views of a donated state's tensors are not detected.
+storage_use_count: Callable[[int], int] = getattr(torch._C, "_storage_Use_Count", lambda address: 1)
 
 # Raised by a trace if Python reads a tensor's value, or a shape depends on a value (2.0 and later).
 DATA_DEPENDENT = (DataDependentOutputException, DynamicOutputShapeException)

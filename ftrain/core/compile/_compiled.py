@@ -371,7 +371,7 @@ def _cloned(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
-def _owned(state: Any, tensors: list[Any]) -> _ownership.OwnedLeaves | None:
+def _owned(state: Any, tensors: Sequence[Any]) -> _ownership.OwnedLeaves | None:
     """Return the `OwnedLeaves` of a state if `tensors` begins with the same leaves; else `None`."""
     owned = _ownership.known(state)
     return owned if owned is not None and owned.is_of(tensors) else None
