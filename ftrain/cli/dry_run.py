@@ -30,8 +30,8 @@ def dry_run(config: Config, world_size: int | None = None) -> str:
 
     Args:
         config: the configuration.
-        world_size: the number of ranks of data-parallel training; the table then describes one rank,
-            with its traffic per step. `None`: one process.
+        world_size: the number of ranks that train together; the table then describes one rank, with its
+            traffic per step. `None`: one process.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(environment(config))
@@ -49,8 +49,8 @@ def dry_run(config: Config, world_size: int | None = None) -> str:
     config = parts.config
     params = list(state.params.values())
     carried = [leaf for leaf in tree.leaves(state.opt_state) if isinstance(leaf, torch.Tensor)]
-    gradients = _bytes(params)
-    total = _bytes(tree.leaves(state)) + gradients + kept + _bytes(tree.leaves(batch))
+    gradients, gathered = _bytes(params), _gathered(parts)
+    total = _bytes(tree.leaves(state)) + gradients + gathered + kept + _bytes(tree.leaves(batch))
     steps = parts.total_steps
     per_epoch = len(parts.train) if hasattr(parts.train, "__len__") else None
     epochs = f", {steps / per_epoch:.4g} epochs of {per_epoch:,}" if steps and per_epoch else ""
@@ -70,6 +70,11 @@ def dry_run(config: Config, world_size: int | None = None) -> str:
         ("  buffers", _size(_bytes(state.buffers.values()))),
         ("  optimizer", f"{_size(_bytes(carried))} ({config.optimizer.name})"),
         ("  gradients", _size(gradients)),
+        *(
+            [("  gathered", f"{_size(gathered)} (whole parameters at one time, and gradients)")]
+            if gathered
+            else []
+        ),
         ("  activations", f"{_size(kept)} (kept for the backward pass, eager)"),
         *(_ranks(traffic, config, flops) if traffic else ()),
         ("precision", config.precision),
@@ -78,10 +83,19 @@ def dry_run(config: Config, world_size: int | None = None) -> str:
     return "\n".join(f"{name:<16}{value}" for name, value in rows)
 
 
+def _gathered(parts: Parts) -> int:
+    """Return the bytes of gathered parameters of a sharded step, and of their gradients."""
+    step = parts.steps.train_step
+    is_sharded = parts.config.distributed.strategy == "fully_sharded" and parts.mesh is not None
+    return 2 * step.model.gathered_bytes() if is_sharded else 0  # type: ignore[attr-defined]
+
+
 def _ranks(traffic: Any, config: Config, flops: int) -> list[tuple[str, str]]:
     """Return the rows of the table about ranks and their traffic."""
     shards = config.distributed.logical_shards
-    strategy = "data_parallel" + (f", {shards} logical shards" if shards else "")
+    is_sharded = config.distributed.strategy == "fully_sharded"
+    strategy = "fully_sharded" if is_sharded else "data_parallel"
+    strategy += f", {shards} logical shards" if shards else ""
     ratio = f", {flops / traffic.sent:.3g} FLOPs a byte" if traffic.sent else ""
     return [
         ("ranks", f"{traffic.size:,}, {strategy}; batch, FLOPs and memory are those of one rank"),

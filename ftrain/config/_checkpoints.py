@@ -17,6 +17,7 @@ from ftrain.config.errors import ConfigError
 from ftrain.config.folders import run_config, run_folder
 from ftrain.config.schema import Config
 from ftrain.data import fitted
+from ftrain.loop._one_rank import ALONE, OneRank
 
 __all__ = ["Loaded", "TrainedModel", "checkpoint_of", "loaded", "store", "trained_model"]
 
@@ -79,8 +80,13 @@ def trained_model(
     return TrainedModel(parts.model, state.params, state.buffers)
 
 
-def store(config: Config, folder: pathlib.Path) -> Store:
+def store(config: Config, folder: pathlib.Path, ranks: OneRank = ALONE) -> Store:
     """Return the run's checkpoint store, with the configured rules for which checkpoints to keep.
+
+    Args:
+        config: the run's configuration.
+        folder: the run's directory.
+        ranks: the ranks that write; one process reads the checkpoints of any number.
 
     Raises:
         ConfigError: the path of the directory of checkpoints is a file.
@@ -89,7 +95,7 @@ def store(config: Config, folder: pathlib.Path) -> Store:
     if place.exists() and not place.is_dir():
         says = "expected a directory of checkpoints, got a file. Move the file away"
         raise ConfigError.at("", place, says)
-    return Store(
+    return ranks.store(
         place,
         keep_last=options.keep_last,
         keep_best=options.keep_best or None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,18 +40,14 @@ def mesh_of(config: Config) -> Iterator[Any]:
         raise _refused(config, "strategy", _advice(error)) from None
     if options.strategy == "none":
         if size > 1:
-            says = f"expected data_parallel, since {size} processes were started, got none, with which "
+            says = "expected data_parallel or fully_sharded, since "
+            says += f"{size} processes were started, got none, with which "
             remedy = (
                 "each process would train the same run. Write distributed.strategy=data_parallel"
             )
             raise _refused(config, "strategy", says + remedy)
         yield None
         return
-    if options.strategy == "fully_sharded":
-        says = (
-            "expected data_parallel, got fully_sharded, which configurations do not support yet. "
-        )
-        raise _refused(config, "strategy", says + "Write distributed.strategy=data_parallel")
     kind = None if config.device == "auto" else config.device.partition(":")[0]
     if size > 1 and ":" in config.device:
         says = f"expected cuda, cpu or auto, since each of {size} ranks has its own device, got "
@@ -79,8 +76,8 @@ def is_restarted(mesh: Any) -> bool:
 def over_ranks(config: Config, steps: Steps, mesh: Any) -> Steps:
     """Return steps that compute on all ranks of a mesh; without a mesh, the steps themselves.
 
-    The evaluation step has an attribute `one_rank`, with which a `Trainer` lets the ranks evaluate whole
-    batches in turn: no row is padded, and the bits do not depend on the number of ranks.
+    A `Trainer` lets the ranks evaluate whole batches in turn: no row is padded, and the bits of the
+    metrics do not depend on the number of ranks.
 
     Raises:
         ConfigError: the steps cannot run on several ranks, or `logical_shards` does not suit the number
@@ -88,19 +85,43 @@ def over_ranks(config: Config, steps: Steps, mesh: Any) -> Steps:
     """
     if mesh is None:
         return steps
-    from ftrain.distributed import data_parallel  # noqa: PLC0415  # only runs on ranks need it
+    from ftrain.distributed import data_parallel, fully_sharded  # noqa: PLC0415  # only runs on ranks need it
 
     options = config.distributed
+    if options.strategy == "fully_sharded":
+        _check_sharded(config)
+    elif options.units is not None:
+        says = "expected null with data_parallel, which gathers no parameters, got "
+        remedy = "Write distributed.strategy=fully_sharded"
+        raise _refused(config, "units", f"{says}{', '.join(options.units)}. {remedy}")
     try:
-        found = data_parallel(steps, mesh, logical_shards=options.logical_shards)
+        if options.strategy == "fully_sharded":
+            found = fully_sharded(steps, mesh, units=options.units)
+        else:
+            found = data_parallel(steps, mesh, logical_shards=options.logical_shards)
     except (TypeError, ValueError) as error:
         about_shards = isinstance(error, ArgumentError) and error.argument == "logical_shards"
         key = "logical_shards" if about_shards else "strategy"
+        if options.units and re.search("pattern|units", str(error)):
+            key = "units"
         raise _refused(config, key, _advice(error)) from error
-    if mesh.size() == 1:
-        return found._replace(eval_step=steps.eval_step)
-    found.eval_step.one_rank = steps.eval_step  # type: ignore[attr-defined]  # read by Trainer
-    return found
+    return found._replace(eval_step=steps.eval_step) if mesh.size() == 1 else found
+
+
+def _check_sharded(config: Config) -> None:
+    """Raise if a key has no meaning for states of which each rank has a part."""
+    if config.distributed.logical_shards is not None:
+        says = "expected null with fully_sharded, whose bits depend on the number of ranks, got "
+        remedy = "Write distributed.strategy=data_parallel"
+        found = config.distributed.logical_shards
+        raise _refused(config, "logical_shards", f"{says}{found}. {remedy}")
+    if config.log_digests is not None:
+        says = "expected null with fully_sharded, since rank 0 has a part of each tensor only, got "
+        raise ConfigError.at(
+            "log_digests",
+            config.places.of(("log_digests",)),
+            f"{says}{config.log_digests}. Remove the key, or write distributed.strategy=data_parallel",
+        )
 
 
 def _advice(error: Exception) -> str:

@@ -240,8 +240,10 @@ def prepare(
                 may_hold_a_run = resume or overwrite or config.fast_dev_run
                 _check_free(config, folder, may_hold_a_run, locked=True)
                 check_replaceable(config, folder)
-                stack.enter_context(_closed(kept))
-                kept.lock()
+        with ranks.together("lock the run's checkpoints"), _usable(config, folder):
+            stack.enter_context(_locked(kept, ranks))
+        with ranks.together("begin the run's directory"), _usable(config, folder):
+            if ranks.is_main:
                 check_logs(config, folder, trainer.callbacks)
                 _file_output.remove_drafts(folder)
                 if not resume:
@@ -251,6 +253,17 @@ def prepare(
             warnings.warn(says, LoopWarning, stacklevel=2)
         until_begun.close()
         yield Run(parts, folder, trainer, written, notes, ranks)
+
+
+@contextlib.contextmanager
+def _locked(store: Store, ranks: OneRank) -> Iterator[None]:
+    """Lock a store on the ranks that write to it; close it at the end of the `with` block."""
+    if not (ranks.is_main or store.collective):
+        yield
+        return
+    with _closed(store):
+        store.lock()
+        yield
 
 
 @contextlib.contextmanager
@@ -272,7 +285,7 @@ def _trainer(parts: Parts, folder: pathlib.Path, callbacks: list[Any]) -> Traine
         log_every=config.log_every,
         eval_every=config.eval_every,
         save_every=config.checkpoint.every,
-        store=store(config, folder),
+        store=store(config, folder, ranks_of(parts.mesh, parts.steps.train_step)),
         compile=config.compile and not config.detect_anomaly,
     )
 

@@ -155,7 +155,11 @@ class Distributed(_Section):
 
     strategy: Literal["none", "data_parallel", "fully_sharded"] = "none"
     """Division of the work: `data_parallel` gives each rank the whole state and an equal part of each
-    batch. `none`: one process. `fully_sharded` is not available in configurations yet."""
+    batch; `fully_sharded` gives it a part of the parameters and of the optimizer's state as well.
+    `none`: one process."""
+    units: Annotated[tuple[str, ...], _LISTED] | None = None
+    """With `fully_sharded`: patterns of paths of modules whose parameters are gathered together, such as
+    `blocks.*`; null: the repeated blocks of the model."""
     logical_shards: Count | None = None
     """Number of parts of each batch whose gradients are summed in a fixed order, so that the bits of a
     run do not depend on the number of ranks, which must divide it; null: one part for each rank."""

@@ -18,6 +18,7 @@ from ftrain.checkpoint._draft import Collected, content_of
 from ftrain.checkpoint.errors import CheckpointMismatchError
 from ftrain.checkpoint.shard import Layout, Shard, check_layout, full_strides, rows_of
 from ftrain.core import tree
+from ftrain.distributed.sharding import Sharding, layout_of
 
 __all__ = [
     "LocalLeaf",
@@ -91,13 +92,14 @@ class Piece(NamedTuple):
     writer: int
 
 
-def local_leaves(content: Collected, layout: Layout) -> list[LocalLeaf]:
+def local_leaves(content: Collected, layout: Layout | Sharding) -> list[LocalLeaf]:
     """Describe the leaves of a state on this rank.
 
     Raises:
         ValueError: the layout does not fit the state, or the rows of a shard interleave in memory.
     """
     state = tree.unflatten(content.structure, content.leaves)
+    layout = layout_of(layout, state)
     check_layout(state, layout)
     paths = tree.paths(state)
     if len(set(paths)) != len(paths):

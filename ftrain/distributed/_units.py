@@ -12,7 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -89,11 +89,26 @@ class ShardedBound(Bound):
             else (rows_of(n, group)[0], *tensors[name].shape[1:])
             for name, n in self.rows.items()
         }
-        self.units: tuple[str, ...] = ()
-        self._group, self._share, self._inside = group, share, frozenset[str]()
+        self._names: dict[str, list[str]] = {}  # of the parameters of each unit
+        self._group, self._share = group, share
         if group.size > 1:
             self._make_units(module, where, bound.skeleton)
+        self.units = tuple(self._names)
+        self._inside = {name for names in self._names.values() for name in names}
         self.skeleton = Skeleton(module, template, parameter_hooks(module))
+
+    def gathered_bytes(self) -> int:
+        """Return the bytes of the whole parameters that are in memory at once while the model runs.
+
+        They are those outside of units, and those of the largest unit.
+        """
+        module = self.skeleton.module
+
+        def total(names: Iterable[str]) -> int:
+            return sum(module.get_parameter(x).nbytes for x in names if self.rows[x] is not None)
+
+        largest = max(map(total, self._names.values()), default=0)
+        return total(self.rows.keys() - self._inside) + largest
 
     def templates(self, policy: Policy) -> Tensors:
         """Return meta tensors in the whole shapes of the parameters and the dtypes of a state."""
@@ -157,9 +172,8 @@ class ShardedBound(Bound):
             ]
             if own:
                 _make_unit(modules[path], path, own)
-                inside |= {place.name for place in own}
-                self.units += (path,)
-        self._inside = frozenset(inside)
+                self._names[path] = list(dict.fromkeys(place.name for place in own))
+                inside |= {*self._names[path]}
 
 
 def _blocks(module: nn.Module) -> dict[str, nn.Module]:

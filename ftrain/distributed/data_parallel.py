@@ -63,7 +63,8 @@ def data_parallel(
 
     Returns:
         Steps with the same `init_state`. `eval_step` merges the metrics of all ranks; each rank calls it
-        as often as the others.
+        as often as the others. Its attribute `one_rank` is the evaluation of a batch by one rank, with
+        which a `Trainer` lets the ranks evaluate whole batches in turn.
 
     Raises:
         ValueError: the loss compares rows; gradients are reduced already; a transformation has wrapped
@@ -116,4 +117,6 @@ def data_parallel(
         evaluate = sharded_evaluation(steps.eval_step, group, logical_shards)
     else:
         evaluate = merged_evaluation(steps.eval_step, group)
-    return Steps(steps.init_state, train_step, functools.wraps(steps.eval_step)(evaluate))
+    eval_step = functools.wraps(steps.eval_step)(evaluate)
+    eval_step.one_rank = steps.eval_step  # type: ignore[attr-defined]  # read by Trainer
+    return Steps(steps.init_state, train_step, eval_step)

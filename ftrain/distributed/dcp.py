@@ -35,6 +35,7 @@ from ftrain.distributed import _pieces
 from ftrain.distributed._dcp_planners import Entry, Loading, SafeReader, Saving
 from ftrain.distributed._mesh_peers import peers_of
 from ftrain.distributed._peers import Peers
+from ftrain.distributed.sharding import Sharding, layout_of
 
 __all__ = ["from_dcp", "to_dcp"]
 
@@ -46,7 +47,7 @@ def to_dcp(
     state: Any,
     *,
     mesh: DeviceMesh | None = None,
-    layout: Layout | None = None,
+    layout: Layout | Sharding | None = None,
     timeout: float = 600.0,
 ) -> None:
     """Write a state as a DCP checkpoint, which `torch.distributed.checkpoint.load` reads.
@@ -60,7 +61,8 @@ def to_dcp(
         state: a tree of tensors; with a mesh, the part of this rank.
         mesh: the ranks that write together, each of which must call this; `None`: this process alone. A
             mesh of several axes must have all ranks.
-        layout: the rows that this rank holds of each leaf that it does not hold whole, by its path.
+        layout: the rows that this rank holds of each leaf that it does not hold whole, by its path; or
+            `sharding_of(steps)`.
         timeout: seconds that ranks wait for one another before writing. While they write, the time-out
             of the process group applies.
 
@@ -86,8 +88,9 @@ def to_dcp(
 
     def prepare() -> Any:
         content = collect(state, None, None, None, None)
-        leaves = _pieces.local_leaves(content, layout or {})
-        entries.extend(_entries(state, layout or {}, content.leaves))
+        shards = layout_of(layout, state)
+        leaves = _pieces.local_leaves(content, shards)
+        entries.extend(_entries(state, shards, content.leaves))
         hashes = {
             leaf.path: hashlib.sha256(_tensors.row_major(leaf.tensor)).hexdigest()
             for leaf in leaves
@@ -128,7 +131,7 @@ def from_dcp(
     like: T,
     *,
     mesh: DeviceMesh | None = None,
-    layout: Layout | None = None,
+    layout: Layout | Sharding | None = None,
     strict: bool = True,
     timeout: float = 600.0,
 ) -> T:
@@ -139,7 +142,8 @@ def from_dcp(
         like: a state of the same names, shapes and dtypes; with a mesh, the part of this rank. Its
             strides and devices are those of the result; leaves that are one tensor become several.
         mesh: the ranks that read together, as for `to_dcp`.
-        layout: the rows that this rank holds of each leaf that it does not hold whole, by its path.
+        layout: the rows that this rank holds of each leaf that it does not hold whole, by its path; or
+            `sharding_of(steps)`.
         strict: False: entries of the checkpoint that `like` lacks are ignored.
         timeout: as for `to_dcp`.
 
@@ -165,7 +169,7 @@ def from_dcp(
     entries: list[Entry] = []
 
     def prepare() -> None:
-        likes, shards = tree.leaves(like), layout or {}
+        likes, shards = tree.leaves(like), layout_of(layout, like)
         rows = [shards[path].rows if path in shards else None for path in tree.paths(like)]
         shapes = [
             x.shape if n is None else (n, *x.shape[1:]) for x, n in zip(likes, rows, strict=True)

@@ -79,7 +79,8 @@ def fully_sharded(
 
     Returns:
         Steps whose states are parts. `init_state` draws the whole initial parameters on each rank, the
-        same on all, and keeps its rows. `eval_step` merges the metrics of all ranks.
+        same on all, and keeps its rows. `eval_step` merges the metrics of all ranks; its attribute
+        `one_rank` returns those of one rank's batch, but gathers parameters, so all ranks call it.
 
     Raises:
         TypeError: the steps are not those of `make_steps`.
@@ -138,7 +139,7 @@ def fully_sharded(
     params = bound.templates(step.policy)
     optimizer = ShardedOptimizer(sharded.fn.optimizer, params, group)
     fields = {f.name: getattr(sharded, f.name) for f in dataclasses.fields(TrainStep)}
-    fields["fn"] = Composition(gradients, optimizer)
+    fields |= {"fn": Composition(gradients, optimizer), "model": bound}
     train_step = ShardedStep(**fields, sharding=_sharding(params, optimizer, group))
     initial = _FromWhole(optimizer)
 
@@ -152,6 +153,7 @@ def fully_sharded(
     def eval_step(state: TrainState, batch: Any) -> Metrics:
         return merged_over_ranks(local_eval(state, batch), together)
 
+    eval_step.one_rank = local_eval  # type: ignore[attr-defined]  # read by Trainer
     return Steps(init_state, train_step, eval_step)
 
 

@@ -17,6 +17,7 @@ from ftrain.checkpoint.manifest import Manifest
 from ftrain.checkpoint.shard import Layout
 from ftrain.distributed._mesh_peers import peers_of
 from ftrain.distributed._peers import Peers
+from ftrain.distributed.sharding import Sharding, layout_of
 
 __all__ = ["load"]
 
@@ -28,7 +29,7 @@ def load(
     like: T,
     mesh: DeviceMesh,
     *,
-    layout: Layout | None = None,
+    layout: Layout | Sharding | None = None,
     fingerprint: Mapping[str, Any] | None = None,
     on_change: OnChange = "warn",
     timeout: float = 600.0,
@@ -44,7 +45,8 @@ def load(
         like: this rank's state, of the same structure, shapes, dtypes and strides; its values do not
             matter.
         mesh: the ranks.
-        layout: the rows that this rank holds of each leaf that it does not hold whole, by its path.
+        layout: the rows that this rank holds of each leaf that it does not hold whole, by its path; or
+            `sharding_of(steps)`, if the state is that of sharded steps.
         fingerprint: as given to `save`.
         on_change: as for `checkpoint.load`.
         timeout: seconds that reading may take on the slowest rank.
@@ -72,14 +74,14 @@ def load(
         >>> dist.destroy_process_group()
     """
     peers = peers_of(mesh, timeout)
-    state, manifest = read(path, like, layout or {}, peers, fingerprint, on_change)
+    state, manifest = read(path, like, layout, peers, fingerprint, on_change)
     return state, manifest.metadata
 
 
 def read(
     path: str | os.PathLike[str],
     like: T,
-    layout: Layout,
+    layout: Layout | Sharding | None,
     peers: Peers,
     fingerprint: Mapping[str, Any] | None = None,
     on_change: OnChange = "warn",
@@ -89,7 +91,8 @@ def read(
     found: list[tuple[T, Manifest]] = []
 
     def work() -> str:
-        found.append(load_with_manifest(path, like, fingerprint, on_change, layout))
+        rows = layout_of(layout, like)
+        found.append(load_with_manifest(path, like, fingerprint, on_change, rows))
         return found[0][1].digest
 
     peers.agree(f"load the checkpoint {path}", work, lambda digests: _check(digests, path))

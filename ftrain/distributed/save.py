@@ -41,6 +41,7 @@ from ftrain.distributed import _pieces
 from ftrain.distributed._mesh_peers import peers_of
 from ftrain.distributed._peers import Peers
 from ftrain.distributed._pieces import LocalLeaf, Piece
+from ftrain.distributed.sharding import Sharding
 
 __all__ = ["save"]
 
@@ -50,7 +51,7 @@ def save(
     state: Any,
     mesh: DeviceMesh,
     *,
-    layout: Layout | None = None,
+    layout: Layout | Sharding | None = None,
     metadata: Any = None,
     step: int | None = None,
     metrics: Mapping[str, Any] | None = None,
@@ -68,7 +69,8 @@ def save(
         path: the directory to create, as for `checkpoint.save`.
         state: this rank's tree of tensors.
         mesh: the ranks.
-        layout: the rows that this rank holds of each leaf that it does not hold whole, by its path.
+        layout: the rows that this rank holds of each leaf that it does not hold whole, by its path; or
+            `sharding_of(steps)`, if the state is that of sharded steps.
         metadata: JSON of the caller.
         step: the number of the step that produced this state.
         metrics: numbers, by which a store ranks checkpoints.
@@ -104,10 +106,10 @@ def save(
     def content() -> Collected:
         return collect(state, metadata, step, metrics, fingerprint).on_host()
 
-    return publish(content, layout or {}, os.fspath(path), peers)
+    return publish(content, {} if layout is None else layout, os.fspath(path), peers)
 
 
-def publish(content: Any, layout: Layout, path: str, peers: Peers) -> Manifest:
+def publish(content: Any, layout: Layout | Sharding, path: str, peers: Peers) -> Manifest:
     """Write the checkpoint of all ranks to a hidden directory, then rename that to `path`.
 
     Args:

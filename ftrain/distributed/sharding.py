@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from ftrain.checkpoint.shard import Shard
+from ftrain.checkpoint.shard import Layout, Shard
 from ftrain.core import tree
 from ftrain.core._torch_collectives import Group
 from ftrain.core._words import a_or_an
@@ -17,7 +17,7 @@ from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
 from ftrain.distributed._sharded_tensor import local_rows, rows_of, whole
 
-__all__ = ["Sharding", "shard", "sharding_of", "unshard"]
+__all__ = ["Sharding", "layout_of", "shard", "sharding_of", "unshard"]
 
 T = TypeVar("T")
 _PARAMS = ".params"
@@ -159,6 +159,19 @@ def unshard(state: TrainState, steps: Steps | Sharding) -> TrainState:
         for _, leaf, shape in layout.leaves(state, is_local=True)
     ]
     return tree.unflatten(tree.structure(state), leaves)  # type: ignore[no-any-return]
+
+
+def layout_of(layout: Layout | Sharding | None, state: Any) -> Layout:
+    """Return the rows that this rank holds of each sharded leaf of a state.
+
+    Args:
+        layout: these rows, or the layout of all states of sharded steps; `None`: every leaf is whole.
+        state: this rank's part.
+
+    Raises:
+        ValueError: a leaf of the state has another shape than in the layout.
+    """
+    return layout.layout(state) if isinstance(layout, Sharding) else layout or {}
 
 
 def sharding_of(steps: Any) -> Sharding:

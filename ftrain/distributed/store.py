@@ -29,6 +29,7 @@ from ftrain.checkpoint.store import Store
 from ftrain.distributed._mesh_peers import peers_of
 from ftrain.distributed._peers import Peers
 from ftrain.distributed.save import publish
+from ftrain.distributed.sharding import Sharding, layout_of
 
 __all__ = ["ShardedStore"]
 
@@ -41,14 +42,15 @@ class ShardedStore(Store):
 
     The checkpoints are those of a `checkpoint.Store`, whose methods this class has; one process can
     read them, and its checkpoints can be read here. Every rank must call the same methods in the same
-    order, except `steps` and `close`: rank 0 locks the directory, numbers, publishes, verifies and
-    deletes, and the other ranks get its result, or an error. The directory must be on a file system
-    that all ranks share.
+    order, except `steps`, `discard_unused` and `close`: rank 0 locks the directory, numbers, publishes,
+    verifies and deletes, and the other ranks get its result, or an error. The directory must be on a
+    file system that all ranks share.
 
     Args:
         directory: the directory; created by the first save.
         mesh: the ranks.
-        layout: the rows that this rank holds of each leaf that it does not hold whole, by its path.
+        layout: the rows that this rank holds of each leaf that it does not hold whole, by its path; or
+            `sharding_of(steps)`, if the states are those of sharded steps.
         timeout: seconds that a phase of a call may take on the slowest rank, as for `save`.
         **options: as for `checkpoint.Store`.
 
@@ -74,18 +76,18 @@ class ShardedStore(Store):
         directory: str | os.PathLike[str],
         mesh: DeviceMesh,
         *,
-        layout: Layout | None = None,
+        layout: Layout | Sharding | None = None,
         timeout: float = 600.0,
         **options: Any,
     ) -> None:
         super().__init__(directory, **options)
-        self._layout = dict(layout or {})
+        self._layout = {} if layout is None else layout
 
         def begin(use: str) -> Peers:
             return peers_of(mesh, timeout, f"{use} {self.directory}")
 
         self._begin = begin
-        begin("store")  # raises for a mesh without this process
+        self._leads = begin("store").leads  # raises for a mesh without this process
 
     def lock(self) -> bool:
         """Lock the directory on rank 0, as `checkpoint.Store.lock`; return its result on every rank."""
@@ -93,9 +95,16 @@ class ShardedStore(Store):
             return self._decide(f"lock {self.directory}", self._lock.acquire)
 
     def discard_unused(self) -> None:
-        """Delete the directories that `lock` has created, if they hold nothing but its lock."""
-        with self._turns.taken():
-            self._decide(f"discard {self.directory}", self._lock.discard_unused)
+        """Delete the directories that `lock` has created, if they hold nothing but its lock.
+
+        Rank 0 does so without an answer from the others, one of which may have failed.
+        """
+        if self._leads:
+            super().discard_unused()
+
+    def layout(self, state: Any) -> Layout:
+        """Return the rows that this rank holds of each leaf of a state that it does not hold whole."""
+        return layout_of(self._layout, state)
 
     def save(
         self,
@@ -177,10 +186,9 @@ class ShardedStore(Store):
             found.clear()
 
             def work() -> dict[str, str]:
+                rows = self.layout(like)
                 try:
-                    found.append(
-                        load_with_manifest(path, like, self._fingerprint, on_change, self._layout)
-                    )
+                    found.append(load_with_manifest(path, like, self._fingerprint, on_change, rows))
                 except (CheckpointNotFoundError, CheckpointCorruptError) as error:
                     return {"error": type(error).__name__, "text": str(error)}
                 except CheckpointReadError as error:

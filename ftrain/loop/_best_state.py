@@ -6,7 +6,6 @@ import dataclasses
 import warnings
 from typing import Any
 
-from ftrain import checkpoint
 from ftrain.checkpoint import Store
 from ftrain.loop._one_rank import OneRank
 from ftrain.loop.events import LoopWarning
@@ -33,7 +32,8 @@ def with_best_state(result: FitResult, store: Any, ranks: OneRank) -> FitResult:
     """Return a run's result with the state and path of its best checkpoint, unless interrupted."""
     if result.status not in ("completed", "stopped"):
         return result
-    path = ranks.agree(store.best() if ranks.is_main else None, "the best checkpoint")
+    best = store.best() if ranks.is_main or store.collective else None
+    path = ranks.agree(best, "the best checkpoint")
     if path is None:
         warnings.warn(
             f"load_best: no checkpoint has the metric of the store; the result has the last state. "
@@ -42,5 +42,5 @@ def with_best_state(result: FitResult, store: Any, ranks: OneRank) -> FitResult:
             stacklevel=3,
         )
         return result
-    state, _ = checkpoint.load(path, like=result.state, on_change="ignore")
+    state, _ = ranks.load(path, result.state, on_change="ignore")
     return dataclasses.replace(result, state=state, checkpoint=str(path))

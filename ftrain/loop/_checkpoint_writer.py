@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from ftrain.checkpoint import CheckpointError, CheckpointWriteError, Store
+from ftrain.loop._one_rank import ALONE, OneRank
 from ftrain.loop.state import LoopState
 
 __all__ = ["CheckpointWriter"]
@@ -42,7 +43,7 @@ class CheckpointWriter:
         resumed: bool,
         *,
         owns: bool = False,
-        active: bool = True,
+        ranks: OneRank = ALONE,
     ):
         """Initialize the writer.
 
@@ -51,9 +52,10 @@ class CheckpointWriter:
             state: the state in which the run begins.
             resumed: True if that state was read from a checkpoint.
             owns: True if the store was created for this run, and is closed at its end.
-            active: False on a rank that writes only after the failure of rank 0.
+            ranks: the ranks of the run, of which rank 0 writes, or all if the store is collective.
         """
-        self._store, self._owns, self._active = store, owns, active
+        self._store, self._owns, self._ranks = store, owns, ranks
+        self._active = store is not None and (ranks.is_main or store.collective)
         step = state.progress.step if resumed else None
         unfinished = bool(state.pending) or state.boundary_unfinished
         self._written = _Written(
@@ -79,11 +81,11 @@ class CheckpointWriter:
 
     def is_due(self, step: int) -> bool:
         """Return True if the run has a checkpoint store and this step is not saved yet."""
-        return self._store is not None and self._active and self._written.complete != step
+        return self._active and self._written.complete != step
 
-    def activate(self) -> None:
-        """Write checkpoints from now on, in the place of rank 0, which has failed."""
-        self._active = True
+    def after_failure(self, writes: bool) -> None:
+        """Set whether this rank writes the last checkpoint of a failed run."""
+        self._active = self._store is not None and writes
 
     def save(self, state: LoopState, metrics: Mapping[str, float]) -> bool:
         """Write a checkpoint; if that fails, keep the existing checkpoints and return False."""
@@ -93,11 +95,16 @@ class CheckpointWriter:
         # If a save failed, a later checkpoint of the same step is ranked by the metrics of both.
         earlier = self._metrics[1] if self._metrics[0] == step else {}
         self._metrics = step, {**earlier, **metrics}
+        metadata = state.metadata()
+        if (
+            self._store.collective
+        ):  # states of callbacks that write files differ from those of rank 0
+            metadata = self._ranks.agree(metadata, "the metadata of a checkpoint")
         try:
             path = self._store.save(
                 state.train,
                 step=step,
-                metadata=state.metadata(),
+                metadata=metadata,
                 metrics=self._metrics[1],
                 replace=step == self._written.replaces,
             )

@@ -43,7 +43,8 @@ def evaluate(
         The totals of the metrics over all batches.
 
     Raises:
-        MemoryError: a batch runs out of memory and cannot be cut further.
+        MemoryError: a batch runs out of memory and cannot be cut further, or other ranks wait for its
+            evaluation.
         ValueError: the data has no batch.
     """
     found: MetricTotals | int | None = 1
@@ -77,6 +78,8 @@ def _pass(
         if interrupted():
             return None
         position = totals.steps
+        if not position:
+            turns.check_turns(batch)
         totals = totals.add((), 1, *count_samples(batch))
         if turns.takes(position):
             try:
@@ -85,7 +88,7 @@ def _pass(
             except Exception as error:
                 if not _out_of_memory.is_out_of_memory(error):
                     raise
-                smaller = _out_of_memory.next_cut(batch, k)
+                smaller = _out_of_memory.next_cut(batch, k) if turns.repeats else None
                 if smaller is None:
                     raise MemoryError(_out_of_memory.advice(state, batch, k, error)) from error
                 _out_of_memory.release(error)
@@ -94,12 +97,14 @@ def _pass(
                 unchecked = check_names(found_parts[0], members)
             rows = [count_samples(part)[0] for part in parts]
             unread.append(Evaluated(position, [*map(without_examples, found_parts)], rows))
-        if totals.steps % _READ_EVERY == 0:
+        if totals.steps % (_READ_EVERY * turns.size) == 0:  # ranks have had equally many turns
             totals = totals.add(read_in_order())
     if not totals.steps:
         raise ValueError(
             "eval_data: expected at least one batch, got none. Pass data with at least one batch."
         )
+    if turns.owes_a_call(totals.steps):
+        eval_step(state, batch)
     return totals.add(read_in_order())
 
 

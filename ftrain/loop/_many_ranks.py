@@ -13,19 +13,24 @@ import contextlib
 import dataclasses
 import hashlib
 import importlib.metadata
+import os
 import platform
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
+from ftrain import checkpoint
+from ftrain.checkpoint import Store
 from ftrain.core import tree
 from ftrain.core._leaf_digest import leaf_digest
 from ftrain.core._words import dtype_and_shape
 from ftrain.data import Loader
-from ftrain.distributed import agreement
+from ftrain.distributed import ShardedStore, Sharding, agreement
+from ftrain.distributed import load as load_parts
+from ftrain.distributed._channel import Channel
 from ftrain.distributed._world import World, current
 from ftrain.loop._clock import Clock
 from ftrain.loop._one_rank import CountSamples, Evaluated, OneRank
@@ -42,12 +47,14 @@ class ManyRanks(OneRank):
 
     Args:
         mesh: all ranks, a mesh with one axis.
+        sharding: the layout of the state, of which each rank has a part; `None`: each has all of it.
     """
 
     is_one = False
 
-    def __init__(self, mesh: DeviceMesh) -> None:
-        self._mesh, self._rank, self._size = mesh, mesh.get_rank(), mesh.size()
+    def __init__(self, mesh: DeviceMesh, sharding: Sharding | None = None) -> None:
+        self._mesh, self._rank, self.size = mesh, mesh.get_rank(), mesh.size()
+        self._sharding, self.repeats = sharding, sharding is None
         self.is_main = self._rank == 0
         world = current()
         self._world: World | None = world if world is not None and world.mesh is mesh else None
@@ -60,7 +67,7 @@ class ManyRanks(OneRank):
         return agreement.agree(self._mesh, value, what)
 
     def counting(self, count_samples: CountSamples) -> CountSamples:
-        size = self._size
+        size = self.size
 
         def count(batch: Any) -> tuple[int, int]:
             samples, tokens = count_samples(batch)
@@ -72,17 +79,70 @@ class ManyRanks(OneRank):
         return isinstance(data, Loader) and data.ranks > 1
 
     def takes(self, position: int) -> bool:
-        return position % self._size == self._rank
+        return position % self.size == self._rank
+
+    def check_turns(self, batch: Any) -> None:
+        leaves = zip(tree.paths(batch), tree.leaves(batch), strict=True)
+        digests = {
+            f"eval_data, batch 1{path}": leaf_digest(x, path)
+            if isinstance(x, torch.Tensor)
+            else repr(x)
+            for path, x in leaves
+        }
+        remedy = (
+            "Each rank evaluates every n-th batch of the same data. For rows of its own, write "
+        )
+        remedy += "data.Loader(..., rank=mesh.get_rank(), ranks=mesh.size())."
+        agreement.check_same(self._mesh, digests, remedy)
+
+    def owes_a_call(self, evaluated: int) -> bool:
+        last = evaluated % self.size  # batches of the last, incomplete round
+        return self._sharding is not None and 0 < last <= self._rank
 
     def in_order(self, evaluated: list[Evaluated]) -> list[Evaluated]:
         mine = [each._replace(metrics=tree.map(_on_host, each.metrics)) for each in evaluated]
         every = agreement.gather(self._mesh, mine, "the metrics of an evaluation")
         return sorted((each for of_rank in every for each in of_rank), key=lambda x: x.position)
 
-    def check_data(self, data: Any, argument: str) -> None:
-        if isinstance(data, Loader) and (data.rank, data.ranks) != (self._rank, self._size):
+    def store(self, directory: str | os.PathLike[str], **options: Any) -> Store:
+        if self._sharding is None:
+            return Store(directory, **options)
+        timeout = self._timeout()
+        return ShardedStore(directory, self._mesh, layout=self._sharding, **timeout, **options)
+
+    def check_store(self, store: Store, state: Any) -> None:
+        expected = {} if self._sharding is None else self._sharding.layout(state)
+        if isinstance(store, ShardedStore):
+            if store.layout(state) != expected:
+                raise ValueError(
+                    "store: expected a ShardedStore with the layout of the training step, got another "
+                    f"layout. Write ShardedStore({str(store.directory)!r}, mesh, "
+                    "layout=distributed.sharding_of(steps))."
+                )
+        elif expected:
             raise ValueError(
-                f"{argument}: expected a loader with rank={self._rank} and ranks={self._size}, which "
+                "store: expected a ShardedStore, since each rank has a part of the state, got "
+                f"{type(store).__name__}. Write store={str(store.directory)!r}, or "
+                "ShardedStore(directory, mesh, layout=distributed.sharding_of(steps))."
+            )
+
+    def load(self, path: str | os.PathLike[str], like: Any, **options: Any) -> tuple[Any, Any]:
+        if self._sharding is None:
+            return checkpoint.load(path, like, **options)
+        timeout = self._timeout()
+        return load_parts(path, like, self._mesh, layout=self._sharding, **timeout, **options)
+
+    def load_newest(self, store: Store, like: Any) -> LoopState:
+        if store.collective:
+            return LoopState.from_metadata(*store.load(like=like))
+        found = LoopState.from_metadata(*store.load(like=like)) if self.is_main else None
+        step = self.agree(found and found.progress.step, "the checkpoint to resume from")
+        return found or LoopState.from_metadata(*store.load(like=like, step=step))
+
+    def check_data(self, data: Any, argument: str) -> None:
+        if isinstance(data, Loader) and (data.rank, data.ranks) != (self._rank, self.size):
+            raise ValueError(
+                f"{argument}: expected a loader with rank={self._rank} and ranks={self.size}, which "
                 f"gives this rank its rows of each batch, got rank={data.rank} and ranks={data.ranks}. "
                 f"Write data.Loader(..., rank=mesh.get_rank(), ranks=mesh.size())."
             )
@@ -98,8 +158,7 @@ class ManyRanks(OneRank):
         del values["devices"]
         values |= {"train_data": repr(state.cursor), "callbacks": [*state.callbacks]}
         agreement.check_same(self._mesh, values, "Pass the same value on every rank.")
-        paths, leaves = tree.paths(state.train), tree.leaves(state.train)
-        digests = {f"state{p}": leaf_digest(x, p) for p, x in zip(paths, leaves, strict=True)}
+        digests = {f"state{path}": leaf_digest(x, path) for path, x in self._shared(state.train)}
         whole = hashlib.sha256(repr(sorted(digests.items())).encode()).hexdigest()[:16]
         if len(set(agreement.gather(self._mesh, whole, "digests of the state"))) > 1:
             agreement.check_same(
@@ -153,12 +212,30 @@ class ManyRanks(OneRank):
     def failure(self, error: Exception, step: int) -> tuple[Exception, bool]:
         if agreement.is_lost(error):
             found = agreement.lost_rank(error, f"after step {step}")
-            alive = {*range(self._size)} - {*found.ranks}
-            return found, found.lost and 0 in found.ranks and self._rank == min(alive)
-        if self._world is not None and self._world.channel is not None:
-            self._world.channel.report(error, origin=True)
-        error.add_note(f"This is rank {self._rank} of {self._size} on {socket.gethostname()}.")
-        return error, False
+            alive = {*range(self.size)} - {*found.ranks}
+            replaces = found.lost and 0 in found.ranks and self._rank == min(alive)
+            return found, self._sharding is None and (self.is_main or replaces)
+        channel = None if self._world is None else self._world.channel
+        if channel is not None:
+            channel.report(error, origin=True)
+        error.add_note(f"This is rank {self._rank} of {self.size} on {socket.gethostname()}.")
+        if self._sharding is None:
+            return error, self.is_main
+        # Parts of one state can be saved only if all ranks have ended after the same step.
+        return error, channel is not None and _ended_alike(channel)
+
+    def _shared(self, state: Any) -> Iterator[tuple[str, Any]]:
+        """Yield path and leaf of each leaf that all ranks hold whole."""
+        if self._sharding is None:
+            yield from zip(tree.paths(state), tree.leaves(state), strict=True)
+            return
+        for path, leaf, shape in self._sharding.leaves(state, is_local=True):
+            if shape is None:
+                yield path, leaf
+
+    def _timeout(self) -> dict[str, Any]:
+        """Return the time-out of the process group as an argument; nothing if it is unknown."""
+        return {} if self._world is None else {"timeout": self._world.timeout}
 
 
 class RankClock(Clock):
@@ -211,6 +288,16 @@ class RankSignals(Signals):
         received = self.received
         super()._receive(number)
         self.raw, self.received = number, received
+
+
+def _ended_alike(channel: Channel) -> bool:
+    """Return True if all ranks report an exception of their own in the same phase of the same step."""
+    here = (channel.step, channel.phase())
+    try:
+        reports = channel.reports()
+    except RuntimeError:  # the store is lost
+        return False
+    return all(one.origin and (one.step, one.phase) == here for one in reports)
 
 
 def _on_host(leaf: Any) -> Any:

@@ -6,15 +6,18 @@ Read next: `_many_ranks.py`, the coordination of several processes.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ftrain import checkpoint
+from ftrain.checkpoint import Store
 from ftrain.loop._clock import Clock
 from ftrain.loop._signals import Signals
 from ftrain.loop.events import Plan
 from ftrain.loop.state import LoopState
 
-__all__ = ["ALONE", "CountSamples", "Evaluated", "OneRank"]
+__all__ = ["ALONE", "TOGETHER", "CountSamples", "Evaluated", "OneRank"]
 
 CountSamples = Callable[[Any], tuple[int, int]]
 
@@ -39,10 +42,15 @@ class OneRank:
     Attributes:
         is_main: True if this rank writes the checkpoints and loads the data of the run's directory.
         is_one: True if there is no other rank.
+        size: the number of ranks that evaluate batches in turn.
+        repeats: True if a rank may repeat an evaluation that ran out of memory: no other rank waits for
+            it in a collective.
     """
 
     is_main = True
     is_one = True
+    size = 1
+    repeats = True
 
     def together(self, what: str) -> contextlib.AbstractContextManager[None]:
         """Return a context that raises on all ranks if its body raises on one of them."""
@@ -64,9 +72,35 @@ class OneRank:
         """Return True if this rank evaluates the batch at this position of the evaluation data."""
         return True
 
+    def check_turns(self, batch: Any) -> None:
+        """Raise unless all ranks have the same first batch of the data that they evaluate in turn."""
+
+    def owes_a_call(self, evaluated: int) -> bool:
+        """Return True if other ranks wait for one more call of this rank's evaluation step.
+
+        Args:
+            evaluated: the number of batches that all ranks together have evaluated.
+        """
+        return False
+
     def in_order(self, evaluated: list[Evaluated]) -> list[Evaluated]:
         """Gather evaluated batches from all ranks; return them in the order of the evaluation data."""
         return evaluated
+
+    def store(self, directory: str | os.PathLike[str], **options: Any) -> Store:
+        """Return a checkpoint store for the states of the run."""
+        return Store(directory, **options)
+
+    def check_store(self, store: Store, state: Any) -> None:
+        """Raise unless a store can hold the state of all ranks."""
+
+    def load(self, path: str | os.PathLike[str], like: Any, **options: Any) -> tuple[Any, Any]:
+        """Return state and metadata of a checkpoint, as `checkpoint.load`."""
+        return checkpoint.load(path, like, **options)
+
+    def load_newest(self, store: Store, like: Any) -> LoopState:
+        """Return the state of the newest checkpoint that verifies."""
+        return LoopState.from_metadata(*store.load(like=like))
 
     def check_data(self, data: Any, argument: str) -> None:
         """Raise if a loader was created for another rank or another number of ranks."""
@@ -95,8 +129,14 @@ class OneRank:
         """Publish the run's current phase, which `phase()` returns, for messages of other ranks."""
 
     def failure(self, error: Exception, step: int) -> tuple[Exception, bool]:
-        """Return the error that ends the run, and True if this rank saves instead of rank 0."""
-        return error, False
+        """Return the error that ends the run, and True if this rank writes its last checkpoint."""
+        return error, True
 
 
-ALONE = OneRank()
+class _Together(OneRank):
+    """Ranks that evaluate their rows of each batch; the evaluation step merges their metrics."""
+
+    repeats = False
+
+
+ALONE, TOGETHER = OneRank(), _Together()

@@ -9,14 +9,15 @@ from ftrain.loop._one_rank import ALONE, OneRank
 __all__ = ["ranks_of"]
 
 
-def ranks_of(mesh: Any) -> OneRank:
+def ranks_of(mesh: Any, step: Any = None) -> OneRank:
     """Return the object that coordinates the ranks of a run: `OneRank`, or `ManyRanks` for a mesh.
 
     Args:
         mesh: a mesh with one axis; `None`: this process alone.
+        step: the training step; that of `distributed.fully_sharded` has the layout of its states.
     """
     if mesh is None or mesh.size() == 1:
         return ALONE
     from ftrain.loop._many_ranks import ManyRanks  # noqa: PLC0415  # fails in a torch without torch.distributed
 
-    return ManyRanks(mesh)
+    return ManyRanks(mesh, getattr(step, "sharding", None))

@@ -42,7 +42,8 @@ class RunLogs:
             CheckpointLockedError: another process writes to the store.
             LogLockedError: another run writes to a log.
         """
-        acquired = store is not None and ranks.is_main and store.lock()
+        locks = store is not None and (ranks.is_main or store.collective)
+        acquired = store is not None and locks and store.lock()
         try:
             if ranks.is_main:
                 callbacks = self._callbacks

@@ -8,10 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from ftrain import checkpoint
 from ftrain.checkpoint import Store
 from ftrain.core.step import Steps
-from ftrain.loop._one_rank import ALONE, OneRank
+from ftrain.loop._one_rank import ALONE, TOGETHER, OneRank
 from ftrain.loop.state import LoopState
 
 __all__ = ["Resume", "Step", "both_steps", "check_mesh", "evaluation_of", "loop_state"]
@@ -55,7 +54,7 @@ def evaluation_of(
         return step, count, ALONE
     if ranks.shares_rows(data):
         ranks.check_data(data, argument)
-        return step, ranks.counting(count), ALONE
+        return step, ranks.counting(count), TOGETHER
     if trainer._eval_in_turns is None:
         raise ValueError(
             f"{argument}: expected a data.Loader with rank and ranks, since the evaluation step of this "
@@ -93,18 +92,18 @@ def loop_state(state: Any, store: Store | None, resume: Resume, ranks: OneRank) 
         ValueError: the store holds a run already and `resume` is not given; there is no store.
         CheckpointError: there is no checkpoint, or it cannot be loaded.
     """
-    found = _chosen(state, store, resume) if ranks.is_main else None
-    step = ranks.agree(found and found.progress.step, "the checkpoint to resume from")
-    if ranks.is_main or step is None:
-        return found
-    if isinstance(resume, (str, os.PathLike)) and resume != "auto":
-        return LoopState.from_metadata(*checkpoint.load(resume, like=state))
+    chosen = _chosen(store, resume) if ranks.is_main else None
+    chosen = ranks.agree(chosen, "the checkpoint to resume from")
+    if chosen is None:
+        return None
+    if chosen is not True:
+        return LoopState.from_metadata(*ranks.load(chosen, state))
     assert store is not None
-    return LoopState.from_metadata(*store.load(like=state, step=step))
+    return ranks.load_newest(store, state)
 
 
-def _chosen(state: Any, store: Store | None, resume: Resume) -> LoopState | None:
-    """Return the saved state that `resume` selects; `None` if the run starts from the beginning."""
+def _chosen(store: Store | None, resume: Resume) -> str | Literal[True] | None:
+    """Return the path of a checkpoint, `True` for the newest one, or `None` if the run starts."""
     how: Literal["auto"] | Resume = resume
     if how is None or how is False:
         if store is not None and store.steps():
@@ -122,5 +121,5 @@ def _chosen(state: Any, store: Store | None, resume: Resume) -> LoopState | None
             )
         if how == "auto" and not store.steps():
             return None
-        return LoopState.from_metadata(*store.load(like=state))
-    return LoopState.from_metadata(*checkpoint.load(how, like=state))
+        return True
+    return os.fspath(how)

@@ -104,9 +104,8 @@ class Run(Emitter):
                         yield from self._steps(joined(batches, lambda: self.state.accumulate))
                 yield from self._end()
             except Exception as error:
-                ended, saves = runtime.ranks.failure(error, self.state.progress.step)
-                if saves:
-                    runtime.checkpoints.activate()
+                ended, writes = runtime.ranks.failure(error, self.state.progress.step)
+                runtime.checkpoints.after_failure(writes)
                 yield from self._fail(ended)
                 if ended is error:
                     raise

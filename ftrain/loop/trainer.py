@@ -90,10 +90,13 @@ class Trainer:
             as failed; for an ensemble, steps skipped by every member. Checked when metrics are read.
             `None`: never.
         count_samples: `batch -> (samples, tokens)`, for logs and speeds.
-        mesh: the mesh of the ranks that train together, as passed to `distributed.data_parallel`. All
-            ranks call `fit` with the same arguments, apart from their rows of the data; rank 0 writes
-            checkpoints and logs. If the evaluation data is not divided by rank, each of the n ranks
-            evaluates every n-th batch. `None`: one process.
+        mesh: the mesh of the ranks that train together, with one axis. All ranks call `fit` with the
+            same arguments, apart from their rows of the data; rank 0 writes logs, and checkpoints of
+            `distributed.data_parallel`. With steps of `distributed.fully_sharded`, callbacks, results
+            and checkpoints have the part of the state on their rank: a directory as `store` becomes a
+            `ShardedStore`, and a run that fails on some ranks only writes no last checkpoint. Evaluation
+            data without ranks is the same on each of them, and each evaluates every n-th batch. `None`:
+            one process.
         progress: True if `fit` shows a progress bar in a terminal or a notebook. If the callbacks have a
             `ProgressBar`, only that bar is shown.
 
@@ -201,7 +204,7 @@ class Trainer:
         # This frame must not hold a reference to the state, which the steps may donate.
         if load_best:
             check_keeps_best(self.store)
-        ranks = ranks_of(self.mesh)
+        ranks = ranks_of(self.mesh, self._step)
         run = self._run(state, train_data, eval_data, epochs, max_steps, resume, ranks)
         del state
         display = default_progress(self.callbacks) if self.progress else None
@@ -259,7 +262,7 @@ class Trainer:
             Logged
             TrainEnd
         """
-        ranks = ranks_of(self.mesh)
+        ranks = ranks_of(self.mesh, self._step)
         run = self._run(state, train_data, eval_data, epochs, max_steps, resume, ranks)
         del state
         return run.events(lambda kind: issubclass(kind, kinds))
@@ -278,7 +281,7 @@ class Trainer:
             )
         began = time.perf_counter()
         batches = as_batches(data, "data")
-        ranks = ranks_of(self.mesh)
+        ranks = ranks_of(self.mesh, self._step)
         eval_step, count, turns = evaluation_of(self, batches, ranks, "data")
         assert eval_step is not None
         found = evaluate(eval_step, state, batches, count, turns=turns)
@@ -308,18 +311,16 @@ class Trainer:
             check_padding(train, self._step)
             ranks.check_data(train, "train_data")
             held_out = None if eval_data is None else as_batches(eval_data, "eval_data")
-            store = self.store if isinstance(self.store, (Store, type(None))) else Store(self.store)
-            if store is not None and store.collective and not ranks.is_one:
-                raise ValueError(
-                    "store: expected a checkpoint.Store, to which rank 0 writes the state of all ranks, "
-                    f"got {type(store).__name__}. Write store={str(store.directory)!r}, or save sharded "
-                    "states in a loop of your own."
-                )
+            store = self.store
+            if store is not None and not isinstance(store, Store):
+                store = ranks.store(store)
+            if store is not None:
+                ranks.check_store(store, state)
             logs = RunLogs([each.callback for each in self._named])
-            with logs.reserved(store, ranks):
-                return self._prepared(
-                    state, train, held_out, epochs, max_steps, resume, store, ranks, logs
-                )
+        with ranks.together("begin the run"), logs.reserved(store, ranks):
+            return self._prepared(
+                state, train, held_out, epochs, max_steps, resume, store, ranks, logs
+            )
 
     def _prepared(
         self,
@@ -372,7 +373,7 @@ class Trainer:
             count_samples=ranks.counting(self.count_samples),
             callbacks=callbacks,
             checkpoints=CheckpointWriter(
-                store, loop, resumed, owns=store is not self.store, active=ranks.is_main
+                store, loop, resumed, owns=store is not self.store, ranks=ranks
             ),
             resumed=resumed,
             logs=logs,

@@ -242,6 +242,15 @@ def test_dry_run_of_a_world_size_prints_the_traffic_of_one_rank(
         <= float(rows["traffic"].split(" KiB sent by each rank a step")[0])
         < gradients + 2
     )
+    sharded = "distributed.strategy=fully_sharded"
+    assert main(["train", "config.yaml", "--dry-run", "--world-size", "2", sharded]) == 0
+    rows = dict(line.strip().split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert rows["ranks"].startswith("2, fully_sharded; ")
+    assert rows["parameters"].startswith(f"{4 * 4482 / 2 / 1024:.3g} KiB")
+    # Units of the two larger layers; the backward pass gathers their parameters again.
+    assert float(rows["gathered"].split(" KiB")[0]) == pytest.approx(
+        2 * 4 * 64 * 65 / 1024, rel=5e-3
+    )
     assert main(["train", "config.yaml", "--world-size", "16"]) == 2
     assert "expected a number above 0 with --dry-run, got 16 without" in capsys.readouterr().err
 
