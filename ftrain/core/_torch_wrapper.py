@@ -37,6 +37,10 @@ class Wrapper(torch.Tensor):
         """Return an ordinary tensor with the same values."""
         raise NotImplementedError
 
+    def memory(self) -> torch.Tensor:
+        """Return the tensor that holds the values of this process; it is read without communication."""
+        raise NotImplementedError
+
 
 def wrap(
     kind: type[Wrapper], shape: Sequence[int], like: torch.Tensor, strides: Sequence[int]

@@ -18,6 +18,7 @@ import torch
 from ftrain.core import _torch, tree
 from ftrain.core._outside import innermost
 from ftrain.core._torch_tensors import version
+from ftrain.core._torch_wrapper import Wrapper
 from ftrain.core.errors import ImpureFunctionError
 
 __all__ = ["FirstCalls", "refuse_writes", "unchanged", "unchanged_at_first", "versions"]
@@ -188,6 +189,8 @@ def _has_bytes(tensor: torch.Tensor) -> bool:
 def _kept(tensor: torch.Tensor) -> torch.Tensor:
     """Return a copy of a tensor's bytes, or a hash of the bytes if the tensor is large."""
     with _torch.unwatched():
+        if isinstance(tensor, Wrapper):
+            tensor = tensor.memory()
         tensor = tensor.detach().resolve_neg()
         if tensor.is_complex():
             tensor = torch.view_as_real(tensor.resolve_conj())

@@ -61,6 +61,10 @@ class ShardedTensor(Wrapper):
         """Return the tensor with all rows, gathered from all ranks."""
         return whole(self.local, self.shape[0], self.group)
 
+    def memory(self) -> torch.Tensor:
+        """Return the rows of this rank."""
+        return self.local
+
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # torch gives a default
         """Return a text with the shape and the rank, without reading values."""
         return (
@@ -113,6 +117,10 @@ class _View(Wrapper):
         return self
 
     def plain(self) -> torch.Tensor:
+        """Return the tensor itself."""
+        return self.content
+
+    def memory(self) -> torch.Tensor:
         """Return the tensor itself."""
         return self.content
 
