@@ -11,16 +11,18 @@ summed with their weights and divided once; metrics are merged in rank order. Al
 state, and either all of them skip a step or none does.
 """
 
+from ftrain.distributed._sharded_steps import ShardedStep
 from ftrain.distributed.agreement import agree, check_same, gather, together
 from ftrain.distributed.data_parallel import data_parallel
 from ftrain.distributed.dcp import from_dcp, to_dcp
 from ftrain.distributed.errors import RankError
-from ftrain.distributed.fully_sharded import ShardedStep, fully_sharded
+from ftrain.distributed.fully_sharded import fully_sharded
 from ftrain.distributed.initialize import initialize
 from ftrain.distributed.load import load
 from ftrain.distributed.save import save
 from ftrain.distributed.sharding import Sharding, shard, sharding_of, unshard
 from ftrain.distributed.store import ShardedStore
+from ftrain.distributed.tensor_parallel import tensor_parallel
 
 __all__ = [
     "RankError",
@@ -38,6 +40,7 @@ __all__ = [
     "save",
     "shard",
     "sharding_of",
+    "tensor_parallel",
     "to_dcp",
     "together",
     "unshard",

@@ -74,6 +74,7 @@ class ShardedOptimizer:
     Args:
         optimizer: the optimizer of one process.
         params: the whole parameters; only shapes and dtypes are read.
+        rows: the whole number of rows of each parameter; `None` for a replicated one.
         group: the ranks.
 
     Attributes:
@@ -84,9 +85,9 @@ class ShardedOptimizer:
         state_shapes: the whole shape of each leaf of the optimizer's state.
     """
 
-    def __init__(self, optimizer: Optimizer, params: Any, group: Group) -> None:
+    def __init__(self, optimizer: Optimizer, params: Any, rows: Rows, group: Group) -> None:
         self.optimizer, self.group = optimizer, group
-        self.param_rows = [sharded_rows(x.shape, group) for x in tree.leaves(params)]
+        self.param_rows = rows
         try:
             with torch.no_grad(), fake_mode():
                 state = optimizer.init(self._wrapped(_locals(params, self.param_rows, group)))

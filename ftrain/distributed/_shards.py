@@ -1,6 +1,7 @@
-"""Ranks that share a batch and the parameters: gradients are summed in the backward pass.
+"""Ranks that share a batch, and of which each has a part of the parameters.
 
-Read next: `_replicas.py`, where each rank has all parameters, and `_gather.py`, the backward pass.
+Read next: `_replicas.py`, where each rank has all parameters, and `_gather.py`, the backward pass that
+sums the gradients of `fully_sharded`.
 """
 
 from __future__ import annotations
@@ -13,15 +14,56 @@ from torch import nn
 
 from ftrain.core._torch_collectives import Group, all_reduce
 from ftrain.core.accumulate import PartFn, Separate, Stacked, Sums, safe_weight
+from ftrain.distributed._checks import refuse_derivatives
 from ftrain.distributed._gather import Share
 from ftrain.distributed._replicas import Replicas
 from ftrain.distributed._running_statistics import BufferChoice
 from ftrain.distributed._sharded_optimizer import Rows, global_tensors
 
-__all__ = ["Shards"]
+__all__ = ["Shards", "TensorShards"]
 
 
-class Shards(Replicas):
+class TensorShards(Replicas):
+    """Ranks that share a batch, each of which has some rows of the parameters and of their gradients.
+
+    Args:
+        group: the ranks that share a batch.
+        module: the model.
+        accumulate: the number of micro-batches into which each rank cuts its rows.
+        buffers: what happens to buffers that are not BatchNorm's, by name.
+        rows: the whole number of rows of each parameter; `None` for a replicated one.
+        holders: the ranks that hold the rows of one copy of the parameters.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        module: nn.Module,
+        accumulate: int,
+        buffers: Mapping[str, BufferChoice],
+        rows: Rows,
+        holders: Group,
+    ) -> None:
+        super().__init__(group, module, accumulate, buffers)
+        self._rows, self._holders = rows, holders
+
+    def summed(
+        self,
+        of_part: PartFn,
+        zeros: Callable[[], Any],
+        buffers: Any,
+        key: torch.Tensor,
+        parts: Stacked | Separate,
+        written: Set[str],
+    ) -> Sums:
+        """Return the sums over the micro-batches of all ranks; totals have whole shapes."""
+        sums = super().summed(of_part, zeros, buffers, key, parts, written)
+        if self._holders.size > 1:
+            refuse_derivatives(sums.totals)
+        return sums._replace(totals=global_tensors(sums.totals, self._rows, self._holders))
+
+
+class Shards(TensorShards):
     """Ranks that each have some rows of the parameters, and sum gradients in the backward pass.
 
     The backward passes of micro-batch `i` on all ranks run together, and sum the gradients over ranks,
@@ -47,8 +89,8 @@ class Shards(Replicas):
         share: Share,
         holders: Group,
     ) -> None:
-        super().__init__(group, module, accumulate, buffers)
-        self._rows, self._share, self._holders = rows, share, holders
+        super().__init__(group, module, accumulate, buffers, rows, holders)
+        self._share = share
 
     def begin_backward(self, weight: torch.Tensor) -> None:
         """Set the share of this rank: its weight over the weight of all ranks' micro-batches."""
@@ -61,19 +103,6 @@ class Shards(Replicas):
         total = self._share.total
         self._share.value = self._share.total = None
         return weight if total is None else total
-
-    def summed(
-        self,
-        of_part: PartFn,
-        zeros: Callable[[], Any],
-        buffers: Any,
-        key: torch.Tensor,
-        parts: Stacked | Separate,
-        written: Set[str],
-    ) -> Sums:
-        """Return the sums over the micro-batches of all ranks, with totals of the whole shapes."""
-        sums = super().summed(of_part, zeros, buffers, key, parts, written)
-        return sums._replace(totals=global_tensors(sums.totals, self._rows, self._holders))
 
     def _over_ranks(self, totals: Any, weight: torch.Tensor) -> tuple[Any, torch.Tensor]:
         return totals, all_reduce(weight, self._group)

@@ -19,25 +19,20 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core._hooks import parameter_hooks
 from ftrain.core._skeleton import Skeleton
 from ftrain.core._structure import Tensors, copy_structure, named_tensors
 from ftrain.core._torch_collectives import Group
 from ftrain.core._torch_tensors import has_call_hooks, registries
-from ftrain.core._torch_wrapper import METADATA, plain_functions
-from ftrain.core._writes import unchanged, versions
-from ftrain.core.errors import ImpureFunctionError
+from ftrain.core._writes import unchanged
 from ftrain.core.functional import Bound
-from ftrain.core.precision import Policy
 from ftrain.core.remat import Where, remat, selected_modules
 from ftrain.distributed._gather import Share, gather_parameters, sum_gradients
+from ftrain.distributed._lazy_tensor import REMEDY, LazyTensor
 from ftrain.distributed._sharded_optimizer import sharded_rows
 from ftrain.distributed._sharded_tensor import ShardedTensor, rows_of
 
 __all__ = ["ShardedBound"]
-
-_REMEDY = "A step must leave its inputs as they are: compute with a changed copy instead"
 
 
 class Place(NamedTuple):
@@ -109,13 +104,6 @@ class ShardedBound(Bound):
 
         largest = max(map(total, self._names.values()), default=0)
         return total(self.rows.keys() - self._inside) + largest
-
-    def templates(self, policy: Policy) -> Tensors:
-        """Return meta tensors in the whole shapes of the parameters and the dtypes of a state."""
-        module = self.skeleton.module
-        whole = {name: module.get_parameter(name).detach() for name in self.skeleton.trainable}
-        cast: Tensors = policy.cast(whole)
-        return cast
 
     def call(
         self,
@@ -257,14 +245,14 @@ def _installed(held: dict[Place, Any], whole: Tensors) -> Iterator[None]:
     for place, registry in held.items():
         registry[place.key] = whole[place.name]
     try:
-        with unchanged(whole, "parameter", _REMEDY):
+        with unchanged(whole, "parameter", REMEDY):
             yield
     finally:
         for place, registry in held.items():
             registry[place.key] = before[place]
 
 
-class UnitParameter(ShardedTensor):
+class UnitParameter(LazyTensor, ShardedTensor):
     """Parameter of a unit while the unit does not run; any function of torch gathers it.
 
     Code outside of the unit that reads it, such as a penalty over `model.parameters()`, gets the whole
@@ -274,6 +262,7 @@ class UnitParameter(ShardedTensor):
         share: the factor of this rank's gradients.
     """
 
+    what = "a parameter of a unit"
     share: Share
 
     @staticmethod
@@ -284,26 +273,10 @@ class UnitParameter(ShardedTensor):
         self.local, self.share = local, share  # with the graph of `local`
         return self
 
-    @classmethod
-    def __torch_function__(  # type: ignore[override]  # torch gives defaults
-        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func in METADATA:
-            with plain_functions():
-                return func(*args, **kwargs)
-        gathered: list[torch.Tensor] = []
-
-        def gather(parameter: UnitParameter) -> torch.Tensor:
-            gathered.append(_gathered(parameter))
-            return gathered[-1]
-
-        args, kwargs = torch_pytree.tree_map_only(UnitParameter, gather, (tuple(args), kwargs))
-        before = versions(gathered)
-        result = func(*args, **kwargs)
-        if versions(gathered) != before:
-            raise ImpureFunctionError("a parameter of a unit was changed in place", f"{_REMEDY}.")
-        return result
+    def gathered(self) -> torch.Tensor:
+        """Return the whole parameter, whose gradient is summed over ranks."""
+        (whole,) = gather_parameters([self.local], [self.shape[0]], self.group, self.share)
+        return whole
 
 
 class _Unread(torch.autograd.Function):
@@ -324,10 +297,3 @@ class _Unread(torch.autograd.Function):
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
         (local,) = sum_gradients([grad], [ctx.rows], [grad.dtype], ctx.group, ctx.share)
         return local, None, None, None
-
-
-def _gathered(parameter: UnitParameter) -> torch.Tensor:
-    (whole,) = gather_parameters(
-        [parameter.local], [parameter.shape[0]], parameter.group, parameter.share
-    )
-    return whole

@@ -6,43 +6,22 @@ Read next: `_units.py` (when parameters are gathered), `_gather.py` (the collect
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 from collections.abc import Mapping
-from typing import Any
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
-from ftrain.core import tree
-from ftrain.core._torch_collectives import Group, group_of, whole_group
-from ftrain.core._words import a_or_an
-from ftrain.core.evaluate import EvalStep
-from ftrain.core.metrics import Metrics
+from ftrain.core._torch_collectives import group_of, whole_group
 from ftrain.core.ranks import Ranks
 from ftrain.core.remat import Where
-from ftrain.core.state import TrainState
-from ftrain.core.step import Composition, Steps, TrainStep, initial_state
+from ftrain.core.step import Steps
 from ftrain.distributed._gather import Share
-from ftrain.distributed._metrics import merged_over_ranks
 from ftrain.distributed._running_statistics import BufferChoice
-from ftrain.distributed._sharded_optimizer import ShardedOptimizer, local_tensors
+from ftrain.distributed._sharded_steps import Parts, checked_steps, sharded_steps
 from ftrain.distributed._shards import Shards
 from ftrain.distributed._units import ShardedBound
-from ftrain.distributed.sharding import Sharding
 
-__all__ = ["ShardedStep", "fully_sharded"]
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class ShardedStep(TrainStep):
-    """Training step on this rank's part of a state.
-
-    Attributes:
-        sharding: the layout of the state.
-    """
-
-    sharding: Sharding
+__all__ = ["fully_sharded"]
 
 
 def fully_sharded(
@@ -117,15 +96,7 @@ def fully_sharded(
         )
     together = whole_group(mesh)
     group = together if mesh.ndim == 1 else group_of(mesh, mesh.ndim - 1)
-    step, evaluate = getattr(steps, "train_step", None), getattr(steps, "eval_step", None)
-    if not isinstance(step, TrainStep) or not isinstance(evaluate, EvalStep):
-        is_wrapped = isinstance(step, TrainStep)
-        got = a_or_an(type(steps if step is None else step).__name__)
-        raise TypeError(
-            "steps: expected Steps as make_steps returns them, got "
-            f"{'steps that are parallel or wrapped already' if is_wrapped else got}. Pass the result of "
-            "make_steps, and compile or wrap what fully_sharded returns."
-        )
+    step, _ = checked_steps(steps)
     share = Share(None if mesh.ndim == 1 else group_of(mesh, 0))
     bound = ShardedBound(step.model, units, group, share)
     rows = list(bound.rows.values())
@@ -133,54 +104,4 @@ def fully_sharded(
     def build(module: nn.Module, accumulate: int) -> Ranks:
         return Shards(together, module, accumulate, buffers or {}, rows, share, group)
 
-    gradients = step.gradients.over(build, bound)
-    sharded = step.with_gradients(gradients, step.accumulate)
-    assert isinstance(sharded.fn, Composition)
-    params = bound.templates(step.policy)
-    optimizer = ShardedOptimizer(sharded.fn.optimizer, params, group)
-    fields = {f.name: getattr(sharded, f.name) for f in dataclasses.fields(TrainStep)}
-    fields |= {"fn": Composition(gradients, optimizer), "model": bound}
-    train_step = ShardedStep(**fields, sharding=_sharding(params, optimizer, group))
-    initial = _FromWhole(optimizer)
-
-    def init_state(seed: int) -> TrainState:
-        state = initial_state(bound, initial, seed, step.policy)
-        return state.replace(params=local_tensors(state.params, rows, group))
-
-    local_eval = evaluate.with_model(bound)
-
-    @functools.wraps(evaluate)
-    def eval_step(state: TrainState, batch: Any) -> Metrics:
-        return merged_over_ranks(local_eval(state, batch), together)
-
-    eval_step.one_rank = local_eval  # type: ignore[attr-defined]  # read by Trainer
-    return Steps(init_state, train_step, eval_step)
-
-
-class _FromWhole:
-    """Optimizer whose `init` takes whole parameters, as an initial state has them."""
-
-    def __init__(self, optimizer: ShardedOptimizer) -> None:
-        self.optimizer, self.update = optimizer, optimizer.update
-
-    def init(self, params: Any) -> Any:
-        local = local_tensors(params, self.optimizer.param_rows, self.optimizer.group)
-        return self.optimizer.init(local)
-
-
-def _sharding(params: Any, optimizer: ShardedOptimizer, group: Group) -> Sharding:
-    shapes = {
-        f".params{path}": tuple(x.shape)
-        for path, x, n in zip(
-            tree.paths(params), tree.leaves(params), optimizer.param_rows, strict=True
-        )
-        if n is not None
-    }
-    shapes |= {
-        f".opt_state{path}": shape
-        for path, shape, n in zip(
-            optimizer.state_paths, optimizer.state_shapes, optimizer.state_rows, strict=True
-        )
-        if n is not None
-    }
-    return Sharding(shapes, group)
+    return sharded_steps(steps, Parts(bound, rows, group, together, shares_rows=False), build)

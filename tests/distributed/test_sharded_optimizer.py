@@ -11,7 +11,12 @@ from ftrain import optim
 from ftrain.core import tree
 from ftrain.core._torch_collectives import Group, group_of
 from ftrain.core._torch_wrapper import plain
-from ftrain.distributed._sharded_optimizer import ShardedOptimizer, global_tensors, local_tensors
+from ftrain.distributed._sharded_optimizer import (
+    ShardedOptimizer,
+    global_tensors,
+    local_tensors,
+    sharded_rows,
+)
 from tests.distributed.ranks import run
 from tests.optim.cases import CASES, handed_in
 
@@ -25,6 +30,10 @@ SHAPES = {"w": (7, 6), "b": (5,), "conv": (4, 3, 2, 2), "row": (1, 6), "number":
 def random_params(seed: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return {name: torch.randn(shape, generator=generator) for name, shape in SHAPES.items()}
+
+
+def rows_of(params: Any, group: Group) -> list[int | None]:
+    return [sharded_rows(x.shape, group) for x in tree.leaves(params)]
 
 
 def whole(values: Any, rows: Any, group: Group) -> Any:
@@ -44,7 +53,7 @@ def updated(mesh: Any, names: list[str], is_compiled: bool) -> dict[str, Any]:
 
 def error_of(name: str, group: Group, is_compiled: bool) -> float:
     optimizer, params, worst = CASES[name].build(1e-2), random_params(0), 0.0
-    sharded = ShardedOptimizer(optimizer, params, group)
+    sharded = ShardedOptimizer(optimizer, params, rows_of(params, group), group)
     rows, state_rows = sharded.param_rows, sharded.state_rows
     state, local = optimizer.init(params), local_tensors(params, rows, group)
     local_state = sharded.init(local)
@@ -94,7 +103,7 @@ def kinds(mesh: Any) -> dict[str, tuple[int, int]]:
     found = {}
     for name in ("adamw", "muon", "schedule-free adamw", "ema of lookahead"):
         optimizer = CASES[name].build(1e-2)
-        sharded = ShardedOptimizer(optimizer, params, group)
+        sharded = ShardedOptimizer(optimizer, params, rows_of(params, group), group)
         state = sharded.init(local_tensors(params, sharded.param_rows, group))
         found[name] = tuple(
             sum(x.numel() for x in tree.leaves(each) if x.ndim)

@@ -1,0 +1,55 @@
+"""Tensor of which this rank has a part while any function of torch sees all of it.
+
+Read next: `_units.py` and `_split_layers.py`, whose tensors these are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+
+from ftrain.core import _torch_pytree as torch_pytree
+from ftrain.core._torch_wrapper import METADATA, Wrapper, plain_functions
+from ftrain.core._writes import versions
+from ftrain.core.errors import ImpureFunctionError
+
+__all__ = ["REMEDY", "LazyTensor"]
+
+REMEDY = "A step must leave its inputs as they are: compute with a changed copy instead"
+
+
+class LazyTensor(Wrapper):
+    """Tensor with the whole shape; a function of torch that reads its values gathers it first.
+
+    Attributes:
+        what: the tensor, for messages.
+    """
+
+    what: ClassVar[str]
+
+    def gathered(self) -> torch.Tensor:
+        """Return the whole tensor, whose gradient reaches the part of this rank."""
+        raise NotImplementedError
+
+    @classmethod
+    def __torch_function__(  # type: ignore[override]  # torch gives defaults
+        cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in METADATA:
+            with plain_functions():
+                return func(*args, **kwargs)
+        gathered: list[torch.Tensor] = []
+
+        def gather(tensor: LazyTensor) -> torch.Tensor:
+            gathered.append(tensor.gathered())
+            return gathered[-1]
+
+        args, kwargs = torch_pytree.tree_map_only(LazyTensor, gather, (tuple(args), kwargs))
+        before = versions(gathered)
+        result = func(*args, **kwargs)
+        if versions(gathered) != before:
+            raise ImpureFunctionError(f"{cls.what} was changed in place", f"{REMEDY}.")
+        return result
