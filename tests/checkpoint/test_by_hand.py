@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
+
+from tests import preloaded
 
 SCRIPT = Path(__file__).with_name("by_hand.py")
 ROOT = Path(__file__).parents[2]
 STEPS = 3 * 28  # three epochs of 1,797 samples in batches of 64
 
 
-def start(directory: Path) -> subprocess.Popen[bytes]:
+def start(directory: Path) -> preloaded.Process | subprocess.Popen[str]:
     directory.mkdir(exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, str(SCRIPT)], cwd=directory, env=environment)
+    return preloaded.start(str(SCRIPT), cwd=directory, env=environment)
 
 
 def newest(directory: Path) -> int:

@@ -6,12 +6,11 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from tests import preloaded
 from tests.checkpoint.campaign_resume import at
 from tests.checkpoint.resumed import STEPS, content, finish, save_each
 
@@ -38,9 +37,11 @@ def test_a_run_resumed_in_a_fresh_process_ends_with_the_same_bytes(
     whole = content(tmp_path / "whole")
     assert content(at(tmp_path / "each", STEPS)) == whole
     sources = [at(tmp_path / "each", stop) for stop in stops]
-    subprocess.run(
-        [sys.executable, "-c", FINISH, name, *map(str, sources)],
-        check=True,
+    preloaded.run(
+        "-c",
+        FINISH,
+        name,
+        *map(str, sources),
         cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONHASHSEED": "random"},
     )

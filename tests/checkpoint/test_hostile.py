@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
+from tests import preloaded
 from tests.checkpoint.campaign_fuzz import campaign
 
 
 def test_hostile_checkpoints_are_refused_without_forbidden_audit_events():
     """An audit hook cannot be removed, so the check runs in its own process."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.checkpoint.hostile"],
-        capture_output=True,
-        text=True,
-        timeout=600,
+    done = preloaded.run(
+        "-m",
+        "tests.checkpoint.hostile",
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("hostile checkpoints refused\n")
 
 

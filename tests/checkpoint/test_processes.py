@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
-import sys
 from pathlib import Path
+
+from tests import preloaded
 
 
 def run(campaign: str, count: int) -> dict[str, int]:
-    done = subprocess.run(
-        [sys.executable, "-m", f"tests.checkpoint.{campaign}", "--count", str(count)],
-        capture_output=True,
-        text=True,
+    done = preloaded.run(
+        "-m",
+        f"tests.checkpoint.{campaign}",
+        "--count",
+        str(count),
         timeout=1200,
         cwd=Path(__file__).parents[2],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        check=False,
     )
-    assert done.returncode == 0, done.stdout + done.stderr
     return {name: int(n) for name, n in re.findall(r"(\w+)=(\d+)\b", done.stdout)}
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 from ftrain.config import load
 from ftrain.config.run import store
+from tests import preloaded
 
 SIGNALS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -signal.SIGKILL}
 DIGITS = pathlib.Path(__file__).parents[2] / "examples" / "configs" / "digits.yaml"
@@ -43,13 +44,14 @@ SMALL = (
 )
 
 
-def started(folder: pathlib.Path, *arguments: str) -> subprocess.Popen[str]:
+def started(folder: pathlib.Path, *arguments: str) -> preloaded.Process | subprocess.Popen[str]:
     """Start the command `ftrain ...` in a directory."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "ftrain", *arguments],
+    return preloaded.start(
+        "-m",
+        "ftrain",
+        *arguments,
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )

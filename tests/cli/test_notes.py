@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pathlib
-import subprocess
 import sys
 import warnings
 
@@ -16,6 +15,7 @@ from ftrain.config import load, load_run
 from ftrain.config.run import train
 from ftrain.core._warning_notes import shown
 from ftrain.loop import CallbackWarning, LoopWarning
+from tests import preloaded
 
 Captured = pytest.CaptureFixture[str]
 
@@ -104,8 +104,7 @@ def test_command_prints_no_source_line_of_ftrain(project: pathlib.Path) -> None:
     )
 
     def command(*arguments: str) -> str:
-        call = [sys.executable, "-m", "ftrain", *arguments]
-        return subprocess.run(call, capture_output=True, text=True, check=True).stderr
+        return preloaded.run("-m", "ftrain", *arguments).stderr
 
     assert "note: a small net (net.py:3)\n" in command(
         "train", "pets.yaml", "model.name=net.py:net", "threads=1"
@@ -132,8 +131,7 @@ def test_each_note_on_the_terminal_is_in_the_log_of_the_run(project: pathlib.Pat
     )
 
     def notes_of(*arguments: str) -> list[str]:
-        call = [sys.executable, "-m", "ftrain", *arguments]
-        said = subprocess.run(call, capture_output=True, text=True, check=True).stderr
+        said = preloaded.run("-m", "ftrain", *arguments).stderr
         return [line for line in said.splitlines() if line.startswith("note: ")]
 
     own = ("model.name=net.py:net", "callbacks=[net.py:Warns]", "threads=1")

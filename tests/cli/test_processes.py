@@ -75,12 +75,14 @@ def test_run_interrupted_by_signals_and_resumed_ends_with_the_same_bytes(
 
 
 def test_train_command_writes_the_same_bytes_for_the_same_seed_only(
-    uninterrupted: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    uninterrupted: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """The processes use different hash seeds, so their sets have different orders."""
     seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"  # random by default
-    monkeypatch.setenv("PYTHONHASHSEED", seed)
-    interruptions.finished(tmp_path, *TRAIN, "output_dir=again")
+    again = [sys.executable, "-m", "ftrain", *TRAIN, "output_dir=again"]
+    subprocess.run(
+        again, cwd=tmp_path, env={**os.environ, "PYTHONHASHSEED": seed}, check=True, timeout=600
+    )
     assert interruptions.differences(tmp_path / "again", uninterrupted) == []
     interruptions.finished(tmp_path, *TRAIN, "output_dir=other", "seed=1")
     found = interruptions.differences(tmp_path / "other", uninterrupted)

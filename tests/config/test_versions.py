@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pathlib
 import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ import pytest
 from ftrain.cli import main
 from ftrain.config import ConfigError, load
 from ftrain.config.run import train
+from tests import preloaded
 from tests.config.tiny import configured
 
 Captured = pytest.CaptureFixture[str]
@@ -100,8 +100,8 @@ def test_runs_that_start_at_once_with_versions_take_different_directories(
         "import sys; from ftrain.config import load; from ftrain.config.run import numbered; "
         "print(numbered(load(sys.argv[1], ['versions=true', f'output_dir={sys.argv[2]}'])).folder)"
     )
-    command = [sys.executable, "-c", code, str(project / "tiny.yaml"), str(project / "run")]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    command = ["-c", code, str(project / "tiny.yaml"), str(project / "run")]
+    processes = [preloaded.start(*command, stdout=subprocess.PIPE) for _ in range(3)]
     found = sorted(process.communicate(timeout=120)[0].strip() for process in processes)
     assert found == [f"{project}/run", f"{project}/run-2", f"{project}/run-3"]
 

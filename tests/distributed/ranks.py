@@ -5,9 +5,9 @@
 
     first, second = run(reduced, 2, 1.0)           # the results of ranks 0 and 1
 
-The pool starts at the first call: importing torch and forming a process group takes seconds. It has four
-processes with one thread each, on gloo with a file as rendezvous, and a mesh for 1, 2 and 4 ranks.
-A call of fewer ranks uses the first ones.
+The pool starts at the first call, as forming a process group takes a second. It has four forks of the
+server of `tests/preloaded.py` with one thread each, on gloo with a file as rendezvous, and a mesh for
+1, 2 and 4 ranks. A call of fewer ranks uses the first ones.
 
 An exception on a rank is raised here with its traceback. The other ranks may then wait in a collective
 for that rank: they get a few seconds to return, after which the pool is ended, and the next call starts
@@ -31,9 +31,11 @@ from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
+from tests import preloaded
+
 WORLD_SIZES = (1, 2, 4)
 RANKS = max(WORLD_SIZES)
-START_SECONDS = 300.0  # four imports of torch on a busy machine
+START_SECONDS = 300.0  # an import of torch on a busy machine
 GRACE_SECONDS = 5.0
 
 
@@ -72,11 +74,11 @@ class Pool:
     def __init__(self) -> None:
         self.usable = True
         self._folder = tempfile.mkdtemp(prefix="ftrain-test-ranks-")
-        context = multiprocessing.get_context("spawn")
+        preloaded.ensure_server()
         self._processes, self._pipes = [], []
         for rank in range(RANKS):
-            ours, theirs = context.Pipe()
-            process = context.Process(
+            ours, theirs = preloaded.CONTEXT.Pipe()
+            process = preloaded.CONTEXT.Process(
                 target=_serve, args=(rank, self._folder, theirs), name=f"rank {rank}"
             )
             process.start()

@@ -7,8 +7,6 @@ import io
 import json
 import os
 import re
-import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +25,7 @@ from ftrain.core import tree
 from ftrain.core._leaf_digest import leaf_digest
 from ftrain.core.errors import ArgumentError
 from ftrain.distributed import RankError, _world
+from tests import preloaded
 from tests.campaign import CAMPAIGN
 from tests.config.tiny import configured
 from tests.distributed.ranks import run
@@ -227,17 +226,10 @@ def test_killed_rank_under_torchrun_is_restarted_with_the_same_bytes(
     fault = {"name": "fault.py:Fault", "rank": rank, "step": step}
     path = configured(tmp_path, distributed=shards, callbacks=[fault], threads=1)
     folder, whole = tmp_path / "run", tmp_path / "whole"
-    launcher = "-m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1 -m ftrain"
+    torchrun = "-m torch.distributed.run --standalone --nproc-per-node 2 --max-restarts 1 -m ftrain"
     environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
-    found = subprocess.run(
-        [sys.executable, *launcher.split(), "train", str(path), f"output_dir={folder}"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert found.returncode == 0, found.stderr
+    arguments = [*torchrun.split(), "train", str(path), f"output_dir={folder}"]
+    found = preloaded.run(*arguments, env=environment, timeout=180)
     assert f"rank {rank} on" in found.stderr
     assert "was killed or lost" in found.stderr
     assert found.stdout.count("completed at step 12") == 1

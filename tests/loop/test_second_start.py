@@ -6,7 +6,6 @@ import contextlib
 import errno
 import os
 import subprocess
-import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +18,7 @@ from ftrain.config import ConfigError, load
 from ftrain.config.run import train
 from ftrain.loop import LogLockedError, LoopWarning, callbacks
 from ftrain.loop._log_locks import LogLocks
+from tests import preloaded
 from tests.loop.runs import STEPS, fit, train_data, trainer
 
 _FIRST = """
@@ -45,12 +45,10 @@ def files(folder: Path) -> dict[str, bytes]:
 
 
 @contextlib.contextmanager
-def first_process(folder: Path, store: str) -> Iterator[subprocess.Popen[str]]:
+def first_process(folder: Path, store: str) -> Iterator[preloaded.Process | subprocess.Popen[str]]:
     """Run a trainer in another process, which waits in its first row until it reads a line."""
-    command = [sys.executable, "-c", _FIRST, str(folder), store]
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as first:
+    command = ["-c", _FIRST, str(folder), store]
+    with preloaded.start(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as first:
         assert first.stdout is not None
         assert first.stdout.readline() == "began\n"
         yield first

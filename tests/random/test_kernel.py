@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 
 from ftrain.core import random
 from ftrain.core.random import _kernel, _normal
+from tests import preloaded
 
 
 @pytest.fixture(autouse=True)
@@ -105,6 +105,7 @@ def test_kernel_cache_folder_follows_environment_variables(
 
 def test_two_processes_can_build_the_kernel_at_the_same_time(tmp_path: Path) -> None:
     code = (
+        "import warnings; warnings.simplefilter('error', RuntimeWarning)\n"
         "from ftrain.core import random; from ftrain.core.random import _kernel\n"
         "import sys; sys.stdin.readline()\n"  # both have imported: start together
         "print(random.bits(random.key(0), 1000, 8).tolist(), _kernel.kernel() is not None)"
@@ -112,13 +113,7 @@ def test_two_processes_can_build_the_kernel_at_the_same_time(tmp_path: Path) -> 
     root = str(Path(_kernel.__file__).parents[3])
     environment = {**os.environ, "PYTHONPATH": root}
     processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "error::RuntimeWarning", "-c", code],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=environment,
-        )
+        preloaded.start("-c", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         for _ in range(2)
     ]
     for process in processes:

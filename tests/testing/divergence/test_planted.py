@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 
 from ftrain.testing import Trace, compare_traces
+from tests import preloaded
 from tests.testing.divergence.variants import VARIANTS
 
 
@@ -59,16 +60,17 @@ PLANTED = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """Return a directory with the traces of all variants, those of the bases from another process."""
+    """Return a directory with the traces of all variants, those of the bases from another process.
+
+    The processes have different hash seeds.
+    """
     found = tmp_path_factory.mktemp("traces")
     bases = ["base", "plain_sum", "vanishing_sum"]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-m", "tests.testing.divergence.variants", str(found), *names]
-        )
-        for names in (bases, [name for name in VARIANTS if name not in bases])
-    ]
-    assert [process.wait() for process in processes] == [0, 0]
+    others = [name for name in VARIANTS if name not in bases]
+    command = ["-m", "tests.testing.divergence.variants", str(found)]
+    fresh = subprocess.Popen([sys.executable, *command, *bases])
+    preloaded.run(*command, *others)
+    assert fresh.wait() == 0
     return found
 
 
