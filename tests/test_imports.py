@@ -8,6 +8,7 @@ from __future__ import annotations
 import ast
 import functools
 import graphlib
+import importlib
 from pathlib import Path
 
 import pytest
@@ -113,6 +114,15 @@ def test_packages_import_only_packages_below_them() -> None:
 
 def test_modules_have_no_import_cycles() -> None:
     assert circle(ROOT) == []
+
+
+def test_modules_of_tests_that_hold_no_test_can_be_imported() -> None:
+    """The suite itself imports only what its tests need, not the campaigns."""
+    scripts = {"tests.checkpoint.by_hand"}  # it trains at its import
+    for path in sorted((ROOT / "tests").rglob("*.py")):
+        name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        if not path.stem.startswith(("test_", "__")) and name not in scripts:
+            importlib.import_module(name)
 
 
 def test_every_package_has_a_layer_in_the_import_order() -> None:
