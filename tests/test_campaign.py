@@ -9,21 +9,47 @@ import pytest
 from tests import campaign
 
 
-@pytest.mark.parametrize("sizes", [(4, 4, 2, 2), (4, 4, 2), (5, 2, 7, 4), (11, 7, 4)])
-def test_halved_product_contains_any_two_values_of_two_factors(
-    sizes: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("sizes", "count"), [((4, 4, 2, 2), 16), ((4, 4, 2), 16), ((5, 2, 7, 4), 35), ((11, 7, 4), 77)]
+)
+def test_product_in_the_suite_contains_any_two_values_of_two_factors(
+    sizes: tuple[int, ...], count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In as few entries as there are pairs of values of the two largest factors."""
     monkeypatch.setattr(campaign, "CAMPAIGN", False)
     factors = [list(range(size)) for size in sizes]
-    half = campaign.product(*factors)
-    assert len(half) <= (len(list(itertools.product(*factors))) + 1) // 2
+    taken = campaign.product(*factors)
+    assert len(taken) == len(set(taken)) == count
     for i, j in itertools.combinations(range(len(sizes)), 2):
-        pairs = {(entry[i], entry[j]) for entry in half}
+        pairs = {(entry[i], entry[j]) for entry in taken}
         assert pairs == set(itertools.product(factors[i], factors[j]))
+
+
+def test_sample_in_the_suite_is_the_same_in_every_process_and_in_order(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(campaign, "CAMPAIGN", False)
+    assert campaign.sample(4, range(20)) == [3, 4, 8, 10]
+    assert campaign.sample(4, "abc") == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "each"), [(9, 4, 1), (36, 11, 4), (5, 5, 2), (8, 3, 3)]
+)
+def test_spread_in_the_suite_meets_all_values_of_both_factors(
+    first: int, second: int, each: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(campaign, "CAMPAIGN", False)
+    taken = campaign.spread(range(first), range(second), each)
+    assert len(taken) == len(set(taken)) == first * each
+    assert {a for a, _ in taken} == set(range(first))
+    assert {b for _, b in taken} == set(range(second))
 
 
 def test_campaign_takes_all_cases(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaign, "CAMPAIGN", True)
     assert campaign.choice([1], [1, 2]) == [1, 2]
     assert campaign.examples(3, 9) == 9
+    assert campaign.sample(2, "abc") == ["a", "b", "c"]
     assert len(campaign.product("ab", "cd", "ef")) == 8
+    assert len(campaign.spread("abc", "def")) == 9

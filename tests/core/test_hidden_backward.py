@@ -13,6 +13,7 @@ from torch import nn
 import ftrain
 from ftrain import optim, testing
 from ftrain.core.errors import ImpureFunctionError
+from tests.campaign import product
 from tests.core.hidden_backward import BACKWARD, BACKWARD_REFUSED, BackwardModuleHook
 
 BATCH = {"x": torch.linspace(-1, 1, 32).view(8, 4), "y": torch.linspace(1, -1, 24).view(8, 3)}
@@ -77,6 +78,10 @@ def by_autograd(apply: Any) -> Any:
     return lambda: torch.autograd.grad(loss(params), list(params.values()))
 
 
+def named(value: Any) -> str:
+    return str(getattr(value, "__name__", value))
+
+
 CALLS = {
     "step": stepped,
     "accumulate": lambda apply: stepped(apply, accumulate=2),
@@ -87,9 +92,9 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("given", [False, True], ids=["function", "module"])
-@pytest.mark.parametrize("call", CALLS)
-@pytest.mark.parametrize("kind", BACKWARD, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize(
+    ("kind", "call", "given"), product(BACKWARD, [*CALLS], [False, True]), ids=named
+)
 def test_module_state_changed_in_a_backward_pass_is_restored(
     kind: Any, call: str, given: bool
 ) -> None:

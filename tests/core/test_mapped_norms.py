@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 import ftrain
 from ftrain import optim, testing, tree
+from tests.campaign import product
 
 NORMS = {
     "batch": lambda: nn.BatchNorm1d(4),
@@ -31,9 +32,9 @@ def loss_fn(model: nn.Module, batch: Tensor) -> Tensor:
     return out.float().square().mean()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize("precision", RELATIVE)
-@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize(
+    ("norm", "precision", "compiled"), product([*NORMS], [*RELATIVE], [False, True])
+)
 def test_vmapped_steps_with_normalization_layers_match_single_steps(
     norm: str, precision: str, compiled: bool
 ) -> None:

@@ -30,6 +30,8 @@ from ftrain.loop import (
     Trainer,
 )
 from ftrain.loop.callback import EVENTS
+from tests import preloaded
+from tests.campaign import spread
 from tests.loop.runs import STEPS, digest, fit, rows, steps, trainer
 
 BATCHES = [{name: x[8 * i : 8 * i + 8] for name, x in rows().items()} for i in range(6)]
@@ -113,8 +115,9 @@ class Writes:
         return [*state, [event.progress.step, event.split, *values]], ()
 
 
-@pytest.mark.parametrize("n", [1, 2, 5, 6])
-@pytest.mark.parametrize("method", [name for name in EVENTS if name != "on_notice"])
+@pytest.mark.parametrize(
+    ("method", "n"), spread([name for name in EVENTS if name != "on_notice"], [1, 2, 5, 6], 2)
+)
 def test_a_run_that_failed_in_a_callback_of_any_event_resumes_without_gaps(
     method: str, n: int, tmp_path: Any, uninterrupted: Any
 ) -> None:
@@ -358,9 +361,7 @@ def test_a_signal_saves_the_run_and_sets_the_exit_code(
     program = textwrap.dedent(
         PROGRAM.format(root=root, times=times, name=name, store=str(tmp_path))
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False
-    )
+    done = preloaded.run("-c", program, check=False)
     assert done.returncode in (code, -getattr(signal, name)), done.stderr
     assert "finishing this step, then saving" in done.stderr
     steps_saved = checkpoint.Store(tmp_path).steps()

@@ -9,20 +9,22 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from ftrain import optim
 from ftrain.core import tree
+from tests.campaign import spread
 from tests.optim.cases import CASES, OPTIMIZERS, PROBLEMS, advance, handed_in, random_tree, spec
 
 every_case = pytest.mark.parametrize("name", CASES)
 every_optimizer = pytest.mark.parametrize("name", OPTIMIZERS)
 
 
-@pytest.mark.parametrize(
-    ("problem", "dtype"),
-    [(problem, dtype) for problem in PROBLEMS for dtype in (torch.float32, torch.bfloat16)]
-    + [("mlp", torch.float64)],  # float64 descends as float32 does; its state's dtypes may differ
-    ids=str,
-)
-@every_case
-def test_every_optimizer_reduces_the_loss(name, problem, dtype):
+PLACES = [
+    *((problem, dtype) for problem in PROBLEMS for dtype in (torch.float32, torch.bfloat16)),
+    ("mlp", torch.float64),  # float64 descends as float32 does; its state's dtypes may differ
+]
+
+
+@pytest.mark.parametrize(("name", "place"), spread(CASES, PLACES, 3), ids=str)
+def test_every_optimizer_reduces_the_loss(name, place):
+    problem, dtype = place
     params, loss, steps, falls_to = PROBLEMS[problem](dtype)
     optimizer = CASES[name].build(getattr(CASES[name].rates, problem))
     state, first = optimizer.init(params), loss(params)

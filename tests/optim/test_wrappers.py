@@ -8,6 +8,7 @@ import torch
 import ftrain
 from ftrain import optim
 from ftrain.core import tree
+from tests.campaign import spread
 from tests.optim.cases import CASES, OPTIMIZERS, SHAPES, random_tree, spec
 
 
@@ -85,8 +86,7 @@ def run(optimizer, seed, steps=3, dtype=torch.float32, shapes=SHAPES):
     return params, history
 
 
-@pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("wrapper", TRIVIAL)
+@pytest.mark.parametrize(("name", "wrapper"), spread(CASES, TRIVIAL, 3))
 def test_wrappers_with_settings_that_have_no_effect_equal_the_plain_optimizer(wrapper, name):
     """Bit for bit, updates and the inner state at each step."""
     wrap, inner_of = TRIVIAL[wrapper]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import ftrain
 from ftrain import optim, tasks
+from tests.campaign import product
 
 
 def flat() -> nn.Module:
@@ -33,15 +34,17 @@ class Named(nn.Module):
         return result
 
 
+FORMS = [(flat, False), (convolution, False), (convolution, True), (Named, False), (Named, True)]
+
+
 @pytest.mark.parametrize(
-    ("model", "compiled"),
-    [(flat, False), (convolution, False), (convolution, True), (Named, False), (Named, True)],
+    ("form", "dtype", "precision"),
+    product(FORMS, [torch.uint8, torch.int64, torch.int16, torch.bool], ["32-true", "bf16-true"]),
 )
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int64, torch.int16, torch.bool])
-@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
 def test_integer_inputs_raise_an_error_with_the_line_to_write(
-    model: Callable[[], nn.Module], compiled: bool, dtype: torch.dtype, precision: Any
+    form: tuple[Callable[[], nn.Module], bool], dtype: torch.dtype, precision: Any
 ) -> None:
+    model, compiled = form
     steps = ftrain.make_steps(model, tasks.cross_entropy, optim.sgd(0.1), precision=precision)
     batch = {"x": torch.ones(2, 1, 4, 4).to(dtype), "y": torch.tensor([0, 1])}
     step = ftrain.compile(steps.train_step, backend="eager") if compiled else steps.train_step
