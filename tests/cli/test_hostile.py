@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tests.campaign import choice
+from tests.campaign import choice, spread
 from tests.cli.hostile import CHANGES, COMMANDS, FILES, NAMES, Case, trained
 
 
@@ -16,8 +16,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return trained(tmp_path_factory.mktemp("base"))
 
 
-@pytest.mark.parametrize("kind", CHANGES)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("kind", "command"), spread(CHANGES, COMMANDS, 4))
 def test_command_on_a_hostile_file_ends_in_time_and_touches_nothing_else(
     base: pathlib.Path, tmp_path: pathlib.Path, command: str, kind: str
 ) -> None:

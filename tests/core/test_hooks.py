@@ -11,6 +11,7 @@ from torch import nn
 
 import ftrain
 from ftrain import optim
+from tests.campaign import product
 from tests.core.differences import is_close
 from tests.core.hooks import (
     CALLS,
@@ -32,10 +33,10 @@ from tests.core.hooks import (
 MASK = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
 
 
-@pytest.mark.parametrize("loss", [loss_fn, twice], ids=["one call", "two calls"])
-@pytest.mark.parametrize("kind", ["apart", "tied", "frozen"])
-@pytest.mark.parametrize("n_hooks", [1, 2])
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("loss", "kind", "n_hooks", "way"),
+    product([loss_fn, twice], ["apart", "tied", "frozen"], [1, 2], [*WAYS]),
+)
 def test_each_parameter_hook_runs_once_per_gradient(
     way: str, n_hooks: int, kind: str, loss: Any
 ) -> None:
@@ -164,9 +165,10 @@ THEN: dict[str, Callable[[Any, torch.Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("n_hooks", [0, 1, 2])
-@pytest.mark.parametrize("then", THEN)
-@pytest.mark.parametrize("ours", [ours, ours_in_vmap, ours_differentiable, ours_of_a_sum])
+@pytest.mark.parametrize(
+    ("n_hooks", "then", "ours"),
+    product([0, 1, 2], [*THEN], [ours, ours_in_vmap, ours_differentiable, ours_of_a_sum]),
+)
 def test_hooks_of_a_value_and_grad_argument_run_as_often_as_in_autograd(
     n_hooks: int, then: str, ours: Any
 ) -> None:

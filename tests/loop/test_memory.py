@@ -12,6 +12,7 @@ import ftrain
 from ftrain import tree
 from ftrain.loop import BatchEnd, LoopWarning, Trainer
 from ftrain.loop._out_of_memory import cut, is_out_of_memory, next_cut
+from tests.campaign import sample
 from tests.compile.test_failed_donation import FailsAt
 from tests.loop.runs import STEPS, rows, steps, trainer
 
@@ -60,7 +61,7 @@ def expected(call: int) -> str:
 
 
 @pytest.mark.parametrize("call", [1, 2])
-@pytest.mark.parametrize("n", range(1, 51))
+@pytest.mark.parametrize("n", sample(10, range(1, 51)))
 def test_a_step_that_runs_out_of_memory_is_repeated_in_micro_batches(call: int, n: int) -> None:
     step = Injected(donated(1), call, n)
     with pytest.warns(LoopWarning, match=f"out of memory at step {call}: .* 2 micro-batches"):

@@ -13,6 +13,7 @@ import torch
 
 from ftrain import optim
 from ftrain.core import tree
+from tests.campaign import spread
 from tests.optim.cases import algorithms, random_tree
 
 ALGORITHMS = sorted(algorithms())
@@ -42,9 +43,9 @@ def build(name: str, **hyper):
     return getattr(optim, name)(**{"learning_rate": 0.1, **extra, **hyper})
 
 
-@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -1.0])
-@pytest.mark.parametrize(("name", "argument"), EVERY)
-def test_hyperparameters_out_of_range_raise_with_name_and_value(name, argument, value):
+@pytest.mark.parametrize(("place", "value"), spread(EVERY, [math.nan, math.inf, -math.inf, -1.0]))
+def test_hyperparameters_out_of_range_raise_with_name_and_value(place, value):
+    name, argument = place
     if (argument, value) == ("beta2_decay", -1.0):
         pytest.skip("a power below zero")
     with pytest.raises(ValueError, match=rf"{argument} must .*{re.escape(repr(value))}"):

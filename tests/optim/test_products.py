@@ -13,7 +13,7 @@ import torch
 import ftrain
 from ftrain import optim
 from ftrain.core import tree
-from tests.campaign import CAMPAIGN
+from tests.campaign import CAMPAIGN, choice, spread
 from tests.optim.cases import CASES, OPTIMIZERS, PROBLEMS, advance, composable
 
 every_case = pytest.mark.parametrize("name", CASES)
@@ -25,10 +25,6 @@ EACH_AT_A_PLACE = [
     for i, name in enumerate(CASES)
     for place in (PLACES if CAMPAIGN else [A_DTYPE_A_PROBLEM[i % len(A_DTYPE_A_PROBLEM)]])
 ]
-
-
-def places(short):
-    return pytest.mark.parametrize(("problem", "dtype"), PLACES if CAMPAIGN else short)
 
 
 def trained(name, problem, rate):
@@ -57,7 +53,7 @@ def test_compiled_optimizer_step_equals_eager_and_compiles_once(name, problem, d
     assert compiled.n_compiles == 1
 
 
-@places([("rosenbrock", torch.float32)])
+@pytest.mark.parametrize(("problem", "dtype"), choice([("rosenbrock", torch.float32)], PLACES))
 @every_case
 def test_scan_of_20_optimizer_steps_equals_a_python_loop(name, problem, dtype):
     """Bit for bit; the scan is one operator whose body is traced once."""
@@ -78,10 +74,12 @@ def test_scan_of_20_optimizer_steps_equals_a_python_loop(name, problem, dtype):
 WITHIN = {torch.float64: (5, 1e-9), torch.float32: (5, 1e-4), torch.bfloat16: (1, 2**-7)}
 
 
-@places([(problem, torch.float64) for problem in PROBLEMS])
-@every_case
-def test_optimizer_vmapped_over_4_learning_rates_matches_4_runs(name, problem, dtype):
+@pytest.mark.parametrize(
+    ("name", "place"), spread(CASES, PLACES if CAMPAIGN else [(p, torch.float64) for p in PROBLEMS])
+)
+def test_optimizer_vmapped_over_4_learning_rates_matches_4_runs(name, place):
     """A batched tensor as the rate matches Python numbers within rounding, in the norm."""
+    problem, dtype = place
     rates = [getattr(CASES[name].rates, problem) * factor for factor in (0.25, 0.5, 1.0, 1.5)]
     steps, bound = WITHIN[dtype]
     where = PROBLEMS[problem](dtype)

@@ -15,7 +15,7 @@ import ftrain
 from ftrain import optim
 from ftrain.core import tree
 from ftrain.testing.laws import assert_deterministic, assert_pure
-from tests.campaign import COMPILED
+from tests.campaign import COMPILED, spread
 from tests.optim.cases import PROBLEMS, gradient, random_tree, spec
 
 # Each takes one hyper-parameter in (0, 1): what the sweeps map over.
@@ -194,8 +194,7 @@ def test_transformations_accept_trees_of_any_size(name):
         assert spec(optim.apply_updates(params, updates)) == spec(params)
 
 
-@every_transformation
-@pytest.mark.parametrize("problem", PROBLEMS)
+@pytest.mark.parametrize(("name", "problem"), spread(EVERY, PROBLEMS))
 def test_a_chain_of_each_transformation_and_adam_reduces_the_loss(name, problem):
     """With a small learning rate, with Adam after or before the transformation."""
     params, loss, _, _ = PROBLEMS[problem](torch.float32)

@@ -16,6 +16,7 @@ from ftrain.core.metrics import Mean
 from ftrain.tasks import functional
 from ftrain.tasks._weighted import weighted
 from ftrain.testing import assert_same_bits
+from tests.campaign import choice
 from tests.tasks.cases import CASES as OTHERS
 from tests.tasks.cases import Case, Tensors
 from tests.tasks.distillation_cases import DISTILLATION
@@ -136,7 +137,7 @@ def test_order_of_rows_does_not_change_the_loss(name: str, n: int, seed: int) ->
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", choice([0], range(3)))
 def test_gradients_equal_finite_differences(name: str, seed: int) -> None:
     case, params, data = made(name, 3, seed)
 
