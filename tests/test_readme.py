@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +13,10 @@ import numpy as np
 import pytest
 import torch
 
+import ftrain
 from ftrain.cli import main
+from tests import preloaded
+from tests.campaign import COMPILED
 from tests.examples.test_photos import take_photos
 
 README = Path(__file__).parent.parent / "README.md"
@@ -38,6 +40,8 @@ def blocks(language: str, *, first: str = "") -> list[str]:
 def test_python_snippets_of_the_readme_and_of_docs_runs_md_execute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """A campaign compiles machine code, half a minute for the first step of the README."""
+    monkeypatch.setattr(ftrain, "compile", functools.partial(ftrain.compile, backend=COMPILED))
     snippets = blocks("python")
     assert len(snippets) >= 6
     monkeypatch.chdir(tmp_path)
@@ -65,7 +69,7 @@ def test_killed_and_resumed_loop_ends_like_an_uninterrupted_one(tmp_path: Path) 
         """Run the script and kill it at the given steps; return False if it finished first."""
         folder.mkdir()
         for step in at:
-            process = subprocess.Popen([sys.executable, str(script)], cwd=folder)
+            process = preloaded.start(str(script), cwd=folder)
             wanted = folder / "run" / f"step-{step:012d}"
             while not wanted.exists() and process.poll() is None:
                 time.sleep(0.001)
@@ -78,7 +82,7 @@ def test_killed_and_resumed_loop_ends_like_an_uninterrupted_one(tmp_path: Path) 
     for name, kill_at in (("undisturbed", ()), ("killed", (31,))):
         folder = tmp_path / name
         assert any(killed(folder, kill_at) for _ in range(10))
-        subprocess.run([sys.executable, str(script)], cwd=folder, check=True)
+        preloaded.run(str(script), cwd=folder)
         leaves = (folder / "run" / last).glob("*.safetensors")
         ends.append([leaf.read_bytes() for leaf in sorted(leaves)])
     assert ends[0]

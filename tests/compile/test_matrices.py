@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import ftrain
+from tests.campaign import choice
 from tests.compile.cases import same_bytes
 
 N = 4
@@ -103,9 +104,9 @@ def test_inductor_compiled_matrix_gradients_match_eager_for_any_layout() -> None
         return {
             f"{operation} of {matrix} of {layout}": pulled(operation, matrix)(w)
             for layout, w in x.items()
-            for operation in ("det", "slogdet", "solve")
+            for operation in choice(["det", "solve"], ["det", "slogdet", "solve"])
             for matrix in ("sum", "copy")
         }
 
-    x = {layout: make(W) for layout, make in LAYOUTS.items()}
+    x = {layout: LAYOUTS[layout](W) for layout in choice(["columns", "strided"], LAYOUTS)}
     torch.testing.assert_close(ftrain.compile(gradients)(x), gradients(x))
