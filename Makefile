@@ -4,7 +4,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 PY      = $(VENV)/bin/python
-PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+#--no-compile: 283 MB of Python take a minute to compile, and most of it is never imported.
+PIP     = $(PY) -m pip --disable-pip-version-check install --quiet --no-compile --constraint constraints.txt
 
 INSTALLING = @echo 'installing ftrain, torch and other packages into $(VENV): a large download, silent until it is done'
 
@@ -22,7 +23,10 @@ demo: $(VENV)/examples
 	  print("LeNet-5 recognises {:.1%} of {} handwritten digits that it has not seen in training." \
 	    .format(last["metrics"]["accuracy"], last["samples"]))'
 
-test: lint types docs unit
+# Two checks at a time, since each keeps one core busy; then the tests.
+test: $(VENV)/dev
+	$(MAKE) --jobs=2 types docs lint
+	$(MAKE) unit
 
 lint: $(VENV)/dev
 	$(VENV)/bin/ruff check .
@@ -48,13 +52,19 @@ laws: $(VENV)/dev
 parity: $(VENV)/dev
 	$(PY) -m tests.optim.page
 
-# Long forms of what the suite does briefly: optimizers on every problem, laws on every product, sweeps, benchmarks, all
-# programs of inductor, properties with 100 examples (an hour or two), then kills (half an hour on a busy machine), flips,
+# Long forms of what the suite does briefly: optimizers on every problem, laws on every product, sweeps, benchmarks,
+# processes in new interpreters, all programs of inductor, properties with 100 examples (an hour or two), then kills (half an hour on a busy machine), flips,
 # polls, mutants, resumes of checkpoints, then commands on run directories with hostile files.
 campaign: $(VENV)/dev
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest -n 2 --dist worksteal tests/optim/test_products.py tests/laws \
 	  tests/testing/test_laws_accept.py tests/transforms/test_sweep.py tests/core/test_body_memory.py \
-	  tests/cli/test_hostile.py tests/cli/test_processes.py tests/loop/test_resume.py tests/benchmarks
+	  tests/cli/test_hostile.py tests/cli/test_processes.py tests/cli/test_notes.py tests/loop/test_resume.py \
+	  tests/loop/test_failures.py tests/loop/test_memory.py tests/loop/test_second_start.py tests/benchmarks \
+	  tests/optim/test_algorithms.py tests/optim/test_hyperparameters.py tests/optim/test_transformations.py \
+	  tests/optim/test_wrappers.py tests/core/test_hidden_backward.py tests/core/test_hooks.py \
+	  tests/core/test_mapped_norms.py tests/tasks/test_functional.py tests/tasks/test_integer_inputs.py \
+	  tests/checkpoint tests/config/test_versions.py tests/random/test_kernel.py tests/testing/divergence \
+	  tests/test_readme.py
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest -n 2 --dist worksteal -m "inductor or hypothesis" --ignore tests/compositions tests
 	for c in kills flips polls fuzz resume; do $(PY) -m tests.checkpoint.campaign_$$c || exit 1; done
 	$(PY) -m tests.cli.hostile --cases 500
