@@ -53,8 +53,8 @@ parity: $(VENV)/dev
 	$(PY) -m tests.optim.page
 
 # Long forms of what the suite does briefly: optimizers on every problem, laws on every product, sweeps, benchmarks,
-# processes in new interpreters, all programs of inductor, properties with 100 examples (an hour or two), then kills (half an hour on a busy machine), flips,
-# polls, mutants, resumes of checkpoints, then commands on run directories with hostile files.
+# processes in new interpreters, all programs of inductor, properties with 100 examples (hours), then kills (half an hour
+# on a busy machine), flips, polls, mutants, resumes of checkpoints, then commands on run directories with hostile files.
 campaign: $(VENV)/dev
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest -n 2 --dist worksteal tests/optim/test_products.py tests/laws \
 	  tests/testing/test_laws_accept.py tests/transforms/test_sweep.py tests/core/test_body_memory.py \

@@ -1,6 +1,6 @@
 """Laws 1 to 10 on four models, in every precision, with and without accumulation and compile.
 
-The suite takes half of each product, in which any two values meet; a campaign takes all.
+The suite takes a part of each product, in which any two values meet; a campaign takes all.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 import ftrain
 from ftrain import optim, testing
 from ftrain.core import tree
-from tests.campaign import product
+from tests.campaign import product, spread
 from tests.zoo import PRECISIONS, ZOO
 
 MODELS = tuple(ZOO)
@@ -178,8 +178,7 @@ def test_law_5_accumulated_gradients_match_full_batch_gradients(
         testing.assert_close_norm(result.grads, expected.grads, ACCUMULATION)
 
 
-@pytest.mark.parametrize("accumulate", [1, 4])
-@pytest.mark.parametrize("model", ["mlp", "convnet", "gpt"])
+@pytest.mark.parametrize(("model", "accumulate"), spread(["mlp", "convnet", "gpt"], [1, 4]))
 def test_law_8_each_row_of_a_vmapped_step_matches_a_single_step(
     model: str, accumulate: int
 ) -> None:
