@@ -139,7 +139,7 @@ REFUSALS: dict[str, tuple[Any, type[Exception], str]] = {
             )
         ),
         LookupError,
-        r"expected an average .* got 'ema'.* Wrap the optimizer: optim\.ema",
+        r"expected an average .* got 'ema'.*[^.]\. Wrap the optimizer: optim\.ema",
     ),
     "metric not returned": (
         lambda: (lambda steps: steps.train_step(steps.init_state(0), PAIR))(

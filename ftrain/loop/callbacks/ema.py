@@ -82,7 +82,7 @@ def averaged(state: Any, name: str) -> TrainState:
             average = optim.get(state.opt_state, name)
         except LookupError as error:
             raise LookupError(
-                f"name: expected an average of the weights in the state, got {name!r}: {error}. Wrap "
+                f"name: expected an average of the weights in the state, got {name!r}: {error} Wrap "
                 "the optimizer, optim.ema(optimizer, 0.999), or keep an average in "
                 f"state.extras[{name!r}]."
             ) from None
