@@ -66,7 +66,8 @@ _VALIDATION = (
     "Leave validate_args=True out: without it a compiled function skips these checks.",
 )
 
-#: Remedies for torch's Python code, by file (inside torch's folder) and function.
+#: Remedies for torch's Python code, by file (inside torch's folder) and function. They hold for the
+#: helpers in the same file too.
 BY_TORCH_LINE: dict[tuple[str, str], Remedy] = {
     ("nn/functional.py", "gaussian_nll_loss"): _VARIANCE,
     ("nn/modules/adaptive.py", "forward"): _CLUSTERS,

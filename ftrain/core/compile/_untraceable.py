@@ -7,6 +7,7 @@ torch's line, and a remedy for the function (`_torch_remedies.py`) or for torch'
 
 from __future__ import annotations
 
+import itertools
 import os
 import traceback
 from collections.abc import Sequence
@@ -109,15 +110,15 @@ class _Place(NamedTuple):
         line: the user's line, formatted for a message; empty if it is unknown, as in the backward pass
             of `compile(value_and_grad(loss))`.
         torch_line: the line of torch's Python code that the user's line called; `None` if there is none.
-        name: torch's function with that line.
-        file: its file, inside of torch's folder.
+        file: the file with that line, inside of torch's folder.
+        names: torch's function with that line, then its callers in the same file.
         backward: True if it was in a backward pass.
     """
 
     line: str
     torch_line: str | None
-    name: str
     file: str
+    names: tuple[str, ...]
     backward: bool
 
 
@@ -148,9 +149,11 @@ def untraceable(error: BaseException, function: str, calls: Calls) -> TraceError
 
 def _of_torch(error: BaseException, place: _Place, calls: Calls) -> tuple[str, str] | None:
     """Return message and remedy if torch's code needs a tensor's value; `None` if user code does."""
-    known = BY_TORCH_LINE.get((place.file, place.name))
-    if known is not None:
-        return known
+    # The callers, because versions of torch differ in the helpers of a function: in 2.15 one checks
+    # the arguments of a distribution, in 2.13 `Distribution.__init__` itself.
+    for name in place.names:
+        if (place.file, name) in BY_TORCH_LINE:
+            return BY_TORCH_LINE[place.file, name]
     is_ours = isinstance(error, _torch.DATA_DEPENDENT)
     operator = str(error.func).rpartition(".")[0] if is_ours else ""  # type: ignore[attr-defined]
     if place.backward:
@@ -185,15 +188,18 @@ def _place(frames: Sequence[traceback.FrameSummary]) -> _Place:
     line = user_line(frames) if ours else ""
     after = frames[ours[-1] + 1 :] if ours else frames
     backward = any(frame.name == "_engine_run_backward" for frame in after)
-    found = None
-    for frame in after:
-        file = frame.filename.removeprefix(TORCH).replace(os.sep, "/")
-        if file.startswith(LIBRARY) and not calls_a_module(file, frame.name):
-            found = frame, file
-    if found is None or backward:
-        return _Place(line, None, "", "", backward)
-    frame, file = found
-    return _Place(line, show(frame), frame.name, file, backward)
+    files = ((frame, frame.filename.removeprefix(TORCH).replace(os.sep, "/")) for frame in after)
+    found = [
+        (frame, file)
+        for frame, file in files
+        if file.startswith(LIBRARY) and not calls_a_module(file, frame.name)
+    ]
+    if not found or backward:
+        return _Place(line, None, "", (), backward)
+    innermost, where = found[-1]
+    same_file = itertools.takewhile(lambda each: each[1] == where, reversed(found))
+    names = tuple(frame.name for frame, _ in same_file)
+    return _Place(line, show(innermost), where, names, backward)
 
 
 def _remedy(error: BaseException) -> tuple[str, str] | None:
