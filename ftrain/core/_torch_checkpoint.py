@@ -114,11 +114,7 @@ def _install() -> None:
         self.frame = frame
 
     def enter_if_allowed(self: Any) -> Any:
-        # `torch.vmap` allows hooks, but a backward pass after the end of the vmap could not recompute
-        # its rows.
-        in_transform = _torch.inside_functorch() is not None
-        refusal = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
-        self.is_plain = bool(_active.again) and (in_transform or refusal is not None)
+        self.is_plain = _is_plain()
         if self.is_plain:
             return None
         if _active.again:
@@ -142,3 +138,37 @@ def _install() -> None:
         leave_if_entered,
     )
     reentrant.apply = staticmethod(apply_without_reentry)
+    _install_before_2_13()
+
+
+def _is_plain() -> bool:
+    """Return True if a region that starts now must run without checkpointing."""
+    # `torch.vmap` allows hooks, but a backward pass after the end of the vmap could not recompute its
+    # rows.
+    in_transform = _torch.inside_functorch() is not None
+    refusal = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
+    return bool(_active.again) and (in_transform or refusal is not None)
+
+
+def _install_before_2_13() -> None:
+    """Let regions start under transforms where torch saves inputs with `_NoopSaveInputs` (torch 2.11).
+
+    Before it enters the hook, `_checkpoint_without_reentrant_generator` creates a tensor that requires
+    gradients, which transforms of torch.func refuse.
+    """
+    if not hasattr(torch_checkpoint, "_NoopSaveInputs"):
+        return
+    module: Any = torch_checkpoint
+    generator = module._checkpoint_without_reentrant_generator
+
+    def generator_or_plain(
+        function: Any, preserve_rng_state: bool, context_fn: Any, *rest: Any, **kwargs: Any
+    ) -> Iterator[None]:
+        if not _is_plain():
+            yield from generator(function, preserve_rng_state, context_fn, *rest, **kwargs)
+            return
+        forward_context, _ = context_fn()
+        with forward_context:
+            yield
+
+    module._checkpoint_without_reentrant_generator = generator_or_plain
