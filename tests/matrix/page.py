@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
+import shlex
 import textwrap
+from collections.abc import Sequence
 
 from tests.matrix import quick
 from tests.matrix.cells import PYTHONS, ROOT, TORCHES, Cell, Outcomes, recorded
@@ -29,12 +32,7 @@ def row(cell: Cell) -> str:
 
 
 def section(outcomes: Outcomes) -> str:
-    """Return the table and the failures of one processor; usual cells without an outcome, too."""
-    known = {(cell.python, cell.torch) for cell in outcomes.cells}
-    for python in PYTHONS:
-        for torch in TORCHES:
-            if (python, torch) not in known:
-                outcomes = outcomes.with_cell(Cell(python, torch, "", reason="no outcome recorded"))
+    """Return the table and the failures of one processor."""
     lines = [
         f"### {outcomes.processor}, {outcomes.cores} cores",
         "",
@@ -52,12 +50,31 @@ def section(outcomes: Outcomes) -> str:
     return "\n".join(lines) + "\n"
 
 
+def without_outcome(every: Sequence[Outcomes]) -> str:
+    """Return a line that names the usual cells that no processor has run; empty if there is none."""
+    run = {(cell.python, cell.torch) for each in every for cell in each.cells if cell.started}
+    usual = itertools.product(PYTHONS, TORCHES)
+    missing = [f"Python {cell[0]} with torch {cell[1]}" for cell in usual if cell not in run]
+    return f"Not run on any processor: {', '.join(missing)}.\n" if missing else ""
+
+
+def command() -> str:
+    """Return the command of the quick tests, broken into lines for a shell."""
+    words = [shlex.quote(word) for word in ("pytest", *quick.ARGUMENTS)]
+    # A line may be longer than 100 characters, because the name of a test must not be broken.
+    lines = textwrap.wrap(" ".join(words), 100, break_on_hyphens=False, break_long_words=False)
+    return " \\\n  ".join(lines)
+
+
 def generated() -> str:
-    """Return the command of the quick tests and a section for each processor."""
-    words = [f'"{word}"' if " " in word else word for word in quick.ARGUMENTS]
-    command = textwrap.fill(" ".join(["pytest", *words]), 100, break_on_hyphens=False)
-    command = textwrap.indent(command.replace("\n", " \\\n  "), "    ") + "\n"
-    return "\n".join([command, *map(section, recorded())])
+    """Return the command of the quick tests, a section for each processor, and what is missing."""
+    every = recorded()
+    parts = [
+        textwrap.indent(command(), "    ") + "\n",
+        *map(section, every),
+        without_outcome(every),
+    ]
+    return "\n".join(part for part in parts if part)
 
 
 def written(page: str) -> str:

@@ -14,28 +14,56 @@ from typing import Any
 from tests.matrix.cells import ROOT
 
 _LAWS = "tests/laws/test_laws.py"
+_FROM_TORCH = "tests/optim/test_from_torch.py"
+_LBFGS = "tests/optim/test_lbfgs.py"
+_ROUNDTRIP = "tests/checkpoint/test_roundtrip.py"
+_THREEFRY = "tests/random/test_threefry.py"
+_OPERATORS = "tests/random/test_operator_mode.py"
+_SCAN = "tests/core/test_scan_gradients.py"
+# Whole files where most tests are short; of the others, those that call most of torch's private code.
 QUICK = (
     f"{_LAWS}::test_law_3_step_compiles_once_over_200_steps_with_schedule_and_skips",
-    "tests/optim/test_from_torch.py",
-    "tests/optim/test_lbfgs.py",
+    f"{_LAWS}::test_laws_1_to_3_hold_for_any_seed_batch_size_and_input_magnitude",
+    f"{_FROM_TORCH}::test_from_torch_steps_match_the_torch_optimizer",
+    f"{_FROM_TORCH}::test_compiled_from_torch_update_matches_the_eager_one",
+    f"{_FROM_TORCH}::test_each_row_of_a_vmapped_from_torch_update_matches_a_single_run",
+    f"{_LBFGS}::test_lbfgs_minimizes_a_quadratic_in_25_steps",
+    f"{_LBFGS}::test_compiled_lbfgs_train_step_matches_eager",
     "tests/checkpoint/test_corpus.py",
-    "tests/checkpoint/test_roundtrip.py",
-    "tests/random/test_threefry.py",
-    "tests/random/test_operator_mode.py",
-    "tests/random/test_checkpointing.py",
+    f"{_ROUNDTRIP}::test_any_tree_of_tensors_survives_a_round_trip",
+    f"{_ROUNDTRIP}::test_saving_equal_states_writes_equal_bytes",
+    f"{_ROUNDTRIP}::test_checkpoint_files_are_valid_safetensors",
+    f"{_ROUNDTRIP}::test_loading_keeps_tied_leaves_tied",
+    f"{_THREEFRY}::test_threefry_matches_the_known_answers_of_random123",
+    f"{_THREEFRY}::test_bits_equal_jax",
+    f"{_THREEFRY}::test_split_equals_jax",
+    f"{_THREEFRY}::test_draws_of_the_c_kernel_equal_the_reference_implementation",
+    f"{_THREEFRY}::test_draws_traced_on_fake_tensors_equal_eager",
+    f"{_THREEFRY}::test_traced_vmapped_draws_equal_eager",
+    f"{_THREEFRY}::test_draws_compiled_by_dynamo_equal_eager",
+    f"{_THREEFRY}::test_threefry_operators_pass_opcheck",
+    f"{_OPERATORS}::test_every_operator_tagged_as_random_is_keyed_or_refused",
+    f"{_OPERATORS}::test_every_way_to_draw_inside_keyed_is_a_function_of_the_key",
+    f"{_OPERATORS}::test_draw_that_cannot_use_a_key_raises_with_its_operator_and_line",
+    "tests/random/test_checkpointing.py"
+    "::test_gradients_with_activation_checkpointing_equal_those_without",
     "tests/core/test_step.py",
     "tests/core/test_scan.py",
     "tests/core/test_cond.py",
     "tests/core/test_while_loop.py",
     "tests/core/test_value_and_grad.py",
     "tests/core/test_nested_gradients.py",
-    "tests/core/test_scan_gradients.py",
-    "tests/compile",
-    f"{_LAWS}::test_law_1_pure_train_step_changes_neither_inputs_nor_global_state",
+    f"{_SCAN}::test_traced_scan_gradients_match_eager_for_carry_and_captured_tensors",
+    f"{_SCAN}::test_maml_gradient_through_scan_matches_finite_differences",
+    "tests/compile/test_compile.py",
+    "tests/compile/test_donate.py",
+    "tests/compile/test_captured.py",
+    "tests/compile/test_untraceable.py",
+    "tests/compile/test_errors.py",
+    "tests/compile/test_strides.py",
+    "tests/compile/test_lower.py",
 )
-# The slowest of compile, which repeat on ensembles and matrices what the others check.
-LEFT_OUT = ("tests/compile/test_ensembles.py", "tests/compile/test_matrices.py")
-ARGUMENTS = ("-q", "-m", "not inductor", *(f"--ignore={path}" for path in LEFT_OUT), *QUICK)
+ARGUMENTS = ("-q", "-m", "not inductor", *QUICK)
 LIMIT = 5400
 """Seconds after which the tests of one cell are stopped."""
 

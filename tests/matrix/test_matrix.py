@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
+import shlex
 import signal
 import subprocess
 import sys
@@ -33,15 +34,34 @@ def test_outcomes_are_equal_after_writing_and_reading_their_file(
     assert cells.recorded() == [outcomes]
 
 
-def test_page_lists_each_pair_of_versions_and_each_failure() -> None:
+def test_page_lists_each_recorded_cell_and_each_failure() -> None:
     missing = Cell("3.13", "2.11", "2026-01-02", reason="no python3.13 on PATH")
     text = page.section(Outcomes("A", 2).with_cell(RAN).with_cell(missing))
-    lines = [line for line in text.splitlines() if line.startswith("| 3.")]
-    assert len(lines) == len(cells.PYTHONS) * len(cells.TORCHES)
-    assert "| 3.12.1 | 2.14.1, the newest | 900 | 1 | 3 | 5 | 2026-01-02 |" in lines
-    assert "| 3.13 | 2.11 | not run: no python3.13 on PATH | | | | 2026-01-02 |" in lines
-    assert "| 3.11 | 2.13 | not run: no outcome recorded | | | |  |" in lines
+    assert [line for line in text.splitlines() if line.startswith("| 3.")] == [
+        "| 3.12.1 | 2.14.1, the newest | 900 | 1 | 3 | 5 | 2026-01-02 |",
+        "| 3.13 | 2.11 | not run: no python3.13 on PATH | | | | 2026-01-02 |",
+    ]
     assert text.endswith("- `a.py::b`\n")
+
+
+def test_page_names_the_usual_cells_that_no_processor_has_run() -> None:
+    reason = "no python3.13 on PATH"
+    ran = {
+        (python, torch): dataclasses.replace(RAN, python=python, torch=torch)
+        for python in cells.PYTHONS
+        for torch in cells.TORCHES
+    }
+    whole = Outcomes("B", 2, tuple(ran.values()))
+    assert page.without_outcome([Outcomes("A", 2), whole]) == ""
+    ran["3.13", "2.11"] = Cell("3.13", "2.11", "2026-01-02", reason=reason)
+    line = page.without_outcome([Outcomes("A", 2), Outcomes("B", 2, tuple(ran.values()))])
+    assert line == "Not run on any processor: Python 3.13 with torch 2.11.\n"
+    assert page.without_outcome([]).count(" with torch ") == len(ran)
+
+
+def test_command_on_the_page_is_the_command_of_the_quick_tests() -> None:
+    words = shlex.split(page.command().replace("\\\n", " "))
+    assert words == ["pytest", *quick.ARGUMENTS]
 
 
 def test_new_outcome_replaces_one_of_the_same_versions_unless_nothing_was_run() -> None:
@@ -148,7 +168,7 @@ def test_counts_of_passed_and_failed_tests_are_read_from_pytests_report() -> Non
     }
 
 
-@pytest.mark.parametrize("name", [*quick.QUICK, *quick.LEFT_OUT])
+@pytest.mark.parametrize("name", quick.QUICK)
 def test_every_test_of_the_quick_selection_exists(name: str) -> None:
     path, _, function = name.partition("::")
     assert (cells.ROOT / path).exists()
