@@ -127,7 +127,7 @@ def _change(node: ast.AST) -> str | None:
             return "the sign is dropped"
         case ast.Constant(value=bool(value)):
             return f"{value} becomes {not value}"
-        case ast.Constant(value=int(value) | float(value)):
+        case ast.Constant(value=int(value) | float(value)) if value + 1 != value:
             return f"{value} becomes {value + 1}"
         case ast.IfExp() | ast.If() | ast.While():
             return "the condition is negated"

@@ -54,6 +54,10 @@ def test_each_mutant_differs_from_the_source_by_one_change() -> None:
     ]
 
 
+def test_number_so_large_that_one_more_is_the_same_has_no_mutant() -> None:
+    assert [each.change for each in mutants("large.py", "x, y = 1e150, 2.5")] == ["2.5 becomes 3.5"]
+
+
 def test_source_of_a_mutant_is_the_whole_module_with_its_change() -> None:
     last = mutants("clip.py", SOURCE)[-1]
     scope: dict[str, object] = {}
