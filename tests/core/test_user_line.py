@@ -55,7 +55,7 @@ def test_expression_is_not_marked_where_marks_would_be_wrong(
 def test_user_line_is_the_innermost_one_outside_of_libraries(tmp_path: Path) -> None:
     outer, inner = frame(tmp_path, LINE), frame(tmp_path, "    inner()")
     library = traceback.FrameSummary(str(torch.__file__), 1, "g")
-    assert user_line([outer, inner, library]) == show(inner)
+    assert user_line([outer, outer, inner, library]) == show(inner)
     assert user_line([library]) == "  (no frame in user code)"
     assert user_line([]) == "  (no frame in user code)"
 
