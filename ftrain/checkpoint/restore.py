@@ -1,6 +1,7 @@
 """Copying of matching tensors into a state: for pretrained weights, a new head, a new optimizer.
 
-Read next: `load.py`, to resume exactly; `state_dicts.py`, for weights of other programs.
+Read next: `load.py`, to resume exactly; `loop/_resume.py`, for the checkpoint from which a run
+resumes; `state_dicts.py`, for weights of other programs.
 """
 
 from __future__ import annotations

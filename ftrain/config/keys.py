@@ -1,4 +1,7 @@
-"""Description of every key of the schema, with name, type, default and purpose."""
+"""Description of every key of the schema, with name, type, default and purpose.
+
+Errors of unknown keys: `_key_errors.py`.
+"""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from ftrain.config._explain import explained
 from ftrain.config._json import parse_json
+from ftrain.config._key_errors import explained
 from ftrain.config._limits import check_limits, check_text
 from ftrain.config._overrides import apply_overrides
 from ftrain.config._places import Places

@@ -26,7 +26,7 @@ from ftrain.core._torch_wrapper import plain
 from ftrain.core._traced_branch import traced_branch
 from ftrain.core._words import kind
 from ftrain.core.compile._trace import is_tracing
-from ftrain.core.random._keyed_sites import Scope
+from ftrain.core.random._key_stream import Scope
 from ftrain.core.random.keyed import scoped
 
 __all__ = ["choose"]

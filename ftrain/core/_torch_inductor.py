@@ -186,7 +186,7 @@ def triton_error() -> Exception | None:
 def first_run(
     compiled: Callable[..., Any], inputs: Sequence[torch.Tensor]
 ) -> tuple[list[torch.Tensor], Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None]:
-    """Run a compiled function; return its outputs, and its code without wrappers that had no effect.
+    """Run a compiled function; return its outputs, and a faster callable without needless wrappers.
 
     AOTAutograd wraps the code in functions that take 5 µs per call. If these are observed to pass on the
     same input and output objects, and all tensors are on the CPU, the code is equivalent without them.

@@ -70,7 +70,7 @@ def finite_norm(values: Any) -> GlobalNorm:
 
 
 def row_norms(values: Any) -> GlobalNorm:
-    """Return the global norm of each row of the leaves' common first axis, and flags, both `(n,)`."""
+    """Return the global norm of each row of the leaves' first axis, and if it is finite: both `(n,)`."""
     return _finite_norm(tree.leaves(values), rows=True)
 
 

@@ -18,7 +18,7 @@ from ftrain.core._new_memory import copied
 from ftrain.core._torch_levels import is_transformed
 from ftrain.core._traced_loop import traced_loop
 from ftrain.core.compile._trace import is_tracing
-from ftrain.core.random._keyed_sites import Scope
+from ftrain.core.random._key_stream import Scope
 from ftrain.core.random.keyed import scoped
 
 __all__ = ["scan"]

@@ -27,7 +27,7 @@ from ftrain.core._torch_operators import while_loop_operator
 from ftrain.core._words import kind
 from ftrain.core.compile._body import BodyGraph
 from ftrain.core.compile._trace import is_tracing
-from ftrain.core.random._keyed_sites import Scope
+from ftrain.core.random._key_stream import Scope
 from ftrain.core.random.keyed import scoped
 
 __all__ = ["while_loop"]

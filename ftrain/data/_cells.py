@@ -143,7 +143,7 @@ class Table:
 
     @functools.cached_property
     def _parsed(self) -> dict[int, _Parsed]:
-        """The columns that were parsed last, by the index of the first one."""
+        """Cache of the columns parsed last, with the index of their first column as its key."""
         return {}
 
 

@@ -91,7 +91,7 @@ def differences(was: Any, now: Any, key: str = "") -> Iterator[str]:
 
 
 def _refused(constant: str) -> float:
-    raise ValueError(f"expected finite numbers, got {constant}")
+    raise ValueError(f"expected finite numbers in the fitted preprocessing, got {constant}")
 
 
 def _is_json(value: Any) -> bool:

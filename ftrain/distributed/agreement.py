@@ -3,7 +3,7 @@
 Every function is a collective: all ranks of the mesh call it, in the same order. Values travel pickled
 between the processes of one job, which trust each other.
 
-Read next: `_check_run.py`, what a run compares before its first step.
+Read next: `loop/_many_ranks.py`, what a run compares before its first step.
 """
 
 from __future__ import annotations

@@ -209,7 +209,7 @@ def _placed(dense: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def _entries(state: Any, layout: Layout, tensors: Sequence[torch.Tensor]) -> list[Entry]:
-    """Return the DCP entry of each leaf of a state, with the rows in `tensors`.
+    """Return the DCP entry of each leaf of a state; `tensors` has this rank's rows of the leaves.
 
     Raises:
         ValueError: two leaves have one name.

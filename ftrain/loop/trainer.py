@@ -37,9 +37,9 @@ from ftrain.loop._evaluate import evaluate
 from ftrain.loop._limits import check_limits, whole_limits
 from ftrain.loop._one_rank import OneRank
 from ftrain.loop._ranks import ranks_of
+from ftrain.loop._resume import Resume, Step, both_steps, check_mesh, evaluation_of, loop_state
 from ftrain.loop._run_logs import RunLogs
 from ftrain.loop._runtime import Runtime
-from ftrain.loop._start import Resume, Step, both_steps, check_mesh, evaluation_of, loop_state
 from ftrain.loop.callback import Action, adapt
 from ftrain.loop.events import Event, Plan, TrainEnd
 from ftrain.loop.result import EpochResult, FitResult

@@ -1,4 +1,7 @@
-"""Wrappers that skip an update if its gradients are non-finite or too large."""
+"""Wrappers that skip an update if its gradients are non-finite or too large, for custom steps.
+
+The steps of `make_steps` skip in `core/commit.py`.
+"""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ from ftrain.core._words import a_or_an, kind
 from ftrain.core.accumulate import sum_dtype
 from ftrain.core.functional import describe
 from ftrain.core.metrics import Metrics
-from ftrain.core.random._keyed_sites import KeyStream
+from ftrain.core.random._key_stream import KeyStream
 from ftrain.core.random.keyed import innermost_stream
 from ftrain.tasks._chunks import Chunks, cut, each, entry, over
 from ftrain.tasks.adapters import call_model

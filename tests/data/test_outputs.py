@@ -135,7 +135,9 @@ def test_outputs_of_another_teacher_or_of_other_data_are_refused(kind: str, tmp_
     data.with_outputs(KINDS[kind](), teacher, path, source=WEIGHT, batch_size=3)
 
 
-def test_with_outputs_compares_the_version_instead_of_the_data_if_given(tmp_path: Path) -> None:
+def test_with_outputs_checks_stored_outputs_by_the_given_version_and_not_by_data(
+    tmp_path: Path,
+) -> None:
     path, other = tmp_path / "file", Samples()
     other.rows["x"] += 1
     data.with_outputs(Samples(), teacher, path, source=WEIGHT, version="2024-05")

@@ -155,7 +155,7 @@ def exchange(mesh, folder):
     assert_same_bits(found, w)
 
 
-def test_ranks_exchange_shards_with_dtensors_of_torch(tmp_path):
+def test_dcp_checkpoints_of_shards_and_of_dtensors_load_as_each_other(tmp_path):
     with forked.ranks(2, exchange, str(tmp_path)) as pids:
         assert forked.exit_codes(pids, 60.0) == [0, 0]
     state = train_state(3)

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
 
 from ftrain.core.errors import UnkeyedRandomError
-from ftrain.core.random import _keyed_sites, key, sample, split
+from ftrain.core.random import _key_stream, key, sample, split
 from ftrain.core.random._keyed_reach import is_random, unkeyed
 from ftrain.core.random.keyed import HANDLERS, keyed
 
@@ -191,13 +191,13 @@ def test_path_of_a_keyed_draw_is_the_module_name_or_the_class_and_a_number(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     seen = []
-    path = _keyed_sites.KeyStream._path
+    path = _key_stream.KeyStream._path
 
     def recorded(stream: Any, chain: Any) -> str:
         seen.append(path(stream, chain))
         return seen[-1]
 
-    monkeypatch.setattr(_keyed_sites.KeyStream, "_path", recorded)
+    monkeypatch.setattr(_key_stream.KeyStream, "_path", recorded)
     net = Net("a")
     masks(lambda x: (F.dropout(x), net(x), nn.Sequential(net, net.blocks["a"])))
     masks(lambda x: net.apply(lambda module: torch.rand(1)))

@@ -20,7 +20,7 @@ from torch.distributions import (
     Uniform,
 )
 
-from ftrain.core.random import _keyed_sites
+from ftrain.core.random import _key_stream
 from tests.random._keyed_cases import draw
 
 N = 20_000
@@ -163,7 +163,7 @@ def test_keyed_draws_from_extreme_uniform_values_are_valid_samples(
     def uniform(_: Any, shape: Any, dtype: torch.dtype, device: Any) -> Tensor:
         return torch.full(tuple(shape), end, dtype=dtype, device=device)
 
-    monkeypatch.setattr(_keyed_sites.KeyStream, "uniform", uniform)
+    monkeypatch.setattr(_key_stream.KeyStream, "uniform", uniform)
     first, last = 1, 5  # the categories that have weight
     category = draw(torch.multinomial, WEIGHTS, 3, True)
     assert category.eq(first if end == 0 else last).all()

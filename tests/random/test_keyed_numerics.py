@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ftrain.core.random import _keyed_sites, key
+from ftrain.core.random import _key_stream, key
 from ftrain.core.random.keyed import keyed
 from tests.random._keyed_cases import KEY, draw
 
@@ -25,13 +25,13 @@ SIGMAS = 4.9
 def masks(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Return the list of drawn masks, in order."""
     drawn: list[Tensor] = []
-    bernoulli = _keyed_sites.KeyStream.bernoulli
+    bernoulli = _key_stream.KeyStream.bernoulli
 
     def recorded(*args: Any) -> Tensor:
         drawn.append(bernoulli(*args))
         return drawn[-1]
 
-    monkeypatch.setattr(_keyed_sites.KeyStream, "bernoulli", recorded)
+    monkeypatch.setattr(_key_stream.KeyStream, "bernoulli", recorded)
     return drawn
 
 

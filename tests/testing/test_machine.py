@@ -122,7 +122,7 @@ def test_training_machine_finds_state_that_only_a_crash_loses() -> None:
     assert "['w'] at (0, 0)" in message
 
 
-def test_training_machine_finds_a_checkpoint_without_the_optimizer_state() -> None:
+def test_training_machine_fails_if_a_checkpoint_omits_the_optimizer_state() -> None:
     class Machine(TrainingMachine):
         donates = False
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ftrain.core._torch import inside_vmap
-from ftrain.core.random._keyed_sites import KeyStream
+from ftrain.core.random._key_stream import KeyStream
 
 __all__ = ["DRAWS", "Handler", "exponential", "integers"]
 

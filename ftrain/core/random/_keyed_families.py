@@ -17,8 +17,8 @@ from torch import Tensor
 from ftrain.core._torch_dispatch import DRAWS
 from ftrain.core._torch_distributions import dirichlet_sampler, von_mises_sampler
 from ftrain.core.random import _families
+from ftrain.core.random._key_stream import KeyStream
 from ftrain.core.random._keyed_draws import Handler
-from ftrain.core.random._keyed_sites import KeyStream
 
 __all__ = ["FAMILIES"]
 

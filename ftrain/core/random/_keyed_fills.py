@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ftrain.core.random._key_stream import KeyStream
 from ftrain.core.random._keyed_draws import Handler, exponential, integers
-from ftrain.core.random._keyed_sites import KeyStream
 
 __all__ = ["FILLS"]
 

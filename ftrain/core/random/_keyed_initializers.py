@@ -7,7 +7,7 @@ the path of that parameter. Adding a layer does not change the initial weights o
 A draw whose numbers reach a parameter through arithmetic (`nn.Parameter(torch.randn(n) * 0.02)`) has no
 path; its key is derived from the classes of the modules whose constructors run at that moment.
 
-Read next: `_keyed_sites.py`, the keys of all other draws.
+Read next: `_key_stream.py`, the keys of all other draws.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from ftrain.core import _torch
 from ftrain.core._short_traceback import shortened
 from ftrain.core.random import _generators
 from ftrain.core.random._find_draw import find_draws
+from ftrain.core.random._key_stream import KeyStream, Running
 from ftrain.core.random._keyed_operators import here
-from ftrain.core.random._keyed_sites import KeyStream, Running
 from ftrain.core.random._own_generators import reachable
 from ftrain.core.random._refusal import unkeyed_draw
 from ftrain.core.random._watch import failed, require_line

@@ -2,7 +2,7 @@
 
 As in `_keyed_draws.py`, each function has the signature of the torch function that it replaces.
 
-Read next: `_keyed_sites.py`, whose stream gives each draw its key.
+Read next: `_key_stream.py`, whose stream gives each draw its key.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from ftrain.core._torch import inside_vmap
 from ftrain.core._torch_dispatch import is_batched_tensor
 from ftrain.core._torch_recurrent import recurrent_kernels
 from ftrain.core.errors import UnkeyedRandomError
+from ftrain.core.random._key_stream import KeyStream
 from ftrain.core.random._keyed_draws import Handler
-from ftrain.core.random._keyed_sites import KeyStream
 
 __all__ = ["LAYERS"]
 

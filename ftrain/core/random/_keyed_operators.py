@@ -37,6 +37,7 @@ from ftrain.core._torch_dispatch import (
     schema_of,
 )
 from ftrain.core.random import _generators
+from ftrain.core.random._key_stream import KeyStream
 from ftrain.core.random._keyed_draws import DRAWS
 from ftrain.core.random._keyed_fills import FILLS
 from ftrain.core.random._keyed_layers import LAYERS
@@ -46,7 +47,6 @@ from ftrain.core.random._keyed_reach import (
     takes_generator,
     without_dispatch,
 )
-from ftrain.core.random._keyed_sites import KeyStream
 from ftrain.core.random._refusal import refusal
 
 __all__ = ["KeyedOperators", "OpaqueOperators", "ThreadState", "has_opaque", "here"]

@@ -1,6 +1,6 @@
 """`keyed(key)`, under which torch modules and functions draw from a key, not a global generator.
 
-Read next: `_keyed_sites.py` (which key a draw gets), `_keyed_draws.py`, `_keyed_fills.py` and
+Read next: `_key_stream.py` (which key a draw gets), `_keyed_draws.py`, `_keyed_fills.py` and
 `_keyed_layers.py` (what each function draws), `_keyed_reach.py` (how calls inside torch's own functions
 are seen), `_keyed_initializers.py` (initial weights by the path of the parameter).
 """
@@ -22,6 +22,7 @@ from ftrain.core._torch_compiled import Plainly
 from ftrain.core._torch_dispatch import HigherOrderOperator
 from ftrain.core._torch_distributions import without_validation
 from ftrain.core._torch_scripted import tracer_failed
+from ftrain.core.random._key_stream import KeyStream, Scope
 from ftrain.core.random._keyed_draws import DRAWS
 from ftrain.core.random._keyed_families import FAMILIES
 from ftrain.core.random._keyed_fills import FILLS
@@ -33,7 +34,6 @@ from ftrain.core.random._keyed_reach import (
     is_random,
     without_dispatch,
 )
-from ftrain.core.random._keyed_sites import KeyStream, Scope
 from ftrain.core.random._keyed_transforms import UNDER_TRANSFORMS, into
 from ftrain.core.random._refusal import refusal, scripted_inside
 from ftrain.core.random._watched_block import watched_block

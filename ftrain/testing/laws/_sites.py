@@ -164,7 +164,7 @@ def find_write(
 
 
 def running_site(operator: Any) -> Site:
-    """Return the site of the operator that is now running under a dispatch mode of this package."""
+    """Return the line of user code that called the operator running under a mode of this package."""
     frame, module, root = _user_frame(sys._getframe(1)), None, None
     walk: FrameType | None = sys._getframe(1)
     while walk is not None and walk.f_code is not _CALL:

@@ -121,7 +121,8 @@ def require_kept(before: Any, after: Any, metrics: Any, *, free: Sequence[str]) 
     if skipped is not None and int(skipped) != 1:
         raise LawViolation(
             "skip",
-            f"the step was not skipped: expected metrics['skipped'] 1, got {int(skipped)}",
+            f"the step with non-finite gradients was not skipped: expected metrics['skipped'] 1, "
+            f"got {int(skipped)}",
             cause="the step does not test its gradients, or tests the loss alone.",
             remedy="Test every gradient after unscaling, before clipping: torch.isfinite(g).all().",
         )

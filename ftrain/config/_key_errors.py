@@ -1,4 +1,7 @@
-"""Translation of pydantic's validation errors into `Problem`s with key, source location and remedy."""
+"""Errors of keys in a configuration, with source location and remedy, such as the nearest known key.
+
+Pydantic's validation errors are translated into `Problem`s.
+"""
 
 from __future__ import annotations
 

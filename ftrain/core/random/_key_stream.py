@@ -145,7 +145,7 @@ class KeyStream:
 
     @contextlib.contextmanager
     def below_functions(self) -> Iterator[None]:
-        """Count the draws that `KeyedOperators` makes inside the context separately from all others."""
+        """Give the draws of `KeyedOperators` in the context numbers, and so keys, of their own."""
         self._suffix = "!"
         try:
             yield
