@@ -119,10 +119,10 @@ def test_built_in_loss_refuses_a_list_of_numbers_as_labels():
 @pytest.mark.parametrize(
     ("labels", "remedy"),
     [
-        ([0, -1, -1, 2], "Correct the labels, or leave them out of the loss: ignore_index=-1"),
-        ([0, -1, -2, 2], "Correct the labels"),
-        ([0, -1, 5, 2], "Correct the labels"),
-        ([0, 1, 5, 2], "Give the model more outputs, or correct the labels"),
+        ([0, -1, -1, 2], "Correct the labels, or leave them out of the loss: ignore_index=-1."),
+        ([0, -1, -2, 2], "Correct the labels."),
+        ([0, -1, 5, 2], "Correct the labels."),
+        ([0, 1, 5, 2], "Give the model more outputs, or correct the labels."),
     ],
 )
 def test_remedy_of_a_built_in_loss_fits_the_label(labels, remedy):

@@ -11,11 +11,9 @@ import pytest
 import torch
 from torch.distributed.device_mesh import DeviceMesh
 
-import ftrain
-from ftrain import checkpoint, distributed, optim
+from ftrain import checkpoint, distributed
 from ftrain.checkpoint import CheckpointRankError, Shard, _files
 from ftrain.checkpoint._files import Files
-from ftrain.loop import Trainer
 from ftrain.testing import assert_same_bits
 from tests.campaign import CAMPAIGN
 from tests.checkpoint.states import train_state
@@ -130,23 +128,6 @@ def test_save_works_on_a_mesh_of_some_ranks_in_any_order(tmp_path):
         assert forked.exit_codes(pids, 40.0) == [0, 0, 0]
     got, _ = checkpoint.load(tmp_path / "one", {"w": torch.zeros(4)})
     assert_same_bits(got, {"w": torch.arange(4.0)})
-
-
-def fit_with_a_sharded_store(mesh, folder):
-    """Check that a trainer on a mesh refuses a store whose methods all ranks must call."""
-    steps = ftrain.make_steps(
-        lambda: torch.nn.Linear(1, 1), lambda m, b: m(b).mean(), optim.sgd(0.1)
-    )
-    store = distributed.ShardedStore(folder, mesh)
-    trainer = Trainer(steps, compile=False, mesh=mesh, progress=False, store=store)
-    with pytest.raises((ValueError, distributed.RankError), match="expected a checkpoint.Store"):
-        trainer.fit(steps.init_state(0), [torch.ones(2, 1)], epochs=1)
-
-
-def test_trainer_on_a_mesh_refuses_a_sharded_store(tmp_path):
-    with forked.ranks(2, fit_with_a_sharded_store, str(tmp_path / "run")) as pids:
-        assert forked.exit_codes(pids, 60.0) == [0, 0]
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_killed_ranks_lose_no_acknowledged_checkpoint():
