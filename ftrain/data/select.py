@@ -96,8 +96,8 @@ class _SelectedGather:
 def _kept(sample: Any, columns: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(sample, Mapping):
         raise TypeError(
-            "dataset: expected samples that are mappings, since entries are selected by name, got "
-            f"{type(sample).__name__}. Return dicts from the dataset, or leave out entries there."
+            f"dataset: expected samples that are mappings, got {type(sample).__name__}. Entries are "
+            "selected by name: return dicts from the dataset, or leave out entries there."
         )
     for name in columns:
         if name not in sample:
