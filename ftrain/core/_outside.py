@@ -225,9 +225,12 @@ def unknown_leaves(
 
 def requires_grad_outside(tensor: torch.Tensor) -> bool:
     """Return True if autograd, or any transform of torch.func around the caller, tracks `tensor`."""
-    while not tensor.requires_grad and _torch.is_wrapped(tensor):
-        tensor = _torch.unwrapped(tensor)
-    return tensor.requires_grad
+    # Function modes see attributes too: the gate of a branch would replace an inner tensor, which has
+    # no meaning at the current level, and hide that it is tracked.
+    with _torch.unwatched():
+        while not tensor.requires_grad and _torch.is_wrapped(tensor):
+            tensor = _torch.unwrapped(tensor)
+        return tensor.requires_grad
 
 
 def innermost(tensor: torch.Tensor) -> torch.Tensor:
