@@ -96,9 +96,8 @@ class CheckpointWriter:
         earlier = self._metrics[1] if self._metrics[0] == step else {}
         self._metrics = step, {**earlier, **metrics}
         metadata = state.metadata()
-        if (
-            self._store.collective
-        ):  # states of callbacks that write files differ from those of rank 0
+        if self._store.collective:
+            # The states of callbacks that write files differ from those of rank 0.
             metadata = self._ranks.agree(metadata, "the metadata of a checkpoint")
         try:
             path = self._store.save(

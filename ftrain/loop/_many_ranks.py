@@ -91,8 +91,8 @@ class ManyRanks(OneRank):
         }
         remedy = (
             "Each rank evaluates every n-th batch of the same data. For rows of its own, write "
+            "data.Loader(..., rank=mesh.get_rank(), ranks=mesh.size())."
         )
-        remedy += "data.Loader(..., rank=mesh.get_rank(), ranks=mesh.size())."
         agreement.check_same(self._mesh, digests, remedy)
 
     def owes_a_call(self, evaluated: int) -> bool:
