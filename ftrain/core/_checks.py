@@ -11,7 +11,7 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core._kept_graph import may_keep_graph
-from ftrain.core._outside import requires_grad_outside
+from ftrain.core._outside import any_requires_grad_outside, requires_grad_outside
 from ftrain.core._torch_dispatch import in_gradient_transform
 from ftrain.core._words import a_or_an, kind
 from ftrain.core.state import TrainState
@@ -97,7 +97,10 @@ def _refuse_gradients(state: TrainState) -> None:
     """Raise if grad mode is on and a leaf requires a gradient, since a step would detach it."""
     if not torch.is_grad_enabled():
         return
-    for index, leaf in enumerate(tree.leaves(state)):
+    leaves = tree.leaves(state)
+    if not any_requires_grad_outside(leaves):
+        return
+    for index, leaf in enumerate(leaves):
         if isinstance(leaf, torch.Tensor) and requires_grad_outside(leaf):
             raise _differentiated(f"one by state{tree.paths(state)[index]}", "state")
 

@@ -233,6 +233,14 @@ def requires_grad_outside(tensor: torch.Tensor) -> bool:
         return tensor.requires_grad
 
 
+def any_requires_grad_outside(leaves: Sequence[Any]) -> bool:
+    """Return True if `requires_grad_outside` is True for one of `leaves` (1 µs for 20 plain tensors)."""
+    with _torch.unwatched():
+        if _torch.inside_functorch() is None and all(type(leaf) is torch.Tensor for leaf in leaves):
+            return any(leaf.requires_grad for leaf in leaves)
+    return any(isinstance(leaf, torch.Tensor) and requires_grad_outside(leaf) for leaf in leaves)
+
+
 def innermost(tensor: torch.Tensor) -> torch.Tensor:
     """Return the plain tensor inside the wrappers of torch.func's transforms."""
     while _torch.is_wrapped(tensor):

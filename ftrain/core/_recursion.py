@@ -51,13 +51,16 @@ class _Room:
 _room = _Room()
 
 
+def deep_enough(depth: int) -> contextlib.AbstractContextManager[None]:
+    """Return a context with a higher recursion limit of Python if modules are nested unusually deep."""
+    return _NOTHING if depth <= _USUAL else _with_room(min(_FRAMES * depth, _MOST))
+
+
+_NOTHING = contextlib.nullcontext()  # takes 0.2 µs, a context made from a generator 1.3 µs
+
+
 @contextlib.contextmanager
-def deep_enough(depth: int) -> Iterator[None]:
-    """Raise Python's recursion limit inside the context if modules are nested unusually deep."""
-    if depth <= _USUAL:
-        yield
-        return
-    frames = min(_FRAMES * depth, _MOST)
+def _with_room(frames: int) -> Iterator[None]:
     _room.enter(frames)
     try:
         yield

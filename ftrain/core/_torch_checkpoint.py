@@ -43,17 +43,20 @@ class _Active(threading.local):
 _active = _Active()
 
 
-@contextlib.contextmanager
-def around_regions(again: Again) -> Iterator[None]:
+class around_regions:
     """Recompute activation-checkpointed regions in the contexts that `again` gave in the forward pass.
 
     Contexts of nested calls are entered in the order of the calls, from the outermost.
     """
-    _install()
-    _active.again.append(again)
-    try:
-        yield
-    finally:
+
+    def __init__(self, again: Again) -> None:
+        self._again = again
+
+    def __enter__(self) -> None:
+        _install()
+        _active.again.append(self._again)
+
+    def __exit__(self, *_: object) -> None:
         _active.again.pop()
 
 

@@ -29,7 +29,6 @@ _GOLDEN = -7046029254386353131  # 2**64 divided by the golden ratio, as an int64
 _WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-@contextlib.contextmanager
 def unchanged(
     tensors: Mapping[Any, torch.Tensor],
     kind: str,
@@ -37,8 +36,8 @@ def unchanged(
     called: Callable[[Any], str] = str,
     *,
     compare_bytes: bool = False,
-) -> Iterator[None]:
-    """Raise at the end of the context if one of `tensors` was written to inside the context.
+) -> contextlib.AbstractContextManager[None]:
+    """Return a context that raises at its end if one of `tensors` was written to inside it.
 
     Args:
         tensors: the tensors, by key.
@@ -51,8 +50,21 @@ def unchanged(
         ImpureFunctionError: with the tensor's name and the remedy.
     """
     if not tensors:
-        yield
-        return
+        return _NOTHING
+    return _unchanged(tensors, kind, remedy, called, compare_bytes)
+
+
+_NOTHING = contextlib.nullcontext()  # takes 0.2 µs, a context made from a generator 1.3 µs
+
+
+@contextlib.contextmanager
+def _unchanged(
+    tensors: Mapping[Any, torch.Tensor],
+    kind: str,
+    remedy: str,
+    called: Callable[[Any], str],
+    compare_bytes: bool,
+) -> Iterator[None]:
     before = versions(tensors.values())
     kept = [_kept(t) for t in tensors.values()] if compare_bytes else None
     yield

@@ -53,12 +53,10 @@ def clip_by_global_norm(max_norm: Hyperparameter) -> GradientTransformation:
         # The same expression as the step's `grad_norm`, so that a compiled step evaluates it once.
         norm = global_norm(grads)
         place = scalars_by_device(torch.clamp(max_norm / (norm + 1e-6), max=1.0))
-
-        def clipped(g: torch.Tensor) -> torch.Tensor:
-            (factor,) = place(g.device, torch.promote_types(g.dtype, torch.float32))
-            return (g * factor).to(g.dtype)
-
-        return tree.unflatten(treedef, [clipped(g) for g in leaves]), state
+        kinds = {(g.device, g.dtype) for g in leaves}
+        factors = {kind: place(kind[0], compute_dtype(kind[1]))[0] for kind in kinds}
+        clipped = [(g * factors[g.device, g.dtype]).to(g.dtype) for g in leaves]
+        return tree.unflatten(treedef, clipped), state
 
     return GradientTransformation(init, update)
 
