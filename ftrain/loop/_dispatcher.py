@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
@@ -91,6 +92,11 @@ class Dispatcher:
                 if issubclass(kind, tuple(getattr(callback, "listens", (Event,))))
             ]
         return found
+
+    def idle_until(self, kind: type[Event]) -> float:
+        """Return the time, in `Event.seconds`, before which no listener must be called."""
+        listeners = self.listeners(kind)
+        return min([getattr(each, "idle_until", 0.0) for _, each in listeners], default=math.inf)
 
     def monitors_evaluations(self) -> bool:
         """Return True if a callback's `monitor` attribute names an evaluation metric (`eval/...`)."""

@@ -160,7 +160,9 @@ class Run(Emitter):
                 yield from self.emit(CompileEnd(*self.header(), "training step", seconds))
             if backward_ends:
                 yield from self.emit_norms(metrics)
-            if batch_ends:
+            if batch_ends and (
+                batch_end_wanted or clock.total() >= runtime.callbacks.idle_until(BatchEnd)
+            ):
                 event = BatchEnd(progress, clock.total(), self.state.train, batch, metrics)
                 self.dispatch(event)
                 if batch_end_wanted:

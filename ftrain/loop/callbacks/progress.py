@@ -82,6 +82,11 @@ class ProgressBar:
         self._display: _Bar | _Lines | None = None
         self._due = float("inf")
 
+    @property
+    def idle_until(self) -> float:
+        """Time of the next refresh, in `Event.seconds`; infinite without a display."""
+        return self._due
+
     def init(self) -> None:
         """Return `None` as the state of this callback: the display is not saved in checkpoints."""
 

@@ -43,6 +43,11 @@ class TimeLimit:
                 "TimeLimit(minutes=90)."
             )
 
+    @property
+    def idle_until(self) -> float:
+        """Time of the limit, in `Event.seconds`."""
+        return self.seconds
+
     def init(self) -> None:
         """Return `None` as the state of this callback: each call of `fit` has its own limit."""
 
