@@ -311,6 +311,32 @@ def test_search_for_unkeyed_draws_beside_an_idle_thread_finds_those_in_calls_not
     assert ["np.random.rand(3)" in line for line in found] == [True]
 
 
+def test_search_for_unkeyed_draws_ignores_a_thread_that_draws_while_a_line_waits() -> None:
+    stop, lock = threading.Event(), threading.Lock()
+
+    def draw() -> None:
+        while not stop.is_set():
+            np.random.rand()
+            time.sleep(0.001)
+
+    def run() -> None:
+        for _ in range(5):
+            time.sleep(0.05)
+            lock.acquire(timeout=0.05)
+
+    lock.acquire()
+    before = np.random.get_state()
+    thread = threading.Thread(target=draw)
+    thread.start()
+    try:
+        found = [_find_draw._search(run, _generators.read()) for _ in range(3)]
+    finally:
+        stop.set()
+        thread.join()
+        np.random.set_state(before)
+    assert found == [[], [], []]
+
+
 def test_step_is_not_delayed_by_a_busy_thread(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -7,10 +7,11 @@ line that changes the state of one of them has drawn from it.
 Draws of the program's other threads must be excluded. If there are other threads, the generators are
 compared at every instruction, and a change counts only if the instruction calls a function that may
 draw. Other threads can run whenever torch releases the interpreter lock, in an operator (such as `x +
-y`) or when a tensor is freed. At other times they rarely run, because the interpreter's switch interval
-is raised, and a line counts only if repeated searches find it too. Each time that an operator releases
-the lock to a thread that never pauses, the search waits for one switch interval; a search that has
-waited too long ends without a line.
+y`) or when a tensor is freed, and while a function of Python's own waits (`time.sleep`). At other
+times they rarely run, because the interpreter's switch interval is raised, and a line counts only if
+repeated searches find it too. Each time that an operator releases the lock to a thread that never
+pauses, the search waits for one switch interval; a search that has waited too long ends without a
+line.
 """
 
 from __future__ import annotations
@@ -44,6 +45,10 @@ _MODE = _keyed_operators.__file__
 _MORE = 7  # further searches if another thread may have drawn during the first one
 _SWITCH_INTERVAL = 0.1  # seconds
 _MAX_WAIT = 5.0  # seconds for which other threads may run while a search waits
+# Modules of C functions that wait while other threads run, and neither draw nor call Python code.
+_WAIT = frozenset(
+    {"time", "posix", "_thread", "select", "_socket", "_ssl", "_queue", "zlib", "_hashlib"}
+)
 # Prefixes of the names of instructions that call C code directly. Other instructions call C code only
 # for operators of tensors, which do not draw.
 _CALLS = (
@@ -230,7 +235,7 @@ class _Tracer:
             local.calls.append(local.in_torch)
             local.in_torch = local.in_torch or _is_of_torch(arg)
         elif event in ("c_return", "c_exception") and local.calls:
-            if local.in_torch or (local.below and not _may_draw(arg, frame)):
+            if local.in_torch or (local.below and not _may_draw(arg, frame)) or _root(arg) in _WAIT:
                 self._forgive()
             else:
                 self._compare(may_be_torch=_may_draw(arg, frame))
