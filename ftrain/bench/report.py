@@ -111,7 +111,8 @@ class BenchmarkReport:
                 return each
         names = [each.name for each in self.measurements]
         raise KeyError(
-            f"{name!r} was not measured.{did_you_mean(name, names)} Measured: {'; '.join(names)}"
+            f"name: expected one of {'; '.join(names)}, got {name!r}."
+            f"{did_you_mean(name, names) or ' Write one of these names.'}"
         )
 
     def __str__(self) -> str:

@@ -109,7 +109,7 @@ class Numbered:
                     raise
                 failure = error
             if identity(found.path) == found.identity:  # else the checkpoint was deleted meanwhile
-                warn_corrupt(found.path, f"another checkpoint is loaded instead ({failure})")
+                warn_corrupt(found.path, f"another checkpoint is loaded instead. {failure}")
                 failures[found] = failure
         if failures:
             raise CheckpointCorruptError(

@@ -286,7 +286,10 @@ def _check_determinism(
     source: OpenCheckpoint, fingerprint: Mapping[str, Any] | None, on_change: OnChange
 ) -> None:
     if on_change not in get_args(OnChange):
-        raise ValueError(f"on_change: expected one of {get_args(OnChange)}, got {on_change!r}")
+        raise ValueError(
+            f"on_change: expected one of {get_args(OnChange)}, got {on_change!r}. Write "
+            "on_change='warn'."
+        )
     if on_change == "ignore":
         return
     now = _determinism.fingerprint(fingerprint)
@@ -300,7 +303,8 @@ def _check_determinism(
             f"bit-identical:\n{listed}\nSet them to the saved values, or load with on_change='warn'."
         )
     warnings.warn(
-        f"resuming from {source.path} may not give the bits of an uninterrupted run:\n{listed}",
+        f"resuming from {source.path} may not give the bits of an uninterrupted run:\n{listed}\n"
+        "Set them to the saved values, or load with on_change='ignore'.",
         DeterminismWarning,
         stacklevel=4,
     )

@@ -68,7 +68,7 @@ def write_state_dict(
     if not isinstance(tensors, Mapping):
         raise TypeError(
             "tensors: expected a mapping of names to tensors, got "
-            f"{a_or_an(type(tensors).__name__)}. Pass module.state_dict(), for example"
+            f"{a_or_an(type(tensors).__name__)}. Pass module.state_dict(), for example."
         )
     _check_format(format)
     for name, tensor in tensors.items():

@@ -328,7 +328,7 @@ class Store:
         except CheckpointExistsError:
             if verifies(path):
                 raise
-            warn_corrupt(path, "it is replaced by a new one")
+            warn_corrupt(path, "it is replaced by a new one.")
             self._replace(content, step)
         self._retain(step)
 

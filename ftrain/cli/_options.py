@@ -29,13 +29,13 @@ def unknown_options(
         >>> parser = argparse.ArgumentParser()
         >>> _ = parser.add_argument("overrides", nargs="*", metavar="key=value")
         >>> unknown_options(["--epochs", "--lr=1e-3"], ["--epochs", "3", "--lr=1e-3"], parser)
-        'unknown options --epochs, --lr. Write epochs=3 optimizer.learning_rate=1e-3'
+        'unknown options --epochs, --lr. Write epochs=3 optimizer.learning_rate=1e-3.'
         >>> unknown_options(["--hlep"], ["--hlep"], parser)
         'unknown option --hlep. Did you mean --help?'
     """
     options = _split(unknown, arguments)
     if not options:
-        return f"expected no more arguments, got {' '.join(unknown)}. Remove them"
+        return f"expected no more arguments, got {' '.join(unknown)}. Remove them."
     says = f"unknown option{'s' if len(options) > 1 else ''} {', '.join(n for n, _ in options)}. "
     known = [each for action in parser._actions for each in action.option_strings]
     if any(action.metavar == "key=value" for action in parser._actions):
@@ -43,7 +43,7 @@ def unknown_options(
             _override(name, value, fuzzy=not nearest(name, known)) for name, value in options
         ]
         if None not in written:
-            return f"{says}Write {' '.join(filter(None, written))}"
+            return f"{says}Write {' '.join(filter(None, written))}."
     return says + did_you_mean(options[0][0], known)
 
 

@@ -61,4 +61,4 @@ def outcome(folder: pathlib.Path) -> dict[str, Any]:
 
 
 def _unreadable(path: pathlib.Path, error: OSError) -> ConfigError:
-    return ConfigError.at("", path, f"{error.strerror or error}. Delete or replace it")
+    return ConfigError.at("", path, f"{error.strerror or error}. Delete or replace it.")

@@ -43,13 +43,13 @@ def sweep_axes(arguments: Sequence[str]) -> tuple[Axes, list[str]]:
                 key,
                 argument,
                 f"expected to sweep over seed or a number of the optimizer, such as "
-                f"optimizer.learning_rate, got {key}. Train each value of {key} with ftrain train",
+                f"optimizer.learning_rate, got {key}. Train each value of {key} with `ftrain train`.",
             )
         if key in axes:
             raise _refusal(
                 key,
                 argument,
-                f"expected one argument for {key}, got two. Write all values in one argument",
+                f"expected one argument for {key}, got two. Write all values in one argument.",
             )
         axes[key] = values
     if not axes:
@@ -57,7 +57,7 @@ def sweep_axes(arguments: Sequence[str]) -> tuple[Axes, list[str]]:
             "",
             "ftrain sweep",
             "expected at least one key with several values, got 0. Write "
-            "optimizer.learning_rate=1e-4..1e-1:16, or seed=0..3",
+            "`optimizer.learning_rate=1e-4..1e-1:16`, or `seed=0..3`.",
         )
     return axes, overrides
 
@@ -70,18 +70,18 @@ def _values(key: str, text: str, argument: str) -> list[float] | None:
     if found is None:
         if ".." in text and key in ("seed", "optimizer.learning_rate"):
             raise _refusal(
-                key, argument, f"expected first..last:count, got {text!r}. Write 0.01..1:5"
+                key, argument, f"expected first..last:count, got {text!r}. Write `0.01..1:5`."
             )
         return None
     first, last = _number(found[1]), _number(found[2])
     if not first < last:
         raise _refusal(
-            key, argument, f"expected the smaller number first, got {text!r}. Exchange them"
+            key, argument, f"expected the smaller number first, got {text!r}. Exchange them."
         )
     if found[3] is None:
         if not (isinstance(first, int) and isinstance(last, int)):
             raise _refusal(
-                key, argument, f"expected a number of values, got {text!r}. Write {text}:8"
+                key, argument, f"expected a number of values, got {text!r}. Write `{text}:8`."
             )
         return [*range(first, last + 1)]
     return _spaced(key, argument, first, last, int(found[3]), found[4])
@@ -92,15 +92,17 @@ def _spaced(
 ) -> list[float]:
     if count < 2:
         raise _refusal(
-            key, argument, f"expected at least 2 values, got {count}. Write one value alone"
+            key, argument, f"expected at least 2 values, got {count}. Write one value alone."
         )
     if key == "seed":
         raise _refusal(
-            key, argument, f"expected whole numbers, got {count} values. Write seed=0..3"
+            key, argument, f"expected whole numbers, got {count} values. Write `seed=0..3`."
         )
     if spacing == "log" and first <= 0:
         raise _refusal(
-            key, argument, f"expected positive numbers for log, got {first:g}. Write linear instead"
+            key,
+            argument,
+            f"expected positive numbers for log, got {first:g}. Write linear instead.",
         )
     if spacing == "log" or (spacing is None and 0 < 10 * first <= last):
         inner = [first * (last / first) ** (i / (count - 1)) for i in range(1, count - 1)]

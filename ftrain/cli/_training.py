@@ -84,7 +84,8 @@ def _check_end(config: Config, before: Mapping[str, Any]) -> None:
                 config.places.of((key,)),
                 f"expected at least {done}, the {count} that {config.folder} has reached, got "
                 f"{wanted}. Write {key}={2 * done} to train longer, or begin a shorter run: "
-                f"ftrain train {config.folder}/config.yaml {key}={wanted} output_dir={config.folder}-2",
+                f"`ftrain train {config.folder}/config.yaml {key}={wanted} "
+                f"output_dir={config.folder}-2`.",
             )
 
 
@@ -106,8 +107,8 @@ def _check_changes(config: Config, before: Mapping[str, Any]) -> None:
                 key,
                 config.places.of((key,)),
                 f"expected the value of the complete run {config.folder}, got another, which no further "
-                f"step would use. Train longer as well: {more}; or begin another run: ftrain train "
-                f"{config.folder}/config.yaml ... output_dir={config.folder}-2",
+                f"step would use. Train longer as well: {more}; or begin another run: `ftrain "
+                f"train {config.folder}/config.yaml ... output_dir={config.folder}-2`.",
             )
 
 

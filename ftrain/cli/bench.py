@@ -88,19 +88,19 @@ def _target(
         if not code:
             says = (
                 f"expected a configuration with --no-code, got a function, {name}. Name a "
-                "configuration"
+                "configuration."
             )
             raise ConfigError.at("", name, says)
         yield _of_function(name, overrides, swept), count_samples
         return
     if name.endswith(".py"):
-        says = f"expected the name of a function in the file, got none. Write {name}:NAME"
+        says = f"expected the name of a function in the file, got none. Write {name}:NAME."
         raise ConfigError.at("", name, says)
     config = load(name, overrides, code=code)
     for key in swept:
         if key in _GLOBAL:
             says = "expected a key of which several values can be used in one process, got "
-            raise ConfigError.at(key, "--sweep", f"{says}{key}. Measure each value by itself")
+            raise ConfigError.at(key, "--sweep", f"{says}{key}. Measure each value by itself.")
     counts: dict[int, tuple[int, int]] = {}
 
     def made(models: int = 1, **values: Any) -> tuple[Any, Any, Any]:
@@ -128,14 +128,14 @@ def _of_function(name: str, overrides: Sequence[str], swept: Sequence[str]) -> B
     for override in overrides:
         key, equals, text = override.partition("=")
         if not equals:
-            says = f"expected an argument of {name}, got {override!r}. Write KEY=VALUE"
+            says = f"expected an argument of {name}, got {override!r}. Write KEY=VALUE."
             raise ConfigError.at("", f"the command line ({override})", says)
         given[key] = _value(text, override)
     parameters = inspect.signature(function).parameters
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     for key in (*given, *swept):
         if key not in parameters and not takes_any:
-            known = did_you_mean(key, parameters) if parameters else "Leave this argument out"
+            known = did_you_mean(key, parameters) if parameters else "Leave this argument out."
             says = f"expected a parameter of {name}, got {key!r}. {known}"
             raise ConfigError.at(key, "the command line", says)
 
@@ -155,7 +155,7 @@ def _values(options: argparse.Namespace) -> dict[str, list[Any]]:
     for sweep in sweeps:
         key, equals, text = sweep.partition("=")
         if not equals or not key or not text:
-            says = f"expected a key with values, got {sweep!r}. Write KEY=LIST, such as batch_size=8,16"
+            says = f"expected a key with values, got {sweep!r}. Write KEY=LIST, such as batch_size=8,16."
             raise ConfigError.at("", "--sweep", says)
         found[key] = [_value(part, sweep) for part in text.split(",")]
     return found
@@ -179,7 +179,7 @@ def _variants(text: str | None) -> Any:
 def _at_least(value: Any, least: int, option: str) -> Any:
     if not value >= least:
         raise ConfigError.at(
-            "", option, f"expected at least {least}, got {value}. Write {least} or more"
+            "", option, f"expected at least {least}, got {value}. Write {least} or more."
         )
     return value
 
@@ -201,10 +201,11 @@ def _earlier(options: argparse.Namespace, here: Mapping[str, Any]) -> BenchmarkR
 def _check_files(paths: Sequence[pathlib.Path]) -> None:
     for path in paths:
         if path.suffix.lower() not in (".json", *_PICTURES):
-            says = f"expected the suffix .json, {', '.join(_PICTURES)}, got {path.name}. Rename it"
+            suffixes = ", ".join([".json", *_PICTURES])
+            says = f"expected one of the suffixes {suffixes}, got {path.name}. Rename the file."
             raise _refused("--out", path, says)
         if not path.parent.is_dir():
-            raise _refused("--out", path, "its directory is missing. Create the directory first")
+            raise _refused("--out", path, "its directory is missing. Create the directory.")
 
 
 def _written(path: pathlib.Path, report: BenchmarkReport) -> None:
@@ -215,7 +216,7 @@ def _written(path: pathlib.Path, report: BenchmarkReport) -> None:
             report.plot(path)
     except OSError as error:
         raise _refused(
-            "--out", path, f"cannot be written: {error.strerror or error}. Choose another file"
+            "--out", path, f"cannot be written: {error.strerror or error}. Choose another file."
         ) from None
     say(path, error=True)
 

@@ -49,7 +49,8 @@ def evaluate(
         _check(parts, folder, stored_fitted)
         if parts.held_out is None:
             message = (
-                f"expected held-out data, got none from {config.data.name}. Write data.held_out=0.2"
+                f"expected held-out data, got none from {config.data.name}. Write "
+                "data.held_out=0.2."
             )
             raise ConfigError.at("data", config.places.of(("data",)), message)
         path, state, metadata = loaded(config, folder, which, path, parts.init_state())
@@ -70,7 +71,7 @@ def _check(parts: Parts, folder: pathlib.Path, stored_fitted: Mapping[str, Any])
     if (says := _data_json.missing_warning(parts, folder, stored_fitted)) is not None:
         warnings.warn(says, LoopWarning, stacklevel=2)
     if not typed and not isinstance(config.data.held_out, str):
-        remedy = "Restore the earlier file, or evaluate on a whole file: data.path=FILE"
+        remedy = "Restore the earlier file, or evaluate on a whole file: data.path=FILE."
         _data_json.check_unchanged(parts, stored_fitted, remedy)
 
 

@@ -32,7 +32,7 @@ def predict(run: Trained) -> dict[str, list[Any]]:
             numbers.
     """
     config = run.config
-    in_python = f'In Python, call ftrain.config.load_run("{run.folder}").predict(x)'
+    in_python = f'In Python, call ftrain.config.load_run("{run.folder}").predict(x).'
     inputs = _inputs(run, in_python)
     alphabet = inputs.target.get("alphabet")
     parts = []
@@ -47,7 +47,7 @@ def predict(run: Trained) -> dict[str, list[Any]]:
             raise _refusal(run, "model", says) from None
         parts.append(outputs if alphabet is None else _likeliest(outputs))
     if not parts:
-        says = "expected samples, got a file without samples. Add samples to the file"
+        says = "expected samples, got a file without samples. Add samples to the file."
         raise _refusal(run, "data.path", says)
     try:
         found = torch.cat(parts)
@@ -72,14 +72,14 @@ def _inputs(run: Trained, in_python: str) -> Inputs:
         says = f"expected data of a file (csv, images, arrays or text), got {config.data.name}"
         raise _refusal(run, "data.name", f"{says}. {in_python}")
     if not run.fitted:
-        says = f"expected {FILE} in {run.folder}, got none. Train the run again"
+        says = f"expected {FILE} in {run.folder}, got none. Train the run again."
         raise _refusal(run, "data", says)
     if not config.places.typed(("data", "path")):
         path = pathlib.PurePath(str(config.data.arguments.get("path", "")))
         example = "FILE" if path.suffix else "FOLDER"
         says = (
             "expected the file of the samples on the command line, got none. Write "
-            f"data.path={example}"
+            f"data.path={example}."
         )
         raise _refusal(run, "data.path", says)
     arguments = {**target.arguments, "fitted": run.fitted}
@@ -90,7 +90,7 @@ def _inputs(run: Trained, in_python: str) -> Inputs:
     if not isinstance(found, Inputs):
         says = (
             f"expected a tensor or ftrain.data.sources.Inputs from the `inputs` of {config.data.name}, "
-            f"got {a_or_an(type(found).__name__)}. Return one of these"
+            f"got {a_or_an(type(found).__name__)}. Return one of these."
         )
         raise _refusal(run, "data", says)
     return found
@@ -108,7 +108,7 @@ def _likeliest(logits: Tensor) -> Tensor:
     """Return the most likely token at each position and its probability, float64 `(n * length, 2)`."""
     if logits.ndim != 3:
         raise ValueError(
-            f"outputs: expected logits (n, length, vocabulary), got shape {tuple(logits.shape)}"
+            f"outputs: expected logits (n, length, vocabulary), got shape {tuple(logits.shape)}."
         )
     shares, places = logits.double().softmax(2).max(2)
     return torch.stack([places.double(), shares], dim=2).flatten(0, 1)

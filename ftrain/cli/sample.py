@@ -38,7 +38,7 @@ def sample(
     config, facts = run.config, {**run.parts.facts, **run.fitted}
     alphabet = facts.get("alphabet")
     if not isinstance(alphabet, str) or not alphabet:
-        says = f"expected a run on a text, got data: {config.data.name}. Train one on data: text"
+        says = f"expected a run on a text, got data: {config.data.name}. Train one on data: text."
         raise ConfigError.at("data.name", config.places.of(("data", "name")), says)
     text = Text.of(alphabet, alphabet)
     prompt = prompt or ("\n" if "\n" in alphabet else alphabet[0])
@@ -47,7 +47,7 @@ def sample(
         tokens = text.encode(prompt)[None]
     except ValueError:
         strange = next(character for character in prompt if character not in alphabet)
-        says = f"expected characters of the training text, got {strange!r}. Leave this out"
+        says = f"expected characters of the training text, got {strange!r}. Leave this out."
         raise ConfigError.at("", "the prompt", says) from None
     try:
         found = generate(

@@ -98,7 +98,7 @@ def sweep(
     if metric not in found:
         known = ", ".join(found)
         raise ConfigError.at(
-            "--metric", "the command line", f"expected one of {known}, got {metric!r}. Choose one"
+            "--metric", "the command line", f"expected one of {known}, got {metric!r}. Choose one."
         )
     values = torch.tensor(found[metric], dtype=torch.float64)
     best = int(transforms.best({"i": torch.arange(len(members))}, values, mode)["i"])

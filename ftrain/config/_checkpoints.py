@@ -93,7 +93,7 @@ def store(config: Config, folder: pathlib.Path, ranks: OneRank = ALONE) -> Store
     """
     options, place = config.checkpoint, folder / "checkpoints"
     if place.exists() and not place.is_dir():
-        says = "expected a directory of checkpoints, got a file. Move the file away"
+        says = "expected a directory of checkpoints, got a file. Move the file away."
         raise ConfigError.at("", place, says)
     return ranks.store(
         place,
@@ -122,9 +122,9 @@ def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.P
             return path
         there = sorted(each.name for each in inside.parent.glob("step-*"))
         remedy = (
-            f"Choose one of {', '.join(['best', 'latest', *there])}"
+            f"Choose one of {', '.join(['best', 'latest', *there])}."
             if there
-            else f"It has none; train it: ftrain resume {folder}"
+            else f"It has none. Train it: `ftrain resume {folder}`."
         )
         message = (
             f"expected a checkpoint of {folder}, got {which!r}, which does not exist. {remedy}"
@@ -132,7 +132,7 @@ def checkpoint_of(config: Config, folder: pathlib.Path, which: str) -> pathlib.P
         raise ConfigError.at("", f"--checkpoint {which}", message)
     found = (kept.best() if which == "best" else None) or kept.latest()
     if found is None:
-        message = f"{folder} has no checkpoint. Train it: ftrain resume {folder}"
+        message = f"{folder} has no checkpoint. Train it: `ftrain resume {folder}`."
         raise ConfigError.at("", str(folder / "checkpoints"), message)
     return found
 

@@ -44,7 +44,7 @@ def check_code(config: Config) -> None:
     if config.builtin_only and named:
         says = (
             "expected a built-in name, because of --no-code (code=False), got {!r}, which is code. "
-            "Leave --no-code out only if you trust whoever wrote it"
+            "Leave --no-code out only if you trust whoever wrote it."
         )
         raise ConfigError(
             [
@@ -74,7 +74,7 @@ def check_callbacks(config: Config) -> None:
                 at = ("callbacks", index, name)
                 says = (
                     "expected a path in the run's directory, ${{run}}/..., because of --no-code "
-                    "(code=False), got {!r}. Remove the callback, or leave --no-code out"
+                    "(code=False), got {!r}. Remove the callback, or leave --no-code out."
                 )
                 raise ConfigError.at(join(at), config.places.of(at), says.format(value))
 

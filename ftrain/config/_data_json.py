@@ -48,7 +48,7 @@ def stored(config: Config, folder: pathlib.Path) -> fitted.Stored:
             "data.name",
             config.places.of(("data", "name")),
             f"expected {one_line(found.source)}, the data function whose fitted preprocessing "
-            f"{path} stores, got {config.data.name}. Begin a new run",
+            f"{path} stores, got {config.data.name}. Begin a new run.",
         )
     return found
 
@@ -61,7 +61,7 @@ def missing_warning(
         return None
     return (
         f"{folder} has no {fitted.FILE}, so preprocessing (scales, classes, alphabet) is fitted on the "
-        "current data, and a numeric target is not standardized. If the file is lost, restore it"
+        "current data, and a numeric target is not standardized. If the file is lost, restore it."
     )
 
 

@@ -125,7 +125,7 @@ def check_logs(config: Config, folder: pathlib.Path, callbacks: Iterable[Any]) -
         locks.acquire(paths, warn=False)
     except LogLockedError:
         raise refusal(
-            config, f"another process is training in {folder}. Wait for that process, or end it"
+            config, f"another process is training in {folder}. Wait for that process, or end it."
         ) from None
     finally:
         locks.close()  # the trainer locks them for the run

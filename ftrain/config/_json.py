@@ -24,7 +24,7 @@ def parse_json(text: str, name: str) -> tuple[Any, Places]:
             counts = collections.Counter(key for key, _ in pairs)
             twice = next(key for key, count in counts.items() if count > 1)
             raise ConfigError.at(
-                twice, name, "expected one value for this key, got two. Remove one of them"
+                twice, name, "expected one value for this key, got two. Remove one of them."
             )
         return found
 
@@ -32,11 +32,15 @@ def parse_json(text: str, name: str) -> tuple[Any, Places]:
         parsed = json.loads(text, parse_constant=_refused, object_pairs_hook=unique)
     except json.JSONDecodeError as error:
         place = f"{name}:{error.lineno}:{error.colno}"
-        raise ConfigError.at("", place, f"invalid JSON: {error.msg}") from None
+        raise ConfigError.at("", place, f"invalid JSON: {error.msg}. Correct the line.") from None
     except ConfigError:
         raise
-    except (RecursionError, ValueError) as error:
-        raise ConfigError.at("", name, f"invalid JSON: {error}") from None
+    except RecursionError:
+        raise ConfigError.at(
+            "", name, "invalid JSON: nested too deeply. Write fewer levels."
+        ) from None
+    except ValueError as error:
+        raise ConfigError.at("", name, f"invalid JSON: {error}.") from None
     try:  # YAML accepts JSON, except for tabs between tokens
         node = compose(text.replace("\t", " "))
     except (yaml.YAMLError, RecursionError):  # JSON accepts characters that YAML refuses

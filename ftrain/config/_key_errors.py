@@ -35,7 +35,7 @@ def explained(error: ValidationError, places: Places) -> list[Problem]:
         where = path[:-1] if found["type"] == "missing" else path
         problems.setdefault(key, Problem(key, places.of(where), message))
     more = len(errors) - _MOST
-    rest = [Problem("", places.name, f"and {more:,} more problems")] if more > 0 else []
+    rest = [Problem("", places.name, f"and {more:,} more problems.")] if more > 0 else []
     return [*problems.values(), *rest]
 
 
@@ -57,26 +57,30 @@ def _message(found: ErrorDetails, path: Path) -> str:
     says = found["msg"].replace("Input should be", "expected").replace("'", "")
     for pydantics, ours in _WORDS.items():
         says = says.replace(pydantics, ours)
-    return f"{says}, got {_shown(value)}{_meant(found, path)}"
+    return f"{says}, got {_shown(value)}. {_remedy(found, path)}"
 
 
-def _meant(found: ErrorDetails, path: Path) -> str:
-    """Return a sentence that suggests a valid value for an invalid one; `""` without a suggestion."""
+def _remedy(found: ErrorDetails, path: Path) -> str:
+    """Return a sentence that suggests a valid value for an invalid one, if one can be guessed."""
     kind, value = found["type"], found["input"]
     if kind == "literal_error":
         near = value_alias(str(path[-1]), value, re.findall(r"'(.*?)'", found["msg"]))
-        return f". Did you mean {near}?" if near else ""
+        return f"Did you mean {near}?" if near else _CHANGE
     if kind.startswith(("int_", "float_", "bool_", "epochs")):
         plain = unquoted(value)
         if plain is not None:
-            return f". Write {plain} without the quotes"
+            return f"Write {plain} without the quotes."
         if (point := with_point(value)) is not None:
-            return f". Write {point}"
+            return f"Write {point}."
         if kind.startswith("bool_") and str(value).lower() in _TRUTH:
-            return f". Write {_TRUTH[str(value).lower()]}"
+            return f"Write {_TRUTH[str(value).lower()]}."
     if kind == "string_type" and (near := value_alias(str(path[-1]), value)):
-        return f". Did you mean {near}?"
-    return ""
+        return f"Did you mean {near}?"
+    return _CHANGE
+
+
+#: The remedy where no valid value can be guessed.
+_CHANGE = "Change the value."
 
 
 #: Truth values of YAML 1.1 and Python, which YAML 1.2 reads as texts or numbers.
@@ -107,10 +111,10 @@ def _nearest(path: Path) -> str:
     *parents, last = path
     name, section = str(last), join(tuple(parents))
     if name in KEYS and not parents:
-        return f"Write {KEYS[name]} instead"
+        return f"Write {KEYS[name]} instead."
     outer, dot, inner = name.partition(".")
     if dot and outer in SECTIONS and not parents:
-        return f"Write the key as a section: `{outer}:`, and below it `{inner}:`"
+        return f"Write the key as a section: `{outer}:`, and below it `{inner}:`."
     known = list(SECTIONS[section].model_fields if section in SECTIONS else Config.model_fields)
     prefix = section + "." if section else ""
     near = nearest(name, known)
@@ -120,7 +124,7 @@ def _nearest(path: Path) -> str:
     near = nearest(name, leaves)
     if near:
         return f"Did you mean {leaves[near]}?"
-    return f"Choose one of {', '.join(known)}"
+    return f"Choose one of {', '.join(known)}."
 
 
 def _missing(path: Path) -> str:
@@ -131,4 +135,4 @@ def _missing(path: Path) -> str:
         "name": "a registered name or `file.py:NAME`",
     }
     key = join(path)
-    return f"missing key. Write {examples.get(key) or examples.get(str(path[-1]), 'this key')}"
+    return f"missing key. Write {examples.get(key) or examples.get(str(path[-1]), 'this key')}."

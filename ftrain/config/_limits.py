@@ -21,7 +21,7 @@ def check_text(text: str, name: str) -> None:
     """Raise `ConfigError` for a text that is too long to parse; parsers take seconds for a megabyte."""
     if len(text) > MOST_CHARACTERS:
         says = (
-            f"expected at most {MOST_CHARACTERS:,} characters, got {len(text):,}. Shorten the text"
+            f"expected at most {MOST_CHARACTERS:,} characters, got {len(text):,}. Shorten the text."
         )
         raise ConfigError.at("", name, says)
 
@@ -42,7 +42,7 @@ def check_limits(value: Any, name: str, path: Path = ()) -> None:
         if made > MOST_NODES or len(path) > DEEPEST:
             raise too_large(path, name)
         if isinstance(node, int) and node.bit_length() > MOST_BITS:
-            got = f"got {node.bit_length()}. Write a smaller number"
+            got = f"got {node.bit_length()}. Write a smaller number."
             says = f"expected an integer of at most {MOST_BITS} bits, {got}"
             raise ConfigError.at(join(path), name, says)
         if isinstance(node, (dict, list, tuple)):
@@ -53,4 +53,4 @@ def check_limits(value: Any, name: str, path: Path = ()) -> None:
 def too_large(path: Path, name: str) -> ConfigError:
     """Return the error for a document with too many values, or too many levels."""
     says = f"expected at most {MOST_NODES:,} values in {DEEPEST} levels, got more"
-    return ConfigError.at(join(path[:3]), name, f"{says}. Shorten the configuration")
+    return ConfigError.at(join(path[:3]), name, f"{says}. Shorten the configuration.")

@@ -54,7 +54,7 @@ def load_data(resolved: Resolved, fitted: Mapping[str, Any] | None, evaluation: 
         return found._replace(held_out=None)
     if found.held_out is not None:
         message = (
-            f"expected no value, because {config.data.name} returns held-out data. Remove held_out"
+            f"expected no value, because {config.data.name} returns held-out data. Remove held_out."
         )
         raise ConfigError.at("data.held_out", place, message)
     try:
@@ -82,7 +82,7 @@ def call_source(config: Config, target: Target, function: Any, arguments: Mappin
             # A built-in function reads its own output here, so the error means that the file is damaged.
             says = (
                 f"data.json in the run's directory is damaged ({type(error).__name__}: {error}). "
-                "Restore the original file, or begin a new run"
+                "Restore the original file, or begin a new run."
             )
             raise ConfigError.at("data", config.places.of(("data",)), says) from None
 
@@ -108,7 +108,7 @@ def _as_data(config: Config, made: Any) -> Data:
             place,
             f"expected a dict, a dataset, or a pair `(training, held_out)` of these from "
             f"{config.data.name}, got two tensors. "
-            'Return {"x": inputs, "y": targets}, or a pair of such dicts',
+            'Return {"x": inputs, "y": targets}, or a pair of such dicts.',
         )
     found: Data = made if isinstance(made, Data) else Data(*made) if pair else Data(made)
     if found.fitted is None:
@@ -118,7 +118,7 @@ def _as_data(config: Config, made: Any) -> Data:
     except (TypeError, ValueError) as error:
         says = (
             f"expected Data.fitted of {config.data.name} to hold JSON values (dicts, lists, strings, "
-            f"finite numbers), got another value: {error}. Convert the value"
+            f"finite numbers), got another value: {error}. Convert the value."
         )
         raise ConfigError.at("data", place, says) from None
 
@@ -137,7 +137,7 @@ def loaders(
             got = a_or_an(type(dataset).__name__)
             raise TypeError(
                 f"expected data with a length and items from {config.data.name}, which {ranks} ranks "
-                f"can divide, got {got}. Return a dict of tensors or a dataset"
+                f"can divide, got {got}. Return a dict of tensors or a dataset."
             )
         if isinstance(dataset, (loading.Loader, loading.Stream)):
             return dataset
@@ -164,7 +164,7 @@ def loaders(
                 own = config.eval_batch_size is not None and not training
                 key = "eval_batch_size" if own else "batch_size"
                 # Not the error's remedy, which names arguments of `Loader` that no key sets.
-                says = f"{error.problem}. Change {key}"
+                says = f"{error.problem}. Change {key}."
             raise ConfigError.at(key, config.places.of((key,)), says) from None
 
     trains = not evaluation or config.overfit_batches

@@ -41,5 +41,5 @@ def schedule_note(parts: Parts, folder: pathlib.Path, store: Store) -> str | Non
     return (
         f"the schedule {course.component.name} is {longer} from {before} to {now} steps: the learning "
         f"rate after step {steps[-1]} is {new:.4g}, not {old:.4g}. The result is not that of a run of "
-        f"{now} steps from the start"
+        f"{now} steps from the start."
     )

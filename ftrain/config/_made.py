@@ -26,8 +26,10 @@ def made(config: Config, target: Target, make: Callable[[], Any]) -> Any:
     except (DataError, FileNotFoundError) as error:
         typed = [(*target.path, name) for name in target.files]
         place = next((config.places.of(at) for at in typed if config.places.typed(at)), place)
-        sentences = [str(error), *_missing_paths(config, target)]
-        raise ConfigError.at(key, place, ". ".join(sentences).replace("?. ", "? ")) from None
+        says = str(error) if str(error).endswith((".", "?")) else f"{error}."
+        raise ConfigError.at(
+            key, place, " ".join([says, *_missing_paths(config, target)])
+        ) from None
     except Exception as error:
         name, kind = target.component.name, type(error).__name__
         if ":" not in name:
@@ -40,7 +42,7 @@ def _missing_paths(config: Config, target: Target) -> list[str]:
     """Return, for each argument whose file is missing, a sentence on where the file was searched."""
     written = target.component.model_dump()
     return [
-        f"{name} {str(written[name])!r} was searched {config.searched((*target.path, name))}"
+        f"{name} {str(written[name])!r} was searched {config.searched((*target.path, name))}."
         for name in target.files
         if name in written and not os.path.exists(target.arguments[name])
     ]

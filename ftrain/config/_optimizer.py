@@ -76,7 +76,7 @@ def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, An
         raise ConfigError.at(
             "max_steps",
             config.places.of(("schedule",)),
-            "expected a number of steps for the schedule, got data without a length. Write max_steps",
+            "expected a number of steps for the schedule, got data without a length. Write max_steps.",
         )
     for name in shares:
         arguments[name] = int(arguments[name] * (total or 0))

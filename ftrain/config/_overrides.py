@@ -34,16 +34,17 @@ def _parsed(override: str) -> tuple[Path, Any]:
     shown = override if len(override) <= 200 else override[:197] + "..."
     place = f"the command line ({shown})"
     if not override.isascii() and any("\ud800" <= c <= "\udfff" for c in override):
-        says = f"expected text in UTF-8, got {shown!a}. Rename the file or directory"
+        says = f"expected text in UTF-8, got {shown!a}. Rename the file or directory."
         raise ConfigError.at("", "the command line", says)
     key, equals, text = override.partition("=")
     keys = key.strip().split(".")
     if not equals or not all(keys):
+        no_key = not equals and _is_data(text or override)
         raise ConfigError.at(
             "",
             place,
-            f"expected key=value, such as optimizer.learning_rate=1e-3, got {shown!r}"
-            + (f". Write data.path={shown}" if not equals and _is_data(text or override) else ""),
+            f"expected key=value, such as optimizer.learning_rate=1e-3, got {shown!r}. "
+            + (f"Write data.path={shown}." if no_key else "Write a key and its value."),
         )
     if len(keys) > DEEPEST:
         raise too_large(tuple(keys), place)
@@ -52,7 +53,7 @@ def _parsed(override: str) -> tuple[Path, Any]:
     except ConfigError as error:
         why = error.problems[0].message
         raise ConfigError.at(
-            key, place, f"{why}. If the value is a text, quote it: {key}='\"...\"'"
+            key, place, f"{why} If the value is a text, quote it: `{key}='\"...\"'`."
         ) from None
     path = tuple(int(part) if part.isdecimal() and len(part) < 10 else part for part in keys)
     check_limits(value, place, path)
@@ -84,14 +85,14 @@ def _put(parent: Any, path: Path, value: Any, done: Path, place: str) -> Any:
         raise ConfigError.at(
             join((*done, *path)),
             place,
-            f"expected {join(done)} to be a section of keys, got {parent!r}. Write {join(done)}=...",
+            f"expected {join(done)} to be a section of keys, got {parent!r}. Write `{join(done)}=...`.",
         )
     if not isinstance(key, int) or key > len(parent):
         raise ConfigError.at(
             join(here),
             place,
             f"expected an index of the list {join(done)}, from 0 to {len(parent)}, got {key!r}. "
-            f"Write {join(done)}.0",
+            f"Write `{join(done)}.0`.",
         )
     below = parent[key] if key < len(parent) else None
     return [*parent[:key], _put(below, path[1:], value, here, place), *parent[key + 1 :]]

@@ -43,7 +43,7 @@ def mesh_of(config: Config) -> Iterator[Any]:
             says = "expected data_parallel or fully_sharded, since "
             says += f"{size} processes were started, got none, with which "
             remedy = (
-                "each process would train the same run. Write distributed.strategy=data_parallel"
+                "each process would train the same run. Write distributed.strategy=data_parallel."
             )
             raise _refused(config, "strategy", says + remedy)
         yield None
@@ -52,7 +52,7 @@ def mesh_of(config: Config) -> Iterator[Any]:
     if size > 1 and ":" in config.device:
         says = f"expected cuda, cpu or auto, since each of {size} ranks has its own device, got "
         raise ConfigError.at(
-            "device", config.places.of(("device",)), f"{says}{config.device}. Write device=cuda"
+            "device", config.places.of(("device",)), f"{says}{config.device}. Write device=cuda."
         )
     try:
         group = distributed.initialize(device=kind, timeout=options.timeout)
@@ -92,7 +92,7 @@ def over_ranks(config: Config, steps: Steps, mesh: Any) -> Steps:
         _check_sharded(config)
     elif options.units is not None:
         says = "expected null with data_parallel, which gathers no parameters, got "
-        remedy = "Write distributed.strategy=fully_sharded"
+        remedy = "Write distributed.strategy=fully_sharded."
         raise _refused(config, "units", f"{says}{', '.join(options.units)}. {remedy}")
     try:
         if options.strategy == "fully_sharded":
@@ -112,7 +112,7 @@ def _check_sharded(config: Config) -> None:
     """Raise if a key has no meaning for states of which each rank has a part."""
     if config.distributed.logical_shards is not None:
         says = "expected null with fully_sharded, whose bits depend on the number of ranks, got "
-        remedy = "Write distributed.strategy=data_parallel"
+        remedy = "Write distributed.strategy=data_parallel."
         found = config.distributed.logical_shards
         raise _refused(config, "logical_shards", f"{says}{found}. {remedy}")
     if config.log_digests is not None:
@@ -120,7 +120,7 @@ def _check_sharded(config: Config) -> None:
         raise ConfigError.at(
             "log_digests",
             config.places.of(("log_digests",)),
-            f"{says}{config.log_digests}. Remove the key, or write distributed.strategy=data_parallel",
+            f"{says}{config.log_digests}. Remove the key, or write distributed.strategy=data_parallel.",
         )
 
 

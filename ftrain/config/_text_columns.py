@@ -40,7 +40,7 @@ def without_texts(dataset: Any) -> Any:
     warnings.warn(
         f"samples of the data have texts, which a compiled step cannot read: batches leave out "
         f"{', '.join(map(repr, texts))}. Turn them into numbers in the data function, or write "
-        "compile=false to keep them",
+        "compile=false to keep them.",
         LoopWarning,
         stacklevel=2,
     )

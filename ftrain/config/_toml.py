@@ -18,11 +18,15 @@ def parse_toml(text: str, name: str) -> tuple[Any, Places]:
     try:
         parsed = tomllib.loads(text)
     except RecursionError:
-        raise ConfigError.at("", name, "invalid TOML: nested too deeply") from None
+        raise ConfigError.at(
+            "", name, "invalid TOML: nested too deeply. Write fewer levels."
+        ) from None
     except ValueError as error:  # includes integers of thousands of digits
         message, *where = re.split(r" \(at line (\d+), column (\d+)\)", str(error))
         place = ":".join([name, *where[:2]])
-        raise ConfigError.at("", place, f"invalid TOML: {message}") from None
+        raise ConfigError.at(
+            "", place, f"invalid TOML: {message.rstrip('.')}. Correct the file."
+        ) from None
     check_limits(parsed, name)
     _check_values(parsed, (), name)
     return parsed, Places(name)
@@ -35,4 +39,6 @@ def _check_values(value: Any, path: Path, name: str) -> None:
             _check_values(child, (*path, key), name)
     elif not isinstance(value, (str, int, float)):
         kind = type(value).__name__
-        raise ConfigError.at(join(path), name, f"expected a text or number, got a {kind}. Quote it")
+        raise ConfigError.at(
+            join(path), name, f"expected a text or number, got a {kind}. Quote it."
+        )

@@ -129,7 +129,7 @@ def _monitoring(parts: Parts, section: str, monitor: str, make: Callable[[], Any
             ".".join(path),
             config.places.of(path),
             f"expected held-out data for {monitor}, got none from {config.data.name}. Write "
-            "data.held_out=0.2, or monitor train/loss",
+            "data.held_out=0.2, or monitor train/loss.",
         )
     try:
         return make()

@@ -28,9 +28,13 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Places]:
         place = f"{name}:{mark.line + 1}:{mark.column + 1}" if mark else name
         raise ConfigError.at("", place, f"invalid YAML: {_reason(error)}") from None
     except yaml.YAMLError as error:
-        raise ConfigError.at("", name, f"invalid YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError.at(
+            "", name, f"invalid YAML: {' '.join(str(error).split())}. Correct the file."
+        ) from None
     except RecursionError:
-        raise ConfigError.at("", name, "invalid YAML: nested too deeply") from None
+        raise ConfigError.at(
+            "", name, "invalid YAML: nested too deeply. Write fewer levels."
+        ) from None
     return read(node, name)
 
 
@@ -103,9 +107,8 @@ _Loader.yaml_implicit_resolvers = {}
 def _reason(error: yaml.MarkedYAMLError) -> str:
     parts = [part for part in (error.context, error.problem) if part]
     reason = ", ".join(parts)
-    if "\\t" in reason:
-        reason += ". Indent with spaces, not with tabs"
-    return reason
+    tabs = "\\t" in reason
+    return f"{reason}. {'Indent with spaces, not with tabs' if tabs else 'Correct the line'}."
 
 
 class _Reader:
@@ -121,7 +124,9 @@ class _Reader:
             raise too_large(path, place)
         if node.tag not in _TAGS:
             raise ConfigError.at(
-                join(path), place, f"expected a value without a tag, got {node.tag}. Remove the tag"
+                join(path),
+                place,
+                f"expected a value without a tag, got {node.tag}. Remove the tag.",
             )
         self.places.lines.setdefault(path, node.start_mark.line + 1)
         if isinstance(node, yaml.SequenceNode):
@@ -139,12 +144,12 @@ class _Reader:
                 raise ConfigError.at(
                     join(path),
                     f"{self.name}:{line}",
-                    "expected a key with a name, got none. Write a name before the colon",
+                    "expected a key with a name, got none. Write a name before the colon.",
                 )
             here = (*path, key.value)
             if key.value in found:
                 first = self.places.lines[here]
-                got = f"got two, the first on line {first}. Remove one of them"
+                got = f"got two, the first on line {first}. Remove one of them."
                 says = f"expected one value for this key, {got}"
                 raise ConfigError.at(join(here), f"{self.name}:{line}", says)
             self.places.lines[here] = line

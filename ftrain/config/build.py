@@ -211,7 +211,7 @@ def _objective(
         task = made(config, target, functools.partial(function, **arguments))
         if not isinstance(task, Task):
             says = f"expected a function that returns a Task, got {a_or_an(type(task).__name__)}"
-            remedy = "Return ftrain.tasks.Task(loss_fn, eval_fn, metrics)"
+            remedy = "Return ftrain.tasks.Task(loss_fn, eval_fn, metrics)."
             place = config.places.of(target.path)
             raise ConfigError.at(join(target.path), place, f"{says}. {remedy}")
         return task.loss_fn, task.eval_fn, lambda steps: steps
@@ -222,7 +222,7 @@ def _objective(
             config.places.of(("loss",)),
             f"{target.component.name} expects data of at most {most} classes, got {classes} from "
             f"{config.data.name}. Choose another loss, such as cross_entropy, and a model with as many "
-            "outputs",
+            "outputs.",
         )
     if target.needs.builds:
         loss_fn = made(config, target, functools.partial(function, **arguments))
@@ -246,10 +246,10 @@ def _device(config: Config) -> torch.device:
         why = "" if "at start of device string" in reason else f" ({reason})"
         near = value_alias("device", config.device)
         names = "cpu, cuda, cuda:1 or auto" if torch.cuda.is_available() else "cpu or auto"
-        remedy = f"Did you mean {near}?" if near else f"Write {names}"
+        remedy = f"Did you mean {near}?" if near else f"Write {names}."
         if near and near != "auto" and not torch.cuda.is_available():
             remedy += (
-                " This machine has no CUDA device. Write cpu or auto to train on its processor"
+                " This machine has no CUDA device. Write cpu or auto to train on its processor."
             )
         message = f"expected a device of this machine, got {config.device!r}{why}. {remedy}"
         raise ConfigError.at("device", config.places.of(("device",)), message) from None
@@ -268,7 +268,7 @@ def _steps(resolved: Resolved, model: Any, loss_fn: Any, eval_fn: Any, optimizer
             "callbacks",
             config.places.of(("callbacks",)),
             f"expected at most one callback that replaces make_steps, got {', '.join(declared)}. Remove "
-            "all but one",
+            "all but one.",
         )
     make = next(iter(declared.values()), make_steps)
     shared = [
@@ -299,7 +299,7 @@ def _teacher(
                 "ema",
                 config.places.of(("loss",)),
                 f"expected the decay of an average of the weights, which is the teacher of "
-                f"{loss.component.name}, got null. Write ema: 0.99",
+                f"{loss.component.name}, got null. Write ema: 0.99.",
             )
         own = Teacher(model)
         return {needs.self_teacher: own}, lambda steps: self_taught(steps, own)
@@ -337,11 +337,13 @@ def _filled(target: Target, facts: Mapping[str, Any], resolved: Resolved) -> dic
         if fact not in facts:
             config, near = resolved.config, nearest(fact, facts)
             remedy = (
-                f"Did you mean {near}?" if near else "Write one of these names, or a number or text"
+                f"Did you mean {near}?"
+                if near
+                else "Write one of these names, or a number or text."
             )
             if resolved.data.takes(fact):
                 switch = ": true, or write a number" if resolved.data.takes_switch(fact) else ""
-                remedy = f"Set data.{fact}{switch}"
+                remedy = f"Set data.{fact}{switch}."
             known = ", ".join(sorted(facts)) or "none"
             says = (
                 f"expected the name of a value that data source {config.data.name} reports ({known}), "

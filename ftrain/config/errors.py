@@ -73,10 +73,10 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         >>> did_you_mean("adamm", ["adam", "sgd"])
         'Did you mean adam?'
         >>> did_you_mean("zzz", ["adam", "sgd"])
-        'Choose one of adam, sgd'
+        'Choose one of adam, sgd.'
     """
     names = sorted(set(known))
     near = nearest(name, names)
     if near:
         return f"Did you mean {near}?"
-    return f"Choose one of {', '.join(names)}" if names else "None are known"
+    return f"Choose one of {', '.join(names)}." if names else "No name is known."

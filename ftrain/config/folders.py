@@ -26,7 +26,7 @@ def run_folder(name: str | os.PathLike[str]) -> pathlib.Path:
     inside, beside = (sorted(each.glob("*/config.yaml")) for each in (folder, folder.parent))
     around = list(dict.fromkeys([*inside, *beside]))
     there = ", ".join(printable(path.parent, one_line=True) for path in around[:10])
-    advice = f"Choose one of {there}" if there else "Make one with `ftrain train CONFIG`"
+    advice = f"Choose one of {there}." if there else "Make one with `ftrain train CONFIG`."
     what = "expected a run, got no config.yaml" if folder.is_dir() else "directory not found"
     raise ConfigError.at("", str(folder), f"{what}. {advice}")
 
@@ -40,7 +40,7 @@ def run_config(folder: pathlib.Path, overrides: Sequence[str] = (), *, code: boo
     try:
         str(folder).encode()
     except UnicodeEncodeError:  # a configuration cannot hold this name as its `output_dir`
-        says = "expected a directory whose name is UTF-8, got other bytes. Rename the directory"
+        says = "expected a directory whose name is UTF-8, got other bytes. Rename the directory."
         raise ConfigError.at("", str(folder), says) from None
     # Not `json.dumps`, which writes an emoji as two escapes that YAML does not join.
     quoted = yaml.safe_dump(str(folder), default_style='"', width=1 << 20).strip()

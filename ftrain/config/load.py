@@ -86,17 +86,19 @@ def parse(text: str, path: pathlib.Path, overrides: Sequence[str] = ()) -> Confi
             "",
             path,
             f"expected a file name that ends in {', '.join(_FORMATS)}, got {path.name!r}. Rename "
-            "the file",
+            "the file.",
         )
     check_text(text, os.fspath(path))
     data, places = _FORMATS[path.suffix.lower()](text, os.fspath(path))
     if data is None:
         raise ConfigError.at(
-            "", path, "expected a configuration, got an empty file. Write one with `ftrain init`"
+            "", path, "expected a configuration, got an empty file. Write one with `ftrain init`."
         )
     if not isinstance(data, dict):
         raise ConfigError.at(
-            "", path, f"expected keys with values, such as `epochs: 10`, got {_kind(data)}"
+            "",
+            path,
+            f"expected keys with values, such as `epochs: 10`, got {_kind(data)}. Write one key a line.",
         )
     return _checked(data, places, overrides, path.parent)
 
@@ -105,17 +107,17 @@ def _read(path: pathlib.Path) -> str:
     try:
         return read_regular(path, MOST_CONFIG).decode("utf-8-sig")
     except FileNotFoundError:
-        message = "file not found. Write one with `ftrain init`"
+        message = "file not found. Write one with `ftrain init`."
     except IsADirectoryError:
-        message = "expected a file, got a directory"
+        message = "expected a file, got a directory. Name a file in it."
         if (path / "config.yaml").exists():
-            message += f". Write {path / 'config.yaml'}"
+            message = f"expected a file, got a directory. Write {path / 'config.yaml'}."
     except UnicodeDecodeError as error:
         message = (
-            f"expected text in UTF-8, got an invalid byte at {error.start}. Save the file as UTF-8"
+            f"expected text in UTF-8, got an invalid byte at {error.start}. Save the file as UTF-8."
         )
     except (OSError, ValueError) as error:
-        message = f"cannot be read: {getattr(error, 'strerror', None) or error}"
+        message = f"cannot be read: {getattr(error, 'strerror', None) or error}. Name another file."
     raise ConfigError.at("", path, message)
 
 
@@ -148,7 +150,7 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
         found.append(
             (
                 "epochs",
-                "expected epochs or max_steps, got neither. Write `epochs: 10`, for instance",
+                "expected epochs or max_steps, got neither. Write `epochs: 10`, for instance.",
             )
         )
     if config.batch_size % config.accumulate:
@@ -156,7 +158,7 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
             (
                 "accumulate",
                 f"expected a divisor of batch_size {config.batch_size}, got {config.accumulate}. Change "
-                "one of them",
+                "one of them.",
             )
         )
     if config.loss is not None and config.task is not None:
@@ -164,7 +166,7 @@ def _contradictions(config: Config) -> list[tuple[str, str]]:
             (
                 "task",
                 f"expected a task or a loss, got the task {config.task.name} and the loss "
-                f"{config.loss.name}. Remove one of them, or write loss=null",
+                f"{config.loss.name}. Remove one of them, or write loss=null.",
             )
         )
     return found

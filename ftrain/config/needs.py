@@ -85,7 +85,7 @@ class Needs:
                 listed = " or ".join(kinds)
                 raise ValueError(
                     f"Needs.{name}: expected a component of the kind {listed}, got {kind}, to which "
-                    f"{name} does not apply. Remove {name}"
+                    f"{name} does not apply. Remove {name}."
                 )
         arguments = (self.total_steps, self.remaining_steps, self.teacher, self.self_teacher)
         named = [name for name in (*arguments, self.config, *self.facts, *self.in_run) if name]

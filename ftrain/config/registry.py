@@ -161,7 +161,7 @@ def register(kind: Kind, name: str, needs: Needs | None = None) -> Callable[[T],
         again = there and getattr(there.component, "__qualname__", None) == found.__qualname__
         if name in names(kind) and not again:
             raise ValueError(
-                f"name: expected an unused {kind} name, got {name!r}. Choose another name"
+                f"name: expected an unused {kind} name, got {name!r}. Choose another name."
             )
         declared = _DEFAULT.get(kind, Needs()) if needs is None else needs
         if needs is not None:
@@ -209,7 +209,7 @@ def find(kind: Kind, name: str, base: pathlib.Path, key: str, place: str) -> Any
         raise ConfigError.at(
             key,
             place,
-            f"unknown {kind} {name!r}. {advice} Write your own as file.py:NAME or package.module:NAME",
+            f"unknown {kind} {name!r}. {advice} Write your own as file.py:NAME or package.module:NAME.",
         )
     return found
 
@@ -251,7 +251,7 @@ def load_module(module: str, base: pathlib.Path, key: str, place: str) -> Module
         raise
     except ModuleNotFoundError as error:
         if error.name is not None and (module == error.name or module.startswith(error.name + ".")):
-            hint = "Write a file with its suffix: model.py:NAME"
+            hint = "Write a file with its suffix: model.py:NAME."
             raise ConfigError.at(key, place, f"module not found: {module!r}. {hint}") from None
         raise ConfigError.at(key, place, _broken(module, error)) from error
     except BaseException as error:  # the file may run any code, even exit
@@ -265,7 +265,8 @@ def _from_file(path: pathlib.Path, written: str, key: str, place: str) -> Module
             key,
             place,
             f"file not found: {path} (written as {written}). A relative path is searched beside the "
-            "configuration, or in the current directory if it is given on the command line",
+            "configuration, or in the current directory if it is given on the command line. "
+            "Correct the path.",
         )
     _visible(path.parent)
     spec = importlib.util.find_spec(path.stem) if path.stem.isidentifier() else None
@@ -278,7 +279,7 @@ def _from_file(path: pathlib.Path, written: str, key: str, place: str) -> Module
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
-        raise ConfigError.at(key, place, f"expected a Python file, got {path}. Write file.py:NAME")
+        raise ConfigError.at(key, place, f"expected a Python file, got {path}. Write file.py:NAME.")
     found = importlib.util.module_from_spec(spec)
     sys.modules[name] = found
     try:
@@ -300,10 +301,11 @@ def _broken(module: str, error: BaseException) -> str:
     if isinstance(error, SystemExit):
         return (
             f"{module} exits when it is imported. Put the code that it runs under "
-            '`if __name__ == "__main__":`'
+            '`if __name__ == "__main__":`.'
         )
     if isinstance(error, SyntaxError) and error.filename:
-        return f"{module} is not valid Python: {error.filename}:{error.lineno}: {error.msg}"
+        where = f"{error.filename}:{error.lineno}"
+        return f"{module} is not valid Python: {where}: {error.msg}. Correct the line."
     frames = traceback.extract_tb(error.__traceback__)
     inside = [frame for frame in frames if "importlib" not in frame.filename]
     where = f" ({inside[-1].filename}:{inside[-1].lineno})" if inside else ""
@@ -322,6 +324,6 @@ def _attribute(found: Any, module: str, attribute: str, key: str, place: str) ->
         raise ConfigError.at(
             key,
             place,
-            f"expected a function or class, got {holder!r:.40}. Write the name of one",
+            f"expected a function or class, got {holder!r:.40}. Write the name of one.",
         )
     return holder

@@ -164,7 +164,7 @@ def _held_out(config: Config, data: Target) -> list[Problem]:
         return []
     says = (
         f"expected a number of samples or a share of them, got {config.data.held_out!r}: "
-        f"{config.data.name} has no argument `held_out: pathlib.Path`. Write data.held_out=0.2"
+        f"{config.data.name} has no argument `held_out: pathlib.Path`. Write data.held_out=0.2."
     )
     return [Problem("data.held_out", config.places.of(("data", "held_out")), says)]
 
@@ -226,7 +226,7 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
         if name in filled:
             problem(
                 name,
-                f"expected no value, because the run passes {name} to {component.name}. Remove {name}",
+                f"expected no value, because the run passes {name} to {component.name}. Remove {name}.",
             )
         elif name not in open_to and not open_ended:
             known = [*open_to, *(["learning_rate"] if kind == "optimizer" else [])]
@@ -245,7 +245,7 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
         needed = parameters[name].default is inspect.Parameter.empty and name not in written
         by_run = (needs.total_steps, needs.remaining_steps, *needs.facts, *needs.in_run)
         if needed and name not in by_run:
-            problem(name, f"missing required argument of {component.name}. Add this key")
+            problem(name, f"missing required argument of {component.name}. Add this key.")
     if problems:
         raise ConfigError(problems)
     return Target(path, component, function, arguments, needs, tuple(files))
@@ -293,7 +293,7 @@ def _converted(value: Any, hint: Any, base: pathlib.Path) -> tuple[Any, bool]:
     except ValidationError as error:
         raise ValueError(_refused(error, value, hint, adapter)) from None
     except ValueError as error:
-        raise ValueError(f"{error}, got {value!r}") from None
+        raise ValueError(f"{error}, got {value!r}. Change the value.") from None
     if isinstance(found, pathlib.Path):
         return base / found.expanduser(), True
     return found, False
@@ -306,11 +306,11 @@ def _refused(error: ValidationError, value: Any, hint: Any, adapter: TypeAdapter
     ]
     reason = reasons[0] if len(set(reasons)) == 1 else f"expected {_spelled(hint)}"
     plain = unquoted(value)
-    meant = f". Write {plain} without the quotes" if plain else ""
+    remedy = f"Write {plain} without the quotes." if plain else ""
     for other in (with_point(value), [value] if not isinstance(value, (list, dict)) else None):
-        if not meant and other is not None and _fits(other, adapter):
-            meant = f". Write {other}"
-    return f"{reason}, got {value!r}{meant}"
+        if not remedy and other is not None and _fits(other, adapter):
+            remedy = f"Write {other}."
+    return f"{reason}, got {value!r}. {remedy or 'Change the value.'}"
 
 
 def _fits(value: Any, adapter: TypeAdapter[Any]) -> bool:

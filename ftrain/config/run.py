@@ -70,7 +70,7 @@ DEV_STEPS = 4
 
 #: Remedy for a resumed run whose training data have changed; `{0}` is its directory.
 _ANEW = (
-    "Restore the earlier file, or begin a new run: ftrain train {0}/config.yaml output_dir={0}-2"
+    "Restore the earlier file, or begin a new run: `ftrain train {0}/config.yaml output_dir={0}-2`."
 )
 
 
@@ -305,13 +305,13 @@ def _check_free(
             raise refusal(
                 config,
                 f"another process is training in {folder}. Wait for that process, or end it; or write "
-                f"elsewhere: output_dir={folder}-2, or versions=true to number runs",
+                f"elsewhere: output_dir={folder}-2, or versions=true to number runs.",
             )
         raise refusal(
             config,
-            f"expected an unused directory, got {folder}, which holds a run. Resume it: ftrain resume "
-            f"{folder}; or write elsewhere: output_dir={folder}-2, or versions=true to number runs; or "
-            "delete the run: --overwrite",
+            f"expected an unused directory, got {folder}, which holds a run. Resume it: `ftrain resume "
+            f"{folder}`; or write elsewhere: output_dir={folder}-2, or versions=true to number runs; or "
+            "delete the run: --overwrite.",
         )
 
 
@@ -326,10 +326,12 @@ def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
         raise refusal(config, str(error)) from None
     except (OSError, ValueError, CheckpointError) as error:  # ValueError: a name with a null byte
         what = "written to" if os.path.isdir(folder) else "created"
-        says = getattr(error, "strerror", None) or error
-        if isinstance(error, OSError) and (advice := remedy(error)):
-            says = f"{says}. {advice.rstrip('.')}"
-        raise refusal(config, f"{str(folder)!r:.200} cannot be {what}: {says}") from None
+        says = getattr(error, "strerror", None) or str(error).rstrip(".")
+        advice = remedy(error) if isinstance(error, OSError) else ""
+        raise refusal(
+            config,
+            f"{str(folder)!r:.200} cannot be {what}: {says}. {advice or 'Choose another directory.'}",
+        ) from None
 
 
 @contextlib.contextmanager
@@ -344,11 +346,12 @@ def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
         if error.errno not in NO_LOCKS:
             raise
         says = f"the file system of {folder} supports no locks ({error.strerror}). If no other "
-        raise refusal(config, f"{says}process trains in it, write checkpoint.lock=false") from None
+        raise refusal(config, f"{says}process trains in it, write checkpoint.lock=false.") from None
     with found as lock:
         if not lock.held:
             raise refusal(
-                config, f"another process is training in {folder}. Wait for that process, or end it"
+                config,
+                f"another process is training in {folder}. Wait for that process, or end it.",
             )
         yield
 

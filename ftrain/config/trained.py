@@ -89,7 +89,10 @@ class Trained:
         if isinstance(inputs, Mapping) and (name := self._input(inputs)) is not None:
             if name not in inputs:
                 there = ", ".join(map(repr, inputs))
-                raise KeyError(f"expected a batch with {name!r}, the model's input, got {there}")
+                raise KeyError(
+                    f"expected a batch with {name!r}, the model's input, got {there}. Add it to "
+                    "the batch."
+                )
             inputs = inputs[name]
         device = self.parts.device
         here = tree.map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, inputs)
@@ -107,13 +110,13 @@ class Trained:
         if isinstance(inputs, (str, os.PathLike)):
             return TypeError(
                 f"inputs: expected a tensor, got {os.fspath(inputs)!r}. To predict the rows of a file, "
-                f"write in a shell: ftrain predict {self.folder} data.path={os.fspath(inputs)}"
+                f"write in a shell: `ftrain predict {self.folder} data.path={os.fspath(inputs)}`."
             )
         others = list(not_tensors("inputs", inputs))
         if others:
             name, what = others[0]
             made = "torch.as_tensor" if "ndarray" in what else "torch.tensor"
-            return TypeError(f"{name}: expected a tensor, got {what}. Write {made}({name})")
+            return TypeError(f"{name}: expected a tensor, got {what}. Write {made}({name}).")
         facts = self.parts.facts or {}
         features, columns = facts.get("features"), facts.get("columns") or ()
         if not isinstance(inputs, torch.Tensor) or not isinstance(features, int):
@@ -123,7 +126,7 @@ class Trained:
         listed = f" ({', '.join(map(str, columns))})" if columns else ""
         return ValueError(
             f"inputs: expected rows of {features} features{listed}, got {kind(inputs)}. Give each row "
-            "the features of the training data, in their order"
+            "the features of the training data, in their order."
         )
 
     def module(self) -> nn.Module:

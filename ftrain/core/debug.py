@@ -82,7 +82,8 @@ class _Array(_AnyValue):
     def __format__(self, spec: str) -> str:
         if spec:
             raise ValueError(
-                f"the format specification {spec!r} needs a 0-d tensor, got shape {self.shape}"
+                f"the format specification {spec!r} needs a 0-d tensor, got shape {self.shape}. "
+                "Leave it out, or print one element."
             )
         return ""
 

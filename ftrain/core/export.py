@@ -74,13 +74,13 @@ def export(
             if not isinstance(value, torch.Tensor):
                 raise TypeError(
                     f"params[{name!r}]: expected a tensor, got {a_or_an(type(value).__name__)}. Convert "
-                    "it: torch.as_tensor(...)"
+                    "it: torch.as_tensor(...)."
                 )
         values = {name: params[name].to(old.dtype) for name, old in state.params.items()}
     if forward is not None and not callable(forward):
         raise TypeError(
             f"forward: expected a function (module, *args) -> outputs, got {forward!r}. Write "
-            "forward=lambda model, x: model(x).softmax(-1)"
+            "forward=lambda model, x: model(x).softmax(-1)."
         )
     module = bound.module(values, state.buffers)
     return module if forward is None else _Evaluation(module, forward).eval()
@@ -125,7 +125,7 @@ def load_weights(
     if bound.dtypes().keys() != set(bound.skeleton.trainable):
         raise TypeError(
             f"model: expected a model without adapters, got {bound}. Load the weights into its base "
-            "model before you add adapters: tasks.lora(module, ...)"
+            "model before you add adapters: tasks.lora(module, ...)."
         )
     _require_names("state.params", state.params, bound.skeleton.trainable, bound)
     _require_names("state.buffers", state.buffers, bound.skeleton.carried, bound)
@@ -137,26 +137,26 @@ def load_weights(
         if alias not in aliases:
             raise ValueError(
                 f"weights: expected names of {name}, got {alias!r}.{did_you_mean(alias, aliases)} Pass "
-                "the weights of a model of the same structure"
+                "the weights of a model of the same structure."
             )
         own = aliases[alias]
         old = state.params[own] if own in state.params else state.buffers[own]
         if not isinstance(value, torch.Tensor) or not _fits(value, old):
             raise ValueError(
                 f"weights: expected {kind(old)} for {alias!r}, as in the state, got {kind(value)}. Pass "
-                "the weights of a model of the same sizes"
+                "the weights of a model of the same sizes."
             )
         if value.layout != torch.strided or value.is_meta:
             got = "one without values" if value.is_meta else f"layout {value.layout}"
             raise ValueError(
                 f"weights: expected a dense tensor with values for {alias!r}, got {got}. Load the "
-                "weights into the module first, or call to_dense()"
+                "weights into the module first, or call to_dense()."
             )
         new = value.detach().to(device=old.device, dtype=old.dtype)
         if own in found and not _are_equal(found[own], new):
             raise ValueError(
                 f"weights: expected one value for the tied weights {own!r} and {alias!r}, got two. "
-                "Untie them in the model, or leave one of them out"
+                "Untie them in the model, or leave one of them out."
             )
         found[own] = new
     saved = {aliases[alias] for alias in root.state_dict() if alias in aliases}
@@ -164,7 +164,7 @@ def load_weights(
         if own not in found and own in saved:
             raise ValueError(
                 f"weights: expected every tensor of {name}, got none for {own!r}. Pass the weights of a "
-                "model of the same structure, or copy those that match with ftrain.checkpoint.restore"
+                "model of the same structure, or copy those that match with ftrain.checkpoint.restore."
             )
 
     def replaced(olds: Tensors) -> Tensors:
@@ -195,7 +195,7 @@ def _values(weights: Any) -> Mapping[str, Any]:
         return weights
     raise TypeError(
         "weights: expected a module or a mapping of names to tensors, got "
-        f"{a_or_an(type(weights).__name__)}. Pass module.state_dict(), or the module"
+        f"{a_or_an(type(weights).__name__)}. Pass module.state_dict(), or the module."
     )
 
 
@@ -227,5 +227,5 @@ def _require_names(what: str, given: Any, expected: list[str], bound: Bound) -> 
         )
         raise ValueError(
             f"{what}[{each!r}]: expected the {len(expected)} tensors of {bound}, got {got} The state "
-            "belongs to another model: pass the one that make_steps received"
+            "belongs to another model: pass the one that make_steps received."
         )

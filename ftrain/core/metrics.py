@@ -237,7 +237,10 @@ class Metrics(Mapping[str, torch.Tensor]):
         except KeyError:
             within = [other for other in self.entries if str(other).startswith(f"{name}/")]
             known = ", ".join(map(repr, within or self.entries)) or "none"
-            raise KeyError(f"unknown metric {name!r}: expected one of {known}") from None
+            raise KeyError(
+                f"metrics: expected one of {known}, got the unknown metric {name!r}. Write one of these "
+                "names."
+            ) from None
         value = entry if isinstance(entry, torch.Tensor) else entry.value
         assert isinstance(value, torch.Tensor)
         return value
@@ -247,7 +250,7 @@ class Metrics(Mapping[str, torch.Tensor]):
         def __getattr__(self, name: str) -> NoReturn:
             entries = self.__dict__.get("entries", {})
             raise AttributeError(
-                f"metrics are read by name, metrics[{name!r}], not metrics.{name}"
+                f"metrics are read by name: write metrics[{name!r}], not metrics.{name}."
                 if name in entries
                 else f"{type(self).__name__} has no attribute {name!r}",
                 name=name,

@@ -74,17 +74,25 @@ class LossScale:
 
     def __post_init__(self) -> None:
         if not self.growth_factor > 1.0:
-            raise ValueError(f"growth_factor: expected a number above 1, got {self.growth_factor}")
+            raise ValueError(
+                f"growth_factor: expected a number above 1, got {self.growth_factor}. Write "
+                "growth_factor=2.0."
+            )
         if not 0.0 < self.backoff_factor < 1.0:
             raise ValueError(
-                f"backoff_factor: expected a number inside (0, 1), got {self.backoff_factor}"
+                f"backoff_factor: expected a number inside (0, 1), got {self.backoff_factor}. Write "
+                "backoff_factor=0.5."
             )
         if self.growth_interval < 1:
-            raise ValueError(f"growth_interval: expected at least 1, got {self.growth_interval}")
+            raise ValueError(
+                f"growth_interval: expected at least 1, got {self.growth_interval}. Write "
+                "growth_interval=2000."
+            )
         if not 0.0 < self.floor <= self.init <= self.ceiling:
             raise ValueError(
                 "loss scale: expected 0 < floor <= init <= ceiling, got "
-                f"floor={self.floor}, init={self.init}, ceiling={self.ceiling}"
+                f"floor={self.floor}, init={self.init}, ceiling={self.ceiling}. Change the one out of "
+                "order."
             )
 
     def init_state(self, device: torch.device | str | None = None) -> LossScaleState:
@@ -146,7 +154,8 @@ class Policy:
         except (KeyError, TypeError):
             raise ValueError(
                 "precision: expected one of "
-                f"{', '.join(map(repr, _POLICIES))}, or an ftrain.Policy, got {precision!r}"
+                f"{', '.join(map(repr, _POLICIES))}, or an ftrain.Policy, got {precision!r}. Write "
+                "precision='bf16-mixed'."
             ) from None
 
     def cast(self, values: Any) -> Any:

@@ -173,7 +173,7 @@ def _checking(fn: Callable[..., Any], others: list[Any]) -> Callable[..., Any]:
             raise RuntimeError(
                 "remat: expected inputs of a region that keep their values until the backward pass, "
                 "got a tensor in a list, tuple or dict that was written to in place. Write to a copy, "
-                "x.clone()"
+                "x.clone()."
             )
         if before or _torch.inside_functorch():
             return fn(*saved)
@@ -185,7 +185,7 @@ def _checking(fn: Callable[..., Any], others: list[Any]) -> Callable[..., Any]:
                 raise RuntimeError(
                     "remat: expected a region that does not write to its inputs, since it is computed "
                     f"again from them, got one that writes to {kind(tensor)} in place. Write "
-                    "nn.ReLU(inplace=False) and the like, or select the module that contains this one"
+                    "nn.ReLU(inplace=False) and the like, or select the module that contains this one."
                 )
         return out
 

@@ -131,7 +131,10 @@ def _one_operator(
 def _output(output: Any) -> tuple[Any, Any]:
     if not isinstance(output, tuple) or len(output) != 2:
         kind = f"a tuple of {len(output)}" if isinstance(output, tuple) else type(output).__name__
-        raise TypeError(f"scan: expected body to return a tuple (carry, y), got {kind}")
+        raise TypeError(
+            f"scan: expected body to return a tuple (carry, y), got {kind}. Write return carry, None if "
+            "there is no y."
+        )
     return output
 
 
@@ -140,7 +143,8 @@ def _length(xs: Any, flat_xs: Sequence[torch.Tensor], length: int | None) -> int
     for path, leaf in zip(tree.paths(xs), flat_xs, strict=True):
         if leaf.ndim == 0:
             raise ValueError(
-                f"scan: expected xs{path} to have a leading axis to iterate over, got a 0-d tensor"
+                f"scan: expected xs{path} to have a leading axis to iterate over, got a 0-d "
+                "tensor. Put it into the carry."
             )
         sizes.setdefault(leaf.shape[0], f"xs{path}")
     if length is not None:
@@ -155,6 +159,7 @@ def _length(xs: Any, flat_xs: Sequence[torch.Tensor], length: int | None) -> int
     (n,) = sizes
     if n < 1:
         raise ValueError(
-            f"scan: expected at least one iteration, which determines the shape of y, got {n}"
+            f"scan: expected at least one iteration, which determines the shape of y, got {n}. "
+            "Leave the call out for 0 iterations."
         )
     return n

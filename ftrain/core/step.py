@@ -179,7 +179,7 @@ def make_steps(
         got = a_or_an(type(optimizer).__name__) if in_place else repr(optimizer)
         raise TypeError(
             f"optimizer: expected a pair of functions init and update, such as optim.adamw(1e-3), got "
-            f"{got}{_optimizer_remedy(optimizer)}"
+            f"{got}. {_optimizer_remedy(optimizer)}"
         )
     bound = bind(model)
     policy = Policy.named(precision)
@@ -228,13 +228,13 @@ def _optimizer_remedy(optimizer: Any) -> str:
     kind = optimizer if isinstance(optimizer, type) else type(optimizer)
     if issubclass(kind, torch.optim.Optimizer):
         return (
-            ". A torch.optim optimizer changes parameters in place: write ftrain.optim.adam(1e-3) or "
-            f"the like, or ftrain.optim.from_torch(torch.optim.{kind.__name__}, lr=...)"
+            "A torch.optim optimizer changes parameters in place: write ftrain.optim.adam(1e-3) or "
+            f"the like, or ftrain.optim.from_torch(torch.optim.{kind.__name__}, lr=...)."
         )
     name = getattr(optimizer, "__name__", None)
     if name is not None and str(getattr(optimizer, "__module__", "")).startswith("ftrain.optim."):
-        return f". {name} was not called: write {name}(1e-3)"
-    return ""
+        return f"{name} was not called: write {name}(1e-3)."
+    return "Pass one of ftrain.optim, or a pair of functions of your own."
 
 
 def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy) -> TrainState:

@@ -87,28 +87,29 @@ class Table:
         """Raise `DataError` for repeated column names, a table without rows, or an unclosed quote."""
         twice = next((name for name, n in collections.Counter(self.names).items() if n > 1), None)
         if twice is not None:
-            says = f"expected unique column names, got {_shown(twice)} twice. Rename one"
+            says = f"expected unique column names, got {_shown(twice)} twice. Rename one."
             raise DataError(f"{self.path}, line {self.line(-1)}: {says}")
         if not self.rows:
             raise DataError(
-                f"{self.path}: expected rows below the header, got none. Add rows to the file"
+                f"{self.path}: expected rows below the header, got none. Add rows to the file."
             )
         last = self.cells.columns[-1][-1].as_py()
         content = self.path.read_bytes() if "\n" in last else b""
         if content.count(b'"') % 2:  # without a closing quote, pyarrow reads to the end of the file
             line = content.count(b"\n") - last.count("\n") + 1
-            says = "expected a closing quote, got the end of the file. Close the quote"
+            says = "expected a closing quote, got the end of the file. Close the quote."
             raise DataError(f"{self.path}, line {line}: {says}")
 
     def place(self, name: str) -> int:
         """Return the index of the column called `name`; raise `DataError` if there is no such column."""
         if name not in self._places:
             near = nearest(name, self.names)
-            hint = f". Did you mean {near!r}?" if near else delimiter_hint(len(self.names))
+            remedy = delimiter_hint(len(self.names)) or "Write one of these names."
             there = ", ".join(map(_shown, self.names[:20]))
-            more = ", ..." if len(self.names) > 20 else ""
+            more = f" and {len(self.names) - 20} more" if len(self.names) > 20 else ""
             raise DataError(
-                f"{self.path}: expected a column {_shown(name)}, got the columns {there}{more}{hint}"
+                f"{self.path}: expected a column {_shown(name)}, got the columns {there}{more}. "
+                f"{f'Did you mean {near!r}?' if near else remedy}"
             )
         return self._places[name]
 
@@ -339,7 +340,7 @@ class Column:
         """Return a `DataError` that names file, line and column of an invalid cell."""
         where = f"{self.table.path}, line {self.table.line(row)}, column {_shown(self.name)}"
         cell = _shown(self.cells[row].as_py())
-        return DataError(f"{where}: expected {expected}, got {cell}{note}. {remedy}")
+        return DataError(f"{where}: expected {expected}, got {cell}{note}. {remedy}.")
 
 
 def _days(cell: str, format: str | None) -> float:

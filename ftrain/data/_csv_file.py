@@ -46,11 +46,11 @@ class Format(NamedTuple):
             value = getattr(self, name)
             if value is not None and (len(value) != 1 or not value.isascii() or value in '"\r\n'):
                 raise ValueError(
-                    f"{name}: expected one character, got {value!r}. Write {name}=';', for instance"
+                    f"{name}: expected one character, got {value!r}. Write {name}=';', for instance."
                 )
         if self.decimal not in (".", ","):
             raise ValueError(
-                f"decimal: expected '.' or ',', got {self.decimal!r}. Write one of these"
+                f"decimal: expected '.' or ',', got {self.decimal!r}. Write one of these."
             )
         try:
             "".encode(self.encoding)
@@ -58,7 +58,7 @@ class Format(NamedTuple):
         except (LookupError, TypeError, ValueError):
             raise ValueError(
                 f"encoding: expected the name of an encoding, got {self.encoding!r}. Write 'latin-1' or "
-                "'cp1252' for older files of Western Europe"
+                "'cp1252' for older files of Western Europe."
             ) from None
         return self._replace(encoding="utf-8-sig" if name == "utf-8" else name)
 
@@ -122,20 +122,26 @@ def read_cells(path: Path, format: Format, header: bool) -> Cells:
             )
         except UnicodeError as error:
             if format.encoding == "utf-8-sig":
-                says = f"{not_utf8(path, one_line(error))}, or set `encoding`, such as latin-1"
-                raise DataError(says) from None
+                raise DataError(
+                    f"{not_utf8(path, one_line(error))} To read it as it is, name its encoding with "
+                    "`encoding`, such as latin-1."
+                ) from None
             raise DataError(
                 f"{path}: expected text in {format.encoding}, got other bytes ({one_line(error)}). Name "
-                "the encoding of the file with `encoding`"
+                "the encoding of the file with `encoding`."
             ) from None
         except arrow.ArrowInvalid as error:
             if not ragged:  # such as "Empty CSV file"
-                says = one_line(error)
-                raise DataError(f"{path}: expected a CSV table, got an error: {says}") from None
+                raise DataError(
+                    f"{path}: expected a CSV table, got an error: {one_line(error).rstrip('.')}. "
+                    "Correct the file, or name another one."
+                ) from None
             line = line_of(path, format, ragged[0].number - 1)
             expected, got = ragged[0].expected_columns, ragged[0].actual_columns
-            says = f"expected {expected} cells, got {got}{delimiter_hint(expected)}"
-            raise DataError(f"{path}, line {line}: {says}") from None
+            remedy = delimiter_hint(expected) or "Give every line as many cells as the header."
+            raise DataError(
+                f"{path}, line {line}: expected {expected} cells, got {got}. {remedy}"
+            ) from None
     names = [name.strip() for name in cells.column_names]
     if not header:
         names = [str(place) for place, _ in enumerate(names)]
@@ -157,7 +163,7 @@ def line_of(path: Path, format: Format, row: int) -> int:
 
 def delimiter_hint(columns: int) -> str:
     """Return a hint about `delimiter` for a header with a single column; `""` for more columns."""
-    return ". Set `delimiter` if another character separates the cells" if columns == 1 else ""
+    return "Set `delimiter` if another character separates the cells." if columns == 1 else ""
 
 
 def _named(names: list[str], columns: list[Any]) -> tuple[list[str], list[Any]]:

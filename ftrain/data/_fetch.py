@@ -68,14 +68,14 @@ class Arrays:
         self._leaves = [_tensor(leaf, path) for leaf, path in zip(found, paths, strict=True)]
         if not self._leaves:
             raise ValueError(
-                "dataset: expected at least one tensor, got none. Pass a tensor, or a dict of tensors"
+                "dataset: expected at least one tensor, got none. Pass a tensor, or a dict of tensors."
             )
         first = self._leaves[0].shape[0]
         for leaf, path in zip(self._leaves, paths, strict=True):
             if leaf.shape[0] != first:
                 raise ValueError(
                     f"dataset{path}: expected {first} rows, as in dataset{paths[0]}, got "
-                    f"{leaf.shape[0]}. Give all tensors one row per sample"
+                    f"{leaf.shape[0]}. Give all tensors one row per sample."
                 )
         self._length = first
 
@@ -111,7 +111,7 @@ class Fetch:
         except StopIteration as error:  # in a worker, this would end the epoch without an error
             raise RuntimeError(
                 "dataset: expected a sample at every index below len(dataset), got StopIteration. "
-                "Return the sample from __getitem__, or a smaller number from __len__"
+                "Return the sample from __getitem__, or a smaller number from __len__."
             ) from error
         except Exception as error:
             if get_worker_info() is None or _why_not_pickled(type(error)) is None:
@@ -196,7 +196,7 @@ def _check_travels(batch: Any) -> None:
             raise TypeError(
                 "batch: expected values that a worker process can pickle, got "
                 f"{type(leaf).__name__}: {why}. Leave it out in the dataset or in collate, or write "
-                "workers=0"
+                "workers=0."
             )
 
 
@@ -223,11 +223,11 @@ def as_dataset(dataset: Any) -> Any:
     if hasattr(dataset, "__iter__"):
         raise TypeError(
             f"dataset: expected __len__ and __getitem__, got {type(dataset).__name__}, which can only "
-            "be iterated over. Write data.Stream(dataset, batch_size) instead of data.Loader"
+            "be iterated over. Write data.Stream(dataset, batch_size) instead of data.Loader."
         )
     raise TypeError(
         "dataset: expected a tree of tensors or arrays, or an object with __len__ and __getitem__, got "
-        f"{type(dataset).__name__}. Pass a dict of tensors, or a list of samples"
+        f"{type(dataset).__name__}. Pass a dict of tensors, or a list of samples."
     )
 
 
@@ -273,7 +273,7 @@ def weighted(batch: Any, weight: Tensor) -> Any:
     if "weight" in batch:
         raise ValueError(
             'dataset: expected no entry "weight", which last_batch="pad" adds to each batch, got one. '
-            "Rename it"
+            "Rename it."
         )
     return tree.with_item(batch, "weight", weight)
 
@@ -300,12 +300,12 @@ def _tensor(leaf: Any, path: str) -> Tensor:
         raise TypeError(
             f"dataset{path}: expected a tensor or a numeric array whose first axis counts samples, got "
             f"{_described(leaf)}. To read sample by sample, pass a list of samples, or an object with "
-            "__len__ and __getitem__"
+            "__len__ and __getitem__."
         )
     if leaf.ndim == 0:
         raise ValueError(
             f"dataset{path}: expected a first axis that counts samples, got a 0-d tensor. Leave it out, "
-            "or repeat it for each sample"
+            "or repeat it for each sample."
         )
     return leaf.detach()
 

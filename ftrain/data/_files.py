@@ -26,13 +26,13 @@ def existing(path: PathLike) -> Path:
     """Return the path of an existing regular file; if it is missing, suggest a similar name."""
     found = Path(path)
     if found.is_dir():
-        raise DataError(f"{found}: expected a file, got a directory. Name a file in it")
+        raise DataError(f"{found}: expected a file, got a directory. Name a file in it.")
     if not found.exists():
-        raise FileNotFoundError(f"file not found: {found}{_nearest(found)}")
+        raise FileNotFoundError(f"file not found: {found}. {_nearest(found)}")
     if not found.is_file():  # opening a pipe would wait for a writer
         raise DataError(
             f"{found}: expected a regular file, got a pipe, a device or a socket. Write its content to "
-            "a file"
+            "a file."
         )
     return found
 
@@ -52,10 +52,10 @@ def reading(path: Path, what: str = "it") -> Iterator[None]:
     except Exception as error:
         if isinstance(error, OSError) and error.errno in _OF_THE_SYSTEM:
             raise DataError(
-                f"{path}: cannot be read: {error.strerror}. Check its permissions, and the disk"
+                f"{path}: cannot be read: {error.strerror}. Check its permissions, and the disk."
             ) from None
         raise DataError(
-            f"{path}: {what} is damaged: {one_line(error)}. Create or copy the file again"
+            f"{path}: {what} is damaged: {one_line(error)}. Create or copy the file again."
         ) from None
 
 
@@ -74,7 +74,7 @@ def check_deflated(packed: int, unpacked: int) -> None:
 def _too_large(path: Path, what: str, needed: str) -> DataError:
     return DataError(
         f"{path}: expected content that fits in memory, got more for {what} ({needed}). Split the "
-        "file, or store one array as .npy and read it with data.npy(path, mmap=True)"
+        "file, or store one array as .npy and read it with data.npy(path, mmap=True)."
     )
 
 
@@ -82,10 +82,10 @@ def existing_folder(path: PathLike) -> Path:
     """Return the path of an existing folder; if it is missing, raise and suggest a similar name."""
     found = Path(path)
     if not found.exists():
-        raise FileNotFoundError(f"directory not found: {found}{_nearest(found)}")
+        raise FileNotFoundError(f"directory not found: {found}. {_nearest(found)}")
     if not found.is_dir():
         raise DataError(
-            f"{found}: expected a directory, got a file. Name the directory that contains it"
+            f"{found}: expected a directory, got a file. Name the directory that contains it."
         )
     return found
 
@@ -104,14 +104,17 @@ def decoded(path: Path) -> str:
 def not_utf8(path: Path, reason: str) -> DataError:
     """Return the error for a file that is not UTF-8 text."""
     return DataError(
-        f"{path}: expected text in UTF-8, got other bytes ({reason}). Convert it, for instance: iconv "
-        f"--from-code latin1 --to-code utf-8 {path} > text.txt"
+        f"{path}: expected text in UTF-8, got other bytes ({reason}). Convert it, for instance with "
+        f"`iconv --from-code latin1 --to-code utf-8 {path} > text.txt`."
     )
 
 
 def _nearest(path: Path) -> str:
+    """Return the sentence with the remedy for a missing path: a similar name, if there is one."""
     parent = path.parent
     if not parent.is_dir():
-        return f". {parent} does not exist either; the working directory is {Path.cwd()}"
+        return f"{parent} does not exist either, seen from {Path.cwd()}. Correct the path."
     near = nearest(path.name, os.listdir(parent))
-    return f". Did you mean {parent / near}?" if near else f" in {parent.resolve()}"
+    if near:
+        return f"Did you mean {parent / near}?"
+    return f"{parent.resolve()} has no file of a similar name. Correct the path."

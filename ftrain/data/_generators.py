@@ -84,7 +84,7 @@ def _alone() -> Iterator[None]:
         raise RuntimeError(
             "dataset: expected to read samples at once, got another thread that has been reading for "
             f"{LONGEST_WAIT:g} s; both use the global random generators. Read the data in one thread, "
-            "or write workers=1: a worker process has generators of its own"
+            "or write workers=1: a worker process has generators of its own."
         )
     try:
         yield

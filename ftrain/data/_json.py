@@ -34,7 +34,7 @@ def encode(value: Any, where: str) -> Any:
         return _tagged("array", [array.dtype.str, list(array.shape), content])
     raise TypeError(
         f"{where}: expected a value that can be saved as JSON, got {type(value).__name__} {value!r}. "
-        "Return only numbers, strings, lists, dicts, tensors and arrays from `state_dict`"
+        "Return only numbers, strings, lists, dicts, tensors and arrays from `state_dict`."
     )
 
 

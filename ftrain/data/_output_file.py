@@ -108,7 +108,7 @@ def opened(path: Path) -> OutputFile:
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{path}: expected outputs as data.with_outputs writes them, got another or a damaged file "
-            f"({error}). Delete it to compute them again, or give another path"
+            f"({error}). Delete it to compute them again, or give another path."
         ) from None
 
 
@@ -153,7 +153,7 @@ class Draft:
         if got != expected:
             raise ValueError(
                 f"fn: expected {', '.join(expected.values())}, as for the first batch, got "
-                f"{', '.join(got.values())}. Return the same outputs for each batch"
+                f"{', '.join(got.values())}. Return the same outputs for each batch."
             )
         for name, x in outputs.items():
             content = x.contiguous().reshape(-1).view(torch.uint8).numpy()

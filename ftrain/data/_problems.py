@@ -19,12 +19,12 @@ class Problems:
         >>> problems = Problems()
         >>> for name in ("a", "b"):
         ...     with problems:
-        ...         raise DataError(f"column {name!r}: expected a number, got ''")
+        ...         raise DataError(f"column {name!r}: expected a number, got ''. Delete it.")
         >>> problems.check()
         Traceback (most recent call last):
         ...
-        ftrain.core.errors.DataError: column 'a': expected a number, got ''
-        column 'b': expected a number, got ''
+        ftrain.core.errors.DataError: column 'a': expected a number, got ''. Delete it.
+        column 'b': expected a number, got ''. Delete it.
     """
 
     def __init__(self) -> None:

@@ -42,13 +42,15 @@ def npz(path: PathLike) -> dict[str, Tensor]:
     if not zipfile.is_zipfile(path):
         raise DataError(
             f"{path}: expected an .npz file (a zip of arrays), got another format or a truncated file. "
-            "Write it with np.savez, or read a single array (.npy) with data.npy"
+            "Write it with np.savez, or read a single array (.npy) with data.npy."
         )
     found: dict[str, Tensor] = {}
     with reading(path), zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if not members:
-            raise DataError(f"{path}: expected arrays, got none. Write it with np.savez(path, x=x)")
+            raise DataError(
+                f"{path}: expected arrays, got none. Write it with np.savez(path, x=x)."
+            )
         check_memory(path, "its arrays", sum(member.file_size for member in members))
         for member in members:
             name = member.filename.removesuffix(".npy")
@@ -87,7 +89,7 @@ def npy(path: PathLike, *, mmap: bool = False) -> Tensor:
         if file.read(6) != npy_format.MAGIC_PREFIX:
             raise DataError(
                 f"{path}: expected an .npy file, got another format. Write it with np.save, or read an "
-                ".npz file with data.npz"
+                ".npz file with data.npz."
             )
         with reading(path):
             file.seek(0)
@@ -156,12 +158,12 @@ class _Header(NamedTuple):
         if self.dtype.hasobject:
             raise DataError(
                 f"{path}: {what} holds Python objects, which only pickle could load, and pickle can run "
-                "any code. Save plain arrays of numbers instead"
+                "any code. Save plain arrays of numbers instead."
             )
         if self.dtype.kind not in "biufc" or self.dtype.itemsize > 16:
             raise DataError(
                 f"{where}: expected a dtype that torch supports, got {self.dtype}. Convert text to "
-                "numbers first, for instance with np.unique(array, return_inverse=True)"
+                "numbers first, for instance with np.unique(array, return_inverse=True)."
             )
         if min(self.shape, default=0) < 0 or self.length + self.bytes > size:
             raise ValueError(

@@ -96,24 +96,24 @@ class Cursor:
             if not is_count(value, 0):
                 raise ValueError(
                     f"cursor.{name}: expected an integer >= 0, got {value!r}. Pass a cursor that "
-                    "the loader yielded"
+                    "the loader yielded."
                 )
         if self.epoch >= _EPOCHS or self.position >= 2**63:
             raise ValueError(
                 f"cursor: expected epoch < 2**31 and position < 2**63, got {self}. Pass a cursor "
-                "that the loader yielded"
+                "that the loader yielded."
             )
         for name in ("of", "sampler"):
             if not isinstance(value := getattr(self, name), (str, NoneType)):
                 raise ValueError(
                     f"cursor.{name}: expected a string or None, got {value!r}. Pass a cursor that "
-                    "the loader yielded"
+                    "the loader yielded."
                 )
         if None not in (of, self.of) and of != self.of:
             raise ValueError(
                 f"cursor: expected a cursor for {of}, got one that was made for other data: {self.of}. "
                 "Pass the data that the run began with; or, to begin an epoch of this data, pass "
-                f"data.Cursor({self.seed}, {self.epoch})"
+                f"data.Cursor({self.seed}, {self.epoch})."
             )
         # Only the hashes are compared, so that a sampler can be renamed.
         if sampler and self.sampler and sampler.split()[-1:] != self.sampler.split()[-1:]:
@@ -121,7 +121,7 @@ class Cursor:
                 f"cursor: expected a cursor for the order of {sampler}, got one that was made for "
                 f"another order: that of {self.sampler}. Pass the `shuffle` or `sampler` that the run "
                 "began with, with the same arguments; or, to begin an epoch in this order, pass "
-                f"data.Cursor({self.seed}, {self.epoch})"
+                f"data.Cursor({self.seed}, {self.epoch})."
             )
 
     @classmethod
@@ -138,20 +138,20 @@ class Cursor:
         except (KeyError, TypeError):
             raise ValueError(
                 f"content: expected a dict with order, seed, epoch and position, got {content!r}. Pass "
-                "the dict that `cursor.to_json()` returned"
+                "the dict that `cursor.to_json()` returned."
             ) from None
         if order != ORDER:
             raise ValueError(
                 f"content['order']: expected {ORDER}, the data order of this version of ftrain, got "
                 f"{order!r}. Continue with the version that saved the cursor, or start the data anew "
-                "with loader.start()"
+                "with loader.start()."
             )
         try:
             state = _json.decode(content.get("state"))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"content['state']: the position of the data stream is damaged: {error!r}. Load "
-                "another checkpoint"
+                "another checkpoint."
             ) from None
         cursor = cls(seed, epoch, position, state, content.get("of"), content.get("sampler"))
         cursor.check()
@@ -163,7 +163,7 @@ def checked(cursor: object, of: str, sampler: str | None = None) -> Cursor:
     if not isinstance(cursor, Cursor):
         raise TypeError(
             f"cursor: expected a data.Cursor, got {type(cursor).__name__}. Pass loader.start(), or "
-            "data.Cursor.from_json(...) for a saved cursor"
+            "data.Cursor.from_json(...) for a saved cursor."
         )
     cursor.check(of, sampler)
     return cursor
@@ -173,11 +173,11 @@ def check_seed(seed: object) -> None:
     """Raise unless a seed is a signed or unsigned 64-bit integer."""
     if not isinstance(seed, int) or isinstance(seed, bool):
         raise TypeError(
-            f"seed: expected an integer, got {type(seed).__name__} {seed!r}. Write seed=0"
+            f"seed: expected an integer, got {type(seed).__name__} {seed!r}. Write seed=0."
         )
     if not -(2**63) <= seed < 2**64:
         raise ValueError(
-            f"seed: expected a 64-bit integer, in [-2**63, 2**64), got {seed}. Write seed=0"
+            f"seed: expected a 64-bit integer, in [-2**63, 2**64), got {seed}. Write seed=0."
         )
 
 

@@ -65,7 +65,7 @@ def read(path: pathlib.Path) -> Stored | None:
         why = getattr(error, "strerror", None) or error
         raise DataError(
             f"{path}: the file was changed after the run wrote it ({one_line(why)}). Restore the "
-            "original, or begin a new run"
+            "original, or begin a new run."
         ) from None
 
 

@@ -103,12 +103,12 @@ def _labelled(folder: Path, part: str) -> dict[str, Tensor]:
         if array.ndim != axes:
             raise DataError(
                 f"{path}: expected an array of {axes} axes, got {array.ndim} axes, so its content "
-                "is not what its name says. Download the file again"
+                "is not what its name says. Download the file again."
             )
     if len(images) != len(labels):
         raise DataError(
             f"{label_path}: expected {len(images)} labels, one for each image in {image_path}, got "
-            f"{len(labels)}. Download both files from the same data set"
+            f"{len(labels)}. Download both files from the same data set."
         )
     return {"image": images[:, None].to(torch.float32) / 255, "label": labels.to(torch.int64)}
 
@@ -119,7 +119,7 @@ def _file(folder: Path, name: str) -> Path:
         if (folder / candidate).is_file():
             return folder / candidate
     raise FileNotFoundError(
-        f"file not found: {name} or {name}.gz in {folder.resolve()}. Download it there"
+        f"file not found: {name} or {name}.gz in {folder.resolve()}. Download it there."
     )
 
 
@@ -128,23 +128,23 @@ def _read(file: IO[bytes] | gzip.GzipFile, path: Path, gzipped: bool) -> Tensor:
     if len(head) < 4 or head[:2] != b"\0\0" or head[2] not in _TYPES or not head[3]:
         raise DataError(
             f"{path}: expected an idx file, which begins with 00 00, a type (08 for bytes) and a number "
-            f"of axes, got {head.hex(' ') or 'an empty file'}. Download it again; it may be a web page"
+            f"of axes, got {head.hex(' ') or 'an empty file'}. Download it again; it may be a web page."
         )
     dtype, axes = np.dtype(_TYPES[head[2]]), head[3]
     sizes = file.read(4 * axes)
     if len(sizes) < 4 * axes:
         raise DataError(
             f"{path}: expected {4 * axes} bytes of sizes in the header, got {len(sizes)}. Download the "
-            "file again"
+            "file again."
         )
     shape = struct.unpack(f">{axes}i", sizes)
     if min(shape) < 0:
         raise DataError(
-            f"{path}: expected sizes >= 0 in the header, got the shape {shape}. Download the file again"
+            f"{path}: expected sizes >= 0 in the header, got the shape {shape}. Download the file again."
         )
     if axes > _MOST_AXES:
         raise DataError(
-            f"{path}: expected at most {_MOST_AXES} axes, got {axes}. Download the file again"
+            f"{path}: expected at most {_MOST_AXES} axes, got {axes}. Download the file again."
         )
     announced = math.prod(shape) * dtype.itemsize
     if gzipped:
@@ -158,7 +158,7 @@ def _read(file: IO[bytes] | gzip.GzipFile, path: Path, gzipped: bool) -> Tensor:
         found = "more" if len(content) > announced else f"{len(content):,}"
         raise DataError(
             f"{path}: expected {announced:,} bytes of numbers for the shape {shape} in the header, got "
-            f"{found}. Download the file again"
+            f"{found}. Download the file again."
         )
     array = np.frombuffer(content, dtype=dtype).reshape(shape)
     return torch.from_numpy(array.astype(dtype.newbyteorder("=")))

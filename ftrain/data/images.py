@@ -81,12 +81,12 @@ class Images:
             name = strange.relative_to(place).parts[0]
             raise DataError(
                 f"{place / name}: expected a folder named after one of the classes {self.classes!r}, "
-                f"got {name!r}. Rename the folder, or move it elsewhere"
+                f"got {name!r}. Rename the folder, or move it elsewhere."
             )
         if not self.files:
             raise DataError(
                 f"{place}: expected one folder of images per class, got no images. Put each image in a "
-                f"folder with the name of its class, such as {place / 'cat' / '1.png'}"
+                f"folder with the name of its class, such as {place / 'cat' / '1.png'}."
             )
         if size is None:
             image = self._read(0)
@@ -114,7 +114,7 @@ class Images:
         else:
             files = [each for each in sorted(place.rglob("*")) if _is_image(each)]
         if not files:
-            raise DataError(f"{place}: expected images, got none. Name a folder with images in it")
+            raise DataError(f"{place}: expected images, got none. Name a folder with images in it.")
         found = cls.__new__(cls)
         found.mode, found._resize, found.classes = mode, size is not None, []
         found.files = [(each, -1) for each in files]
@@ -135,7 +135,7 @@ class Images:
             raise DataError(
                 f"{path}: expected {height} x {width} pixels, as in {self._first()}, got "
                 f"{image.height} x {image.width}. Pass size=({height}, {width}) to scale all images; in "
-                f"a configuration, data.size: [{height}, {width}]"
+                f"a configuration, data.size: [{height}, {width}]."
             )
         pixels = torch.from_numpy(np.array(image, dtype=np.float32) / 255)
         pixels = pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
@@ -159,14 +159,14 @@ class Images:
         except Exception as error:  # decoders raise errors of any class
             raise DataError(
                 f"{path}: expected an image that Pillow can read, got an error: {one_line(error)}. "
-                "Convert it, or remove it"
+                "Convert it, or remove it."
             ) from None
         with opened:
             try:
                 return _converted(pillow, _upright(pillow, opened), self.mode)
             except Exception as error:  # Pillow decodes the pixels only here
                 raise DataError(
-                    f"{path} is damaged: {one_line(error)}. Create or copy the file again"
+                    f"{path} is damaged: {one_line(error)}. Create or copy the file again."
                 ) from None
 
 
@@ -230,7 +230,7 @@ def _check_names(place: Path, names: list[str]) -> None:
             name.encode()
         except UnicodeEncodeError:
             raise DataError(
-                f"{place}: expected folders with names in UTF-8, got {name!a}. Rename the folder"
+                f"{place}: expected folders with names in UTF-8, got {name!a}. Rename the folder."
             ) from None
 
 
@@ -239,7 +239,7 @@ def _height_and_width(size: int | tuple[int, int]) -> tuple[int, int]:
     if len(found) != 2 or not all(is_count(each, 1) for each in found):
         raise ValueError(
             f"size: expected (height, width) in pixels, or one number for both, got {size!r}. Write "
-            "size=64"
+            "size=64."
         )
     return found
 
@@ -249,7 +249,7 @@ def _check_mode(pillow: Any, mode: str) -> None:
         pillow.new("RGB", (1, 1)).convert(mode)
     except (KeyError, TypeError, ValueError):
         raise ValueError(
-            f"mode: expected a mode of Pillow, got {mode!r}. Write 'RGB', or 'L' for grey images"
+            f"mode: expected a mode of Pillow, got {mode!r}. Write 'RGB', or 'L' for grey images."
         ) from None
 
 

@@ -122,12 +122,12 @@ class Loader:
         source = as_dataset(self.dataset)
         if not len(source):
             raise ValueError(
-                "dataset: expected at least one sample, got none. Pass data that is not empty"
+                "dataset: expected at least one sample, got none. Pass data that is not empty."
             )
         if self.collate is not None and isinstance(source, Gather):
             raise ValueError(
                 "collate: expected None for a dataset that returns whole batches, got a function. Leave "
-                "it out, or pass the dataset as a list of samples"
+                "it out, or pass the dataset as a list of samples."
             )
         ordered = Shuffled if self.shuffle else Sequential
         order = ordered(len(source)) if self.sampler is None else self.sampler
@@ -137,14 +137,14 @@ class Loader:
             raise ValueError(
                 'last_batch: expected "pad" or "drop" with ranks > 1, got "keep" (the default without '
                 "shuffle and sampler), which gives some ranks fewer rows. Write "
-                'last_batch="pad" (rows of weight zero) or last_batch="drop"'
+                'last_batch="pad" (rows of weight zero) or last_batch="drop".'
             )
         if last_batch == "drop" and len(order) < self.batch_size:
             raise ArgumentError(
                 "batch_size",
                 f"expected at most {len(order)}, the number of samples, because last_batch is "
                 f'"drop" and keeps full batches only, got {self.batch_size}',
-                'Write a smaller batch_size, or last_batch="keep" or last_batch="pad"',
+                'Write a smaller batch_size, or last_batch="keep" or last_batch="pad".',
             )
         # Derived from the fields, and frozen like them.
         object.__setattr__(self, "_fetch", Fetch(source, self.augment, self.collate))
@@ -169,7 +169,7 @@ class Loader:
         """Return the cursor after the first `step` batches of the run."""
         if not is_count(step, 0):
             raise ValueError(
-                f"step: expected an integer >= 0, got {step!r}. Write loader.at(0) for the start"
+                f"step: expected an integer >= 0, got {step!r}. Write loader.at(0) for the start."
             )
         epoch, batches = divmod(step, len(self))
         return self._cursor(self.seed, epoch, batches * self.batch_size)
@@ -200,16 +200,17 @@ class Loader:
         )
         if cursor.state is not None:
             raise ValueError(
-                "cursor: expected a cursor of a Loader, got one of a data.Stream. Pass loader.start()"
+                "cursor: expected a cursor of a Loader, got one of a data.Stream. Pass loader.start()."
             )
         if cursor.position > len(self._order):
             raise ValueError(
                 f"cursor: expected a position of at most {len(self._order)}, the number of samples, got "
-                f"{cursor.position}. Pass the data that the cursor was made for"
+                f"{cursor.position}. Pass the data that the cursor was made for."
             )
         if epochs is not None and not is_count(epochs, 0):
             raise ValueError(
-                f"epochs: expected an integer >= 0, or None for no limit, got {epochs!r}. Write epochs=1"
+                f"epochs: expected an integer >= 0, or None for no limit, got {epochs!r}. Write "
+                "epochs=1."
             )
         return self._run(cursor, epochs)
 
@@ -297,13 +298,13 @@ class Loader:
             raise TypeError(
                 f"sampler: expected {type(self._order).__name__}.at(positions) to return an int64 numpy "
                 f"array with the shape of the positions, {positions.shape}, got "
-                f"{type(indices).__name__} with dtype and shape {found}. Convert the result"
+                f"{type(indices).__name__} with dtype and shape {found}. Convert the result."
             )
         low, high, n = indices.min(), indices.max(), len(self._fetch.dataset)
         if low < 0 or high >= n:
             raise IndexError(
                 f"sampler: expected indices from 0 to {n - 1}, got {low if low < 0 else high}. Pass the "
-                "dataset that the sampler was made for"
+                "dataset that the sampler was made for."
             )
 
 
@@ -363,32 +364,32 @@ def _check_options(loader: Loader) -> None:
             raise ArgumentError(
                 name,
                 f"expected an integer >= {least}, got {value!r}",
-                f"Write {name}={least} or more",
+                f"Write {name}={least} or more.",
             )
     if loader.workers > _MOST_WORKERS:
         raise ValueError(
             f"workers: expected at most {_MOST_WORKERS} processes, got {loader.workers}. Write at most "
-            "the number of processor cores"
+            "the number of processor cores."
         )
     if not is_count(loader.rank, 0) or loader.rank >= loader.ranks:
         raise ValueError(
             f"rank: expected a number from 0 to ranks - 1 = {loader.ranks - 1}, got {loader.rank!r}. "
-            "Pass the rank of this process"
+            "Pass the rank of this process."
         )
     if loader.batch_size % loader.ranks:
         raise ArgumentError(
             "batch_size",
             f"expected a multiple of ranks = {loader.ranks}, because batch_size counts the samples of "
             f"all ranks, got {loader.batch_size}",
-            "Change batch_size or ranks",
+            "Change batch_size or ranks.",
         )
     if loader.last_batch not in (None, "drop", "keep", "pad"):
         raise ValueError(
-            f'last_batch: expected "drop", "keep" or "pad", got {loader.last_batch!r}. Write "drop"'
+            f'last_batch: expected "drop", "keep" or "pad", got {loader.last_batch!r}. Write "drop".'
         )
     if loader.sampler is not None and not isinstance(loader.sampler, Sampler):
         raise TypeError(
             "sampler: expected an object with __len__ and at(positions, seed=..., epoch=...), got "
             f"{type(loader.sampler).__name__}. Write data.Shuffled, data.Weighted, ... instead of "
-            "torch's samplers, which keep a state of their own"
+            "torch's samplers, which keep a state of their own."
         )

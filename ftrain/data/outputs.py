@@ -31,7 +31,7 @@ from ftrain.data.loader import Loader
 __all__ = ["with_outputs"]
 
 
-_REMEDY = "Delete it to compute them again, or give another path"
+_REMEDY = "Delete it to compute them again, or give another path."
 
 
 def with_outputs(
@@ -89,13 +89,13 @@ def with_outputs(
     if not tree.leaves(source):
         raise ValueError(
             f"source: expected the tensors that decide the outputs, got {source!r}, which is the same "
-            "for every teacher. Write source=dict(teacher.state_dict())"
+            "for every teacher. Write source=dict(teacher.state_dict())."
         )
     found = as_dataset(dataset)
     if isinstance(found, Arrays) and not isinstance(dataset, Mapping):
         raise TypeError(
             f"dataset: expected a mapping, to which entries can be added, got "
-            f"{a_or_an(type(dataset).__name__)}. Name the tensors: {{'x': ..., 'y': ...}}"
+            f"{a_or_an(type(dataset).__name__)}. Name the tensors: {{'x': ..., 'y': ...}}."
         )
     expected = {"source": _digest(source)}
     if version is not None:
@@ -158,7 +158,7 @@ def _require_mapping(value: Any, what: str, where: str) -> None:
     if not isinstance(value, Mapping):
         raise TypeError(
             f"dataset: expected {what}, to which entries can be added, got "
-            f"{a_or_an(type(value).__name__)}. Return {{'x': ..., 'y': ...}} {where}"
+            f"{a_or_an(type(value).__name__)}. Return {{'x': ..., 'y': ...}} {where}."
         )
 
 
@@ -167,7 +167,7 @@ def _refuse_taken(entries: Mapping[str, Any], outputs: Mapping[str, Any]) -> Non
     if taken:
         raise ValueError(
             "name: expected names that are not yet keys of the samples, got "
-            f"{', '.join(map(repr, taken))}. Choose another name"
+            f"{', '.join(map(repr, taken))}. Choose another name."
         )
 
 
@@ -226,7 +226,7 @@ def _refusing_draws() -> Iterator[None]:
     except UnkeyedRandomError as error:
         raise ValueError(
             "fn: expected outputs that depend on the batch and on `source` alone, got random draws, "
-            "such as those of a dropout in training mode. Call teacher.eval()"
+            "such as those of a dropout in training mode. Call teacher.eval()."
         ) from error
 
 
@@ -235,7 +235,7 @@ def _check_rows(outputs: dict[str, Tensor], count: int) -> None:
         if not x.ndim or len(x) != count or not x.numel():
             raise ValueError(
                 f"fn: expected {count} rows, as in the batch, got {name!r} of shape {tuple(x.shape)}. "
-                "Return one row a sample"
+                "Return one row a sample."
             )
 
 
@@ -244,12 +244,12 @@ def _named(outputs: Any, name: str) -> dict[str, Tensor]:
     if not isinstance(named, Mapping) or not all(isinstance(x, Tensor) for x in named.values()):
         raise TypeError(
             f"fn: expected a tensor or a mapping of tensors, got {a_or_an(type(outputs).__name__)}. "
-            "Return the logits, or {'teacher': logits, 'features': features}"
+            "Return the logits, or {'teacher': logits, 'features': features}."
         )
     for each, x in named.items():
         if not is_storable(x.dtype):
             raise TypeError(
-                f"fn: expected real numbers of at most 64 bits, got {each!r} of {x.dtype}. Convert it"
+                f"fn: expected real numbers of at most 64 bits, got {each!r} of {x.dtype}. Convert it."
             )
     return {each: x.detach().cpu() for each, x in sorted(named.items())}
 

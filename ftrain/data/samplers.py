@@ -152,12 +152,12 @@ class ByLength:
         if self._lengths.ndim != 1 or self._lengths.dtype.kind not in "iuf":
             raise ValueError(
                 f"lengths: expected one number for each sample, got {self._lengths.dtype} of shape "
-                f"{self._lengths.shape}. Pass a list of numbers"
+                f"{self._lengths.shape}. Pass a list of numbers."
             )
         for name, value in (("group", group), ("window", window)):
             if not is_count(value, 1):
                 raise ValueError(
-                    f"{name}: expected an integer >= 1, got {value!r}. Write {name}=1 or more"
+                    f"{name}: expected an integer >= 1, got {value!r}. Write {name}=1 or more."
                 )
         self._shuffled = Shuffled(len(self._lengths))
         self.group, self.window = group, group * window
@@ -224,7 +224,7 @@ class Mixed:
         if len(shares) != len(self._sizes):
             raise ValueError(
                 f"weights: expected {len(self._sizes)} numbers, one for each source, got {len(shares)}. "
-                "Pass one weight per source"
+                "Pass one weight per source."
             )
         self.n = _checked_length(sum(self._sizes) if samples is None else samples)
         self._counts = _shares(shares / shares.sum(), self.BLOCK)
@@ -275,7 +275,7 @@ def _shares(parts: NDArray[np.float64], total: int) -> list[int]:
         raise ValueError(
             f"weights[{starved[0]}]: expected a share of at least 1/{2 * total}, got "
             f"{parts[starved[0]]:.2g}: the source would never be drawn. Give it a larger weight, or "
-            "leave it out"
+            "leave it out."
         )
     found: list[int] = counts.tolist()
     return found
@@ -284,7 +284,7 @@ def _shares(parts: NDArray[np.float64], total: int) -> list[int]:
 def _checked_length(n: int) -> int:
     if not is_count(n, 1) or n > LARGEST:
         raise ValueError(
-            f"number of samples: expected an integer from 1 to 2**32, got {n!r}. Pass len(dataset)"
+            f"number of samples: expected an integer from 1 to 2**32, got {n!r}. Pass len(dataset)."
         )
     return n
 
@@ -293,15 +293,15 @@ def _check_weights(weights: NDArray[np.float64]) -> None:
     if weights.ndim != 1 or not len(weights):
         raise ValueError(
             f"weights: expected numbers of shape (n,), got shape {weights.shape}. Pass one weight "
-            "per sample or source"
+            "per sample or source."
         )
     wrong = np.nonzero(~(np.isfinite(weights) & (weights >= 0)))[0]
     if len(wrong):
         raise ValueError(
             f"weights[{wrong[0]}]: expected a finite number >= 0, got {weights[wrong[0]]}. Write 0 "
-            "to leave it out"
+            "to leave it out."
         )
     if not weights.any():
         raise ValueError(
-            "weights: expected at least one positive weight, got zeros only. Increase one"
+            "weights: expected at least one positive weight, got zeros only. Increase one."
         )

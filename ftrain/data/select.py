@@ -104,6 +104,6 @@ def _kept(sample: Any, columns: tuple[str, ...]) -> dict[str, Any]:
             known = [str(each) for each in sample]
             raise KeyError(
                 f"columns: expected entries of a sample ({', '.join(known)}), got {name!r}."
-                f"{did_you_mean(name, known)}"
+                f"{did_you_mean(name, known) or ' Name one of these.'}"
             )
     return {name: sample[name] for name in columns}

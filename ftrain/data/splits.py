@@ -43,13 +43,13 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
     if not isinstance(held_out, (int, float)) or isinstance(held_out, bool) or math.isnan(held_out):
         raise ValueError(
             f"held_out: expected a number of samples or a share of them, got {held_out!r}. Write "
-            "held_out=0.1"
+            "held_out=0.1."
         )
     count = round(held_out * n) if isinstance(held_out, float) else held_out
     if not 0 < count < n:
         raise ValueError(
             f"held_out={held_out!r} of {n} samples leaves one of the two parts empty. Hold out at least "
-            "one sample, and not all"
+            "one sample, and not all."
         )
     order = Shuffled(n).at(np.arange(n, dtype=np.int64), seed=seed, epoch=0)
     parts = np.sort(order[count:]), np.sort(order[:count])
@@ -74,7 +74,7 @@ def concat(*datasets: Any) -> Any:
     """
     if not datasets:
         raise ValueError(
-            "datasets: expected at least one, got none. Write concat(first, second, ...)"
+            "datasets: expected at least one, got none. Write concat(first, second, ...)."
         )
     sources = [as_dataset(dataset) for dataset in datasets]
     arrays = [isinstance(source, Arrays) for source in sources]
@@ -83,7 +83,7 @@ def concat(*datasets: Any) -> Any:
     if not all(arrays):
         raise ValueError(
             "datasets: expected only trees of tensors, or only map-style datasets, got both. Turn each "
-            "tree of tensors into a list of samples"
+            "tree of tensors into a list of samples."
         )
     whole = [source.gather(torch.arange(len(source))) for source in sources]
     for path, *leaves in zip(tree.paths(whole[0]), *map(tree.leaves, whole), strict=False):
@@ -92,5 +92,6 @@ def concat(*datasets: Any) -> Any:
             raise ValueError(
                 f"datasets: expected samples of one dtype and shape at {path or 'the root'}, got "
                 + ", ".join(f"{dtype} {shape}" for dtype, shape in dict.fromkeys(kinds))
+                + ". Convert the samples of one dataset to those of the other."
             )
     return tree.map(lambda *leaves: torch.cat(leaves), *whole)

@@ -79,12 +79,12 @@ class Stream:
         check_seed(self.seed)
         if self.batch_size is not None and not is_count(self.batch_size, 1):
             raise ValueError(
-                f"batch_size: expected an integer >= 1, got {self.batch_size!r}. Write batch_size=32"
+                f"batch_size: expected an integer >= 1, got {self.batch_size!r}. Write batch_size=32."
             )
         if not hasattr(self.source, "__iter__") or isinstance(self.source, Iterator):
             raise TypeError(
                 "source: expected an iterable that starts anew on each iteration, got "
-                f"{type(self.source).__name__}. Pass an object whose __iter__ returns a new iterator"
+                f"{type(self.source).__name__}. Pass an object whose __iter__ returns a new iterator."
             )
 
     def start(self) -> Cursor:
@@ -109,7 +109,8 @@ class Stream:
         cursor = self.start() if cursor is None else checked(cursor, self._of)
         if epochs is not None and not is_count(epochs, 0):
             raise ValueError(
-                f"epochs: expected an integer >= 0, or None for no limit, got {epochs!r}. Write epochs=1"
+                f"epochs: expected an integer >= 0, or None for no limit, got {epochs!r}. Write "
+                "epochs=1."
             )
         found = self._run(cursor, epochs)
         return found if self.device is None else transferred(found, torch.device(self.device), 0)
@@ -160,7 +161,7 @@ class Stream:
             raise ValueError(
                 f"source: expected at least {max(cursor.position, 1)} batches in epoch {epoch}, got "
                 f"{position} from {type(self.source).__name__}: it is empty, or the cursor was made for "
-                "other data"
+                "other data. Pass the source that the cursor was made for."
             )
         return Cursor(seed, epoch + 1, 0, state, self._of)
 
@@ -181,7 +182,7 @@ class Stream:
                     raise ValueError(
                         "source: expected load_state_dict for the state in the cursor, got "
                         f"{type(self.source).__name__} without it. Pass the kind of source that the "
-                        "cursor was made for"
+                        "cursor was made for."
                     )
                 self.source.load_state_dict(cursor.state)
             return iter(self._anew())

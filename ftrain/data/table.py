@@ -100,6 +100,6 @@ def csv(
     if not features:
         raise DataError(
             f"{table.path}: expected columns besides the target {target!r}, got none. Add a column "
-            "of inputs"
+            "of inputs."
         )
     return {"x": torch.stack(features, dim=1), "y": found[target]}

@@ -51,17 +51,17 @@ class Windows:
         for name, value in (("length", length), ("stride", stride)):
             if not is_count(value, 1):
                 raise ValueError(
-                    f"{name}: expected an integer >= 1, got {value!r}. Write {name}=1 or more"
+                    f"{name}: expected an integer >= 1, got {value!r}. Write {name}=1 or more."
                 )
         if self.tokens.ndim != 1 or self.tokens.is_floating_point():
             raise ValueError(
                 f"tokens: expected integers of shape (n,), got {self.tokens.dtype} "
-                f"{tuple(self.tokens.shape)}. Convert them"
+                f"{tuple(self.tokens.shape)}. Convert them."
             )
         if len(self.tokens) < length:
             raise ValueError(
                 f"tokens: expected at least {length}, the length of a window, got {len(self.tokens)}. "
-                "Pass more text, or a smaller length"
+                "Pass more text, or a smaller length."
             )
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class Windows:
         if not 0 <= index < len(self):
             raise IndexError(
                 f"index: expected a window from 0 to {len(self) - 1}, got {index}. Take one below "
-                "len(windows)"
+                "len(windows)."
             )
         return self.gather(torch.tensor([index]))[0]
 
@@ -119,7 +119,7 @@ class Text:
             strange = content[int(np.argmax(tokens < 0))]
             raise ValueError(
                 f"content: expected only characters of the alphabet, got {strange!r}. Remove it, "
-                "or extend the alphabet"
+                "or extend the alphabet."
             )
         dtype = np.uint8 if len(used) <= 256 else np.int32
         return cls(torch.from_numpy(tokens.astype(dtype)), "".join(map(chr, used.tolist())))
@@ -153,7 +153,7 @@ class Text:
         if strange is not None:
             raise ValueError(
                 f"tokens: expected integers in [0, {self.vocabulary}), got {strange}. Decode with "
-                "the text that encoded them"
+                "the text that encoded them."
             )
         if self.alphabet is None:
             return bytes(numbers).decode(errors="replace")
@@ -165,7 +165,7 @@ class Text:
         if not 0 < cut < len(self):
             raise ValueError(
                 f"held_out: expected a fraction that leaves at least one of {len(self)} tokens in each "
-                f"part, got {held_out!r}. Write held_out=0.1"
+                f"part, got {held_out!r}. Write held_out=0.1."
             )
         return Text(self.tokens[:cut], self.alphabet), Text(self.tokens[cut:], self.alphabet)
 
@@ -206,11 +206,11 @@ def text(
     """
     if unit not in ("characters", "bytes"):
         raise ValueError(
-            f'unit: expected "characters" or "bytes", got {unit!r}. Write one of these'
+            f'unit: expected "characters" or "bytes", got {unit!r}. Write one of these.'
         )
     path = existing(path)
     if not path.stat().st_size:
-        raise DataError(f"{path}: expected text, got an empty file. Write text to it")
+        raise DataError(f"{path}: expected text, got an empty file. Write text to it.")
     if unit == "bytes":
         return Text(tokens(path, "uint8"))
     content = decoded(path)
@@ -222,7 +222,7 @@ def text(
         sign = f"{content[at]!r} (U+{ord(content[at]):04X})"
         raise DataError(
             f"{path}, line {line}, column {column}: expected a character of the training text, got "
-            f"{sign}{others}. Replace it in the file, or train on a text that contains it"
+            f"{sign}{others}. Replace it in the file, or train on a text that contains it."
         )
     return Text.of(content, alphabet)
 
@@ -257,12 +257,12 @@ def tokens(path: PathLike, dtype: str = "uint16") -> Tensor:
         return npy(path, mmap=True)
     kind, size = np.dtype(dtype), path.stat().st_size
     if kind.kind not in "iu":
-        raise ValueError(f"dtype: expected an integer dtype, got {dtype!r}. Write 'uint16'")
+        raise ValueError(f"dtype: expected an integer dtype, got {dtype!r}. Write 'uint16'.")
     if not size or size % kind.itemsize:
         got = f"{size:,} bytes" if size else "an empty file"
         raise DataError(
             f"{path}: expected a whole number of {kind.name} tokens, got {got}. Copy the file "
-            "again, or pass the `dtype` of its tokens"
+            "again, or pass the `dtype` of its tokens."
         )
     # Mapped copy-on-write, because torch has no read-only tensors.
     return torch.from_numpy(np.memmap(path, dtype=kind, mode="c"))
@@ -282,7 +282,7 @@ def standard_library(characters: int = 1_000_000) -> Text:
     """
     if not is_count(characters, 1):
         raise ValueError(
-            f"characters: expected an integer >= 1, got {characters!r}. Write characters=1_000_000"
+            f"characters: expected an integer >= 1, got {characters!r}. Write characters=1_000_000."
         )
     folder = Path(sysconfig.get_path("stdlib"))
     modules = sorted(folder.glob("*.py"))
@@ -294,6 +294,6 @@ def standard_library(characters: int = 1_000_000) -> Text:
     if not content:
         raise FileNotFoundError(
             f"{folder}: expected the source files (*.py) of Python's standard library, got none. "
-            "Read a file of your own with data.text(path)"
+            "Read a file of your own with data.text(path)."
         )
     return Text.of(content[:characters])

@@ -31,7 +31,7 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
 from ftrain.checkpoint.errors import CheckpointCorruptError, CheckpointMismatchError
-from ftrain.core._words import dtype_and_shape
+from ftrain.core._words import a_or_an, dtype_and_shape
 
 __all__ = ["Entry", "Loading", "SafeReader", "Saving"]
 
@@ -189,19 +189,19 @@ class SafeReader(FileSystemReader):
             with open(path, "rb") as file:
                 found = _Unpickler(file).load()
         except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
-            raise _bad(path, str(error)) from None
+            raise _bad(path, f"an error: {error}") from None
         if not isinstance(found, Metadata) or not isinstance(found.storage_data, dict):
-            raise _bad(path, f"got {type(found).__name__}")
+            raise _bad(path, a_or_an(type(found).__name__))
         for place in found.storage_data.values():
             name = place.relative_path
             if os.path.basename(name) != name or name in ("", ".", ".."):
-                raise _bad(path, f"got the file name {name!a}")
+                raise _bad(path, f"the file name {name!a}")
         return dataclasses.replace(found, storage_meta=None)
 
 
-def _bad(path: str, reason: str) -> CheckpointCorruptError:
+def _bad(path: str, got: str) -> CheckpointCorruptError:
     return CheckpointCorruptError(
-        f"{path}: expected metadata of torch.distributed.checkpoint: {reason}. Restore the "
+        f"{path}: expected metadata of torch.distributed.checkpoint, got {got}. Restore the "
         "checkpoint from a copy."
     )
 
@@ -238,4 +238,4 @@ class _Unpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
-        raise pickle.UnpicklingError(f"got the global {module}.{name}")
+        raise pickle.UnpicklingError(f"the global {module}.{name} is not allowed")

@@ -323,7 +323,7 @@ def _check_damaged(path: str, error: CheckpointExistsError) -> None:
     """Raise `error` unless the existing checkpoint is damaged, so that it may be replaced."""
     if verifies(path):
         raise error
-    warn_corrupt(path, "the next checkpoint of its step replaces it")
+    warn_corrupt(path, "the next checkpoint of its step replaces it.")
 
 
 def _check_outcomes(outcomes: list[dict[str, str]]) -> None:

@@ -145,8 +145,8 @@ class Dispatcher:
 def _warn(name: str, error: Exception) -> None:
     last = traceback.extract_tb(error.__traceback__)[-1]
     warnings.warn(
-        f"callback {name} raised {type(error).__name__}: {error} ({last.filename}:{last.lineno}); "
-        "the run continues",
+        f"callback {name} raised {type(error).__name__}: {error} ({last.filename}:{last.lineno}). "
+        "The run continues; correct the callback.",
         CallbackWarning,
         stacklevel=3,
     )

@@ -54,7 +54,7 @@ class LogLocks:
                 if warn and error.errno in NO_LOCKS:
                     warnings.warn(
                         f"{path}: the file system supports no locks ({error.strerror}), so a second "
-                        "run that writes to this file is not refused",
+                        "run that writes to this file is not refused. Give each run its own file.",
                         LoopWarning,
                         stacklevel=2,
                     )

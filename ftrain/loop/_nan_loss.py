@@ -19,7 +19,7 @@ _EVALUATION = "the evaluation loss is NaN although the parameters are finite."
 _CAUSE = (
     "Probably a batch or micro-batch has no label: the mean over 0 labels is NaN, and so is "
     "Mean(loss * n, n) with n = 0. Write Mean(total, n) with the sum of the losses, such as "
-    "F.cross_entropy(..., reduction='sum')"
+    "F.cross_entropy(..., reduction='sum')."
 )
 
 
@@ -70,10 +70,10 @@ def nonfinite_batch(batch: Any, position: int | None = None) -> str | None:
 
     Example:
         >>> nonfinite_batch({"x": torch.tensor([1.0, math.nan]), "y": torch.tensor([0, 1])}, 3)
-        "batch['x'] (batch 3) holds 1 NaN of 2 values. Correct these values, or leave out their rows"
+        "batch['x'] (batch 3) holds 1 NaN of 2 values. Correct these values, or leave out their rows."
     """
     found = nonfinite_leaf("batch", batch, "" if position is None else f" (batch {position})")
     if found is None:
         return None
     unless = "" if "NaN" in found else ", unless they are a mask"
-    return f"{found}. Correct these values, or leave out their rows{unless}"
+    return f"{found}. Correct these values, or leave out their rows{unless}."

@@ -394,7 +394,7 @@ class Run(Emitter):
         self.state = read_metrics(self.state)
         result = fit_result(self.state, runtime, status)
         if status == "completed" and 2 * result.skipped > result.step:
-            advice = nonfinite_batch(self.last_batch) or "Check the loss and its inputs"
+            advice = nonfinite_batch(self.last_batch) or "Check the loss and its inputs."
             yield from self.notice(f"{result.skipped_message}. {advice}")
         if status != "interrupted" and self.state.window.steps:
             # Log the last, partial window. After an interruption, the resumed run logs it in full.

@@ -50,7 +50,9 @@ def assert_close_norm(
         raise AssertionError(f"{message}: {structural}")
     apart = relative_distance(got, expected)
     if not apart <= relative:  # also for NaN
-        raise AssertionError(f"{message}: relative distance {apart:.3g}, at most {relative:.3g}")
+        raise AssertionError(
+            f"{message}: expected a relative distance of at most {relative:.3g}, got {apart:.3g}"
+        )
 
 
 def relative_distance(got: Any, expected: Any) -> float:

@@ -92,7 +92,8 @@ class Reports:
         for report in self.reports:
             if report.law == law:
                 return report
-        raise KeyError(f"expected one of {[report.law for report in self.reports]}, got {law!r}")
+        laws = [report.law for report in self.reports]
+        raise KeyError(f"law: expected one of {laws}, got {law!r}. Write one of these names.")
 
     def __str__(self) -> str:
         """Return the results as a table."""

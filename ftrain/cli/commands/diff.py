@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
             "",
             f"{options.a} {options.b}",
             "expected two directories of runs, or two traces, got one of each. Name two of the "
-            "same kind",
+            "same kind.",
         )
     if are_files[0]:
         from ftrain.cli.diff import diff_traces  # noqa: PLC0415  # imports torch

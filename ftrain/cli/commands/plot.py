@@ -61,7 +61,7 @@ def run(options: argparse.Namespace) -> int:
                 dark=options.dark,
             )
     except OSError as error:
-        says = f"cannot be written to: {error.strerror or error}"
+        says = f"cannot be written to: {error.strerror or error}. Choose another file."
         raise ConfigError.at("", out, says) from None
     say(out)
     return 0

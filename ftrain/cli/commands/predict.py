@@ -56,7 +56,7 @@ def run(options: argparse.Namespace) -> int:
     try:
         options.out.write_text(text, encoding="utf-8", newline="")
     except OSError as error:
-        says = f"cannot be written to: {error.strerror or error}"
+        says = f"cannot be written to: {error.strerror or error}. Choose another file."
         raise ConfigError.at("", f"--out {options.out}", says) from None
     rows = len(next(iter(found.values())))
     say(f"{rows} rows: {options.out}")

@@ -13,7 +13,7 @@ from ftrain.cli._no_code import add_no_code
 from ftrain.config.load import load
 from ftrain.core._terminal import say
 
-_START = " To train on N ranks, write torchrun --nproc-per-node N -m ftrain train config.yaml"
+_START = " To train on N ranks, write torchrun --nproc-per-node N -m ftrain train config.yaml."
 
 
 def arguments(parser: argparse.ArgumentParser) -> None:

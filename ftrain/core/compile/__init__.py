@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, overload
 
+from ftrain.core._words import a_or_an
 from ftrain.core.compile._compiled import Compiled
 from ftrain.core.compile._lower import Backend
 from ftrain.core.compile._toolchain import check_compiler
@@ -107,9 +108,13 @@ def compile(
     1
     """
     if backend not in ("inductor", "eager"):
-        raise ValueError(f"backend: expected 'inductor' or 'eager', got {backend!r}")
+        raise ValueError(
+            f"backend: expected 'inductor' or 'eager', got {backend!r}. Write backend='inductor'."
+        )
     if fn is None:
         return lambda function: Compiled(function, donate, mode, backend)
     if not callable(fn):
-        raise TypeError(f"compile: expected a function, got {type(fn).__name__}")
+        raise TypeError(
+            f"compile: expected a function, got {a_or_an(type(fn).__name__)}. Pass the function itself."
+        )
     return Compiled(fn, donate, mode, backend)

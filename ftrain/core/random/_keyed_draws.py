@@ -271,7 +271,9 @@ def integers(
 ) -> Tensor:
     """Draw integers in [low, high) as `dtype`; for floating-point and bool dtypes via int64."""
     if low >= high:
-        raise ValueError(f"randint: expected low < high, got low={low}, high={high}")
+        raise ValueError(
+            f"randint: expected low < high, got low={low}, high={high}. Exchange or change them."
+        )
     wide = torch.int64 if dtype.is_floating_point or dtype == torch.bool else dtype
     return stream.randint(shape, low, high, wide, device).to(dtype)
 

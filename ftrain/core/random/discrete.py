@@ -65,12 +65,16 @@ def categorical(
     """
     _check_single(key, "categorical")
     if not isinstance(logits, Tensor) or logits.ndim == 0:
-        raise ValueError(f"categorical: expected logits to be a tensor (..., n), got {logits!r}")
+        raise ValueError(
+            f"categorical: expected logits to be a tensor (..., n), got {logits!r}. Pass one logit for "
+            "each category."
+        )
     _check_float(logits.dtype, "categorical")
     axis = _axis("categorical", axis, logits)
     if not logits.shape[axis]:
         raise ValueError(
-            f"categorical: expected logits of at least one category, got shape {tuple(logits.shape)}"
+            f"categorical: expected logits of at least one category, got shape {tuple(logits.shape)}. "
+            "Choose an axis that is not empty."
         )
     logits = logits.detach().movedim(axis, -1)
     batch = logits.shape[:-1]

@@ -44,7 +44,9 @@ def key(seed: int | Tensor, *, device: torch.device | str | None = None) -> Tens
     """
     if isinstance(seed, Tensor):
         if seed.dtype == torch.bool or seed.is_floating_point() or seed.is_complex():
-            raise TypeError(f"seed: expected an integer, got a tensor of {seed.dtype}")
+            raise TypeError(
+                f"seed: expected an integer, got a tensor of {seed.dtype}. Convert it: seed.long()."
+            )
         if seed.dtype == torch.uint64:
             seed = seed.view(torch.int64)
         low = low_word(seed)
@@ -53,9 +55,11 @@ def key(seed: int | Tensor, *, device: torch.device | str | None = None) -> Tens
         words = torch.stack([high, low], dim=-1)
         return words if device is None else words.to(device)
     if not isinstance(seed, int):
-        raise TypeError(f"seed: expected an integer, got {type(seed).__name__}")
+        raise TypeError(f"seed: expected an integer, got {type(seed).__name__}. Write key(0).")
     if not -(2**63) <= seed < 2**64:
-        raise ValueError(f"seed: expected an integer of 64 bits, in [-2**63, 2**64), got {seed}")
+        raise ValueError(
+            f"seed: expected an integer of 64 bits, in [-2**63, 2**64), got {seed}. Write key(0)."
+        )
     pair = [signed(seed >> 32), signed(seed)]
     return torch.tensor(pair, dtype=torch.int32, device=device)
 

@@ -49,7 +49,9 @@ def bits(
     """
     _check_single(key, "bits")
     if width not in (8, 16, 32, 64):
-        raise ValueError(f"bits: expected width to be 8, 16, 32 or 64, got {width}")
+        raise ValueError(
+            f"bits: expected width to be 8, 16, 32 or 64, got {width}. Write width=32."
+        )
     return _operators.threefry_bits(key, _folds(folds), _shape(shape), width)
 
 
@@ -206,7 +208,9 @@ def randint(
     """
     _check_single(key, "randint")
     if dtype not in _integers.RANGE:
-        raise ValueError(f"randint: expected an integer dtype, got {dtype}")
+        raise ValueError(
+            f"randint: expected an integer dtype, got {dtype}. Write dtype=torch.int64."
+        )
     size = _shape(shape)
     if not isinstance(minval, Tensor) and not isinstance(maxval, Tensor):
         base, span = _integers.clipped(minval, maxval, dtype)
@@ -256,7 +260,8 @@ def permutation(
         return _shuffle(key, torch.arange(x, device=key.device), 0, folds)
     if x.ndim == 0:
         raise ValueError(
-            "permutation: expected x to be an int or a tensor with at least one axis, got a 0-d tensor"
+            "permutation: expected x to be an int or a tensor with at least one axis, got a 0-d tensor. "
+            "Pass x.item() for its range."
         )
     if independent or x.ndim == 1:
         return _shuffle(key, x, axis, folds)
@@ -281,7 +286,8 @@ def _shape(shape: int | Sequence[int]) -> Sequence[int]:
 def _check_float(dtype: torch.dtype, name: str) -> None:
     if dtype not in _FLOATS:
         raise ValueError(
-            f"{name}: expected dtype to be float32, float64, bfloat16 or float16, got {dtype}"
+            f"{name}: expected dtype to be float32, float64, bfloat16 or float16, got {dtype}. Write "
+            "dtype=torch.float32."
         )
 
 
@@ -292,5 +298,5 @@ def _check_broadcast(name: str, size: Sequence[int], *parameters: Tensor) -> Non
         if len(found) > len(size) or any(have not in (1, want) for have, want in pairs):
             raise ValueError(
                 f"{name}: expected parameters that broadcast to the result's shape {tuple(size)}, got "
-                f"one of shape {tuple(found)}"
+                f"one of shape {tuple(found)}. Pass a larger shape, or reshape the parameter."
             )

@@ -20,7 +20,7 @@ def check_same(
     if former is not None:
         raise ValueError(
             f"saved preprocessing: expected a feature for each word in column {former!r}, got one "
-            "feature for the whole column, as in an earlier version of ftrain. Begin a new run"
+            "feature for the whole column, as in an earlier version of ftrain. Begin a new run."
         )
     names = list(features)
     asked = names if columns is None else [name for name in columns if name != target]
@@ -37,7 +37,7 @@ def check_same(
         if now != was:
             raise ValueError(
                 f"{name}: expected {was!r}, as in the run that fitted the preprocessing, got {now!r}. "
-                f"Set {name} to {was!r}, or begin a new run"
+                f"Set {name} to {was!r}, or begin a new run."
             )
 
 
@@ -47,5 +47,4 @@ def check_target(table: Table, target: str, features: Iterable[str]) -> None:
         try:
             table.place(target)
         except DataError as error:
-            says = f"{error}".rstrip("?.")
-            raise DataError(f"{says}. `ftrain predict` reads files without it") from None
+            raise DataError(f"{error} `ftrain predict` reads files without it.") from None

@@ -66,7 +66,7 @@ def check_means(table: Table, x: Tensor, names: list[str]) -> None:
             if empty:
                 raise DataError(
                     f"{table.path}, column {name!r}: expected a number in the training rows, got "
-                    "none. Leave the column out of `columns`"
+                    "none. Leave the column out of `columns`."
                 )
     problems.check()
 
@@ -78,7 +78,7 @@ def filled(x: Tensor, used: Known) -> Tensor:
         if "one_of" not in one and "mean" not in one:
             raise ValueError(
                 f"missing: expected the run to have fitted a mean of {name!r} for `missing: mean`, got "
-                "none. Restore the run's value of `missing`, or begin a new run"
+                "none. Restore the run's value of `missing`, or begin a new run."
             )
         means += [one.get("mean", 0.0)] * _width(one)
     return torch.where(x.isnan(), torch.tensor(means, dtype=x.dtype), x)
@@ -125,7 +125,7 @@ def _to_float32(path: pathlib.Path, names: list[str], values: Tensor) -> Tensor:
             if infinite:
                 raise DataError(
                     f"{path}, column {name!r}: expected numbers within float32, got a larger one. "
-                    "Scale the column"
+                    "Scale the column."
                 )
     problems.check()
     return found

@@ -118,7 +118,7 @@ def arrays_inputs(
     not used.
     """
     if not fitted:
-        raise ValueError("arrays_inputs: expected fitted arrays, got none. Train the run again")
+        raise ValueError("arrays_inputs: expected fitted arrays, got none. Train the run again.")
     kinds = dict(fitted["arrays"])
     label = next((name for name in _LABELS if name in kinds), None)
     there = _read(path)
@@ -146,7 +146,7 @@ def images_inputs(
     not used.
     """
     if not fitted:
-        raise ValueError("images_inputs: expected fitted classes, got none. Train the run again")
+        raise ValueError("images_inputs: expected fitted classes, got none. Train the run again.")
     found = Images.of_files(path, size, mode, (fitted["size"][0], fitted["size"][1]))
 
     def batches(size: int) -> Iterator[torch.Tensor]:
@@ -198,7 +198,7 @@ def _read(path: pathlib.Path) -> dict[str, torch.Tensor]:
     read = {".npz": data.npz, ".safetensors": data.safetensors}.get(path.suffix)
     if read is None:
         raise ValueError(
-            f"expected a file name that ends in .npz or .safetensors, got {path}. Convert it"
+            f"expected a file name that ends in .npz or .safetensors, got {path}. Convert it."
         )
     found = read(path)
     number = next((name for name, array in found.items() if not array.ndim), None)
@@ -206,7 +206,7 @@ def _read(path: pathlib.Path) -> dict[str, torch.Tensor]:
         got = "none" if number is None else f"the single number {number!r}"
         raise DataError(
             f"{path}: expected arrays with samples along the first axis, got {got}. Leave it out of the "
-            "file"
+            "file."
         )
     return found
 
@@ -220,7 +220,7 @@ def _checked(
             got = there.get(name, "none")
             raise DataError(
                 f"{path}: expected an array {name!r} of dtype and sample shape {kind}, got {got}. "
-                "Write the file in the format of the training data"
+                "Write the file in the format of the training data."
             )
     return {name: found[name] for name in kinds}
 
@@ -238,5 +238,5 @@ def _check_size(path: pathlib.Path, found: tuple[int, int], wanted: list[int]) -
         there, run = (f"{height} x {width}" for height, width in (found, wanted))
         raise DataError(
             f"{path}: expected images of {run} pixels, as in training, got {there}. Scale the "
-            f"images to {run} pixels, or set data.size to {wanted}"
+            f"images to {run} pixels, or set data.size to {wanted}."
         )

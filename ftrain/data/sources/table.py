@@ -153,7 +153,9 @@ def csv_inputs(
     used.
     """
     if not fitted:
-        raise ValueError("csv_inputs: expected fitted preprocessing, got none. Train the run again")
+        raise ValueError(
+            "csv_inputs: expected fitted preprocessing, got none. Train the run again."
+        )
     check_same(fitted, target, columns, classes, standardize)
     table = Table.read(path, Format(delimiter, encoding, decimal))
     x = _inputs(table, fitted, _Options.of(missing, unknown, dates, missing_word))
@@ -188,7 +190,7 @@ class _Options(NamedTuple):
         if missing_word is not None and not missing_word.strip():
             raise ValueError(
                 f"missing_word: expected a word, got {missing_word!r}. Write `missing_word: unknown`, "
-                "for instance"
+                "for instance."
             )
         number = math.nan if missing == "mean" else missing
         formats = dates if isinstance(dates, dict) else dict.fromkeys(dates or ())
@@ -204,7 +206,7 @@ class _Options(NamedTuple):
 def _chosen(table: Table, columns: list[str] | None, drop: list[str] | None) -> list[str]:
     """Return the names of the columns to use, including the target unless it was dropped."""
     if columns is not None and drop:
-        raise ValueError("drop: expected no value with `columns`, got both. Remove one of them")
+        raise ValueError("drop: expected no value with `columns`, got both. Remove one of them.")
     for name in drop or ():
         table.place(name)
     return [name for name in columns or table.names if name not in {*(drop or ())}]
@@ -223,12 +225,12 @@ def _kinds(
         if name not in chosen or name == target:
             got = "the target" if name == target else "another"
             raise ValueError(
-                f"dates: expected columns to predict from, got {got}, {name!r}. Remove it from `dates`"
+                f"dates: expected columns to predict from, got {got}, {name!r}. Remove it from `dates`."
             )
     if not {*chosen} - {target}:
         raise DataError(
             f"{table.path}: expected columns besides the target {target!r}, got none. Add a column "
-            "of inputs"
+            "of inputs."
         )
     features: dict[str, Known] = {}
     for name in chosen:
@@ -246,7 +248,7 @@ def _kinds(
     if classes is False and labels is not None:
         raise ValueError(
             f"{table.path}: expected numbers in the target {target!r}, got words. Remove "
-            "`classes: false`"
+            "`classes: false`."
         )
     if classes and labels is None:
         cells = [cell for cell in goal.different() if not is_missing(cell)]
@@ -265,7 +267,7 @@ def _feature_words(table: Table, name: str, options: _Options) -> list[str] | No
         raise DataError(
             f"{table.path}, column {name!r}: expected at most {_MOST_WORDS} different words, each a "
             f"feature, got {len(words)} ({listed}, ...). Leave it out with `drop`, or list it in "
-            "`dates` if these are dates"
+            "`dates` if these are dates."
         )
     return words
 

@@ -47,7 +47,7 @@ def text(
         train, rest = whole.split(held_out)
     else:
         raise ValueError(
-            f"held_out: expected a share of the text, from 0 to below 1, got {held_out:g}. Write 0.1"
+            f"held_out: expected a share of the text, from 0 to below 1, got {held_out:g}. Write 0.1."
         )
     facts = {"vocabulary": whole.vocabulary, "context": context, "alphabet": whole.alphabet}
     held = None if rest is None else rest.windows(context + 1, stride=context)
@@ -72,12 +72,12 @@ def text_inputs(
     """
     if not fitted:
         raise ValueError(
-            "text_inputs: expected fitted preprocessing, got none. Train the run again"
+            "text_inputs: expected fitted preprocessing, got none. Train the run again."
         )
     whole = data.text(path, alphabet=fitted["alphabet"])
     tokens = whole.tokens.to(torch.int64)
     if len(tokens) < 2:
-        raise DataError(f"{path}: expected two characters or more, got one. Use more text")
+        raise DataError(f"{path}: expected two characters or more, got one. Use more text.")
 
     def batches(size: int) -> Iterator[torch.Tensor]:
         seen = tokens[:-1]
@@ -114,5 +114,5 @@ def _check(
         held_out = f" with held_out {share}" if share else ""
         raise ValueError(
             f"{name}: expected {needed:,} characters or more, for a context of {context}{held_out}, got "
-            f"{len(found):,}. Use more text, or a smaller context"
+            f"{len(found):,}. Use more text, or a smaller context."
         )

@@ -118,7 +118,7 @@ class Monitor:
         more = f"; {perplexity} if batches count tokens" if perplexity not in values else ""
         return UnknownMetricError(
             self.name,
-            f"monitor: unknown metric {self.name!r}.{meant} Known metrics: {', '.join(values)}{more}",
+            f"monitor: unknown metric {self.name!r}.{meant} Write one of {', '.join(values)}{more}.",
         )
 
     def is_better(self, value: float, than: float | None, by: float = 0.0) -> bool:

@@ -112,13 +112,18 @@ def assert_skips(
     kept = copied(state)
     new_state, metrics = step(state, poisoned_batch)
     if "skipped" not in metrics:
-        raise AssertionError(f"the step reports no metric 'skipped'; it has {[*metrics]}")
+        raise AssertionError(
+            f"metrics: expected an entry 'skipped', got {[*metrics]}. Return it from the step."
+        )
     with _brief():
         require_kept(kept, new_state, metrics, free=(*free, *moving))
     before, after = tree.one_level(kept), tree.one_level(new_state)
     for path, was in before.items():
         if path.strip(".[]'") in moving and first_difference(after[path], was) is None:
-            raise AssertionError(f"a skipped step must change state{path}, but kept it")
+            raise AssertionError(
+                f"state{path}: expected another value after a skipped step, got the same bytes. Change "
+                "it in each step."
+            )
 
 
 def assert_resumes(step: Step, state: Any, batches: Iterable[Any]) -> None:

@@ -86,7 +86,7 @@ def _check_rows(leaves: list[Any], paths: list[str]) -> None:
             got = "a strategy" if isinstance(leaf, SearchStrategy) else "a 0-d tensor"
             raise ValueError(
                 f"rows: expected a first axis at spec{path}, got {got}. Leave `rows` out, and let a "
-                "strategy draw batches of several sizes: sizes.flatmap(lambda n: batches(...))"
+                "strategy draw batches of several sizes: sizes.flatmap(lambda n: batches(...))."
             )
 
 

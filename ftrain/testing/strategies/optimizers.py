@@ -57,7 +57,7 @@ def optimizers(
         if name not in _NAMES:
             raise ValueError(
                 f"names: expected names from {', '.join(_NAMES)}, got {name!r}."
-                f"{did_you_mean(name, _NAMES)}"
+                f"{did_you_mean(name, _NAMES) or ' Write one of these names.'}"
             )
     return _optimizers(tuple(names), learning_rates, wrappers)
 
