@@ -16,7 +16,6 @@ import torch
 from ftrain.core import tree
 from ftrain.loop._ensemble_members import expanded, statistics
 from ftrain.loop._metric_totals import MetricTotals
-from ftrain.loop._read_metrics import read_metrics
 from ftrain.loop.callback import Accumulate, Action, Evaluate, Log, Notify, Replace, Save, Stop
 from ftrain.loop.events import EpochEnd, EvaluateEnd, Event
 from ftrain.loop.state import LoopState
@@ -25,12 +24,10 @@ __all__ = [
     "MOST_ROUNDS",
     "ORDER",
     "applied",
-    "as_saved",
-    "as_saved_after_failure",
     "begin_epoch",
     "endless_requests",
     "in_order",
-    "note_unreadable_metrics",
+    "numbers",
     "requested",
     "rows_to_log",
 ]
@@ -103,7 +100,7 @@ def rows_to_log(
     conflicts: set[tuple[str, str]] = set()
     for action in actions:
         if isinstance(action, Log):
-            split, values = action.split or "train", _numbers(action.values)
+            split, values = action.split or "train", numbers(action.values)
             row = rows.setdefault(split, {})
             for name in row.keys() & values.keys():
                 if repr(row[name]) != repr(values[name]):
@@ -120,70 +117,7 @@ def begin_epoch(state: LoopState) -> LoopState:
     return state.replace(progress=progress, epoch=MetricTotals(), epoch_ended=False)
 
 
-def as_saved(state: LoopState) -> LoopState:
-    """Return the state for a checkpoint, with metrics read and only evaluations and saves pending."""
-    state = read_metrics(state)
-    pending = tuple(each for each in state.pending if isinstance(each, (Evaluate, Save)))
-    return begin_epoch(
-        state.replace(pending=pending, stop=_final(state.stop), boundary_unfinished=False)
-    )
-
-
-def as_saved_after_failure(state: LoopState) -> LoopState:
-    """Return the state for the checkpoint of a failed run.
-
-    Args:
-        state: the last state; if the work after a step was unfinished, the state before that work, which
-            a resumed run repeats. Metrics that cannot be read, perhaps the reason for the failure, are
-            left out.
-    """
-    state = read_metrics(state) if _is_readable(state) else state.replace(unread=None)
-    if not state.boundary_unfinished:
-        return as_saved(state)
-    replaced = [each.state for each in state.pending if isinstance(each, Replace)]
-    return state.replace(
-        train=replaced[-1] if replaced else state.train,
-        pending=tuple(filter(None, map(_storable, state.pending))),
-        stop=_final(state.stop),
-    )
-
-
-def note_unreadable_metrics(error: Exception, state: LoopState) -> None:
-    """Add a note to the error of a failed run if its latest metrics cannot be read and saved."""
-    if not _is_readable(state):
-        error.add_note(
-            "The checkpoint lacks the metrics since the last row of the log, which cannot be read."
-        )
-
-
-def _is_readable(state: LoopState) -> bool:
-    """Return True if the unread metrics of a state can be read."""
-    try:
-        read_metrics(state)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
-def _final(stop: Stop | None) -> Stop | None:
-    """Return a `Stop` that ends the run for good; `None` if a resumed run continues after it."""
-    return None if stop is None or stop.resumable else stop
-
-
-def _storable(action: Action) -> Action | None:
-    """Return an action in a form that JSON can represent; `None` if JSON cannot hold its values."""
-    if isinstance(action, Replace) or (isinstance(action, Evaluate) and action.state is not None):
-        return None
-    if isinstance(action, Log):
-        try:
-            values = _numbers(action.values)
-        except (TypeError, ValueError):  # perhaps the error that made the run fail
-            return None
-        return dataclasses.replace(action, values=values)
-    return action
-
-
-def _numbers(values: Mapping[str, Any]) -> dict[str, float]:
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
     """Return the values of a `Log` as floats; a vector over ensemble members gives several floats."""
     found: dict[str, float] = {}
     for name, value in values.items():

@@ -13,9 +13,10 @@ import torch
 from ftrain.core import tree
 from ftrain.core._torch import is_wrapped
 from ftrain.core._torch_dispatch import DispatchMode
+from ftrain.loop._emitter import Emitter
 from ftrain.loop._ensemble_members import members_of
 
-__all__ = ["first_nonfinite", "nonfinite_leaf"]
+__all__ = ["first_nonfinite", "nonfinite_leaf", "nonfinite_source"]
 
 _FOREIGN = (
     *(str(pathlib.Path(str(module.__file__)).resolve().parent) for module in (torch, optree)),
@@ -43,6 +44,14 @@ def first_nonfinite(step: Callable[..., Any], state: Any, batch: Any) -> str:
         if found.first is None:
             return f"this step raised {type(error).__name__} when it was computed again: {error}"
     return found.first or "all values are finite when this step is computed again"
+
+
+def nonfinite_source(run: Emitter, batch: Any, step: int, position: int) -> str:
+    """Repeat a step without compilation; return a sentence that locates its first non-finite value."""
+    if not run.runtime.ranks.is_one:  # the other ranks would have to repeat the step as well
+        return f"At step {step}, batch {position} of epoch {run.state.progress.epoch}."
+    found = first_nonfinite(run.runtime.plain_step, run.state.train, batch)
+    return f"At step {step}, batch {position} of epoch {run.state.progress.epoch}: {found}."
 
 
 def nonfinite_leaf(

@@ -4,9 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ftrain.loop._one_rank import ALONE, OneRank
 
-__all__ = ["ranks_of"]
+__all__ = ["check_mesh", "ranks_of"]
+
+
+def check_mesh(mesh: Any) -> None:
+    """Raise if the program runs on several ranks and the trainer was given no mesh of them.
+
+    Raises:
+        ValueError: there are several ranks and no mesh, so that every rank would write the same files.
+    """
+    distributed: Any = torch.distributed
+    if mesh is None and distributed.is_available() and distributed.is_initialized():
+        size = distributed.get_world_size()
+        if size > 1:
+            raise ValueError(
+                f"mesh: expected the mesh of the {size} ranks on which this program runs, got None. "
+                "Write Trainer(distributed.data_parallel(steps, mesh), ..., mesh=mesh)."
+            )
 
 
 def ranks_of(mesh: Any, step: Any = None) -> OneRank:

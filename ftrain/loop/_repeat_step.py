@@ -1,4 +1,4 @@
-"""Repetition of a failed step: with smaller micro-batches, or to locate non-finite values."""
+"""Repetition of a step that ran out of memory, with smaller micro-batches."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 from ftrain.core.errors import NonFiniteError, RecompileWarning
 from ftrain.loop import _out_of_memory
 from ftrain.loop._emitter import Emitter
-from ftrain.loop._first_nonfinite import first_nonfinite
+from ftrain.loop._first_nonfinite import nonfinite_source
 from ftrain.loop._outcome import is_intact
 
-__all__ = ["nonfinite_source", "repeat_step"]
+__all__ = ["repeat_step"]
 
 
 def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, Any, tuple[Any, Any]]:
@@ -53,11 +53,3 @@ def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, An
                 return runtime.step(run.state.train, _out_of_memory.cut(batch, k))
         except Exception as again:
             error = again
-
-
-def nonfinite_source(run: Emitter, batch: Any, step: int, position: int) -> str:
-    """Repeat a step without compilation; return a sentence that locates its first non-finite value."""
-    if not run.runtime.ranks.is_one:  # the other ranks would have to repeat the step as well
-        return f"At step {step}, batch {position} of epoch {run.state.progress.epoch}."
-    found = first_nonfinite(run.runtime.plain_step, run.state.train, batch)
-    return f"At step {step}, batch {position} of epoch {run.state.progress.epoch}: {found}."

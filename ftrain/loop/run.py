@@ -10,7 +10,7 @@ A run is one immutable value, `Run.state`, which changes only by `self.state = s
 the runtime beside it holds nothing that a checkpoint needs. Between boundaries no tensor is read.
 
 Read next: `_schedule.py` (what is due), `_actions.py` (requested actions), `_read_metrics.py`,
-`_emitter.py`, and `_repeat_step.py` (a step that ran out of memory).
+`_run_evaluation.py`, `_emitter.py`, and `_repeat_step.py` (a step that ran out of memory).
 """
 
 from __future__ import annotations
@@ -21,22 +21,28 @@ from typing import Any
 
 from ftrain.core.errors import NonFiniteError
 from ftrain.loop import _actions
-from ftrain.loop._batches import joined, length, opened
+from ftrain.loop._batches import joined, opened
+from ftrain.loop._compiled_steps import check_compiler, is_compiled_next
 from ftrain.loop._emitter import Emitter
 from ftrain.loop._ensemble_members import members_of
 from ftrain.loop._eval_columns import eval_columns
-from ftrain.loop._evaluate import evaluate
-from ftrain.loop._first_call import check_compiler, is_compiled_next, timed_first_call
+from ftrain.loop._first_nonfinite import nonfinite_source
 from ftrain.loop._metric_columns import check_names, without_examples
 from ftrain.loop._metric_totals import MetricTotals
-from ftrain.loop._nan_loss import nan_eval_loss_message, nan_loss_message, nonfinite_batch
+from ftrain.loop._nan_loss import nan_loss_message, nonfinite_batch
 from ftrain.loop._out_of_memory import cut
 from ftrain.loop._outcome import attach_result, epoch_result, fit_result, is_intact, status_of
 from ftrain.loop._read_metrics import read_metrics
-from ftrain.loop._repeat_step import nonfinite_source, repeat_step
+from ftrain.loop._repeat_step import repeat_step
+from ftrain.loop._run_evaluation import run_evaluation
 from ftrain.loop._runtime import Runtime
 from ftrain.loop._schedule import due_after_step, next_boundary
 from ftrain.loop._skipped_steps import all_skipped_message, skip_messages, skipped_by_all
+from ftrain.loop._state_to_save import (
+    note_unreadable_metrics,
+    state_to_save,
+    state_to_save_after_failure,
+)
 from ftrain.loop.callback import Evaluate, Events, Log, Notify, Save
 from ftrain.loop.events import (
     BackwardEnd,
@@ -46,8 +52,6 @@ from ftrain.loop.events import (
     CompileEnd,
     EpochBegin,
     EpochEnd,
-    EvaluateBegin,
-    EvaluateEnd,
     Event,
     Failure,
     Logged,
@@ -215,7 +219,7 @@ class Run(Emitter):
             action, *others = _actions.in_order(self.state.pending)
             self.state = self.state.replace(pending=(action, *others))
             if isinstance(action, Evaluate):
-                if not (yield from self._evaluate(action)):
+                if not (yield from run_evaluation(self, action)):
                     yield from self._log()
                     return
             elif isinstance(action, Log):
@@ -292,61 +296,6 @@ class Run(Emitter):
         )
         yield from self.emit(EpochEnd(*self.header(), result))
 
-    def _evaluate(self, action: Evaluate) -> Generator[Any, Any, bool]:
-        """Run an `Evaluate` action; if a signal interrupts it, restore the state and return False."""
-        runtime, before, name = self.runtime, self.state, action.name
-        split = f"eval/{name}" if name else "eval"
-        if before.has_result(split):
-            self.state = before.replace(pending=before.pending[1:])
-            return True
-        if runtime.eval_data is None or runtime.eval_step is None:
-            missing = "eval_data" if runtime.eval_data is None else "an eval_step"
-            raise ValueError(
-                f"Evaluate: expected a run with {missing}, got one without. Pass it to the "
-                "trainer, or do not request evaluations."
-            )
-        runtime.phase = "evaluate"
-        yield from self.emit(EvaluateBegin(*self.header(), name, length(runtime.eval_data)))
-        eval_step, compiled = runtime.eval_step, []
-        if is_compiled_next(eval_step):
-            yield from self.emit(CompileBegin(*self.header(), "evaluation step"))
-
-            def report(seconds: float) -> None:
-                compiled.append(CompileEnd(*self.header(), "evaluation step", seconds))
-                self.dispatch(compiled[0])
-
-            eval_step = timed_first_call(eval_step, report)
-        # Evaluations of another state cannot be saved as pending, so no signal interrupts them.
-        pending = [each for each in before.pending if isinstance(each, Evaluate)]
-        resumable = all(each.state is None for each in pending)
-        with runtime.clock.paused() as pause:
-            totals = evaluate(
-                eval_step,
-                self.state.train if action.state is None else action.state,
-                runtime.eval_data,
-                runtime.count_eval_samples,
-                lambda: resumable and runtime.signals.received is not None,
-                runtime.turns,
-            )
-        for event in compiled:
-            if runtime.wanted(CompileEnd):
-                yield from self.yield_event(event)
-        if totals is None:
-            self.state = before
-            return False
-        epoch, step, *_ = self.state.progress
-        result = totals.result(split, epoch, step, pause.seconds)
-        prefix = f"{name}/" if name else ""
-        row = {f"{prefix}{key}": value for key, value in result.values().items()}
-        noticed = (self.state.train, runtime.eval_data, runtime.noticed)
-        yield from self.notice_once(nan_eval_loss_message(result.values(), *noticed))
-        self.state = self.state.replace(
-            history=(*self.state.history, result),
-            pending=(*self.state.pending[1:], Log(row, "eval")),
-        )
-        yield from self.emit(EvaluateEnd(*self.header(), result, name))
-        return True
-
     def _log(self) -> Events:
         """Emit the rows of the pending `Log` actions."""
         rows, conflicts = _actions.rows_to_log(self.state.pending)
@@ -368,10 +317,10 @@ class Run(Emitter):
         runtime.phase = "save"
         with runtime.clock.paused():
             if failed:
-                state = _actions.as_saved_after_failure(self.before_boundary or self.state)
+                state = state_to_save_after_failure(self.before_boundary or self.state)
             else:
                 self.state = read_metrics(self.state)
-                state = _actions.as_saved(self.state)
+                state = state_to_save(self.state)
             saved = runtime.checkpoints.save(state, metrics)
         for message in runtime.checkpoints.notices():
             yield from self.notice(message)
@@ -409,7 +358,7 @@ class Run(Emitter):
             self.state = self.state.replace(train=None)
         yield from self.emit(Failure(*self.header(), error, phase), strict=False)
         if self.state.train is not None and phase != "save":
-            _actions.note_unreadable_metrics(error, self.before_boundary or self.state)
+            note_unreadable_metrics(error, self.before_boundary or self.state)
             try:
                 yield from self._save("failed", {}, failed=True)
                 runtime.checkpoints.finish()

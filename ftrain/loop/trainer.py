@@ -36,10 +36,11 @@ from ftrain.loop._dispatcher import Dispatcher
 from ftrain.loop._evaluate import evaluate
 from ftrain.loop._limits import check_limits, whole_limits
 from ftrain.loop._one_rank import OneRank
-from ftrain.loop._ranks import ranks_of
-from ftrain.loop._resume import Resume, Step, both_steps, check_mesh, evaluation_of, loop_state
+from ftrain.loop._ranks import check_mesh, ranks_of
+from ftrain.loop._resume import Resume, resumed_state
 from ftrain.loop._run_logs import RunLogs
 from ftrain.loop._runtime import Runtime
+from ftrain.loop._step_functions import Step, eval_step_on_ranks, train_and_eval_step
 from ftrain.loop.callback import Action, adapt
 from ftrain.loop.events import Event, Plan, TrainEnd
 from ftrain.loop.result import EpochResult, FitResult
@@ -154,7 +155,7 @@ class Trainer:
                 f"progress: expected True or False, got {self.progress!r}. Write progress=False, or "
                 "pass callbacks.ProgressBar(...) in callbacks."
             )
-        step, eval_step = both_steps(self.steps)
+        step, eval_step = train_and_eval_step(self.steps)
         # Computed once, so that all fits of one trainer share their compiled programs.
         object.__setattr__(self, "_step", self._compiled(step, self.donate))
         object.__setattr__(self, "_eval_step", eval_step and self._compiled(eval_step, False))
@@ -282,7 +283,7 @@ class Trainer:
         began = time.perf_counter()
         batches = as_batches(data, "data")
         ranks = ranks_of(self.mesh, self._step)
-        eval_step, count, turns = evaluation_of(self, batches, ranks, "data")
+        eval_step, count, turns = eval_step_on_ranks(self, batches, ranks, "data")
         assert eval_step is not None
         found = evaluate(eval_step, state, batches, count, turns=turns)
         assert found is not None
@@ -339,7 +340,7 @@ class Trainer:
         if per_epoch is not None:
             per_epoch = -(-per_epoch // self.accumulate)
         epochs, max_steps = whole_limits(epochs, max_steps, per_epoch)
-        loop = loop_state(state, store, resume, ranks)
+        loop = resumed_state(state, store, resume, ranks)
         resumed = loop is not None
         if loop is None:
             if self.donate and isinstance(self._step, Compiled):
@@ -351,7 +352,9 @@ class Trainer:
             callback_options=callbacks.options,
         )
         step = self._step
-        eval_step, count_eval_samples, turns = evaluation_of(self, held_out, ranks, "eval_data")
+        eval_step, count_eval_samples, turns = eval_step_on_ranks(
+            self, held_out, ranks, "eval_data"
+        )
         runtime = Runtime(
             step=step,
             # `torch.vmap(step)` is not unwrapped: its wrapped function takes a single state.

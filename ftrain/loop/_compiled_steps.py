@@ -1,6 +1,7 @@
-"""Handling of the first call of a compiled step, which compiles it and may take half a minute.
+"""Compiled steps of a run: check that a compiler exists, and time the call that compiles.
 
-`check_compiler` raises for a missing compiler before a run writes any file.
+`check_compiler` raises for a missing compiler before a run writes any file. The first call of a compiled
+step compiles it, which may take half a minute.
 """
 
 from __future__ import annotations
