@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from ftrain.checkpoint import _files, _safetensors, _tensors
+from ftrain.checkpoint._fits_in_memory import check_holes, check_memory
 from ftrain.checkpoint._hashing import CHUNK, Hashing
-from ftrain.checkpoint._room import check_holes, check_memory
 from ftrain.checkpoint.errors import (
     RESTORE,
     CheckpointCorruptError,

@@ -18,8 +18,8 @@ import torch
 
 from ftrain.checkpoint import _files, _safetensors, _tensors
 from ftrain.checkpoint._directories import make_directories, workplace
+from ftrain.checkpoint._fits_in_memory import check_memory
 from ftrain.checkpoint._read import read_body, read_header, whole
-from ftrain.checkpoint._room import check_memory
 from ftrain.checkpoint.errors import (
     CheckpointCorruptError,
     CheckpointNotFoundError,

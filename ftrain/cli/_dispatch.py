@@ -10,9 +10,9 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from ftrain.cli._notes import notes
 from ftrain.cli._options import unknown_options
-from ftrain.cli._traces import trimmed
+from ftrain.cli._print_warnings import notes
+from ftrain.cli._short_traces import trimmed
 from ftrain.cli.commands import COMMANDS
 from ftrain.config.errors import ConfigError, did_you_mean
 from ftrain.core._terminal import OutputClosedError, discard_output, say

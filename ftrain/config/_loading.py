@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ftrain import data as loading
-from ftrain.config._made import made
+from ftrain.config._component_errors import made
 from ftrain.config._text_columns import without_texts
 from ftrain.config.errors import ConfigError
 from ftrain.config.resolve import Resolved, Target

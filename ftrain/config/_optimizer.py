@@ -10,7 +10,7 @@ import functools
 from typing import Any
 
 from ftrain import optim
-from ftrain.config._made import made
+from ftrain.config._component_errors import made
 from ftrain.config.errors import ConfigError
 from ftrain.config.resolve import Resolved, Target
 from ftrain.config.schema import Config

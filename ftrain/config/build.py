@@ -22,8 +22,8 @@ from ftrain import optim
 from ftrain.checkpoint import CheckpointError
 from ftrain.config._aliases import value_alias
 from ftrain.config._checkpoints import trained_model
+from ftrain.config._component_errors import made
 from ftrain.config._loading import load_data, loaders
-from ftrain.config._made import made
 from ftrain.config._optimizer import optimizer_of, schedule_of, total_steps
 from ftrain.config._places import join
 from ftrain.config._ranks import over_ranks

@@ -31,7 +31,8 @@ from ftrain.checkpoint import (
 )
 from ftrain.checkpoint.locks import NO_LOCKS
 from ftrain.checkpoint.save import refusals, remedy
-from ftrain.config import _data_json, _watchers
+from ftrain.config import _callbacks, _data_json
+from ftrain.config._changed_length import schedule_note
 from ftrain.config._checkpoints import store
 from ftrain.config._code import ORIGIN, origin
 from ftrain.config._directory import (
@@ -45,7 +46,6 @@ from ftrain.config._directory import (
     unused,
 )
 from ftrain.config._environment import environment
-from ftrain.config._longer import schedule_note
 from ftrain.config._ranks import mesh_of
 from ftrain.config._step_advice import size_advice
 from ftrain.config.build import Parts, build
@@ -127,13 +127,13 @@ class Run:
         except Exception as error:
             self._complete(error, outcome, result)
             if isinstance(error, UnknownMetricError):
-                refusal = _watchers.unknown_metric(self.parts, error)
+                refusal = _callbacks.unknown_metric(self.parts, error)
                 if refusal is not None:
                     raise refusal from None
             if (advice := size_advice(self.parts, error)) is not None:
                 error.add_note(advice)
             raise
-        _watchers.check_monitored(self.parts, result)
+        _callbacks.check_monitored(self.parts, result)
         return result
 
     def _complete(self, error: Exception, outcome: pathlib.Path, result: FitResult | None) -> None:
@@ -225,7 +225,7 @@ def prepare(
             if not resume and _will_compile(parts):  # a resumed run may have no steps left
                 remedy = "compile=false, in the configuration or on the command line"
                 check_compiler(remedy, parts.device.type)
-            trainer = _trainer(parts, folder, _watchers.watchers(parts, folder))
+            trainer = _trainer(parts, folder, _callbacks.watchers(parts, folder))
         text = dump(relocated(parts.resolved, folder.absolute()))
         written = {"config.yaml": text, ORIGIN: origin(text)}
         if (content := _data_json.content(parts)) is not None:

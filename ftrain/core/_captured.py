@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ftrain.core._owned import Owned
-from ftrain.core._reach import spell
+from ftrain.core._reachable_objects import spell
+from ftrain.core._restored_objects import Owned
 
 __all__ = ["Captured"]
 

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
+from ftrain.core._graph_leaves import any_requires_grad_outside, requires_grad_outside
 from ftrain.core._kept_graph import may_keep_graph
-from ftrain.core._outside import any_requires_grad_outside, requires_grad_outside
 from ftrain.core._torch_dispatch import in_gradient_transform
 from ftrain.core._words import a_or_an, kind
 from ftrain.core.state import TrainState

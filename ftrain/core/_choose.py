@@ -18,9 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch, tree
 from ftrain.core import _torch_pytree as torch_pytree
-from ftrain.core._bodies import Pure, check_tensors
+from ftrain.core._graph_leaves import innermost, requires_grad_outside
+from ftrain.core._loop_bodies import Pure, check_tensors
 from ftrain.core._new_memory import copied
-from ftrain.core._outside import innermost, requires_grad_outside
 from ftrain.core._torch_levels import is_batched, is_transformed
 from ftrain.core._torch_wrapper import plain
 from ftrain.core._traced_branch import traced_branch

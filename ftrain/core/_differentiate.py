@@ -1,7 +1,7 @@
 """Gradients of a function, with an autograd graph only if a caller could differentiate them again.
 
-Read next: `_outside.py` (finds out if a caller could), `_hooks.py` (tensor hooks), `functional.py` (the
-public interface).
+Read next: `_graph_leaves.py` (finds out if a caller could), `_hooks.py` (tensor hooks), `functional.py`
+(the public interface).
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Any
 import torch
 
 from ftrain.core import _torch, tree
-from ftrain.core._hooks import Gradient
-from ftrain.core._outside import (
+from ftrain.core._graph_leaves import (
     Survey,
     innermost,
     refuse_cuts,
@@ -23,6 +22,7 @@ from ftrain.core._outside import (
     survey,
     unknown_leaves,
 )
+from ftrain.core._hooks import Gradient
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_levels import n_mapped
 from ftrain.core._torch_tensors import is_zero_tensor

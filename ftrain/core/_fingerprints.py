@@ -18,8 +18,8 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from ftrain.core._contents import Change, put_set
-from ftrain.core._reach import Found
+from ftrain.core._object_contents import Change, put_set
+from ftrain.core._reachable_objects import Found
 from ftrain.core._torch_scripted import attributes_of, set_attribute
 
 __all__ = ["Fingerprint", "fingerprints_of"]

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from ftrain.core import _torch, _torch_levels
-from ftrain.core._outside import requires_grad_outside
+from ftrain.core._graph_leaves import requires_grad_outside
 from ftrain.core._torch_tensors import gradient_hooks, has_accumulation_hooks
 from ftrain.core.compile._trace import is_tracing
 

@@ -3,7 +3,7 @@
 `ftrain.transforms.differentiable` enters it for one call. In this context, the functions of a step do
 not change grad mode, accept states and batches that require gradients, and detach nothing.
 
-Read next: `_gate.py`, which stops gradients at skipped steps.
+Read next: `_skip_nonfinite.py`, which stops gradients at skipped steps.
 """
 
 from __future__ import annotations

@@ -14,9 +14,9 @@ from torch import nn
 from ftrain.core import tree
 from ftrain.core._captured import Captured
 from ftrain.core._kept_graph import kept
-from ftrain.core._leftovers import guard
 from ftrain.core._loss_notes import add_notes
 from ftrain.core._torch import unwatched
+from ftrain.core._traced_leftovers import guard
 from ftrain.core._words import kind
 from ftrain.core._writes import FirstCalls, unchanged
 from ftrain.core.errors import ImpureFunctionError

@@ -1,6 +1,6 @@
 """Kinds of Python objects: the objects they hold, and the names their code reads.
 
-Read next: `_reach.py`, the walk over objects that uses these functions.
+Read next: `_reachable_objects.py`, the walk over objects that uses these functions.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@
 on the module. The skeleton is private and on the meta device, records every location of a tensor, and is
 restored after each call.
 
-Read next: `_owned.py` (restores Python objects after a call), `_structure.py` (copies a module's
-structure), `functional.py` (the public interface).
+Read next: `_restored_objects.py` (restores Python objects after a call), `_structure.py` (copies a
+module's structure), `functional.py` (the public interface).
 """
 
 from __future__ import annotations
@@ -21,14 +21,12 @@ import torch
 from torch import nn
 
 from ftrain.core import _torch
-from ftrain.core._contents import Change
 from ftrain.core._hooks import Hooks, parameter_hooks
 from ftrain.core._kept_buffers import KeptBuffers
-from ftrain.core._leftovers import guard
-from ftrain.core._owned import Owned
-from ftrain.core._reach import spell
+from ftrain.core._object_contents import Change
+from ftrain.core._reachable_objects import spell
 from ftrain.core._recursion import deep_enough, depth_of
-from ftrain.core._slots import Slot, refuse_captured, refuse_fixed, slots_of
+from ftrain.core._restored_objects import Owned
 from ftrain.core._structure import (
     Tensors,
     copy_structure,
@@ -38,8 +36,10 @@ from ftrain.core._structure import (
     refuse_overlap,
     refuse_scripted,
 )
+from ftrain.core._tensor_slots import Slot, refuse_captured, refuse_fixed, slots_of
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_tensors import registries
+from ftrain.core._traced_leftovers import guard
 from ftrain.core._writes import FirstCalls, unchanged
 from ftrain.core.errors import ImpureFunctionError
 

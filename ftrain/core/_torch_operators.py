@@ -15,7 +15,7 @@ from torch._higher_order_ops.cond import cond_op
 from torch._higher_order_ops.scan import scan_op
 from torch._higher_order_ops.while_loop import while_loop_op
 
-from ftrain.core._bodies import own_memory
+from ftrain.core._loop_bodies import own_memory
 
 __all__ = ["cond_operator", "operators_of", "scan_operator", "while_loop_operator"]
 

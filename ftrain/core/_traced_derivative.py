@@ -18,8 +18,8 @@ from torch.autograd.function import BackwardCFunction
 
 from ftrain.core import _torch
 from ftrain.core._differentiate import entry
+from ftrain.core._graph_leaves import refuse_cuts, survey
 from ftrain.core._hooks import without_hooks
-from ftrain.core._outside import refuse_cuts, survey
 from ftrain.core._printing import quiet
 from ftrain.core._torch_checkpoint import contexts_now
 from ftrain.core._torch_tensors import forward_class

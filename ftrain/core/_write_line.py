@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ftrain.core import _torch
-from ftrain.core._outside import innermost
+from ftrain.core._graph_leaves import innermost
 from ftrain.core._torch_dispatch import DispatchMode, schema_of
 from ftrain.core._torch_tensors import storage_id
 from ftrain.core._user_line import current_line

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ftrain.core import _torch, tree
-from ftrain.core._outside import innermost
+from ftrain.core._graph_leaves import innermost
 from ftrain.core._torch_tensors import version
 from ftrain.core._torch_wrapper import Wrapper
 from ftrain.core.errors import ImpureFunctionError

@@ -1,9 +1,7 @@
 """Last part of a step: return the new state, or the old one if a gradient was not finite.
 
-The current learning rates are reported here as metrics: the values of all fields `learning_rate` in the
-optimizer's state.
-
-Read next: `step.py`, where `gradients`, `update` and `commit` make a training step.
+Read next: `_skip_nonfinite.py`, which selects the state; `_learning_rates.py`, which reports the
+learning rates; `step.py`, where `gradients`, `update` and `commit` make a training step.
 """
 
 from __future__ import annotations
@@ -14,12 +12,13 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core._checks import check_state, isolated
+from ftrain.core._learning_rates import learning_rates
 from ftrain.core._new_memory import unshared
+from ftrain.core._skip_nonfinite import old_or_new
 from ftrain.core._torch import value_at_hand
 from ftrain.core._words import a_or_an
 from ftrain.core.gradients import GradientResult
-from ftrain.core.metrics import Last, Metrics
-from ftrain.core.optimizer import like
+from ftrain.core.metrics import Metrics
 from ftrain.core.state import TrainState
 
 __all__ = ["check_order", "commit", "committed"]
@@ -74,33 +73,23 @@ def committed(
             f"a step changed the structure of its state, {difference}. Return the structure that the "
             "step got, because a change would compile the step again."
         )
-    _check_fixpoint(kept, olds, news)
+    _check_same_layout(kept, olds, news)
     known = None if result.finite is None else value_at_hand(result.finite)
     is_copied = [True] * len(news)
     if known and is_temporary:
         for place in unshared(news, containers=1):
             is_copied[place] = not _is_ordinary(news[place])
 
-    def choose(old: torch.Tensor, new: torch.Tensor, copy: bool) -> torch.Tensor:
-        if known is False:
-            return old.clone()
-        if not copy:
-            return like(new, old)
-        if new is old or result.finite is None or known:
-            # The tensor is copied because it may share memory with the old state, the batch or another
-            # leaf.
-            return like(new.clone(), old)
-        return like(torch.where(result.finite, new, old), old)
-
     with isolated(state.step.device.type):
-        chosen = tree.unflatten(treedef, list(map(choose, olds, news, is_copied)))
+        leaves = old_or_new(olds, news, is_copied, result.finite)
+        chosen = tree.unflatten(treedef, leaves)
         rng = result.rng
         if result.finite is not None:
             # Both branches are the same key, but because of this operator every write to a donated state
             # depends on all gradients, so that a step that runs out of memory earlier leaves the state
             # unchanged.
             rng = torch.where(result.finite, rng, rng)
-        metrics = Metrics({**result.metrics.entries, **_learning_rates(chosen.opt_state)})
+        metrics = Metrics({**result.metrics.entries, **learning_rates(chosen.opt_state)})
     return chosen.replace(scaler=result.scaler, rng=rng), metrics
 
 
@@ -114,21 +103,7 @@ def _is_ordinary(tensor: torch.Tensor) -> bool:
     )
 
 
-def _learning_rates(opt_state: Any) -> dict[str, Last]:
-    """Return as metrics the values of all fields `learning_rate` in an optimizer's state."""
-    rates = {
-        path: rate
-        for path, rate in tree.find(opt_state, "learning_rate").items()
-        if path.endswith(".learning_rate")  # a field, and not a parameter of this name
-    }
-    several = len(rates) > 1
-    return {
-        f"learning_rate{path if several else ''}": Last(rate.clone())
-        for path, rate in rates.items()
-    }
-
-
-def _check_fixpoint(old: TrainState, olds: list[torch.Tensor], news: list[Any]) -> None:
+def _check_same_layout(old: TrainState, olds: list[torch.Tensor], news: list[Any]) -> None:
     for index, (a, b) in enumerate(zip(olds, news, strict=True)):
         if not isinstance(b, torch.Tensor):
             path = tree.paths(old)[index]

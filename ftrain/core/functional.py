@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from ftrain.core import _torch, random, tree
-from ftrain.core._bodies import own_memory
 from ftrain.core._differentiate import differentiate
 from ftrain.core._hooks import Hooks, hooked, note_call, parameter_hooks
+from ftrain.core._loop_bodies import own_memory
 from ftrain.core._loss_notes import note_arguments
 from ftrain.core._row_buffers import copy_of
 from ftrain.core._skeleton import Skeleton, skeleton_of

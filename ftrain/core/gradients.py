@@ -15,11 +15,11 @@ from torch import nn
 
 from ftrain.core import random, tree
 from ftrain.core._checks import check_batch, check_state, isolated, without_autocast
-from ftrain.core._gate import Gate
 from ftrain.core._loss import LossFn, WatchedLoss
 from ftrain.core._loss_notes import refuse_torch_loss
 from ftrain.core._mean_loss import GradReduce, MeanLoss
 from ftrain.core._raise_nonfinite import require_finite
+from ftrain.core._skip_nonfinite import Gate
 from ftrain.core._words import brief
 from ftrain.core.functional import Bound, bind
 from ftrain.core.metrics import Last, Mean, Metrics, Sum

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import torch
 
 from ftrain.core import tree
-from ftrain.core._bodies import Pure, check_carry, check_tensors
+from ftrain.core._loop_bodies import Pure, check_carry, check_tensors
 from ftrain.core._new_memory import copied
 from ftrain.core._torch_levels import is_transformed
 from ftrain.core._traced_loop import traced_loop

@@ -20,10 +20,10 @@ from torch import nn
 
 from ftrain.core import random, tree
 from ftrain.core._checks import checked, isolated
-from ftrain.core._gate import gated
 from ftrain.core._loss import LossFn
 from ftrain.core._mean_loss import GradReduce
 from ftrain.core._new_memory import copied
+from ftrain.core._skip_nonfinite import gated
 from ftrain.core._torch_levels import is_batched
 from ftrain.core._torch_tensors import BatchNorm, InstanceNorm
 from ftrain.core._words import a_or_an

@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 
 from ftrain.core import _torch, tree
-from ftrain.core._bodies import Pure, check_carry, check_tensors
+from ftrain.core._graph_leaves import innermost, requires_grad_outside
+from ftrain.core._loop_bodies import Pure, check_carry, check_tensors
 from ftrain.core._new_memory import copied
-from ftrain.core._outside import innermost, requires_grad_outside
 from ftrain.core._torch_levels import (
     above,
     below,

@@ -1,6 +1,6 @@
 """Reading of CSV files as text cells with pyarrow: delimiters, encodings, and errors with line numbers.
 
-Read next: `_cells.py`, which converts cells to numbers.
+Read next: `_csv_table.py`, which converts cells to numbers.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ftrain.core._memory import total_memory
+from ftrain.core._available_memory import total_memory
 from ftrain.core._nearest import nearest
 from ftrain.core._words import one_line
 from ftrain.core.errors import DataError

@@ -1,7 +1,7 @@
 """Reader for CSV files, which returns columns of numbers; needs pyarrow.
 
-Read next: `_cells.py`, which converts cells to numbers; `sources/table.py`, which scales columns for a
-run.
+Read next: `_csv_table.py`, which converts cells to numbers; `sources/table.py`, which scales columns for
+a run.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ftrain.core.errors import DataError
-from ftrain.data._cells import Table
 from ftrain.data._csv_file import Format
+from ftrain.data._csv_table import Table
+from ftrain.data._error_collector import Problems
 from ftrain.data._files import PathLike
-from ftrain.data._problems import Problems
 
 __all__ = ["csv"]
 

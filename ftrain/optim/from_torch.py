@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import tree
+from ftrain.core._graph_leaves import requires_grad_outside
 from ftrain.core._kept_graph import keeps_graph, may_keep_graph
-from ftrain.core._outside import requires_grad_outside
 from ftrain.core._torch import is_dual
 from ftrain.core._words import a_or_an
 from ftrain.core.optimizer import like
 from ftrain.optim._checked import checked
 from ftrain.optim._leaves import compute_dtype, first_device, matching_leaves, parameters
-from ftrain.optim._parts import Masked
+from ftrain.optim._partial_trees import Masked
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim._torch_step import Entries, first_entries, own_algorithm, step_once
 from ftrain.optim.protocol import Count, GradientTransformation, PyTree

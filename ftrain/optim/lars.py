@@ -12,7 +12,7 @@ from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, each_leaf, started
 from ftrain.optim._leaves import zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at
-from ftrain.optim._trust import trust_ratio
+from ftrain.optim._trust_ratio import trust_ratio
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
 

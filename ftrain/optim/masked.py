@@ -13,7 +13,7 @@ import torch
 from ftrain.core import tree
 from ftrain.optim import _checks
 from ftrain.optim._leaves import gradients, matching_leaves
-from ftrain.optim._parts import narrowed, part, unchanged
+from ftrain.optim._partial_trees import narrowed, part, unchanged
 from ftrain.optim.masks import Mask, mask_leaves
 from ftrain.optim.protocol import GradientTransformation, PyTree
 

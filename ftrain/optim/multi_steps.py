@@ -13,7 +13,7 @@ from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._checked import checked
 from ftrain.optim._leaves import first_device, matching_leaves, parameters, scalars_by_device
-from ftrain.optim._parts import unchanged
+from ftrain.optim._partial_trees import unchanged
 from ftrain.optim._rate import double, zero_count
 from ftrain.optim.protocol import GradientTransformation, PyTree
 

@@ -8,7 +8,7 @@ from typing import Any
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
 from ftrain.optim._leaves import matching_leaves
-from ftrain.optim._parts import narrowed, part
+from ftrain.optim._partial_trees import narrowed, part
 from ftrain.optim.masks import Mask, mask_leaves, names
 from ftrain.optim.protocol import GradientTransformation, PyTree
 

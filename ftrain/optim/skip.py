@@ -16,7 +16,7 @@ from ftrain.core.optimizer import like
 from ftrain.optim import _checks
 from ftrain.optim._checked import checked
 from ftrain.optim._leaves import first_device, gradients, parameters
-from ftrain.optim._parts import unchanged
+from ftrain.optim._partial_trees import unchanged
 from ftrain.optim._rate import zero_count
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 

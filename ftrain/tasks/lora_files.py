@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ftrain.core import _file_output, random
-from ftrain.core._memory import available_memory
+from ftrain.core._available_memory import available_memory
 from ftrain.core._regular_files import read_json, read_regular
 from ftrain.core._structure import named_tensors
 from ftrain.core._words import a_or_an, did_you_mean

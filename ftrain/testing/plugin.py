@@ -198,7 +198,7 @@ def ftrain_deterministic() -> Iterator[None]:
 @pytest.fixture
 def ftrain_isolated() -> Iterator[None]:
     """Fail the test if it changes global state: random states, modes and settings of torch."""
-    from ftrain.testing._world import changes, world  # noqa: PLC0415  imports torch
+    from ftrain.testing._global_state import changes, world  # noqa: PLC0415  imports torch
 
     before = world()
     yield

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ftrain.core import _torch, tree
-from ftrain.core._outside import refuse_cuts, survey, unknown_leaves
+from ftrain.core._graph_leaves import refuse_cuts, survey, unknown_leaves
 from ftrain.core._recomputation import start_recomputation
 from ftrain.core._torch_dispatch import TRACED_TENSORS
 

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from ftrain.core import _torch, tree
-from ftrain.core._outside import refuse_cuts, survey
+from ftrain.core._graph_leaves import refuse_cuts, survey
 from ftrain.transforms._region import refuse_captured
 from ftrain.transforms.differentiable import differentiable
 from ftrain.transforms.linear_solvers import Solver, conjugate_gradients

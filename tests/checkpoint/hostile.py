@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from ftrain import checkpoint
-from ftrain.core._memory import LIMITS
+from ftrain.core._available_memory import LIMITS
 from tests.checkpoint.forge import DATA, change_data, change_header, change_manifest, join, split
 from tests.checkpoint.states import train_state
 

@@ -13,11 +13,16 @@ import pytest
 import torch
 
 from ftrain import checkpoint, tasks
-from ftrain.checkpoint import CheckpointCorruptError, CheckpointReadError, _room, read_state_dict
+from ftrain.checkpoint import (
+    CheckpointCorruptError,
+    CheckpointReadError,
+    _fits_in_memory,
+    read_state_dict,
+)
+from ftrain.checkpoint._fits_in_memory import check_holes
 from ftrain.checkpoint._read import open_checkpoint
-from ftrain.checkpoint._room import check_holes
 from ftrain.checkpoint.load import read_dense
-from ftrain.core import _memory
+from ftrain.core import _available_memory
 from ftrain.core.errors import DataError
 from ftrain.testing import Trace
 from tests.checkpoint.forge import DATA, change_manifest, claim, expand
@@ -120,7 +125,7 @@ def test_sound_file_larger_than_the_available_memory_is_refused(
     checkpoint.save(tmp_path / "saved", tree)
     torch.save(tree, tmp_path / "w.pt")
     read(tmp_path / "saved")
-    monkeypatch.setattr(_memory, "available_memory", lambda: (1 << 22) - 1)
+    monkeypatch.setattr(_available_memory, "available_memory", lambda: (1 << 22) - 1)
     with pytest.raises(CheckpointReadError, match=r"Cannot allocate memory .* got 4,19\d,\d{3}"):
         read(tmp_path / "saved")
     checkpoint.verify(tmp_path / "saved")  # allocates no memory for tensors
@@ -133,7 +138,7 @@ def test_long_manifest_is_refused_by_the_memory_that_parsing_takes(
     change_manifest(path, lambda content: text)
     with pytest.raises(CheckpointCorruptError, match="expected the exact text"):
         checkpoint.verify(path)
-    monkeypatch.setattr(_memory, "available_memory", lambda: 40 * len(text) - 1)
+    monkeypatch.setattr(_available_memory, "available_memory", lambda: 40 * len(text) - 1)
     with pytest.raises(CheckpointReadError, match="For its content, expected at most"):
         checkpoint.verify(path)
 
@@ -159,8 +164,10 @@ def test_trace_that_expands_beyond_the_available_memory_is_refused(
 
 
 def test_available_memory_is_less_than_that_of_the_machine() -> None:
-    assert 1 << 20 < _memory.available_memory() <= _memory.total_memory() + _swap()
-    assert _memory.available_memory() > _room._SMALL
+    assert (
+        1 << 20 < _available_memory.available_memory() <= _available_memory.total_memory() + _swap()
+    )
+    assert _available_memory.available_memory() > _fits_in_memory._SMALL
 
 
 def _swap() -> int:
@@ -176,4 +183,4 @@ def test_limit_of_a_container_bounds_the_available_memory(
 ) -> None:
     if content is not None:
         (tmp_path / "memory.max").write_text(content)
-    assert _memory._limit(str(tmp_path / "memory.max")) == expected
+    assert _available_memory._limit(str(tmp_path / "memory.max")) == expected

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ftrain.cli import main
-from ftrain.cli._notes import notes
+from ftrain.cli._print_warnings import notes
 from ftrain.config import load, load_run
 from ftrain.config.run import train
 from ftrain.core._warning_notes import shown

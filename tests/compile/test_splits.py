@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ftrain
-from ftrain.core.random import _kernel, _operators
+from ftrain.core.random import _cpu_kernel, _operators
 from tests.campaign import examples
 
 WORDS = st.integers(-(2**31), 2**31 - 1)
@@ -48,15 +48,15 @@ def test_compiled_split_into_at_most_four_keys_calls_no_operator(
     compiled, shape, calls, monkeypatch
 ):
     called = []
-    draw = _kernel.Kernel.draw
+    draw = _cpu_kernel.Kernel.draw
     monkeypatch.setattr(
-        _kernel.Kernel, "draw", lambda self, *args: called.append(1) or draw(self, *args)
+        _cpu_kernel.Kernel, "draw", lambda self, *args: called.append(1) or draw(self, *args)
     )
     key = key_of(3, 4)
     compiled[shape](key, torch.ones(3))  # compiles at most here
     called.clear()
     compiled[shape](key, torch.ones(3))
-    if _kernel.kernel() is not None:
+    if _cpu_kernel.kernel() is not None:
         assert len(called) == calls
 
 

@@ -12,7 +12,7 @@ from torch.func import grad, jvp
 
 import ftrain
 from ftrain.core._choose import _Gated
-from ftrain.core._outside import requires_grad_outside
+from ftrain.core._graph_leaves import requires_grad_outside
 
 X = torch.tensor([0.5, -0.3], dtype=torch.float64)
 WEIGHT = torch.tensor([1.3, 0.7], dtype=torch.float64)

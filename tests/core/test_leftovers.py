@@ -13,7 +13,7 @@ from torch import nn
 import ftrain
 from ftrain import optim, testing
 from ftrain.core import _torch
-from ftrain.core._reach import reach, spell
+from ftrain.core._reachable_objects import reach, spell
 
 BATCH = {"x": torch.linspace(-1, 1, 32).view(8, 4), "y": torch.linspace(1, -1, 24).view(8, 3)}
 TABLES: dict[int, Any] = {}

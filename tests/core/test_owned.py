@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from ftrain.core._owned import Owned
+from ftrain.core._restored_objects import Owned
 from tests.core.hidden import Record, Slotted
 
 

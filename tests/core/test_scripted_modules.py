@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import ftrain
 from ftrain import optim, testing
-from ftrain.core._owned import Owned
+from ftrain.core._restored_objects import Owned
 from ftrain.core.errors import ImpureFunctionError
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")

@@ -16,7 +16,7 @@ import pytest
 
 from ftrain import distributed
 from ftrain.checkpoint import Store
-from ftrain.cli._notes import notes
+from ftrain.cli._print_warnings import notes
 from ftrain.cli._rank_notes import rank_notes
 from ftrain.config import ConfigError, load
 from ftrain.config._ranks import mesh_of, over_ranks

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ftrain.core import random
-from ftrain.core.random import _cuda_kernel, _kernel, _operators
+from ftrain.core.random import _cpu_kernel, _cuda_kernel, _operators
 
 HOST = """
 #include "threefry.h"
@@ -146,7 +146,7 @@ def test_cuda_source_draws_the_bits_of_the_c_kernel_and_of_the_reference(
     key = key_of(seed, batch)
     with host.draws():
         found = draw(key)
-    assert isinstance(_kernel.kernel(), _kernel.Kernel)
+    assert isinstance(_cpu_kernel.kernel(), _cpu_kernel.Kernel)
     assert same(found, draw(key))
     with using(None):
         assert same(found, draw(key))

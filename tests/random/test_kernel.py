@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from ftrain.core import random
-from ftrain.core.random import _kernel, _normal
+from ftrain.core.random import _cpu_kernel, _normal
 from tests import preloaded
 
 
 @pytest.fixture(autouse=True)
 def untried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(_kernel, "_kernel", _kernel._UNTRIED)
+    monkeypatch.setattr(_cpu_kernel, "_kernel", _cpu_kernel._UNTRIED)
     monkeypatch.setenv("FTRAIN_CACHE_DIR", str(tmp_path))
 
 
@@ -27,9 +27,9 @@ def draw() -> list[int]:
 
 
 def expected() -> list[int]:
-    from ftrain.core.random import _reference
+    from ftrain.core.random import _threefry
 
-    return _reference.bits(random.key(0), (), (1000,), 8).tolist()
+    return _threefry.bits(random.key(0), (), (1000,), 8).tolist()
 
 
 def test_kernel_is_compiled_at_the_first_draw_and_cached(tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_kernel_is_compiled_at_the_first_draw_and_cached(tmp_path: Path) -> None
     assert draw() == expected()
     (library,) = tmp_path.iterdir()
     written = library.stat().st_mtime_ns
-    _kernel._kernel = _kernel._UNTRIED
+    _cpu_kernel._kernel = _cpu_kernel._UNTRIED
     assert draw() == expected()
     assert library.stat().st_mtime_ns == written
 
@@ -49,9 +49,9 @@ def test_damaged_cached_kernel_is_compiled_again(tmp_path: Path) -> None:
     damaged = tmp_path / "damaged"  # another file: this process has the first one mapped
     damaged.write_bytes(b"no library")
     os.replace(damaged, library)
-    _kernel._kernel = _kernel._UNTRIED
+    _cpu_kernel._kernel = _cpu_kernel._UNTRIED
     assert draw() == expected()
-    assert isinstance(_kernel.kernel(), _kernel.Kernel)
+    assert isinstance(_cpu_kernel.kernel(), _cpu_kernel.Kernel)
     assert [path.name for path in tmp_path.iterdir()] == [library.name]
 
 
@@ -77,7 +77,7 @@ def test_draws_without_a_compiled_c_kernel_warn_once_and_return_the_same_numbers
 def test_compiled_kernel_that_draws_wrong_numbers_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(_kernel, "_answers", lambda kernel: False)
+    monkeypatch.setattr(_cpu_kernel, "_answers", lambda kernel: False)
     with pytest.warns(RuntimeWarning, match="draws wrong numbers"):
         assert draw() == expected()
 
@@ -85,32 +85,32 @@ def test_compiled_kernel_that_draws_wrong_numbers_is_not_used(
 def test_kernel_compiled_without_openmp_draws_the_same_numbers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiler = _kernel._compiler()
+    compiler = _cpu_kernel._compiler()
     for extra in (("-march=native",), ()):
-        monkeypatch.setattr(_kernel, "_kernel", _kernel._library(compiler, extra))
+        monkeypatch.setattr(_cpu_kernel, "_kernel", _cpu_kernel._library(compiler, extra))
         assert draw() == expected()
 
 
 def test_kernel_cache_folder_follows_environment_variables(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert _kernel.cache_folder() == tmp_path
+    assert _cpu_kernel.cache_folder() == tmp_path
     monkeypatch.delenv("FTRAIN_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert _kernel.cache_folder() == Path("/cache/ftrain")
+    assert _cpu_kernel.cache_folder() == Path("/cache/ftrain")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert _kernel.cache_folder() == Path("/home/someone/.cache/ftrain")
+    assert _cpu_kernel.cache_folder() == Path("/home/someone/.cache/ftrain")
 
 
 def test_two_processes_can_build_the_kernel_at_the_same_time(tmp_path: Path) -> None:
     code = (
         "import warnings; warnings.simplefilter('error', RuntimeWarning)\n"
-        "from ftrain.core import random; from ftrain.core.random import _kernel\n"
+        "from ftrain.core import random; from ftrain.core.random import _cpu_kernel\n"
         "import sys; sys.stdin.readline()\n"  # both have imported: start together
-        "print(random.bits(random.key(0), 1000, 8).tolist(), _kernel.kernel() is not None)"
+        "print(random.bits(random.key(0), 1000, 8).tolist(), _cpu_kernel.kernel() is not None)"
     )
-    root = str(Path(_kernel.__file__).parents[3])
+    root = str(Path(_cpu_kernel.__file__).parents[3])
     environment = {**os.environ, "PYTHONPATH": root}
     processes = [
         preloaded.start("-c", code, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
@@ -155,6 +155,6 @@ def test_normals_drawn_by_the_c_kernel_have_the_bits_of_the_reference_implementa
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = random.normal(random.key(1), (100_000,), dtype)
-    monkeypatch.setattr(_kernel, "_kernel", None)
+    monkeypatch.setattr(_cpu_kernel, "_kernel", None)
     found = random.normal(random.key(1), (100_000,), dtype)
     assert found.numpy().tobytes() == expected.numpy().tobytes()

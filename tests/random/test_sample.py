@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ftrain.core import random
-from ftrain.core.random import _floats, _normal, _reference
+from ftrain.core.random import _floats, _normal, _threefry
 
 jax = pytest.importorskip("jax")
 np = pytest.importorskip("numpy")
@@ -322,7 +322,7 @@ def test_randint_equals_jax(dtype: str) -> None:
         assert same(random.randint(key, (20,), minval, maxval, torch_dtype), theirs)
         low, high = torch.tensor(minval), torch.tensor(maxval)
         assert same(random.randint(key, (20,), low, high, torch_dtype), theirs)
-        words = [_reference.bits(key, (i,), (20,), max(32, info.bits)) for i in (0, 1)]
+        words = [_threefry.bits(key, (i,), (20,), max(32, info.bits)) for i in (0, 1)]
         assert raw(between(*words, minval, maxval, torch_dtype)) == np.asarray(theirs).tobytes()
 
     check()

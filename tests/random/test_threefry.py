@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ftrain.core import random
-from ftrain.core.random import _kernel, _operators, _reference
+from ftrain.core.random import _cpu_kernel, _operators, _threefry
 from tests.campaign import examples
 
 jax = pytest.importorskip("jax")
@@ -58,7 +58,7 @@ def jax_words(key) -> bytes:
 )
 def test_threefry_matches_the_known_answers_of_random123(key, counter, answer) -> None:
     words = torch.tensor([*key, *counter], dtype=torch.int64).to(torch.int32)
-    out = _reference.threefry2x32(words[:2], words[2], words[3])
+    out = _threefry.threefry2x32(words[:2], words[2], words[3])
     assert tuple(int(word) % 2**32 for word in out) == answer
 
 
@@ -117,7 +117,7 @@ def test_fold_in_of_an_integer_tensor_uses_its_lower_32_bits(
     ours = random.fold_in(key, data)
     for row, value in zip(ours, data.tolist(), strict=True):
         assert raw(row) == raw(random.fold_in(key, value % 2**32))
-    monkeypatch.setattr(_kernel, "_kernel", None)
+    monkeypatch.setattr(_cpu_kernel, "_kernel", None)
     assert raw(random.fold_in(key, data)) == raw(ours)
 
 
@@ -162,7 +162,7 @@ def test_bits_of_the_c_kernel_equal_the_reference_at_block_and_thread_boundaries
 ) -> None:
     key = random.key(9)
     assert raw(random.bits(key, count, width, folds=(4,))) == raw(
-        _reference.bits(key, (4,), (count,), width)
+        _threefry.bits(key, (4,), (count,), width)
     )
 
 
@@ -207,9 +207,9 @@ def test_random_functions_are_pure_functions_of_their_key(draw: Callable[[Tensor
 def test_draws_of_the_c_kernel_equal_the_reference_implementation(
     draw: Callable[[Tensor], Tensor], monkeypatch
 ) -> None:
-    assert _kernel.kernel() is not None, "this machine has a compiler"
+    assert _cpu_kernel.kernel() is not None, "this machine has a compiler"
     compiled = draw(random.key(13))
-    monkeypatch.setattr(_kernel, "_kernel", None)
+    monkeypatch.setattr(_cpu_kernel, "_kernel", None)
     plain = draw(random.key(13))
     assert (plain.dtype, plain.shape, plain.stride()) == (
         compiled.dtype,

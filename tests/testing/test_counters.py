@@ -19,7 +19,7 @@ from ftrain.testing import (
     assert_peak_memory,
     deterministic,
 )
-from ftrain.testing._world import changes, world
+from ftrain.testing._global_state import changes, world
 
 
 def loss_fn(model: Any, batch: Any) -> torch.Tensor:

@@ -15,7 +15,7 @@ from ftrain import checkpoint, compile, make_steps, optim
 from ftrain.checkpoint._determinism import RECORDED, fingerprint
 from ftrain.checkpoint.errors import CheckpointNotFoundError
 from ftrain.testing import environment
-from ftrain.testing._world import changes, world
+from ftrain.testing._global_state import changes, world
 
 
 def test_environment_lists_the_settings_that_bits_depend_on() -> None:

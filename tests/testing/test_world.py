@@ -13,7 +13,7 @@ from torch.overrides import BaseTorchFunctionMode
 
 from ftrain import testing
 from ftrain.core._torch import function_mode_depth
-from ftrain.testing._world import changes, world
+from ftrain.testing._global_state import changes, world
 
 SETTINGS: dict[str, Callable[[], Any]] = {
     "autocast": lambda: torch.set_autocast_enabled("cpu", True),

@@ -17,7 +17,7 @@ import transformers
 
 import ftrain
 from ftrain import optim, testing
-from ftrain.testing._world import changes, world
+from ftrain.testing._global_state import changes, world
 from tests.transformers.architectures import ARCHITECTURES, SUITE, Architecture, tested
 from tests.transformers.refusals import DRAWS, REFUSED
 from tests.transformers.tiny import build

@@ -13,7 +13,7 @@ import torch
 from torch import fx
 
 from ftrain.core import _torch
-from ftrain.core._outside import unknown_leaves
+from ftrain.core._graph_leaves import unknown_leaves
 from ftrain.core.compile._graph import GraphEditor
 from ftrain.core.errors import ImpureFunctionError
 

@@ -17,7 +17,7 @@ from ftrain.core._torch_passes import CustomGraphPass
 from ftrain.core._torch_tensors import storage_id
 from ftrain.core.compile._products import LoopSmallProducts, OneDNNProducts
 from ftrain.core.random._operators import threefry_split
-from ftrain.core.random._reference import PARITY, ROTATIONS
+from ftrain.core.random._threefry import PARITY, ROTATIONS
 
 __all__ = ["MergeEqual", "ReadBeforeWrite", "passes"]
 

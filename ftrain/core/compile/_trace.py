@@ -20,11 +20,11 @@ import torch
 from torch import fx
 
 from ftrain.core import _torch, tree
-from ftrain.core._leftovers import guard, leftovers_removed
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_compiled import plain_in_traces
 from ftrain.core._torch_distributions import without_validation
 from ftrain.core._torch_fake import fake_kernels
+from ftrain.core._traced_leftovers import guard, leftovers_removed
 from ftrain.core.compile import _donate
 from ftrain.core.compile._errors import describe
 from ftrain.core.compile._graph import GraphEditor

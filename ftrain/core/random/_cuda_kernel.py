@@ -2,7 +2,7 @@
 
 `threefry.cu` is made of the same functions as the CPU's `threefry.c`, so that the bits are the same.
 Tests compare the two, both compiled for the CPU; no GPU has run it yet. Without NVRTC, or with a driver
-that cannot load the kernels, one warning is issued, and `_reference.py` draws the same numbers with a
+that cannot load the kernels, one warning is issued, and `_threefry.py` draws the same numbers with a
 few hundred launches per draw.
 
 A launch needs no synchronization and no copy: keys are read on the device; folds and bounds are passed
@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from ftrain.core._torch_cuda import raw_stream
-from ftrain.core.random._kernel import NORMAL32, NORMAL64, PAIRS, UNIFORM32, UNIFORM64
+from ftrain.core.random._cpu_kernel import NORMAL32, NORMAL64, PAIRS, UNIFORM32, UNIFORM64
 
 _SOURCES = tuple(Path(__file__).with_name(name) for name in ("threefry.h", "threefry.cu"))
 

@@ -9,7 +9,7 @@ into the key first.
 The operators are defined by `torch.library.Library`, because a call takes 4.9 µs, and one of an empty
 `custom_op` 14.1 µs.
 
-Read next: `_reference.py`, the definition of the operators; `_kernel.py` and `_cuda_kernel.py`, their
+Read next: `_threefry.py`, the definition of the operators; `_cpu_kernel.py` and `_cuda_kernel.py`, their
 kernels on a CPU and on CUDA.
 """
 
@@ -21,29 +21,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ftrain.core.random import _cuda_kernel, _floats, _integers, _kernel, _normal, _reference
+from ftrain.core.random import _cpu_kernel, _cuda_kernel, _floats, _integers, _normal, _threefry
 
 # The library must exist as long as its operators.
 _LIBRARY = torch.library.Library("ftrain", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 Ints = Sequence[int]
 
-_BITS = {8: _kernel.BITS8, 16: _kernel.BITS16, 32: _kernel.BITS32, 64: _kernel.BITS64}
+_BITS = {
+    8: _cpu_kernel.BITS8,
+    16: _cpu_kernel.BITS16,
+    32: _cpu_kernel.BITS32,
+    64: _cpu_kernel.BITS64,
+}
 
 
 def _bits(key: Tensor, folds: Ints, shape: Ints, width: int) -> Tensor:
     kernel = _for(key)
     if kernel is None:
-        return _reference.bits(key, folds, shape, width)
-    return kernel.draw(_BITS[width], key, folds, _drawn(key, shape, _reference.UINT[width]))
+        return _threefry.bits(key, folds, shape, width)
+    return kernel.draw(_BITS[width], key, folds, _drawn(key, shape, _threefry.UINT[width]))
 
 
 def _bernoulli(key: Tensor, folds: Ints, shape: Ints, p: float) -> Tensor:
     kernel = _for(key)
     if kernel is None:
-        return _floats.below(_reference.bits(key, folds, shape, 32), p)
+        return _floats.below(_threefry.bits(key, folds, shape, 32), p)
     out = _drawn(key, shape, torch.bool)
-    return kernel.draw(_kernel.BELOW, key, folds, out, _floats.threshold(p))
+    return kernel.draw(_cpu_kernel.BELOW, key, folds, out, _floats.threshold(p))
 
 
 def _uniform(
@@ -74,7 +79,7 @@ def _randint(
     if kernel is not None:
         return kernel.randint(key, folds, _drawn(key, shape, dtype), base, span)
     width = max(32, _integers.WIDTH[dtype])
-    high, low = (_reference.bits(key, (*folds, i), shape, width) for i in (0, 1))
+    high, low = (_threefry.bits(key, (*folds, i), shape, width) for i in (0, 1))
     first, values = (torch.full((), v, dtype=torch.int64, device=key.device) for v in (base, span))
     return _integers.between(high, low, first, values, dtype)
 
@@ -82,15 +87,15 @@ def _randint(
 def _split(key: Tensor, folds: Ints, shape: Ints) -> Tensor:
     kernel = _for(key)
     if kernel is None:
-        return _reference.split(key, folds, shape)
-    return kernel.draw(_kernel.PAIRS, key, folds, _drawn(key, (*shape, 2), torch.int32))
+        return _threefry.split(key, folds, shape)
+    return kernel.draw(_cpu_kernel.PAIRS, key, folds, _drawn(key, (*shape, 2), torch.int32))
 
 
 def _fold(key: Tensor, folds: Ints) -> Tensor:
     kernel = _for(key)
     if kernel is not None:
         return kernel.fold(key, folds, None, _drawn(key, (2,), torch.int32))
-    return _reference.fold(key, folds) if folds else key.clone()
+    return _threefry.fold(key, folds) if folds else key.clone()
 
 
 def _fold_in(key: Tensor, data: Tensor) -> Tensor:
@@ -98,18 +103,18 @@ def _fold_in(key: Tensor, data: Tensor) -> Tensor:
         return _fold(key, (int(data) & 0xFFFFFFFF,))  # avoids a copy of data to the device
     kernel = _for(key) if data.device == key.device else None
     if kernel is None:
-        return _reference.fold_in(key, data)
+        return _threefry.fold_in(key, data)
     if key.ndim != 1 or data.ndim != 0:
-        batch = _reference.broadcast(key.shape[:-1], data.shape)
+        batch = _threefry.broadcast(key.shape[:-1], data.shape)
         key, data = key.expand(*batch, 2), data.expand(batch)
     return kernel.fold(key, (), data, _drawn(key, (2,), torch.int32))
 
 
-def _for(key: Tensor) -> _kernel.Kernel | _cuda_kernel.CudaKernel | None:
+def _for(key: Tensor) -> _cpu_kernel.Kernel | _cuda_kernel.CudaKernel | None:
     """Return the compiled kernels for the device of a key; `None` if there are none for it."""
     device = key.device
     if device.type == "cpu":
-        return _kernel.kernel()
+        return _cpu_kernel.kernel()
     return _cuda_kernel.kernel(device) if device.type == "cuda" else None
 
 
@@ -121,7 +126,7 @@ def _drawn(key: Tensor, shape: Ints, dtype: torch.dtype) -> Tensor:
 
 
 def _fake_fold_in(key: Tensor, data: Tensor) -> Tensor:
-    return key.new_empty((*_reference.broadcast(key.shape[:-1], data.shape), 2))
+    return key.new_empty((*_threefry.broadcast(key.shape[:-1], data.shape), 2))
 
 
 def _vmap_over_key(operator: Callable[..., Tensor]) -> Callable[..., tuple[Tensor, int]]:
@@ -168,7 +173,7 @@ def _define(
 threefry_bits = _define(
     "threefry_bits(Tensor key, int[] folds, SymInt[] shape, int width)",
     _bits,
-    lambda key, folds, shape, width: _drawn(key, shape, _reference.UINT[width]),
+    lambda key, folds, shape, width: _drawn(key, shape, _threefry.UINT[width]),
 )
 threefry_bernoulli = _define(
     "threefry_bernoulli(Tensor key, int[] folds, SymInt[] shape, float p)",

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ftrain.core.random._reference import broadcast
+from ftrain.core.random._threefry import broadcast
 from ftrain.core.random.sample import _check_broadcast, _shape
 
 Parameter = float | Tensor

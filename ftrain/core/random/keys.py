@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ftrain.core._words import a_or_an
 from ftrain.core.random import _operators
-from ftrain.core.random._reference import low_word, signed
+from ftrain.core.random._threefry import low_word, signed
 
 __all__ = ["fold_in", "key", "key_data", "split"]
 

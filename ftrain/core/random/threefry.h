@@ -1,7 +1,7 @@
 /* Threefry-2x32 and the conversion of its words, one element at a time.
  *
  * `threefry.c` (CPU) and `threefry.cu` (CUDA) are compiled from these functions: one source, the same bits. Words,
- * mantissas and thresholds are those of _reference.py, _floats.py and _normal.py, operation by operation; must be
+ * mantissas and thresholds are those of _threefry.py, _floats.py and _normal.py, operation by operation; must be
  * compiled without contraction (-ffp-contract=off, --fmad=false): one rounding more or less is another number.
  * C, C++ and NVRTC, which has no headers.
  *
@@ -36,7 +36,7 @@ typedef uint64_t u64;
 #endif
 #endif
 
-/* The order of the constants in _kernel.py; kinds of 16 bits after them, in threefry.cu. */
+/* The order of the constants in _cpu_kernel.py; kinds of 16 bits after them, in threefry.cu. */
 enum kind { BITS8, BITS16, BITS32, BITS64, PAIRS, BELOW, UNIFORM32, UNIFORM64, NORMAL32, NORMAL64 };
 
 #define MIX(a, b, r)                       \

@@ -17,7 +17,7 @@ from torch import Tensor
 from ftrain.core.random import _jax_families
 from ftrain.core.random._exact import exact
 from ftrain.core.random._parameters import check_wide, tensors_of
-from ftrain.core.random._reference import broadcast
+from ftrain.core.random._threefry import broadcast
 from ftrain.core.random.keys import _check_single, _folds
 from ftrain.core.random.sample import _check_broadcast, _shape, normal
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from ftrain.core.errors import DataError
-from ftrain.data._cells import Table
+from ftrain.data._csv_table import Table
 from ftrain.data.sources._scaling import Known
 
 __all__ = ["check_same", "check_target"]

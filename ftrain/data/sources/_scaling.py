@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from ftrain.core.errors import DataError
-from ftrain.data._cells import Table
-from ftrain.data._problems import Problems
+from ftrain.data._csv_table import Table
+from ftrain.data._error_collector import Problems
 from ftrain.data.sources._data import sha256
 
 __all__ = ["Known", "check_means", "feature_names", "filled", "fit", "scaled", "scaled_inputs"]

@@ -22,9 +22,9 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from ftrain.core.errors import DataError
-from ftrain.data._cells import Column, Table, is_missing, is_number
 from ftrain.data._csv_file import Format
-from ftrain.data._problems import Problems
+from ftrain.data._csv_table import Column, Table, is_missing, is_number
+from ftrain.data._error_collector import Problems
 from ftrain.data.sources._data import Data, Fitted, Share, parted
 from ftrain.data.sources._same_columns import check_same, check_target
 from ftrain.data.sources._scaling import (

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import _file_output
+from ftrain.core._available_memory import available_memory
 from ftrain.core._leaf_digest import leaf_digest
-from ftrain.core._memory import available_memory
 from ftrain.core._regular_files import read_regular
 from ftrain.core.errors import DataError
 from ftrain.testing.divergence.places import Place

@@ -18,7 +18,7 @@ from ftrain.core.random._find_draw import find_draws
 from ftrain.core.random._keyed_reach import is_seeded
 from ftrain.core.random._own_generators import state_of
 from ftrain.testing._copies import copied
-from ftrain.testing.laws._held import Held, roots_of
+from ftrain.testing.laws._held_objects import Held, roots_of
 from ftrain.testing.laws._sites import Site, running_site
 from ftrain.testing.laws._subject import Call
 

@@ -3,7 +3,7 @@
 `Held` compares the classes of the instances that a function reaches. This module compares the classes
 that a function reads by name only.
 
-Read next: `_held.py`, which uses it.
+Read next: `_held_objects.py`, which uses it.
 """
 
 from __future__ import annotations

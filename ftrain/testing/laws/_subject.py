@@ -2,7 +2,7 @@
 
 Every check reduces its subject to calls, each of which it may repeat with copies of the arguments.
 
-Read next: `_held.py`, which collects the objects that functions hold; `pure.py`, the first law.
+Read next: `_held_objects.py`, which collects the objects that functions hold; `pure.py`, the first law.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from ftrain.testing._copies import copied
 from ftrain.testing.compare import relative_distance
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws._exact import ConstantDraws, doubled, in_float64, is_float
-from ftrain.testing.laws._kept import unchanging
+from ftrain.testing.laws._restored_state import unchanging
 from ftrain.testing.laws._subject import InapplicableError, Subject, name_of, outputs_of, subject_of
 from ftrain.testing.laws._traced import plain
 from ftrain.testing.laws._words import amount, plural

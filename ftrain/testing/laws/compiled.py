@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ftrain.core.compile import compile as compile_
 from ftrain.testing.laws._close import LOOSE, Apart, apart_by_leaf, apart_by_tree, smooth, tolerance
-from ftrain.testing.laws._kept import unchanging
+from ftrain.testing.laws._restored_state import unchanging
 from ftrain.testing.laws._sites import Site, events_of, located, origin_of, recorded
 from ftrain.testing.laws._subject import Call, calls_of, name_of
 from ftrain.testing.laws._traced import plain, require_tensors, untraceable

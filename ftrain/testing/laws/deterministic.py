@@ -13,8 +13,8 @@ import torch
 
 from ftrain.testing._copies import copied
 from ftrain.testing.difference import Difference, first_difference
-from ftrain.testing.laws._kept import changed_by, unchanging
 from ftrain.testing.laws._processes import outputs_in_new_process, recorded_in_new_process
+from ftrain.testing.laws._restored_state import changed_by, unchanging
 from ftrain.testing.laws._sites import Site, events_of, first_new, located, origin_of, recorded
 from ftrain.testing.laws._subject import Call, calls_of
 from ftrain.testing.laws._words import amount, plural

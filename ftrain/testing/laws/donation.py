@@ -16,7 +16,7 @@ from ftrain.core.compile import compile as compile_
 from ftrain.core.state import TrainState
 from ftrain.testing._copies import copied
 from ftrain.testing.difference import first_difference
-from ftrain.testing.laws._kept import unchanging
+from ftrain.testing.laws._restored_state import unchanging
 from ftrain.testing.laws._subject import Call, name_of, outputs_of, subject_of
 from ftrain.testing.laws._traced import plain, require_tensors, untraceable
 from ftrain.testing.laws._words import amount, plural

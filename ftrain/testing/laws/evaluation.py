@@ -11,7 +11,7 @@ from typing import Any
 
 from ftrain.testing._copies import copied
 from ftrain.testing.difference import first_difference
-from ftrain.testing.laws._kept import unchanging
+from ftrain.testing.laws._restored_state import unchanging
 from ftrain.testing.laws._subject import Call, InapplicableError, Subject, name_of, subject_of
 from ftrain.testing.laws._words import amount, plural
 from ftrain.testing.laws.deterministic import check_deterministic

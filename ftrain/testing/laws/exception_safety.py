@@ -16,10 +16,10 @@ import torch
 from ftrain.core._torch_dispatch import DispatchMode
 from ftrain.core.compile import Compiled
 from ftrain.testing._copies import copied
-from ftrain.testing._world import changes, restore, world
+from ftrain.testing._global_state import changes, restore, world
 from ftrain.testing.difference import first_difference
-from ftrain.testing.laws._held import Held, roots_of
-from ftrain.testing.laws._kept import functions_of, kept, unchanging
+from ftrain.testing.laws._held_objects import Held, roots_of
+from ftrain.testing.laws._restored_state import functions_of, kept, unchanging
 from ftrain.testing.laws._sites import Site, located, running_site
 from ftrain.testing.laws._subject import Call, InapplicableError, calls_of, name_of
 from ftrain.testing.laws._words import plural

@@ -18,7 +18,7 @@ from ftrain.core.compile import compile as compile_
 from ftrain.testing._copies import copied
 from ftrain.testing.difference import Difference
 from ftrain.testing.laws._counts import require_counting
-from ftrain.testing.laws._kept import unchanging
+from ftrain.testing.laws._restored_state import unchanging
 from ftrain.testing.laws._subject import (
     Call,
     InapplicableError,

@@ -19,7 +19,7 @@ from ftrain.core.step import TrainStep
 from ftrain.testing._copies import copied
 from ftrain.testing.difference import Difference
 from ftrain.testing.laws._exact import doubled, in_float64, is_float
-from ftrain.testing.laws._kept import unchanging
+from ftrain.testing.laws._restored_state import unchanging
 from ftrain.testing.laws._subject import InapplicableError, name_of, subject_of
 from ftrain.testing.laws._traced import plain
 from ftrain.testing.laws._words import plural

@@ -16,7 +16,7 @@ from ftrain.core.errors import UnkeyedRandomError
 from ftrain.testing._copies import copied
 from ftrain.testing.difference import first_difference
 from ftrain.testing.laws._draws import Drawn, drawn_in
-from ftrain.testing.laws._kept import unchanging
+from ftrain.testing.laws._restored_state import unchanging
 from ftrain.testing.laws._subject import Call, calls_of
 from ftrain.testing.laws._words import plural
 from ftrain.testing.report import LawViolation, Report, Row

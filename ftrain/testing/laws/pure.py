@@ -15,11 +15,11 @@ from ftrain.core import tree
 from ftrain.core._python_objects import GENERATORS
 from ftrain.core._words import a_or_an
 from ftrain.testing._copies import copied
-from ftrain.testing._world import changes, restore, world
+from ftrain.testing._global_state import changes, restore, world
 from ftrain.testing.difference import Difference, first_difference
 from ftrain.testing.laws._draws import drawn_in
-from ftrain.testing.laws._held import Held, memory_of, roots_of
-from ftrain.testing.laws._kept import unchanging
+from ftrain.testing.laws._held_objects import Held, memory_of, roots_of
+from ftrain.testing.laws._restored_state import unchanging
 from ftrain.testing.laws._sites import find_write, located
 from ftrain.testing.laws._subject import Call, each_call
 from ftrain.testing.laws._words import KEYS, amount, plural

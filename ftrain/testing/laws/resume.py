@@ -17,8 +17,8 @@ from ftrain import checkpoint
 from ftrain.core import tree
 from ftrain.testing._copies import copied
 from ftrain.testing.difference import Difference, first_difference
-from ftrain.testing.laws._kept import changed_by, unchanging
 from ftrain.testing.laws._processes import in_new_process
+from ftrain.testing.laws._restored_state import changed_by, unchanging
 from ftrain.testing.laws._subject import Subject, outputs_of, parts_of, subject_of
 from ftrain.testing.laws._words import amount, plural
 from ftrain.testing.report import LawViolation, Report, Row

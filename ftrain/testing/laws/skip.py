@@ -18,7 +18,7 @@ from ftrain.core.state import TrainState
 from ftrain.testing._copies import copied
 from ftrain.testing.difference import Difference, dense, first_difference
 from ftrain.testing.laws._exact import finite, is_float
-from ftrain.testing.laws._kept import unchanging
+from ftrain.testing.laws._restored_state import unchanging
 from ftrain.testing.laws._scales import require_same_update, skipped_in
 from ftrain.testing.laws._subject import InapplicableError, Subject, name_of, subject_of
 from ftrain.testing.laws._words import amount

@@ -18,7 +18,7 @@ from ftrain.core.gradients import GradientResult
 from ftrain.core.step import TrainStep
 from ftrain.testing._copies import copied
 from ftrain.testing.laws._close import LOOSE, Apart, apart_by_leaf, apart_by_tree, smooth, tolerance
-from ftrain.testing.laws._kept import unchanging
+from ftrain.testing.laws._restored_state import unchanging
 from ftrain.testing.laws._subject import name_of, subject_of
 from ftrain.testing.laws._traced import line_of, plain
 from ftrain.testing.laws._words import amount, plural

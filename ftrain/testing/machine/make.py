@@ -10,8 +10,8 @@ from typing import Any
 
 import torch  # noqa: F401  # read by the example
 
-from ftrain.testing.machine._feed import feed_of
-from ftrain.testing.machine._plug import builder
+from ftrain.testing.machine._batch_sources import feed_of
+from ftrain.testing.machine._default_parts import builder
 from ftrain.testing.machine.training_machine import TrainingMachine
 
 __all__ = ["training_machine"]

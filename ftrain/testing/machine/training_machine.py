@@ -24,8 +24,8 @@ from ftrain.core.errors import RecompileWarning
 from ftrain.testing._copies import copied
 from ftrain.testing.compare import relative_distance
 from ftrain.testing.difference import first_difference
-from ftrain.testing.machine._feed import Feed, feed_of
-from ftrain.testing.machine._plug import poisoned
+from ftrain.testing.machine._batch_sources import Feed, feed_of
+from ftrain.testing.machine._default_parts import poisoned
 from ftrain.testing.machine._uninterrupted import Event, History, Uninterrupted, digest
 from ftrain.testing.report import LawViolation
 

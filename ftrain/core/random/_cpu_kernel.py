@@ -1,8 +1,8 @@
 """The C kernel, compiled once on each machine at the first draw and called through ctypes.
 
 Without it (no compiler, or a cache folder that cannot be written), one warning is issued and
-`_reference.py` draws the same numbers. A million-element mask takes 1.0 ms on one core with the kernel,
-5.8 ms with `torch.empty(n).bernoulli_(0.1)`, 80 ms with `_reference.py`.
+`_threefry.py` draws the same numbers. A million-element mask takes 1.0 ms on one core with the kernel,
+5.8 ms with `torch.empty(n).bernoulli_(0.1)`, 80 ms with `_threefry.py`.
 
 Read next: `threefry.c`.
 """
@@ -28,7 +28,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ftrain.core.random._reference import low_word
+from ftrain.core.random._threefry import low_word
 
 # The order of `enum kind` in threefry.h.
 BITS8, BITS16, BITS32, BITS64, PAIRS, BELOW, UNIFORM32, UNIFORM64, NORMAL32, NORMAL64 = range(10)

@@ -1,6 +1,6 @@
 """Objects that a function reaches (its model, closure, global variables), collected before a call.
 
-Read next: `_kept.py`, which restores them after a check; `pure.py`, which compares them.
+Read next: `_restored_state.py`, which restores them after a check; `pure.py`, which compares them.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import _torch, tree
-from ftrain.core._contents import Change
-from ftrain.core._owned import Owned
-from ftrain.core._reach import Found, Globals, Path, reach, spell
+from ftrain.core._object_contents import Change
+from ftrain.core._reachable_objects import Found, Globals, Path, reach, spell
+from ftrain.core._restored_objects import Owned
 from ftrain.core.compile import Compiled
 from ftrain.core.random._own_generators import GLOBAL
 from ftrain.core.random._watch import Watch

@@ -12,7 +12,7 @@ from torch import nn
 
 from ftrain.core._hooks import Hooks
 from ftrain.core._python_objects import cell_contents
-from ftrain.core._reach import Attributes, Found, reach, spell
+from ftrain.core._reachable_objects import Attributes, Found, reach, spell
 
 __all__ = ["Slot", "refuse_captured", "refuse_fixed", "slots_of"]
 

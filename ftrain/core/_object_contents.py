@@ -14,7 +14,7 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-from ftrain.core._reach import MISSING, Attributes, Class, Found, Globals
+from ftrain.core._reachable_objects import MISSING, Attributes, Class, Found, Globals
 
 __all__ = ["Change", "Group", "emptied", "empty_of", "groups_of", "put_set"]
 

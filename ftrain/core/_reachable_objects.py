@@ -5,7 +5,7 @@ registers, an attribute of its class. The walk goes through containers, instance
 arguments and the data of classes (those of instances, and autograd functions); it stops at Python
 modules, at the classes of the standard library and at objects without Python attributes.
 
-Read next: `_owned.py`, which compares and restores what is found here.
+Read next: `_restored_objects.py`, which compares and restores what is found here.
 """
 
 from __future__ import annotations

@@ -4,8 +4,8 @@ A model may write to any object that it reaches: count in a dict, append to a li
 store a tensor in its configuration. Such changes are not part of the training state, so they must not
 survive a call.
 
-Read next: `_reach.py`, which finds the objects; `_contents.py` and `_fingerprints.py`, which compare
-them.
+Read next: `_reachable_objects.py`, which finds the objects; `_object_contents.py` and
+`_fingerprints.py`, which compare them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from ftrain.core._contents import Change, Group, emptied, empty_of, groups_of
 from ftrain.core._fingerprints import fingerprints_of
-from ftrain.core._reach import Found, reach, spell
+from ftrain.core._object_contents import Change, Group, emptied, empty_of, groups_of
+from ftrain.core._reachable_objects import Found, reach, spell
 
 __all__ = ["Owned"]
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from typing import Any, ParamSpec, TypeVar
 
 from ftrain.core.random import _generators
-from ftrain.testing._world import restore, world
-from ftrain.testing.laws._held import Held, roots_of
+from ftrain.testing._global_state import restore, world
+from ftrain.testing.laws._held_objects import Held, roots_of
 from ftrain.testing.laws._subject import imported, parts_of
 
 __all__ = ["changed_by", "functions_of", "kept", "unchanging"]

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 
 from ftrain.core import _torch
-from ftrain.core._owned import Owned
-from ftrain.core._reach import reach
+from ftrain.core._reachable_objects import reach
+from ftrain.core._restored_objects import Owned
 
 __all__ = ["guard", "leftovers_removed"]
 

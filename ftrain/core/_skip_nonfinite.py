@@ -1,12 +1,15 @@
-"""Gates that stop gradients at the inputs of a skipped step.
+"""Skipping of a step with a non-finite gradient: the old leaves of the state replace the new ones.
 
-`commit` selects the old state if a gradient is not finite. The derivative of the new state, which is not
-selected, and of the step's metrics is then 0 times infinity, which is NaN. A gate is the identity; its
-backward pass returns 0 for a skipped step.
+`old_or_new` selects the leaves. The derivative of the new state, which is not selected, and of the
+step's metrics is then 0 times infinity, which is NaN. So a gate stops gradients at the inputs of a
+skipped step: it is the identity, and its backward pass returns 0 for a skipped step.
+
+Read next: `commit.py`, which calls `old_or_new`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,8 +17,40 @@ import torch
 from ftrain.core import _torch, tree
 from ftrain.core._kept_graph import keeps_graph
 from ftrain.core._torch import value_at_hand
+from ftrain.core.optimizer import like
 
-__all__ = ["Gate", "gated"]
+__all__ = ["Gate", "gated", "old_or_new"]
+
+
+def old_or_new(
+    olds: Iterable[torch.Tensor],
+    news: Iterable[torch.Tensor],
+    is_copied: Iterable[bool],
+    finite: torch.Tensor | None,
+) -> list[torch.Tensor]:
+    """Return the new leaves of a state, or the old ones if a gradient was not finite.
+
+    The selection runs on the device, without a wait, unless the value of `finite` is known already.
+
+    Args:
+        olds: the leaves of the state before the step.
+        news: the leaves of the state after the step.
+        is_copied: for each new leaf, True if it is copied, because it may share memory with the old
+            state, the batch or another leaf.
+        finite: bool, 0-d: True if all gradients are finite; `None`: not checked, the step is applied.
+    """
+    known = None if finite is None else value_at_hand(finite)
+
+    def select(old: torch.Tensor, new: torch.Tensor, copy: bool) -> torch.Tensor:
+        if known is False:
+            return old.clone()
+        if not copy:
+            return like(new, old)
+        if new is old or finite is None or known:
+            return like(new.clone(), old)
+        return like(torch.where(finite, new, old), old)
+
+    return list(map(select, olds, news, is_copied))
 
 
 class Gate:

@@ -6,7 +6,7 @@ import errno
 import os
 
 from ftrain.checkpoint.errors import CheckpointCorruptError, CheckpointReadError
-from ftrain.core import _memory
+from ftrain.core import _available_memory
 
 __all__ = ["check_holes", "check_memory"]
 
@@ -30,7 +30,7 @@ def check_memory(path: str, what: str, needed: int) -> None:
     Raises:
         CheckpointReadError: the content does not fit in memory.
     """
-    if needed <= _SMALL or needed <= (there := _memory.available_memory()):
+    if needed <= _SMALL or needed <= (there := _available_memory.available_memory()):
         return
     raise CheckpointReadError(
         f"read {path}",
@@ -48,7 +48,7 @@ def check_holes(path: str, size: int, allocated: int) -> None:
     """
     if size <= _SMALL or size <= _MOST_COMPRESSED * allocated:
         return
-    if size > _memory.available_memory():
+    if size > _available_memory.available_memory():
         raise CheckpointCorruptError(
             f"{path}: expected {size:,} written bytes, got a file with holes, of which {allocated:,} "
             "bytes are on the disk. Check where the file comes from."
