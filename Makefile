@@ -59,7 +59,8 @@ campaign: $(VENV)/dev
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest -n 2 --dist worksteal tests/optim/test_products.py tests/laws \
 	  tests/testing/test_laws_accept.py tests/transforms/test_sweep.py tests/core/test_body_memory.py \
 	  tests/cli/test_hostile.py tests/cli/test_processes.py tests/cli/test_notes.py tests/loop/test_resume.py \
-	  tests/loop/test_failures.py tests/loop/test_memory.py tests/loop/test_second_start.py tests/benchmarks \
+	  tests/loop/test_failures.py tests/loop/test_signals.py tests/loop/test_memory.py \
+	  tests/loop/test_second_start.py tests/benchmarks \
 	  tests/optim/test_algorithms.py tests/optim/test_hyperparameters.py tests/optim/test_transformations.py \
 	  tests/optim/test_wrappers.py tests/core/test_hidden_backward.py tests/core/test_hooks.py \
 	  tests/core/test_mapped_norms.py tests/tasks/test_functional.py tests/tasks/test_integer_inputs.py \

@@ -35,7 +35,7 @@ def table(
 
 
 def _grid(rows: tuple[Measurement, ...]) -> Iterator[str]:
-    """Yield the lines of the table; columns without a figure in any row are left out."""
+    """Yield the lines of the table; columns that are empty in every row are left out."""
     columns: list[tuple[str, _Cell, Callable[[Measurement], Any]]] = [
         ("ms", lambda r: _ms(r.median), lambda r: True),
         ("noise", lambda r: f"±{r.noise:.1%}" if r.noise < 10 else "?", lambda r: True),

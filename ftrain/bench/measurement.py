@@ -94,7 +94,7 @@ class Measurement:
 
     @property
     def matrix_share(self) -> float | None:
-        """Time of the counted operations at the rate of large products, over the time of a step.
+        """Counted FLOP/s of a step, over the measured FLOP/s of large matrix products.
 
         `None` if there are no such operations.
         """

@@ -67,7 +67,7 @@ class Collected:
         return self._with(lambda leaves: to_host(leaves, memory or PinnedMemory(), after))
 
     def _with(self, copy: Callable[[list[torch.Tensor]], list[torch.Tensor]]) -> Collected:
-        """Return this content with copied tensors; tensors that are one tensor share a copy."""
+        """Return this content with copied tensors; a tensor that occurs several times is copied once."""
         index: dict[Any, int] = {}
         places = [index.setdefault(content_of(leaf), len(index)) for leaf in self.leaves]
         distinct = dict(zip(places, self.leaves, strict=True))

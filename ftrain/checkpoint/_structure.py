@@ -13,7 +13,9 @@ _DEEPEST = 100  # deeper JSON may not be read where the stack is deep already
 
 
 def describe(node: Any, depth: int = 0) -> Any:
-    """Return `"*"` for a leaf, `null` for `None`, `[type, [[entry, child], ...]]` for a container.
+    """Describe the containers of a tree as JSON values, with `"*"` for a leaf and `null` for `None`.
+
+    A container is `[type, [[entry, child], ...]]`.
 
     Example:
         >>> describe({"w": 0, "layers": (1, None)})

@@ -185,7 +185,7 @@ def _at_least(value: Any, least: int, option: str) -> Any:
 
 
 def _earlier(options: argparse.Namespace, here: Mapping[str, Any]) -> BenchmarkReport | None:
-    """Read the earlier report that `--against` names, before anything is measured; `None` without."""
+    """Read the earlier report that `--against` names, before a measurement; `None` if it names none."""
     if options.against is None:
         return None
     _at_least(options.limit, 1, "--limit")

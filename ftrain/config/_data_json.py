@@ -30,7 +30,7 @@ def content(parts: Parts) -> str | None:
 
 
 def stored(config: Config, folder: pathlib.Path) -> fitted.Stored:
-    """Read a run's `data.json`; if the file is missing, return a value without preprocessing and facts.
+    """Read a run's `data.json`; if the file is missing, return a record without preprocessing.
 
     Raises:
         ConfigError: the file is damaged, or was written for another data function.

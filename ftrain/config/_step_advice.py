@@ -38,7 +38,7 @@ def size_advice(parts: Parts, error: BaseException) -> str | None:
 
 
 def _differences(parts: Parts) -> Iterator[tuple[str, int, str, str, int]]:
-    """Yield (name, size, place, fact, value) for each model argument that differs from a fact."""
+    """Yield each model argument whose size differs from the data's, with its location and both sizes."""
     target = parts.resolved.model
     parameters = inspect.signature(target.function).parameters
     for fact, names in _ARGUMENTS.items():

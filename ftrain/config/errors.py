@@ -37,9 +37,9 @@ class ConfigError(ValueError):
         problems: at least one `Problem`; `key` and `place` are those of the first.
 
     Example:
-        >>> error = ConfigError([Problem("epochs", "digits.yaml:2", "must be a whole number")])
+        >>> error = ConfigError([Problem("epochs", "digits.yaml:2", "expected a whole number")])
         >>> print(error)
-        digits.yaml:2: epochs: must be a whole number
+        digits.yaml:2: epochs: expected a whole number
         >>> error.key, error.place
         ('epochs', 'digits.yaml:2')
     """

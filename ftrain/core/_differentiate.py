@@ -48,7 +48,7 @@ def differentiate(
     outside_leaves: list[torch.Tensor] | None = None,
     name: str = "the function",
 ) -> tuple[torch.Tensor, Any, Any]:
-    """Return `(value, aux, grads)` of `run(x) -> (value, aux)`; `seed(aux)` is the value's cotangent.
+    """Return value, auxiliary result and gradients of `run(x) -> (value, aux)`.
 
     The results keep their graph if a caller could differentiate them with respect to a leaf of `x` or a
     captured tensor that requires a gradient or that a transform of torch.func tracks. In
@@ -58,6 +58,7 @@ def differentiate(
     checkpointing, double backward) are the best there are. Under a transform it is `torch.func.vjp`.
 
     Args:
+        seed: a function of `aux` that returns the cotangent of the value; `None`: 1.
         outside_leaves: a list to which this adds the leaves that the value depends on and `x` does not
             hold.
     """

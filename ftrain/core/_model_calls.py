@@ -99,10 +99,11 @@ class ModelCalls:
         *,
         site: str | None = None,
     ) -> tuple[Any, Any]:
-        """Return `aux`, and the gradients with respect to `x`, of `run(until, x) -> (value, aux)`.
+        """Call `run`; return its second result, and the gradients of the first one with respect to `x`.
 
         Args:
-            run: a function with calls of the model.
+            run: a function `(until, x) -> (value, aux)` with calls of the model; the exit stack `until`
+                is closed after the backward pass.
             x: a tree of floating-point tensors.
             key: the key of the calls.
             where: the name of the function in messages.

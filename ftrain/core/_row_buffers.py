@@ -38,7 +38,7 @@ class RowBuffers:
         self._are_needed = False
 
     def __call__(self, run: Callable[[], T]) -> T:
-        """Return `run()`; call it a second time if torch refused a write in the first call."""
+        """Call `run`; call it once more, with buffers per row, if torch refused a write."""
         if not self._are_needed:
             try:
                 return run()

@@ -237,10 +237,7 @@ class Metrics(Mapping[str, torch.Tensor]):
         except KeyError:
             within = [other for other in self.entries if str(other).startswith(f"{name}/")]
             known = ", ".join(map(repr, within or self.entries)) or "none"
-            raise KeyError(
-                f"metrics: expected one of {known}, got the unknown metric {name!r}. Write one of these "
-                "names."
-            ) from None
+            raise KeyError(f"metrics: expected one of {known}, got {name!r}. Choose one.") from None
         value = entry if isinstance(entry, torch.Tensor) else entry.value
         assert isinstance(value, torch.Tensor)
         return value

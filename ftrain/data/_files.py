@@ -68,7 +68,10 @@ def check_memory(path: Path, what: str, needed: int) -> None:
 def check_deflated(packed: int, unpacked: int) -> None:
     """Raise `ValueError` if there are too few compressed bytes for the announced unpacked size."""
     if unpacked > _DEFLATE * max(packed, 1):
-        raise ValueError(f"{packed:,} bytes cannot hold {unpacked:,}")
+        raise ValueError(
+            f"expected at most {_DEFLATE * max(packed, 1):,} bytes from {packed:,} compressed ones, got "
+            f"{unpacked:,}"
+        )
 
 
 def _too_large(path: Path, what: str, needed: str) -> DataError:

@@ -182,4 +182,7 @@ def _check_ratio(member: zipfile.ZipInfo) -> None:
     if member.compress_type == zipfile.ZIP_DEFLATED:
         check_deflated(member.compress_size, member.file_size)
     elif member.compress_type == zipfile.ZIP_STORED and member.file_size != member.compress_size:
-        raise ValueError(f"{member.compress_size:,} bytes cannot hold {member.file_size:,}")
+        raise ValueError(
+            f"expected {member.compress_size:,} bytes of an array that is not compressed, got "
+            f"{member.file_size:,}"
+        )

@@ -74,7 +74,7 @@ class Saving(DefaultSavePlanner):
         self._entries = {entry.name: entry for entry in entries}
 
     def create_local_plan(self) -> SavePlan:
-        """Return a plan with an item to write for each entry of this rank."""
+        """Return DCP's plan, with an item to write for each entry of this rank."""
         items = []
         for entry in self._entries.values():
             if entry.is_empty:
@@ -106,7 +106,7 @@ class Loading(DefaultLoadPlanner):
         self._directory, self._strict = directory, strict
 
     def create_local_plan(self) -> LoadPlan:
-        """Return a plan with the items to read into the entries of this rank.
+        """Return DCP's plan of the items to read into the entries of this rank.
 
         Raises:
             CheckpointMismatchError: the checkpoint differs from the entries.

@@ -190,7 +190,7 @@ def _short(value: Any) -> str:
 
 
 def votes(leaves: Sequence[LocalLeaf]) -> list[Vote]:
-    """Return (index, start, rows, strides, alias) of each leaf divided by rows over the ranks."""
+    """Return this rank's rows, strides and alias of each leaf that is divided by rows over the ranks."""
     return [
         (i, leaf.start, leaf.rows, list(leaf.strides) if leaf.strides else None, leaf.alias)
         for i, leaf in enumerate(leaves)

@@ -34,7 +34,7 @@ class _Norm:
 
 
 class RunningStatistics:
-    """Combination of the buffers of a model after parts of a batch, each started from the same buffers.
+    """Combiner of the buffers after each part of a batch into the buffers after the whole batch.
 
     Args:
         module: the model.
@@ -80,7 +80,7 @@ class RunningStatistics:
         }
 
     def sent(self, written: Collection[str]) -> list[str]:
-        """Return the names of the buffers whose values after a part are needed from all ranks.
+        """Return the names of the buffers that each rank must send, so that they can be combined.
 
         Args:
             written: the buffers that the model writes to.
@@ -104,7 +104,7 @@ class RunningStatistics:
     def combined(
         self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], parts: int
     ) -> dict[str, torch.Tensor]:
-        """Return the buffers after all parts.
+        """Return the buffers after the whole batch, from those after each of its parts.
 
         Args:
             before: the buffers before each part.

@@ -76,7 +76,7 @@ def checked_steps(steps: Any) -> tuple[TrainStep, EvalStep]:
 
 
 def sharded_steps(steps: Steps, parts: Parts, build: BuildRanks) -> Steps:
-    """Return steps whose states are parts.
+    """Return steps on several ranks, each of which has a part of the state.
 
     Args:
         steps: of `make_steps`.

@@ -56,7 +56,7 @@ class LayerParameter(LazyTensor, ShardedTensor):
 
 
 class _Whole(torch.autograd.Function):
-    """Rows of all ranks; the gradient is this rank's rows."""
+    """Autograd function that gathers the rows of all ranks; its gradient is this rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor, rows: int, group: Group) -> torch.Tensor:
@@ -70,7 +70,7 @@ class _Whole(torch.autograd.Function):
 
 
 class _Unread(_Whole):
-    """`LayerParameter` of the rows, for uses that are no functions of torch."""
+    """Autograd function from rows to a `LayerParameter`, for uses that torch functions do not see."""
 
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor, rows: int, group: Group) -> torch.Tensor:
@@ -101,18 +101,18 @@ class SplitActivation(LazyTensor):
 
     @staticmethod
     def of(local: torch.Tensor, size: int, group: Group) -> SplitActivation:
-        """Return the activation, with the graph of its columns."""
+        """Return the activation, whose gradient flows back to this rank's columns."""
         self: SplitActivation = _UnreadColumns.apply(local, size, group)  # type: ignore[no-untyped-call]
         self.local = local
         return self
 
     def gathered(self) -> torch.Tensor:
-        """Return all columns; all ranks compute the same gradient of them."""
+        """Return the columns of all ranks, gathered; each rank computes the same gradient of them."""
         found: torch.Tensor = _AllColumns.apply(self.local, self.shape[-1], self.group)  # type: ignore[no-untyped-call]
         return found
 
     def plain(self) -> torch.Tensor:
-        """Return all columns, without a graph."""
+        """Return the columns of all ranks, gathered without an autograd graph."""
         return _joined(self.local.detach(), self.shape[-1], self.group)
 
     def memory(self) -> torch.Tensor:
@@ -239,7 +239,7 @@ class _Summed(torch.autograd.Function):
 
 
 class _Columns(torch.autograd.Function):
-    """Columns of a matrix of which each rank has rows: the rows of a state are cut for every layer."""
+    """Autograd function from this rank's rows of a matrix to this rank's columns of it."""
 
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor, rows: int, group: Group) -> torch.Tensor:

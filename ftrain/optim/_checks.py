@@ -33,57 +33,57 @@ __all__ = [
 def finite(name: str, value: Hyperparameter) -> None:
     """Raise unless `value` is a finite number."""
     if _is_number(name, value) and not math.isfinite(value):
-        raise ValueError(f"{name} must be a finite number, got {value!r}.")
+        raise _out_of_range(name, "a finite number", value)
 
 
 def non_negative(name: str, value: Hyperparameter) -> None:
     """Raise unless `value` is a finite number >= 0."""
     if _is_number(name, value) and not (math.isfinite(value) and value >= 0):
-        raise ValueError(f"{name} must be a finite number >= 0, got {value!r}.")
+        raise _out_of_range(name, "a finite number >= 0", value)
 
 
 def positive(name: str, value: Hyperparameter) -> None:
     """Raise unless `value` is a finite number > 0."""
     if _is_number(name, value) and not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a finite number > 0, got {value!r}.")
+        raise _out_of_range(name, "a finite number > 0", value)
 
 
 def fraction(name: str, value: Hyperparameter) -> None:
     """Raise unless `value` is in [0, 1)."""
     if _is_number(name, value) and not 0 <= value < 1:
-        raise ValueError(f"{name} must lie in [0, 1), got {value!r}.")
+        raise _out_of_range(name, "a number in [0, 1)", value)
 
 
 def closed_fraction(name: str, value: Hyperparameter) -> None:
     """Raise unless `value` is in [0, 1]."""
     if _is_number(name, value) and not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie in [0, 1], got {value!r}.")
+        raise _out_of_range(name, "a number in [0, 1]", value)
 
 
 def above_one(name: str, value: Hyperparameter) -> None:
     """Raise unless `value` is a finite number > 1."""
     if _is_number(name, value) and not (math.isfinite(value) and value > 1):
-        raise ValueError(f"{name} must be a finite number > 1, got {value!r}.")
+        raise _out_of_range(name, "a finite number > 1", value)
 
 
 def falling_power(name: str, value: Hyperparameter) -> None:
     """Raise unless `value` is a finite number <= 0."""
     if _is_number(name, value) and not (math.isfinite(value) and value <= 0):
-        raise ValueError(f"{name} must be a finite number <= 0, such as -0.8, got {value!r}.")
+        raise _out_of_range(name, "a finite number <= 0, such as -0.8", value)
 
 
 def at_least_zero(name: str, value: Hyperparameter) -> None:
     """Raise unless `value` is a number >= 0; infinity means no limit."""
     if _is_number(name, value) and not value >= 0:
-        raise ValueError(f"{name} must be a number >= 0, got {value!r}.")
+        raise _out_of_range(name, "a number >= 0", value)
 
 
 def positive_int(name: str, value: int, at_least: int = 1) -> None:
     """Raise unless `value` is an integer of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an integer, got {value!r}.")
+        raise TypeError(f"{name}: expected an integer, got {value!r}. Write an integer.")
     if value < at_least:
-        raise ValueError(f"{name} must be at least {at_least}, got {value}.")
+        raise _out_of_range(name, f"an integer of at least {at_least}", value)
 
 
 def optimizer(wrapper: str, inner: object) -> None:
@@ -111,10 +111,16 @@ def _is_number(name: str, value: Hyperparameter) -> bool:
     if isinstance(value, torch.Tensor):
         if value.ndim or not value.is_floating_point():
             raise TypeError(
-                f"{name} must be a number or a 0-d floating-point tensor, got shape "
+                f"{name}: expected a number or a 0-d floating-point tensor, got shape "
                 f"{tuple(value.shape)} and dtype {value.dtype}. For several values use `torch.vmap`."
             )
         return False
     if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} must be a number, got {type(value).__name__} {value!r}.")
+        raise TypeError(
+            f"{name}: expected a number, got {type(value).__name__} {value!r}. Write a Python number."
+        )
     return True
+
+
+def _out_of_range(name: str, expected: str, value: object) -> ValueError:
+    return ValueError(f"{name}: expected {expected}, got {value!r}. Choose a value in this range.")

@@ -55,7 +55,7 @@ def starting_with(values: StartingValues) -> Iterator[None]:
 def taken(
     names: Sequence[str],
 ) -> Iterator[tuple[dict[str, torch.Tensor], list[Mapping[str, float]]]]:
-    """Yield the values and rows that each enclosing context has for `names`, innermost first."""
+    """Yield the starting values of `names` in each enclosing context, innermost first, and as rows."""
     left, given = list(names), _current.get()
     while given is not None:
         own = [name for name in left if name in given.values]

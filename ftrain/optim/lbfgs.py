@@ -135,9 +135,14 @@ def lbfgs(
     _checks.positive_int("memory_size", memory_size)
     _checks.positive_int("max_line_search_steps", max_line_search_steps)
     if line_search_fn not in ("strong_wolfe", None):
-        raise ValueError(f"line_search_fn must be 'strong_wolfe' or None, got {line_search_fn!r}.")
+        raise ValueError(
+            f"line_search_fn: expected 'strong_wolfe' or None, got {line_search_fn!r}. Write "
+            "line_search_fn='strong_wolfe'."
+        )
     if not 0 < c1 < c2 < 1:
-        raise ValueError(f"c1 and c2 must fulfil 0 < c1 < c2 < 1, got {c1!r} and {c2!r}.")
+        raise ValueError(
+            f"c1, c2: expected 0 < c1 < c2 < 1, got {c1!r} and {c2!r}. Write c1=1e-4, c2=0.9."
+        )
     preconditioner = scale_by_lbfgs(memory_size)
 
     def init(params: PyTree) -> LBFGSState:

@@ -138,7 +138,8 @@ def muon(
     _checks.non_negative("adam_weight_decay", adam_weight_decay)
     if adjust_lr_fn not in ("original", "match_rms_adamw"):
         raise ValueError(
-            f"adjust_lr_fn must be 'original' or 'match_rms_adamw', got {adjust_lr_fn!r}."
+            f"adjust_lr_fn: expected 'original' or 'match_rms_adamw', got {adjust_lr_fn!r}. Write "
+            "adjust_lr_fn='original'."
         )
 
     def init(params: PyTree) -> MuonState:
@@ -291,8 +292,8 @@ def _for_shape(matrix: torch.Tensor, adjust_lr_fn: str) -> float:
 def _check_newton_schulz(ns_steps: int, ns_coefficients: Coefficients) -> None:
     _checks.positive_int("ns_steps", ns_steps)
     if ns_steps >= 100:
-        raise ValueError(f"ns_steps must be below 100 (5 is usual), got {ns_steps}.")
+        raise ValueError(f"ns_steps: expected less than 100, got {ns_steps}. Write ns_steps=5.")
     if len(ns_coefficients) != 3:
         raise ValueError(
-            f"ns_coefficients must be three numbers (a, b, c), got {ns_coefficients!r}."
+            f"ns_coefficients: expected three numbers (a, b, c), got {ns_coefficients!r}. Leave it out."
         )

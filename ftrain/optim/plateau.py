@@ -103,11 +103,16 @@ def reduce_on_plateau(
     _checks.positive_int("accumulation_size", accumulation_size)
     _checks.non_negative("min_scale", min_scale)
     if not isinstance(min_scale, torch.Tensor) and min_scale > 1:
-        raise ValueError(f"min_scale must lie in [0, 1], got {min_scale!r}.")
+        raise ValueError(
+            f"min_scale: expected a number in [0, 1], got {min_scale!r}. Write min_scale=0."
+        )
     if mode not in get_args(_Mode):
-        raise ValueError(f"mode must be 'min' or 'max', got {mode!r}.")
+        raise ValueError(f"mode: expected 'min' or 'max', got {mode!r}. Write mode='min'.")
     if threshold_mode not in get_args(_ThresholdMode):
-        raise ValueError(f"threshold_mode must be 'rel' or 'abs', got {threshold_mode!r}.")
+        raise ValueError(
+            f"threshold_mode: expected 'rel' or 'abs', got {threshold_mode!r}. Write "
+            "threshold_mode='rel'."
+        )
     (_checks.fraction if threshold_mode == "rel" else _checks.non_negative)("threshold", threshold)
     worst = math.inf if mode == "min" else -math.inf
 
@@ -130,7 +135,7 @@ def reduce_on_plateau(
         return value < best - margin if mode == "min" else value > best + margin
 
     def compared(state: ReduceOnPlateauState) -> ReduceOnPlateauState:
-        """Return the state after the mean of the accumulated values is compared with the best so far."""
+        """Compare the mean of the accumulated values with the best mean so far; return the new state."""
         value = state.total / accumulation_size
         better = is_better(value, state.best)
         cooling = state.cooldown_count > 0

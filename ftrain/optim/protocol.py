@@ -33,7 +33,7 @@ Hyperparameter: TypeAlias = float | torch.Tensor
 
 
 class Init(Protocol):
-    """Function from the parameters to the first state."""
+    """Function from the parameters to the initial state of the optimizer."""
 
     def __call__(self, params: PyTree, /) -> PyTree:
         """Return the initial state, on the devices of `params`.
@@ -44,7 +44,7 @@ class Init(Protocol):
 
 
 class Update(Protocol):
-    """Function from gradients and state to updates and the new state."""
+    """Function from gradients and optimizer state to updates and the new optimizer state."""
 
     def __call__(
         self, grads: PyTree, state: PyTree, params: PyTree | None = None, **extra: Any

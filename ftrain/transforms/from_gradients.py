@@ -23,7 +23,7 @@ Gradients = Callable[[TrainState, Any], GradientResult]
 
 
 def from_gradients(gradients: Gradients, optimizer: Optimizer) -> Step:
-    """Return the training step that follows these gradients.
+    """Return the training step that applies the gradients of a given function.
 
     It composes the three pieces of a step, as a step of your own would:
 

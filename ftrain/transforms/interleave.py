@@ -68,7 +68,7 @@ def interleave(tasks: Mapping[str, Step]) -> Step:
 
 
 def _of_task(metric: Any) -> Any:
-    """Return a mean with weight 1, or 0 if it had none, so that no task counts for its tokens."""
+    """Give a task's mean the weight 1, or 0 if it has none, so that all tasks count equally."""
     if not isinstance(metric, Mean):
         return metric
     has_weight = metric.weight > 0

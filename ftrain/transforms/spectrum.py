@@ -229,7 +229,7 @@ def _rounds(size: int, count: int, iterations: int | None, which: str) -> int:
 
 
 def _parted(vector: Tensor, params: Any) -> Any:
-    """Return a tree like the parameters from their concatenation."""
+    """Split a vector of all elements into a tree with the shapes of the parameters."""
     leaves, treedef = tree.flatten(params)
     parts, start = [], 0
     for leaf in leaves:

@@ -221,7 +221,7 @@ def _initial_states(
 
 
 def _with_values(state: Any, values: dict[str, torch.Tensor], starting: StartingValues) -> Any:
-    """Return the states with the values set that no optimizer started with, such as extras."""
+    """Set swept values that are not hyper-parameters of the optimizer, such as extras, in the states."""
     if values and not isinstance(state, TrainState):
         raise TypeError(
             f"over: expected steps on an ftrain.TrainState, which has an optimizer's state and extras, "

@@ -162,7 +162,9 @@ def test_verdict_of_a_goal_is_met_missed_or_not_measured():
     assert (goal.verdict, goal.note) == ("not measured", "not among the contenders: jax")
 
 
-def test_results_file_keeps_cells_growth_and_goals_of_all_runs(tmp_path, monkeypatch, capsys):
+def test_results_file_keeps_measurements_growth_and_goals_of_all_runs(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     names = "--contenders=eager-foreach,eager-fused"
     assert main(["--quick", "--workloads=mlp-3", names]) == 0
@@ -178,7 +180,7 @@ def test_results_file_keeps_cells_growth_and_goals_of_all_runs(tmp_path, monkeyp
     assert "goal scan\n  not measured: " in capsys.readouterr().out
 
 
-def test_goals_that_share_a_cell_measure_it_once(monkeypatch):
+def test_goals_that_share_a_measurement_make_it_once(monkeypatch):
     measured = []
 
     def measure_once(work, names, **settings):

@@ -96,7 +96,7 @@ def test_donated_state_is_written_in_place_and_cannot_be_used_again() -> None:
     program(new, x)
 
 
-def test_lowered_function_lets_its_arguments_go_once_it_is_compiled() -> None:
+def test_lowered_function_releases_its_arguments_once_it_is_compiled() -> None:
     x = torch.ones(3)
     reference = weakref.ref(x)
     lowered = ftrain.compile(lambda x: x + 1, backend="eager").lower(x)

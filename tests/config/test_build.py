@@ -196,7 +196,7 @@ def test_run_with_overfit_batches_trains_and_evaluates_on_them() -> None:
         ),
         (
             {"optimizer": {"name": "sgd", "momentum": 2.0}},
-            "optimizer: sgd: momentum must lie in [0, 1)",
+            "optimizer: sgd: momentum: expected a number in [0, 1)",
         ),
         (
             {"batch_size": 100},

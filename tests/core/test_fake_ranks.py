@@ -19,7 +19,7 @@ from ftrain.core._torch_fake_ranks import Traffic, fake_mesh
         ("broadcast", 100, 100, 100.0),
     ],
 )
-def test_rank_of_four_sends_the_bytes_of_the_ring_algorithm(
+def test_one_of_four_ranks_sends_the_bytes_of_the_ring_algorithm(
     name: str, inputs: int, outputs: int, sent: float
 ) -> None:
     traffic = Traffic(4)
@@ -29,7 +29,7 @@ def test_rank_of_four_sends_the_bytes_of_the_ring_algorithm(
     assert (traffic.sent, traffic.collectives) == (2 * sent, 2)
 
 
-def test_collectives_of_a_block_are_counted_and_waits_are_not() -> None:
+def test_collectives_in_a_block_are_counted_and_waits_for_them_are_not() -> None:
     with fake_mesh(4, "cpu") as mesh:
         assert mesh.size() == 4
         traffic, x = Traffic(4), torch.ones(8)

@@ -101,7 +101,7 @@ def test_only_abandoned_drafts_are_removed(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == sorted([fresh, *others])
 
 
-def test_line_without_an_end_is_not_read_whole(tmp_path: Path) -> None:
+def test_line_of_a_terabyte_is_not_read_into_memory(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text("one\n")
     os.truncate(path, 1 << 40)

@@ -72,7 +72,7 @@ def test_dtype_note_is_left_out_where_the_dtype_is_not_the_cause():
     assert "Convert the data" not in text
 
 
-def test_lists_and_words_are_named_with_their_conversion():
+def test_note_names_lists_and_words_with_their_conversion():
     words = notes({"x": X, "y": ["cat", "dog", "cat", "dog"]})
     assert "batch['y']: a list of str" in words
     assert "np.unique(words, return_inverse=True)" in words
@@ -81,18 +81,18 @@ def test_lists_and_words_are_named_with_their_conversion():
     assert "np.unique" not in lists
 
 
-def test_tuples_of_lists_are_named_by_place():
+def test_note_names_lists_in_tuples_by_position():
     text = notes((X, ["a", "b", "c", "d"]), lambda m, b: F.cross_entropy(m(b[0]), b[1]))
     assert "batch[1] is a list of str" in text
 
 
-def test_numbers_of_a_batch_are_not_named_as_wrong():
+def test_note_does_not_name_valid_numbers_of_a_batch():
     text = notes({"x": X.tolist(), "y": Y, "scale": 0.5})
     assert "batch['scale'] is" not in text
 
 
 @pytest.mark.parametrize("label", [-1, 3])
-def test_label_out_of_range_in_a_loss_of_ones_own_has_a_note_with_the_range(label):
+def test_label_out_of_range_in_a_user_defined_loss_has_a_note_with_the_range(label):
     text = notes({"x": X, "y": torch.tensor([0, 1, 2, label])})
     assert f"batch['y'] has values from {min(label, 0)} to {max(label, 2)}" in text
     assert "Give the model more outputs" in text

@@ -47,7 +47,9 @@ def test_metrics_object_reads_like_a_dict_and_has_a_short_repr() -> None:
     assert dict(metrics) == {"a": torch.tensor(0.5), "n": torch.tensor(3.0)}
     assert repr(metrics) == "Metrics(a=0.5, n=3)"
     assert metrics.compute() == {"a": 0.5, "n": 3.0}
-    with pytest.raises(KeyError, match="unknown metric 'b': expected one of 'a', 'n'"):
+    with pytest.raises(
+        KeyError, match="metrics: expected one of 'a', 'n', got 'b'[.] Choose one[.]"
+    ):
         metrics["b"]
 
 

@@ -65,7 +65,7 @@ def test_nested_loss_outputs_have_names_joined_by_slashes() -> None:
     assert metrics["blocks/1/ids"].tolist() == [*range(ROWS)]
     assert metrics.compute()["losses"] == metrics["losses"].tolist()
     assert_same_bits(steps.eval_step(state, batch_of(ROWS))["losses"], metrics["losses"])
-    with pytest.raises(KeyError, match=r"unknown metric 'head': expected one of 'head/outputs', "):
+    with pytest.raises(KeyError, match=r"metrics: expected one of 'head/outputs', "):
         metrics["head"]
 
 

@@ -41,7 +41,7 @@ def make(kind: str, path: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "directory", "device"])
-def test_other_kinds_of_file_are_refused_without_waiting(tmp_path: pathlib.Path, kind: str) -> None:
+def test_irregular_files_are_refused_without_waiting(tmp_path: pathlib.Path, kind: str) -> None:
     make(kind, tmp_path / "a")
     began = time.monotonic()
     for read in (read_json, lambda path: read_regular(path, 10), lambda path: [*read_lines(path)]):
@@ -70,7 +70,7 @@ def test_pipe_that_takes_the_place_of_a_file_is_refused(
         read_regular(tmp_path / "pipe", 10)
 
 
-def test_line_beyond_the_bound_is_skipped_and_the_next_is_read(
+def test_line_beyond_the_size_limit_is_skipped_and_the_next_is_read(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = sys.modules[read_lines.__module__]
@@ -79,7 +79,7 @@ def test_line_beyond_the_bound_is_skipped_and_the_next_is_read(
     assert list(read_lines(tmp_path / "a")) == ["first", "last", "", "y" * 8]
 
 
-def test_lines_added_during_the_read_are_left_for_the_next_one(tmp_path: pathlib.Path) -> None:
+def test_lines_appended_during_a_read_are_left_for_the_next_read(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"1\n2\n")
     lines = read_lines(path)
@@ -96,7 +96,7 @@ def test_deeply_nested_json_and_wrong_bytes_are_value_errors(tmp_path: pathlib.P
             read_json(tmp_path / "a.json")
 
 
-def test_reading_a_pipe_with_a_writer_is_refused_as_well(tmp_path: pathlib.Path) -> None:
+def test_pipe_with_a_writer_is_refused(tmp_path: pathlib.Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
     writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("text"))

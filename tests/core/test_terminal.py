@@ -44,7 +44,7 @@ def test_printable_text_of_other_languages_is_unchanged() -> None:
     assert printable(text) == text
 
 
-def test_escapes_are_those_of_python_and_yaml() -> None:
+def test_escapes_of_control_characters_are_those_of_python_and_yaml() -> None:
     assert printable("\x1b]0;x\x07\r\x9b2J\udcff\u202e") == r"\x1b]0;x\x07\r\x9b2J\udcff\u202e"
     assert printable("a\nb\tc", one_line=True) == r"a\nb\tc"
 
@@ -60,7 +60,7 @@ def test_say_escapes_data_for_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -
         assert out.getvalue() == expected + "\\x1b\n"
 
 
-def test_say_escapes_what_the_encoding_does_not_have(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_say_escapes_characters_that_the_encoding_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
     say("naïve →")

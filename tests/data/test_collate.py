@@ -67,7 +67,7 @@ def test_nested_lists_collate_as_the_tensors_they_list(
         [np.ones(3), np.zeros(3)],
     ],
 )
-def test_other_samples_collate_as_torch_does(samples: list[Any]) -> None:
+def test_samples_without_lists_of_numbers_collate_as_in_torch(samples: list[Any]) -> None:
     assert repr(collate_samples(samples)) == repr(default_collate(samples))
 
 

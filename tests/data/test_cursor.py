@@ -128,7 +128,7 @@ def test_a_cursor_is_refused_by_a_loader_with_another_order(made_for):
                 continue
             with pytest.raises(ValueError, match="made for another order: that of") as raised:
                 loader(given_to).batches(cursor)
-            remedy = f"`shuffle` or `sampler` .* pass data.Cursor\\(0, {cursor.epoch}\\)$"
+            remedy = f"`shuffle` or `sampler` .* pass data.Cursor\\(0, {cursor.epoch}\\)[.]$"
             assert re.search(remedy, str(raised.value))
             for name in (made_for, given_to):
                 assert loader(name).start().sampler in str(raised.value)

@@ -213,7 +213,9 @@ def test_operating_system_error_is_not_reported_as_a_damaged_file(
     "read",
     [data.npz, data.npy, data.safetensors, data.csv, data.text, data.tokens, data.idx],
 )
-def test_pipes_and_devices_are_refused(tmp_path: pathlib.Path, read: Any) -> None:
+def test_array_and_table_readers_refuse_pipes_and_devices(
+    tmp_path: pathlib.Path, read: Any
+) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "zero").symlink_to("/dev/zero")
     for name in ("pipe", "zero"):

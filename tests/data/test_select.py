@@ -60,7 +60,7 @@ def test_unknown_column_raises_with_the_nearest_name() -> None:
         data.select({"x": torch.zeros(2)}, ["z"])
 
 
-def test_other_datasets_and_one_text_are_refused() -> None:
+def test_select_refuses_generators_tuples_and_a_single_text() -> None:
     with pytest.raises(TypeError, match=r"got the text 'x'. Write \('x',\)"):
         data.select(ROWS, "x")
     with pytest.raises(TypeError, match="got generator"):

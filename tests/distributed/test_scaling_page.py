@@ -46,7 +46,7 @@ def row(ranks: int) -> str:
 
 
 @pytest.mark.parametrize("ranks", [8, 64, 128, 512, 2048, 10_000])
-def test_table_of_the_guide_follows_from_its_formulas(ranks: int) -> None:
+def test_scaling_table_of_the_guide_follows_from_its_formulas(ranks: int) -> None:
     assert row(ranks) in GUIDE, row(ranks)
 
 

@@ -221,7 +221,7 @@ def failed(mesh: Any, folder: str, on_all: bool) -> str:
     return ""
 
 
-def test_run_that_fails_on_all_ranks_alike_saves_its_parts(tmp_path: Path) -> None:
+def test_run_that_fails_on_all_ranks_alike_saves_the_part_of_each_rank(tmp_path: Path) -> None:
     first, second = run(failed, 2, str(tmp_path), False)
     assert (first, second) == ("", "the disk of this callback is full")
     assert Store(tmp_path / "run").steps() == []
@@ -238,7 +238,7 @@ def configured_run(mesh: Any, path: str, overrides: list[str], resume: bool) -> 
     return result.status, result.step
 
 
-def test_configured_run_in_parts_equals_data_parallel_and_loads_in_one_process(
+def test_configured_sharded_run_equals_data_parallel_and_loads_in_one_process(
     tmp_path: Path,
 ) -> None:
     options = {"ema": 0.9, "eval_batch_size": 2, "model": {"name": "project.py:Net", "width": 6}}

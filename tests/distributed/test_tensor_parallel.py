@@ -210,7 +210,7 @@ def errors(mesh: Any, setups: list[Setup], n: int) -> list[dict[str, float]]:
     ],
     ids=["2-eager", "4-eager", "1-eager", "2-compiled"],
 )
-def test_cut_layers_equal_one_process(size: int, setups: list[Setup]) -> None:
+def test_layers_cut_over_ranks_equal_those_of_one_process(size: int, setups: list[Setup]) -> None:
     by_rank = run(errors, size, setups, 5, timeout=200)
     for i, setup in enumerate(setups):
         assert_same_bits([found[i][1] for found in by_rank], [by_rank[0][i][1]] * size)
@@ -218,7 +218,7 @@ def test_cut_layers_equal_one_process(size: int, setups: list[Setup]) -> None:
             assert max(found[i][0].values()) <= 4e-7, (setup, found[i][0])
 
 
-def test_cut_layers_in_half_precision_differ_by_its_rounding() -> None:
+def test_layers_cut_over_ranks_in_half_precision_differ_by_rounding_only() -> None:
     # Products are rounded to bfloat16 (2**-9) on each rank before they are summed.
     setups = [
         Setup(precision="bf16-mixed", optimizer="sgd"),
@@ -316,7 +316,7 @@ def refusals(mesh: Any) -> dict[str, str]:
     return found
 
 
-def test_what_cannot_be_cut_is_refused_with_a_remedy() -> None:
+def test_model_that_cannot_be_cut_over_ranks_is_refused_with_a_remedy() -> None:
     expected = {
         "no rules": "'column' or 'row'",
         "unknown rule": "rules['inner']: expected 'column'",

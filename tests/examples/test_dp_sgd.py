@@ -16,7 +16,7 @@ from examples import dp_sgd
 pytest.importorskip("sklearn")
 
 
-def test_rows_without_a_digit_add_nothing_to_the_gradient() -> None:
+def test_masked_rows_add_nothing_to_the_gradient() -> None:
     training, _ = dp_sgd.digits()
     batch = {name: x[:8] for name, x in training.items()} | {"mask": torch.arange(8) < 5}
     steps = ftrain.make_steps(dp_sgd.net, dp_sgd.loss_fn, ftrain.optim.sgd(1.0))

@@ -19,7 +19,7 @@ from ftrain.testing import assert_same_bits
 
 @settings(deadline=None, max_examples=20)
 @given(seed=st.integers(0, 2**32 - 1), actions=st.lists(st.integers(0, 2), min_size=9, max_size=9))
-def test_a_game_ends_after_nine_moves_and_rewards_the_paddle_below_the_ball(
+def test_dqn_game_ends_after_nine_moves_and_rewards_the_paddle_below_the_ball(
     seed: int, actions: list[int]
 ) -> None:
     """Compare with a game of Python integers."""
@@ -34,7 +34,7 @@ def test_a_game_ends_after_nine_moves_and_rewards_the_paddle_below_the_ball(
     assert_same_bits(game, dqn.new_game(random.key(seed + 1)))
 
 
-def test_targets_are_the_reward_plus_the_discounted_value_of_the_copy() -> None:
+def test_dqn_targets_are_the_reward_plus_the_discounted_value_of_the_target_network() -> None:
     agent = dqn.init(0)
     params, copy = agent.learner.params, dqn.STEPS.init_state(1).params
     seen, following = torch.eye(50)[:3], torch.eye(50)[3:6]
@@ -50,7 +50,7 @@ def test_targets_are_the_reward_plus_the_discounted_value_of_the_copy() -> None:
     torch.testing.assert_close(found, torch.stack(errors).square().mean())
 
 
-def test_memory_keeps_the_latest_moves() -> None:
+def test_replay_memory_keeps_the_latest_moves() -> None:
     agent = dataclasses.replace(dqn.init(0), count=torch.tensor(dqn.CAPACITY - 32))
     new, _ = dqn.step(agent, random.key(1))
     changed = (new.memory["seen"].sum(1) > 0).nonzero()[:, 0].tolist()
@@ -66,7 +66,7 @@ def test_compiled_step_of_games_memory_and_learner_has_the_bits_of_the_eager_one
     assert compiled.n_compiles == 1
 
 
-def test_network_learns_to_catch(tmp_path: pathlib.Path, capsys: Any) -> None:
+def test_dqn_network_learns_to_catch_the_ball(tmp_path: pathlib.Path, capsys: Any) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "dqn.png"
     rates, final = dqn.main(["--steps", "270", "--picture", str(path)])

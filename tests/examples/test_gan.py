@@ -15,7 +15,7 @@ from ftrain import random
 pytest.importorskip("sklearn")
 
 
-def test_penalty_of_a_linear_critic_is_that_of_the_norm_of_its_weight() -> None:
+def test_gradient_penalty_of_a_linear_critic_follows_from_the_norm_of_its_weight() -> None:
     """The gradient of a linear function is its weight, at every point."""
     model = nn.Linear(64, 1)
     real = random.uniform(random.key(1), (6, 64))

@@ -29,7 +29,7 @@ def test_hypergradient_equals_finite_differences() -> None:
         torch.testing.assert_close(grads[i], difference, rtol=2e-3, atol=0)
 
 
-def test_vmapped_runs_are_single_runs() -> None:
+def test_vmapped_runs_equal_single_runs() -> None:
     training, held_out, _ = example.digits()
     rates = torch.tensor([0.1, 0.2])
     with torch.no_grad():

@@ -73,13 +73,13 @@ def test_tokens_are_padded_and_unknown_words_share_an_id() -> None:
     assert batch["document"][0, :4].tolist() == [1, 1, 2, 0]
 
 
-def test_no_function_is_on_both_sides_of_the_split() -> None:
+def test_no_function_is_both_trained_on_and_held_out() -> None:
     training, held_out = retrieval.split(retrieval.functions())
     assert (len(training), len(held_out)) == (48, 16)
     assert not {*training} & {*held_out}
 
 
-def test_example_has_the_gradients_of_the_whole_batch() -> None:
+def test_retrieval_example_has_the_gradients_of_the_whole_batch() -> None:
     def whole(model: Any, batch: Any) -> Any:
         query, document = model(batch["query"], batch["document"])
         return functional.info_nce(query, document, temperature=(-model.logit_scale).exp())

@@ -40,7 +40,7 @@ def lines(block: str) -> int:
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=lambda text: text.partition("\n")[0])
-def test_programs_agree_and_ftrain_needs_no_more_lines_than_jax(
+def test_side_by_side_programs_agree_and_ftrain_needs_no_more_lines_than_jax(
     section: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     eager = functools.partial(ftrain.compile, backend="eager")  # without machine code: seconds
@@ -58,5 +58,5 @@ def test_programs_agree_and_ftrain_needs_no_more_lines_than_jax(
     assert error <= float(stated[0])
 
 
-def test_page_has_three_comparisons() -> None:
+def test_side_by_side_page_has_three_comparisons() -> None:
     assert len(SECTIONS) == 3

@@ -17,7 +17,7 @@ CONFIG = pathlib.Path(__file__).parents[2] / "examples" / "configs" / "text_clas
 FEW = ("json", "html")
 
 
-def test_snippets_are_the_bytes_of_the_packages_files() -> None:
+def test_text_classification_rows_are_bytes_of_source_files() -> None:
     found = text_classification.snippets(FEW)
     library = pathlib.Path(sysconfig.get_path("stdlib"))
     scanner = (library / "json" / "scanner.py").read_bytes()

@@ -11,7 +11,7 @@ from torch import nn
 
 import ftrain
 from ftrain import data, optim, tree
-from ftrain.loop import EvaluateEnd, Stop, Trainer, WindowEnd
+from ftrain.loop import BatchEnd, EvaluateEnd, Stop, Trainer, WindowEnd
 
 ROWS = 60
 
@@ -112,3 +112,21 @@ class Interrupts:
         if self.seen == self.n:
             os.kill(os.getpid(), self.number)
         return state, ()
+
+
+class Requests:
+    """A callback that requests actions at the n-th event of a kind."""
+
+    def __init__(self, action: Any, kind: Any = BatchEnd, n: int = 1) -> None:
+        self.action, self.n, self.listens = action, n, (kind,)
+
+    def init(self) -> int:
+        return 0
+
+    def __call__(self, state: int, event: Any) -> Any:
+        action = self.action(event) if callable(self.action) else self.action
+        return state + 1, [action] if state + 1 == self.n else ()
+
+    @classmethod
+    def once(cls, action: Any, **options: Any) -> Trainer:
+        return trainer(cls(action), **options)

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
-import subprocess
-import sys
-import textwrap
 from dataclasses import replace
 from typing import Any
 
@@ -30,7 +26,6 @@ from ftrain.loop import (
     Trainer,
 )
 from ftrain.loop.callback import EVENTS
-from tests import preloaded
 from tests.campaign import spread
 from tests.loop.runs import STEPS, digest, fit, rows, steps, trainer
 
@@ -330,73 +325,3 @@ def test_a_step_that_raises_on_non_finite_gradients_keeps_the_state_before_it(
     assert "At step 3, batch 3 of epoch 1: batch['x'] holds 4 NaN of 32 values" in notes
     result = found.value.fit_result  # type: ignore[attr-defined]
     assert int(result.state.step) == 2
-
-
-PROGRAM = """
-    import os, signal, sys
-    sys.path.insert(0, {root!r})
-    from ftrain.loop import BatchEnd
-    from tests.loop.runs import Counts, fit, trainer
-    class Slow:
-        listens = (BatchEnd,)
-        def init(self): return None
-        def __call__(self, state, event):
-            if event.progress.step == 2:
-                for _ in range({times}):
-                    os.kill(os.getpid(), signal.{name})
-            return state, ()
-    result = fit(trainer(Slow(), store={store!r}), epochs=2)
-    sys.exit(result.exit_code)
-"""
-
-
-@pytest.mark.parametrize(
-    ("name", "times", "code"),
-    [("SIGTERM", 1, 143), ("SIGINT", 2, 130)],  # tests/cli/test_processes.py sends SIGINT once
-)
-def test_a_signal_saves_the_run_and_sets_the_exit_code(
-    name: str, times: int, code: int, tmp_path: Any
-) -> None:
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    program = textwrap.dedent(
-        PROGRAM.format(root=root, times=times, name=name, store=str(tmp_path))
-    )
-    done = preloaded.run("-c", program, check=False)
-    assert done.returncode in (code, -getattr(signal, name)), done.stderr
-    assert "finishing this step, then saving" in done.stderr
-    steps_saved = checkpoint.Store(tmp_path).steps()
-    assert steps_saved == ([2] if times == 1 else [])
-
-
-def test_a_signal_ends_the_run_when_stderr_is_closed(tmp_path: Any) -> None:
-    """In `python run.py 2>&1 | tee log`, the same Ctrl-C ends tee first."""
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-    program = textwrap.dedent(
-        PROGRAM.format(root=root, times=1, name="SIGINT", store=str(tmp_path / "store"))
-    )
-    reading, writing = os.pipe()
-    os.close(reading)
-    log = (tmp_path / "log").open("w")
-    done = subprocess.run([sys.executable, "-c", program], stdout=log, stderr=writing, check=False)
-    os.close(writing)
-    assert done.returncode == 130
-    assert checkpoint.Store(tmp_path / "store").steps() == [2]
-
-
-def test_signal_handlers_are_restored_after_a_run() -> None:
-    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    fit(trainer(), max_steps=1)
-    events = trainer().events(STEPS.init_state(0), BATCHES, epochs=1)
-    next(events)
-    events.close()
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
-
-
-def test_fit_in_a_thread_installs_no_signal_handlers() -> None:
-    import threading
-
-    found: list[Any] = []
-    thread = threading.Thread(target=lambda: found.append(fit(trainer(), max_steps=2)))
-    thread.start()
-    thread.join()
-    assert found[0].status == "completed"

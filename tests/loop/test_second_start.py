@@ -98,7 +98,7 @@ def test_second_process_without_a_store_is_refused_by_the_log(tmp_path: Path, na
     fit(trainer(kind(tmp_path / name)), epochs=1)  # the first run has ended
 
 
-def test_log_of_a_killed_run_is_free(tmp_path: Path) -> None:
+def test_log_of_a_killed_run_is_unlocked(tmp_path: Path) -> None:
     with first_process(tmp_path, "no store") as first:
         first.kill()
         first.wait(timeout=60)
@@ -123,7 +123,7 @@ def test_configured_run_is_refused_beside_a_python_program(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("ends", ["error", "abandoned", "unread"])
-def test_log_is_free_after_a_run_that_did_not_end(tmp_path: Path, ends: str) -> None:
+def test_log_is_unlocked_after_a_run_that_did_not_end(tmp_path: Path, ends: str) -> None:
     log = callbacks.JSONLLogger(tmp_path / "metrics.jsonl")
     made = trainer(log, log_every=1)
     if ends == "error":

@@ -1,16 +1,21 @@
-"""Test that ignored signals stay ignored, and that a signal ends a nested run and its outer run."""
+"""Test that a signal saves and ends a run, nested runs included, and that handlers are restored."""
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
+from ftrain import checkpoint
 from ftrain.loop import BatchEnd
-from tests.loop.runs import fit, trainer
+from tests import preloaded
+from tests.loop.runs import STEPS, fit, train_data, trainer
 
 
 class Kills:
@@ -87,3 +92,73 @@ def test_second_signal_in_a_nested_run_raises_at_once() -> None:
     with pytest.raises(KeyboardInterrupt):
         fit(trainer(nested), max_steps=6)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+PROGRAM = """
+    import os, signal, sys
+    sys.path.insert(0, {root!r})
+    from ftrain.loop import BatchEnd
+    from tests.loop.runs import Counts, fit, trainer
+    class Slow:
+        listens = (BatchEnd,)
+        def init(self): return None
+        def __call__(self, state, event):
+            if event.progress.step == 2:
+                for _ in range({times}):
+                    os.kill(os.getpid(), signal.{name})
+            return state, ()
+    result = fit(trainer(Slow(), store={store!r}), epochs=2)
+    sys.exit(result.exit_code)
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "times", "code"),
+    [("SIGTERM", 1, 143), ("SIGINT", 2, 130)],  # tests/cli/test_processes.py sends SIGINT once
+)
+def test_a_signal_saves_the_run_and_sets_the_exit_code(
+    name: str, times: int, code: int, tmp_path: Any
+) -> None:
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    program = textwrap.dedent(
+        PROGRAM.format(root=root, times=times, name=name, store=str(tmp_path))
+    )
+    done = preloaded.run("-c", program, check=False)
+    assert done.returncode in (code, -getattr(signal, name)), done.stderr
+    assert "finishing this step, then saving" in done.stderr
+    steps_saved = checkpoint.Store(tmp_path).steps()
+    assert steps_saved == ([2] if times == 1 else [])
+
+
+def test_a_signal_ends_the_run_when_stderr_is_closed(tmp_path: Any) -> None:
+    """In `python run.py 2>&1 | tee log`, the same Ctrl-C ends tee first."""
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+    program = textwrap.dedent(
+        PROGRAM.format(root=root, times=1, name="SIGINT", store=str(tmp_path / "store"))
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    log = (tmp_path / "log").open("w")
+    done = subprocess.run([sys.executable, "-c", program], stdout=log, stderr=writing, check=False)
+    os.close(writing)
+    assert done.returncode == 130
+    assert checkpoint.Store(tmp_path / "store").steps() == [2]
+
+
+def test_signal_handlers_are_restored_after_a_run() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    fit(trainer(), max_steps=1)
+    events = trainer().events(STEPS.init_state(0), train_data(), epochs=1)
+    next(events)
+    events.close()
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_fit_in_a_thread_installs_no_signal_handlers() -> None:
+    import threading
+
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(fit(trainer(), max_steps=2)))
+    thread.start()
+    thread.join()
+    assert found[0].status == "completed"

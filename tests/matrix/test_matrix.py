@@ -34,7 +34,7 @@ def test_outcomes_are_equal_after_writing_and_reading_their_file(
     assert cells.recorded() == [outcomes]
 
 
-def test_page_lists_each_recorded_cell_and_each_failure() -> None:
+def test_version_page_lists_each_recorded_pair_of_versions_and_each_failure() -> None:
     missing = Cell("3.13", "2.11", "2026-01-02", reason="no python3.13 on PATH")
     text = page.section(Outcomes("A", 2).with_cell(RAN).with_cell(missing))
     assert [line for line in text.splitlines() if line.startswith("| 3.")] == [
@@ -44,7 +44,7 @@ def test_page_lists_each_recorded_cell_and_each_failure() -> None:
     assert text.endswith("- `a.py::b`\n")
 
 
-def test_page_names_the_usual_cells_that_no_processor_has_run() -> None:
+def test_version_page_names_the_usual_pairs_of_versions_that_were_not_run() -> None:
     reason = "no python3.13 on PATH"
     ran = {
         (python, torch): dataclasses.replace(RAN, python=python, torch=torch)
@@ -72,7 +72,7 @@ def test_new_outcome_replaces_one_of_the_same_versions_unless_nothing_was_run() 
     assert Outcomes("A", 2).with_cell(RAN).with_cell(again).cells == (again,)
 
 
-def test_outcomes_are_sorted_by_version() -> None:
+def test_outcomes_of_the_version_matrix_are_sorted_by_version() -> None:
     keys = [("3.9", "2.11"), ("3.11", "2.9"), ("3.11", "2.11"), ("3.11", "newest")]
     outcomes = Outcomes("A", 2)
     for python, torch in reversed(keys):

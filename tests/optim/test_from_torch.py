@@ -272,7 +272,11 @@ def test_from_torch_matches_a_user_defined_optimizer_class():
             TypeError,
             r"from_torch\(torch.optim.Adagrad, lr=0.1\)",
         ),
-        (lambda: optim.from_torch(torch.optim.Adam, lr=-1.0), ValueError, "learning_rate must be"),
+        (
+            lambda: optim.from_torch(torch.optim.Adam, lr=-1.0),
+            ValueError,
+            "learning_rate: expected",
+        ),
         (lambda: optim.from_torch(torch.optim.Adam, betas=(2, 0)), ValueError, "Invalid beta"),
         (lambda: optim.from_torch(torch.optim.Adam, rho=1), TypeError, "unexpected keyword"),
         (

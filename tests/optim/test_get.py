@@ -167,11 +167,15 @@ def test_set_hyperparams_selects_the_group_by_name():
         (
             {"learning_rate": -1.0},
             ValueError,
-            "learning_rate must be a finite number >= 0, got -1.0",
+            "learning_rate: expected a finite number >= 0, got -1.0",
         ),
-        ({"learning_rate": float("nan")}, ValueError, "learning_rate must be a finite number >= 0"),
-        ({"b1": 1.0}, ValueError, r"b1 must lie in \[0, 1\), got 1.0"),
-        ({"b1": "high"}, TypeError, "b1 must be a number, got str 'high'"),
+        (
+            {"learning_rate": float("nan")},
+            ValueError,
+            "learning_rate: expected a finite number >= 0",
+        ),
+        ({"b1": 1.0}, ValueError, r"b1: expected a number in \[0, 1\), got 1.0"),
+        ({"b1": "high"}, TypeError, "b1: expected a number, got str 'high'"),
         (
             {"rate": 0.1},
             LookupError,
@@ -201,12 +205,12 @@ def test_set_hyperparams_refuses_invalid_values(values, error, message):
         (
             lambda: optim.with_hyperparams(optim.adamw, learning_rate=-1.0),
             ValueError,
-            "learning_rate must be a finite number >= 0, got -1.0",
+            "learning_rate: expected a finite number >= 0, got -1.0",
         ),
         (
             lambda: optim.with_hyperparams(optim.adamw, learning_rate=0.1, b1=1.0),
             ValueError,
-            r"b1 must lie in \[0, 1\)",
+            r"b1: expected a number in \[0, 1\)",
         ),
         (
             lambda: optim.with_hyperparams(optim.adamw, learning_rate=0.1, beta=0.9),

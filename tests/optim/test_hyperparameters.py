@@ -58,13 +58,16 @@ def test_hyperparameters_out_of_range_raise_with_name_and_value(place, value):
     + [("rmsprop", "alpha"), ("rprop", "eta_minus")],
 )
 def test_decay_rates_of_one_are_refused(name, argument):
-    with pytest.raises(ValueError, match=rf"{argument} must lie in \[0, 1\), got 1.0"):
+    with pytest.raises(ValueError, match=rf"{argument}: expected a number in \[0, 1\), got 1.0"):
         build(name, **{argument: 1.0})
 
 
 @pytest.mark.parametrize(("name", "argument"), EVERY)
 def test_hyperparameters_of_a_wrong_type_raise_type_error(name, argument):
-    for value, message in (("0.1", "must be a number, got str"), (torch.ones(2), "0-d floating")):
+    for value, message in (
+        ("0.1", ": expected a number, got str"),
+        (torch.ones(2), "0-d floating"),
+    ):
         with pytest.raises(TypeError, match=rf"{argument} .*{message}"):
             build(name, **{argument: value})
 
@@ -73,10 +76,13 @@ def test_hyperparameters_of_a_wrong_type_raise_type_error(name, argument):
     ("make", "message"),
     [
         (lambda: optim.rprop(optim.constant(0.1)), r"got a schedule.*rprop\(1e-2\)"),
-        (lambda: optim.rprop(eta_plus=1.0), "eta_plus must be a finite number > 1, got 1.0"),
-        (lambda: optim.adafactor(0.1, 0.8), r"beta2_decay must be .* <= 0, such as -0.8, got 0.8"),
-        (lambda: optim.lars(0.1, trust_coefficient=0.0), "trust_coefficient must be .* > 0"),
-        (lambda: optim.adafactor(0.1, d=0.0), "d must be a finite number > 0"),
+        (lambda: optim.rprop(eta_plus=1.0), "eta_plus: expected a finite number > 1, got 1.0"),
+        (
+            lambda: optim.adafactor(0.1, 0.8),
+            r"beta2_decay: expected .* <= 0, such as -0.8, got 0.8",
+        ),
+        (lambda: optim.lars(0.1, trust_coefficient=0.0), "trust_coefficient: expected .* > 0"),
+        (lambda: optim.adafactor(0.1, d=0.0), "d: expected a finite number > 0"),
     ],
 )
 def test_invalid_values_and_combinations_of_hyperparameters_raise(make, message):

@@ -206,9 +206,9 @@ def test_lbfgs_requires_value_fn_and_params():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"learning_rate": -0.1}, "learning_rate must be a finite number >= 0"),
-        ({"memory_size": 0}, "memory_size must be at least 1"),
-        ({"max_line_search_steps": 0}, "max_line_search_steps must be at least 1"),
+        ({"learning_rate": -0.1}, "learning_rate: expected a finite number >= 0"),
+        ({"memory_size": 0}, "memory_size: expected an integer of at least 1"),
+        ({"max_line_search_steps": 0}, "max_line_search_steps: expected an integer of at least 1"),
         ({"line_search_fn": "armijo"}, "'strong_wolfe' or None, got 'armijo'"),
         ({"c1": 0.9, "c2": 0.1}, "0 < c1 < c2 < 1"),
     ],

@@ -149,14 +149,14 @@ def test_muon_stores_no_second_moment_for_matrices():
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: optim.muon(-1.0), "learning_rate must be a finite number >= 0"),
-        (lambda: optim.muon(float("nan")), "learning_rate must be"),
-        (lambda: optim.muon(0.1, 1.0), r"momentum must lie in \[0, 1\)"),
-        (lambda: optim.muon(0.1, ns_steps=0), "ns_steps must be at least 1"),
-        (lambda: optim.muon(0.1, ns_steps=100), "ns_steps must be below 100"),
+        (lambda: optim.muon(-1.0), "learning_rate: expected a finite number >= 0"),
+        (lambda: optim.muon(float("nan")), "learning_rate: expected"),
+        (lambda: optim.muon(0.1, 1.0), r"momentum: expected a number in \[0, 1\)"),
+        (lambda: optim.muon(0.1, ns_steps=0), "ns_steps: expected an integer of at least 1"),
+        (lambda: optim.muon(0.1, ns_steps=100), "ns_steps: expected less than 100"),
         (lambda: optim.muon(0.1, ns_coefficients=(1.0, 2.0)), "three numbers"),
         (lambda: optim.muon(0.1, adjust_lr_fn="none"), "'original' or 'match_rms_adamw'"),
-        (lambda: optim.muon(0.1, adam_learning_rate=-1.0), "learning_rate must be"),
+        (lambda: optim.muon(0.1, adam_learning_rate=-1.0), "learning_rate: expected"),
         (
             lambda: optim.muon(0.1, orthogonal=optim.everything).init({"b": torch.ones(3)}),
             r"expected only matrices, got True at \['b'\], a parameter of shape \(3,\)",

@@ -99,12 +99,12 @@ def test_prodigy_distance_never_decreases_and_zero_gradients_keep_it():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"learning_rate": -0.1}, "learning_rate must be a finite number >= 0"),
-        ({"b1": 1.0}, r"b1 must lie in \[0, 1\)"),
-        ({"b2": -0.1}, r"b2 must lie in \[0, 1\)"),
-        ({"b3": 1.0}, r"b3 must lie in \[0, 1\)"),
-        ({"d0": 0.0}, "d0 must be a finite number > 0"),
-        ({"d_coef": 0.0}, "d_coef must be a finite number > 0"),
+        ({"learning_rate": -0.1}, "learning_rate: expected a finite number >= 0"),
+        ({"b1": 1.0}, r"b1: expected a number in \[0, 1\)"),
+        ({"b2": -0.1}, r"b2: expected a number in \[0, 1\)"),
+        ({"b3": 1.0}, r"b3: expected a number in \[0, 1\)"),
+        ({"d0": 0.0}, "d0: expected a finite number > 0"),
+        ({"d_coef": 0.0}, "d_coef: expected a finite number > 0"),
     ],
 )
 def test_prodigy_refuses_invalid_arguments(kwargs, message):

@@ -109,11 +109,11 @@ def test_schedule_free_eval_params_refuses_other_states():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"learning_rate": -0.1}, "learning_rate must be a finite number >= 0"),
-        ({"learning_rate": float("nan")}, "learning_rate must be"),
-        ({"b1": 0.0}, "b1 must be a finite number > 0"),
-        ({"b1": 1.0}, r"b1 must lie in \[0, 1\)"),
-        ({"weight_decay": -1.0}, "weight_decay must be"),
+        ({"learning_rate": -0.1}, "learning_rate: expected a finite number >= 0"),
+        ({"learning_rate": float("nan")}, "learning_rate: expected"),
+        ({"b1": 0.0}, "b1: expected a finite number > 0"),
+        ({"b1": 1.0}, r"b1: expected a number in \[0, 1\)"),
+        ({"weight_decay": -1.0}, "weight_decay: expected"),
     ],
 )
 def test_schedule_free_optimizers_refuse_invalid_arguments(build, kwargs, message):

@@ -175,11 +175,14 @@ def test_soap_compiled_by_inductor_matches_the_eager_update():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"learning_rate": -0.1}, "learning_rate must be a finite number >= 0"),
-        ({"b1": 1.0}, r"b1 must lie in \[0, 1\)"),
-        ({"b3": 1.0}, r"b3 must lie in \[0, 1\)"),
-        ({"precondition_frequency": 0}, "precondition_frequency must be at least 1"),
-        ({"max_precondition_dim": 0}, "max_precondition_dim must be at least 1"),
+        ({"learning_rate": -0.1}, "learning_rate: expected a finite number >= 0"),
+        ({"b1": 1.0}, r"b1: expected a number in \[0, 1\)"),
+        ({"b3": 1.0}, r"b3: expected a number in \[0, 1\)"),
+        (
+            {"precondition_frequency": 0},
+            "precondition_frequency: expected an integer of at least 1",
+        ),
+        ({"max_precondition_dim": 0}, "max_precondition_dim: expected an integer of at least 1"),
     ],
 )
 def test_soap_refuses_invalid_arguments(kwargs, message):

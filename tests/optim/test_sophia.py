@@ -192,11 +192,11 @@ def test_sophia_requires_value_fn_and_params():
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"learning_rate": -0.1}, "learning_rate must be a finite number >= 0"),
-        ({"b1": 1.0}, r"b1 must lie in \[0, 1\)"),
-        ({"gamma": 0.0}, "gamma must be a finite number > 0"),
-        ({"clip_threshold": 0.0}, "clip_threshold must be a finite number > 0"),
-        ({"update_interval": 0}, "update_interval must be at least 1"),
+        ({"learning_rate": -0.1}, "learning_rate: expected a finite number >= 0"),
+        ({"b1": 1.0}, r"b1: expected a number in \[0, 1\)"),
+        ({"gamma": 0.0}, "gamma: expected a finite number > 0"),
+        ({"clip_threshold": 0.0}, "clip_threshold: expected a finite number > 0"),
+        ({"update_interval": 0}, "update_interval: expected an integer of at least 1"),
     ],
 )
 def test_sophia_refuses_invalid_arguments(kwargs, message):

@@ -70,14 +70,23 @@ def test_transformation_argument_out_of_range_raises_with_its_name_and_value(bui
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: optim.clip_by_block_rms(0.0), "threshold must be a finite number > 0, got 0.0"),
-        (lambda: optim.reduce_on_plateau(0.0), "factor must be a finite number > 0"),
-        (lambda: optim.reduce_on_plateau(1.0), r"factor must lie in \[0, 1\)"),
-        (lambda: optim.reduce_on_plateau(mode="best"), "mode must be 'min' or 'max', got 'best'"),
-        (lambda: optim.reduce_on_plateau(threshold=1.0), r"threshold must lie in \[0, 1\)"),
-        (lambda: optim.reduce_on_plateau(threshold_mode="relative"), "must be 'rel' or 'abs'"),
-        (lambda: optim.reduce_on_plateau(min_scale=2.0), r"min_scale must lie in \[0, 1\], got 2"),
-        (lambda: optim.reduce_on_plateau(patience=-1), "patience must be at least 0, got -1"),
+        (lambda: optim.clip_by_block_rms(0.0), "threshold: expected a finite number > 0, got 0.0"),
+        (lambda: optim.reduce_on_plateau(0.0), "factor: expected a finite number > 0"),
+        (lambda: optim.reduce_on_plateau(1.0), r"factor: expected a number in \[0, 1\)"),
+        (lambda: optim.reduce_on_plateau(mode="best"), "mode: expected 'min' or 'max', got 'best'"),
+        (
+            lambda: optim.reduce_on_plateau(threshold=1.0),
+            r"threshold: expected a number in \[0, 1\)",
+        ),
+        (lambda: optim.reduce_on_plateau(threshold_mode="relative"), "expected 'rel' or 'abs'"),
+        (
+            lambda: optim.reduce_on_plateau(min_scale=2.0),
+            r"min_scale: expected a number in \[0, 1\], got 2",
+        ),
+        (
+            lambda: optim.reduce_on_plateau(patience=-1),
+            "patience: expected an integer of at least 0, got -1",
+        ),
         (
             lambda: optim.add_noise(0.1, key=torch.zeros(3)),
             "key: expected an int32 tensor of shape",
@@ -86,14 +95,23 @@ def test_transformation_argument_out_of_range_raises_with_its_name_and_value(bui
             lambda: optim.add_noise(0.1, key=torch.zeros(4, 2, dtype=torch.int32)),
             r"one key of shape \(2,\), got an array of keys \(4, 2\)",
         ),
-        (lambda: optim.linear(0.1, 0.2, 0), "steps must be at least 1, got 0"),
-        (lambda: optim.piecewise_constant(0.1, {0: 0.5}), "key of factors must be at least 1"),
-        (lambda: optim.cosine_restarts(0.1, 10, factor=0), "factor must be at least 1"),
-        (lambda: optim.one_cycle(0.1, 1), "steps must be at least 2"),
-        (lambda: optim.one_cycle(0.1, 9, anneal_strategy="sin"), "must be 'cos' or 'linear'"),
-        (lambda: optim.warmup_stable_decay(0.1, 1, 1, 0), "decay_steps must be at least 1"),
-        (lambda: optim.warmup_stable_decay(0.1, 1, 1, 1, shape="x"), "must be 'linear' or 'sqrt'"),
-        (lambda: optim.inverse_sqrt(0.1, 0), "warmup_steps must be at least 1"),
+        (lambda: optim.linear(0.1, 0.2, 0), "steps: expected an integer of at least 1, got 0"),
+        (
+            lambda: optim.piecewise_constant(0.1, {0: 0.5}),
+            "key of factors: expected an integer of at least 1",
+        ),
+        (
+            lambda: optim.cosine_restarts(0.1, 10, factor=0),
+            "factor: expected an integer of at least 1",
+        ),
+        (lambda: optim.one_cycle(0.1, 1), "steps: expected an integer of at least 2"),
+        (lambda: optim.one_cycle(0.1, 9, anneal_strategy="sin"), "expected 'cos' or 'linear'"),
+        (
+            lambda: optim.warmup_stable_decay(0.1, 1, 1, 0),
+            "decay_steps: expected an integer of at least 1",
+        ),
+        (lambda: optim.warmup_stable_decay(0.1, 1, 1, 1, shape="x"), "expected 'linear' or 'sqrt'"),
+        (lambda: optim.inverse_sqrt(0.1, 0), "warmup_steps: expected an integer of at least 1"),
         (lambda: optim.join([], []), "at least one schedule.* got 0 schedules"),
         (
             lambda: optim.join([optim.constant(1.0)] * 2, []),
@@ -113,15 +131,18 @@ def test_invalid_argument_values_raise_value_error(build, message):
 @pytest.mark.parametrize(
     ("build", "message"),
     [
-        (lambda: optim.clip("1"), "max_delta must be a number, got str '1'"),
-        (lambda: optim.clip(torch.ones(3)), r"max_delta must be .* got shape \(3,\)"),
+        (lambda: optim.clip("1"), "max_delta: expected a number, got str '1'"),
+        (lambda: optim.clip(torch.ones(3)), r"max_delta: expected .* got shape \(3,\)"),
         (lambda: optim.scale_by_schedule(0.5), r"got float 0.5.*write `scale\(factor\)`"),
         (lambda: optim.add_noise(0.1, key="seed"), "seed: expected an integer, got str"),
         (
             lambda: optim.reduce_on_plateau(patience=2.5),
-            "patience must be an integer",
+            "patience: expected an integer",
         ),
-        (lambda: optim.cosine_restarts(0.1, 10, factor=1.5), "factor must be an integer, got 1.5"),
+        (
+            lambda: optim.cosine_restarts(0.1, 10, factor=1.5),
+            "factor: expected an integer, got 1.5",
+        ),
         (lambda: optim.piecewise_constant(0.1, [1, 2]), r"got list \[1, 2\]. Write `piecewise"),
         (lambda: optim.piecewise_constant(0.1, {0.5: 1.0}), "each key of factors .* got 0.5"),
         (
@@ -130,9 +151,9 @@ def test_invalid_argument_values_raise_value_error(build, message):
         ),
         (
             lambda: optim.join([optim.constant(1.0)] * 2, [5.0]),
-            r"boundaries\[0\] must be an integer, got 5.0",
+            r"boundaries\[0\]: expected an integer, got 5.0",
         ),
-        (lambda: optim.plot_schedule("cosine", 100), "learning_rate must be a number, got str"),
+        (lambda: optim.plot_schedule("cosine", 100), "learning_rate: expected a number, got str"),
     ],
 )
 def test_arguments_of_a_wrong_type_raise_type_error(build, message):

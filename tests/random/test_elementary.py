@@ -78,19 +78,19 @@ def test_exponential_is_finite_and_positive_up_to_its_limits() -> None:
 
 
 @pytest.mark.parametrize("name", ["exp", "erf"])
-def test_functions_of_other_dtypes_are_those_of_torch(name: str) -> None:
+def test_elementary_functions_of_other_dtypes_are_those_of_torch(name: str) -> None:
     x = torch.linspace(-3, 3, 50)
     assert torch.equal(getattr(_elementary, name)(x), getattr(torch, name)(x))
 
 
-def test_power_is_that_of_each_element() -> None:
+def test_power_of_a_tensor_equals_the_power_of_each_element() -> None:
     x, exponent = torch.tensor([0.25, 2.0, 9.0], dtype=F64), torch.tensor([0.5, 3.0, -1.0])
     wanted = torch.tensor([0.5, 8.0, 1 / 9], dtype=F64)
     torch.testing.assert_close(_elementary.power(x, exponent.double()), wanted, rtol=1e-15, atol=0)
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 7, 8, 33])
-def test_sums_have_the_bits_of_each_row_alone(length: int) -> None:
+def test_sums_of_rows_have_the_bits_of_each_row_alone(length: int) -> None:
     x = torch.rand(4, length, dtype=F64)
     for function, wanted in (
         (_elementary.total, x.sum(-1)),
@@ -102,7 +102,7 @@ def test_sums_have_the_bits_of_each_row_alone(length: int) -> None:
         assert torch.equal(found[2], function(x[2]))
 
 
-def test_total_adds_in_pairs() -> None:
+def test_total_adds_elements_in_pairs() -> None:
     x = torch.tensor([1.0, 2.0**-53, -1.0, 2.0**-53], dtype=F64)
     assert float(_elementary.total(x)) == 2.0**-52  # in the order of the elements: 2^-53
 

@@ -360,7 +360,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_draws_refuse_wrong_arguments(case: str) -> None:
+def test_random_distributions_refuse_invalid_arguments(case: str) -> None:
     draw, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         draw(random.key(0))

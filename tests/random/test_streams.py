@@ -92,11 +92,11 @@ def test_a_key_draws_what_it_drew_in_earlier_releases(name: str) -> None:
         assert abs(total - expected) <= rounding * size, (total, expected)
 
 
-def test_stored_streams_are_those_of_the_test() -> None:
+def test_stored_random_streams_are_exactly_those_that_are_tested() -> None:
     assert set(json.loads(STORED.read_text())) == set(STREAMS)
 
 
-def test_summary_differs_if_one_element_of_a_mask_does() -> None:
+def test_summary_of_a_random_mask_differs_if_one_element_differs() -> None:
     mask = draw(torch.nn.functional.dropout, torch.ones(2000), 0.5)
     other = mask.clone()
     other[1234] = 2.0 - other[1234]

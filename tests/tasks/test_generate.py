@@ -92,7 +92,7 @@ def test_model_sees_the_last_tokens_of_its_context() -> None:
         ({"predict": lambda tokens: fixed(tokens) * torch.nan}, "expected logits, got NaN"),
     ],
 )
-def test_arguments_out_of_range_and_nan_are_refused(changed: dict, says: str) -> None:
+def test_generate_refuses_arguments_out_of_range_and_nan(changed: dict, says: str) -> None:
     arguments = {"predict": fixed, "prompt": PROMPT, "key": random.key(0), "length": 3, **changed}
     with pytest.raises(ValueError, match=says):
         generate(**arguments)

@@ -50,7 +50,7 @@ def test_merged_weights_compute_what_the_adapters_compute(dora: bool) -> None:
     alpha=st.floats(-1e3, 1e3),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
 )
-def test_unmerged_weights_are_the_base_up_to_rounding(
+def test_unmerged_adapter_weights_equal_the_base_up_to_rounding(
     seed: int, alpha: float, dtype: torch.dtype
 ) -> None:
     torch.manual_seed(seed)

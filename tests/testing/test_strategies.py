@@ -59,7 +59,7 @@ def test_tensors_are_ordinary_numbers_unless_special_ones_are_allowed(data, dtyp
 
 @settings(max_examples=200)
 @given(st.tuples(*(strategies.tensors((2,), dtype) for dtype in FLOATS)))
-def test_subnormal_numbers_are_drawn_on_request_only(drawn) -> None:
+def test_tensors_strategy_draws_subnormal_numbers_only_on_request(drawn) -> None:
     for x in drawn:
         tiny = torch.finfo(x.dtype).smallest_normal
         assert not bool(((x != 0) & (x.double().abs() < tiny)).any())
@@ -165,7 +165,7 @@ def test_ragged_weights_are_ones_then_zeros_in_each_row(batch) -> None:
     assert counts.sum() > 0
 
 
-def test_weight_zero_is_drawn_on_request_only() -> None:
+def test_batches_strategy_draws_a_total_weight_of_zero_only_on_request() -> None:
     spec = (torch.ones(2, 3), torch.ones(2))
     drawn = strategies.batches(spec, weight="[1]", allow_zero_weight=True)
     assert smallest(drawn, lambda batch: batch[1].sum() == 0)[1].tolist() == [0.0, 0.0]
@@ -216,7 +216,7 @@ def test_network_with_tied_and_shared_layers_has_one_weight_for_them() -> None:
     assert isinstance(module[3], nn.Linear)
 
 
-def test_network_freezes_layers() -> None:
+def test_network_strategy_freezes_layers_marked_as_frozen() -> None:
     state = Network(("frozen linear", "linear")).steps(optim.sgd(0.1)).init_state(0)
     assert sorted(state.buffers) == ["0.bias", "0.weight"]
     assert sorted(state.params) == ["1.bias", "1.weight", "2.bias", "2.weight"]

@@ -53,7 +53,7 @@ def seen(states: Any, name: str) -> Any:
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_step_equals_the_players_turns_by_hand(compiled: bool) -> None:
+def test_alternating_step_equals_the_turns_of_its_players_by_hand(compiled: bool) -> None:
     step = ftrain.compile(STEPS.train_step, backend="eager") if compiled else STEPS.train_step
     states = STEPS.init_state(3)
     assert_same_bits(states, {"critic": CRITIC.init_state(6), "generator": GENERATOR.init_state(7)})
@@ -82,17 +82,17 @@ def test_turn_without_finite_gradients_leaves_that_player_alone() -> None:
     assert found["generator"].step == 1
 
 
-def test_evaluation_reports_each_player() -> None:
+def test_evaluation_of_alternating_players_reports_each_player() -> None:
     metrics = STEPS.eval_step(STEPS.init_state(0), batches(0)[0])
     assert sorted(metrics) == ["critic/loss", "generator/loss"]
 
 
 @pytest.mark.parametrize("turns", [(), ("critic",), ("critic", "generator", "judge")])
-def test_turns_must_name_each_player(turns: tuple[str, ...]) -> None:
+def test_alternate_refuses_turns_that_do_not_name_each_player(turns: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="turns: expected each of"):
         alternate(PLAYERS, turns)
 
 
-def test_batches_must_be_as_many_as_turns() -> None:
+def test_alternate_refuses_another_number_of_batches_than_turns() -> None:
     with pytest.raises(ValueError, match="one batch for each of 3 turns, got 2"):
         STEPS.train_step(STEPS.init_state(0), batches(0)[:2])

@@ -86,13 +86,13 @@ PRODUCTS: dict[str, Callable[..., Any]] = {
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_products_equal_those_of_the_dense_matrix(name: str) -> None:
+def test_curvature_products_equal_those_of_the_dense_matrix(name: str) -> None:
     product = PRODUCTS[name](PARAMS, VECTOR)
     torch.testing.assert_close(flat(product), dense(name) @ flat(VECTOR), rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_products_are_symmetric_and_linear(name: str) -> None:
+def test_curvature_products_are_symmetric_and_linear(name: str) -> None:
     @settings(deadline=None, max_examples=10)
     @given(st.integers(0, 2**32 - 1), st.floats(-3, 3))
     def check(seed: int, factor: float) -> None:
@@ -108,7 +108,7 @@ def test_products_are_symmetric_and_linear(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_products_compile_and_map_over_vectors(name: str) -> None:
+def test_curvature_products_compile_and_map_over_vectors(name: str) -> None:
     product, expected = PRODUCTS[name], PRODUCTS[name](PARAMS, VECTOR)
     compiled = ftrain.compile(product, backend="eager")(PARAMS, VECTOR)
     torch.testing.assert_close(compiled, expected)
@@ -127,7 +127,7 @@ def test_hessian_product_equals_finite_differences_of_the_gradient() -> None:
     torch.testing.assert_close(flat(product), difference, rtol=1e-6, atol=1e-8)
 
 
-def test_products_of_float32_parameters_are_computed_in_float64() -> None:
+def test_curvature_products_of_float32_parameters_are_computed_in_float64() -> None:
     narrow = tree.map(lambda p: p.float(), PARAMS)
     ours = transforms.hessian_vector_product(value, narrow, VECTOR, dtype=F64)
     wide = tree.map(lambda p: p.double(), narrow)
@@ -157,12 +157,12 @@ def test_fisher_matrix_of_sampled_labels_approaches_the_gauss_newton_matrix() ->
     assert float((sampled - exact).norm() / exact.norm()) < 0.05
 
 
-def test_a_vector_of_other_shapes_is_refused() -> None:
+def test_hessian_product_refuses_a_vector_of_other_shapes() -> None:
     with pytest.raises(ValueError, match=r"vector: expected the shapes of the parameters"):
         transforms.hessian_vector_product(value, PARAMS, tree.map(lambda p: p[0], PARAMS))
 
 
-def test_losses_that_are_reduced_are_refused() -> None:
+def test_fisher_product_refuses_a_loss_reduced_over_examples() -> None:
     with pytest.raises(ValueError, match="one loss for each example"):
         transforms.fisher_vector_product(value, PARAMS, VECTOR)
 
@@ -243,7 +243,7 @@ def test_eigenvalues_do_not_depend_on_the_scale_of_the_matrix(size: float) -> No
     torch.testing.assert_close(found.values / size, expected, rtol=1e-5, atol=1e-5)
 
 
-def test_spectra_compile_as_one_graph() -> None:
+def test_eigenvalues_and_traces_compile_as_one_graph() -> None:
     def spectra(params: Any, key: Tensor) -> Any:
         product = lambda v: transforms.hessian_vector_product(value, params, v)  # noqa: E731
         return (
@@ -291,7 +291,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_spectra_refuse_wrong_arguments(case: str) -> None:
+def test_spectrum_functions_refuse_invalid_arguments(case: str) -> None:
     call, message = REFUSED[case]
     with pytest.raises(ValueError, match=message):
         call()
@@ -323,7 +323,9 @@ def attended(params: Any) -> Tensor:
     ("name", "mode"),
     [("hessian", "eager"), ("hessian", "compiled"), ("gauss-newton", "eager"), ("fisher", "eager")],
 )
-def test_products_through_attention_are_derivatives_of_gradients(name: str, mode: str) -> None:
+def test_curvature_products_through_attention_are_derivatives_of_gradients(
+    name: str, mode: str
+) -> None:
     """Compare with central differences in float64; their error is near 1e-9."""
     step = 1e-5
     vector = tree.map(lambda p: random.normal(KEY, p.shape, F64), WEIGHTS)

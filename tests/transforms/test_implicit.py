@@ -72,7 +72,7 @@ def test_solvers_equal_a_dense_solution(seed: int, n: int, damping: float) -> No
         assert relative(torch.cat([each["head"], each["tail"]]), expected) < 1e-8
 
 
-def test_conjugate_gradients_of_zero_are_zero() -> None:
+def test_conjugate_gradients_for_a_right_side_of_zero_return_zero() -> None:
     assert_same_bits(conjugate_gradients(lambda x: x, torch.zeros(2), iterations=3), torch.zeros(2))
 
 
@@ -146,7 +146,7 @@ def test_compiled_implicit_gradient_equals_the_eager_one() -> None:
     torch.testing.assert_close(found[1], torch.tensor([0.25, 1 / 6]))
 
 
-def test_implicit_refuses_what_it_cannot_differentiate() -> None:
+def test_implicit_refuses_functions_that_it_cannot_differentiate() -> None:
     a, x = torch.tensor(4.0), torch.tensor(2.0)
     condition = lambda x, a: x * x - a  # noqa: E731
     with pytest.raises(NotImplementedError, match=r"outside of torch\.func"):

@@ -125,7 +125,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_functions_of_members_refuse_what_they_cannot_use(case: str) -> None:
+def test_functions_of_members_refuse_invalid_arguments(case: str) -> None:
     call, kind, message = REFUSED[case]
     with pytest.raises(kind, match=message):
         call()
@@ -185,7 +185,7 @@ def test_a_member_of_weight_zero_has_no_influence_even_if_it_is_nan() -> None:
     assert torch.isfinite(spread).all()
 
 
-def test_members_that_agree_disagree_by_zero() -> None:
+def test_disagreement_of_members_that_agree_is_zero() -> None:
     rows = torch.randn(1, 5, 3, generator=torch.Generator().manual_seed(0)).expand(4, 5, 3)
     _, spread = transforms.ensemble(lambda s, b: s["z"], of="logits")({"z": rows}, torch.ones(1))
     assert float(spread.max()) < 1e-6

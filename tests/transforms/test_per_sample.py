@@ -132,7 +132,7 @@ def test_mean_of_per_sample_gradients_is_the_gradient_of_the_batch() -> None:
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 6, 9])
-def test_chunks_draw_as_the_whole_batch_does(chunk_size: int) -> None:
+def test_chunks_of_examples_draw_the_numbers_of_the_whole_batch(chunk_size: int) -> None:
     state = state_of(dropout_mlp, cross_entropy)
     ours = transforms.per_sample_grads(dropout_mlp, cross_entropy, chunk_size=chunk_size)
     whole = transforms.per_sample_grads(dropout_mlp, cross_entropy)

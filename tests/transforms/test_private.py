@@ -127,7 +127,7 @@ def test_a_gradient_whose_square_leaves_the_range_of_float32_is_clipped(size: fl
     assert int(result.metrics["nonfinite_examples"]) == 0
 
 
-def test_noise_has_the_deviation_of_the_multiplier() -> None:
+def test_private_noise_has_the_deviation_given_by_the_multiplier() -> None:
     """Compare the noise of 20,000 gradients of one parameter, within 5 standard errors."""
     single = lambda: nn.Linear(1, 1, bias=False)  # noqa: E731
     square = lambda module, batch: module(batch).square().mean()  # noqa: E731
@@ -139,7 +139,7 @@ def test_noise_has_the_deviation_of_the_multiplier() -> None:
 
 
 @pytest.mark.parametrize("chunk_size", [1, 3, 8])
-def test_chunks_give_the_same_gradient(chunk_size: int) -> None:
+def test_private_gradient_does_not_depend_on_the_chunk_size(chunk_size: int) -> None:
     whole = transforms.private_gradients(model, loss_fn, **OPTIONS)(STATE, BATCH)
     parts = transforms.private_gradients(model, loss_fn, **OPTIONS, chunk_size=chunk_size)
     found = parts(STATE, BATCH)
@@ -174,7 +174,7 @@ def test_private_steps_compile_and_map_over_states() -> None:
     ]  # fmt: skip
 
 
-def test_private_steps_sweep_and_scan() -> None:
+def test_private_steps_can_be_swept_and_scanned() -> None:
     """Each member has noise of its own; row i is the run of member i."""
     steps = steps_of()
     swept = transforms.sweep(steps, 3)
@@ -199,7 +199,7 @@ def test_private_training_learns() -> None:
     assert float(steps.eval_step(state, BATCH)["loss"]) < 0.8 * first
 
 
-def test_calls_of_buffers_that_do_not_depend_on_examples_are_kept() -> None:
+def test_private_steps_keep_buffers_that_do_not_depend_on_examples() -> None:
     class Counting(nn.Linear):
         def __init__(self) -> None:
             super().__init__(5, 3)

@@ -32,7 +32,7 @@ def as_trees(grads: list[torch.Tensor]) -> list[Any]:
 
 @given(st.integers(1, 4), st.integers(0, 999))
 @settings(max_examples=15)
-def test_combination_equals_the_definition(n: int, seed: int) -> None:
+def test_projected_gradients_equal_the_definition_of_pcgrad(n: int, seed: int) -> None:
     g = torch.Generator().manual_seed(seed)
     grads = [torch.randn(5, generator=g, dtype=torch.float64) for _ in range(n)]
     key = ftrain.random.key(seed)

@@ -65,7 +65,7 @@ CASES: dict[str, tuple[Callable[[], ftrain.Steps], Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_step_keeps_the_laws(name: str) -> None:
+def test_transformed_step_obeys_the_laws(name: str) -> None:
     build, arrange = CASES[name]
     steps = build()
     # Evaluation takes one batch, not one for each task.
@@ -77,7 +77,7 @@ def test_step_keeps_the_laws(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_compiled_step_has_the_bits_of_the_eager_one(name: str) -> None:
+def test_compiled_transformed_step_has_the_bits_of_the_eager_one(name: str) -> None:
     build, arrange = CASES[name]
     steps = build()
     compiled = ftrain.compile(steps.train_step, backend="eager")
@@ -118,7 +118,7 @@ def test_ema_equals_an_average_by_hand() -> None:
 
 
 @pytest.mark.parametrize("options", [{"rate": 0.1}, {"every": 2}], ids=["soft", "hard"])
-def test_target_equals_a_copy_by_hand(options: dict[str, Any]) -> None:
+def test_target_network_equals_a_copy_by_hand(options: dict[str, Any]) -> None:
     plain = steps_of()
     state = plain.init_state(1)
     target = state.params
@@ -143,7 +143,7 @@ def test_soft_target_of_bfloat16_parameters_moves_by_less_than_their_spacing() -
     assert not torch.equal(target["0.weight"], old["0.weight"])
 
 
-def test_loss_reads_average_and_target() -> None:
+def test_loss_reads_the_average_and_the_target_network() -> None:
     def loss(model: Any, batch: Any, extras: Any) -> torch.Tensor:
         old, _ = BOUND(extras["target"], {}, ftrain.random.key(0), batch["x"], training=False)
         return (model(batch["x"]) - old).square().mean() + 0 * extras["ema"]["0.bias"].sum()
@@ -154,7 +154,7 @@ def test_loss_reads_average_and_target() -> None:
     assert state.step == 1
 
 
-def test_sam_equals_two_gradients_by_hand() -> None:
+def test_sam_step_equals_two_gradients_by_hand() -> None:
     state, data = steps_of().init_state(0), batch(0)
     first = GRADIENTS(state, data)
     norm = torch.stack([g.square().sum() for g in tree.leaves(first.grads)]).sum().sqrt()
@@ -180,7 +180,7 @@ def test_sam_lowers_the_loss_scale_if_the_second_gradient_overflows() -> None:
         assert_same_bits(result.scaler.scale, state.scaler.scale * scale)
 
 
-def test_gradient_noise_has_the_variance_and_a_stream_of_its_own() -> None:
+def test_gradient_noise_has_the_given_variance_and_its_own_random_stream() -> None:
     def loss(model: Any, batch: Any) -> torch.Tensor:
         return 0 * model.weight.sum()
 
@@ -225,7 +225,7 @@ def test_loss_of_interleaved_tasks_is_their_mean_whatever_the_weights() -> None:
     torch.testing.assert_close(metrics["loss"], expected)
 
 
-def test_interleave_equals_one_step_after_the_other() -> None:
+def test_interleaved_step_equals_one_step_per_task_in_order() -> None:
     steps = interleaved()
     state, data = steps.init_state(0), both(batch(0))
     found, metrics = steps.train_step(state, data)
@@ -259,7 +259,7 @@ REFUSALS: dict[str, tuple[Callable[[], Any], str]] = {
 
 
 @pytest.mark.parametrize("name", REFUSALS)
-def test_steps_out_of_steps_refuse_invalid_arguments(name: str) -> None:
+def test_step_transformations_refuse_invalid_arguments(name: str) -> None:
     call, match = REFUSALS[name]
     with pytest.raises(ValueError, match=match):
         call()

@@ -40,7 +40,7 @@ def test_an_active_state_takes_the_same_steps_to_the_bit(precision: str, mode: s
 
 @settings(max_examples=10)
 @given(keep=st.lists(st.booleans(), min_size=4, max_size=4), at=st.integers(0, 3))
-def test_members_freeze_each_on_its_own(keep: list[bool], at: int) -> None:
+def test_members_of_a_sweep_freeze_independently(keep: list[bool], at: int) -> None:
     swept = transforms.sweep(transforms.stoppable(steps("mlp")), 4)
     states, free = swept.init_state(0), swept.init_state(0)
     kept = states
@@ -73,7 +73,7 @@ def test_a_diverged_member_freezes_before_the_step_that_diverged() -> None:
     assert torch.isfinite(states.params["weight"]).all()
 
 
-def test_a_run_of_the_trainer_leaves_frozen_members_out() -> None:
+def test_trainer_keeps_frozen_members_of_a_sweep_unchanged() -> None:
     swept = transforms.sweep(transforms.stoppable(line_steps()), 3)
     states = transforms.deactivate(swept.init_state(0), torch.tensor([True, False, True]))
     data = [line_batch(i) for i in range(4)]
@@ -162,7 +162,7 @@ def test_successive_halving_refuses_fractions_and_shapes_out_of_range() -> None:
     )
 
 
-def test_a_halved_sweep_goes_on_with_the_best_members() -> None:
+def test_a_halved_sweep_continues_with_the_best_members() -> None:
     swept = transforms.sweep(line_steps(), over={"learning_rate": [1e-4, 1e-3, 1e-2, 0.1]})
     states = swept.init_state(0)
     while states.step.shape[0] > 1:

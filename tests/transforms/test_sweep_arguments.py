@@ -98,7 +98,7 @@ ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
     "a value out of range": (
         lambda: transforms.sweep(line_steps(), over={"learning_rate": [0.1, -1.0]}).init_state(0),
         ValueError,
-        "learning_rate must be a finite number >= 0, got -1.0",
+        "learning_rate: expected a finite number >= 0, got -1.0",
     ),
     "two optimizers": (
         lambda: transforms.sweep(

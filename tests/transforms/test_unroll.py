@@ -238,8 +238,8 @@ def test_operator_without_a_derivative_is_refused_in_the_backward_pass(k: int) -
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"k": 0}, r"k must be at least 1, got 0"),
-        ({"k": 2, "truncate": 0}, r"truncate must be at least 1, got 0"),
+        ({"k": 0}, r"k: expected an integer of at least 1, got 0"),
+        ({"k": 2, "truncate": 0}, r"truncate: expected an integer of at least 1, got 0"),
         ({"k": 2, "detach": detach_training}, r"detach: expected `truncate` as well"),
     ],
 )

@@ -310,7 +310,7 @@ class Compiled(Generic[P, R]):
     def _take(
         self, program: Program, tensors: list[torch.Tensor], owned: _ownership.OwnedLeaves | None
     ) -> _ownership.OwnedLeaves:
-        """Copy the donated leaves to which other objects refer; return the state's `OwnedLeaves`."""
+        """Copy the donated leaves to which other objects refer; return the record of all leaves."""
         n = program.n_donated
         if owned is None:
             held = _ownership.held_elsewhere(tensors, n)
@@ -372,7 +372,7 @@ def _cloned(leaf: Any) -> Any:
 
 
 def _owned(state: Any, tensors: Sequence[Any]) -> _ownership.OwnedLeaves | None:
-    """Return the `OwnedLeaves` of a state if `tensors` begins with the same leaves; else `None`."""
+    """Return the record of a state's leaves if `tensors` begins with the same leaves; else `None`."""
     owned = _ownership.known(state)
     return owned if owned is not None and owned.is_of(tensors) else None
 

@@ -97,19 +97,19 @@ _known: dict[int, tuple[weakref.ref[Any], OwnedLeaves]] = {}
 
 
 def record(state: Any, owned: OwnedLeaves) -> None:
-    """Store the `OwnedLeaves` of a state, for as long as the state object exists."""
+    """Store the record of a state's leaves, for as long as the state object exists."""
     place = id(state)
     _known[place] = (weakref.ref(state, lambda _: _known.pop(place, None)), owned)
 
 
 def known(state: Any) -> OwnedLeaves | None:
-    """Return the `OwnedLeaves` that `record` stored for a state; `None` if it stored none."""
+    """Return the record of a state's leaves that `record` stored; `None` if it stored none."""
     entry = _known.get(id(state))
     return entry[1] if entry is not None and entry[0]() is state else None
 
 
 def forget(state: Any) -> None:
-    """Delete the `OwnedLeaves` that `record` stored for a state."""
+    """Delete the record of a state's leaves that `record` stored."""
     _known.pop(id(state), None)
 
 

@@ -64,8 +64,8 @@ def no_compiler(reason: str, remedy: str = _REMEDY, language: str = "C++") -> Co
     package, variable = ("gcc", "CC") if language == "C" else ("g++", "CXX")
     fedora = "gcc" if language == "C" else "gcc-c++"
     return CompilerMissingError(
-        f"ftrain.compile found no {language} compiler. Install one (Debian, Ubuntu: apt install "
-        f"{package}; Fedora: dnf install {fedora}; macOS: xcode-select --install) or name it in the "
-        f"environment variable {variable}. Without one the results are the same, more slowly: write "
-        f"{remedy}. ({reason})"
+        f"ftrain.compile found no {language} compiler. {reason.rstrip('.')}. Install one "
+        f"(Debian, Ubuntu: apt install {package}; Fedora: dnf install {fedora}; macOS: xcode-select "
+        f"--install) or name it in the environment variable {variable}. Without one the results are the "
+        f"same, more slowly: write {remedy}."
     )

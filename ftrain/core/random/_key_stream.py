@@ -115,7 +115,7 @@ class KeyStream:
         return self._key
 
     def folds(self) -> tuple[int, int, int]:
-        """Return three integers for the next draw; its key is the context's key with these folded in."""
+        """Return three integers to fold into the context's key, which give the key of the next draw."""
         if self._loops:
             raise UnkeyedRandomError(_ENTER_INSIDE.format(**_LOOP))
         if backward_pass() != self._backward:

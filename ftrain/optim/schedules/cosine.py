@@ -137,7 +137,10 @@ def one_cycle(
     _checks.positive("div_factor", div_factor)
     _checks.positive("final_div_factor", final_div_factor)
     if anneal_strategy not in get_args(_Anneal):
-        raise ValueError(f"anneal_strategy must be 'cos' or 'linear', got {anneal_strategy!r}.")
+        raise ValueError(
+            f"anneal_strategy: expected 'cos' or 'linear', got {anneal_strategy!r}. Write "
+            "anneal_strategy='cos'."
+        )
     rise = pct_start * steps - 1  # below 0 in a short cycle
 
     def schedule(count: torch.Tensor, /) -> torch.Tensor:

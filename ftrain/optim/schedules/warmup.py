@@ -139,7 +139,9 @@ def warmup_stable_decay(
     _checks.non_negative("peak", peak)
     _checks.non_negative("end", end)
     if shape not in get_args(_Shape):
-        raise ValueError(f"shape must be 'linear' or 'sqrt', got {shape!r}.")
+        raise ValueError(
+            f"shape: expected 'linear' or 'sqrt', got {shape!r}. Write shape='linear'."
+        )
 
     def decay(count: torch.Tensor, /) -> torch.Tensor:
         done = progress(count, decay_steps)

@@ -182,7 +182,7 @@ def triplet(
 
 
 def _among(scores: Tensor, columns: Tensor, rows: Tensor, partners: Tensor) -> Tensor:
-    """Return each row's cross-entropy over the columns in a mask, with its partner as the label."""
+    """Return the cross-entropy of each row over the columns in a mask; `partners` are the labels."""
     seen = scores.masked_fill(~columns & rows[:, None], -torch.inf)
     return F.cross_entropy(seen, partners, reduction="none")
 
@@ -195,7 +195,7 @@ def _in_chunks(
     temperature: float | Tensor,
     chunk_size: int,
 ) -> Tensor:
-    """Return `_among` of the scores of `one` and `others`, with a chunk of rows in memory at a time."""
+    """Return the result of `_among`, with the scores of one chunk of rows in memory at a time."""
 
     def values(one: Tensor, others: Tensor, rows: Tensor, partners: Tensor, heat: Any) -> Tensor:
         return _among(one @ others.T / heat, columns, rows, partners)

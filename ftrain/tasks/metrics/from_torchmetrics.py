@@ -209,7 +209,7 @@ def _of_states(template: Any, output: str | int | None) -> Callable[..., Metric]
 def _of_inputs(
     metric: Any, whole: Callable[..., Any], output: str | int | None
 ) -> Callable[..., Metric]:
-    """Return a function from a batch to its inputs, from which `whole` computes the metric later."""
+    """Return a function that collects the inputs of each batch; the metric is computed from all."""
 
     @tree.register_dataclass
     class Inputs:

@@ -138,7 +138,7 @@ def record_step(
 
 
 def record_leaves(value: Any) -> Mapping[str, TensorRecord]:
-    """Return `{path: record}` for the leaves of a tree."""
+    """Return digest, norms, dtype and shape of each leaf of a tree, by path."""
     pairs = zip(tree.paths(value), tree.leaves(value), strict=True)
     return {path: record_leaf(leaf, path) for path, leaf in pairs}
 

@@ -226,7 +226,7 @@ def _adapter() -> Any:
 
 
 def record_leaf(leaf: Any, path: str) -> TensorRecord:
-    """Return the record of a leaf of a tree."""
+    """Return digest, norms, dtype and shape of a leaf of a tree."""
     if isinstance(leaf, torch.Tensor):
         return record_tensor(leaf)
     digest = leaf_digest(leaf, path)
@@ -235,7 +235,7 @@ def record_leaf(leaf: Any, path: str) -> TensorRecord:
 
 
 def record_tensor(tensor: torch.Tensor) -> TensorRecord:
-    """Return the record of a tensor."""
+    """Return digest, norms, dtype and shape of a tensor."""
     with torch.no_grad():
         plain = tensor.detach().resolve_conj().resolve_neg()
         digest = leaf_digest(plain)

@@ -84,7 +84,7 @@ class Held:
         return len(self._owned.found.paths)
 
     def restore(self) -> list[str]:
-        """Restore the Python objects; return the names of changed ones, and each failure after a `!`."""
+        """Restore the Python objects; return the names of those that changed, failures marked by `!`."""
         paths: dict[str, None] = {}
         refused = []
         for owned in (self._owned, self._of_classes):

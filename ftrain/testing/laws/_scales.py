@@ -80,7 +80,7 @@ def _changes(before: dict[str, torch.Tensor], after: Any) -> list[torch.Tensor]:
 
 
 def _index(path: str) -> int:
-    """Return the index in the path of a list's leaf: 3 for `[3]`."""
+    """Return the index in the path of a list entry, such as 3 for `[3]`."""
     return int(path.strip("[]"))
 
 
