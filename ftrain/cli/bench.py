@@ -205,7 +205,8 @@ def _check_files(paths: Sequence[pathlib.Path]) -> None:
             says = f"expected one of the suffixes {suffixes}, got {path.name}. Rename the file."
             raise _refused("--out", path, says)
         if not path.parent.is_dir():
-            raise _refused("--out", path, "its directory is missing. Create the directory.")
+            says = f"expected a file in an existing directory, got {path}. Create the directory."
+            raise _refused("--out", path, says)
 
 
 def _written(path: pathlib.Path, report: BenchmarkReport) -> None:

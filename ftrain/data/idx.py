@@ -102,8 +102,8 @@ def _labelled(folder: Path, part: str) -> dict[str, Tensor]:
     for path, array, axes in ((image_path, images, 3), (label_path, labels, 1)):
         if array.ndim != axes:
             raise DataError(
-                f"{path}: expected an array of {axes} axes, got {array.ndim} axes, so its content "
-                "is not what its name says. Download the file again."
+                f"{path}: expected an array of {axes} axes, got {array.ndim} axes. "
+                "Download the file again."
             )
     if len(images) != len(labels):
         raise DataError(

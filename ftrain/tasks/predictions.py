@@ -48,7 +48,8 @@ def predictions(
             "one number per row" if classes is None else f"logits of {len(classes)} classes per row"
         )
         raise ValueError(
-            f"outputs: expected {wanted}, got shape {tuple(outputs.shape[1:])} per row."
+            f"outputs: expected {wanted}, got shape {tuple(outputs.shape[1:])} per row. Change the "
+            "last layer of the model."
         )
     columns = [f"p({one})" for one in classes]
     shares = outputs.softmax(1).T.tolist()

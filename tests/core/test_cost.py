@@ -195,7 +195,7 @@ def test_kernels_of_inductor_are_named_and_timed() -> None:
     assert len(kernels_of(lambda: None, CPU)) == 0
 
 
-def test_floor_is_the_larger_of_the_times_of_products_and_of_bytes() -> None:
+def test_least_time_of_a_cost_is_the_larger_of_the_times_of_products_and_of_bytes() -> None:
     rates = Rates({"float32": 100.0, "bfloat16": 400.0}, {10: 50.0, 1000: 5.0})
     assert rates.floor({"float32": 200}, 1) == 2.0
     assert rates.floor({"float32": 100, "bfloat16": 400}, 0) == 2.0
@@ -205,13 +205,13 @@ def test_floor_is_the_larger_of_the_times_of_products_and_of_bytes() -> None:
     assert rates.floor({"float16": 10}, 0) == 0.0
 
 
-def test_product_has_the_flops_of_its_size() -> None:
+def test_matrix_product_has_the_flops_of_its_size() -> None:
     product = fastest_product("float32", CPU, 32)
     product.call()
     assert product.flops == 2 * 32**3
 
 
-def test_rates_are_positive() -> None:
+def test_measured_rates_of_a_machine_are_positive() -> None:
     rates = measure_rates(["float32"], CPU)
     assert rates.flops["float32"] > 0
     assert all(rate > 0 for rate in rates.bandwidth.values())

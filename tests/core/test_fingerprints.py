@@ -53,7 +53,7 @@ CONTENTS: dict[str, tuple[str, Callable[[], Any], Callable[[Any], Any], Callable
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_changed_contents_are_noticed_and_restored(name: str) -> None:
+def test_changed_contents_of_an_object_are_noticed_and_restored(name: str) -> None:
     kind, build, change, contents = CONTENTS[name]
     node = build()
     before = contents(node)
@@ -82,7 +82,7 @@ GENERATORS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_generator_that_drew_is_refused_and_set_back(name: str) -> None:
+def test_random_generator_that_a_call_advanced_is_refused_and_set_back(name: str) -> None:
     build, draw = GENERATORS[name]
     node = build()
     one = fingerprint(generators=[node])
@@ -109,7 +109,7 @@ ITERATORS: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("name", ITERATORS)
-def test_iterator_that_advanced_is_refused(name: str) -> None:
+def test_iterator_that_a_call_advanced_is_refused(name: str) -> None:
     node = ITERATORS[name]()
     one = fingerprint(iterators=[node])
     assert one.refusal is not None
@@ -119,7 +119,9 @@ def test_iterator_that_advanced_is_refused(name: str) -> None:
     assert one.restore() is None
 
 
-def test_file_that_was_read_is_refused_and_a_closed_one_has_no_position(tmp_path: Path) -> None:
+def test_open_file_that_a_call_read_is_refused_and_a_closed_one_has_no_position(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "data"
     path.write_text("abc")
     with path.open() as file:

@@ -33,7 +33,7 @@ class SelfAttention(nn.Module):
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("by", ["position", "name", "torch"])
-def test_region_that_is_given_one_tensor_several_times_is_recomputed(
+def test_remat_region_that_is_given_one_tensor_several_times_is_recomputed(
     by: str, compiled: bool
 ) -> None:
     def stepped(model: Any) -> Any:
@@ -60,7 +60,7 @@ def product(h: Any, x: float) -> Tensor:
 
 
 @pytest.mark.parametrize("given", GIVEN)
-def test_region_whose_input_was_written_to_raises_in_the_backward_pass(given: str) -> None:
+def test_remat_region_whose_input_was_written_to_raises_in_the_backward_pass(given: str) -> None:
     x = torch.ones(3, dtype=torch.float64, requires_grad=True)
     h = x * 1
     (found,) = torch.autograd.grad(GIVEN[given](ftrain.remat(product), h).sum(), x)
@@ -72,7 +72,7 @@ def test_region_whose_input_was_written_to_raises_in_the_backward_pass(given: st
         torch.autograd.grad(value, x)
 
 
-def test_region_that_writes_to_its_input_raises_in_the_forward_pass() -> None:
+def test_remat_region_that_writes_to_its_input_raises_in_the_forward_pass() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Linear(3, 1))
     with pytest.raises(RuntimeError, match=r"got one that writes to float32\[2, 3\] in place"):
         ftrain.remat(model, "*")(torch.ones(2, 3))
@@ -84,7 +84,7 @@ def test_region_that_writes_to_its_input_raises_in_the_forward_pass() -> None:
         ftrain.remat(doubled)([torch.ones(2)])
 
 
-def test_region_is_given_every_keyword_whatever_its_name() -> None:
+def test_remat_region_is_given_every_keyword_whatever_its_name() -> None:
     def scaled(x: Tensor, *, fn: float, debug: float = 1.0, use_reentrant: float = 1.0) -> Tensor:
         return x.sin() * fn * debug * use_reentrant
 
@@ -108,7 +108,7 @@ class Sine(Registered, name="sine"):
         return x.sin()
 
 
-def test_region_is_not_registered_as_a_class_of_the_model_and_may_have_a_static_forward() -> None:
+def test_remat_adds_no_class_to_a_registry_of_the_model_and_accepts_a_static_forward() -> None:
     model = ftrain.remat(nn.Sequential(Sine()), "0")
     x = torch.ones(3, dtype=torch.float64, requires_grad=True)
     (found,) = torch.autograd.grad(model(x).sum(), x)
@@ -116,7 +116,7 @@ def test_region_is_not_registered_as_a_class_of_the_model_and_may_have_a_static_
     assert Registered.names == ["sine"]
 
 
-def test_region_can_be_traced_by_torch_compile() -> None:
+def test_remat_region_can_be_traced_by_torch_compile() -> None:
     """Dynamo records the region itself, so that remat neither checks nor changes contexts there."""
     region = ftrain.remat(lambda x: x.sin().exp().sin())
     x = torch.linspace(-1, 1, 5, requires_grad=True)

@@ -193,7 +193,7 @@ def test_micro_batches_of_unequal_sizes_are_split_further() -> None:
     assert torch.equal(torch.cat(parts), torch.arange(21))
 
 
-def test_the_number_of_parts_is_a_multiple_of_accumulate() -> None:
+def test_number_of_parts_after_out_of_memory_is_a_multiple_of_accumulate() -> None:
     """10 rows give 5 equal parts, but 5 is not a multiple of 2."""
     assert next_cut({"x": torch.zeros(10, 2)}, 2, multiple=2) == 10
     made = steps(accumulate=2)

@@ -254,7 +254,7 @@ def test_self_taught_steps_work_with_a_float32_average_of_a_bf16_student() -> No
     assert bool(steps.eval_step(state, batches(1)[0])["loss"].isfinite())
 
 
-def test_skipped_step_does_not_change_the_average_and_the_center() -> None:
+def test_skipped_step_does_not_change_the_averaged_weights_and_the_center_of_dino() -> None:
     steps = subjects()["dino"]
     state, _ = steps.train_step(steps.init_state(0), batches(1)[0])
     broken = {**batches(1)[0], "first": torch.full((8, 4), float("nan"))}
@@ -265,13 +265,13 @@ def test_skipped_step_does_not_change_the_average_and_the_center() -> None:
     assert_same_bits(steps.train_step(state, weightless)[0].extras, state.extras)
 
 
-def test_running_mean_of_one_axis_takes_its_length_as_shape() -> None:
+def test_running_mean_of_a_vector_accepts_its_length_as_shape() -> None:
     steps = taught(tasks.distillation, module=large())
     starts = (tasks.with_running_mean(steps, "m", shape).init_state(0) for shape in (3, (3,), [3]))
     assert [state.extras["m"].shape for state in starts] == [(3,)] * 3
 
 
-def test_rows_of_weight_zero_do_not_change_the_center() -> None:
+def test_rows_of_weight_zero_do_not_change_the_center_of_dino() -> None:
     steps = subjects()["dino"]
     state, whole = steps.init_state(0), batches(1)[0]
     padded = {name: torch.cat([x, 9 * x[:3]]) for name, x in whole.items()}
@@ -315,7 +315,7 @@ class Activated(nn.Module):
         return self.relu(self.body(x))  # type: ignore[no-any-return]
 
 
-def test_features_are_those_before_an_in_place_activation() -> None:
+def test_distilled_features_are_those_before_an_in_place_activation() -> None:
     def trained(inplace: bool) -> Any:
         teacher = tasks.Teacher(functools.partial(Activated, inplace))
         loss_fn = functools.partial(tasks.feature_distillation, layer="body", teacher=teacher)

@@ -82,7 +82,9 @@ def test_any_ragged_split_gives_the_loss_and_gradients_of_the_whole(
 @pytest.mark.parametrize("name", WEIGHING)
 @settings(max_examples=10)
 @given(n=st.integers(2, 5), padding=st.integers(1, 3), seed=seeds)
-def test_rows_of_weight_zero_add_nothing(name: str, n: int, padding: int, seed: int) -> None:
+def test_rows_of_weight_zero_add_nothing_to_a_loss(
+    name: str, n: int, padding: int, seed: int
+) -> None:
     case, params, data = made(name, n + padding, seed)
     weights = (torch.arange(n + padding) < n).double()
     padded = case.loss(**params, **data, row_weights=weights)

@@ -24,7 +24,7 @@ def shares(temperature: float = 1.0, top_k: int | None = None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
-def test_shares_of_drawn_tokens_are_those_of_the_softmax(temperature: float) -> None:
+def test_frequencies_of_generated_tokens_match_the_softmax(temperature: float) -> None:
     expected = (LOGITS / temperature).softmax(0)
     deviation = (expected * (1 - expected) / 20_000).sqrt()
     assert ((shares(temperature) - expected).abs() < 5 * deviation).all()
@@ -40,7 +40,7 @@ def test_top_k_draws_from_the_k_likeliest_tokens_only() -> None:
     assert shares(temperature=0).equal(torch.tensor([0.0, 1, 0, 0]))
 
 
-def test_tied_logits_leave_exactly_k_tokens() -> None:
+def test_top_k_with_tied_logits_keeps_exactly_k_tokens() -> None:
     tied = generate(
         lambda tokens: torch.zeros(*tokens.shape, 50),
         torch.zeros(500, 1, dtype=torch.int64),
@@ -51,7 +51,7 @@ def test_tied_logits_leave_exactly_k_tokens() -> None:
     assert len(tied[:, 1:].unique()) == 3
 
 
-def test_same_key_gives_the_same_tokens_and_global_generators_are_untouched() -> None:
+def test_generate_depends_on_the_key_alone_and_leaves_global_generators_unchanged() -> None:
     before = torch.get_rng_state()
     first, again, other = (
         generate(fixed, PROMPT, random.key(seed), length=20) for seed in (0, 0, 1)
@@ -63,7 +63,7 @@ def test_same_key_gives_the_same_tokens_and_global_generators_are_untouched() ->
     assert generate(fixed, PROMPT, random.key(0), length=30)[:, :21].equal(first)
 
 
-def test_model_sees_the_last_tokens_of_its_context() -> None:
+def test_generate_passes_the_last_tokens_that_fit_the_context() -> None:
     seen = []
 
     def counted(tokens: torch.Tensor) -> object:

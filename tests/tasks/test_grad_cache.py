@@ -45,7 +45,7 @@ dtypes = st.sampled_from(sorted(LIMIT, key=str))
     shared=st.booleans(),
     dtype=dtypes,
 )
-def test_gradients_equal_those_of_the_whole_batch(
+def test_grad_cache_gradients_equal_those_of_the_whole_batch(
     rows: int, size: int, negatives: int, shared: bool, dtype: torch.dtype
 ) -> None:
     model = functools.partial(Towers, shared=shared, dtype=dtype)
@@ -61,7 +61,7 @@ def test_gradients_equal_those_of_the_whole_batch(
     dropout=st.sampled_from([0.0, 0.4]),
     dtype=dtypes,
 )
-def test_gradients_with_dropout_and_batch_norm_equal_those_of_all_chunks_in_one_graph(
+def test_grad_cache_gradients_with_dropout_and_batch_norm_equal_those_of_all_chunks_in_one_graph(
     rows: int, sizes: tuple[int, int], shared: bool, dropout: float, dtype: torch.dtype
 ) -> None:
     while any(rows % size == 1 for size in sizes):  # a BatchNorm refuses one row
@@ -76,7 +76,7 @@ def test_gradients_with_dropout_and_batch_norm_equal_those_of_all_chunks_in_one_
 
 
 @given(rows=st.sampled_from([2, 4, 6, 7, 9]), size=st.sampled_from([2, 4, 5]), dtype=dtypes)
-def test_batch_norm_has_the_statistics_of_each_chunk(
+def test_batch_norm_in_grad_cache_has_the_statistics_of_each_chunk(
     rows: int, size: int, dtype: torch.dtype
 ) -> None:
     """The reference is an independent loss, which calls the towers with one chunk after the other."""
@@ -109,7 +109,9 @@ def test_grad_cache_step_obeys_each_law(law: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
-def test_gradients_in_every_precision_are_as_close_as_those_of_one_graph(precision: Any) -> None:
+def test_grad_cache_gradients_in_every_precision_are_as_close_as_those_of_one_graph(
+    precision: Any,
+) -> None:
     """Both round each product; the sum over chunks is in float32."""
     model = functools.partial(Towers, norm=True, dropout=0.3, dtype=torch.float32)
     batch, loss_fn = towers.batch(8, 0, torch.float32), cached(3)
@@ -121,7 +123,7 @@ def test_gradients_in_every_precision_are_as_close_as_those_of_one_graph(precisi
     assert bool(found.finite)
 
 
-def test_loss_scale_that_overflows_skips_the_step() -> None:
+def test_loss_scale_that_overflows_skips_the_grad_cache_step() -> None:
     model = functools.partial(Towers, dtype=torch.float32)
     steps = ftrain.make_steps(model, cached(3), optim.sgd(0.1), precision="16-mixed")
     state = steps.init_state(0)
@@ -146,7 +148,7 @@ def test_donated_grad_cache_step_compiled_by_inductor_equals_eager() -> None:
     assert_close_norm(found.buffers, expected.buffers, 1e-12)
 
 
-def test_trace_calls_an_encoder_equally_often_for_any_number_of_chunks() -> None:
+def test_grad_cache_trace_calls_an_encoder_equally_often_for_any_number_of_chunks() -> None:
     """The time to compile does not grow with the batch."""
     calls = 0
 
@@ -182,7 +184,7 @@ class Bags(nn.Module):
         return {"mean": mean, "length": mask.sum(1)}  # the length is an integer
 
 
-def test_encoders_take_trees_and_return_trees_with_integers() -> None:
+def test_grad_cache_encoders_take_trees_and_return_trees_with_integers() -> None:
     def loss(model: Any, embeddings: Any, batch: Any) -> Any:
         one, two = embeddings[0], embeddings[1]
         weights = (one["length"] * two["length"]).double()
@@ -232,7 +234,7 @@ def test_supervised_contrastive_loss_reads_labels_of_the_batch() -> None:
     assert_equal(found, expected, 1e-12)
 
 
-def test_keys_and_draws_of_encoders_and_loss_equal_those_of_one_graph() -> None:
+def test_grad_cache_keys_and_draws_equal_those_of_one_graph() -> None:
     def encode(model: Any, x: Any, key: Tensor) -> Any:
         return model.query(x + ftrain.random.normal(key, x.shape))
 
@@ -260,7 +262,7 @@ class Power(nn.Module):
         return self.layer(x)
 
 
-def test_second_pass_of_a_chunk_starts_from_the_buffers_of_the_first() -> None:
+def test_second_pass_of_a_grad_cache_chunk_starts_from_the_buffers_of_the_first() -> None:
     def loss(model: Any, embeddings: Any, batch: Any) -> Any:
         return of_embeddings(model, {**embeddings, "document": batch["document"][:, :4]}, batch)
 
@@ -270,7 +272,7 @@ def test_second_pass_of_a_chunk_starts_from_the_buffers_of_the_first() -> None:
     assert_same_bits(found.buffers, expected.buffers)
 
 
-def test_frozen_tower_keeps_its_weights() -> None:
+def test_frozen_encoder_of_grad_cache_keeps_its_weights() -> None:
     def model() -> nn.Module:
         made = Towers()
         made.document.requires_grad_(False)
@@ -309,7 +311,7 @@ def test_grad_cache_of_an_encoder_that_differentiates_its_inputs_equals_one_grap
     assert_equal(found, expected, 1e-12)
 
 
-def test_call_with_a_module_has_the_loss_of_the_whole_batch() -> None:
+def test_grad_cache_called_with_a_module_returns_the_loss_of_the_whole_batch() -> None:
     model, batch = Towers(), towers.batch(7)
     assert cached(3)(model, batch).value.item() == pytest.approx(
         towers.whole(model, batch).value.item(), rel=1e-12
@@ -317,7 +319,7 @@ def test_call_with_a_module_has_the_loss_of_the_whole_batch() -> None:
     assert cached(3)(model.eval(), batch).value.requires_grad
 
 
-def test_nan_in_one_row_skips_the_step() -> None:
+def test_nan_in_one_row_skips_the_grad_cache_step() -> None:
     steps = with_dropout()
     state, batch = steps.init_state(0), towers.batch(8)
     batch["document"][7, 0] = torch.nan
@@ -340,7 +342,7 @@ def test_monitored_norms_and_value_fn_of_grad_cache_equal_those_of_one_graph() -
     assert closures["value_fn"](state.params).item() == pytest.approx(found["loss"].item())
 
 
-def test_evaluation_encodes_in_chunks_without_dropout() -> None:
+def test_grad_cache_evaluation_encodes_in_chunks_without_dropout() -> None:
     model = functools.partial(Towers, norm=True, dropout=0.5)
     steps = ftrain.make_steps(model, cached(3), optim.sgd(0.1), eval_fn=None)
     plain = ftrain.make_steps(model, towers.whole, optim.sgd(0.1))
@@ -371,7 +373,7 @@ def grew(size: int, loss_fn: Any, rows: tuple[int, int]) -> float:
     return peaks[1] / peaks[0]
 
 
-def test_peak_memory_is_nearly_constant_in_the_batch() -> None:
+def test_peak_memory_of_grad_cache_is_nearly_constant_in_the_batch_size() -> None:
     def loss(model: Any, embeddings: Any, batch: Any) -> Any:
         one, two = embeddings["query"], embeddings["document"]
         return functional.info_nce(one, two, chunk_size=64)

@@ -192,7 +192,7 @@ def test_lora_starts_with_the_bits_of_its_base() -> None:
     testing.assert_same_bits([x.detach() for x in module(*inputs)], list(got))
 
 
-def test_adapter_start_depends_on_key_and_name_only() -> None:
+def test_initial_adapter_depends_on_key_and_name_only() -> None:
     module = Parts()
     alone, both = (tasks.lora(module, t, rank=2) for t in ("mix", ["mix", nn.Embedding, "image"]))
     first, others = alone.init(KEY)[0], both.init(KEY)[0]
@@ -209,7 +209,7 @@ def test_adapter_start_depends_on_key_and_name_only() -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("mode", ["eager", "compiled", "donated"])
-def test_base_keeps_its_bytes_in_every_step(accumulate: int, mode: str) -> None:
+def test_frozen_base_of_lora_keeps_its_bytes_in_every_step(accumulate: int, mode: str) -> None:
     module = mlp()
     module[3].requires_grad_(False)
     model = tasks.lora(module, rank=2, dropout=0.1)

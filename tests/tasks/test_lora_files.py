@@ -275,7 +275,7 @@ def test_statistics_that_training_changed_are_written_with_their_module_or_refus
         ({"r": 3}, r"image\.lora_A\.weight' of shape \(3, 2, 3, 3\), got \(2, "),
     ],
 )
-def test_configuration_that_is_not_supported_is_refused(
+def test_adapter_file_of_an_unsupported_configuration_is_refused(
     tmp_path: pathlib.Path, change: Any, message: str
 ) -> None:
     module = parts()
@@ -314,7 +314,7 @@ def test_adapters_of_another_model_or_a_damaged_file_are_refused(tmp_path: pathl
         tasks.read_lora(tmp_path, module)
 
 
-def test_write_replaces_files_and_reads_back_without_peft(tmp_path: pathlib.Path) -> None:
+def test_write_lora_replaces_files_that_are_read_without_peft(tmp_path: pathlib.Path) -> None:
     module = parts()
     model = adapted(module, dora=True)
     for state in (state_of(*model.init(KEY)), trained(model)):

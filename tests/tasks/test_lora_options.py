@@ -67,7 +67,7 @@ def test_unmerged_adapter_weights_equal_the_base_up_to_rounding(
     testing.assert_same_bits(buffers["1.bias"], back["1.bias"])
 
 
-def test_tied_weight_is_changed_in_every_place() -> None:
+def test_adapter_of_a_tied_weight_changes_it_in_every_place() -> None:
     torch.manual_seed(0)
     module = Tied().eval()
     model = tasks.lora(module, "words", rank=2)
@@ -87,7 +87,7 @@ def test_tied_weight_is_changed_in_every_place() -> None:
 # Options.
 
 
-def test_dropout_masks_inputs_of_the_adapter_by_the_key() -> None:
+def test_adapter_dropout_masks_inputs_by_the_key() -> None:
     torch.manual_seed(0)
     layer = nn.Linear(50, 3, bias=False)
     model = tasks.lora(layer, rank=2, dropout=0.4)
@@ -108,7 +108,7 @@ def test_dropout_masks_inputs_of_the_adapter_by_the_key() -> None:
     assert error(mean, whole) < 0.1  # 300 masks: measured 0.05
 
 
-def test_unfrozen_parameters_are_trained() -> None:
+def test_unfrozen_parameters_of_a_lora_model_are_trained() -> None:
     module = mlp()
     steps = ftrain.make_steps(tasks.lora(module, "0", unfrozen="^3"), loss_fn, optim.adam(1e-2))
     state = trained(steps)
@@ -149,7 +149,7 @@ class WritesToItsTarget(nn.Module):
         return out
 
 
-def test_write_to_a_frozen_parameter_is_kept_or_refused() -> None:
+def test_write_to_a_frozen_parameter_of_a_lora_model_is_kept_or_refused() -> None:
     module = WritesToItsTarget()
     steps = ftrain.make_steps(tasks.lora(module, "online"), loss_fn, optim.sgd(0.1))
     state, _ = steps.train_step(steps.init_state(0), batches()[0])
@@ -199,14 +199,14 @@ def test_error_for_an_invalid_argument_of_lora_names_it(
         tasks.lora(Parts(), **{"targets": nn.Linear, **arguments})
 
 
-def test_embedding_with_sparse_gradients_is_refused() -> None:
+def test_lora_refuses_an_embedding_with_sparse_gradients() -> None:
     with pytest.raises(
         ValueError, match=r"dense gradients, got '0\.weight' of an embedding with sparse"
     ):
         tasks.lora(nn.Sequential(nn.Embedding(4, 3, sparse=True)), nn.Embedding)
 
 
-def test_adapters_on_adapters_are_refused() -> None:
+def test_lora_refuses_a_model_that_has_adapters() -> None:
     with pytest.raises(TypeError, match="expected a model without adapters"):
         tasks.lora(tasks.lora(mlp()))
 

@@ -60,7 +60,7 @@ def test_gradient_of_two_steps_equals_finite_differences(options: dict[str, Any]
     assert relative(found, difference(loss, zero, 1e-4)) < 1e-8
 
 
-def test_step_is_refused_again_after_a_differentiable_one_raised() -> None:
+def test_differentiating_a_plain_step_is_refused_again_after_a_differentiable_step_raised() -> None:
     def fails(model: Any, batch: Any) -> Any:
         assert keeps_graph()
         raise KeyError("x")

@@ -70,7 +70,7 @@ def info_nce(
         )
     if chunk_size < 0:
         raise ValueError(
-            f"chunk_size: expected a number of rows or 0, got {chunk_size}. Write 256."
+            f"chunk_size: expected a number of rows or 0, got {chunk_size}. Write chunk_size=256."
         )
     device = queries.device
     partners = torch.arange(n, device=device)

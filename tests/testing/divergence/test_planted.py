@@ -118,7 +118,7 @@ def test_different_library_version_is_noted_in_the_first_difference(folder: path
     assert any(note.startswith("numpy: ") and "0.9.0 in B" in note for note in found.notes)
 
 
-def test_tolerance_accepts_a_sum_in_another_order(folder: pathlib.Path) -> None:
+def test_tolerance_of_a_comparison_accepts_a_sum_in_another_order(folder: pathlib.Path) -> None:
     one, two = trace(folder, "plain_sum"), trace(folder, "rounded_sum")
     assert compare_traces(one, two, relative=1e-6) is None
     assert compare_traces(trace(folder, "base"), trace(folder, "eps"), relative=1e-6) is not None

@@ -76,7 +76,7 @@ def test_digest_of_a_negative_zero_differs() -> None:
     assert record_tensor(torch.zeros(2)).digest != record_tensor(-torch.zeros(2)).digest
 
 
-def test_tolerance_does_not_apply_to_integers() -> None:
+def test_tolerance_of_a_trace_comparison_does_not_apply_to_integers() -> None:
     a, b = (record_tensor(torch.tensor([1000, n])) for n in (3, 4))
     assert is_far(a, b, 0.5)
     assert not is_far(*(record_tensor(torch.tensor([1000.0, n])) for n in (3, 4)), 0.5)
