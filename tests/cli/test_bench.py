@@ -133,7 +133,7 @@ def test_bench_refuses_a_report_of_another_machine_before_it_measures(
         (["steps.py:pure", "--sweep", "batch_size"], "--sweep: expected a key with values, got"),
         (["steps.py:pure", "--variants", "eager,fast"], "expected some of eager,compiled,donated"),
         (["steps.py:pure", "--rounds", "0"], "--rounds: expected at least 1, got 0"),
-        (["steps.py:pure", "--out", "a.txt"], "--out a.txt: expected the suffix .json, "),
+        (["steps.py:pure", "--out", "a.txt"], "--out a.txt: expected one of the suffixes .json, "),
         (["steps.py:pure", "--out", "no/a.json"], "expected a file in an existing directory"),
         (["steps.py:pure", "--against", "no.json"], "no.json cannot be read: No such file"),
         (["steps.py:pure", "--against", "steps.py"], "expected a report of a benchmark"),

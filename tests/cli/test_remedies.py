@@ -127,7 +127,7 @@ def test_error_for_missing_arguments_lists_no_optional_ones(capsys: Captured) ->
         ("optimizer.learning_rate=0,01", r"got '0,01'. Write 0\.01"),
         ("data.held_out=0,2", r"0,2'?"),
         ("epochs=1,5", r"got '1,5'. Write 1\.5"),
-        ("model.hidden=wide", r"expected a list, got 'wide'$"),
+        ("model.hidden=wide", r"expected a list, got 'wide'. Change the value.$"),
     ],
 )
 def test_error_for_a_value_in_another_form_suggests_the_expected_form(
@@ -143,7 +143,7 @@ def test_error_for_a_missing_device_names_the_available_devices(
 ) -> None:
     for device in ("cuda", "cuda:1"):
         said = error_of(capsys, "train", "flowers.yaml", f"device={device}", "output_dir=runs/b")
-        assert said.rstrip().endswith(". Write cpu or auto")
+        assert said.rstrip().endswith(". Write cpu or auto.")
 
 
 def test_key_error_with_a_sentence_is_printed_without_quotes(

@@ -99,11 +99,11 @@ def test_error_for_a_name_of_another_trainer_suggests_the_name_in_ftrain(
 
 
 def test_value_that_resembles_nothing_gets_no_suggestion(tmp_path: pathlib.Path) -> None:
-    assert refused({"precision": "quick"}, tmp_path).endswith("got 'quick'")
-    assert refused({"epochs": "three"}, tmp_path).endswith("got 'three'")
+    assert refused({"precision": "quick"}, tmp_path).endswith("got 'quick'. Change the value.")
+    assert refused({"epochs": "three"}, tmp_path).endswith("got 'three'. Change the value.")
 
 
 def test_error_for_an_unknown_device_does_not_list_the_devices_of_torch() -> None:
     with pytest.raises(ConfigError) as error:
         build(load({**MINIMAL, "device": "quantum"}))
-    assert re.search(r"got 'quantum'\. Write cpu(, cuda, cuda:1)? or auto$", str(error.value))
+    assert re.search(r"got 'quantum'\. Write cpu(, cuda, cuda:1)? or auto[.]$", str(error.value))

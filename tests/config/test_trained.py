@@ -224,7 +224,7 @@ def test_run_that_cannot_be_loaded_raises_with_the_reason(
     assert "32-true" in said
     (tmp_path / "begun").mkdir()
     (tmp_path / "begun/config.yaml").write_text("{model: mlp, data: digits, epochs: 1}")
-    assert "has no checkpoint. Train it: ftrain resume" in refused(tmp_path / "begun")
+    assert "has no checkpoint. Train it: `ftrain resume" in refused(tmp_path / "begun")
     assert "got 'step-7', which does not exist. Choose one of best, latest" in refused(
         project / "32-true", "step-7"
     )

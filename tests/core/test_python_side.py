@@ -115,8 +115,8 @@ def test_assert_skips_accepts_and_checks_custom_state_classes() -> None:
 
     for step, said in (
         (writes, r"changed the state at .w: "),
-        (stays, r"must change state\.rng"),
-        (lambda state, batch: (state, {}), "reports no metric 'skipped'"),
+        (stays, r"state\.rng: expected another value after a skipped step"),
+        (lambda state, batch: (state, {}), "metrics: expected an entry 'skipped'"),
         (lambda state, batch: ((state.w,), {"skipped": 1}), "changed the state: at the root"),
     ):
         with pytest.raises(AssertionError, match=said):
