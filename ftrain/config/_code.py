@@ -18,7 +18,7 @@ import os
 import pathlib
 import platform
 
-from ftrain.config._places import Path, join
+from ftrain.config._source_locations import Path, join
 from ftrain.config.errors import ConfigError, Problem
 from ftrain.config.schema import Component, Config
 from ftrain.core._regular_files import MOST_CONFIG, read_regular

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-from ftrain.config._places import join
+from ftrain.config._source_locations import join
 from ftrain.config.errors import ConfigError
 from ftrain.config.resolve import Target
 from ftrain.config.schema import Config

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ftrain.config._places import Places
+from ftrain.config._source_locations import Places
 from ftrain.config._yaml import compose, read
 from ftrain.config.errors import ConfigError
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from ftrain.config._aliases import KEYS, unquoted, value_alias, with_point
-from ftrain.config._places import Path, Places, join
+from ftrain.config._source_locations import Path, Places, join
 from ftrain.config.errors import Problem
 from ftrain.config.keys import SECTIONS, keys
 from ftrain.config.schema import Config

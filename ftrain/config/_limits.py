@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ftrain.config._places import Path, join
+from ftrain.config._source_locations import Path, join
 from ftrain.config.errors import ConfigError
 
 __all__ = ["DEEPEST", "MOST_CHARACTERS", "MOST_NODES", "check_limits", "check_text", "too_large"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ftrain.config._limits import DEEPEST, check_limits, too_large
-from ftrain.config._places import Path, Places, join
+from ftrain.config._source_locations import Path, Places, join
 from ftrain.config._yaml import parse_yaml
 from ftrain.config.errors import ConfigError
 

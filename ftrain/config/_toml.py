@@ -7,7 +7,7 @@ import tomllib
 from typing import Any
 
 from ftrain.config._limits import check_limits
-from ftrain.config._places import Path, Places, join
+from ftrain.config._source_locations import Path, Places, join
 from ftrain.config.errors import ConfigError
 
 __all__ = ["parse_toml"]

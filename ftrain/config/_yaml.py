@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 
 from ftrain.config._limits import DEEPEST, MOST_NODES, too_large
-from ftrain.config._places import Path, Places, join
+from ftrain.config._source_locations import Path, Places, join
 from ftrain.config.errors import ConfigError
 
 __all__ = ["compose", "parse_yaml", "read", "scalar"]

@@ -25,8 +25,8 @@ from ftrain.config._checkpoints import trained_model
 from ftrain.config._component_errors import made
 from ftrain.config._loading import load_data, loaders
 from ftrain.config._optimizer import optimizer_of, schedule_of, total_steps
-from ftrain.config._places import join
 from ftrain.config._ranks import over_ranks
+from ftrain.config._source_locations import join
 from ftrain.config.errors import ConfigError
 from ftrain.config.registry import imported
 from ftrain.config.resolve import Resolved, Target, reference, resolve

@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from ftrain.config._places import Path
+from ftrain.config._source_locations import Path
 from ftrain.config.registry import is_file
 from ftrain.config.resolve import Resolved
 from ftrain.config.schema import Config

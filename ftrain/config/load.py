@@ -18,7 +18,7 @@ from ftrain.config._json import parse_json
 from ftrain.config._key_errors import explained
 from ftrain.config._limits import check_limits, check_text
 from ftrain.config._overrides import apply_overrides
-from ftrain.config._places import Places
+from ftrain.config._source_locations import Places
 from ftrain.config._toml import parse_toml
 from ftrain.config._yaml import parse_yaml
 from ftrain.config.errors import ConfigError, Problem

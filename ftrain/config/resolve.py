@@ -23,7 +23,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from ftrain.config._aliases import unquoted, with_point
 from ftrain.config._code import check_code
-from ftrain.config._places import Path, join
+from ftrain.config._source_locations import Path, join
 from ftrain.config.errors import ConfigError, Problem, did_you_mean
 from ftrain.config.needs import Kind, Needs
 from ftrain.config.registry import find, load_module, needs_of

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 from pydantic_core import PydanticCustomError
 
-from ftrain.config._places import Path, Places
+from ftrain.config._source_locations import Path, Places
 
 __all__ = ["Checkpoint", "Component", "Config", "Data", "Distributed", "EarlyStopping", "Optimizer"]
 

@@ -9,7 +9,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 
 from ftrain.core._torch_stores import Store
-from ftrain.distributed._channel import Channel
+from ftrain.distributed._heartbeats import Channel
 
 __all__ = ["World", "control_group", "current", "set_current"]
 

@@ -31,7 +31,7 @@ from ftrain.checkpoint.errors import (
 )
 from ftrain.checkpoint.shard import Layout, check_layout
 from ftrain.core import tree
-from ftrain.distributed import _pieces
+from ftrain.distributed import _checkpoint_pieces
 from ftrain.distributed._dcp_planners import Entry, Loading, SafeReader, Saving
 from ftrain.distributed._mesh_peers import peers_of
 from ftrain.distributed._peers import Peers
@@ -89,18 +89,18 @@ def to_dcp(
     def prepare() -> Any:
         content = collect(state, None, None, None, None)
         shards = layout_of(layout, state)
-        leaves = _pieces.local_leaves(content, shards)
+        leaves = _checkpoint_pieces.local_leaves(content, shards)
         entries.extend(_entries(state, shards, content.leaves))
         hashes = {
             leaf.path: hashlib.sha256(_tensors.row_major(leaf.tensor)).hexdigest()
             for leaf in leaves
             if leaf.whole and peers.size > 1
         }
-        return {"state": _pieces.describe(content, leaves), "hashes": hashes}
+        return {"state": _checkpoint_pieces.describe(content, leaves), "hashes": hashes}
 
     def check(found: Sequence[Any]) -> None:
         for rank, each in enumerate(found[1:], 1):
-            _pieces.check_same(each["state"], found[0]["state"])
+            _checkpoint_pieces.check_same(each["state"], found[0]["state"])
             for path, sha256 in found[0]["hashes"].items():
                 if each["hashes"].get(path) != sha256:
                     raise CheckpointRankError(

@@ -22,8 +22,8 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 from ftrain.core._torch_stores import Store, hash_store, prefixed, tcp_store
 from ftrain.core.errors import ArgumentError
-from ftrain.distributed._channel import Channel
 from ftrain.distributed._environment import Launch, launch
+from ftrain.distributed._heartbeats import Channel
 from ftrain.distributed._world import World, current, set_current
 from ftrain.distributed.errors import RankError, named
 

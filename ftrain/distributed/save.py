@@ -6,7 +6,8 @@
     4. rank 0 renames the directory; only then `save` returns, on every rank
 
 If a rank fails or ends before step 4, nothing is published, and every rank raises. Read next:
-`_pieces.py`, the plan; `_peers.py`, how ranks agree; `ftrain/checkpoint/save.py`, of one process.
+`_checkpoint_pieces.py`, the plan; `_peers.py`, how ranks agree; `ftrain/checkpoint/save.py`, the
+save of one process.
 """
 
 from __future__ import annotations
@@ -37,10 +38,10 @@ from ftrain.checkpoint.manifest import (
 )
 from ftrain.checkpoint.save import appear, refusals, write_file
 from ftrain.checkpoint.shard import Layout
-from ftrain.distributed import _pieces
+from ftrain.distributed import _checkpoint_pieces
+from ftrain.distributed._checkpoint_pieces import LocalLeaf, Piece
 from ftrain.distributed._mesh_peers import peers_of
 from ftrain.distributed._peers import Peers
-from ftrain.distributed._pieces import LocalLeaf, Piece
 from ftrain.distributed.sharding import Sharding
 
 __all__ = ["save"]
@@ -125,20 +126,20 @@ def publish(content: Any, layout: Layout | Sharding, path: str, peers: Peers) ->
     def prepare() -> None:
         with refusals(action):
             collected: Collected = content()
-            own.append((collected, _pieces.local_leaves(collected, layout)))
+            own.append((collected, _checkpoint_pieces.local_leaves(collected, layout)))
 
-    reference = peers.agree(action, prepare, lambda _: _pieces.describe(*own[0]))
+    reference = peers.agree(action, prepare, lambda _: _checkpoint_pieces.describe(*own[0]))
     collected, leaves = own[0]
 
     def compare() -> Any:
-        _pieces.check_same(_pieces.describe(collected, leaves), reference)
-        return _pieces.votes(leaves)
+        _checkpoint_pieces.check_same(_checkpoint_pieces.describe(collected, leaves), reference)
+        return _checkpoint_pieces.votes(leaves)
 
     with contextlib.ExitStack() as stack:
 
         def begin(ballots: Sequence[Any]) -> Any:
-            merged = _pieces.merge(leaves, ballots)
-            pieces = _pieces.plan(leaves, [alias for _, alias in merged], ballots)
+            merged = _checkpoint_pieces.merge(leaves, ballots)
+            pieces = _checkpoint_pieces.plan(leaves, [alias for _, alias in merged], ballots)
             with refusals(action):
                 make_directories(parent)
                 temporary = stack.enter_context(workplace(parent))
@@ -291,7 +292,7 @@ def assemble(
     return Manifest(
         leaves=tuple(described),
         files=tuple(FileRecord(*record) for each in written for record in each["files"]),
-        structure=_pieces.describe(content, leaves)["structure"],
+        structure=_checkpoint_pieces.describe(content, leaves)["structure"],
         **content.rest,
     )
 

@@ -4,7 +4,7 @@ All ranks take the same steps and run the same callbacks; rank 0 alone writes. D
 a clock or a signal are made for all ranks: at a boundary the ranks exchange their signals and the time
 of rank 0, and between boundaries `Channel` finds the step after which all of them stop.
 
-Read next: `ftrain/distributed/_channel.py`.
+Read next: `ftrain/distributed/_heartbeats.py`.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ftrain.core._words import dtype_and_shape
 from ftrain.data import Loader
 from ftrain.distributed import ShardedStore, Sharding, agreement
 from ftrain.distributed import load as load_parts
-from ftrain.distributed._channel import Channel
+from ftrain.distributed._heartbeats import Channel
 from ftrain.distributed._world import World, current
 from ftrain.loop._clock import Clock
 from ftrain.loop._one_rank import CountSamples, Evaluated, OneRank

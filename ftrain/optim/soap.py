@@ -274,7 +274,7 @@ def _sides(p: torch.Tensor, longest: int) -> tuple[int | None, int | None]:
 def _places(
     ps: list[torch.Tensor], longest: int, bases: int
 ) -> list[tuple[int | None, int | None]]:
-    """Return the indices into `state.bases` for both sides of each parameter; `None` without a basis."""
+    """Return, per parameter, the indices in `state.bases` of its row and its column basis, or `None`."""
     places, taken = [], 0
     for p in ps:
         pair: list[int | None] = []

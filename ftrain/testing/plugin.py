@@ -163,9 +163,9 @@ class LawsItem(pytest.Item):
                 if len(made) == 3 and isinstance(made[2], dict):
                     return made
             raise TypeError(
-                f"{self._attribute}: expected (steps, batches), or these and a dict of options of "
-                f"check_all, from a function marked by ftrain.testing.subject, got "
-                f"{type(made).__name__}. Return a tuple of them."
+                f"{self._attribute}: expected a function that returns (steps, batches), or "
+                f"(steps, batches, options of check_all), because ftrain.testing.subject marks it, "
+                f"got {type(made).__name__}. Return such a tuple."
             )
         for name in (f"{self._attribute}_batches", "batches"):
             if hasattr(self._module, name):

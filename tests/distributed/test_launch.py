@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from ftrain import distributed
 from ftrain.core._torch_stores import hash_store
 from ftrain.distributed import _world, agreement
-from ftrain.distributed._channel import Channel
 from ftrain.distributed._environment import launch
+from ftrain.distributed._heartbeats import Channel
 from ftrain.distributed.errors import named
 from tests.distributed.ranks import run
 

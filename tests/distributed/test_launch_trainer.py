@@ -18,7 +18,7 @@ from ftrain.core import tree
 from ftrain.core._torch_collectives import all_reduce, group_of
 from ftrain.data import Loader
 from ftrain.distributed import _world
-from ftrain.distributed._channel import Channel
+from ftrain.distributed._heartbeats import Channel
 from ftrain.loop import Trainer, callbacks
 from ftrain.loop.callback import Stop
 from ftrain.loop.events import BatchEnd

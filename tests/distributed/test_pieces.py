@@ -27,7 +27,7 @@ from ftrain.checkpoint import (
     _tensors,
 )
 from ftrain.checkpoint._draft import collect
-from ftrain.distributed import _pieces
+from ftrain.distributed import _checkpoint_pieces
 from ftrain.distributed.save import publish
 from ftrain.testing import assert_same_bits
 from tests.checkpoint.states import bytes_of, flip, train_state, trees
@@ -141,7 +141,7 @@ def test_saves_of_equal_states_by_ranks_write_equal_bytes(tmp_path):
 
 
 def test_save_writes_large_leaves_in_pieces_of_bounded_size(tmp_path, monkeypatch):
-    monkeypatch.setattr(_pieces, "_MOST_IN_A_PIECE", 48)
+    monkeypatch.setattr(_checkpoint_pieces, "_MOST_IN_A_PIECE", 48)
     state = {"w": torch.randn(9, 4), "v": torch.randn(2, 50)}
     (manifest, _) = saved(tmp_path / "one", [state] * 2, [{}] * 2)
     rows = {leaf.path: [piece.rows for piece in leaf.pieces] for leaf in manifest.leaves}

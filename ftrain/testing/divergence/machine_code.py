@@ -13,8 +13,8 @@ from ftrain.core import _torch
 from ftrain.core.compile import Compiled
 from ftrain.core.compile._lower import Backend, lower
 from ftrain.testing.difference import Difference, first_difference
+from ftrain.testing.divergence.operator_locations import Place
 from ftrain.testing.divergence.operators import PLACE, computes, traced_with_places
-from ftrain.testing.divergence.places import Place
 
 __all__ = ["MachineDifference", "first_machine_operator"]
 

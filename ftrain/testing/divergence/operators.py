@@ -29,7 +29,7 @@ from ftrain.core.compile import Compiled
 from ftrain.core.compile._graph import written
 from ftrain.core.compile._lower import lower
 from ftrain.core.compile._trace import TENSOR, Traced
-from ftrain.testing.divergence.places import Place, Places
+from ftrain.testing.divergence.operator_locations import Place, Places
 from ftrain.testing.divergence.trace import OperatorRecord, record_tensor
 
 __all__ = ["PLACE", "Recorder", "computes", "record_eager", "record_graph", "traced_with_places"]

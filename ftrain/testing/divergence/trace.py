@@ -21,7 +21,7 @@ from ftrain.core._available_memory import available_memory
 from ftrain.core._leaf_digest import leaf_digest
 from ftrain.core._regular_files import read_regular
 from ftrain.core.errors import DataError
-from ftrain.testing.divergence.places import Place
+from ftrain.testing.divergence.operator_locations import Place
 
 __all__ = ["OperatorRecord", "StepRecord", "TensorRecord", "Trace", "record_leaf", "record_tensor"]
 

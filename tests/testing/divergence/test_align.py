@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ftrain.testing.divergence.align import Gap, align
-from ftrain.testing.divergence.places import Place
+from ftrain.testing.divergence.operator_locations import Place
 from ftrain.testing.divergence.trace import OperatorRecord
 
 
