@@ -21,6 +21,7 @@ from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core._graph_leaves import innermost, requires_grad_outside
 from ftrain.core._loop_bodies import Pure, check_tensors
 from ftrain.core._new_memory import copied
+from ftrain.core._strides import contiguous
 from ftrain.core._torch_levels import is_batched, is_transformed
 from ftrain.core._torch_wrapper import plain
 from ftrain.core._traced_branch import traced_branch
@@ -74,7 +75,7 @@ class _Sides:
         with self.scope(i):
             output = Pure(self.function, self.sides[i], names)(*given)
         check_tensors(self.function, f"the output of {self._name(i)}", output)
-        return tree.map(torch.Tensor.contiguous, output)
+        return tree.map(contiguous, output)
 
     def copied(self, i: int) -> Any:
         """Call branch `i`; return its output in new memory."""

@@ -16,6 +16,7 @@ from torch._higher_order_ops.scan import scan_op
 from torch._higher_order_ops.while_loop import while_loop_op
 
 from ftrain.core._loop_bodies import own_memory
+from ftrain.core._strides import dense
 
 __all__ = ["cond_operator", "operators_of", "scan_operator", "while_loop_operator"]
 
@@ -79,8 +80,7 @@ def _apart(
     memory. The strides must be those of `torch.empty_like`, with which `BodyGraph.trace` has traced;
     otherwise, for an expanded tensor, the outputs of two branches have different strides.
     """
-    apart: list[torch.Tensor] = own_memory(list(tensors), list(others))
-    return [x if torch.empty_like(x).stride() == x.stride() else x.clone() for x in apart]
+    return list(own_memory([dense(x) for x in tensors], list(others)))
 
 
 def operators_of(graph: fx.GraphModule) -> Iterator[torch._ops.OpOverload[..., Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from ftrain.core._strides import dense
 from ftrain.core._torch_levels import is_transformed
 from ftrain.core._torch_operators import cond_operator
 from ftrain.core._traced_derivative import Flat, differentiable, vjp
@@ -30,6 +31,7 @@ def traced_branch(
     Args:
         predicate: bool, 0-d.
     """
+    operands = [dense(x) for x in operands]
     grad = torch.is_grad_enabled()
     graded = [grad and x.requires_grad for x in operands]
     graphs = [BodyGraph.trace(side, operands, graded) for side in sides]

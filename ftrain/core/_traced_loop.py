@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ftrain.core._strides import contiguous
 from ftrain.core._torch_levels import is_transformed
 from ftrain.core._torch_operators import scan_operator
 from ftrain.core._traced_derivative import Flat, differentiable, vjp
@@ -25,7 +26,7 @@ def traced_loop(
 
     `body` is called once for each trace of it, and must compute the same function each time.
     """
-    carry = [x.contiguous() for x in carry]
+    carry = [contiguous(x) for x in carry]
     grad = torch.is_grad_enabled()
     graded = [grad and x.requires_grad for x in (*carry, *xs)]
     # The operator needs at least one carry and one tensor to iterate over, so placeholders are added.

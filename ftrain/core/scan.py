@@ -15,6 +15,7 @@ import torch
 from ftrain.core import tree
 from ftrain.core._loop_bodies import Pure, check_carry, check_tensors
 from ftrain.core._new_memory import copied
+from ftrain.core._strides import contiguous
 from ftrain.core._torch_levels import is_transformed
 from ftrain.core._traced_loop import traced_loop
 from ftrain.core.compile._trace import is_tracing
@@ -77,7 +78,7 @@ def _loop(
     n: int,
     iteration: Scope,
 ) -> tuple[C, Any]:
-    carry = tree.map(torch.Tensor.contiguous, carry)  # as the operator of a trace does
+    carry = tree.map(contiguous, carry)  # as the operator of a trace does
     pure = Pure("scan", body, ("carry", "x"))
     stacked: list[list[torch.Tensor]] = []
     y_def: tree.TreeDef | None = None
@@ -87,7 +88,7 @@ def _loop(
             new, y = _output(pure(carry, x))
         if i == 0:
             check_carry("scan", carry, new)
-        carry = tree.map(torch.Tensor.contiguous, new)
+        carry = tree.map(contiguous, new)
         ys, y_def = tree.flatten(y)
         check_tensors("scan", "y", y)
         stacked.append(ys)

@@ -14,6 +14,7 @@ from ftrain.core import _torch, tree
 from ftrain.core._graph_leaves import innermost, requires_grad_outside
 from ftrain.core._loop_bodies import Pure, check_carry, check_tensors
 from ftrain.core._new_memory import copied
+from ftrain.core._strides import contiguous
 from ftrain.core._torch_levels import (
     above,
     below,
@@ -111,10 +112,10 @@ class _Loop:
             new = self.body_fn(carry)
         check_carry("while_loop", carry, new)
         _refuse_gradients("carry", new)
-        return tree.map(torch.Tensor.contiguous, new)
+        return tree.map(contiguous, new)
 
     def eager(self, init: Any) -> Any:
-        carry, number = tree.map(torch.Tensor.contiguous, init), 0
+        carry, number = tree.map(contiguous, init), 0
         while True:
             goes_on = self.goes_on(carry, number)
             if not bool(innermost(goes_on).any()):
@@ -134,7 +135,7 @@ class _Loop:
         device = flat[0].device if flat else None
         groups = [lower(leaf) for leaf in flat]
         with below() as transforms:
-            start = [part.contiguous() for group in groups for part in group]
+            start = [contiguous(part) for group in groups for part in group]
 
             def carry_of(parts: Sequence[torch.Tensor]) -> Any:
                 rest = iter(parts)

@@ -14,6 +14,7 @@ from torch import fx
 
 from ftrain.core import _torch
 from ftrain.core._graph_leaves import unknown_leaves
+from ftrain.core._strides import contiguous
 from ftrain.core.compile._graph import GraphEditor
 from ftrain.core.errors import ImpureFunctionError
 
@@ -59,7 +60,7 @@ class BodyGraph:
                 x.requires_grad_(requires_grad)
             # The operators require that carries keep their strides, and that branches return equal
             # strides.
-            returned.extend(x.contiguous() for x in body(*inputs))
+            returned.extend(contiguous(x) for x in body(*inputs))
             return list(returned)
 
         with _torch.aside() as mode:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ftrain.core._strides import contiguous_strides
 from ftrain.core._user_line import current_line, user_line
 from ftrain.core._words import dtype_and_shape
 
@@ -56,16 +57,8 @@ def describe_spec(spec: tuple[Any, ...]) -> str:
     """Format a tensor's dtype and shape, and its device unless it is the CPU."""
     shape, dtype, device, stride = spec
     where = "" if device.type == "cpu" else f" on {device}"
-    layout = "" if stride == _contiguous(shape) else f" with strides {list(stride)}"
+    layout = "" if stride == contiguous_strides(shape) else f" with strides {list(stride)}"
     return f"{dtype_and_shape(dtype, shape)}{where}{layout}"
-
-
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= max(size, 1)
-    return tuple(reversed(strides))
 
 
 def describe_key(key: tuple[Any, ...]) -> str:
