@@ -1,14 +1,41 @@
-"""Private torch APIs: counters of Dynamo, and memory events of the profiler.
+"""Private torch APIs: errors and counters of Dynamo, and memory events of the profiler.
 
 Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
-__all__ = ["allocation_changes", "dynamo_graphs", "peak_allocation"]
+__all__ = ["allocation_changes", "dynamo_graphs", "dynamo_refusal", "peak_allocation"]
+
+# Where the text of an error of Dynamo names the operator, and the reason.
+_OPERATOR = re.compile(r"Higher Order Operator: (\S+)")
+_REASONS = (
+    re.compile(r": got (\w+\(.+\))"),
+    re.compile(r"Explanation: (.+?)(?: Found in <.*)?$", re.MULTILINE),
+    re.compile(r"Got graph break/error:\s*(.+)"),
+    re.compile(r"(.+ but found:\s*.+)"),
+)
+
+
+def dynamo_refusal(error: BaseException) -> tuple[str, str] | None:
+    """Return the operator and the reason of an error of Dynamo; `None` for other errors.
+
+    In a trace only torch's higher-order operators run Dynamo, on the functions that they are given.
+    (`torch._dynamo.exc.TorchDynamoException`, torch 2.0 and later; without it, `None`.)
+    """
+    module = sys.modules.get("torch._dynamo.exc")
+    if module is None or not isinstance(error, module.TorchDynamoException):
+        return None
+    text = str(error)
+    operator = _OPERATOR.search(text)
+    reasons = [found[1] for found in (each.search(text) for each in _REASONS) if found]
+    reason = " ".join((reasons or text.strip().splitlines() or [type(error).__name__])[0].split())
+    name = operator[1] if operator else "a higher-order operator of torch"
+    return name.replace("torch.ops.higher_order.", "torch's "), reason.rstrip(".")
 
 
 def dynamo_graphs() -> int:

@@ -17,7 +17,7 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 import ftrain
 from ftrain import optim, random
-from ftrain.core.errors import UnkeyedRandomError
+from ftrain.core.errors import TraceError, UnkeyedRandomError
 from tests.compile.cases import same_bytes
 
 KEY = random.key(2)
@@ -111,3 +111,45 @@ def test_draw_in_a_torch_map_body_raises_an_error_that_suggests_ftrain_scan_and_
 
     with pytest.raises(UnkeyedRandomError, match=r"ftrain.scan, ftrain.cond"):
         (ftrain.compile(run, backend="eager") if compiled else run)(KEY, X)
+
+
+#: Functions that torch's operators refuse: the operator and the reason in the message.
+REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
+    "an argument as the result": (
+        lambda w: torch.cond(w.sum() > 0, lambda a: a, lambda a: a * 1, (w,)),
+        r"torch\.cond refuses .* \(Higher order ops do not support aliasing\)",
+    ),
+    "other dtypes": (
+        lambda w: torch.cond(w.sum() > 0, lambda a: a * 1, lambda a: a.double(), (w,)),
+        "higher-order operator of torch refuses .*merging two branches",
+    ),
+    "a value": (
+        lambda w: torch_map(lambda row, v: row * float(v.sum()), w, w[0]),
+        "cannot become one graph",
+    ),
+    "an error": (
+        lambda w: torch_map(lambda row, v: row * v[:3], w, w[0]),
+        "higher-order operator of torch refuses .*broadcast a dimension of length 3",
+    ),
+    "a write": (
+        lambda w: torch.cond(w.sum() > 0, lambda a: a.add_(1), lambda a: a * 1, (w,)),
+        r"torch\.cond refuses .* \(Higher order ops do not support input mutation\)",
+    ),
+    "another shape": (
+        lambda w: while_loop(lambda i, a: i < 3, lambda i, a: (i + 1, a[:1] * 2), (w[0, 0], w)),
+        r"torch\.while_loop refuses .*shape: torch.Size\(\[1, 4\]\) vs torch.Size\(\[3, 4\]\)",
+    ),
+    "other strides": (
+        lambda w: torch_scan(lambda c, row: (c + 1, c.clone()), w[:1].T, w)[1],
+        r"torch's scan refuses .*stride: \(1, \w+\) vs \(1, 1\)",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_functions_that_torchs_operators_refuse_raise_a_trace_error_that_names_ftrains(
+    what: str,
+) -> None:
+    fn, reason = REFUSED[what]
+    with pytest.raises(TraceError, match=f"(?s){reason}.*test_torch_operators.py.*ftrain.cond"):
+        ftrain.compile(fn, backend="eager")(X)

@@ -17,6 +17,7 @@ from torch.overrides import resolve_name
 
 from ftrain.core import _torch
 from ftrain.core._short_traceback import LIBRARY, TORCH, calls_a_module
+from ftrain.core._torch_dynamo import dynamo_refusal
 from ftrain.core._user_line import is_foreign, show, user_line
 from ftrain.core.compile._errors import causes
 from ftrain.core.compile._torch_remedies import BACKWARD, BY_FUNCTION, BY_TORCH_LINE
@@ -57,6 +58,10 @@ _FORWARD = (
     "than their values). Take this one in reverse mode, with ftrain.value_and_grad or torch.func.grad "
     "(for torch.func.hessian(f) write torch.func.jacrev(torch.func.jacrev(f))), or call the function "
     "without ftrain.compile."
+)
+_HIGHER_ORDER = (
+    "Use ftrain.cond, ftrain.switch, ftrain.scan or ftrain.while_loop instead: their functions are "
+    "ordinary code, which may return an argument, and an error names the output that differs."
 )
 _BY_OPERATOR = {
     "aten._local_scalar_dense": "it asks for the value of a tensor (`if`, bool(), float(), int(), "
@@ -135,7 +140,11 @@ def untraceable(error: BaseException, function: str, calls: Calls) -> TraceError
         return None
     what, remedy = found
     place = _place(traceback.extract_tb(error.__traceback__))
-    own = None if remedy in (_FORWARD, _NUMPY, _STORAGE, _SWAP) else _of_torch(error, place, calls)
+    own = (
+        None
+        if remedy in (_FORWARD, _HIGHER_ORDER, _NUMPY, _STORAGE, _SWAP)
+        else _of_torch(error, place, calls)
+    )
     if own is not None:
         what, remedy = own
     below = (
@@ -209,6 +218,9 @@ def _remedy(error: BaseException) -> tuple[str, str] | None:
         is_shape = isinstance(error, _torch.DATA_DEPENDENT[1])
         default = f"the {'shape' if is_shape else 'result'} of {name} depends on values"
         return _BY_OPERATOR.get(name, default), _SHAPE if is_shape else _VALUE
+    if (refusal := dynamo_refusal(error)) is not None:
+        operator, reason = refusal
+        return f"{operator} refuses a function that it was given ({reason})", _HIGHER_ORDER
     text = str(error)
     if not isinstance(error, (RuntimeError, TypeError, ValueError)):
         return None
