@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch._functorch.autograd_function import custom_function_call
 from torch._functorch.vmap import vmap_impl
 from torch._ops import HigherOrderOperator, OpOverload, OpOverloadPacket
 from torch._subclasses.fake_tensor import FakeTensor
@@ -15,6 +16,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
+    "CUSTOM_FUNCTION_CALL",
     "DRAWS",
     "RECURRENT",
     "SLOPES",
@@ -36,6 +38,9 @@ __all__ = [
     "runs_by_others",
     "schema_of",
 ]
+
+#: Operator by which `torch.autograd.Function.apply` runs under transforms of torch.func (2.0 and later).
+CUSTOM_FUNCTION_CALL: Any = custom_function_call
 
 #: Code of the function that runs under `torch.vmap` (2.0 and later).
 VMAP = vmap_impl.__code__

@@ -33,6 +33,7 @@ __all__ = [
     "mapped_dim",
     "n_mapped",
     "place",
+    "tangent_levels",
 ]
 
 _VMAP = _functorch.TransformType.Vmap
@@ -84,6 +85,27 @@ def mapped_dim(tensor: torch.Tensor) -> int | None:
 def has_tangents() -> bool:
     """Return True if the caller runs under a `torch.func.jvp`."""
     return any(each.key() == _JVP for each in _functorch.get_interpreter_stack() or ())
+
+
+def tangent_levels(tensor: torch.Tensor) -> set[int]:
+    """Return the levels of the forward derivatives whose tangents a tensor has.
+
+    That of `torch.autograd.forward_ad` is 0, those of the running `torch.func.jvp` are positive.
+    """
+    stack = _functorch.get_interpreter_stack()
+    if not stack:
+        return {0} if _torch.is_dual(tensor) else set()
+    top, found, parts = stack[-1], set(), [tensor]
+    if top.key() == _JVP and _is_differentiable(tensor):
+        value, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+        if tangent is not None:
+            found, parts = {top.level()}, [value, tangent]
+    parts = [
+        _functorch.get_unwrapped(part) if _functorch.maybe_get_level(part) == top.level() else part
+        for part in parts
+    ]
+    with temporarily_pop_interpreter_stack():
+        return found.union(*map(tangent_levels, parts))
 
 
 def lower(tensor: torch.Tensor) -> list[torch.Tensor]:

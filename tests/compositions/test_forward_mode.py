@@ -66,6 +66,10 @@ def unrolled(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     }[f]
 
 
+def compiled(f: Callable[[Tensor], Any]) -> Callable[[Tensor], Any]:
+    return ftrain.compile(f, backend="eager")
+
+
 def tangent(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return lambda x: torch.func.jvp(f, (x,), (T,))[1]
 
@@ -78,10 +82,10 @@ def dual(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return run
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("is_compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("f", FUNCTIONS)
-def test_tangents_through_loops_match_the_unrolled_function(f: Any, compiled: bool) -> None:
-    run = (lambda g: ftrain.compile(g, backend="eager")) if compiled else (lambda g: g)
+def test_tangents_through_loops_match_the_unrolled_function(f: Any, is_compiled: bool) -> None:
+    run = compiled if is_compiled else (lambda g: g)
     expected = tangent(unrolled(f))
     assert is_close(run(f)(X), unrolled(f)(X))
     assert is_close(run(tangent(f))(X), expected(X))
@@ -91,7 +95,7 @@ def test_tangents_through_loops_match_the_unrolled_function(f: Any, compiled: bo
     assert is_close(
         run(tangent(lambda x: torch.vmap(f)(torch.stack([x, x * 1.1]))))(X)[0], expected(X)
     )
-    if compiled and f in (repeated, repeated_by_value):
+    if is_compiled and f in (repeated, repeated_by_value):
         with pytest.raises(ValueError, match=r"while_loop: expected no torch.autograd.forward_ad"):
             run(dual(f))(X)
     else:
@@ -120,6 +124,83 @@ def test_second_tangent_of_an_autograd_function_is_that_of_its_formula() -> None
     assert is_close(second(Turned.apply), second(lambda x, y: x * y.sin()))
 
 
+def in_vmap(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: torch.vmap(f)(torch.stack([x, 2 * x])).sum(0)
+
+
+def turned(x: Tensor) -> Tensor:
+    found: Tensor = Turned.apply(x, x)  # type: ignore[no-untyped-call]
+    return found
+
+
+def turned_in_loop(x: Tensor) -> Tensor:
+    init = (x, torch.tensor(0))
+    return ftrain.while_loop(lambda c: c[1] < 2, lambda c: (turned(c[0]), c[1] + 1), init)[0]
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        tangent(tangent(turned)),
+        in_vmap(tangent(tangent(turned))),
+        tangent(in_vmap(tangent(turned))),
+        tangent(tangent(in_vmap(turned))),
+        tangent(tangent(turned_in_loop)),
+        tangent(lambda y: torch.func.jvp(lambda x: Turned.apply(x, y), (T,), (T,))[1]),
+        torch.func.jacfwd(torch.func.jacfwd(lambda x: turned(x).sum())),
+        tangent(tangent(lambda x: ftrain.value_and_grad(lambda x: turned(x).sum())(x)[1])),
+    ],
+    ids=range(8),
+)
+def test_compiled_second_tangent_of_an_autograd_function_is_refused(f: Any) -> None:
+    with pytest.raises(NotImplementedError, match="(?s)Turned has no second derivative.*hessian"):
+        compiled(f)(X)
+
+
+def test_keyed_second_tangent_of_an_autograd_function_is_refused() -> None:
+    def keyed(x: Tensor) -> Tensor:
+        with ftrain.random.keyed(KEY):
+            return turned(x)
+
+    assert is_close(tangent(keyed)(X), tangent(lambda x: x * x.sin())(X))
+    with pytest.raises(NotImplementedError, match="Turned has no second derivative"):
+        tangent(tangent(keyed))(X)
+
+
+def test_tangents_that_do_not_meet_in_an_autograd_function_are_right_in_compiled_code() -> None:
+    def inner(x: Tensor) -> Tensor:
+        return x * tangent(turned)(T)
+
+    assert is_close(compiled(tangent(inner))(X), T * tangent(lambda x: x * x.sin())(T))
+    hessian = torch.func.hessian(lambda x: (x * x.sin()).sum())
+    assert is_close(compiled(torch.func.hessian(lambda x: turned(x).sum()))(X), hessian(X))
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        tangent(sin2),
+        tangent(torch.ops.ftrain_compositions.sin2),
+        tangent(torch.ops.ftrain_compositions.sin2.default),
+        tangent(in_vmap(sin2)),
+        in_vmap(tangent(sin2)),
+        tangent(lambda x: ftrain.scan(lambda c, _: (sin2(c), None), x, length=2)[0]),
+        dual(sin2),
+    ],
+    ids=range(7),
+)
+def test_compiled_tangent_of_a_custom_operator_is_refused(f: Any) -> None:
+    with pytest.raises(
+        NotImplementedError, match="(?s)ftrain_compositions::sin2 has no derivative"
+    ):
+        compiled(f)(X)
+
+
+def test_custom_operator_without_tangents_runs_inside_of_a_compiled_jvp() -> None:
+    found = compiled(tangent(lambda x: x.sin() * sin2(T)))(X)
+    assert is_close(found, X.cos() * T * (2 * T).sin())
+
+
 KEY, EYE = ftrain.random.key(3), torch.eye(2, dtype=torch.float64)
 #: Samples whose bits come from an operator, and their derivatives from a formula.
 SAMPLED: dict[str, Callable[[Tensor], Tensor]] = {
@@ -129,12 +210,12 @@ SAMPLED: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("is_compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("name", SAMPLED)
 def test_second_tangent_of_a_sample_by_its_parameters_matches_finite_differences(
-    name: str, compiled: bool
+    name: str, is_compiled: bool
 ) -> None:
-    run = (lambda g: ftrain.compile(g, backend="eager")) if compiled else (lambda g: g)
+    run = compiled if is_compiled else (lambda g: g)
     f, h = SAMPLED[name], 1e-4
     expected = (f(X + h * T) - 2 * f(X) + f(X - h * T)) / h**2
     assert expected.abs().max() > 0.1

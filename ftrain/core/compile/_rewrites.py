@@ -15,6 +15,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch
+from ftrain.core._lost_tangents import refuse_second_tangents, with_tangents
 from ftrain.core._torch_dispatch import HigherOrderOperator, is_all_true, is_batched_tensor
 from ftrain.core.compile._errors import current_line, describe
 from ftrain.core.compile._rnn import KINDS, recurrent_layer
@@ -54,12 +55,13 @@ class Rewrites(TorchFunctionMode):
             return rewrite(func, *args, **kwargs)
         # These functions call user code, for which the mode must stay active.
         if isinstance(func, HigherOrderOperator):
+            refuse_second_tangents(func, args)
             with self:
                 return without_dispatch(HigherOrderOperator.__call__)(func, *args, **kwargs)
         if func in RUN_THE_GRAPH:
             with self:
                 return without_dispatch(func)(*args, **kwargs)
-        return func(*args, **kwargs)
+        return with_tangents(func, args, kwargs)
 
 
 def _set_data(func: Callable[..., Any], tensor: torch.Tensor, value: torch.Tensor) -> Any:
