@@ -14,11 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch, tree
-from ftrain.core import _torch_pytree as torch_pytree
-from ftrain.core._graph_leaves import innermost, requires_grad_outside
+from ftrain.core._gated import Gated
+from ftrain.core._graph_leaves import innermost
 from ftrain.core._loop_bodies import Pure, check_tensors
 from ftrain.core._new_memory import copied
 from ftrain.core._strides import contiguous
@@ -86,7 +85,7 @@ class _Sides:
         picked: Any = None
         for i in range(len(self.sides)):
             is_taken = number == i
-            with _Gated(is_taken):
+            with Gated(is_taken):
                 output = self.one(i)
             self._check_same(i, output)
             if i == 0:
@@ -144,43 +143,3 @@ class _Sides:
         if self.function == "cond":
             return ("false_fn", "true_fn")[i]
         return f"branches[{i}]"
-
-
-class _Gated(TorchFunctionMode):
-    """Function mode that blocks gradients from branches not taken to tensors made outside the branches.
-
-    The gradient of the output of any other branch is 0. Backward functions may compute NaN from that (0
-    times the infinite slope of a square root at 0); the mode replaces such gradients by 0, as if the
-    branch had not been called.
-    """
-
-    def __init__(self, is_taken: torch.Tensor) -> None:
-        super().__init__()
-        self.is_taken = is_taken
-        self.gates: dict[
-            int, tuple[torch.Tensor, torch.Tensor]
-        ] = {}  # by the id of the outer tensor
-        self.own: dict[
-            int, torch.Tensor
-        ] = {}  # tensors made inside; references keep their ids unique
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        args = torch_pytree.tree_map_only(torch.Tensor, self.gated, tuple(args))
-        kwargs = torch_pytree.tree_map_only(torch.Tensor, self.gated, kwargs or {})
-        output = func(*args, **kwargs)
-        for leaf in torch_pytree.tree_leaves(output):
-            if isinstance(leaf, torch.Tensor):
-                self.own[id(leaf)] = leaf
-        return output
-
-    def gated(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return a tensor of equal values that passes gradients only if the branch is taken."""
-        if id(tensor) in self.own or not requires_grad_outside(tensor):
-            return tensor
-        if id(tensor) not in self.gates:
-            gate = torch.where(self.is_taken, tensor, tensor.detach())
-            self.gates[id(tensor)] = tensor, gate
-            self.own[id(gate)] = gate
-        return self.gates[id(tensor)][1]

@@ -23,7 +23,9 @@ from tests.compositions.in_torch import Torch
 from tests.compositions.outcomes import COUNTS, MODES, check, expected_at
 from tests.compositions.programs import (
     Add,
+    Apply,
     Compiled,
+    Cond,
     Const,
     Descend,
     Function,
@@ -75,6 +77,13 @@ FOUND = [
     # Forward derivatives that torch cannot trace.
     Program(Add(Matrix(Var(0)), Jvp(Var(0), Const(1), Var(0))), ("jvp", "jvp")),
     Program(Jvp(Matrix(Var(0)), Var(0), Sin(Const(1))), ("vmap", "vmap")),
+    # A while loop whose carry has strides of 0, under a vmap of one row.
+    Program(Vmap(While(Function(Var(0), Var(1)), Var(0), 2), (Var(0),)), ()),
+    # An autograd function under `keyed` in a branch that some rows take.
+    Program(
+        Cond(Var(0), Apply(Function(Var(0), Const(0, True)), Var(0), Var(0), Var(0)), Var(0)),
+        ("value_and_grad",),
+    ),
 ]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.func import grad, jvp
 
 import ftrain
-from ftrain.core._choose import _Gated
+from ftrain.core._gated import Gated
 from ftrain.core._graph_leaves import requires_grad_outside
 
 X = torch.tensor([0.5, -0.3], dtype=torch.float64)
@@ -60,9 +60,54 @@ def test_function_modes_do_not_hide_that_a_transform_tracks_a_tensor() -> None:
     seen = []
 
     def f(x: Tensor) -> Tensor:
-        with _Gated(torch.tensor(True)):
+        with Gated(torch.tensor(True)):
             seen.append(requires_grad_outside(x))
         return x.sum()
 
     grad(lambda x: jvp(f, (x,), (TANGENT,))[1])(X)
     assert seen == [True]
+
+
+class Scaled(torch.autograd.Function):
+    """x · sqrt(y), whose derivative by y is infinite at 0."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor) -> Tensor:
+        return x * y.sqrt()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        x, y = ctx.saved_tensors
+        return grad * y.sqrt(), grad * x / (2 * y.sqrt())
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("by", ["value_and_grad", "torch.func.grad"])
+@pytest.mark.parametrize(
+    "form", [Scaled.apply, lambda x, y: x * y.sqrt()], ids=["class", "formula"]
+)
+def test_autograd_function_under_keyed_in_a_branch_of_some_rows_has_finite_gradients(
+    form: Any, by: str, compiled: bool
+) -> None:
+    """It ended in an internal assertion of torch's."""
+    followed = torch.tensor([4.0, 9.0], dtype=torch.float64, requires_grad=True)
+
+    def taken(x: Tensor) -> Tensor:
+        with ftrain.random.keyed(ftrain.random.key(0)):
+            return form(x, x) + form(x, followed)
+
+    def loss(x: Tensor) -> Tensor:
+        return ftrain.cond(x.sum() > 0, lambda: taken(x), lambda: x).sum()
+
+    slope = grad(loss) if by == "torch.func.grad" else lambda x: ftrain.value_and_grad(loss)(x)[1]
+    rows = torch.tensor([[4.0, 1.0], [0.0, -1.0], [0.0, 0.0]], dtype=torch.float64)
+    found = torch.vmap(slope)
+    if compiled:
+        found = ftrain.compile(found, backend="eager")
+    assert found(rows).tolist() == [[3.0 + 2, 1.5 + 3], [1.0, 1.0], [1.0, 1.0]]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch
+from ftrain.core._gated import gated_arguments
 from ftrain.core._lost_tangents import refuse_second_tangents
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_compiled import Plainly
@@ -254,6 +255,7 @@ def _enter_once(mode: _Keyed, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _enter_operator(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     refuse_second_tangents(func, args)
+    args = gated_arguments(args)
     with mode.stream.inside_operator(), mode:
         return without_dispatch(HigherOrderOperator.__call__)(func, *args, **kwargs)
 

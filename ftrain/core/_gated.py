@@ -1,0 +1,77 @@
+"""Gradients through branches that a row has not taken.
+
+Read next: `_choose.py`, which calls all branches under `torch.vmap`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+
+from ftrain.core import _torch
+from ftrain.core import _torch_pytree as torch_pytree
+from ftrain.core._graph_leaves import requires_grad_outside
+from ftrain.core._torch_levels import place
+
+__all__ = ["Gated", "gated_arguments"]
+
+
+class Gated(TorchFunctionMode):
+    """Function mode that blocks gradients from branches not taken to tensors made outside the branches.
+
+    The gradient of the output of any other branch is 0. Backward functions may compute NaN from that (0
+    times the infinite slope of a square root at 0); the mode replaces such gradients by 0, as if the
+    branch had not been called.
+    """
+
+    def __init__(self, is_taken: torch.Tensor) -> None:
+        super().__init__()
+        self.is_taken = is_taken
+        self.depth, _ = place()
+        # By the id of the outer tensor.
+        self.gates: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        # Tensors made inside; references keep their ids unique.
+        self.own: dict[int, torch.Tensor] = {}
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        # An autograd function runs its forward below the transforms around the branch, where a gate has
+        # no meaning. Its arguments have passed through the gates already.
+        if place()[0] < self.depth:
+            return func(*args, **(kwargs or {}))
+        args = torch_pytree.tree_map_only(torch.Tensor, self.gated, tuple(args))
+        kwargs = torch_pytree.tree_map_only(torch.Tensor, self.gated, kwargs or {})
+        output = func(*args, **kwargs)
+        for leaf in torch_pytree.tree_leaves(output):
+            if isinstance(leaf, torch.Tensor):
+                self.own[id(leaf)] = leaf
+        return output
+
+    def gated(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return a tensor of equal values that passes gradients only if the branch is taken."""
+        if id(tensor) in self.own or not requires_grad_outside(tensor):
+            return tensor
+        if id(tensor) not in self.gates:
+            gate = torch.where(self.is_taken, tensor, tensor.detach())
+            self.gates[id(tensor)] = tensor, gate
+            self.own[id(gate)] = gate
+        return self.gates[id(tensor)][1]
+
+
+def gated_arguments(args: Sequence[Any]) -> Sequence[Any]:
+    """Return the arguments of an operator that runs without the function modes around the caller.
+
+    Outside of branches these are `args`. In a branch, a view of a tensor passes through its gates.
+    """
+    if not any(isinstance(mode, Gated) for mode in _torch.function_modes()):
+        return args
+
+    def gated(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.view_as(tensor) if requires_grad_outside(tensor) else tensor
+
+    found: Sequence[Any] = torch_pytree.tree_map_only(torch.Tensor, gated, tuple(args))
+    return found
