@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 from ftrain.core import _torch, tree
 from ftrain.core._graph_leaves import (
@@ -24,7 +25,7 @@ from ftrain.core._graph_leaves import (
 )
 from ftrain.core._hooks import Gradient
 from ftrain.core._torch_checkpoint import around_regions
-from ftrain.core._torch_levels import n_mapped
+from ftrain.core._torch_levels import all_parts, n_mapped
 from ftrain.core._torch_tensors import is_zero_tensor
 from ftrain.core._transform_errors import no_second_derivative
 from ftrain.core._user_line import user_line
@@ -114,8 +115,9 @@ def entry(leaf: torch.Tensor, follow: bool) -> torch.Tensor:
     if follow and leaf.requires_grad:
         return leaf.view_as(leaf)
     if _torch.is_dual(leaf):
-        with torch.no_grad():
-            leaf = leaf.view_as(leaf)  # detach() would drop the tangent
+        value, tangent = forward_ad.unpack_dual(leaf)  # type: ignore[no-untyped-call]
+        with torch.no_grad():  # the new value is a leaf, but the tangent keeps its graph
+            leaf = forward_ad.make_dual(value.detach(), tangent)  # type: ignore[no-untyped-call]
         return leaf.requires_grad_()
     return leaf.detach().requires_grad_()
 
@@ -166,8 +168,9 @@ def _by_autograd(
         cotangent = None if seed is None else seed(aux)
         keep = differentiable or given
         if outside or keep or _must_survey(outside_leaves):
-            surveyed = survey([value] if cotangent is None else [value, cotangent], inputs, start)
-            auxiliary = survey(_tensors(aux) if outside else (), inputs, start)
+            results = [value] if cotangent is None else [value, cotangent]
+            surveyed = survey(_with_tangents(results), inputs, start)
+            auxiliary = survey(_with_tangents(_tensors(aux)) if outside else (), inputs, start)
             keep = keep or (outside and (surveyed.outside or auxiliary.outside))
             refuse_cuts(surveyed, keep, name)
         with gradient.backward():
@@ -259,6 +262,13 @@ def _must_survey(outside_leaves: list[torch.Tensor] | None) -> bool:
 
 def _tensors(aux: Any) -> list[torch.Tensor]:
     return [leaf for leaf in tree.leaves(aux) if isinstance(leaf, torch.Tensor)]
+
+
+def _with_tangents(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Return tensors with their tangents, whose graphs may lead elsewhere."""
+    if not _torch.is_forward_mode():
+        return tensors
+    return [part for tensor in tensors for part in all_parts(tensor)]
 
 
 def _check_leaves(x: Any, leaves: list[Any]) -> None:

@@ -19,6 +19,7 @@ from torch.autograd.function import BackwardCFunction
 
 from ftrain.core import _torch
 from ftrain.core._python_objects import cell_contents
+from ftrain.core._torch_levels import all_parts
 from ftrain.core._torch_tensors import forward_class, is_evaluation_node, node_number
 
 __all__ = [
@@ -224,10 +225,15 @@ def unknown_leaves(
 
 
 def requires_grad_outside(tensor: torch.Tensor) -> bool:
-    """Return True if autograd, or any transform of torch.func around the caller, tracks `tensor`."""
+    """Return True if autograd, or any transform of torch.func around the caller, tracks `tensor`.
+
+    A tensor is tracked if its tangent is: a gradient may be taken by the direction of a derivative.
+    """
     # Function modes see attributes too: the gate of a branch would replace an inner tensor, which has
     # no meaning at the current level, and hide that it is tracked.
     with _torch.unwatched():
+        if _torch.is_forward_mode():
+            return any(part.requires_grad for part in all_parts(tensor))
         while not tensor.requires_grad and _torch.is_wrapped(tensor):
             tensor = _torch.unwrapped(tensor)
         return tensor.requires_grad

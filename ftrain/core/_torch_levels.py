@@ -8,6 +8,7 @@ are ordinary ones, and its tangent is a separate tensor. (`torch._C._functorch`,
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch._C import _functorch
@@ -24,6 +25,7 @@ from ftrain.core import _torch
 
 __all__ = [
     "above",
+    "all_parts",
     "below",
     "has_tangents",
     "is_batched",
@@ -87,16 +89,36 @@ def has_tangents() -> bool:
     return any(each.key() == _JVP for each in _functorch.get_interpreter_stack() or ())
 
 
+def all_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """Return a tensor, its tangents of all levels, and what is inside of their wrappers."""
+    stack = _functorch.get_interpreter_stack()
+    if not stack:
+        unpacked: Any = forward_ad.unpack_dual(tensor) if _torch.is_dual(tensor) else None  # type: ignore[no-untyped-call]
+        return [tensor] if unpacked is None else [tensor, unpacked.tangent]
+    top, parts = stack[-1], [tensor]
+    if top.key() != _VMAP and _is_differentiable(tensor):
+        value, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+        if tangent is not None:
+            parts = [value, tangent]
+    inner = [
+        _functorch.get_unwrapped(part) if _functorch.maybe_get_level(part) == top.level() else part
+        for part in parts
+    ]
+    with temporarily_pop_interpreter_stack():
+        return [tensor, *parts, *(each for part in inner for each in all_parts(part))]
+
+
 def tangent_levels(tensor: torch.Tensor) -> set[int]:
     """Return the levels of the forward derivatives whose tangents a tensor has.
 
-    That of `torch.autograd.forward_ad` is 0, those of the running `torch.func.jvp` are positive.
+    For a `torch.func.jvp` it is its own level, for `torch.autograd.forward_ad` that of the transform in
+    which the tensor became dual, or 0.
     """
     stack = _functorch.get_interpreter_stack()
     if not stack:
         return {0} if _torch.is_dual(tensor) else set()
     top, found, parts = stack[-1], set(), [tensor]
-    if top.key() == _JVP and _is_differentiable(tensor):
+    if top.key() != _VMAP and _is_differentiable(tensor):
         value, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
         if tangent is not None:
             found, parts = {top.level()}, [value, tangent]

@@ -214,12 +214,13 @@ def _is_readable(value: torch.Tensor) -> bool:
         type(value) is torch.Tensor
         and not is_tracing()
         and _torch.inside_functorch() is None
+        and not _torch.is_forward_mode()  # where torch._foreach_norm raises (2.13)
         and not torch.compiler.is_dynamo_compiling()
     )
 
 
 def _is_differentiated(leaves: list[torch.Tensor]) -> bool:
-    """Return True if a gradient may flow back to one of `leaves`."""
-    if _torch.inside_functorch() not in (None, "vmap"):
+    """Return True if a gradient may flow back to one of `leaves`, or to a tangent of theirs."""
+    if _torch.inside_functorch() not in (None, "vmap") or _torch.is_forward_mode():
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in leaves)

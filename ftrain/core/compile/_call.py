@@ -125,6 +125,12 @@ class Call:
                     "opaque to autograd. Differentiate inside the function that is compiled "
                     "(ftrain.value_and_grad, torch.func), or pass x.detach()."
                 )
+            if _torch.is_dual(leaf):
+                raise RuntimeError(
+                    f"`{self.names[i]}` of `{function}` has a tangent of torch.autograd.forward_ad, "
+                    "which a compiled program would drop. Differentiate inside the function that is "
+                    "compiled: compile(jvp(f)), not jvp(compile(f))."
+                )
             if leaf.requires_grad and leaf._backward_hooks:
                 raise RuntimeError(
                     f"`{self.names[i]}` of `{function}` has a hook (register_hook), which a compiled "

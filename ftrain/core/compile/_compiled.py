@@ -68,7 +68,8 @@ class Compiled(Generic[P, R]):
         self.n_compiles = 0
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if not is_tracing():
+        # The guards of a program do not see tangents, which it would drop.
+        if not is_tracing() and not _torch.is_forward_mode():
             settings = global_settings()
             for program in self._programs[:_RECENT]:
                 tensors = program.read(args, kwargs)
@@ -182,7 +183,8 @@ class Compiled(Generic[P, R]):
         self, program: Program, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> R:
         """Run a program; raise `TypeError` if it was compiled for other arguments."""
-        if not is_tracing() and program.settings == global_settings():
+        usual = not is_tracing() and not _torch.is_forward_mode()
+        if usual and program.settings == global_settings():
             tensors = program.read(args, kwargs)
             if tensors is not None:
                 n = program.n_donated

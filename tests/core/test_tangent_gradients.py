@@ -1,0 +1,136 @@
+"""Gradients with respect to the direction of a forward derivative, at a point that is constant.
+
+Only the tangents depend on the direction, so a function that looks at values alone would cut the graph.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+import ftrain
+from ftrain import optim
+from tests.core.differences import is_close
+
+POINT = torch.tensor([0.4, 0.9], dtype=torch.float64)
+V = torch.tensor([0.75, 0.5], dtype=torch.float64)
+WEIGHT = torch.tensor([1.0, -2.0], dtype=torch.float64)
+CLIP = optim.clip_by_global_norm(0.5)
+
+
+def quartic(p: Tensor) -> Tensor:
+    return (p**4).sum() + p[0] * p[1] ** 2
+
+
+def inner_gradient(p: Tensor) -> Tensor:
+    grad: Tensor = ftrain.value_and_grad(quartic)(p)[1]
+    return grad
+
+
+def clipped(p: Tensor) -> Tensor:
+    updates: Any = CLIP.update({"a": p**2}, CLIP.init({"a": p}), {"a": p})[0]
+    found: Tensor = updates["a"]
+    return found
+
+
+#: Each with the same function in plain torch.
+FUNCTIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "value_and_grad": (inner_gradient, torch.func.grad(quartic)),
+    "value": (
+        lambda p: ftrain.value_and_grad(quartic)(p)[0] * p,
+        lambda p: quartic(p) * p,
+    ),
+    "auxiliary": (
+        lambda p: ftrain.value_and_grad(lambda p: (p.sum(), p**3), has_aux=True)(p)[0][1],
+        lambda p: p**3,
+    ),
+    "global_norm": (lambda p: optim.global_norm([p**2]) * p, lambda p: (p**2).norm() * p),
+    "clip": (clipped, lambda p: 0.5 * p**2 / ((p**2).norm() + 1e-6)),
+    "scan": (lambda p: ftrain.scan(lambda c, _: (c * p, None), p, length=2)[0], lambda p: p**3),
+    "cond": (
+        lambda p: ftrain.cond(p.sum() > 0, inner_gradient, lambda q: q, p),
+        torch.func.grad(quartic),
+    ),
+    "uniform": (
+        lambda p: ftrain.random.uniform(ftrain.random.key(1), (2,), p.dtype, p**2, p**2 + 1),
+        lambda p: p**2,
+    ),
+}
+
+
+def by_jvp(f: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+    return torch.func.jvp(f, (POINT,), (v,))[1]
+
+
+def by_dual(f: Callable[[Tensor], Tensor], v: Tensor) -> Tensor:
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(f(forward_ad.make_dual(POINT, v))).tangent
+
+
+def by_autograd(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def run(v: Tensor) -> Tensor:
+        v = v.clone().requires_grad_()
+        return torch.autograd.grad(f(v), v)[0]
+
+    return run
+
+
+def by_value_and_grad(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda v: ftrain.value_and_grad(f)(v)[1]
+
+
+OUTER: dict[str, Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]]] = {
+    "torch.func.grad": torch.func.grad,
+    "value_and_grad": by_value_and_grad,
+    "autograd": by_autograd,
+    "compiled": lambda f: ftrain.compile(by_value_and_grad(f), backend="eager"),
+    "vmap": lambda f: lambda v: torch.vmap(by_value_and_grad(f))(torch.stack([v, v]))[1],
+}
+
+
+@pytest.mark.parametrize("outer", OUTER)
+@pytest.mark.parametrize("forward", [by_jvp, by_dual], ids=["jvp", "dual"])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradient_by_the_direction_of_a_forward_derivative_matches_plain_torch(
+    name: str, forward: Any, outer: str
+) -> None:
+    f, plain = FUNCTIONS[name]
+
+    def loss(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda v: (forward(f, v) ** 2 * WEIGHT).sum()
+
+    expected = torch.func.grad(lambda v: (by_jvp(plain, v) ** 2 * WEIGHT).sum())(V)
+    assert expected.abs().min() > 1e-3
+    assert is_close(OUTER[outer](loss(f))(V), expected)
+
+
+@pytest.mark.parametrize("forward", [by_jvp, by_dual], ids=["jvp", "dual"])
+@pytest.mark.parametrize("outer", ["torch.func.grad", "value_and_grad", "compiled"])
+def test_while_loop_refuses_a_gradient_by_the_direction_of_a_forward_derivative(
+    outer: str, forward: Any
+) -> None:
+    def repeated(p: Tensor) -> Tensor:
+        init = (p, torch.tensor(0))
+        return ftrain.while_loop(lambda c: c[1] < 2, lambda c: (c[0] ** 2, c[1] + 1), init)[0]
+
+    with pytest.raises(
+        ValueError, match="while_loop: init.* requires a gradient|forward_ad inside"
+    ):
+        OUTER[outer](lambda v: forward(repeated, v).sum())(V)
+
+
+@pytest.mark.parametrize("is_compiled_before", [False, True])
+def test_compiled_function_refuses_an_argument_with_a_tangent(is_compiled_before: bool) -> None:
+    compiled = ftrain.compile(lambda p: p**2, backend="eager")
+    if is_compiled_before:
+        compiled(V)
+    with pytest.raises(RuntimeError, match=r"`p` of .* has a tangent.*compile\(jvp\(f\)\)"):
+        by_dual(compiled, V)
+    with forward_ad.dual_level():
+        assert is_close(compiled(V), V**2)
+    assert compiled.n_compiles == 1
