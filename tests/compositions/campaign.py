@@ -32,7 +32,11 @@ class _TimeIsUp(BaseException):
 
 
 def turn(kinds: str, mode: str, seed: int, until: float) -> str | None:
-    """Check some programs; return the text of a failure, if any."""
+    """Check some programs; return the text of a failure, if any.
+
+    A program that has failed is shrunk even if the time is up; otherwise it would not be reported.
+    """
+    failed = False
 
     @seeded(seed)
     @settings(
@@ -44,9 +48,14 @@ def turn(kinds: str, mode: str, seed: int, until: float) -> str | None:
     )
     @given(programs(3, 3, KINDS[kinds]), points())
     def run(program: Program, points: list[float]) -> None:
-        if time.process_time() > until:
+        nonlocal failed
+        if time.process_time() > until and not failed:
             raise _TimeIsUp
-        check(program, points, mode)
+        try:
+            check(program, points, mode)
+        except Exception:
+            failed = True
+            raise
 
     try:
         run()
@@ -72,7 +81,7 @@ def main(arguments: list[str]) -> int:
             if failure is not None:
                 failed += 1
                 print(failure, flush=True)
-    except _TimeIsUp:
+    except (_TimeIsUp, KeyboardInterrupt):
         print(f"{number - options.seed} turns, seeds {options.seed} to {number}")
     print(f"{sum(COUNTS.values())} programs:")
     for (mode, outcome), n in sorted(COUNTS.items()):
