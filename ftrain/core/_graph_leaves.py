@@ -242,7 +242,8 @@ def requires_grad_outside(tensor: torch.Tensor) -> bool:
 def any_requires_grad_outside(leaves: Sequence[Any]) -> bool:
     """Return True if `requires_grad_outside` is True for one of `leaves` (1 µs for 20 plain tensors)."""
     with _torch.unwatched():
-        if _torch.inside_functorch() is None and all(type(leaf) is torch.Tensor for leaf in leaves):
+        is_plain = _torch.inside_functorch() is None and not _torch.is_forward_mode()
+        if is_plain and all(type(leaf) is torch.Tensor for leaf in leaves):
             return any(leaf.requires_grad for leaf in leaves)
     return any(isinstance(leaf, torch.Tensor) and requires_grad_outside(leaf) for leaf in leaves)
 
