@@ -56,7 +56,8 @@ MODULES = [
     "ftrain.tasks",
     "ftrain.transforms",
 ]
-_ENVIRONMENT = dict(os.environ)  # before any test changes it
+#: The environment in which the server starts: that of the import, before any test changes it.
+ENVIRONMENT = dict(os.environ)
 
 #: The context of `multiprocessing` whose processes are forks of the server.
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -71,7 +72,7 @@ def ensure_server() -> None:
     try:
         os.chdir(ROOT)
         os.environ.clear()
-        os.environ.update(_ENVIRONMENT)
+        os.environ.update(ENVIRONMENT)
         forkserver.ensure_running()
     finally:
         os.environ.clear()

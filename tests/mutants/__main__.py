@@ -7,15 +7,15 @@ import random
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from tests.mutants import lines, survey
 from tests.mutants.lines import Lines
 from tests.mutants.mutations import Mutant, mutants
 from tests.mutants.subjects import ROOT, imported, judges, relatives, subjects
-from tests.mutants.survey import NOT_RUN, Result
-from tests.mutants.swap import changed_functions, functions_of, import_tests, swap
+from tests.mutants.survey import NOT_RUN, Key, Result
+from tests.mutants.swap import changed_functions, functions_of, import_tests, swap, swappable
 from tests.mutants.trial import (
     KILLED,
     SURVIVED,
@@ -57,17 +57,22 @@ def main(arguments: list[str]) -> int:
         tried = {each.key for each in results}
         drawn = [(name, each) for name, each in sample if survey.key(name, each) not in tried]
     until = time.monotonic() + 60 * options.minutes
-    judge = _Judge(found, options.budget, options.imported)
+    judge = _Judge(found, options.budget)
+    swaps = [False for _ in sample]
+    if not options.imported:
+        swaps = swappable([mutant for _, mutant in sample], lambda: import_tests(judges()))
     # First those that must be imported, in forks of a process that has not imported ftrain.
-    drawn = sorted(drawn, key=lambda each: bool(changed_functions(each[1])))
-    for name, mutant in drawn:
-        if time.monotonic() > until:
-            print("expected to try all mutants of the sample; those left are not like those tried.")
-            break
-        results.append(judge(name, mutant))
+    for judge.swaps in (False, True):
+        pairs = zip(sample, swaps, strict=True)
+        part = {survey.key(*each): each for each, is_swapped in pairs if is_swapped == judge.swaps}
+        for name, mutant in drawn:
+            if survey.key(name, mutant) in part and time.monotonic() < until:
+                results.append(judge(name, mutant))
+                survey.save(results, saved)
+        results = judge.controlled(results, part)
         survey.save(results, saved)
-    results = judge.controlled(results, sample)
-    survey.save(results, saved)
+    if len(results) < len(sample):
+        print("expected to try all mutants of the sample; those left are not like those tried.")
     print("\n" + survey.report(results, len(population)))
     return 0
 
@@ -79,13 +84,17 @@ class _Judge:
         found: the tests of each line.
         budget: the seconds of more tests for a mutant that survives the first ones, and of all their
             cases for one that survives those; 0 without them.
-        slow: import every mutant.
+
+    Attributes:
+        swaps: put mutants into modules that are imported already. False imports them instead, which is
+            not possible any more after a swap.
     """
 
-    def __init__(self, found: Lines, budget: float, slow: bool) -> None:
-        self._found, self._budget, self._slow = found, budget, slow
+    def __init__(self, found: Lines, budget: float) -> None:
+        self._found, self._budget = found, budget
         self._without: set[str] = set()
         self._is_imported = False
+        self.swaps = False
 
     def __call__(self, name: str, mutant: Mutant) -> Result:
         start = time.monotonic()
@@ -95,32 +104,37 @@ class _Judge:
         return Result(*survey.key(name, mutant), *outcome)
 
     def controlled(
-        self, results: list[Result], sample: Sequence[tuple[str, Mutant]]
+        self, results: list[Result], part: Mapping[Key, tuple[str, Mutant]]
     ) -> list[Result]:
         """Try again, without them, the mutants killed by tests that fail without a mutant too."""
-        killers = sorted({each.test for each in results if each.test is not None})
+        killers = sorted(
+            {each.test for each in results if each.key in part and each.test is not None}
+        )
         failing = failures(
             killers, _limit((self._found.seconds.get(test, 1.0) for test in killers), None)
         )
         self._without |= set(failing)
-        by_key = {survey.key(name, each): (name, each) for name, each in sample}
         for index, each in enumerate(results):
-            if each.test in failing:
+            if each.key in part and each.test in failing:
                 print(f"fails without a mutant: {each.test}", flush=True)
-                results[index] = self(*by_key[each.key])
+                results[index] = self(*part[each.key])
         return results
 
     def _outcome(self, name: str, mutant: Mutant) -> Outcome:
-        found = self._found.tests_of(mutant.path, mutant.line, mutant.last)
-        tests = _spread([test for test in found if test not in self._without])
+        lines_of = (mutant.line, mutant.last)
+        nearest, is_traced = self._found.tests_of(mutant.path, lines_of, mutant.scope)
+        tests = _spread([test for test in nearest if test not in self._without])
         seconds = self._found.seconds
         install, nothing = self._installers(name, mutant)
         outcome = Outcome(NOT_RUN)
         first = _within({test: seconds[test] for test in tests}, FIRST)
         others = {test: seconds[test] for test in _by_file(tests) if test not in first}
-        stages: list[tuple[dict[str, float], int | None]] = [(first, lines.EXAMPLES)]
-        if self._budget > 0:
+        stages: list[tuple[dict[str, float], int | None]] = []
+        if is_traced:
+            stages.append((first, lines.EXAMPLES))
+        if is_traced and self._budget > 0:
             stages.append((_within(others, self._budget), lines.EXAMPLES))
+        if self._budget > 0:
             # All cases of the functions, and as many examples of a property as it asks for.
             stages.append((_within(self._found.whole(tests), self._budget), None))
         for chosen, examples in stages:
@@ -151,12 +165,11 @@ class _Judge:
         def pass_on() -> None:
             passed_on(*here, mutant.source, SAVED / "mutant.json")
 
-        pairs = [] if self._slow else changed_functions(mutant)
-        if pairs:
+        if self.swaps:
             if not self._is_imported:
                 import_tests(judges())
                 self._is_imported = True
-            functions = functions_of(pairs)
+            functions = functions_of(changed_functions(mutant))
             return lambda: (swap(functions), pass_on()), lambda: None
         if self._is_imported:
             raise RuntimeError(f"expected a process that has not imported {name}, for {mutant}")

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -20,7 +20,7 @@ from tests.mutants.subjects import CORE, MARKS, ROOT
 from tests.mutants.swap import import_tests
 from tests.mutants.trial import WithoutShrinking, forked, run_pytest
 
-__all__ = ["BETWEEN_TESTS", "EXAMPLES", "Lines", "of_files", "record"]
+__all__ = ["BETWEEN_TESTS", "EXAMPLES", "Lines", "Tests", "of_files", "record"]
 
 BETWEEN_TESTS = ""
 # Cases that are traced of a parametrized test, and examples of a property: most run the same lines, and
@@ -28,6 +28,18 @@ BETWEEN_TESTS = ""
 CASES, EXAMPLES = 1, 2
 LONGEST = 2.0  # seconds of a processor after which a traced test is stopped: it has run its lines
 LIMIT = 3600.0  # seconds of a processor to trace one file
+
+
+class Tests(NamedTuple):
+    """Tests that judge a mutant.
+
+    Attributes:
+        nearest: the tests, the nearest first.
+        is_traced: True if they run the changed lines; False if other cases of them may.
+    """
+
+    nearest: list[str]
+    is_traced: bool
 
 
 @dataclass(frozen=True)
@@ -54,28 +66,44 @@ class Lines:
             for function, traced in functions.items()
         }
 
-    def tests_of(self, path: str, first: int, last: int) -> list[str]:
-        """Return the tests that run a range of lines, the most focused first.
+    def tests_of(self, path: str, lines: tuple[int, int], scope: tuple[int, int]) -> Tests:
+        """Return the tests that run a range of lines, the nearest first.
 
-        Tests of the file by name come first, and its docstrings. The focus of another test is the share
-        of its lines that are in this file: a step's test runs most of `ftrain/core`, and compares little
-        of what any one module computes.
+        If no traced case runs the lines, other cases of the same tests may: those that run the function
+        around the lines come first then, and before the remaining tests of the file.
+
+        Tests of the file by name come before others, and its docstrings. The focus of another test is
+        the share of its lines that are in this file: a step's test runs most of `ftrain/core`, and
+        compares little of what any one module computes.
+
+        Args:
+            path: the file.
+            lines: the first and the last line.
+            scope: the first and the last line of the function around them.
         """
         of_file = self.lines.get(path, {})
-        found = {test for line in range(first, last + 1) for test in of_file.get(line, ())}
-        if not found & self.seconds.keys():  # runs at import, or in a case that was not traced
-            found = {test for tests in of_file.values() for test in tests}
+
+        def run(first: int, last: int) -> set[str]:
+            tests = {test for line in range(first, last + 1) for test in of_file.get(line, ())}
+            return tests & self.seconds.keys()
+
+        found = run(*lines)
+        is_traced = bool(found)
+        around = found or run(scope[0] + 1, scope[1])  # the line of a `def` runs at import
         here = Counter(test for tests in of_file.values() for test in tests)
         name = Path(path).stem.strip("_")
         own = {name, f"test_{name}"}
-        return sorted(
-            found & self.seconds.keys(),
+        nearest = sorted(
+            found or here.keys() & self.seconds.keys(),
             key=lambda test: (
+                test not in around,
                 Path(test.partition("::")[0]).stem.strip("_") not in own,
                 -here[test] / self._sizes[test],
                 self.seconds[test],
+                test,
             ),
         )
+        return Tests(nearest, is_traced)
 
     @cached_property
     def _sizes(self) -> Counter[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 
 __all__ = ["Mutant", "mutants"]
 
@@ -30,6 +30,8 @@ class Mutant:
         path: the file.
         line: the line of the change, from 1.
         last: the last line of the changed statement or expression.
+        function: the qualified name of the innermost function or class around it; "" for none.
+        scope: the first and the last line of that function or class; those of the file for none.
         change: the change in words, such as "Lt becomes LtE".
         original: the module without the change.
         index: the number of the changed node among the nodes that run.
@@ -38,6 +40,8 @@ class Mutant:
     path: str
     line: int
     last: int
+    function: str
+    scope: tuple[int, int]
     change: str
     original: str = field(repr=False)
     index: int
@@ -57,13 +61,17 @@ class Mutant:
     @cached_property
     def lines(self) -> tuple[str, str]:
         """The line that differs, without and with the change, as `ast.unparse` writes it."""
-        before = ast.unparse(ast.parse(self.original)).splitlines()
-        pairs = zip(before, self.source.splitlines(), strict=True)
+        pairs = zip(_lines(self.original), self.source.splitlines(), strict=True)
         return next((a.strip(), b.strip()) for a, b in pairs if a != b)
 
     def __str__(self) -> str:
         before, after = self.lines
         return f"{self.path}:{self.line}: {self.change}\n    {before}\n    {after}"
+
+
+@cache
+def _lines(source: str) -> list[str]:
+    return ast.unparse(ast.parse(source)).splitlines()
 
 
 def mutants(path: str, source: str) -> list[Mutant]:
@@ -72,12 +80,28 @@ def mutants(path: str, source: str) -> list[Mutant]:
     Text is not changed: docstrings, messages, annotations, `__all__`, and types.
     """
     found = []
-    for index, node in enumerate(_code(ast.parse(source))):
+    module = ast.parse(source)
+    around = _around(module, "", (1, len(source.splitlines())))
+    for index, node in enumerate(_code(module)):
         change = _change(node)
         if change is not None:
             last = getattr(node, "end_lineno", None) or node.lineno
-            found.append(Mutant(path, node.lineno, last, change, source, index))
+            found.append(Mutant(path, node.lineno, last, *around[node], change, source, index))
     return sorted(found, key=lambda mutant: mutant.line)
+
+
+def _around(
+    node: ast.AST, name: str, scope: tuple[int, int]
+) -> dict[ast.AST, tuple[str, tuple[int, int]]]:
+    """Return the qualified name and the lines of the function or class around each inner node."""
+    found = {}
+    for child in ast.iter_child_nodes(node):
+        found[child] = name, scope
+        inner = name, scope
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            inner = f"{name}.{child.name}".strip("."), (child.lineno, child.end_lineno or 0)
+        found |= _around(child, *inner)
+    return found
 
 
 def _code(node: ast.AST) -> Iterator[ast.AST]:

@@ -13,10 +13,10 @@ from tests.mutants.harmless import HARMLESS
 from tests.mutants.mutations import Mutant
 from tests.mutants.trial import KILLED, SURVIVED, TIMED_OUT
 
-__all__ = ["NOT_RUN", "Result", "interval", "key", "load", "report", "save"]
+__all__ = ["NOT_RUN", "Key", "Result", "interval", "key", "load", "report", "save"]
 
 NOT_RUN = "not run"  # no test runs the line
-Key = tuple[str, int, str, str]
+Key = tuple[str, int, str, str, str]
 
 
 @dataclass(frozen=True)
@@ -26,6 +26,7 @@ class Result:
     Attributes:
         module: the changed module, such as `random.keys`.
         line: the line of the change, from 1.
+        function: the qualified name of the function or class around it.
         before: the statement without the change.
         after: the statement with the change.
         result: `KILLED`, `TIMED_OUT`, `SURVIVED` or `NOT_RUN`.
@@ -34,6 +35,7 @@ class Result:
 
     module: str
     line: int
+    function: str
     before: str
     after: str
     result: str
@@ -41,7 +43,7 @@ class Result:
 
     @property
     def key(self) -> Key:
-        return self.module, self.line, self.before, self.after
+        return self.module, self.line, self.function, self.before, self.after
 
     @property
     def is_killed(self) -> bool:
@@ -51,12 +53,12 @@ class Result:
     @property
     def reason(self) -> str | None:
         """The reason why no test need find this mutant, out of `HARMLESS`."""
-        return HARMLESS.get((self.module, self.before, self.after))
+        return HARMLESS.get((self.module, self.function, self.before, self.after))
 
 
 def key(module: str, mutant: Mutant) -> Key:
-    """Return the name of a mutant: its module, its line, the statement without and with the change."""
-    return module, mutant.line, *mutant.lines
+    """Return the name of a mutant: its module, line and function, both forms of the statement."""
+    return module, mutant.line, mutant.function, *mutant.lines
 
 
 def interval(killed: int, tried: int, z: float = 1.96) -> tuple[float, float]:
@@ -88,6 +90,11 @@ def report(results: Sequence[Result], population: int) -> str:
         _share("killed of all", killed, len(results)),
         _share(f"killed of all but {harmless} harmless ones", killed, len(results) - harmless),
         f"{len(alive) - harmless} are not killed and not explained.",
+        *(
+            f"explained as harmless, but killed by {each.test}; delete it from `HARMLESS`: {each.key}"
+            for each in results
+            if each.result == KILLED and each.reason is not None
+        ),
     ]
     return "\n".join(lines)
 

@@ -1,7 +1,8 @@
 """Mutants of functions, put into modules that are imported already.
 
 A fork of a process that has imported ftrain and its tests runs the first tests of a mutant in a fifth of
-the time that one takes which has to import them. It sees no change of what runs at import.
+the time that one takes which has to import them. It sees no change of what runs at import, and none of a
+module that no test imports: `swappable` finds the mutants that must be imported instead.
 """
 
 from __future__ import annotations
@@ -9,17 +10,21 @@ from __future__ import annotations
 import gc
 import importlib
 import inspect
+import math
 import types
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from tests.mutants.mutations import Mutant
 from tests.mutants.subjects import CORE
+from tests.mutants.trial import forked
 
-__all__ = ["changed_functions", "functions_of", "import_tests", "swap"]
+__all__ = ["changed_functions", "functions_of", "import_tests", "swap", "swappable"]
 
 Pair = tuple[types.CodeType, types.CodeType]
 Place = tuple[str, str, int]
+LIMIT = 1800.0  # seconds of a processor to import all tests
 
 
 def changed_functions(mutant: Mutant) -> list[Pair]:
@@ -57,19 +62,60 @@ def _without_inner(code: types.CodeType) -> tuple[object, ...]:
     return code.co_code, code.co_names, consts
 
 
+def swappable(mutants: Sequence[Mutant], imports: Callable[[], object]) -> list[bool]:
+    """Return, for each mutant, True if `swap` has the same effect as an import of the mutant.
+
+    The changed functions must be in memory after the imports, and must not have run during them.
+
+    Args:
+        mutants: changes of modules that are not imported yet.
+        imports: imports what the trials import, as `import_tests` does. It runs in a forked process.
+    """
+    found = forked(lambda: {"swappable": _swappable(mutants, imports)}, LIMIT, idle=math.inf)
+    if "swappable" not in found:
+        raise RuntimeError(f"expected the tests to be imported, got {found}. Run them with pytest.")
+    answers: list[bool] = found["swappable"]
+    return answers
+
+
+def _swappable(mutants: Sequence[Mutant], imports: Callable[[], object]) -> list[bool]:
+    import coverage
+
+    folders = sorted({str(Path(mutant.path).parent) for mutant in mutants})
+    tracer = coverage.Coverage(data_file=None, config_file=False, source=folders, messages=False)
+    tracer.start()
+    try:
+        imports()
+    finally:
+        tracer.stop()
+    data = tracer.get_data()
+    run = {path: set(data.lines(path) or ()) for path in data.measured_files()}
+    return [
+        bool(pairs := changed_functions(mutant))
+        and run.get(mutant.path, set()).isdisjoint(range(mutant.line, mutant.last + 1))
+        and bool(_in_memory(pairs))
+        for mutant in mutants
+    ]
+
+
 def functions_of(pairs: Sequence[Pair]) -> list[tuple[types.FunctionType, types.CodeType]]:
     """Return every function in memory that runs a changed code, with the new one.
 
     Raises:
         RuntimeError: there is none, so that a swap would change nothing.
     """
+    found = _in_memory(pairs)
+    if not found:
+        places = [_place(before) for before, _ in pairs]
+        raise RuntimeError(f"expected a function in memory, got none of {places}. Import it.")
+    return found
+
+
+def _in_memory(pairs: Sequence[Pair]) -> list[tuple[types.FunctionType, types.CodeType]]:
     found = []
     for before, after in pairs:
         functions = _functions.get(_place(before), ()) or _find([before])[_place(before)]
         found += [(each, after) for each in functions if each.__code__ == before]
-    if not found:
-        places = [_place(before) for before, _ in pairs]
-        raise RuntimeError(f"expected a function in memory, got none of {places}. Import it.")
     return found
 
 

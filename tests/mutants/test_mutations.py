@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,8 +22,10 @@ from tests.mutants.lines import BETWEEN_TESTS, Lines
 from tests.mutants.mutations import mutants
 from tests.mutants.subjects import subjects
 from tests.mutants.survey import NOT_RUN, Result, interval, report
-from tests.mutants.swap import changed_functions, functions_of, swap
+from tests.mutants.swap import changed_functions, functions_of, swap, swappable
 from tests.mutants.trial import KILLED, SURVIVED, WithoutShrinking
+
+FILE = 1, 1000
 
 SOURCE = '''"""Text is not changed."""
 
@@ -67,19 +71,29 @@ def test_source_of_a_mutant_is_the_whole_module_with_its_change() -> None:
 
 def test_line_that_runs_at_import_is_covered_by_all_tests_that_run_its_file() -> None:
     found = Lines({"a.py": {1: [BETWEEN_TESTS], 2: ["slow", "fast"]}}, {"slow": 2.0, "fast": 1.0})
-    assert found.tests_of("a.py", 1, 1) == ["fast", "slow"]
+    assert found.tests_of("a.py", (1, 1), FILE) == (["fast", "slow"], False)
     found.lines["b.py"] = {1: ["fast"]}
     again = Lines(found.lines, found.seconds)
-    assert again.tests_of("a.py", 1, 1) == ["slow", "fast"]  # which runs lines of another file, too
-    assert set(found.tests_of("a.py", 3, 3)) == {"slow", "fast"}  # no traced case runs the line
-    assert found.tests_of("c.py", 1, 1) == []
+    # The fast one runs lines of another file, too.
+    assert again.tests_of("a.py", (1, 1), FILE) == (["slow", "fast"], False)
+    assert found.tests_of("c.py", (1, 1), FILE) == ([], False)
+
+
+def test_tests_of_a_function_come_first_for_a_line_that_no_traced_case_runs() -> None:
+    lines = {"a.py": {2: ["near"], 3: ["near"], 4: ["far"], 5: ["def"]}, "b.py": {1: ["near"]}}
+    found = Lines(lines, {"near": 2.0, "far": 1.0, "def": 1.0})
+    assert found.tests_of("a.py", (3, 3), (1, 3)) == (["near"], True)
+    assert found.tests_of("a.py", (6, 6), (5, 7)).is_traced is False
+    assert found.tests_of("a.py", (1, 1), (1, 3)) == (["near", "def", "far"], False)
+    # The line of a `def` runs where the module is imported, or around it.
+    assert found.tests_of("a.py", (6, 6), (5, 7)) == found.tests_of("a.py", (6, 6), (6, 7))
 
 
 def test_tests_of_a_module_by_name_are_chosen_before_more_focused_ones() -> None:
     own, other = "tests/core/test_norm.py::test_a", "tests/core/test_step.py::test_b"
     lines = {"core/_norm.py": {1: [other, own]}, "core/step.py": {1: [own], 2: [own]}}
     found = Lines(lines, {own: 2.0, other: 1.0})
-    assert found.tests_of("core/_norm.py", 1, 1) == [own, other]
+    assert found.tests_of("core/_norm.py", (1, 1), FILE) == ([own, other], True)
 
 
 def test_test_that_takes_too_long_does_not_end_the_choice_of_tests() -> None:
@@ -119,12 +133,26 @@ def test_examples_of_a_property_that_is_imported_already_are_limited() -> None:
         assert 0 < len(counted) <= most
 
 
-def test_every_harmless_mutant_is_one_of_the_source() -> None:
+def test_every_harmless_mutant_is_exactly_one_of_the_source() -> None:
     modules = subjects()
-    for module in {module for module, _, _ in HARMLESS}:
-        found = mutants(str(modules[module]), modules[module].read_text())
-        listed = {key[1:] for key in HARMLESS if key[0] == module}
-        assert listed <= {mutant.lines for mutant in found}
+    named: Counter[tuple[str, str, str, str]] = Counter()
+    functions = {key[:2] for key in HARMLESS}
+    for module in {module for module, *_ in HARMLESS}:
+        source = modules[module].read_text()
+        named.update(
+            (module, mutant.function, *mutant.lines)
+            for mutant in mutants(str(modules[module]), source)
+            if (module, mutant.function) in functions
+        )
+    assert [key for key in HARMLESS if named[key] != 1] == []
+
+
+def test_function_of_a_mutant_is_the_innermost_one_around_it() -> None:
+    source = "class A:\n  x = 1\n  def f(self):\n    return lambda: 2\ny = 3\n"
+    found = {each.change[0]: (each.function, each.scope) for each in mutants("a.py", source)}
+    assert found["1"] == ("A", (1, 4))
+    assert found["2"] == ("A.f", (3, 4))
+    assert found["3"] == ("", (1, 5))
 
 
 def test_interval_holds_the_share_in_95_of_100_samples() -> None:
@@ -139,14 +167,22 @@ def test_interval_holds_the_share_in_95_of_100_samples() -> None:
 
 
 def test_report_tells_harmless_mutants_from_unexplained_ones(monkeypatch) -> None:
-    monkeypatch.setitem(HARMLESS, ("norm", "x = 1", "x = 2"), "no one reads it")
-    killed = [Result("norm", 1, "a < b", "a <= b", KILLED, "test")] * 8
-    alive = [Result("norm", 2, "x = 1", "x = 2", SURVIVED), Result("step", 3, "y", "z", NOT_RUN)]
+    monkeypatch.setitem(HARMLESS, ("norm", "f", "x = 1", "x = 2"), "no one reads it")
+    killed = [Result("norm", 1, "f", "a < b", "a <= b", KILLED, "test")] * 8
+    alive = [
+        Result("norm", 2, "f", "x = 1", "x = 2", SURVIVED),
+        Result("step", 3, "f", "y", "z", NOT_RUN),
+    ]
     text = report(killed + alive, 500)
     assert "10 of 500 mutants were tried" in text
     assert "killed of all: 8 of 10, 80.0%" in text
     assert "killed of all but 1 harmless ones: 8 of 9, 88.9%" in text
     assert "1 are not killed and not explained" in text
+    assert "delete it" not in text
+    other = Result("norm", 2, "g", "x = 1", "x = 2", SURVIVED)  # the same change elsewhere
+    assert "all but 0 harmless ones" in report([other], 500)
+    wrong = Result("norm", 2, "f", "x = 1", "x = 2", KILLED, "test_f")
+    assert "explained as harmless, but killed by test_f; delete it" in report([wrong], 500)
 
 
 def test_a_function_is_swapped_and_a_change_at_import_is_not(tmp_path: Path, monkeypatch) -> None:
@@ -167,9 +203,39 @@ def test_a_function_is_swapped_and_a_change_at_import_is_not(tmp_path: Path, mon
     assert clip_of_mutants.clipped(5) is None
 
 
+def test_a_function_that_runs_at_import_or_that_nothing_imports_is_not_swapped(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """A swap would change nothing of a result that the import has stored."""
+    (tmp_path / "ran_at_import.py").write_text(RUNS)
+    (tmp_path / "not_imported.py").write_text(SOURCE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    drawn = [
+        each
+        for name, source in (("ran_at_import", RUNS), ("not_imported", SOURCE))
+        for each in mutants(str(tmp_path / f"{name}.py"), source)
+        if each.change in ("Add becomes Sub", "Mult becomes Div")
+    ]
+    assert [each.function for each in drawn] == ["limit", "twice", "clipped"]
+    found = swappable(drawn, lambda: importlib.import_module("ran_at_import"))
+    assert found == [False, True, False]
+    assert "ran_at_import" not in sys.modules
+
+
+RUNS = """
+def limit():
+    return 1 + 2
+
+def twice(x):
+    return 2 * x
+
+LIMIT = limit()
+"""
+
 TRIAL = """
 import os, subprocess, sys
 from pathlib import Path
+from tests import preloaded
 from tests.mutants.trial import KILLED, SURVIVED, failures, forked, importing, passed_on, trial
 
 module, path = "ftrain.core._words", "ftrain/core/_words.py"
@@ -186,11 +252,13 @@ assert broken.result == KILLED and broken.test.startswith(path + "::")
 assert failures(tests, 600) == []
 
 def started():
-    passed_on(module, path, source + "NEW = 7", Path(sys.argv[1]))
-    code = f"from {module} import NEW; print(NEW)"
-    return {"out": subprocess.run([sys.executable, "-c", code], capture_output=True).stdout.decode()}
+    passed_on("tests.mutants.harmless", "tests/mutants/harmless.py", "NEW = 7", Path(sys.argv[1]))
+    preloaded.CONTEXT.set_forkserver_preload([])
+    code = "-c", "from tests.mutants.harmless import NEW; print(NEW)"
+    python = subprocess.run([sys.executable, *code], capture_output=True, text=True)
+    return {"out": python.stdout + preloaded.run(*code).stdout}
 
-assert forked(started, 600) == {"out": "7\\n"}
+assert forked(started, 600) == {"out": "7\\n7\\n"}
 """
 
 

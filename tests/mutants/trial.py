@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import pytest
 from hypothesis import Phase, settings
 
+from tests import preloaded
 from tests.mutants.started import sitecustomize
 from tests.mutants.started.sitecustomize import Finder
 from tests.mutants.subjects import MARKS, ROOT
@@ -104,7 +105,7 @@ def importing(module: str, path: str, source: str) -> Callable[[], None]:
 
 
 def passed_on(module: str, path: str, source: str, file: Path) -> None:
-    """Give a module this source in each Python process that this one starts.
+    """Give a module this source in each Python process that this one or its server starts.
 
     Args:
         module: the name under which it is imported.
@@ -117,6 +118,8 @@ def passed_on(module: str, path: str, source: str, file: Path) -> None:
     folder = str(Path(sitecustomize.__file__).parent)
     os.environ["PYTHONPATH"] = folder if before is None else f"{folder}{os.pathsep}{before}"
     os.environ[sitecustomize.VARIABLE] = str(file)
+    for name in ("PYTHONPATH", sitecustomize.VARIABLE):
+        preloaded.ENVIRONMENT[name] = os.environ[name]
 
 
 def failures(tests: Sequence[str], timeout: float) -> list[str]:
