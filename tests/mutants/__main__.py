@@ -60,7 +60,9 @@ def main(arguments: list[str]) -> int:
     judge = _Judge(found, options.budget)
     swaps = [False for _ in sample]
     if not options.imported:
-        swaps = swappable([mutant for _, mutant in sample], lambda: import_tests(judges()))
+        swaps = swappable(
+            [mutant for _, mutant in sample], "ftrain", lambda: import_tests(judges())
+        )
     # First those that must be imported, in forks of a process that has not imported ftrain.
     for judge.swaps in (False, True):
         pairs = zip(sample, swaps, strict=True)

@@ -62,32 +62,40 @@ def _without_inner(code: types.CodeType) -> tuple[object, ...]:
     return code.co_code, code.co_names, consts
 
 
-def swappable(mutants: Sequence[Mutant], imports: Callable[[], object]) -> list[bool]:
+def swappable(mutants: Sequence[Mutant], package: str, imports: Callable[[], object]) -> list[bool]:
     """Return, for each mutant, True if `swap` has the same effect as an import of the mutant.
 
-    The changed functions must be in memory after the imports, and must not have run during them.
+    The changed functions must be in memory after the imports, and must not have run during that of the
+    package. They may have run during that of a test: to import such mutants too would take five times
+    as long, so only survivors are worth it (`--survivors --imported`).
 
     Args:
         mutants: changes of modules that are not imported yet.
+        package: the package of the modules.
         imports: imports what the trials import, as `import_tests` does. It runs in a forked process.
     """
-    found = forked(lambda: {"swappable": _swappable(mutants, imports)}, LIMIT, idle=math.inf)
+    found = forked(
+        lambda: {"swappable": _swappable(mutants, package, imports)}, LIMIT, idle=math.inf
+    )
     if "swappable" not in found:
         raise RuntimeError(f"expected the tests to be imported, got {found}. Run them with pytest.")
     answers: list[bool] = found["swappable"]
     return answers
 
 
-def _swappable(mutants: Sequence[Mutant], imports: Callable[[], object]) -> list[bool]:
+def _swappable(
+    mutants: Sequence[Mutant], package: str, imports: Callable[[], object]
+) -> list[bool]:
     import coverage
 
     folders = sorted({str(Path(mutant.path).parent) for mutant in mutants})
     tracer = coverage.Coverage(data_file=None, config_file=False, source=folders, messages=False)
     tracer.start()
     try:
-        imports()
+        importlib.import_module(package)
     finally:
         tracer.stop()
+    imports()
     data = tracer.get_data()
     run = {path: set(data.lines(path) or ()) for path in data.measured_files()}
     return [

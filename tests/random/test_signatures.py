@@ -53,7 +53,7 @@ def test_defaults_of_a_replacement_are_those_of_the_torch_function() -> None:
         theirs = of_schemas(name)
         for argument, default in defaults(handler).items():
             expected = theirs.get(argument)
-            assert expected is not None and default in expected, (name, argument, default, expected)
+            assert default in (expected or ()), (name, argument, default, expected)
             compared += 1
     assert compared >= 20
 
