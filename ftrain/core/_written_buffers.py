@@ -54,8 +54,9 @@ class _Normalized(TorchFunctionMode):
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
         if any(each in name for each in _NAMES):
-            in_training = args[5] if len(args) > 5 else kwargs.get("training", True)
-            given = [*args[1:3], kwargs.get("running_mean"), kwargs.get("running_var")]
-            if in_training:
+            flag = kwargs.get("training", kwargs.get("use_input_stats", True))
+            # Statistics are the arguments 1 and 2 of torch.nn.functional, and 3 and 4 of torch.
+            given = [*args[1:5], kwargs.get("running_mean"), kwargs.get("running_var")]
+            if args[5] if len(args) > 5 else flag:
                 self.places |= {id(x) for x in given if isinstance(x, torch.Tensor)}
         return func(*args, **kwargs)
