@@ -21,9 +21,9 @@ from collections.abc import Iterator
 
 __all__ = ["append", "draft", "keep", "new_draft", "publish", "remove_drafts", "replace"]
 
-_EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # which follows no link either
 # O_NONBLOCK, because opening a pipe would wait for its other end.
-_SHARED = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_SHARED = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 _DRAFT = re.compile(r"\.draft-[0-9a-f]{16}(\.[^.]*)?", re.ASCII | re.DOTALL)
 _ABANDONED = 3600.0  # seconds after which the process that made a draft is assumed to be dead
 _LONGEST = 64 << 20  # largest number of bytes of a line, because a file of zeros has no end of line
@@ -48,7 +48,7 @@ def new_draft(path: pathlib.Path) -> pathlib.Path:
 
 def publish(written: pathlib.Path, path: pathlib.Path) -> None:
     """Sync a draft and give it the name `path`; an existing file or link of this name is replaced."""
-    descriptor = os.open(written, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(written, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         sync(descriptor)
     finally:

@@ -96,7 +96,7 @@ def _opened(path: str | os.PathLike[str], most: int) -> Iterator[tuple[BinaryIO,
     """Open a regular file; yield it with its size at this time, which a writer may increase later."""
     _check(os.stat(path), path, most)  # before opening, which may have effects on a device
     # O_NONBLOCK, because opening a pipe that has replaced the file would wait for a writer.
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY
     with os.fdopen(os.open(path, flags), "rb") as file:
         found = os.fstat(file.fileno())
         _check(found, path, most)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import stat
 import threading
@@ -88,6 +90,91 @@ def test_concurrent_replacements_leave_one_of_the_contents(tmp_path: Path) -> No
         thread.join()
     assert path.read_text() in texts
     assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_draft_never_takes_the_name_of_an_existing_file(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(_file_output.secrets, "token_hex", lambda count: "0" * 2 * count)
+    existing = _file_output.new_draft(tmp_path / "a.json")
+    existing.write_text("mine")
+    with pytest.raises(FileExistsError):
+        _file_output.new_draft(tmp_path / "a.json")
+    assert existing.read_text() == "mine"
+    existing.unlink()
+    existing.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(FileExistsError):
+        _file_output.new_draft(tmp_path / "a.json")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_draft_that_was_replaced_by_a_link_is_not_published(tmp_path: Path) -> None:
+    victim, path = tmp_path / "victim", tmp_path / "output"
+    victim.write_text("mine")
+    written = _file_output.new_draft(path)
+    written.unlink()
+    written.symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        _file_output.publish(written, path)
+    assert not path.exists()
+
+
+def test_error_of_a_draft_names_the_file_that_it_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "missing" / "output"
+    with pytest.raises(FileNotFoundError) as raised:
+        _file_output.new_draft(path)
+    assert raised.value.filename == str(path)
+
+    def raises(error: OSError) -> None:
+        with _file_output.draft(tmp_path / "output"):
+            raise error
+
+    for error in (OSError("no number"), FileNotFoundError(errno.ENOENT, "gone", "elsewhere")):
+        with pytest.raises(OSError, match="no number|gone") as raised:
+            raises(error)
+        assert raised.value is error  # it is not about the draft
+
+
+@pytest.mark.parametrize(("number", "is_raised"), [(errno.EINVAL, False), (errno.EIO, True)])
+def test_file_system_that_cannot_sync_is_no_error(
+    tmp_path: Path, monkeypatch, number: int, is_raised: bool
+) -> None:
+    def fsync(descriptor: int) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    raised = pytest.raises(OSError, match="no") if is_raised else contextlib.nullcontext()
+    with raised:
+        _file_output.replace(tmp_path / "output", "new")
+    assert (tmp_path / "output").exists() is not is_raised
+
+
+def test_line_that_does_not_fit_on_the_disk_is_removed_whole(tmp_path: Path, monkeypatch) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_text("one\n")
+    write = os.write
+
+    def full(descriptor: int, data: memoryview) -> int:
+        if os.fstat(descriptor).st_size >= 6:
+            raise OSError(errno.ENOSPC, "full")
+        return write(descriptor, data[:1])
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="full"):
+        _file_output.append(path, "two")
+    assert path.read_text() == "one\n"
+    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:1]))
+    _file_output.append(path, "two")  # a byte at a time
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_draft_is_abandoned_after_an_hour(tmp_path: Path, monkeypatch) -> None:
+    hour, older = (_file_output.new_draft(tmp_path / "a.json") for _ in range(2))
+    folder = tmp_path / ".draft-0123456789abcdef"
+    folder.mkdir()
+    for path, age in ((hour, 3600), (older, 3600.5), (folder, 9999)):
+        os.utime(path, (0, 10_000 - age))
+    monkeypatch.setattr(_file_output.time, "time", lambda: 10_000)
+    _file_output.remove_drafts(tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted([hour, folder])
 
 
 def test_only_abandoned_drafts_are_removed(tmp_path: Path) -> None:
