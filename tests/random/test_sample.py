@@ -378,9 +378,18 @@ def test_permutation_of_a_tensor_equals_jax(axis: int, independent: bool) -> Non
 @pytest.mark.parametrize(
     ("draw", "words"),
     [
-        (lambda key: random.uniform(key, (3,), torch.int32), "float32"),
-        (lambda key: random.normal(key, (3,), torch.complex64), "float32"),
-        (lambda key: random.bernoulli(key, torch.tensor(1)), "float32"),
+        (
+            lambda key: random.uniform(key, (3,), torch.int32),
+            "^uniform: expected dtype to be float32",
+        ),
+        (
+            lambda key: random.normal(key, (3,), torch.complex64),
+            "^normal: expected dtype to be float32",
+        ),
+        (
+            lambda key: random.bernoulli(key, torch.tensor(1)),
+            "^bernoulli: expected dtype to be float32",
+        ),
         (lambda key: random.bernoulli(key, torch.rand(3), (2,)), r"broadcast .* shape \(2,\), got"),
         (
             lambda key: random.uniform(key, (), minval=torch.rand(2)),

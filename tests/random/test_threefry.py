@@ -327,9 +327,13 @@ def test_draws_compiled_by_inductor_equal_eager() -> None:
     ("call", "words"),
     [
         (lambda: random.key(2**64), "64 bits"),
+        (lambda: random.key(-(2**63) - 1), "64 bits"),
         (lambda: random.fold_in(random.key(0), 2**32), r"expected an integer in \[0, 2"),
         (lambda: random.fold_in(random.key(0), -1), r"expected an integer in \[0, 2"),
         (lambda: random.bits(random.key(0), folds=(-1,)), r"expected an integer in \[0, 2"),
+        (lambda: random.split(random.key(0), -1), "num: expected an int >= 0, .* got -1"),
+        (lambda: random.split(random.key(0), (2, -1)), r"num: expected .* got \(2, -1\)"),
+        (lambda: random.split(random.key(0), 2.0), r"num: expected .* got 2.0"),
         (lambda: random.bits(random.split(random.key(0))), "torch.vmap"),
         (lambda: random.split(random.split(random.key(0))), "torch.vmap"),
         (lambda: random.bits(random.key_data(random.key(0))), "View it as torch.int32"),
@@ -344,11 +348,13 @@ def test_random_functions_refuse_invalid_arguments_with_a_remedy(
         call()
 
 
-def test_key_and_fold_in_refuse_floating_point_data() -> None:
+def test_key_and_fold_in_refuse_data_other_than_integers() -> None:
     with pytest.raises(TypeError, match="integer"):
         random.key(1.5)  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="integer"):
-        random.fold_in(random.key(0), torch.tensor(1.5))
+    for data in (torch.tensor(1.5), torch.tensor(True), torch.tensor(1j)):
+        with pytest.raises(TypeError, match=f"an integer tensor, got {data.dtype}. Convert it"):
+            random.fold_in(random.key(0), data)
+    assert random.split(random.key(0), 0).shape == (0, 2)
 
 
 def test_draws_ignore_the_default_device_and_dtype() -> None:
