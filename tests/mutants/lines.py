@@ -6,9 +6,10 @@ import hashlib
 import json
 import math
 import os
+import random
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,12 +21,15 @@ from tests.mutants.subjects import CORE, MARKS, ROOT
 from tests.mutants.swap import import_tests
 from tests.mutants.trial import WithoutShrinking, forked, run_pytest
 
-__all__ = ["BETWEEN_TESTS", "EXAMPLES", "Lines", "Tests", "of_files", "record"]
+__all__ = ["BETWEEN_TESTS", "EXAMPLES", "Lines", "Tests", "of_files", "record", "with_own_lines"]
 
 BETWEEN_TESTS = ""
-# Cases that are traced of a parametrized test, and examples of a property: most run the same lines, and
-# all of them took 40 minutes. A mutant that survives these is judged by all.
-CASES, EXAMPLES = 1, 2
+# Examples of a property that are traced: most run the same lines. A mutant that survives these is judged
+# by all.
+EXAMPLES = 2
+# Seconds of a processor after which no more cases of a parametrized test are traced: all of them took 40
+# minutes. Of those traced, the ones that run no line of their own are left out.
+ENOUGH = 0.5
 LONGEST = 2.0  # seconds of a processor after which a traced test is stopped: it has run its lines
 LIMIT = 3600.0  # seconds of a processor to trace one file
 
@@ -201,9 +205,32 @@ def _record(tests: Sequence[str]) -> dict[str, Any]:
         tracer.stop()
     data = tracer.get_data()
     lines = {path: data.contexts_by_lineno(path) for path in data.measured_files()}
-    return {
-        "code": code, "lines": lines, "seconds": contexts.seconds, "cases": contexts.cases,
-    }  # fmt: skip
+    kept = with_own_lines(lines, contexts.seconds)
+    seconds = {test: contexts.seconds[test] for test in kept}
+    kept.add(BETWEEN_TESTS)
+    for of_file in lines.values():
+        for line, tests in of_file.items():
+            of_file[line] = [test for test in tests if test in kept]
+    return {"code": code, "lines": lines, "seconds": seconds, "cases": contexts.cases}
+
+
+def with_own_lines(
+    lines: Mapping[str, Mapping[int, Sequence[str]]], tests: Iterable[str]
+) -> set[str]:
+    """Return the tests that run a line which no earlier case of the same function runs."""
+    ran: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    for path, of_file in lines.items():
+        for line, contexts in of_file.items():
+            for test in contexts:
+                ran[test].add((path, line))
+    before: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    kept = set()
+    for test in tests:
+        function = test.partition("[")[0]
+        if function not in before or not ran[test] <= before[function]:
+            kept.add(test)
+        before[function] |= ran[test]
+    return kept
 
 
 def _processor_time() -> float:
@@ -217,18 +244,26 @@ class _Contexts:
     def __init__(self, tracer: Any) -> None:
         self.seconds: dict[str, float] = {}
         self.cases: dict[str, int] = {}
+        self._spent: Counter[str] = Counter()
         self._tracer = tracer
         self._failed = self._stopped = False
 
     def pytest_collection_modifyitems(self, items: list[Any]) -> None:
-        """Keep some cases of each function, spread over all of them."""
+        """Shuffle the cases of each function, since the first ones may be alike."""
         of_function: dict[str, list[Any]] = defaultdict(list)
         for item in items:
             of_function[item.nodeid.partition("[")[0]].append(item)
         self.cases = {function: len(cases) for function, cases in of_function.items()}
+        draw = random.Random(0)
         items[:] = [
-            item for cases in of_function.values() for item in cases[:: -(-len(cases) // CASES)]
+            item for cases in of_function.values() for item in draw.sample(cases, len(cases))
         ]
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_runtest_setup(self, item: Any) -> None:
+        """Leave out further cases of a function that has computed long enough."""
+        if self._spent[item.nodeid.partition("[")[0]] > ENOUGH:
+            pytest.skip("enough cases are traced")
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item: Any) -> Iterator[Any]:
@@ -241,6 +276,7 @@ class _Contexts:
             return (yield)
         finally:
             signal.setitimer(signal.ITIMER_PROF, 0)
+            self._spent[item.nodeid.partition("[")[0]] += _processor_time() - start
             if self._stopped or not self._failed:
                 self.seconds[item.nodeid] = (1 + self._stopped) * (_processor_time() - start)
             self._tracer.switch_context(BETWEEN_TESTS)

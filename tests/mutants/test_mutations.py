@@ -12,12 +12,13 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import hypothesis.strategies as st
+import pytest
 from hypothesis import given, settings
 
-from tests.mutants import trial
+from tests.mutants import lines, trial
 from tests.mutants.__main__ import _by_file, _spread, _within
 from tests.mutants.harmless import HARMLESS
-from tests.mutants.lines import BETWEEN_TESTS, Lines
+from tests.mutants.lines import BETWEEN_TESTS, Lines, with_own_lines
 from tests.mutants.mutations import mutants
 from tests.mutants.subjects import subjects
 from tests.mutants.survey import NOT_RUN, Result, interval, report
@@ -86,6 +87,47 @@ def test_tests_of_a_function_come_first_for_a_line_that_no_traced_case_runs() ->
     assert found.tests_of("a.py", (1, 1), (1, 3)) == (["near", "def", "far"], False)
     # The line of a `def` runs where the module is imported, or around it.
     assert found.tests_of("a.py", (6, 6), (5, 7)) == found.tests_of("a.py", (6, 6), (6, 7))
+
+
+def test_cases_that_run_no_line_of_their_own_are_left_out() -> None:
+    lines = {"a.py": {1: ["t[1]", "t[2]", "t[3]", "u"], 2: ["t[3]"]}, "b.py": {1: ["t[2]", "t[3]"]}}
+    assert with_own_lines(lines, ["t[1]", "t[2]", "t[3]", "u"]) == {"t[1]", "t[2]", "t[3]", "u"}
+    assert with_own_lines(lines, ["t[3]", "t[1]", "t[2]", "u", "v"]) == {"t[3]", "u", "v"}
+
+
+@pytest.mark.filterwarnings("ignore:No data was collected")
+def test_cases_are_traced_until_they_took_long_enough(tmp_path: Path) -> None:
+    """In a folder of its own, whose tests run no line of ftrain."""
+    (tmp_path / "test_cases.py").write_text(CASES)
+    found = lines._record([str(tmp_path)])
+    (fast, _), (slow, _) = sorted(
+        (name.partition("::")[2], n) for name, n in found["cases"].items()
+    )
+    assert (fast, slow) == ("test_fast", "test_slow")
+    assert sorted(found["cases"].values()) == [3, 9]
+    ran = (tmp_path / "ran").read_text().split()
+    assert ran.count("fast") == 3
+    assert 1 <= ran.count("slow") < 9
+
+
+CASES = """
+import time, pathlib, pytest
+
+def ran(name):
+    with open(pathlib.Path(__file__).with_name("ran"), "a") as file:
+        file.write(name + " ")
+
+@pytest.mark.parametrize("case", range(3))
+def test_fast(case):
+    ran("fast")
+
+@pytest.mark.parametrize("case", range(9))
+def test_slow(case):
+    ran("slow")
+    start = time.process_time()
+    while time.process_time() < start + 0.1:
+        pass
+"""
 
 
 def test_tests_of_a_module_by_name_are_chosen_before_more_focused_ones() -> None:
