@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import ftrain
 from ftrain import optim, testing
 from ftrain.core import tree
+from ftrain.core._row_buffers import RowBuffers, copy_of
 
 ROWS = torch.linspace(-1, 1, 24).reshape(2, 4, 3)
 COMPILED = pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
@@ -148,3 +149,19 @@ def test_binding_a_model_inside_a_compiled_vmapped_function_matches_eager(
     testing.assert_close_norm(compiled(seeds), expected, 1e-6)
     single = ftrain.compile(run, backend="eager")
     testing.assert_same_bits(single(seeds[1]), expected[1])
+
+
+def test_second_call_after_a_refused_write_runs_once() -> None:
+    """A refusal in each call would trace each layer twice."""
+    buffers, calls = RowBuffers(), []
+
+    def run(row: Tensor) -> Tensor:
+        def add() -> Tensor:
+            calls.append(len(calls))
+            return copy_of(torch.zeros(3)).add_(row)
+
+        return buffers(add)
+
+    for count in (2, 3):
+        assert torch.equal(torch.vmap(run)(ROWS[:, 0]), ROWS[:, 0])
+        assert len(calls) == count

@@ -126,4 +126,46 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "return any(('AuthenticAMD' in line for line in cpuinfo if line.startswith('vendor_id')))",
         "return any(('AuthenticAMD' not in line for line in cpuinfo if line.startswith('vendor_id')))",
     ): "the processor's name: tests/compile/test_products.py sets the answer instead",
+    (
+        "cost.rates",
+        "",
+        "_COPIED = (2 ** 20, 2 ** 23, 2 ** 26)",
+        "_COPIED = (2 * 20, 2 ** 23, 2 ** 26)",
+    ): "a size at which bandwidth is measured, which any other serves as well",
+    (
+        "cost.rates",
+        "",
+        "_COPIED = (2 ** 20, 2 ** 23, 2 ** 26)",
+        "_COPIED = (2 ** 20, 2 * 23, 2 ** 26)",
+    ): "a size at which bandwidth is measured, which any other serves as well",
+    (
+        "random.sample",
+        "_shuffle",
+        "order = (of_same_bits(words, torch.int32) ^ -2 ** 31).sort(dim=axis, stable=True).indices",
+        "order = (of_same_bits(words, torch.int32) ^ -2 ** 31).sort(dim=axis, stable=False).indices",
+    ): "torch sorts in a stable way on the CPU, whatever is asked for; a device may not",
+    (
+        "random._jax_families",
+        "_product_kernel",
+        "for column, x in zip(matrix.unbind(-1), vector.unbind(-1), strict=True):",
+        "for column, x in zip(matrix.unbind(-1), vector.unbind(-1), strict=False):",
+    ): "a check that never fails: the caller expands the matrix to the length of the vector",
+    (
+        "tree",
+        "register_dataclass_node.stored",
+        "node.__dict__.update(zip(names, children, strict=True))",
+        "node.__dict__.update(zip(names, children, strict=False))",
+    ): "a check that never fails: optree and torch return as many children as they were given",
+    (
+        "random._jax_samplers",
+        "_propose",
+        "at_once = (us >= 0.07) & (v <= 0.9277 - 3.6224 / (b - 2.0))",
+        "at_once = (us >= 0.07) & (v < 0.9277 - 3.6224 / (b - 2.0))",
+    ): "a squeeze: what it does not accept, the exact comparison after it accepts",
+    (
+        "random._rejection",
+        "poisson.propose",
+        "at_once = (us >= 0.07) & (v <= 0.9277 - 3.6224 / (b - 2))",
+        "at_once = (us >= 1.07) & (v <= 0.9277 - 3.6224 / (b - 2))",
+    ): "a squeeze: what it does not accept, the exact comparison after it accepts",
 }

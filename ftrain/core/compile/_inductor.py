@@ -98,7 +98,7 @@ class ReadBeforeWrite(CustomGraphPass):  # type: ignore[misc]  # untyped in torc
                 with graph.inserting_before(writes[0]):
                     clone = graph.call_function(torch.ops.aten.clone.default, (source,))
                 clone.meta["val"] = source.meta["val"].clone()
-                write.args = (write.args[0], clone, *write.args[2:])
+                write.update_arg(1, clone)
 
     def uuid(self) -> Any:
         """Return the version of this pass, part of inductor's cache key."""
