@@ -252,3 +252,14 @@ def test_recompile_warning_for_a_smaller_last_batch_suggests_options_of_both_dat
         ftrain.errors.RecompileWarning, match="last_batch='pad' or 'drop' of .*drop_last=True"
     ):
         double(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    ("count", "size"),
+    [(1, "1 bytes"), (999, "999 bytes"), (1000, "1 kB"), (10**6, "1 MB"), (10**9, "1 GB")],
+)
+def test_size_of_a_state_is_written_in_the_largest_unit_that_it_fills(
+    count: int, size: str
+) -> None:
+    params = {"w": torch.empty(count, dtype=torch.uint8, device="meta")}
+    assert repr(ftrain.TrainState((), params, {}, (), (), (), {})).endswith(f"meta, {size})")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gc
 import traceback
 import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 import ftrain
 from ftrain import optim
+from ftrain.core import _short_traceback
 
 MODES = ["eager", "compiled", "vmapped", "compiled vmapped"]
 
@@ -106,3 +109,25 @@ def test_frames_removed_from_a_traceback_keep_no_tensors_alive() -> None:
     traceback.clear_frames(error.__traceback__)
     gc.collect()
     assert held[0]() is None
+
+
+def test_locals_of_removed_frames_are_released_except_those_of_generators() -> None:
+    def suspended() -> Iterator[int]:
+        held = 1
+        yield held
+        yield held + 1
+
+    def plain() -> None:
+        held = 2
+        raise ValueError(held)
+
+    with pytest.raises(ValueError, match="2") as raised:
+        plain()
+    entry = raised.tb.tb_next
+    assert entry is not None
+    generator = suspended()
+    next(generator)
+    frame = SimpleNamespace(tb_frame=generator.gi_frame)
+    _short_traceback._release([frame, entry])  # type: ignore[list-item]
+    assert entry.tb_frame.f_locals == {}
+    assert list(generator) == [2]

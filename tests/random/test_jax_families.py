@@ -300,6 +300,8 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     ),
     "complex": (lambda key: random.gamma(key, torch.ones(2) * 1j), "real numbers"),
     "rate": (lambda key: random.poisson(key, torch.tensor([1.0, -1.0])), "rates of 0 or more"),
+    "infinite rate": (lambda key: random.poisson(key, float("inf")), "finite rates of 0 or more"),
+    "NaN rate": (lambda key: random.poisson(key, float("nan")), "finite rates of 0 or more"),
     "large rate": (lambda key: random.poisson(key, 1e20), r"at most 2\^62 for counts of 64 bits"),
     "rate of int32": (
         lambda key: random.poisson(key, 3e9, dtype=torch.int32),
@@ -307,6 +309,10 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     ),
     "NaN weight": (
         lambda key: random.choice(key, 3, (4,), p=torch.tensor([1.0, float("nan"), 1.0])),
+        "finite weights p of 0 or more",
+    ),
+    "infinite weight": (
+        lambda key: random.choice(key, 2, (4,), p=torch.tensor([1.0, float("inf")])),
         "finite weights p of 0 or more",
     ),
     "no weight": (lambda key: random.choice(key, 3, (4,), p=torch.zeros(3)), "positive sum"),
