@@ -1,0 +1,34 @@
+"""Attributes whose items cannot be replaced are refused if they hold a parameter, however nested."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from ftrain.core import _tensor_slots
+
+P, OTHER = torch.zeros(2), torch.ones(2)
+NAMES = {id(P): "weight"}
+
+
+@pytest.mark.parametrize(
+    "value", [[P], {"a": P}, [[P]], {"a": [P]}, (1, "x"), ([1],), (OTHER,), ([OTHER],), ({},), P]
+)
+def test_attribute_whose_parameters_can_be_replaced_is_accepted(value: Any) -> None:
+    _tensor_slots._refuse_fixed(value, NAMES, "held")
+
+
+@pytest.mark.parametrize("value", [(P,), (OTHER, P), [(P,)], {"a": (P,)}, {P}, frozenset({P})])
+def test_parameter_in_a_tuple_or_set_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"attribute 'held': .* got 'weight' in a (tuple|.*set),"):
+        _tensor_slots._refuse_fixed(value, NAMES, "held")
+
+
+@pytest.mark.parametrize(
+    "value", [([P],), ({"a": P},), ((P,),), ([1, OTHER, {"a": (2, [P])}],), [([[P]],)]]
+)
+def test_parameter_in_a_container_within_a_tuple_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="attribute 'held': .* got them nested in a tuple,"):
+        _tensor_slots._refuse_fixed(value, NAMES, "held")
