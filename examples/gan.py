@@ -98,7 +98,7 @@ def train(steps: int = 2000, *, seed: int = 0, compiled: bool = True) -> Trained
         "generator": ftrain.make_steps(generator, generator_loss, optim.adam(5e-4, b1=0.0, b2=0.9)),
     }
     init_state, train_step, eval_step = transforms.alternate(players, TURNS)
-    step: Any = ftrain.compile(train_step) if compiled else train_step
+    step: Any = ftrain.compile(train_step, donate=True) if compiled else train_step
     states, key, distances = init_state(seed), random.key(seed), {}
     for i in tqdm(range(steps), "training", disable=None):
         rows = random.randint(random.fold_in(key, i), (len(TURNS), BATCH), 0, len(training))

@@ -22,6 +22,7 @@ from ftrain.bench.memory import live_bytes, storage_bytes
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
 from ftrain.core.compile import compile
+from ftrain.core.compile._donate import is_donatable
 from ftrain.core.compile._lower import Backend
 from ftrain.core.cost._flops import NONE, graph_work
 from ftrain.core.cost._kernels import Kernel, kernels_of
@@ -176,7 +177,7 @@ class Subject:
             return Case(self, variant, Pure(self.step, self.args, returns))
         donate = variant == "donated"
         state = self.args[0]
-        if donate and (tree.is_leaf(state) or not dataclasses.is_dataclass(state)):
+        if donate and not is_donatable(state):
             raise _LeftOutError(
                 f"donation needs a state that is a frozen dataclass, got {a_or_an(type(state).__name__)}"
             )

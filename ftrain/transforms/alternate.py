@@ -29,6 +29,8 @@ def alternate(players: Mapping[str, Steps], turns: Sequence[str] | None = None) 
             fake, _ = generate(other["params"], other["buffers"], key, noise)
             return model(fake).mean() - model(real).mean() + gradient_penalty(model, real, fake)
 
+    `ftrain.compile(steps.train_step, donate=True)` donates the states of all players.
+
     Args:
         players: `Steps` by name. `init_state(seed)` gives player `i` of `n` the seed `n * seed + i`.
         turns: the names of the players in the order of their turns, each at least once, such as

@@ -11,6 +11,7 @@ from torch import nn
 import ftrain
 from ftrain import optim
 from ftrain.core import tree
+from ftrain.core.errors import DonatedStateError
 from ftrain.testing import assert_same_bits
 from ftrain.transforms import alternate
 from tests.transforms.small import spoiled
@@ -68,6 +69,23 @@ def test_alternating_step_equals_the_turns_of_its_players_by_hand(compiled: bool
     assert_same_bits(found, states)
     assert_same_bits(metrics["generator/loss"], latest["loss"])
     assert tree.structure(found) == tree.structure(STEPS.init_state(0))
+
+
+def test_donated_step_has_the_bits_of_the_plain_one_and_keeps_its_memory() -> None:
+    step = ftrain.compile(STEPS.train_step, backend="eager", donate=True)
+    states, kept = STEPS.init_state(0), STEPS.init_state(0)
+    places = [leaf.data_ptr() for leaf in tree.leaves(states)]
+    for i in range(3):
+        old = states
+        states, metrics = step(states, batches(i))
+        kept, expected = STEPS.train_step(kept, batches(i))
+        assert_same_bits(states, kept)
+        assert_same_bits(metrics, expected)
+    assert step.n_compiles == 1
+    assert places == [leaf.data_ptr() for leaf in tree.leaves(states)]
+    for name in ("critic", "generator"):
+        with pytest.raises(DonatedStateError, match=r"was donated to `train_step`"):
+            repr(old[name])
 
 
 def test_turn_without_finite_gradients_leaves_that_player_alone() -> None:

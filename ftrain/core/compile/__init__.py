@@ -64,9 +64,10 @@ def compile(
     Args:
         fn: a pure function. It may use `torch.func`, `torch.autograd.grad`, autocast, custom operators
             and other compiled functions. To map over it, write `compile(torch.vmap(fn))`.
-        donate: donate `fn`'s first argument, a `TrainState` or other frozen dataclass: the new state,
-            which `fn` returns first or alone, is written into its memory inside the program, and any
-            further use of the old one raises `DonatedStateError`. Its tensors become the leaves of the
+        donate: donate `fn`'s first argument, a `TrainState` or other frozen dataclass, or a dict, list
+            or tuple of them (as `transforms.alternate` has): the new state, which `fn` returns first or
+            alone, is written into its memory inside the program, and any further use of the old one
+            raises `DonatedStateError`. Its tensors become the leaves of the
             new state. A tensor to which another object refers is copied first, so that this object keeps
             its values: a leaf or a view in a variable, a NumPy array, `state.replace(...)`, a dict of
             parameters. (Each such leaf needs its memory twice, for as long as the object exists. A bare

@@ -76,7 +76,7 @@ class Compiled(Generic[P, R]):
                 if tensors is None or program.settings != settings:
                     continue
                 n = program.n_donated
-                owned = _owned(args[0], tensors) if n else None
+                owned = _owned(args[0], tensors, n) if n else None
                 if program.fits(tensors, n if owned else 0):
                     return self._run(program, args, tensors, owned)
         try:
@@ -188,7 +188,7 @@ class Compiled(Generic[P, R]):
             tensors = program.read(args, kwargs)
             if tensors is not None:
                 n = program.n_donated
-                owned = _owned(args[0], tensors) if n else None
+                owned = _owned(args[0], tensors, n) if n else None
                 if program.fits(tensors, n if owned else 0):
                     return self._run(program, args, tensors, owned)
         call = Call(self._fn, args, kwargs)
@@ -290,8 +290,8 @@ class Compiled(Generic[P, R]):
                 raise
         state = args[0]
         self._check_memory(program, tensors, owned)
-        claim = _donate.Claim(state, self._name, _caller())
-        _ownership.forget(state)
+        claim = _donate.Claims(state, self._name, _caller())
+        _ownership.forget(_donate.first_state(state))
         try:
             owned = self._take(program, tensors, owned)
         except BaseException:
@@ -306,7 +306,8 @@ class Compiled(Generic[P, R]):
                 claim.release(program.state(tensors))
             note_index(error, self._name)
             raise
-        _ownership.record(output if program.whole else output[0], owned)
+        new = output if program.whole else output[0]
+        _ownership.record(_donate.first_state(new), owned)
         return output  # type: ignore[no-any-return]
 
     def _take(
@@ -373,10 +374,13 @@ def _cloned(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
 
 
-def _owned(state: Any, tensors: Sequence[Any]) -> _ownership.OwnedLeaves | None:
-    """Return the record of a state's leaves if `tensors` begins with the same leaves; else `None`."""
-    owned = _ownership.known(state)
-    return owned if owned is not None and owned.is_of(tensors) else None
+def _owned(state: Any, tensors: Sequence[Any], n: int) -> _ownership.OwnedLeaves | None:
+    """Return the record of a state's leaves if these are the first `n` of `tensors`; else `None`."""
+    owned = _ownership.known(_donate.first_state(state))
+    # A dict of states is recorded by its first state, which may be in another dict too.
+    if owned is None or len(owned.leaves) != n:
+        return None
+    return owned if owned.is_of(tensors) else None
 
 
 def _caller() -> types.FrameType | None:

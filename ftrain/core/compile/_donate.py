@@ -2,7 +2,8 @@
 
 A state is claimed before its program runs, in constant time and by one call only: its class is replaced
 by a subclass that raises on every use, and its references to containers are removed. The tensors become
-the leaves of the returned state.
+the leaves of the returned state. Of a dict, list or tuple of states (the two players of a GAN), each
+state is claimed.
 
 Read next: `_ownership.py`, which protects tensors of the state that have other references.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import optree
@@ -24,7 +25,7 @@ from ftrain.core.compile._errors import call_site, describe
 from ftrain.core.compile._ownership import storage_of
 from ftrain.core.errors import DonatedStateError, DonationError
 
-__all__ = ["Claim", "check_donatable", "check_fits", "check_memory"]
+__all__ = ["Claims", "check_donatable", "check_fits", "check_memory", "first_state", "is_donatable"]
 
 _NOTE = "_ftrain_donated_at"
 
@@ -57,9 +58,9 @@ class Claim:
         object.__setattr__(state, "__class__", _poisoned(cls))
         object.__setattr__(state, "__dict__", {_NOTE: note})
 
-    def release(self, state: Any) -> None:
-        """Cancel the donation: make the old state usable again, with the fields of `state`."""
-        object.__setattr__(self._state, "__dict__", dict(vars(state)))
+    def release(self, fields: dict[str, Any]) -> None:
+        """Cancel the donation: make the old state usable again, with these fields."""
+        object.__setattr__(self._state, "__dict__", dict(fields))
         object.__setattr__(self._state, "__class__", self._class)
 
     def fail(self) -> None:
@@ -67,21 +68,95 @@ class Claim:
         object.__setattr__(self._state, "__dict__", {_NOTE: self._note._replace(failed=True)})
 
 
-def check_donatable(state: Any) -> None:
-    """Raise `TypeError` unless the first argument is a frozen dataclass of tensors."""
-    cls = type(state)
-    params = getattr(cls, "__dataclass_params__", None)
-    is_node = not tree.is_leaf(state)
-    if params is not None and params.frozen and is_node and hasattr(state, "__dict__"):
+class Claims:
+    """Exclusive right to the memory of a state, or of every state in a dict, list or tuple.
+
+    Raises:
+        DonatedStateError: another call has claimed one of the states; none is claimed then.
+    """
+
+    def __init__(self, donated: Any, function: str, caller: types.FrameType | None) -> None:
+        if not isinstance(donated, _CONTAINERS):
+            self._claims = [Claim(donated, function, caller)]
+            return
+        self._claims = []
+        fields: list[dict[str, Any]] = []
+        try:
+            for state in _states(donated):
+                found = dict(object.__getattribute__(state, "__dict__"))
+                self._claims.append(Claim(state, function, caller))
+                fields.append(found)
+        except DonatedStateError:
+            for claim, found in zip(self._claims, fields, strict=True):
+                claim.release(found)
+            raise
+
+    def release(self, donated: Any) -> None:
+        """Cancel the donation: make the old states usable again, with the fields of `donated`."""
+        for claim, state in zip(self._claims, _states(donated), strict=True):
+            claim.release(vars(state))
+
+    def fail(self) -> None:
+        """Mark the states as lost, since their memory may be half overwritten."""
+        for claim in self._claims:
+            claim.fail()
+
+
+def first_state(donated: Any) -> Any:
+    """Return a donated state, or the first one in a donated dict, list or tuple."""
+    return next(_states(donated)) if isinstance(donated, _CONTAINERS) else donated
+
+
+def is_donatable(donated: Any) -> bool:
+    """Return True for a frozen dataclass of tensors, and for a dict, list or tuple of such states."""
+    return _not_donatable(donated, "") is None
+
+
+def check_donatable(donated: Any) -> None:
+    """Raise `TypeError` unless the first argument is a state, or a dict, list or tuple of states."""
+    got = _not_donatable(donated, "")
+    if got is None:
         return
     raise TypeError(
-        f"donate=True: expected a frozen dataclass as first argument, got {a_or_an(cls.__name__)}. Only "
-        "a frozen dataclass can be marked as donated, so that a later use of it raises instead of "
-        "reading overwritten memory. Pass a TrainState, or declare your own:\n\n"
+        "donate=True: expected a frozen dataclass as first argument, or a dict, list or tuple of them, "
+        f"got {got}. Only a frozen dataclass can be marked as donated, so that a later use of it raises "
+        "instead of reading overwritten memory. Pass a TrainState, or declare your own:\n\n"
         "    @ftrain.tree.register_dataclass\n"
         "    class State:\n"
         "        params: dict[str, torch.Tensor]\n"
     )
+
+
+_CONTAINERS = (dict, list, tuple)
+
+
+def _states(donated: Any) -> Iterator[Any]:
+    """Yield the states in a container, in the order of its leaves; or the state itself."""
+    if not isinstance(donated, _CONTAINERS):
+        yield donated
+        return
+    for child in optree.tree_flatten_one_level(donated, namespace=tree.NAMESPACE)[0]:
+        yield from _states(child)
+
+
+def _not_donatable(donated: Any, path: str) -> str | None:
+    """Describe the first part that is neither a state nor a container of states; `None` without one."""
+    if isinstance(donated, _CONTAINERS) and not tree.is_leaf(donated):
+        children, _, entries, _ = optree.tree_flatten_one_level(donated, namespace=tree.NAMESPACE)
+        parts = (
+            _not_donatable(child, f"{path}[{entry!r}]")
+            for child, entry in zip(children, entries, strict=True)
+        )
+        inside = next(filter(None, parts), None)
+        if children:
+            return inside
+    cls = type(donated)
+    params = getattr(cls, "__dataclass_params__", None)
+    is_node = not tree.is_leaf(donated)
+    if params is not None and params.frozen and is_node and hasattr(donated, "__dict__"):
+        return None
+    found = a_or_an(cls.__name__)
+    return f"{found} at {path}" if path else found
 
 
 def check_memory(
