@@ -13,7 +13,10 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
+from ftrain.core._torch_levels import is_transformed
+from ftrain.core.compile import is_tracing
 from ftrain.core.metrics import Metrics
+from ftrain.core.scan import scan
 from ftrain.core.state import TrainState
 from ftrain.optim import _checks
 from ftrain.transforms._order import check_not_compiled
@@ -47,10 +50,9 @@ def unroll(
 
     In forward mode (`torch.func.jvp`), no states are stored. Under `torch.vmap` and other transforms of
     torch.func, nothing is recomputed: values and gradients are the same, with the memory of `k` graphs.
-    Compiled (`ftrain.compile(hypergradient)`), it is one program whose size grows with `k`. The compiler
-    reorders operators and loses most of the saving: nine steps of an MLP took 0.37 times the memory of
-    the whole graph in eager mode, 0.86 times compiled, and four times as long to compile. Compile with
-    `remat=False`.
+    Compiled (`ftrain.compile(hypergradient)`), the segments and their steps are two nested loops
+    (`ftrain.scan`), so that the time to compile does not depend on `k`; a window of `truncate` steps is
+    a pair of loops of its own. With `remat=False`, the program grows with `k`.
 
     Args:
         train_step: `(state, batch) -> (state, metrics)`, not compiled.
@@ -68,7 +70,7 @@ def unroll(
 
     Raises:
         ValueError: a number is less than 1; in a call, the leading axis of a leaf is not `k` long; in a
-            backward pass, a step captures a tensor that requires a gradient.
+            backward pass that is not compiled, a step captures a tensor that requires a gradient.
         TypeError: `train_step` is compiled; a number is not an integer.
 
     Example:
@@ -119,22 +121,52 @@ def unroll(
 
     segment = region(steps_of) if remat else steps_of
 
-    @functools.wraps(train_step)
-    def unrolled(state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:
-        rows = _rows(batches, k)
-        window = truncate or k
+    def stored(state: TrainState, batches: Any, length: int) -> tuple[TrainState, Metrics]:
+        rows, n = _rows(batches, length), _segment_size(length)
         metrics: list[Metrics] = []
-        for start in range(0, k, window):
-            state = cut(state) if start else state
-            length = min(window, k - start)
-            size = math.isqrt(length - 1) + 1  # the square root, rounded up
-            for first in range(start, start + length, size):
-                last = min(first + size, start + length)
-                state, latest = segment(state, rows[first:last])
-                metrics += latest
+        for first in range(0, length, n):
+            state, latest = segment(state, rows[first : first + n])
+            metrics += latest
         return state, tree.map(lambda *each: torch.stack(each), *metrics)
 
+    @functools.wraps(train_step)
+    def unrolled(state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:
+        _check_rows(batches, k)
+        in_loops = remat and is_tracing() and not is_transformed()
+        run = functools.partial(_looped, step) if in_loops else stored
+        window = truncate or k
+        found: list[Metrics] = []
+        for start in range(0, k, window):
+            rows = tree.map(lambda x, start=start: x[start : start + window], batches)
+            state, metrics = run(cut(state) if start else state, rows, min(window, k - start))
+            found.append(metrics)
+        return state, tree.map(lambda *parts: torch.cat(parts), *found)
+
     return unrolled
+
+
+def _looped(step: Step, state: TrainState, batches: Any, length: int) -> tuple[TrainState, Metrics]:
+    """Take a step for each row of the batches, in a loop of loops.
+
+    The derivative of a loop stores the state before each iteration, and computes each again.
+    """
+    n = _segment_size(length)
+    whole = length - length % n
+    segments = tree.map(lambda x: x[:whole].reshape(whole // n, n, *x.shape[1:]), batches)
+    state, metrics = scan(
+        lambda state, rows: scan(step, state, rows, n), state, segments, whole // n
+    )
+    metrics = tree.map(lambda x: x.flatten(0, 1), metrics)
+    if whole == length:
+        return state, metrics
+    rest = tree.map(lambda x: x[whole:], batches)
+    state, last = scan(step, state, rest, length - whole)
+    return state, tree.map(lambda *parts: torch.cat(parts), metrics, last)
+
+
+def _segment_size(k: int) -> int:
+    """Return the square root of `k`, rounded up."""
+    return math.isqrt(k - 1) + 1
 
 
 def detach_training(state: TrainState) -> TrainState:
@@ -158,14 +190,17 @@ def detach_training(state: TrainState) -> TrainState:
     )
 
 
-def _rows(batches: Any, k: int) -> list[Any]:
-    """Return the `k` batches in a tree of tensors with a leading axis."""
-    leaves, treedef = tree.flatten(batches)
-    for path, leaf in zip(tree.paths(batches), leaves, strict=True):
+def _check_rows(batches: Any, k: int) -> None:
+    """Raise unless each leaf of the batches is a tensor with a leading axis of length `k`."""
+    for path, leaf in zip(tree.paths(batches), tree.leaves(batches), strict=True):
         if not isinstance(leaf, torch.Tensor) or leaf.ndim == 0 or leaf.shape[0] != k:
             got = f"shape {tuple(leaf.shape)}" if isinstance(leaf, torch.Tensor) else repr(leaf)
             raise ValueError(
                 f"batches{path}: expected a tensor with a leading axis of length k = {k}, got {got}. "
                 f"Stack {k} batches: ftrain.transforms.stack(batches)."
             )
-    return [tree.unflatten(treedef, [leaf[i] for leaf in leaves]) for i in range(k)]
+
+
+def _rows(batches: Any, length: int) -> list[Any]:
+    """Return the batches in a tree of tensors with a leading axis of this length."""
+    return [tree.map(lambda x, i=i: x[i], batches) for i in range(length)]
