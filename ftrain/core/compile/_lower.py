@@ -16,6 +16,8 @@ from ftrain.core._torch_tensors import is_zero_tensor
 from ftrain.core.compile._dtypes import keep_traced_dtypes
 from ftrain.core.compile._errors import causes, first_line
 from ftrain.core.compile._graph import storage_of, written_by
+from ftrain.core.compile._one_channel import convolve_channels_last
+from ftrain.core.compile._pooling import split_pools
 from ftrain.core.compile._toolchain import check_compiler, no_compiler
 
 __all__ = ["Backend", "lower"]
@@ -58,6 +60,9 @@ def lower(
         check_compiler(device_type="cuda")
     chain_prints(graph)
     _drop_empty_parts_of_cats(graph)
+    if split_pools(graph.graph):
+        convolve_channels_last(graph.graph)
+        graph.recompile()
     try:
         with torch.no_grad(), _torch.without_autocast(), fake_kernels():
             keep_traced_dtypes(graph)
