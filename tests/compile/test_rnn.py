@@ -126,3 +126,19 @@ def test_inductor_compiled_lstm_gradients_match_eager():
     step = gradient_step(layer)
     # Six time steps of products of length 7: measured 0, and a wrong gate is off by 0.1.
     assert_close_norm(compile(step)(params, x), step(params, x), 1e-5)
+
+
+def test_recurrent_gradients_in_one_buffer_are_separate_outputs_of_the_operator(monkeypatch):
+    """cuDNN returns the gradients of the weights as parts of one buffer."""
+    layer, params, x = make("lstm two layers")
+    expected = gradient_step(layer)(params, x)
+    grad = torch.autograd.grad
+
+    def in_one_buffer(*args, **kwargs):
+        found = grad(*args, **kwargs)
+        parts = torch.cat([g.reshape(-1) for g in found]).split([g.numel() for g in found])
+        return tuple(part.view_as(g) for part, g in zip(parts, found, strict=True))
+
+    monkeypatch.setattr(torch.autograd, "grad", in_one_buffer)
+    compiled = compile(gradient_step(layer, how="vjp"), backend="eager")
+    assert same_bytes(compiled(params, x), expected)

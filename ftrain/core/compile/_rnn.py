@@ -136,9 +136,19 @@ def _rnn_backward(
         output = _decode(layer).run(inputs[0], inputs[1:n], inputs[n:])
         found = torch.autograd.grad(output, inputs, grads[: len(output)], allow_unused=True)
     return [
-        torch.zeros_like(t) if g is None else g.contiguous()
+        torch.zeros_like(t) if g is None else _own_memory(g)
         for t, g in zip(inputs, found, strict=True)
     ]
+
+
+def _own_memory(grad: torch.Tensor) -> torch.Tensor:
+    """Return a contiguous gradient that shares no memory with another.
+
+    cuDNN returns the gradients of the weights as parts of one buffer, which torch refuses as outputs of
+    an operator.
+    """
+    grad = grad.contiguous()
+    return grad.clone() if grad.untyped_storage().nbytes() != grad.nbytes else grad
 
 
 @_rnn_backward.register_fake
