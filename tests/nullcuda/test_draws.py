@@ -45,6 +45,9 @@ DRAWS: dict[str, tuple[int, Callable[[Tensor], Any]]] = {
     "fold_in of a number on the host": (1, lambda key: random.fold_in(key, torch.tensor(5))),
     "folds": (1, lambda key: random.normal(key, (3,), folds=MANY[:32])),
     "many folds": (2, lambda key: random.normal(key, (3,), folds=MANY)),
+    **{f"exponential {d}": (1, lambda key, d=d: random.exponential(key, (7,), d)) for d in FLOATS},
+    **{f"laplace {d}": (1, lambda key, d=d: random.laplace(key, (7,), d)) for d in FLOATS},
+    **{f"gumbel {d}": (1, lambda key, d=d: random.gumbel(key, (7,), d)) for d in FLOATS},
     "keys": (1, lambda key: torch.vmap(lambda k: random.normal(k, (3,)))(key.expand(6, 2))),
 }
 
@@ -148,7 +151,7 @@ def test_random_kernels_are_compiled_once_per_kind(
 
 @pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
 def test_nvrtc_compiles_every_kind_of_random_kernel(architecture: str) -> None:
-    for kind in range(_cuda_kernel.FOLD + 1):
+    for kind in range(_cuda_kernel.KINDS):
         assert _cuda_kernel.compiled(kind, architecture)[:4] == b"\x7fELF"
 
 
@@ -161,10 +164,11 @@ def test_random_kernels_round_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
             return getattr(library, name.replace("CUBIN", "PTX"))
 
     monkeypatch.setattr(_cuda_kernel, "_nvrtc", Readable)
-    for kind in range(_cuda_kernel.FOLD + 1):
+    for kind in range(_cuda_kernel.KINDS):
         text = _cuda_kernel.compiled.__wrapped__(kind, "sm_90").decode()
         assert ".entry ftrain_kernel" in text
-        asked = kind in (_cuda_kernel.UNIFORM32, _cuda_kernel.UNIFORM64)
+        uniform = (_cuda_kernel.UNIFORM32, _cuda_kernel.LAPLACE, _cuda_kernel.GUMBEL)
+        asked = kind in (*uniform, *(k + 1 for k in uniform))  # of 32 and of 64 bits
         assert len(re.findall(r"\bfma\.", text)) == asked, kind
         assert not re.findall(r"\S*\.(?:ftz|approx|full|local)\b", text), kind
 

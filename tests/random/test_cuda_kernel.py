@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import itertools
 import subprocess
 import warnings
@@ -24,7 +25,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ftrain.core import random
-from ftrain.core.random import _cpu_kernel, _cuda_kernel, _operators
+from ftrain.core.random import _cpu_kernel, _cuda_kernel, _jax_families, _operators
 
 HOST = """
 #include "threefry.h"
@@ -101,7 +102,7 @@ integer_bounds = st.integers(-(2**64), 2**64) | st.integers(-300, 300)
 def draws(draw: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
     """Return one operator with its arguments, still without a key."""
     path, shape, dtype = draw(folds), draw(shapes), draw(float_dtypes)
-    operator = draw(st.integers(0, 6))
+    operator = draw(st.integers(0, 9))
     if operator == 0:
         width = draw(st.sampled_from((8, 16, 32, 64)))
         return lambda key: _operators._bits(key, path, shape, width)
@@ -120,7 +121,13 @@ def draws(draw: Callable[..., Any]) -> Callable[[Tensor], Tensor]:
         return lambda key: _operators._randint(key, path, shape, integer, *limits)
     if operator == 5:
         return lambda key: _operators._split(key, path, shape)
-    return lambda key: _operators._fold(key, path)
+    if operator == 6:
+        return lambda key: _operators._fold(key, path)
+    if operator == 9:
+        is_high = draw(st.booleans())
+        return lambda key: _jax_families._gumbel_kernel(key, path, shape, dtype, is_high)
+    kernel = (_jax_families._exponential_kernel, _jax_families._laplace_kernel)[operator - 7]
+    return lambda key: kernel(key, path, shape, dtype)
 
 
 def key_of(seed: int, batch: str) -> Tensor:
@@ -165,6 +172,21 @@ def test_cuda_source_draws_the_bits_of_the_c_kernel_in_a_large_draw(
         ((_, threads),) = host.launches
         assert threads < found.numel() / 7
         assert same(found, _operators._standard_normal(key, (1,), (n,), dtype))
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_cuda_source_draws_many_exponential_laplace_and_gumbel_values_of_the_reference(
+    host: Host, dtype: torch.dtype
+) -> None:
+    """In 16 bits the draws meet every number; the smallest uniforms come up in 32 and 64 bits too."""
+    kernels = [_jax_families._exponential_kernel, _jax_families._laplace_kernel]
+    kernels += [functools.partial(_jax_families._gumbel_kernel, is_high=high) for high in (0, 1)]
+    for kernel in kernels:
+        host.launches.clear()
+        with host.draws():
+            found = kernel(random.key(2), (3,), (100_000,), dtype)
+        assert len(host.launches) == 1
+        assert same(found, kernel(random.key(2), (3,), (100_000,), dtype))
 
 
 @pytest.mark.parametrize("dtype", [*INTEGERS], ids=str)

@@ -38,6 +38,10 @@ _SOURCES = tuple(Path(__file__).with_name(name) for name in ("threefry.h", "thre
 
 # The order of `enum more` in threefry.cu, which follows that of `enum kind`.
 UNIFORM16, UNIFORMB16, NORMAL16, NORMALB16, INTEGERS32, INTEGERS64, FOLD = range(10, 17)
+EXPONENTIAL, LAPLACE, GUMBEL, GUMBEL_HIGH = range(FOLD + 1, FOLD + 17, 4)  # each of four dtypes
+KINDS = FOLD + 17
+
+_DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
 FOLDS = 32  # largest number of folds in one launch; equals FOLDS in threefry.cu
 _BLOCK = 256
@@ -82,6 +86,12 @@ class CudaKernel:
             count = count >> 1 if kind == PAIRS else count
             self._run(kind, key, folds, None, out, count, a=a, b=b)
         return out
+
+    def sample(
+        self, family: int, key: Tensor, folds: Sequence[int], out: Tensor, a: float, b: float
+    ) -> Tensor:
+        """Fill `out` `(*batch, ...)`, of any float dtype, with draws of a family (`LAPLACE`, ...)."""
+        return self.draw(family + _DTYPES.index(out.dtype), key, folds, out, a, b)
 
     def randint(
         self, key: Tensor, folds: Sequence[int], out: Tensor, base: int, span: int

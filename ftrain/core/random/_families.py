@@ -101,8 +101,13 @@ def _rows(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> l
     ]
 
 
-def _define(name: str, arguments: str, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Define an operator `(key, folds, *parameters)` that draws samples, and its vmap rule."""
+def _define(
+    name: str, arguments: str, kernel: Callable[..., Tensor], *, reads_values: bool = True
+) -> Callable[..., Tensor]:
+    """Define an operator `(key, folds, *parameters)` that draws samples, and its vmap rule.
+
+    A sampler that proposes values until all are accepted reads on the host if some are left.
+    """
 
     def rule(info: Any, dims: Any, key: Tensor, folds: Ints, *params: Tensor) -> Any:
         rows = _rows(info.batch_size, (dims[0], *dims[2:]), (key, *params))
@@ -115,6 +120,7 @@ def _define(name: str, arguments: str, kernel: Callable[..., Tensor]) -> Callabl
             params[0], memory_format=torch.contiguous_format
         ),
         rule,
+        reads_values=reads_values,
     )
     return operator
 

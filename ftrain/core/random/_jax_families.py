@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from ftrain.core._torch_dispatch import SLOPES
-from ftrain.core.random import _elementary, _floats, _jax_samplers, _normal, _operators
+from ftrain.core.random import (
+    _cuda_kernel,
+    _elementary,
+    _floats,
+    _jax_samplers,
+    _normal,
+    _operators,
+)
 from ftrain.core.random._families import (
     _define,
     _define_slope,
@@ -34,13 +41,35 @@ Ints = Sequence[int]
 # Draws by the inverse of a distribution function, from a key and a shape.
 
 
+def _on_cuda(
+    family: int,
+    key: Tensor,
+    folds: Ints,
+    shape: Ints,
+    dtype: torch.dtype,
+    a: float = 0.0,
+    b: float = 0.0,
+) -> Tensor | None:
+    """Return the draws of one kernel launch; `None` without the CUDA kernels."""
+    kernel = _operators._for(key)
+    if not isinstance(kernel, _cuda_kernel.CudaKernel):
+        return None
+    return kernel.sample(family, key, folds, _operators._drawn(key, shape, dtype), a, b)
+
+
 def _exponential_kernel(key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype) -> Tensor:
+    drawn = _on_cuda(_cuda_kernel.EXPONENTIAL, key, folds, shape, dtype)
+    if drawn is not None:
+        return drawn
     u = _operators._uniform(key, folds, shape, dtype, 0.0, 1.0)
     return -_elementary.log1p(-_floats32(u)).to(dtype)
 
 
 def _laplace_kernel(key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype) -> Tensor:
     lowest = torch.finfo(dtype).eps / 2.0 - 1.0
+    drawn = _on_cuda(_cuda_kernel.LAPLACE, key, folds, shape, dtype, lowest, 1.0)
+    if drawn is not None:
+        return drawn
     u = _floats32(_operators._uniform(key, folds, shape, dtype, lowest, 1.0))
     return (u.sign() * _elementary.log1p(-u.abs())).to(dtype)
 
@@ -48,7 +77,13 @@ def _laplace_kernel(key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype) -
 def _gumbel_kernel(
     key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype, is_high: bool
 ) -> Tensor:
-    tiny = torch.finfo(dtype).tiny
+    tiny, step = torch.finfo(dtype).tiny, torch.finfo(dtype).eps
+    family, *bounds = (
+        (_cuda_kernel.GUMBEL_HIGH, step, tiny) if is_high else (_cuda_kernel.GUMBEL, tiny, 1.0)
+    )
+    drawn = _on_cuda(family, key, folds, shape, dtype, *bounds)
+    if drawn is not None:
+        return drawn
     if not is_high:
         u = _operators._uniform(key, folds, shape, dtype, tiny, 1.0)
         inner = -_elementary.log(_floats32(u)).to(dtype)
@@ -56,7 +91,6 @@ def _gumbel_kernel(
         high, low = _operators._uniform(key, folds, (2, *shape), dtype, 0.0, 1.0).unbind(
             key.ndim - 1
         )
-        step = torch.finfo(dtype).eps
         u = torch.where(high >= 0.5, high, high + step * low + tiny)
         inner = -_elementary.log1p(-_floats32(u)).to(dtype)
     return -_elementary.log(_floats32(inner)).to(dtype)
@@ -141,7 +175,9 @@ def _softmax_kernel(x: Tensor) -> Tensor:
     return (powers / _elementary.total(powers).unsqueeze(-1)).to(x.dtype)
 
 
-truncated_normal = _define("truncated_normal", "Tensor lower, Tensor upper", _truncated_kernel)
+truncated_normal = _define(
+    "truncated_normal", "Tensor lower, Tensor upper", _truncated_kernel, reads_values=False
+)
 _gamma_draw = _define(
     "gamma_draw",
     "Tensor alpha",
@@ -319,6 +355,7 @@ ball = _operators._define(
     "threefry_ball(Tensor key, int[] folds, SymInt[] shape, ScalarType dtype, SymInt d, float p)",
     _ball_kernel,
     lambda key, folds, shape, dtype, d, p: _operators._drawn(key, (*shape, d), dtype),
+    reads_values=True,
 )
 
 

@@ -158,9 +158,14 @@ def _define(
     body: Callable[..., Tensor],
     fake: Callable[..., Tensor],
     vmap: Callable[..., Any] | None = None,
+    *,
+    reads_values: bool = False,
 ) -> Callable[..., Tensor]:
+    """Define an operator; one that reads values on the host cannot be part of a CUDA graph."""
     name = signature[: signature.index("(")]
     tags = (torch.Tag.pt2_compliant_tag,)
+    if reads_values:
+        tags += (torch.Tag.cudagraph_unsafe,)
     _LIBRARY.define(f"{signature} -> Tensor", tags=tags)  # type: ignore[no-untyped-call]
     _LIBRARY.impl(name, body, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
     operator: Callable[..., Tensor] = getattr(torch.ops.ftrain, name).default

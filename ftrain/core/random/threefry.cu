@@ -5,8 +5,14 @@
  */
 
 enum { FOLDS = 32 };
-/* After `enum kind`: the floats of 16 bits (B: bfloat16), integers, keys. */
-enum more { UNIFORM16 = 10, UNIFORMB16, NORMAL16, NORMALB16, INTEGERS32, INTEGERS64, FOLD };
+/* After `enum kind`: the floats of 16 bits (B: bfloat16), integers, keys, and functions of uniforms. */
+enum more {
+    UNIFORM16 = 10, UNIFORMB16, NORMAL16, NORMALB16, INTEGERS32, INTEGERS64, FOLD,
+    EXPONENTIAL32, EXPONENTIAL64, EXPONENTIAL16, EXPONENTIALB16,
+    LAPLACE32, LAPLACE64, LAPLACE16, LAPLACEB16,
+    GUMBEL32, GUMBEL64, GUMBEL16, GUMBELB16,
+    GUMBELHIGH32, GUMBELHIGH64, GUMBELHIGH16, GUMBELHIGHB16
+};
 
 /* The parameters of a launch, in the order in which _cuda_kernel.py packs them; strides count elements. */
 struct task {
@@ -94,6 +100,55 @@ static inline float brain(float x) {
     u = u < (lowest) ? (lowest) : u;                                 \
     const float value = round(1.4140625f * round(erfinv32(u)));
 
+static inline float infinity32(void) {
+    const u32 word = 0x7F800000u;
+    float x;
+    memcpy(&x, &word, sizeof word);
+    return x;
+}
+
+/* log(x) for x >= 0 and log(1 + x) for -1 <= x <= 0: see `log` and `log1p` in _elementary.py. */
+static inline float full_log(float x) {
+    const float least = 1.17549435082228750797e-38f;
+    return x >= infinity32() ? x : x > 0.0f ? log32(x < least ? least : x) : -infinity32();
+}
+
+static inline double full_log(double x) {
+    const double least = 2.22507385850720138309e-308;
+    return x >= (double)infinity32() ? x : x > 0.0 ? log64(x < least ? least : x) : -(double)infinity32();
+}
+
+static inline float full_log1p(float x) {
+    const float lowest = 5.9604644775390625e-08f - 1.0f;
+    return x > -1.0f ? log1p32(x < lowest ? lowest : x) : -infinity32();
+}
+
+static inline double full_log1p(double x) {
+    const double lowest = 1.1102230246251565e-16 - 1.0;
+    return x > -1.0 ? log1p64(x < lowest ? lowest : x) : -(double)infinity32();
+}
+
+/* The formulas of _jax_families.py, where `round` follows each operation in 16 bits. */
+template <typename T> static inline T exponential(T u) { return -full_log1p(-u); }
+
+template <typename T> static inline T laplace(T u) {
+    return (T)((u > 0) - (u < 0)) * full_log1p(u < 0 ? u : -u);
+}
+
+#define GUMBEL(round, u) (-full_log(round(-full_log(u))))
+
+#define GUMBEL_HIGH(round, high, low, step, tiny, value)                              \
+    const auto high_ = (high);                                                        \
+    const auto u_ = high_ >= 0.5f ? high_ : round(round(high_ + round((step) * (low))) + (tiny)); \
+    const auto value = -full_log(round(-full_log1p(-u_)));
+
+static inline float exact(float x) { return x; }
+static inline double exact(double x) { return x; }
+
+/* The numbers in [0, 1) of 16 bits. */
+static inline float unit16(u32 word) { return (float)((word & 0xFFFFu) >> 6) * 0.0009765625f; }
+static inline float unitb16(u32 word) { return (float)((word & 0xFFu) >> 1) * 0.0078125f; }
+
 /* Element i of a row, which is element `at` of the result. `kind` is a constant of each kernel. */
 static inline void element(const int kind, const u32 key[2], u64 i, u64 at, const struct task *t) {
     const u32 k0 = key[0], k1 = key[1], k2 = k0 ^ k1 ^ 0x1BD11BDAu;
@@ -119,23 +174,75 @@ static inline void element(const int kind, const u32 key[2], u64 i, u64 at, cons
     case NORMAL32: ((float *)t->out)[at] = normal32(unit32(word)); break;
     case NORMAL64: ((double *)t->out)[at] = normal64(unit64(x, y)); break;
     case UNIFORM16: {
-        UNIFORM(half, (float)((word & 0xFFFFu) >> 6) * 0.0009765625f, t->a, t->b, value)
+        UNIFORM(half, unit16(word), t->a, t->b, value)
         ((u16 *)t->out)[at] = half_word(value);
         break;
     }
     case UNIFORMB16: {
-        UNIFORM(brain, (float)((word & 0xFFu) >> 1) * 0.0078125f, t->a, t->b, value)
+        UNIFORM(brain, unitb16(word), t->a, t->b, value)
         ((u16 *)t->out)[at] = brain_word(value);
         break;
     }
     case NORMAL16: {
-        NORMAL(half, (float)((word & 0xFFFFu) >> 6) * 0.0009765625f, 0.00048828125f - 1.0f, value)
+        NORMAL(half, unit16(word), 0.00048828125f - 1.0f, value)
         ((u16 *)t->out)[at] = half_word(value);
         break;
     }
     case NORMALB16: {
-        NORMAL(brain, (float)((word & 0xFFu) >> 1) * 0.0078125f, 0.00390625f - 1.0f, value)
+        NORMAL(brain, unitb16(word), 0.00390625f - 1.0f, value)
         ((u16 *)t->out)[at] = brain_word(value);
+        break;
+    }
+    case EXPONENTIAL32: ((float *)t->out)[at] = exponential(unit32(word)); break;
+    case EXPONENTIAL64: ((double *)t->out)[at] = exponential(unit64(x, y)); break;
+    case EXPONENTIAL16: ((u16 *)t->out)[at] = half_word(half(exponential(unit16(word)))); break;
+    case EXPONENTIALB16: ((u16 *)t->out)[at] = brain_word(exponential(unitb16(word))); break;
+    case LAPLACE32:
+    case GUMBEL32: {
+        const float low = (float)t->a, u = scaled32(unit32(word), low, (float)t->b - low);
+        ((float *)t->out)[at] = kind == LAPLACE32 ? laplace(u) : GUMBEL(exact, u);
+        break;
+    }
+    case LAPLACE64:
+    case GUMBEL64: {
+        const double u = scaled64(unit64(x, y), t->a, t->b - t->a);
+        ((double *)t->out)[at] = kind == LAPLACE64 ? laplace(u) : GUMBEL(exact, u);
+        break;
+    }
+    case LAPLACE16:
+    case GUMBEL16: {
+        UNIFORM(half, unit16(word), t->a, t->b, u)
+        ((u16 *)t->out)[at] = half_word(half(kind == LAPLACE16 ? laplace(u) : GUMBEL(half, u)));
+        break;
+    }
+    case LAPLACEB16:
+    case GUMBELB16: {
+        UNIFORM(brain, unitb16(word), t->a, t->b, u)
+        ((u16 *)t->out)[at] = brain_word(kind == LAPLACEB16 ? laplace(u) : GUMBEL(brain, u));
+        break;
+    }
+    case GUMBELHIGH32:
+    case GUMBELHIGH64:
+    case GUMBELHIGH16:
+    case GUMBELHIGHB16: { /* from element i and the one at the same place in a second row of `count` */
+        const u64 j = i + t->count;
+        u32 z = (u32)(j >> 32), w = (u32)j;
+        THREEFRY(k0, k1, k2, z, w)
+        const u32 other = z ^ w;
+        const float step = (float)t->a, tiny = (float)t->b;
+        if (kind == GUMBELHIGH64) {
+            GUMBEL_HIGH(exact, unit64(x, y), unit64(z, w), t->a, t->b, value)
+            ((double *)t->out)[at] = value;
+        } else if (kind == GUMBELHIGH32) {
+            GUMBEL_HIGH(exact, unit32(word), unit32(other), step, tiny, value)
+            ((float *)t->out)[at] = value;
+        } else if (kind == GUMBELHIGH16) {
+            GUMBEL_HIGH(half, unit16(word), unit16(other), step, tiny, value)
+            ((u16 *)t->out)[at] = half_word(half(value));
+        } else {
+            GUMBEL_HIGH(brain, unitb16(word), unitb16(other), step, tiny, value)
+            ((u16 *)t->out)[at] = brain_word(value);
+        }
         break;
     }
     }
