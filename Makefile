@@ -104,8 +104,9 @@ processors: $(VENV)/dev
 
 # CUDA paths on a device that computes nothing: launches, syncs, copies, capture, generated code. NULLCUDA names a
 # launcher: a command that starts Python with a CUDA build of torch on such a device. Without one, all are skipped.
+# FTRAIN_CAMPAIGN=1 compiles every model in every precision, instead of some in each.
 nullcuda: $(VENV)/dev
-	$(if $(NULLCUDA),$(NULLCUDA),$(PY)) -m pytest tests/nullcuda
+	NC_DEVICES=$${NC_DEVICES:-2} $(if $(NULLCUDA),$(NULLCUDA),$(PY)) -m pytest tests/nullcuda
 
 # The quick tests on other versions of Python and torch (docs/versions.md); PYTHONS="3.12 3.13" TORCHES="2.11 newest"
 # chooses some. Each cell installs a torch, gigabytes.

@@ -255,7 +255,7 @@ def loss_under(
         return lambda batch: task.loss_fn(model, batch)
 
     def loss_of(batch: Batch) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(batch["x"].device.type, torch.bfloat16):
             return task.loss_fn(model, batch)
 
     return loss_of
@@ -300,13 +300,16 @@ def ours(
     donate: bool = True,
     seed: int = 0,
     backend: Literal["inductor", "eager"] = "inductor",
+    mode: str | None = None,
     **options: Any,
 ) -> Step:
     """Return ftrain's step as a user writes it: `step = ftrain.compile(train_step, donate=True)`."""
     init_state, train_step, _ = steps(task, **options)
     state = init_state(seed)
     step: Any = (
-        ftrain.compile(train_step, donate=donate, backend=backend) if compiled else train_step
+        ftrain.compile(train_step, donate=donate, backend=backend, mode=mode)
+        if compiled
+        else train_step
     )
     batches = itertools.cycle(task.batches)
 

@@ -47,6 +47,19 @@ def test_function_that_prints_is_not_captured_as_a_cuda_graph() -> None:
     assert found == "its operator `print` acts on the host"
 
 
+@pytest.mark.parametrize(
+    ("sample", "named"),
+    [(ftrain.random.gamma, "threefry_gamma"), (ftrain.random.exponential, None)],
+)
+def test_function_with_a_sampler_that_rejects_is_not_captured_as_a_cuda_graph(
+    sample: Any, named: str | None
+) -> None:
+    given = torch.ones(3) if named else (3,)
+    found = reason(lambda key: sample(key, given), ftrain.random.key(0))
+    assert (found is None) == (named is None)
+    assert named is None or (named in str(found) and "acts on the host" in str(found))
+
+
 def test_reason_against_a_cuda_graph_names_inputs_on_two_devices() -> None:
     graph = ftrain.compile(lambda x: x * 2).graph(torch.ones(2))
     inputs = [torch.ones(2), torch.ones(2, device="meta")]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -144,6 +146,26 @@ def test_a_checkpoint_resumes_with_the_same_bits(tmp_path):
 
 
 @values
+@pytest.mark.parametrize(
+    ("model", "precision", "mode"),
+    [
+        ("gpt", "bf16-mixed", "eager"),
+        pytest.param("mlp", "16-mixed", "inductor", marks=pytest.mark.inductor),
+        pytest.param("gpt", "32-true", "inductor", marks=pytest.mark.inductor),
+    ],
+)
+def test_run_finished_in_a_new_process_has_the_same_bits(model, precision, mode, tmp_path):
+    step, state, batches = start(model, precision, mode)
+    state, _ = step(state, batches[0])
+    checkpoint.save(tmp_path / "a", state)
+    for batch in batches[1:]:
+        state, _ = step(state, batch)
+    command = [sys.executable, "-m", "tests.cuda.fresh", model, precision, mode, tmp_path / "a"]
+    found = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert found.stdout.split() == [tree.digest(state)]
+
+
+@values
 def test_draws_on_cuda_have_the_bits_of_the_cpu():
     key = random.key(3)
     draws = {
@@ -155,6 +177,13 @@ def test_draws_on_cuda_have_the_bits_of_the_cpu():
         "split": lambda k: random.split(k, 5),
         "fold_in": lambda k: random.fold_in(k, 7),
         "normal": lambda k: random.normal(k, (9999,)),
+        "exponential": lambda k: random.exponential(k, (9999,)),
+        "laplace": lambda k: random.laplace(k, (9999,)),
+        "gumbel": lambda k: random.gumbel(k, (9999,)),
+        "categorical": lambda k: random.categorical(k, torch.ones(7, device=k.device)),
+        "float64": lambda k: random.normal(k, (9999,), torch.float64),
+        "float16": lambda k: random.uniform(k, (9999,), torch.float16),
+        "bfloat16": lambda k: random.normal(k, (9999,), torch.bfloat16),
     }
     for name, draw in draws.items():
         testing.assert_same_bits(draw(key.cuda()).cpu(), draw(key), name)

@@ -9,7 +9,8 @@ import ftrain
 from ftrain import optim, tree
 from ftrain.loop import callbacks, finders
 from ftrain.loop.events import Plan, Progress, TrainBegin, WindowEnd
-from tests.nullcuda.device import is_null
+from tests.nullcuda.device import counted, is_null
+from tests.zoo import ZOO
 
 DEVICE = f"cuda:{torch.cuda.device_count() - 1}" if is_null() else "cuda:0"
 
@@ -24,6 +25,29 @@ def test_advice_about_a_missing_scaler_names_the_device():
     state = tree.map(lambda leaf: leaf.to(DEVICE), steps[0].init_state(0))
     with pytest.raises(ValueError, match=rf"LossScale\(\).init_state\('{DEVICE}'\)"):
         steps[1].train_step(state, torch.ones(4, 3, device=DEVICE))
+
+
+@pytest.mark.inductor
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices (NC_DEVICES=2)")
+@pytest.mark.parametrize("mode", [None, "reduce-overhead"])
+def test_compiled_step_runs_on_the_second_device_alone(mode: str | None) -> None:
+    case = ZOO["mlp"]
+    steps = ftrain.make_steps(case.model, case.loss_fn, optim.adamw(1e-3), precision="16-mixed")
+    state, batches = tree.map(
+        lambda leaf: leaf.to("cuda:1"),
+        (steps.init_state(0), [case.batch(seed, 8) for seed in range(6)]),
+    )
+    step = ftrain.compile(steps.train_step, donate=True, mode=mode)
+    before = torch.cuda.memory_allocated(0)
+    for batch in batches[:5]:
+        state, _ = step(state, batch)
+    with counted() as counts:
+        outputs = step(state, batches[5])
+    assert (counts.waits, counts.bad_captures) == (0, 0)
+    assert counts.graphs == (mode is not None)
+    assert {leaf.device for leaf in tree.leaves(outputs)} == {torch.device("cuda:1")}
+    assert torch.cuda.memory_allocated(0) == before
+    assert torch.cuda.current_device() == 0
 
 
 def test_memory_monitor_reports_the_device_of_the_state():
