@@ -27,6 +27,9 @@ __all__ = [
     "broadcast",
     "group_of",
     "reduce_scatter",
+    "reduce_scatter_each",
+    "start_all_gather",
+    "waited",
     "whole_group",
 ]
 
@@ -84,7 +87,7 @@ def whole_group(mesh: DeviceMesh) -> Group:
 
 def all_reduce(tensor: torch.Tensor, group: Group, op: Reduction = "sum") -> torch.Tensor:
     """Return the elementwise sum (or maximum, minimum) of a tensor over the ranks of a group."""
-    return _waited(_OPERATORS.all_reduce(tensor.contiguous(), op, group.name))
+    return waited(_OPERATORS.all_reduce(tensor.contiguous(), op, group.name))
 
 
 def all_reduce_each(
@@ -92,21 +95,46 @@ def all_reduce_each(
 ) -> list[torch.Tensor]:
     """Return `all_reduce` of each tensor; all are sent before the first result is waited for."""
     sent = [_OPERATORS.all_reduce(x.contiguous(), op, group.name) for x in tensors]
-    return [_waited(x) for x in sent]
+    return [waited(x) for x in sent]
 
 
 def all_gather(tensor: torch.Tensor, group: Group) -> torch.Tensor:
     """Return the tensors of all ranks, stacked in rank order: `[...]` becomes `[ranks, ...]`."""
     flat = tensor.contiguous().reshape(-1)  # a 0-d tensor has no axis to concatenate along
-    gathered = _waited(_OPERATORS.all_gather_into_tensor(flat, group.size, group.name))
+    gathered = waited(_OPERATORS.all_gather_into_tensor(flat, group.size, group.name))
     return gathered.reshape(group.size, *tensor.shape)
+
+
+def start_all_gather(tensors: list[torch.Tensor], group: Group) -> list[torch.Tensor]:
+    """Start to gather tensors from all ranks, together; each result is complete after `waited`.
+
+    Args:
+        tensors: contiguous, of the same shapes on every rank, `[n, ...]`.
+        group: the ranks.
+
+    Returns:
+        The rows of all ranks of each tensor, in rank order: `[ranks * n, ...]`.
+    """
+    started: list[torch.Tensor] = _OPERATORS.all_gather_into_tensor_coalesced(
+        tensors, group.size, group.name
+    )
+    return started
+
+
+def reduce_scatter_each(
+    tensors: list[torch.Tensor], group: Group, op: Reduction = "sum"
+) -> list[torch.Tensor]:
+    """Return this rank's rows of the sum of each tensor: `[ranks * n, ...]` becomes `[n, ...]`."""
+    given = [x.contiguous() for x in tensors]
+    started = _OPERATORS.reduce_scatter_tensor_coalesced(given, op, group.size, group.name)
+    return [waited(x) for x in started]
 
 
 def reduce_scatter(tensor: torch.Tensor, group: Group, op: Reduction = "sum") -> torch.Tensor:
     """Return this rank's entry of the sum of a tensor over ranks: `[ranks, ...]` becomes `[...]`."""
     flat = tensor.contiguous().reshape(-1)
     scattered = _OPERATORS.reduce_scatter_tensor(flat, op, group.size, group.name)
-    return _waited(scattered).reshape(tensor.shape[1:])
+    return waited(scattered).reshape(tensor.shape[1:])
 
 
 def all_to_all(tensor: torch.Tensor, group: Group) -> torch.Tensor:
@@ -118,7 +146,7 @@ def all_to_all(tensor: torch.Tensor, group: Group) -> torch.Tensor:
     """
     given = tensor.contiguous()
     sizes = [1] * group.size
-    return _waited(_OPERATORS.all_to_all_single(given, sizes, sizes, group.name))
+    return waited(_OPERATORS.all_to_all_single(given, sizes, sizes, group.name))
 
 
 def broadcast(tensor: torch.Tensor, group: Group, source: int = 0) -> torch.Tensor:
@@ -129,9 +157,10 @@ def broadcast(tensor: torch.Tensor, group: Group, source: int = 0) -> torch.Tens
         group: the ranks.
         source: the position in the group of the rank whose values are sent.
     """
-    return _waited(_OPERATORS.broadcast(tensor.contiguous(), source, group.name))
+    return waited(_OPERATORS.broadcast(tensor.contiguous(), source, group.name))
 
 
-def _waited(tensor: Any) -> torch.Tensor:
+def waited(tensor: Any) -> torch.Tensor:
+    """Return the result of a collective that has been started, once it is complete."""
     done: torch.Tensor = _OPERATORS.wait_tensor(tensor)
     return done

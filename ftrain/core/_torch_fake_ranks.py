@@ -14,9 +14,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.testing._internal.distributed.fake_pg as _registers_backend  # noqa: F401
+from torch.distributed import distributed_c10d
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core._torch_stores import hash_store
 
 __all__ = ["Traffic", "fake_mesh"]
@@ -37,9 +39,9 @@ class Traffic:
     """Bytes that one rank sends, and collectives that it takes part in.
 
     Attributes:
-        size: the number of ranks.
-        sent: bytes that the rank sends, by the ring algorithms: each rank sends an all-reduced tensor
-            2 (W - 1) / W times, and a gathered or scattered one (W - 1) / W times.
+        size: the number of all ranks.
+        sent: bytes that the rank sends, by the ring algorithms: each of W ranks of a collective sends an
+            all-reduced tensor 2 (W - 1) / W times, and a gathered or scattered one (W - 1) / W times.
         collectives: number of collectives.
     """
 
@@ -53,9 +55,10 @@ class Traffic:
         with _Counter(self):
             yield
 
-    def add(self, name: str, inputs: int, outputs: int) -> None:
-        """Add one collective, with the bytes of its inputs and of its outputs on one rank."""
-        share = (self.size - 1) / self.size
+    def add(self, name: str, size: int, inputs: int, outputs: int) -> None:
+        """Add one collective of `size` ranks, with the bytes of its inputs and outputs on one rank."""
+        share = (size - 1) / size
+        name = name.removesuffix("_coalesced")
         factors = {
             "all_reduce": 2 * share * inputs,
             "all_gather_into_tensor": share * outputs,
@@ -77,6 +80,11 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's _
         namespace, _, name = func._schema.name.partition("::")
         # Operators with a leading underscore, such as `_wrap_tensor_autograd`, send nothing.
         if namespace == "_c10d_functional" and not name.startswith(("_", "wait_tensor")):
-            inputs = [x for x in args if isinstance(x, torch.Tensor)]
-            self._traffic.add(name, sum(x.nbytes for x in inputs), found.nbytes)
+            named: Any = distributed_c10d._resolve_process_group  # type: ignore[attr-defined]  # private
+            size = named(args[-1]).size()
+            self._traffic.add(name, size, _bytes(args), _bytes(found))
         return found
+
+
+def _bytes(values: Any) -> int:
+    return sum(x.nbytes for x in torch_pytree.tree_leaves(values) if isinstance(x, torch.Tensor))

@@ -23,9 +23,9 @@ def test_one_of_four_ranks_sends_the_bytes_of_the_ring_algorithm(
     name: str, inputs: int, outputs: int, sent: float
 ) -> None:
     traffic = Traffic(4)
-    traffic.add(name, inputs, outputs)
+    traffic.add(name, 4, inputs, outputs)
     assert (traffic.sent, traffic.collectives) == (sent, 1)
-    traffic.add(name, inputs, outputs)
+    traffic.add(name, 4, inputs, outputs)
     assert (traffic.sent, traffic.collectives) == (2 * sent, 2)
 
 
@@ -40,3 +40,15 @@ def test_collectives_in_a_block_are_counted_and_waits_for_them_are_not() -> None
     assert traffic.collectives == 2
     assert traffic.sent == 2 * 0.75 * 32 + 0.75 * 4 * 32
     assert not torch.distributed.is_initialized()
+
+
+def test_collectives_of_some_ranks_are_counted_with_the_number_of_these() -> None:
+    with fake_mesh(4, "cpu") as mesh:
+        pairs = torch.distributed.init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"))
+        traffic, x = Traffic(mesh.size()), torch.ones(8)
+        with traffic.counted():
+            torch.add(collectives.all_reduce(x, "sum", pairs["b"]), 1)
+            group = pairs["b"].get_group().group_name
+            torch.ops._c10d_functional.all_gather_into_tensor_coalesced([x, x[:2]], 2, group)
+    assert traffic.collectives == 2
+    assert traffic.sent == 2 * 0.5 * 32 + 0.5 * 2 * (32 + 8)
