@@ -92,9 +92,11 @@ def _gathered(parts: Parts) -> int:
 
 def _ranks(traffic: Any, config: Config, flops: int) -> list[tuple[str, str]]:
     """Return the rows of the table about ranks and their traffic."""
-    shards = config.distributed.logical_shards
-    is_sharded = config.distributed.strategy == "fully_sharded"
-    strategy = "fully_sharded" if is_sharded else "data_parallel"
+    options = config.distributed
+    strategy: str = "data_parallel" if options.strategy == "none" else options.strategy
+    if options.mesh is not None:
+        strategy += f" on a mesh of {' x '.join(map(str, options.mesh))}"
+    shards = options.logical_shards
     strategy += f", {shards} logical shards" if shards else ""
     ratio = f", {flops / traffic.sent:.3g} FLOPs a byte" if traffic.sent else ""
     return [

@@ -14,6 +14,7 @@ import torch
 
 from ftrain import data as loading
 from ftrain.config._component_errors import made
+from ftrain.config._ranks import row_ranks
 from ftrain.config._text_columns import without_texts
 from ftrain.config.errors import ConfigError
 from ftrain.config.resolve import Resolved, Target
@@ -130,7 +131,7 @@ def loaders(
     place = device if device.type != "cpu" else None
     seed = config.seed if config.data_seed is None else config.data_seed
     compiled = config.compile and not config.detect_anomaly and not evaluation
-    rank, ranks = (0, 1) if mesh is None else (mesh.get_rank(), mesh.size())
+    rank, ranks = row_ranks(config, mesh)
 
     def batches(dataset: Any, training: bool) -> Any:
         if training and ranks > 1 and not hasattr(dataset, "__getitem__"):

@@ -13,7 +13,7 @@ from ftrain.config.schema import Config
 from ftrain.core.errors import ArgumentError
 from ftrain.core.step import Steps
 
-__all__ = ["is_restarted", "mesh_of", "over_ranks"]
+__all__ = ["is_restarted", "mesh_of", "over_ranks", "row_ranks"]
 
 #: Environment variables of torchrun and of SLURM's srun; each of several processes has one of them.
 _LAUNCHERS = ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
@@ -40,7 +40,7 @@ def mesh_of(config: Config) -> Iterator[Any]:
         raise _refused(config, "strategy", _advice(error)) from None
     if options.strategy == "none":
         if size > 1:
-            says = "expected data_parallel or fully_sharded, since "
+            says = "expected data_parallel, fully_sharded or tensor_parallel, since "
             says += f"{size} processes were started, got none, with which "
             remedy = (
                 "each process would train the same run. Write distributed.strategy=data_parallel."
@@ -85,18 +85,18 @@ def over_ranks(config: Config, steps: Steps, mesh: Any) -> Steps:
     """
     if mesh is None:
         return steps
-    from ftrain.distributed import data_parallel, fully_sharded  # noqa: PLC0415  # only runs on ranks need it
+    # Only runs on ranks need it.
+    from ftrain.distributed import data_parallel, fully_sharded, tensor_parallel  # noqa: PLC0415
 
     options = config.distributed
-    if options.strategy == "fully_sharded":
-        _check_sharded(config)
-    elif options.units is not None:
-        says = "expected null with data_parallel, which gathers no parameters, got "
-        remedy = "Write distributed.strategy=fully_sharded."
-        raise _refused(config, "units", f"{says}{', '.join(options.units)}. {remedy}")
+    _check_keys(config)
+    grid = _grid(config, mesh)
     try:
         if options.strategy == "fully_sharded":
-            found = fully_sharded(steps, mesh, units=options.units)
+            shards = options.logical_shards
+            found = fully_sharded(steps, grid, units=options.units, logical_shards=shards)
+        elif options.strategy == "tensor_parallel":
+            found = tensor_parallel(steps, grid, options.rules or {})
         else:
             found = data_parallel(steps, mesh, logical_shards=options.logical_shards)
     except (TypeError, ValueError) as error:
@@ -104,19 +104,75 @@ def over_ranks(config: Config, steps: Steps, mesh: Any) -> Steps:
         key = "logical_shards" if about_shards else "strategy"
         if options.units and re.search("pattern|units", str(error)):
             key = "units"
+        if options.rules and re.search("pattern|rules", str(error)):
+            key = "rules"
         raise _refused(config, key, _advice(error)) from error
     return found._replace(eval_step=steps.eval_step) if mesh.size() == 1 else found
 
 
-def _check_sharded(config: Config) -> None:
-    """Raise if a key has no meaning for states of which each rank has a part."""
-    if config.distributed.logical_shards is not None:
-        says = "expected null with fully_sharded, whose bits depend on the number of ranks, got "
-        remedy = "Write distributed.strategy=data_parallel."
-        found = config.distributed.logical_shards
-        raise _refused(config, "logical_shards", f"{says}{found}. {remedy}")
-    if config.log_digests is not None:
-        says = "expected null with fully_sharded, since rank 0 has a part of each tensor only, got "
+def row_ranks(config: Config, mesh: Any) -> tuple[int, int]:
+    """Return the position of this rank among the ranks that have rows of their own, and their number.
+
+    Raises:
+        ConfigError: `distributed.mesh` does not suit the number of ranks.
+    """
+    if mesh is None:
+        return 0, 1
+    if config.distributed.strategy != "tensor_parallel":
+        return mesh.get_rank(), mesh.size()
+    first, second = _axes(config, mesh) or (1, mesh.size())
+    return mesh.get_rank() // second, first
+
+
+def _axes(config: Config, mesh: Any) -> tuple[int, int] | None:
+    """Return the numbers of ranks along the two axes of `distributed.mesh`; `None` for one axis."""
+    given, size = config.distributed.mesh, mesh.size()
+    if given is None:
+        return None
+    first, second = given
+    if first == -1 and second > 0:
+        first = size // second
+    elif second == -1 and first > 0:
+        second = size // first
+    if first < 1 or second < 1 or first * second != size:
+        says = f"expected two numbers whose product is the number of ranks, {size}, got {[*given]}"
+        raise _refused(config, "mesh", f"{says}. Write -1 for the first one.")
+    return first, second
+
+
+def _grid(config: Config, mesh: Any) -> Any:
+    """Return the mesh of the steps: that of all ranks, or one with the two axes of the configuration."""
+    axes = _axes(config, mesh)
+    if axes is None or mesh.size() == 1:
+        return mesh
+    from torch.distributed.device_mesh import init_device_mesh  # noqa: PLC0415  # as above
+
+    return init_device_mesh(mesh.device_type, axes, mesh_dim_names=("data", "model"))
+
+
+def _check_keys(config: Config) -> None:
+    """Raise if a key has no meaning for the strategy."""
+    options = config.distributed
+    strategy = options.strategy
+    only = {
+        "units": ("fully_sharded",),
+        "rules": ("tensor_parallel",),
+        "mesh": ("fully_sharded", "tensor_parallel"),
+        "logical_shards": ("data_parallel", "fully_sharded"),
+    }
+    for key, strategies in only.items():
+        value = getattr(options, key)
+        if value is not None and strategy not in strategies:
+            got = ", ".join(map(str, value)) if isinstance(value, (tuple, dict)) else value
+            remedy = f"Write distributed.strategy={strategies[0]}."
+            raise _refused(config, key, f"expected null with {strategy}, got {got}. {remedy}")
+    if strategy == "tensor_parallel" and not options.rules:
+        says = "expected column or row for patterns of layers, got none. Write "
+        raise _refused(
+            config, "rules", says + "rules: {blocks.*.inner: column, blocks.*.outer: row}."
+        )
+    if config.log_digests is not None and strategy != "data_parallel":
+        says = f"expected null with {strategy}, since rank 0 has a part of each tensor only, got "
         raise ConfigError.at(
             "log_digests",
             config.places.of(("log_digests",)),

@@ -25,6 +25,7 @@ __all__ = ["Checkpoint", "Component", "Config", "Data", "Distributed", "EarlySto
 Count = Annotated[int, Field(ge=1)]
 Threads = Annotated[int, Field(ge=1, le=4096)]  # with more, OpenMP ends the process
 Workers = Annotated[int, Field(ge=0, le=1024)]  # each worker is a process
+MeshAxis = Annotated[int, Field(ge=-1, lt=2**31)]
 Natural = Annotated[int, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _LISTED = Field(strict=False)  # files have lists; the frozen configuration has tuples
@@ -153,10 +154,18 @@ class EarlyStopping(_Section):
 class Distributed(_Section):
     """Training on several processes (ranks), which torchrun or SLURM starts."""
 
-    strategy: Literal["none", "data_parallel", "fully_sharded"] = "none"
+    strategy: Literal["none", "data_parallel", "fully_sharded", "tensor_parallel"] = "none"
     """Division of the work: `data_parallel` gives each rank the whole state and an equal part of each
-    batch; `fully_sharded` gives it a part of the parameters and of the optimizer's state as well.
+    batch; `fully_sharded` gives it a part of the parameters and of the optimizer's state as well;
+    `tensor_parallel` gives it a part of each layer that `rules` names, and the whole batch.
     `none`: one process."""
+    mesh: Annotated[tuple[MeshAxis, MeshAxis], _LISTED] | None = None
+    """Numbers of ranks along two axes, such as `[-1, 8]`; -1: as many as there are. Along the first
+    axis, ranks have equal parameters and their own rows; along the second, `fully_sharded` divides
+    the parameters, and `tensor_parallel` the layers. null: one axis."""
+    rules: dict[str, Literal["column", "row"]] | None = None
+    """With `tensor_parallel`: `column` or `row` for patterns of paths of linear and embedding layers,
+    such as `{blocks.*.inner: column, blocks.*.outer: row}`."""
     units: Annotated[tuple[str, ...], _LISTED] | None = None
     """With `fully_sharded`: patterns of paths of modules whose parameters are gathered together, such as
     `blocks.*`; null: the repeated blocks of the model."""

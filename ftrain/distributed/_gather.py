@@ -1,7 +1,8 @@
 """Differentiable gathering of parameters from shards.
 
 The forward pass gathers the rows of all ranks; the backward pass sums the gradients of all ranks, and
-returns this rank's rows of the sum. Tensors of one dtype travel together, in one collective.
+returns this rank's rows of the sum. Tensors of one dtype travel together, in one collective, whose
+results are the whole parameters: none is copied.
 
 Read next: `_units.py`, which decides when parameters are gathered.
 """
@@ -14,10 +15,22 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from ftrain.core._torch_collectives import Group, all_gather, all_reduce, reduce_scatter
+from ftrain.core._torch_collectives import (
+    Group,
+    all_gather,
+    all_reduce,
+    all_to_all,
+    reduce_scatter_each,
+    start_all_gather,
+    waited,
+)
+from ftrain.distributed._ordered import OrderedGroup, halving_sum
 from ftrain.distributed._sharded_tensor import rows_of
 
-__all__ = ["Share", "gather_parameters", "sum_gradients"]
+__all__ = ["Gathering", "Share", "gather_parameters", "start_gather", "sum_gradients"]
+
+#: Whole parameters that are being gathered, padding included; `None` for a replicated parameter.
+Gathering = list[torch.Tensor | None]
 
 
 class Share:
@@ -39,50 +52,110 @@ class Share:
 
     def __init__(self, replicas: Group | None = None) -> None:
         self.replicas = replicas
+        self._summed: set[str] = set()
+
+    def begin(self, value: torch.Tensor, total: torch.Tensor) -> None:
+        """Set the factor and the weight of all ranks before a backward pass."""
+        self.value, self.total = value, total
+        self._summed.clear()
 
     def over_replicas(self, gradient: torch.Tensor) -> torch.Tensor:
         """Return the sum of a gradient over the ranks that hold the same rows."""
         return gradient if self.replicas is None else all_reduce(gradient, self.replicas)
 
+    def in_order(self, gradients: torch.Tensor) -> torch.Tensor:
+        """Return the sum of the gradients of all ranks, in an order that their number does not change.
 
-def gather_parameters(
-    tensors: Sequence[torch.Tensor], rows: Sequence[int | None], group: Group, share: Share
-) -> list[torch.Tensor]:
-    """Gather whole parameters from the rows of all ranks; the backward pass sums gradients over ranks.
+        Args:
+            gradients: `[ranks, ...]`, of the ranks of one copy of the parameters.
+        """
+        if self.replicas is not None:
+            gradients = all_gather(gradients, self.replicas).flatten(0, 1)
+        return halving_sum(gradients)
+
+    def check_once(self, names: Sequence[str]) -> None:
+        """Raise if the gradient of a parameter has been summed over ranks in this backward pass.
+
+        A sum of two sums over ranks has other bits than a sum over ranks of two sums.
+        """
+        twice = [name for name in names if name in self._summed]
+        if twice:
+            raise NotImplementedError(
+                "logical_shards: expected each unit to run once in a forward pass, and only the unit "
+                f"to read its parameters, got a second use of {twice[0]!r}, whose gradient would depend "
+                "on the number of ranks. Select other modules: fully_sharded(..., units=...)."
+            )
+        self._summed.update(names)
+
+
+def start_gather(
+    tensors: Sequence[torch.Tensor], rows: Sequence[int | None], group: Group
+) -> Gathering:
+    """Start to gather whole parameters from the rows of all ranks.
 
     Args:
         tensors: this rank's rows of each parameter, or a replicated parameter.
         rows: the number of rows of each whole parameter; `None` for a replicated parameter.
         group: the ranks.
+    """
+    found: Gathering = [None] * len(tensors)
+    for places in _buckets(rows, [x.dtype for x in tensors]).values():
+        given = [tensors[i].detach().contiguous() for i in places]
+        for i, whole in zip(places, start_all_gather(given, group), strict=True):
+            found[i] = whole
+    return found
+
+
+def gather_parameters(
+    names: Sequence[str],
+    tensors: Sequence[torch.Tensor],
+    rows: Sequence[int | None],
+    group: Group,
+    share: Share,
+    started: Gathering | None = None,
+) -> list[torch.Tensor]:
+    """Gather whole parameters from the rows of all ranks; the backward pass sums gradients over ranks.
+
+    Args:
+        names: the names of the parameters.
+        tensors: this rank's rows of each parameter, or a replicated parameter.
+        rows: the number of rows of each whole parameter; `None` for a replicated parameter.
+        group: the ranks.
         share: the factor of this rank's gradients.
+        started: the result of `start_gather`, if it was called before.
     """
     if not tensors or (group.size == 1 and share.replicas is None):
         return list(tensors)
-    return list(_Gather.apply(tuple(rows), group, share, *tensors))  # type: ignore[no-untyped-call]
+    given = (tuple(names), tuple(rows), group, share, started)
+    return list(_Gather.apply(*given, *tensors))  # type: ignore[no-untyped-call]
 
 
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows: Sequence[int | None], group: Group, share: Share, *tensors: torch.Tensor
+        ctx: Any,
+        names: Sequence[str],
+        rows: Sequence[int | None],
+        group: Group,
+        share: Share,
+        started: Gathering | None,
+        *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
-        ctx.rows, ctx.group, ctx.share = rows, group, share
+        ctx.names, ctx.rows, ctx.group, ctx.share = names, rows, group, share
         ctx.dtypes = [x.dtype for x in tensors]
-        gathered = [x.view_as(x) for x in tensors]  # of replicated parameters
-        for places in _buckets(rows, ctx.dtypes).values():
-            parts = [tensors[i] for i in places]
-            together = all_gather(torch.cat([x.reshape(-1) for x in parts]), group)
-            columns = torch.split(together, [x.numel() for x in parts], dim=1)
-            for i, x, column in zip(places, parts, columns, strict=True):
-                whole = column.reshape(-1, *x.shape[1:])
-                gathered[i] = whole.narrow(0, 0, rows[i])  # type: ignore[arg-type]
-        return tuple(gathered)
+        found = start_gather(tensors, rows, group) if started is None else started
+        return tuple(
+            x.view_as(x) if n is None or whole is None else waited(whole).narrow(0, 0, n)
+            for x, n, whole in zip(tensors, rows, found, strict=True)
+        )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
+        if isinstance(ctx.group, OrderedGroup):
+            ctx.share.check_once(ctx.names)
         found = sum_gradients(grads, ctx.rows, ctx.dtypes, ctx.group, ctx.share)
-        return None, None, None, *found
+        return None, None, None, None, None, *found
 
 
 def sum_gradients(
@@ -109,18 +182,30 @@ def sum_gradients(
             "differentiates with respect to parameters. Use data_parallel for this loss."
         )
     found = list(grads)
+    ordered = isinstance(group, OrderedGroup)
     for dtype, places in _buckets(rows, dtypes).items():
-        blocks = [_blocks(grads[i], group).flatten(1) for i in places]
-        flat = torch.cat(blocks, dim=1).to(torch.promote_types(dtype, torch.float32))
-        summed = share.over_replicas(reduce_scatter(flat * factor, group))
-        for i, part in zip(places, torch.split(summed, [x.shape[1] for x in blocks]), strict=True):
-            found[i] = part.reshape(-1, *grads[i].shape[1:]).to(dtype)
+        wide = torch.promote_types(dtype, torch.float32)
+        scaled = [_padded(grads[i], group).to(wide) * factor for i in places]
+        if ordered:
+            blocks = [x.reshape(group.size, len(x) // group.size, *x.shape[1:]) for x in scaled]
+            sums = [share.in_order(all_to_all(x, group)) for x in blocks]
+        else:
+            sums = reduce_scatter_each(scaled, group)
+            if share.replicas is not None:
+                flat = share.over_replicas(torch.cat([x.reshape(-1) for x in sums]))
+                parts = torch.split(flat, [x.numel() for x in sums])
+                sums = [part.reshape(x.shape) for part, x in zip(parts, sums, strict=True)]
+        for i, total in zip(places, sums, strict=True):
+            found[i] = total.to(dtype)
     for dtype in dict.fromkeys(dtypes):
         places = [i for i, n in enumerate(rows) if n is None and dtypes[i] == dtype]
         if places:
             flat = torch.cat([grads[i].reshape(-1) for i in places])
             flat = flat.to(torch.promote_types(dtype, torch.float32)) * factor
-            summed = share.over_replicas(all_reduce(flat, group))
+            if ordered:
+                summed = share.in_order(all_gather(flat, group))
+            else:
+                summed = share.over_replicas(all_reduce(flat, group))
             parts = torch.split(summed, [grads[i].numel() for i in places])
             for i, part in zip(places, parts, strict=True):
                 found[i] = part.reshape(grads[i].shape).to(dtype)
@@ -138,10 +223,8 @@ def _buckets(
     return found
 
 
-def _blocks(grad: torch.Tensor, group: Group) -> torch.Tensor:
-    """Split a tensor into the rows of each rank, padded: `[rows, ...]` becomes `[ranks, n, ...]`."""
+def _padded(grad: torch.Tensor, group: Group) -> torch.Tensor:
+    """Append rows of zeros to a gradient, so that each rank has as many rows."""
     n, _ = rows_of(grad.shape[0], group)
     missing = n * group.size - grad.shape[0]
-    if missing:
-        grad = torch.cat([grad, grad.new_zeros((missing, *grad.shape[1:]))])
-    return grad.reshape(group.size, n, *grad.shape[1:])
+    return torch.cat([grad, grad.new_zeros((missing, *grad.shape[1:]))]) if missing else grad

@@ -98,19 +98,23 @@ class LogicalShards(Ranks):
         keys = random.split(key, total)[group.rank * k : (group.rank + 1) * k]
         each = each_micro_batch(of_part, buffers, keys, parts)
         refuse_derivatives(each.totals)
-        is_power = total & (total - 1) == 0
-        sums = (each.totals, each.weight)
-        own = tree.map(pairwise_sum, sums) if is_power else sums
-        parts_of_all = gathered(own, group)
-        if is_power:
-            totals, weight = tree.map(pairwise_sum, parts_of_all)
-        else:
-            totals, weight = tree.map(lambda x: sequential_sum(x.flatten(0, 1)), parts_of_all)
+        totals, weight = self._over_shards(each.totals, each.weight)
         after = {name: each.buffers[name] for name in self._statistics.sent(written)}
         after, metrics = tree.map(lambda x: x.flatten(0, 1), gathered((after, each.metrics), group))
         now = {name: b[-1] for name, b in each.buffers.items()}
         now |= self._statistics.combined(buffers, after, total)
         return Sums(totals, weight, now, merged(metrics, total))
+
+    def _over_shards(self, totals: Any, weight: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        """Return totals and weight, stacked over the shards of this rank, summed over all shards."""
+        sums = (totals, weight)
+        if self.total & (self.total - 1) == 0:
+            parts_of_all = gathered(tree.map(pairwise_sum, sums), self._group)
+            totals, weight = tree.map(pairwise_sum, parts_of_all)
+        else:
+            parts_of_all = gathered(sums, self._group)
+            totals, weight = tree.map(lambda x: sequential_sum(x.flatten(0, 1)), parts_of_all)
+        return totals, weight
 
 
 def sharded_evaluation(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ftrain.core._torch_collectives import all_gather
-from ftrain.distributed._sharded_tensor import RULES, ShardedTensor, rows_of
+from ftrain.distributed._sharded_tensor import ROUNDED_BY_RANK, RULES, ShardedTensor, rows_of
 
 __all__: list[str] = []
 
@@ -99,6 +99,7 @@ def _plain(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 RULES.update(dict.fromkeys((aten.sum.default, aten.sum.dim_IntList), _sum))
 RULES.update(dict.fromkeys((aten.mean.default, aten.mean.dim), _mean))
 RULES[aten.linalg_vector_norm.default] = _norm
+ROUNDED_BY_RANK.update(RULES)
 RULES.update(dict.fromkeys((aten.all.default, aten.any.default), _every))
 RULES.update(
     dict.fromkeys(

@@ -32,11 +32,12 @@ class ShardedStep(TrainStep):
 
     Attributes:
         sharding: the layout of the state.
-        shares_rows: True if the ranks of the layout take the same rows of a batch.
+        batch: the ranks that share a batch, each with rows of its own. With `tensor_parallel`, other
+            ranks take the same rows as one of them.
     """
 
     sharding: Sharding
-    shares_rows: bool = False
+    batch: Group
 
 
 class Parts(NamedTuple):
@@ -47,14 +48,12 @@ class Parts(NamedTuple):
         rows: the whole number of rows of each parameter; `None` for a replicated one.
         holders: the ranks that hold the rows of one copy of the parameters.
         batch: the ranks that share a batch.
-        shares_rows: True if `holders` take the same rows of a batch.
     """
 
     model: Bound
     rows: Rows
     holders: Group
     batch: Group
-    shares_rows: bool
 
 
 def checked_steps(steps: Any) -> tuple[TrainStep, EvalStep]:
@@ -95,7 +94,7 @@ def sharded_steps(steps: Steps, parts: Parts, build: BuildRanks) -> Steps:
     fields = {f.name: getattr(sharded, f.name) for f in dataclasses.fields(TrainStep)}
     fields |= {"fn": Composition(gradients, optimizer), "model": bound}
     layout = _sharding(params, optimizer, group)
-    train_step = ShardedStep(**fields, sharding=layout, shares_rows=parts.shares_rows)
+    train_step = ShardedStep(**fields, sharding=layout, batch=parts.batch)
     initial = _FromWhole(optimizer)
 
     def init_state(seed: int) -> TrainState:

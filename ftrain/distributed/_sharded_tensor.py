@@ -6,6 +6,9 @@ An optimizer's update on such tensors is the update of one process, whatever the
 - The reductions of `_sharded_reductions.py` run on the rows, and combine the results of all ranks.
 - Any other operator gets the whole tensor, gathered from all ranks; its result is the same on all.
 
+With an `OrderedGroup`, this includes reductions, and elementwise operators that may round an element
+differently in another place: then the bits are those of one process as well.
+
 So every operator returns the right result, but an operator without a rule costs traffic. In-place
 operators that are not elementwise raise, and so do those on a view of a sharded tensor (`x[0] = 0`).
 
@@ -30,8 +33,18 @@ from ftrain.core._torch_wrapper import (
     wrap,
     written,
 )
+from ftrain.distributed._ordered import OrderedGroup
 
-__all__ = ["RULES", "ShardedTensor", "local_rows", "rows_of", "whole"]
+__all__ = [
+    "ROUNDED_BY_RANK",
+    "ROUNDS_ALIKE",
+    "RULES",
+    "ShardedTensor",
+    "local_rows",
+    "rounds_alike",
+    "rows_of",
+    "whole",
+]
 
 aten = torch.ops.aten
 
@@ -84,12 +97,14 @@ class ShardedTensor(Wrapper):
         args, kwargs = _without_views(func, args, kwargs)
         if not sharded_arguments(args, kwargs):
             return func(*args, **kwargs)
+        ordered = any(isinstance(x.group, OrderedGroup) for x in sharded_arguments(args, kwargs))
         rule = RULES.get(func)
-        if rule is not None:
+        if rule is not None and not (ordered and func in ROUNDED_BY_RANK):
             result = rule(func, args, kwargs)
             if result is not NotImplemented:
                 return result
-        if is_pointwise(func) or func in ELEMENTWISE:
+        by_rows = is_pointwise(func) or func in ELEMENTWISE
+        if by_rows and (not ordered or rounds_alike(func, args)):
             result = _by_rows(func, args, kwargs)
             if result is not NotImplemented:
                 return result
@@ -158,6 +173,55 @@ def _not_in_place(func: Any) -> NotImplementedError:
 #: Each is `(func, args, kwargs) -> result`, or `NotImplemented` for arguments that it does not cover.
 RULES: dict[Any, Callable[[Any, Sequence[Any], dict[str, Any]], Any]] = {}
 
+#: Operators with a rule whose results are rounded differently for other numbers of ranks.
+ROUNDED_BY_RANK: set[Any] = set()
+
+#: Elementwise operators, without a trailing underscore, that round an element alike wherever it is in a
+#: tensor: loops of vector instructions and of their remainders may approximate `exp` differently.
+ROUNDS_ALIKE = frozenset(
+    {
+        "abs",
+        "add",
+        "addcdiv",
+        "addcmul",
+        "bitwise_and",
+        "bitwise_not",
+        "bitwise_or",
+        "bitwise_xor",
+        "clamp",
+        "clamp_max",
+        "clamp_min",
+        "clone",
+        "div",
+        "eq",
+        "ge",
+        "gt",
+        "isfinite",
+        "isinf",
+        "isnan",
+        "le",
+        "logical_and",
+        "logical_not",
+        "logical_or",
+        "logical_xor",
+        "lt",
+        "masked_fill",
+        "maximum",
+        "minimum",
+        "mul",
+        "ne",
+        "neg",
+        "reciprocal",
+        "relu",
+        "rsub",
+        "sgn",
+        "sign",
+        "sqrt",
+        "sub",
+        "where",
+    }
+)
+
 #: Elementwise operators that torch does not tag as such.
 ELEMENTWISE = frozenset(
     {
@@ -180,6 +244,13 @@ ELEMENTWISE = frozenset(
 )
 
 
+def rounds_alike(func: Any, args: Sequence[Any]) -> bool:
+    """Return True if an elementwise operator rounds an element alike wherever it is in a tensor."""
+    name = func._schema.name.partition("::")[2].rstrip("_")
+    is_square = name == "pow" and len(args) == 2 and args[1] == 2 and not torch.is_tensor(args[1])
+    return func in ELEMENTWISE or name in ROUNDS_ALIKE or is_square
+
+
 def rows_of(rows: int, group: Group) -> tuple[int, int]:
     """Return the number of rows on each rank, and the number of rows on this rank without padding."""
     n = -(-rows // group.size)
@@ -197,7 +268,8 @@ def local_rows(tensor: torch.Tensor, group: Group) -> torch.Tensor:
 
 def whole(local: torch.Tensor, rows: int, group: Group) -> torch.Tensor:
     """Gather the whole tensor with `rows` rows, of which this rank has `local`, on all ranks."""
-    return all_gather(local, group).flatten(0, 1).narrow(0, 0, rows)
+    sent = local.to(torch.uint8) if local.dtype is torch.bool else local  # gloo has no bool
+    return all_gather(sent, group).flatten(0, 1).narrow(0, 0, rows).to(local.dtype)
 
 
 def sharded_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> list[ShardedTensor]:

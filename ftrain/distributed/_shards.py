@@ -12,15 +12,20 @@ from typing import Any
 import torch
 from torch import nn
 
+from ftrain.core import tree
 from ftrain.core._torch_collectives import Group, all_reduce
 from ftrain.core.accumulate import PartFn, Separate, Stacked, Sums, safe_weight
+from ftrain.core.errors import ArgumentError
+from ftrain.distributed._buckets import gathered
 from ftrain.distributed._checks import refuse_derivatives
 from ftrain.distributed._gather import Share
+from ftrain.distributed._logical_shards import LogicalShards
+from ftrain.distributed._ordered import halving_sum
 from ftrain.distributed._replicas import Replicas
 from ftrain.distributed._running_statistics import BufferChoice
 from ftrain.distributed._sharded_optimizer import Rows, global_tensors
 
-__all__ = ["Shards", "TensorShards"]
+__all__ = ["OrderedShards", "Shards", "TensorShards"]
 
 
 class TensorShards(Replicas):
@@ -95,8 +100,8 @@ class Shards(TensorShards):
     def begin_backward(self, weight: torch.Tensor) -> None:
         """Set the share of this rank: its weight over the weight of all ranks' micro-batches."""
         if self._group.size > 1:
-            self._share.total = all_reduce(weight, self._group)
-            self._share.value = safe_weight(weight) / safe_weight(self._share.total)
+            total = all_reduce(weight, self._group)
+            self._share.begin(safe_weight(weight) / safe_weight(total), total)
 
     def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
         """Return the weight of all ranks' micro-batches, and reset the share after the backward pass."""
@@ -106,3 +111,58 @@ class Shards(TensorShards):
 
     def _over_ranks(self, totals: Any, weight: torch.Tensor) -> tuple[Any, torch.Tensor]:
         return totals, all_reduce(weight, self._group)
+
+
+class OrderedShards(LogicalShards):
+    """Ranks that each have some rows of the parameters, and whose bits do not depend on their number.
+
+    The backward pass of shard `i` of each rank sums over ranks, and the sums of all `i` follow, in the
+    order of `halving_sum`.
+
+    Args:
+        group: the ranks that share a batch.
+        module: the model.
+        accumulate: the number of micro-batches of the steps, 1 or S.
+        buffers: what happens to buffers that are not BatchNorm's, by name.
+        shards: S, a power of two.
+        rows: the number of rows of each whole parameter; `None` for a replicated parameter.
+        share: the factor of this rank's gradients, set before each backward pass.
+        holders: the ranks that hold the rows of one copy of the parameters.
+    """
+
+    def __init__(
+        self,
+        group: Group,
+        module: nn.Module,
+        accumulate: int,
+        buffers: Mapping[str, BufferChoice],
+        shards: int,
+        rows: Rows,
+        share: Share,
+        holders: Group,
+    ) -> None:
+        super().__init__(group, module, accumulate, buffers, shards)
+        if shards & (shards - 1):
+            raise ArgumentError(
+                "logical_shards",
+                f"expected a power of two for sharded states, got {shards}",
+                "Choose 8, or another power of two that is a multiple of the ranks.",
+            )
+        self._rows, self._share, self._holders = rows, share, holders
+
+    def begin_backward(self, weight: torch.Tensor) -> None:
+        """Set the factor of the gradients: the weight of this rank's micro-batch."""
+        if self._group.size > 1:
+            self._share.begin(safe_weight(weight), weight)
+
+    def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
+        """Return the factor of gradients after the backward pass: 1 if they have been multiplied."""
+        if self._share.value is None:
+            return weight
+        self._share.value = self._share.total = None
+        return torch.ones_like(weight)
+
+    def _over_shards(self, totals: Any, weight: torch.Tensor) -> tuple[Any, torch.Tensor]:
+        totals = tree.map(halving_sum, totals)
+        weight = halving_sum(gathered(weight, self._group).flatten())
+        return global_tensors(totals, self._rows, self._holders), weight

@@ -12,6 +12,7 @@ from __future__ import annotations
 import collections
 import contextlib
 import inspect
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ from ftrain.core.functional import Bound
 from ftrain.core.remat import Where, remat, selected_modules
 from ftrain.distributed._gather import Share, gather_parameters, sum_gradients
 from ftrain.distributed._lazy_tensor import REMEDY, LazyTensor
+from ftrain.distributed._ordered import OrderedGroup
+from ftrain.distributed._prefetch import Prefetch, Shards
 from ftrain.distributed._sharded_optimizer import sharded_rows
 from ftrain.distributed._sharded_tensor import ShardedTensor, rows_of
 
@@ -57,13 +60,21 @@ class ShardedBound(Bound):
         where: selects the units; `None`: the repeated blocks of the model.
         group: the ranks.
         share: the factor of this rank's gradients.
+        prefetch: True if a unit starts to gather the parameters of the next one.
 
     Attributes:
         units: the paths of the units.
         rows: the number of rows of each whole parameter; `None` for a replicated parameter.
     """
 
-    def __init__(self, bound: Bound, where: Where | None, group: Group, share: Share) -> None:
+    def __init__(
+        self,
+        bound: Bound,
+        where: Where | None,
+        group: Group,
+        share: Share,
+        prefetch: bool = False,
+    ) -> None:
         self.__dict__.update(bound.__dict__)
         template = bound.skeleton.module
         tensors = named_tensors(template)
@@ -86,24 +97,29 @@ class ShardedBound(Bound):
         }
         self._names: dict[str, list[str]] = {}  # of the parameters of each unit
         self._group, self._share = group, share
+        self._prefetch = Prefetch(group) if prefetch and group.size > 1 else None
         if group.size > 1:
             self._make_units(module, where, bound.skeleton)
         self.units = tuple(self._names)
         self._inside = {name for names in self._names.values() for name in names}
         self.skeleton = Skeleton(module, template, parameter_hooks(module))
+        if self._prefetch is not None:
+            self._prefetch.set_order([self._names[path] for path in self._in_order()])
 
     def gathered_bytes(self) -> int:
         """Return the bytes of the whole parameters that are in memory at once while the model runs.
 
-        They are those outside of units, and those of the largest unit.
+        They are those outside of units, and those of the largest unit, of two with `prefetch`.
         """
         module = self.skeleton.module
 
         def total(names: Iterable[str]) -> int:
             return sum(module.get_parameter(x).nbytes for x in names if self.rows[x] is not None)
 
-        largest = max(map(total, self._names.values()), default=0)
-        return total(self.rows.keys() - self._inside) + largest
+        sizes = [total(self._names[path]) for path in self._in_order()]
+        if self._prefetch is not None:
+            sizes = [sum(pair) for pair in itertools.pairwise(sizes)] or sizes
+        return total(self.rows.keys() - self._inside) + max(sizes, default=0)
 
     def call(
         self,
@@ -123,6 +139,7 @@ class ShardedBound(Bound):
                 )
         outside = [name for name in params if name not in self._inside]
         whole = gather_parameters(
+            outside,
             [params[name] for name in outside],
             [self.rows[name] for name in outside],
             self._group,
@@ -132,8 +149,19 @@ class ShardedBound(Bound):
         for name in self._inside:
             rows = self.rows[name]
             assert rows is not None
-            ready[name] = UnitParameter.of(params[name], rows, self._group, self._share)
-        return super().call(fn, {name: ready[name] for name in params}, buffers, training, until)
+            ready[name] = UnitParameter.of(name, params[name], rows, self._group, self._share)
+        given = {name: ready[name] for name in params}
+        if self._prefetch is None:
+            return super().call(fn, given, buffers, training, until)
+        self._prefetch.begin(params, self.rows)
+        try:
+            return super().call(fn, given, buffers, training, until)
+        finally:
+            self._prefetch.end()
+
+    def _in_order(self) -> list[str]:
+        """Return the paths of the units in the order in which the model defines them."""
+        return [path for path, _ in self.skeleton.module.named_modules() if path in self._names]
 
     def _make_units(self, module: nn.Module, where: Where | None, skeleton: Skeleton) -> None:
         modules = (
@@ -159,7 +187,7 @@ class ShardedBound(Bound):
                 and counts.count(place.name) == holders[place.name]
             ]
             if own:
-                _make_unit(modules[path], path, own)
+                _make_unit(modules[path], path, own, self._prefetch)
                 self._names[path] = list(dict.fromkeys(place.name for place in own))
                 inside |= {*self._names[path]}
 
@@ -194,19 +222,21 @@ def _refusal(module: nn.Module) -> str | None:
     return None
 
 
-def _make_unit(module: nn.Module, path: str, places: Sequence[Place]) -> None:
+def _make_unit(
+    module: nn.Module, path: str, places: Sequence[Place], prefetch: Prefetch | None
+) -> None:
     refusal = _refusal(module)
     if refusal is not None:
         raise ValueError(
             "fully_sharded: expected units whose class defines `forward`, and without hooks, got "
             f"{path!r}, which {refusal}. Select the modules in it, or the module that contains it."
         )
-    module.__class__ = _unit_class(type(module), tuple(places))
+    module.__class__ = _unit_class(type(module), tuple(places), prefetch)
 
 
-def _unit_class(cls: Any, places: tuple[Place, ...]) -> type[nn.Module]:
+def _unit_class(cls: Any, places: tuple[Place, ...], prefetch: Prefetch | None) -> type[nn.Module]:
     """Return a subclass with the same name whose forward pass gathers the parameters at `places`."""
-    names = list(dict.fromkeys(place.name for place in places))
+    names = tuple(dict.fromkeys(place.name for place in places))
     is_method = not isinstance(inspect.getattr_static(cls, "forward"), staticmethod)
 
     def function(self: Any) -> Callable[..., Any]:
@@ -218,11 +248,22 @@ def _unit_class(cls: Any, places: tuple[Place, ...]) -> type[nn.Module]:
         if not all(isinstance(x, UnitParameter) for x in shards.values()):
             # The parameters are whole already, because the unit calls itself.
             return function(self)(*args, **kwargs)
-        rows = [shards[name].shape[0] for name in names]
+        rows = tuple(shards[name].shape[0] for name in names)
         group, share = shards[names[0]].group, shards[names[0]].share
+        before = None
+        if prefetch is not None:
+            before = prefetch.enter(Shards(names, tuple(shards[n].local for n in names), rows))
 
         def run(*given: Any, **named: Any) -> Any:
-            whole = gather_parameters(given[: len(names)], rows, group, share)
+            local, started = given[: len(names)], None
+            if prefetch is not None:
+                started = prefetch.take(Shards(names, local, rows))
+            whole = gather_parameters(names, local, rows, group, share, started)
+            if prefetch is not None:
+                if share.value is None:  # in the forward pass
+                    prefetch.start_following(Shards(names, local, rows))
+                else:
+                    prefetch.start(before, again=True)
             with _installed(held, dict(zip(names, whole, strict=True))):
                 return function(self)(*given[len(names) :], **named)
 
@@ -259,23 +300,27 @@ class UnitParameter(LazyTensor, ShardedTensor):
     parameter, with its gradient.
 
     Attributes:
+        path: the parameter's name in the state.
         share: the factor of this rank's gradients.
     """
 
     what = "a parameter of a unit"
+    path: str
     share: Share
 
     @staticmethod
-    def of(local: torch.Tensor, rows: int, group: Group, share: Share) -> UnitParameter:
+    def of(name: str, local: torch.Tensor, rows: int, group: Group, share: Share) -> UnitParameter:
         """Return the parameter with `rows` rows, of which this rank has `local`."""
         local = local.contiguous()
-        self: UnitParameter = _Unread.apply(local, rows, group, share)  # type: ignore[no-untyped-call]
-        self.local, self.share = local, share  # with the graph of `local`
+        given = (name, local, rows, group, share)
+        self: UnitParameter = _Unread.apply(*given)  # type: ignore[no-untyped-call]
+        self.path, self.local, self.share = name, local, share  # with the graph of `local`
         return self
 
     def gathered(self) -> torch.Tensor:
         """Return the whole parameter, whose gradient is summed over ranks."""
-        (whole,) = gather_parameters([self.local], [self.shape[0]], self.group, self.share)
+        given = ([self.path], [self.local], [self.shape[0]], self.group, self.share)
+        (whole,) = gather_parameters(*given)
         return whole
 
 
@@ -287,13 +332,15 @@ class _Unread(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, local: torch.Tensor, rows: int, group: Group, share: Share
+        ctx: Any, name: str, local: torch.Tensor, rows: int, group: Group, share: Share
     ) -> torch.Tensor:
-        ctx.rows, ctx.group, ctx.share = rows, group, share
+        ctx.name, ctx.rows, ctx.group, ctx.share = name, rows, group, share
         return UnitParameter(local, rows, group)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[Any, ...]:
+        if isinstance(ctx.group, OrderedGroup):
+            ctx.share.check_once([ctx.name])
         (local,) = sum_gradients([grad], [ctx.rows], [grad.dtype], ctx.group, ctx.share)
-        return local, None, None, None
+        return None, local, None, None, None

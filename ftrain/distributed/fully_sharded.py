@@ -6,19 +6,23 @@ Read next: `_units.py` (when parameters are gathered), `_gather.py` (the collect
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from ftrain.core._torch_collectives import group_of, whole_group
+from ftrain.core.errors import ArgumentError
 from ftrain.core.ranks import Ranks
 from ftrain.core.remat import Where
-from ftrain.core.step import Steps
+from ftrain.core.step import Steps, TrainStep
 from ftrain.distributed._gather import Share
+from ftrain.distributed._logical_shards import sharded_evaluation
+from ftrain.distributed._ordered import OrderedGroup
 from ftrain.distributed._running_statistics import BufferChoice
 from ftrain.distributed._sharded_steps import Parts, checked_steps, sharded_steps
-from ftrain.distributed._shards import Shards
+from ftrain.distributed._shards import OrderedShards, Shards
 from ftrain.distributed._units import ShardedBound
 
 __all__ = ["fully_sharded"]
@@ -29,6 +33,8 @@ def fully_sharded(
     mesh: DeviceMesh,
     *,
     units: Where | None = None,
+    logical_shards: int | None = None,
+    prefetch: bool = False,
     buffers: Mapping[str, BufferChoice] | None = None,
 ) -> Steps:
     """Return steps on ranks that each hold some rows of the parameters and of the optimizer's state.
@@ -54,6 +60,11 @@ def fully_sharded(
             class, or several of these, as of `ftrain.remat`. Default: the repeated blocks of the model,
             which are the children of one class of an `nn.ModuleList` or `nn.Sequential`. Parameters
             outside of units, and those that modules of two units share, are whole during a step.
+        logical_shards: as of `data_parallel`, a power of two: each number of ranks that divides it gives
+            the same bits. Gradients travel unreduced, by an all-to-all, and reductions in the optimizer,
+            such as norms, take gathered tensors.
+        prefetch: True to gather the parameters of the next unit, in the order in which the model defines
+            them, while a unit runs. Two units are then whole at one time.
         buffers: as of `data_parallel`.
 
     Returns:
@@ -64,9 +75,11 @@ def fully_sharded(
     Raises:
         TypeError: the steps are not those of `make_steps`.
         ValueError: a transformation has wrapped the steps; `units` selects no module, or one that cannot
-            be a unit; a parameter has a hook; the mesh has more than two axes.
+            be a unit; a parameter has a hook; the mesh has more than two axes; `logical_shards` is not a
+            power of two and a multiple of the ranks, or parameters are in half precision with it.
         NotImplementedError: in a step, an optimizer that differentiates the loss itself (Sophia, L-BFGS
-            with a line search), or that writes to a part of a tensor in place.
+            with a line search), or that writes to a part of a tensor in place; with `logical_shards`, a
+            unit that runs twice in a forward pass, or whose parameters other code reads.
 
     Example:
         >>> import ftrain, torch
@@ -96,12 +109,39 @@ def fully_sharded(
         )
     together = whole_group(mesh)
     group = together if mesh.ndim == 1 else group_of(mesh, mesh.ndim - 1)
-    step, _ = checked_steps(steps)
+    step, evaluate = checked_steps(steps)
+    if logical_shards is not None:
+        _check_wide(step)
+        group = OrderedGroup(group.name, group.rank, group.size)
     share = Share(None if mesh.ndim == 1 else group_of(mesh, 0))
-    bound = ShardedBound(step.model, units, group, share)
+    bound = ShardedBound(step.model, units, group, share, prefetch=prefetch)
     rows = list(bound.rows.values())
 
     def build(module: nn.Module, accumulate: int) -> Ranks:
-        return Shards(together, module, accumulate, buffers or {}, rows, share, group)
+        given = (together, module, accumulate, buffers or {})
+        if logical_shards is not None:
+            return OrderedShards(*given, logical_shards, rows, share, group)
+        return Shards(*given, rows, share, group)
 
-    return sharded_steps(steps, Parts(bound, rows, group, together, shares_rows=False), build)
+    found = sharded_steps(steps, Parts(bound, rows, group, together), build)
+    if logical_shards is None:
+        return found
+    local = found.eval_step.one_rank  # type: ignore[attr-defined]
+    eval_step = sharded_evaluation(local, together, logical_shards)
+    eval_step = functools.wraps(evaluate)(eval_step)
+    eval_step.one_rank = local  # type: ignore[attr-defined]  # read by Trainer
+    return found._replace(eval_step=eval_step)
+
+
+def _check_wide(step: TrainStep) -> None:
+    """Raise if gradients would be rounded to half precision after a sum over some ranks only."""
+    module = step.model.skeleton.module
+    for name in step.model.skeleton.trainable:
+        dtype = step.policy.params or module.get_parameter(name).dtype
+        if dtype.itemsize < 4:
+            raise ArgumentError(
+                "logical_shards",
+                "expected parameters in float32 or wider, whose gradients are not rounded between sums, "
+                f"got {dtype} for {name!r}",
+                "Write precision='bf16-mixed', or leave logical_shards out.",
+            )

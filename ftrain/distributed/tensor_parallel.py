@@ -98,4 +98,4 @@ def tensor_parallel(
     def build(module: nn.Module, accumulate: int) -> Ranks:
         return TensorShards(batch, module, accumulate, buffers or {}, rows, group)
 
-    return sharded_steps(steps, Parts(bound, rows, group, batch, shares_rows=True), build)
+    return sharded_steps(steps, Parts(bound, rows, group, batch), build)

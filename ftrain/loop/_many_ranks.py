@@ -26,12 +26,14 @@ from ftrain import checkpoint
 from ftrain.checkpoint import Store
 from ftrain.core import tree
 from ftrain.core._leaf_digest import leaf_digest
+from ftrain.core._torch_collectives import Group
 from ftrain.core._words import dtype_and_shape
 from ftrain.data import Loader
 from ftrain.distributed import ShardedStore, Sharding, agreement
 from ftrain.distributed import load as load_parts
 from ftrain.distributed._heartbeats import Channel
 from ftrain.distributed._world import World, current
+from ftrain.distributed.errors import RankError, named
 from ftrain.loop._clock import Clock
 from ftrain.loop._one_rank import CountSamples, Evaluated, OneRank
 from ftrain.loop._signals import Signals
@@ -48,12 +50,19 @@ class ManyRanks(OneRank):
     Args:
         mesh: all ranks, a mesh with one axis.
         sharding: the layout of the state, of which each rank has a part; `None`: each has all of it.
+        batch: the ranks that have rows of their own; this rank is one of them, or takes the rows of one.
+            `None`: all ranks.
     """
 
     is_one = False
 
-    def __init__(self, mesh: DeviceMesh, sharding: Sharding | None = None) -> None:
-        self._mesh, self._rank, self.size = mesh, mesh.get_rank(), mesh.size()
+    def __init__(
+        self, mesh: DeviceMesh, sharding: Sharding | None = None, batch: Group | None = None
+    ) -> None:
+        self._mesh, self._rank, self._count = mesh, mesh.get_rank(), mesh.size()
+        self._row_rank, self.size = self._rank, self._count
+        if batch is not None:
+            self._row_rank, self.size = batch.rank, batch.size
         self._sharding, self.repeats = sharding, sharding is None
         self.is_main = self._rank == 0
         world = current()
@@ -79,16 +88,10 @@ class ManyRanks(OneRank):
         return isinstance(data, Loader) and data.ranks > 1
 
     def takes(self, position: int) -> bool:
-        return position % self.size == self._rank
+        return position % self.size == self._row_rank
 
     def check_turns(self, batch: Any) -> None:
-        leaves = zip(tree.paths(batch), tree.leaves(batch), strict=True)
-        digests = {
-            f"eval_data, batch 1{path}": leaf_digest(x, path)
-            if isinstance(x, torch.Tensor)
-            else repr(x)
-            for path, x in leaves
-        }
+        digests = {f"eval_data, batch 1{path}": x for path, x in _digests(batch).items()}
         remedy = (
             "Each rank evaluates every n-th batch of the same data. For rows of its own, write "
             "data.Loader(..., rank=mesh.get_rank(), ranks=mesh.size())."
@@ -97,12 +100,14 @@ class ManyRanks(OneRank):
 
     def owes_a_call(self, evaluated: int) -> bool:
         last = evaluated % self.size  # batches of the last, incomplete round
-        return self._sharding is not None and 0 < last <= self._rank
+        gathers = self._sharding is not None and self.size == self._count
+        return gathers and 0 < last <= self._rank
 
     def in_order(self, evaluated: list[Evaluated]) -> list[Evaluated]:
         mine = [each._replace(metrics=tree.map(_on_host, each.metrics)) for each in evaluated]
         every = agreement.gather(self._mesh, mine, "the metrics of an evaluation")
-        return sorted((each for of_rank in every for each in of_rank), key=lambda x: x.position)
+        found = {each.position: each for of_rank in reversed(every) for each in of_rank}
+        return [found[position] for position in sorted(found)]
 
     def store(self, directory: str | os.PathLike[str], **options: Any) -> Store:
         if self._sharding is None:
@@ -140,11 +145,16 @@ class ManyRanks(OneRank):
         return found or LoopState.from_metadata(*store.load(like=like, step=step))
 
     def check_data(self, data: Any, argument: str) -> None:
-        if isinstance(data, Loader) and (data.rank, data.ranks) != (self._rank, self.size):
+        if isinstance(data, Loader) and (data.rank, data.ranks) != (self._row_rank, self.size):
+            write = "rank=mesh.get_rank(), ranks=mesh.size()"
+            if self.size == 1:
+                write = "rank=0, ranks=1"
+            elif self.size < self._count:  # ranks that cut the same layers take the same rows
+                write = "rank=mesh.get_local_rank(0), ranks=mesh.size(0)"
             raise ValueError(
-                f"{argument}: expected a loader with rank={self._rank} and ranks={self.size}, which "
+                f"{argument}: expected a loader with rank={self._row_rank} and ranks={self.size}, which "
                 f"gives this rank its rows of each batch, got rank={data.rank} and ranks={data.ranks}. "
-                f"Write data.Loader(..., rank=mesh.get_rank(), ranks=mesh.size())."
+                f"Write data.Loader(..., {write})."
             )
 
     def check_start(self, plan: Plan, state: LoopState) -> None:
@@ -179,6 +189,23 @@ class ManyRanks(OneRank):
             "Ranks may differ in the number of rows only, written *: give the batches of all ranks the "
             "same keys, dtypes and lengths.",
         )
+        if self.size < self._count:
+            self._check_shared_rows(batch)
+
+    def _check_shared_rows(self, batch: Any) -> None:
+        """Raise unless the ranks that cut the same layers have the same batch."""
+        mine = (self._row_rank, _digests(batch))
+        every = agreement.gather(self._mesh, mine, "digests of the batch")
+        firsts: dict[int, Any] = {}
+        for row_rank, digests in every:
+            firsts.setdefault(row_rank, digests)
+        others = [rank for rank, (row_rank, found) in enumerate(every) if found != firsts[row_rank]]
+        if others:
+            raise RankError(
+                "batch: expected the same rows on all ranks that cut the same layers, got others on "
+                f"{named(others)}. Give them batches in the same order, such as those of data.Loader.",
+                others,
+            )
 
     def begin_boundary(self, step: int, pending: Sequence[Any]) -> None:
         mine = (step, [_described(action) for action in pending])
@@ -212,13 +239,13 @@ class ManyRanks(OneRank):
     def failure(self, error: Exception, step: int) -> tuple[Exception, bool]:
         if agreement.is_lost(error):
             found = agreement.lost_rank(error, f"after step {step}")
-            alive = {*range(self.size)} - {*found.ranks}
+            alive = {*range(self._count)} - {*found.ranks}
             replaces = found.lost and 0 in found.ranks and self._rank == min(alive)
             return found, self._sharding is None and (self.is_main or replaces)
         channel = None if self._world is None else self._world.channel
         if channel is not None:
             channel.report(error, origin=True)
-        error.add_note(f"This is rank {self._rank} of {self.size} on {socket.gethostname()}.")
+        error.add_note(f"This is rank {self._rank} of {self._count} on {socket.gethostname()}.")
         if self._sharding is None:
             return error, self.is_main
         # Parts of one state can be saved only if all ranks have ended after the same step.
@@ -307,6 +334,14 @@ def _on_host(leaf: Any) -> Any:
 def _described(action: Action) -> str:
     name = getattr(action, "name", "") or getattr(action, "tag", "")
     return f"{type(action).__name__}({name})"
+
+
+def _digests(batch: Any) -> dict[str, str]:
+    """Return a digest of each tensor of a batch, and the text of each other leaf, by path."""
+    return {
+        path: leaf_digest(x, path) if isinstance(x, torch.Tensor) else repr(x)
+        for path, x in zip(tree.paths(batch), tree.leaves(batch), strict=True)
+    }
 
 
 def _kind(leaf: Any) -> str:

@@ -32,18 +32,20 @@ def ranks_of(mesh: Any, step: Any = None) -> OneRank:
 
     Args:
         mesh: a mesh with one axis; `None`: this process alone.
-        step: the training step; that of `distributed.fully_sharded` has the layout of its states.
+        step: the training step; that of `distributed.fully_sharded` or `tensor_parallel` has the layout
+            of its states, and the ranks that have rows of their own.
 
     Raises:
-        ValueError: the ranks take the same rows of each batch.
+        ValueError: the mesh has several axes.
     """
     if mesh is None or mesh.size() == 1:
         return ALONE
-    if getattr(step, "shares_rows", False):
+    if mesh.ndim != 1:
         raise ValueError(
-            "steps: expected steps of distributed.data_parallel or fully_sharded, whose ranks have rows "
-            "of their own, got steps of tensor_parallel. Call them in a loop of your own."
+            "mesh: expected the mesh of all ranks, with one axis, got one with the axes "
+            f"{mesh.mesh_dim_names}. Pass that of distributed.initialize to the Trainer, and a mesh "
+            "with two axes to the steps only."
         )
     from ftrain.loop._many_ranks import ManyRanks  # noqa: PLC0415  # fails in a torch without torch.distributed
 
-    return ManyRanks(mesh, getattr(step, "sharding", None))
+    return ManyRanks(mesh, getattr(step, "sharding", None), getattr(step, "batch", None))

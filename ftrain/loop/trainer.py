@@ -91,13 +91,13 @@ class Trainer:
             as failed; for an ensemble, steps skipped by every member. Checked when metrics are read.
             `None`: never.
         count_samples: `batch -> (samples, tokens)`, for logs and speeds.
-        mesh: the mesh of the ranks that train together, with one axis. All ranks call `fit` with the
-            same arguments, apart from their rows of the data; rank 0 writes logs, and checkpoints of
-            `distributed.data_parallel`. With steps of `distributed.fully_sharded`, callbacks, results
-            and checkpoints have the part of the state on their rank: a directory as `store` becomes a
-            `ShardedStore`, and a run that fails on some ranks only writes no last checkpoint. Evaluation
-            data without ranks is the same on each of them, and each evaluates every n-th batch. `None`:
-            one process.
+        mesh: the mesh of the ranks that train together, with one axis, also if that of the steps has
+            two. All ranks call `fit` with the same arguments, apart from their rows of the data; rank 0
+            writes logs, and checkpoints of `distributed.data_parallel`. With steps of
+            `distributed.fully_sharded` or `tensor_parallel`, callbacks, results and checkpoints have the
+            part of the state on their rank: a directory as `store` becomes a `ShardedStore`, and a run
+            that fails on some ranks only writes no last checkpoint. Evaluation data without ranks is the
+            same on each of them, and each evaluates every n-th batch. `None`: one process.
         progress: True if `fit` shows a progress bar in a terminal or a notebook. If the callbacks have a
             `ProgressBar`, only that bar is shown.
 

@@ -251,6 +251,13 @@ def test_dry_run_of_a_world_size_prints_the_traffic_of_one_rank(
     assert float(rows["gathered"].split(" KiB")[0]) == pytest.approx(
         2 * 4 * 64 * 65 / 1024, rel=5e-3
     )
+    hybrid = [sharded, "distributed.mesh=[-1, 2]"]
+    assert main(["train", "config.yaml", "--dry-run", "--world-size", "8", *hybrid]) == 0
+    on_mesh = dict(line.strip().split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert on_mesh["ranks"].startswith("8, fully_sharded on a mesh of -1 x 2; ")
+    assert [on_mesh[name] for name in ("parameters", "gathered")] == [
+        rows[name] for name in ("parameters", "gathered")
+    ]
     assert main(["train", "config.yaml", "--world-size", "16"]) == 2
     assert "expected a number above 0 with --dry-run, got 16 without" in capsys.readouterr().err
 

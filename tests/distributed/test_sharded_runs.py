@@ -270,7 +270,40 @@ def test_configured_sharded_run_equals_data_parallel_and_loads_in_one_process(
 @pytest.mark.parametrize(
     ("overrides", "key", "says"),
     [
-        (["distributed.logical_shards=4"], "distributed.logical_shards", "got 4"),
+        (["distributed.logical_shards=6"], "distributed.logical_shards", "a power of two"),
+        (["distributed.logical_shards=1"], "distributed.logical_shards", "of the 2 ranks, got 1"),
+        (
+            ["distributed.mesh=[3, -1]"],
+            "distributed.mesh",
+            "is the number of ranks, 2, got [3, -1]",
+        ),
+        (["distributed.mesh=[-1, -1]"], "distributed.mesh", "got [-1, -1]"),
+        (["distributed.mesh=[2, 2]"], "distributed.mesh", "got [2, 2]. Write -1"),
+        (
+            ["distributed.rules={layers.0: row}"],
+            "distributed.rules",
+            "expected null with fully_sharded",
+        ),
+        (["distributed.strategy=tensor_parallel"], "distributed.rules", "got none"),
+        (
+            ["distributed.strategy=tensor_parallel", "distributed.rules={layers.1: row}"],
+            "distributed.rules",
+            "got 'layers.1', Dropout",
+        ),
+        (
+            [
+                "distributed.strategy=tensor_parallel",
+                "distributed.rules={layers.0: row}",
+                "distributed.logical_shards=4",
+            ],
+            "distributed.logical_shards",
+            "expected null with tensor_parallel, got 4",
+        ),
+        (
+            ["distributed.strategy=data_parallel", "distributed.mesh=[1, 2]"],
+            "distributed.mesh",
+            "Write distributed.strategy=fully_sharded",
+        ),
         (["log_digests=2"], "log_digests", "rank 0 has a part of each tensor only"),
         (["distributed.units=[encoder.*]"], "distributed.units", "encoder.*"),
         (

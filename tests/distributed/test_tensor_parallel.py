@@ -17,7 +17,6 @@ from ftrain.core import tree
 from ftrain.core._torch_collectives import group_of
 from ftrain.core._torch_fake_ranks import Traffic
 from ftrain.core.errors import ImpureFunctionError
-from ftrain.loop import Trainer
 from ftrain.testing import assert_same_bits
 from tests.distributed.ranks import run
 from tests.distributed.test_fully_sharded import (
@@ -302,9 +301,6 @@ def refusals(mesh: Any) -> dict[str, str]:
         "twice": lambda: distributed.tensor_parallel(right, mesh, MLP_RULES),
         "whole state": lambda: right.train_step(whole.init_state(0), batch),
         "write": lambda: writes.train_step(writes.init_state(0), batch),
-        "trainer": lambda: Trainer(right, compile=False, mesh=mesh).fit(
-            right.init_state(0), [batch], max_steps=1
-        ),
         "index": lambda: table.eval_step(table.init_state(0), outside),
     }
     found = {}
@@ -329,7 +325,6 @@ def test_model_that_cannot_be_cut_over_ranks_is_refused_with_a_remedy() -> None:
         "twice": "parallel or wrapped already",
         "whole state": "distributed.shard",
         "write": "output of a column-wise layer was changed in place",
-        "trainer": "loop of your own",
         "index": "index out of range",
     }
     for found in run(refusals, 2):

@@ -1,0 +1,34 @@
+"""Ranks whose sums have the same bits for every number of ranks.
+
+gloo and NCCL sum in an order that depends on the number of ranks. Here the entries of all ranks are
+exchanged unreduced, and summed by halves: entry `i` with entry `i + n / 2`, and so on. If a rank has the
+shards `rank * k` to `rank * k + k - 1` of a batch, the sum over ranks of their first shards, of their
+second ones and so on, and then over the k sums, is the sum over all shards in this order.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ftrain.core._torch_collectives import Group
+
+__all__ = ["OrderedGroup", "halving_sum"]
+
+
+@dataclass(frozen=True)
+class OrderedGroup(Group):
+    """Ranks whose sums, and operators on sharded tensors, have the bits of one process."""
+
+
+def halving_sum(stacked: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the leading axis, a power of two long: first of its halves, then of theirs.
+
+    >>> halving_sum(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    tensor(10.)
+    """
+    while len(stacked) > 1:
+        first, second = stacked.chunk(2)
+        stacked = first + second
+    return stacked[0]
