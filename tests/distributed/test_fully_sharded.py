@@ -18,6 +18,7 @@ from ftrain.core import tree
 from ftrain.core._torch_collectives import Group, group_of
 from ftrain.core.errors import ImpureFunctionError
 from ftrain.testing import assert_same_bits
+from tests.campaign import CAMPAIGN
 from tests.distributed.ranks import run
 
 WIDTH, WORDS = 12, 11
@@ -166,8 +167,9 @@ EAGER = [
         (4, [Setup("sgd"), Setup("adamw", is_hybrid=True)]),
         (1, [Setup("adamw")]),
         (2, [Setup("adamw", "16-mixed", 2, "eager")]),
+        *([(2, [Setup("adamw", accumulate=2, backend="inductor")])] if CAMPAIGN else []),
     ],
-    ids=["2-eager", "4-eager", "1-eager", "2-compiled"],
+    ids=["2-eager", "4-eager", "1-eager", "2-compiled", *(["2-inductor"] if CAMPAIGN else [])],
 )
 def test_fully_sharded_steps_equal_data_parallel_steps(size: int, setups: list[Setup]) -> None:
     for found in run(errors, size, setups, 5, timeout=200):
