@@ -70,8 +70,8 @@ campaign: $(VENV)/dev
 	for c in kills flips polls fuzz resume; do $(PY) -m tests.checkpoint.campaign_$$c || exit 1; done
 	$(PY) -m tests.cli.hostile --cases 500
 
-# Every model, precision and backend on 1, 2 and 4 ranks, 200 kills of random ranks while they save, and the others that
-# tests/distributed shortens.
+# Every model, precision and backend on 1, 2 and 4 ranks, 200 kills of random ranks while they save, 200 of
+# whole runs (half under torchrun), and the others that tests/distributed shortens.
 distributed: $(VENV)/dev
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest tests/distributed
 

@@ -1,0 +1,325 @@
+"""Kill random ranks of whole runs at random times.
+
+    python -m tests.distributed.campaign_runs --count 200
+
+`ftrain train` trains a configuration with `logical_shards` on 2 or 4 ranks, by `data_parallel` or
+`fully_sharded`, with checkpoints, evaluations and logs. One rank is killed at any time, from its start
+on; the next ranks, of another number, resume the run. Every second start is under torchrun, which starts
+the ranks again once. After each kill:
+
+- every other rank ends in time;
+- every checkpoint that a rank has reported as saved is there, or a newer one, and the newest verifies.
+
+At the end, ranks finish the run undisturbed: its state has the bytes of one process that was never
+stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ftrain import checkpoint, tree
+from ftrain.config import load_run
+from tests import preloaded
+from tests.config.tiny import configured
+from tests.distributed.threads import memory_folder
+
+SHARDS = 4
+TIMEOUT = 10.0  # seconds that ranks wait for one another
+END = 3 * TIMEOUT + 30.0  # seconds for the time-out, an error on each rank, and a busy machine
+STRATEGIES = ("data_parallel", "fully_sharded")
+
+TOLD = '''
+import os
+from ftrain.loop import BatchEnd, Saved
+
+class Told:
+    """Append each saved and each completed step to a file, which outlives a killed process."""
+    listens = (BatchEnd, Saved)
+
+    def __init__(self, path: str, all_ranks: bool):
+        self.path, self.all_ranks = path, all_ranks
+
+    def init(self):
+        return None
+
+    def __call__(self, state, event):
+        saves = self.all_ranks or os.environ.get("RANK", "0") == "0"
+        kind = "step" if isinstance(event, BatchEnd) else "saved" if saves else "other"
+        line = f"{kind} {event.progress.step} {os.getpid()}\\n"
+        with open(self.path, "a") as file:
+            file.write(line)
+        return state, ()
+'''
+
+
+@dataclasses.dataclass
+class Result:
+    """Counts of a campaign; all of the last five must be zero.
+
+    Attributes:
+        kills: killed ranks.
+        of_leaders: killed ranks that were rank 0.
+        in_step: kills after the rank's first step.
+        restarts: kills after which torchrun started the ranks again.
+        steps: steps that ranks have completed, all together.
+        saved: the newest step that was reported as saved, over all runs.
+        seconds: the duration of the campaign.
+        lost: kills after which a checkpoint that was reported as saved was gone, and no newer one there.
+        unreadable: kills after which the newest checkpoint did not verify.
+        hung: processes that did not end in time.
+        silent: kills after which no other rank has named a rank in its error.
+        wrong_bits: runs that ended with other bytes than one process.
+    """
+
+    kills: int = 0
+    of_leaders: int = 0
+    in_step: int = 0
+    restarts: int = 0
+    steps: int = 0
+    saved: int = 0
+    seconds: float = 0.0
+    lost: int = 0
+    unreadable: int = 0
+    hung: int = 0
+    silent: int = 0
+    wrong_bits: int = 0
+
+    def wrong(self) -> dict[str, int]:
+        """Return the counts that must be zero, but are not."""
+        names = ("lost", "unreadable", "hung", "silent", "wrong_bits")
+        return {name: count for name in names if (count := getattr(self, name))}
+
+
+class Run:
+    """A run that is started again after each kill.
+
+    Args:
+        folder: a directory of its own.
+        strategy: the strategy of the run.
+    """
+
+    def __init__(self, folder: Path, strategy: str) -> None:
+        folder.mkdir()
+        (folder / "told.py").write_text(TOLD)
+        self.folder, self.told = folder / "run", folder / "told.txt"
+        self.log = folder / "output.txt"
+        told = {"path": str(self.told), "all_ranks": strategy == "fully_sharded"}
+        options: dict[str, Any] = {
+            "distributed": {"strategy": strategy, "logical_shards": SHARDS, "timeout": TIMEOUT},
+            "callbacks": [{"name": "told.py:Told", **told}],
+            "checkpoint": {"every": 3},
+            "model": {"name": "project.py:Net", "width": 6, "dropout": 0.1},
+            "epochs": None,
+            "max_steps": 10**6,
+            "ema": 0.9,
+            "threads": 1,
+        }
+        self.path = configured(folder, **options)
+
+    def lines(self) -> list[tuple[str, int, int]]:
+        """Return (kind, step, process) of each line that a rank has written, of whole lines only."""
+        text = self.told.read_text() if self.told.exists() else ""
+        rows = [line.split() for line in text.split("\n")[:-1]]
+        return [(kind, int(step), int(pid)) for kind, step, pid in rows]
+
+    def newest_saved(self) -> int:
+        """Return the newest step that a rank has reported as saved."""
+        return max((step for kind, step, _ in self.lines() if kind == "saved"), default=0)
+
+    def start(self, size: int, torchrun: bool, *overrides: str) -> list[Any]:
+        """Start the ranks, or torchrun, which starts them; return their processes."""
+        begins = not list(self.folder.glob("checkpoints/step-*"))
+        command = ["train", str(self.path), f"output_dir={self.folder}", "--overwrite"]
+        command = command if begins else ["resume", str(self.folder)]
+        ftrain = ["-m", "ftrain", *command, *overrides]
+        common = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        with open(self.log, "w") as output:
+            given: Any = {"stdout": output, "stderr": subprocess.STDOUT}
+            if torchrun:
+                launch = "-m torch.distributed.run --standalone --max-restarts 1 --nproc-per-node"
+                return [preloaded.start(*launch.split(), str(size), *ftrain, env=common, **given)]
+            common |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+            return [
+                preloaded.start(*ftrain, env={**common, **_place(rank, size)}, **given)
+                for rank in range(size)
+            ]
+
+
+def campaign(kills: int, seed: int = 0, minutes: float = 1e9, verbose: bool = False) -> Result:
+    """Kill `kills` ranks, or as many as `minutes` allow."""
+    dice, start, result = random.Random(seed), time.monotonic(), Result()
+    window = 3.0
+    with memory_folder() as folder:
+        runs = [Run(folder / strategy, strategy) for strategy in STRATEGIES]
+        while result.kills < kills and time.monotonic() - start < 60 * minutes:
+            run = runs[result.kills % 2]
+            size, torchrun = dice.choice([2, 2, 4]), result.kills % 4 > 1
+            seen = len(run.lines())
+            processes = run.start(size, torchrun)
+            with _killed_at_the_end(processes):
+                window = _kill_one(run, processes, size, torchrun, dice, window, seen, result)
+            result.steps += sum(kind == "step" for kind, _, _ in run.lines()[seen:])
+            _check(run, result)
+            if verbose:
+                print(result, flush=True)
+        for run in runs:
+            result.saved = max(result.saved, run.newest_saved())
+            _finish(run, result)
+    result.seconds = time.monotonic() - start
+    return result
+
+
+def _kill_one(
+    run: Run,
+    processes: list[Any],
+    size: int,
+    torchrun: bool,
+    dice: random.Random,
+    window: float,
+    seen: int,
+    result: Result,
+) -> float:
+    """Kill one rank, and wait for the end of all others; return the next window, in seconds."""
+    begun = time.monotonic()
+    wait = dice.uniform(0.0, window)
+    while time.monotonic() - begun < wait:
+        time.sleep(0.01)
+    ranks = _children(processes[0].pid) if torchrun else [each.pid for each in processes]
+    while torchrun and len(ranks) < size and time.monotonic() - begun < END:
+        time.sleep(0.05)
+        ranks = _children(processes[0].pid)
+    whom = dice.randrange(len(ranks))
+    stepped = len(run.lines()) > seen
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(ranks[whom], signal.SIGKILL)
+    result.kills += 1
+    result.of_leaders += whom == 0
+    result.in_step += stepped
+    if torchrun:  # the ranks start again, and train until they are stopped
+        before = len(run.lines())
+        deadline = time.monotonic() + END
+        others = {*ranks}
+        while time.monotonic() < deadline and processes[0].poll() is None:
+            if any(pid not in others for _, _, pid in run.lines()[before:]):
+                result.restarts += 1
+                break
+            time.sleep(0.05)
+        else:
+            result.hung += processes[0].poll() is None
+        processes[0].send_signal(signal.SIGTERM)
+        result.hung += _ended(processes, END)
+    else:
+        result.hung += _ended(processes, END)
+        says = run.log.read_text(errors="replace")
+        result.silent += "rank " not in says
+    # So that about a third of the kills fall before the first step.
+    return min(40.0, window * 1.2) if not stepped else max(2.0, window / 1.1)
+
+
+def _ended(processes: list[Any], seconds: float) -> int:
+    """Wait for processes; return the number of those that do not end in time."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if all(each.poll() is not None for each in processes):
+            return 0
+        time.sleep(0.02)
+    return sum(each.poll() is None for each in processes)
+
+
+@contextlib.contextmanager
+def _killed_at_the_end(processes: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for each in processes:
+            for pid in [*_children(each.pid), each.pid]:
+                with contextlib.suppress(ProcessLookupError):
+                    if each.poll() is None:
+                        os.kill(pid, signal.SIGKILL)
+        _ended(processes, 30.0)
+
+
+def _children(pid: int) -> list[int]:
+    """Return the process ids of the children of a process, in the order of their start."""
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except OSError:
+        return []
+    return [int(child) for child in text.split()]
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port: int = free.getsockname()[1]
+    return port
+
+
+def _place(rank: int, size: int) -> dict[str, str]:
+    return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
+
+
+def _check(run: Run, result: Result) -> None:
+    """Check the checkpoints of a run in this process."""
+    store = checkpoint.Store(run.folder / "checkpoints")
+    newest = max(store.steps(), default=0) if store.directory.exists() else 0
+    result.lost += newest < run.newest_saved()
+    if newest:
+        path = store.latest()
+        result.unreadable += path is None or int(path.name[5:]) != newest
+
+
+def _finish(run: Run, result: Result) -> None:
+    """Let two ranks finish a run, and compare it with one process that was never stopped."""
+    last = run.newest_saved() + 5
+    options = [f"max_steps={last}", "epochs=null"]
+    codes = []
+    processes = run.start(2, False, *options)
+    with _killed_at_the_end(processes):
+        result.hung += _ended(processes, 10 * END)
+        codes = [each.poll() for each in processes]
+    whole = run.folder.with_name("whole")
+    train = ["-m", "ftrain", "train", str(run.path), f"output_dir={whole}", *options]
+    one = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(run.log, "a") as output:
+        alone = preloaded.start(
+            *train, "callbacks=[]", env=one, stdout=output, stderr=subprocess.STDOUT
+        )
+        with _killed_at_the_end([alone]):
+            alone.wait(20 * END)
+    states = [load_run(folder, "latest").state for folder in (run.folder, whole)]
+    same = tree.digest(states[0]) == tree.digest(states[1]) and int(states[0].step) == last
+    result.wrong_bits += not same or codes != [0, 0]
+
+
+def main() -> None:
+    """Run a campaign, and end with status 1 if anything was wrong."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--count", type=int, default=200, help="ranks to kill")
+    parser.add_argument("--minutes", type=float, default=1e9, help="end after so many minutes")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"seed {given.seed}", flush=True)
+    result = campaign(given.count, given.seed, given.minutes, verbose=True)
+    print(result)
+    sys.exit(bool(result.wrong()))
+
+
+if __name__ == "__main__":
+    main()
