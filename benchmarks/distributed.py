@@ -1,8 +1,8 @@
-"""Time and traffic of a data-parallel step, compared with torch's DDP, on two gloo ranks.
+"""Time and traffic of parallel steps, compared with torch's DDP and FSDP2, on two gloo ranks.
 
 Each rank has one thread. All contenders train one MLP with AdamW on the same rows from the same weights,
 take turns in each round, and wait for each other before each turn. Traffic is the number of bytes that a
-rank passes to collectives in a step.
+rank sends in a step by the ring algorithms.
 """
 
 from __future__ import annotations
@@ -20,12 +20,15 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import ftrain
 from benchmarks.measure import Report, Turns, arguments, die_unless
 from ftrain import optim
-from ftrain.distributed import _buckets, data_parallel
+from ftrain.core._torch_fake_ranks import Traffic
+from ftrain.distributed import data_parallel, fully_sharded
 
 RANKS = 2
 KIB = 1024.0
@@ -58,10 +61,16 @@ class Bytes:
         return counted
 
 
-def ours(mesh: Any, width: int, batch: Any, backend: str | None) -> Callable[[], float]:
+#: Contenders of ftrain by name.
+STRATEGIES = {"ftrain": data_parallel, "ftrain, sharded": fully_sharded}
+
+
+def ours(
+    mesh: Any, width: int, batch: Any, backend: str | None, strategy: Any = data_parallel
+) -> Callable[[], float]:
     start = model(width)
     steps = ftrain.make_steps(start, loss_fn, optim.adamw(1e-3, weight_decay=0.01))
-    init_state, step, _ = data_parallel(steps, mesh)
+    init_state, step, _ = strategy(steps, mesh)
     call: Any = step if backend is None else ftrain.compile(step, backend=backend, donate=True)
     now = [init_state(0)]
 
@@ -81,6 +90,20 @@ def ddp(width: int, batch: Any, backend: str | None, sent: Bytes | None = None) 
             return allreduce_hook(dist.group.WORLD, bucket)
 
         module.register_comm_hook(None, hook)
+    return hand_written(module, batch, backend)
+
+
+def fsdp2(mesh: Any, width: int, batch: Any, backend: str | None) -> Any:
+    module = model(width)
+    for layer in module:
+        if isinstance(layer, nn.Linear):
+            fully_shard(layer, mesh=mesh)
+    fully_shard(module, mesh=mesh)
+    return hand_written(module, batch, backend)
+
+
+def hand_written(module: Any, batch: Any, backend: str | None) -> Callable[[], float]:
+    """Return a step of torch's AdamW on a module that reduces its gradients itself."""
     optimizer = torch.optim.AdamW(module.parameters(), 1e-3, weight_decay=0.01, fused=True)
     call = module if backend is None else torch.compile(module, backend=backend)
 
@@ -94,23 +117,48 @@ def ddp(width: int, batch: Any, backend: str | None, sent: Bytes | None = None) 
     return one
 
 
+class Sent(TorchDispatchMode):
+    """Count of the bytes that a rank sends in torch's own collectives, by the ring algorithms."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.traffic = Traffic(RANKS)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        names = {
+            "c10d::allreduce_": "all_reduce",
+            "c10d::_allgather_base_": "all_gather_into_tensor",
+            "c10d::_reduce_scatter_base_": "reduce_scatter_tensor",
+        }
+        name = names.get(func._schema.name)
+        if name == "all_reduce":
+            size = sum(x.nbytes for x in args[0])
+            self.traffic.add(name, RANKS, size, size)
+        elif name is not None:
+            self.traffic.add(name, RANKS, args[1].nbytes, args[0].nbytes)
+        return func(*args, **(kwargs or {}))
+
+
 def traffic(mesh: Any, width: int, batch: Any) -> dict[str, float]:
-    """Return the KiB that DDP and ftrain pass to collectives in one eager step, by name."""
+    """Return the KiB that a rank sends in one eager step, by name."""
     found = {}
-    theirs, own = Bytes(), Bytes()
-    one = ddp(width, batch, None, theirs)
+    handed = Bytes()
+    one = ddp(width, batch, None, handed)
     one()  # DDP forms new buckets after the first step
-    theirs.count = 0
+    handed.count = 0
     one()
-    found["DDP"] = theirs.count / KIB
-    step = ours(mesh, width, batch, None)
-    plain = _buckets.all_reduce_each, _buckets.all_gather
-    _buckets.all_reduce_each, _buckets.all_gather = map(own.counting, plain)
-    try:
-        step()
-    finally:
-        _buckets.all_reduce_each, _buckets.all_gather = plain
-    found["ftrain"] = own.count / KIB
+    found["DDP"] = 2 * (RANKS - 1) / RANKS * handed.count / KIB
+    one = fsdp2(mesh, width, batch, None)
+    one()
+    sent = Sent()
+    with sent:
+        one()
+    found["FSDP2"] = sent.traffic.sent / KIB
+    for name, strategy in STRATEGIES.items():
+        one, counted = ours(mesh, width, batch, None, strategy), Traffic(RANKS)
+        with counted.counted():
+            one()
+        found[name] = counted.sent / KIB
     return found
 
 
@@ -130,13 +178,15 @@ def measure(rank: int, folder: str, quick: bool, backend: str) -> None:
         for name, made in (
             ("ftrain", lambda how: ours(mesh, width, batch, how)),
             ("DDP", lambda how: ddp(width, batch, how)),
+            ("ftrain, sharded", lambda how: ours(mesh, width, batch, how, fully_sharded)),
+            ("FSDP2", lambda how: fsdp2(mesh, width, batch, how)),
         ):
             torch.manual_seed(0)  # both start from the same weights
             contenders[f"{name}, {kind}"] = one = made(how)
             mean = []
             for _ in range(5):
                 loss = torch.tensor(one())
-                if name == "DDP":  # of this rank's rows only
+                if name in ("DDP", "FSDP2"):  # of this rank's rows only
                     dist.all_reduce(loss)
                     loss = loss / RANKS
                 mean.append(float(loss))
@@ -159,7 +209,7 @@ def measure(rank: int, folder: str, quick: bool, backend: str) -> None:
 
 
 def run(quick: bool = False, backend: str = "inductor") -> Report:
-    report = Report("distributed", "Data parallelism: two gloo ranks, one thread each")
+    report = Report("distributed", "Many ranks: two gloo ranks, one thread each")
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         ranks = [
@@ -180,9 +230,10 @@ def run(quick: bool = False, backend: str = "inductor") -> Report:
     turns = Turns(found["seconds"])
     report.turns("step", turns)
     for kind in ("eager", "compiled"):
-        ratio = turns.ratio(f"ftrain, {kind}", f"DDP, {kind}")
-        report.target(f"{kind}: time of ftrain over DDP", ratio, "at most", 1.0)
-    report.section("Bytes that a rank hands to collectives in a step, in")
+        for own, theirs in (("ftrain", "DDP"), ("ftrain, sharded", "FSDP2")):
+            ratio = turns.ratio(f"{own}, {kind}", f"{theirs}, {kind}")
+            report.target(f"{kind}: time of {own} over {theirs}", ratio, "at most", 1.0)
+    report.section("Bytes that a rank sends in a step, by the ring algorithms, in")
     for name, size in found["traffic"].items():
         report.figure(f"traffic: {name}", size, "KiB", name)
     return report
