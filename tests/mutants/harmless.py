@@ -84,9 +84,9 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "norm",
         "_is_readable",
         "return type(value) is torch.Tensor and (not is_tracing()) and (_torch.inside_functorch() is "
-        "None) and (not torch.compiler.is_dynamo_compiling())",
+        "None) and (not _torch.is_forward_mode()) and (not torch.compiler.is_dynamo_compiling())",
         "return type(value) is torch.Tensor and (not not is_tracing()) and (_torch.inside_functorch() "
-        "is None) and (not torch.compiler.is_dynamo_compiling())",
+        "is None) and (not _torch.is_forward_mode()) and (not torch.compiler.is_dynamo_compiling())",
     ): f"{PERFORMANCE}, since no traced value is a plain tensor",
     (
         "_torch_dynamo",
