@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from ftrain.core import _torch
 from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core._graph_leaves import requires_grad_outside
-from ftrain.core._torch_levels import place
+from ftrain.core._torch_levels import place, running_trace
 
 __all__ = ["Gated", "gated_arguments"]
 
@@ -31,8 +31,8 @@ class Gated(TorchFunctionMode):
         super().__init__()
         self.is_taken = is_taken
         self.depth, _ = place()
-        # By the id of the outer tensor.
-        self.gates: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        # By the id of the outer tensor and the trace: a loop in the branch has a trace of its own.
+        self.gates: dict[tuple[int, Any], tuple[torch.Tensor, torch.Tensor]] = {}
         # Tensors made inside; references keep their ids unique.
         self.own: dict[int, torch.Tensor] = {}
 
@@ -55,11 +55,14 @@ class Gated(TorchFunctionMode):
         """Return a tensor of equal values that passes gradients only if the branch is taken."""
         if id(tensor) in self.own or not requires_grad_outside(tensor):
             return tensor
-        if id(tensor) not in self.gates:
-            gate = torch.where(self.is_taken, tensor, tensor.detach())
-            self.gates[id(tensor)] = tensor, gate
+        key = id(tensor), running_trace()
+        if key not in self.gates:
+            # It may be first used under torch.no_grad() in the branch, and outside of that later.
+            with torch.enable_grad():
+                gate = torch.where(self.is_taken, tensor, tensor.detach())
+            self.gates[key] = tensor, gate
             self.own[id(gate)] = gate
-        return self.gates[id(tensor)][1]
+        return self.gates[key][1]
 
 
 def gated_arguments(args: Sequence[Any]) -> Sequence[Any]:

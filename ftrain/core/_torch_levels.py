@@ -35,6 +35,7 @@ __all__ = [
     "mapped_dim",
     "n_mapped",
     "place",
+    "running_trace",
     "tangent_levels",
 ]
 
@@ -61,6 +62,11 @@ def place() -> tuple[int, int]:
     (`get_interpreter_stack`, torch 2.0 and later; `get_proxy_mode`, torch 2.3 and later.)
     """
     return len(_functorch.get_interpreter_stack() or ()), id(get_proxy_mode())
+
+
+def running_trace() -> Any:
+    """Return an object that identifies the trace in progress; `None` if there is none (torch 2.3)."""
+    return get_proxy_mode()
 
 
 def n_mapped() -> int:

@@ -33,6 +33,7 @@ from tests.compositions.programs import (
     Jvp,
     Matrix,
     Mul,
+    NoGrad,
     Program,
     Scan,
     Sin,
@@ -84,6 +85,8 @@ FOUND = [
         Cond(Var(0), Apply(Function(Var(0), Const(0, True)), Var(0), Var(0), Var(0)), Var(0)),
         ("value_and_grad",),
     ),
+    # A branch that some rows take, whose first use of a tensor is under no_grad.
+    Program(Cond(Var(0), Mul(NoGrad(Var(0)), Var(0)), Var(0), False), ("vmap", "value_and_grad")),
 ]
 
 

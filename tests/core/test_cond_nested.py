@@ -111,3 +111,56 @@ def test_autograd_function_under_keyed_in_a_branch_of_some_rows_has_finite_gradi
     if compiled:
         found = ftrain.compile(found, backend="eager")
     assert found(rows).tolist() == [[3.0 + 2, 1.5 + 3], [1.0, 1.0], [1.0, 1.0]]
+
+
+CONSTANT = torch.tensor([0.3, 0.7], dtype=torch.float64)
+
+
+def without_grad(x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return x * 2
+
+
+def looped(x: Tensor) -> Tensor:
+    """Read `x` in a while loop, whose trace is another one than that of the branch."""
+    init = (CONSTANT, torch.tensor(0))
+    body = lambda c: (c[0] * x.detach().cos(), c[1] + 1)  # noqa: E731
+    return ftrain.while_loop(lambda c: c[1] < 2, body, init)[0]
+
+
+#: Functions that read `x` first, and the same without a derivative.
+READERS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "no_grad": (without_grad, lambda x: x.detach() * 2),
+    "while_loop": (looped, lambda x: CONSTANT * x.detach().cos() ** 2),
+    "gradient": (
+        lambda x: ftrain.value_and_grad(lambda z: (z**2 * x).sum())(CONSTANT)[1],
+        lambda x: 2 * CONSTANT * x,
+    ),
+    "jvp": (
+        lambda x: jvp(lambda z: z**2 * x, (CONSTANT,), (CONSTANT,))[1],
+        lambda x: 2 * CONSTANT**2 * x,
+    ),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("mapped", ["outside", "inside"])
+@pytest.mark.parametrize("reader", READERS)
+def test_gradient_of_a_mapped_branch_does_not_depend_on_where_it_reads_a_tensor_first(
+    reader: str, mapped: str, compiled: bool
+) -> None:
+    """Where it read the tensor under no_grad first, all gradients of the branch were zero."""
+    read, plain = READERS[reader]
+
+    def loss(x: Tensor) -> Tensor:
+        return ftrain.cond(x.sum() > 0, lambda: read(x) * x, lambda: x).sum()
+
+    rows = torch.tensor([[0.75, 0.5], [-0.75, 0.5]], dtype=torch.float64)
+    if mapped == "outside":
+        found = torch.vmap(lambda x: ftrain.value_and_grad(loss)(x)[1])
+    else:
+        found = lambda xs: ftrain.value_and_grad(lambda xs: torch.vmap(loss)(xs).sum())(xs)[1]  # noqa: E731
+    if compiled:
+        found = ftrain.compile(found, backend="eager")
+    expected = torch.stack([grad(lambda x: (plain(x) * x).sum())(rows[0]), torch.ones_like(X)])
+    torch.testing.assert_close(found(rows), expected, rtol=1e-12, atol=0)
