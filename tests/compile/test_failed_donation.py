@@ -84,6 +84,8 @@ def test_graph_of_a_donated_step_writes_the_state_after_all_allocations() -> Non
         (optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(1e-3)), {}, True),
         # Nothing waits for the last gradient here: what is known of a write must still be right.
         (optim.adamw(1e-3), {"nonfinite": "ignore"}, False),
+        # The loop over micro-batches writes into its carry, which is no memory of the state.
+        (optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(1e-3)), {"accumulate": 4}, False),
     ],
 )
 def test_out_of_memory_in_a_donated_inductor_step_keeps_or_reports_the_state(

@@ -37,6 +37,12 @@ def reads(args):
     reads_buf0 = empty_strided_cuda((2, ), (1, ), torch.float32)
     return (reads_buf0, )
 
+def carries(args):
+    carries_arg0_1, carries_arg1_1 = args
+    args.clear()
+    triton_plain.run(carries_arg0_1, carries_arg1_1, carries_arg1_1, carries_arg0_1, 2)
+    return (carries_arg0_1, )
+
 def passes(args):
     passes_arg0_1, = args
     return (reinterpret_tensor(passes_arg0_1, (2, ), (1, ), 0), )
@@ -60,6 +66,17 @@ class Runner:
             buf0 = empty_strided_cuda((2, ), (1, ), torch.float32)
 {body}
         return (buf0, )
+"""
+
+CARRY = """
+buf1 = [None] * 1
+buf1[0] = {first}
+carries_args = [buf1[0], {second}]
+while should_loop:
+    carries_args = [buf1[0], {second}]
+    (buf1[0], ) = carries(carries_args)
+buf2 = buf1[0]
+cpp_fused(buf2, buf0, 2)
 """
 
 
@@ -86,6 +103,9 @@ def program(body: str, name: str) -> ProgramModule:
         "del arg0_1",
         "reads_args = [arg0_1]\n(buf1, ) = reads(reads_args)\ncpp_fused(buf0, buf1, 2)",
         "buf1 = [None] * 1\nbuf1[0] = arg0_1\nwhile should_loop:\n    (buf1[0], ) = reads([buf1[0]])",
+        # A loop that writes into its carry, a copy, and only reads the argument.
+        CARRY.format(first="arg0_1.clone()", second="arg1_1"),
+        "both = [arg0_1, buf0]\ncpp_fused(arg0_1, both[1], 2)",
     ],
 )
 def test_line_of_a_program_that_only_reads_arguments_is_not_a_write(line: str) -> None:
@@ -123,6 +143,19 @@ def test_line_of_a_program_that_only_reads_arguments_is_not_a_write(line: str) -
         "partition0_args = [arg0_1, buf0]\n(buf1, ) = self.partitions[0](partition0_args)",
         "(buf1, ) = self.partitions[1]([arg0_1])",
         "buf1 = [None]\nbuf2 = buf1\nbuf2[0] = arg0_1",
+        CARRY.format(first="arg0_1", second="arg1_1"),
+        CARRY.format(first="arg0_1.clone()", second="arg1_1").replace("[buf1[0], ", "[arg1_1, "),
+        "both = [buf0, arg0_1]\ncpp_fused(buf0, both[1], 2)",
+        "both = [buf0]\nif flag:\n    both = [arg0_1]\nboth[0].copy_(buf0)",
+        "both = [arg0_1]\nif flag:\n    both = [buf0]\nboth[0].copy_(buf0)",
+        "both = [arg0_1]\nboth = buf0\nboth = [buf0]\nif flag:\n    both[0].copy_(buf0)",
+        "both = [buf0]\nboth.append(arg0_1)\ncpp_fused(buf0, both[1], 2)",
+        "both = [buf0]\nboth.append(arg0_1)\ncarries(both)",
+        "both = [buf0, buf0]\nboth[i] = arg0_1\ncpp_fused(buf0, both[0], 2)",
+        "both = [*[buf0], arg0_1]\ncpp_fused(buf0, both[1], 2)",
+        "both = [arg0_1, buf0]\ncarries(both)",
+        "two = [buf0, buf0]\nwhile flag:\n    carries(two)\n    two[0] = two[1]\n    two[1] = arg0_1",
+        "tensor = [buf0]\ntensor, = [arg0_1]\ntensor[0] = buf0",
     ],
 )
 def test_line_of_a_program_that_may_write_to_an_argument_is_a_write(line: str) -> None:

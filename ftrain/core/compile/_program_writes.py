@@ -12,11 +12,13 @@ import ast
 import functools
 import linecache
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ftrain.core._torch_dispatch import OpOverload, may_return_input, names_of, schema_of
+from ftrain.core.compile._program_kernels import kernels_read
 
 __all__ = ["ProgramModule"]
 
@@ -35,8 +37,12 @@ _EXPRESSIONS = (
     *(ast.Call, ast.keyword, ast.UnaryOp, ast.Compare, ast.BinOp, ast.BoolOp),
     *(ast.operator, ast.unaryop, ast.cmpop, ast.boolop, ast.expr_context),
 )
+#: For each item of the list of arguments of a function, True if a write to it counts; `None`: all count.
+Given = tuple[bool, ...] | None
+
+_MOST_PASSES = 100  # over the body of a loop, until nothing more is found
+
 _PARTITION = re.compile(r"self\.partitions\[(\d+)\]")
-_MUTATED = re.compile(r"'mutated_arg_names': \[([^\]]*)\]")
 
 
 class ProgramModule:
@@ -60,10 +66,10 @@ class ProgramModule:
             for node in (top.body if isinstance(top, ast.ClassDef) else [top])
             if isinstance(node, ast.FunctionDef)
         }
-        self.kernels = _kernels(module)
+        self.kernels = kernels_read(module)
         self.blocks = {node.lineno for node in ast.walk(module) if isinstance(node, ast.With)}
-        self._first: dict[str, int | None] = {}
-        self._fresh: set[str] = set()
+        self._first: dict[tuple[str, Given], int | None] = {}
+        self._returned: dict[tuple[str, Given], Given] = {}
 
     @classmethod
     @functools.lru_cache(maxsize=64)
@@ -74,84 +80,61 @@ class ProgramModule:
         except (SyntaxError, ValueError, IndexError):
             return None
 
-    def first_write(self, function: str) -> int | None:
-        """Return the first line of a function that may write to its arguments; `None` if none does."""
-        if function not in self._first:
-            self._first[function] = self.functions[function].lineno  # used if it calls itself
-            reader = _Reader(self)
-            self._first[function] = reader.first_write(self.functions[function])
-            if self._first[function] is None and not reader.returns_argument:
-                self._fresh.add(function)
-        return self._first[function]
+    def first_write(self, function: str, given: Given = None) -> int | None:
+        """Return the first line of a function that may write to its arguments; `None` if none does.
 
-    def returns_own_memory(self, function: str) -> bool:
-        """Return True for a function that neither writes to its arguments nor returns their memory."""
-        return self.first_write(function) is None and function in self._fresh
+        Args:
+            function: its name.
+            given: for each item of its list of arguments, True if a write to it counts; `None`: to all.
+        """
+        key = function, given
+        if key not in self._first:
+            self._first[key] = self.functions[function].lineno  # used if it calls itself
+            reader = _Reader(self, given)
+            self._first[key] = reader.first_write(self.functions[function])
+            if self._first[key] is None:
+                self._returned[key] = reader.returned
+        return self._first[key]
 
+    def returned(self, function: str, given: Given = None) -> Given:
+        """Return, for each result of a function, whether it may be memory of an argument.
 
-def _kernels(module: ast.Module) -> dict[str, set[int]]:
-    """Return, for each kernel that can be parsed, the positions of the arguments that it only reads."""
-    found = {}
-    for statement in module.body:
-        if not isinstance(statement, ast.Assign) or not isinstance(statement.value, ast.Call):
-            continue
-        maker, arguments = ast.unparse(statement.value.func), statement.value.args
-        only_read = None
-        if maker == "async_compile.cpp_pybinding":
-            only_read = _read_by_cpp(ast.literal_eval(arguments[0]))
-        elif maker == "async_compile.triton":
-            only_read = _read_by_triton(*map(_text, arguments[:2]))
-        if only_read is not None:
-            found[ast.unparse(statement.targets[0])] = only_read
-    return found
-
-
-def _read_by_cpp(kinds: list[str]) -> set[int]:
-    return {i for i, kind in enumerate(kinds) if "*" not in kind or kind.startswith("const ")}
-
-
-def _read_by_triton(name: str, source: str) -> set[int] | None:
-    """Return the positions that a Triton kernel only reads; `None` if its source is not recognized.
-
-    A buffer that is read and written may be passed twice. `mutated_arg_names` then lists both names, so
-    an input in that list is treated as written too.
-    """
-    parameters = re.search(rf"\ndef {re.escape(name)}\(([^)]*)\)", source)
-    mutated = _MUTATED.search(source)
-    if parameters is None or mutated is None:
-        return None
-    names = [parameter.split(":")[0].strip() for parameter in parameters[1].split(",")]
-    return {
-        i
-        for i, name in enumerate(names)
-        if re.fullmatch(r"in_ptr\d+", name)
-        and f"'{name}'" not in mutated[1]
-        and not re.search(rf"\b(store|atomic_\w+)\({name}\b", source)
-    }
-
-
-def _text(node: ast.expr) -> str:
-    return str(node.value) if isinstance(node, ast.Constant) else ""
+        `None`: all may be, or the function may write to an argument.
+        """
+        self.first_write(function, given)
+        return self._returned.get((function, given))
 
 
 class _Reader:
     """Reader of one function that tracks the names that may refer to memory of its arguments.
 
+    Args:
+        module: the module that has the function.
+        given: as in `ProgramModule.first_write`.
+
     Attributes:
-        returns_argument: True if it may return memory of an argument.
+        returned: for each result, whether it may be memory of an argument; `None`: all may be.
     """
 
-    def __init__(self, module: ProgramModule) -> None:
-        self.returns_argument = False
+    def __init__(self, module: ProgramModule, given: Given = None) -> None:
+        self.returned: Given = None
+        self._returns: list[Given] = []  # of each `return`
         self._module = module
         self._arguments: set[str] = set()
         self._lists: set[str] = set()  # names of Python lists, whose items may be arguments
+        # For each list of a known length, whether each of its items may be an argument.
+        self._items: dict[str, list[bool]] = {} if given is None else {"args": list(given)}
+        self._seen = {"args"}  # names that were assigned
 
     def first_write(self, function: ast.FunctionDef) -> int | None:
         parameters = [*function.args.posonlyargs, *function.args.args, *function.args.kwonlyargs]
         self._arguments = {each.arg for each in parameters} - {"self"}
         self._lists = {"args"}
-        return self._first(function.body)
+        first = self._first(function.body)
+        known = [each for each in self._returns if each is not None]
+        if len(known) == len(self._returns) and len(set(map(len, known))) == 1:
+            self.returned = tuple(map(any, zip(*known, strict=True)))
+        return first
 
     def _first(self, body: list[ast.stmt]) -> int | None:
         for statement in body:
@@ -173,7 +156,9 @@ class _Reader:
                 harmless += [isinstance(target, ast.Tuple) for target in statement.targets]
             return self._evaluates(value) or not all(harmless)
         if isinstance(statement, ast.Return):
-            self.returns_argument |= statement.value is not None and self._mentions(statement.value)
+            several = statement.value.elts if isinstance(statement.value, ast.Tuple) else None
+            found = None if several is None else tuple(map(self._mentions, several))
+            self._returns.append(found)
         if isinstance(statement, (ast.Expr, ast.Return)):
             return statement.value is not None and self._evaluates(statement.value)
         if isinstance(statement, ast.Assert):
@@ -181,38 +166,104 @@ class _Reader:
         if isinstance(statement, ast.Raise):
             return statement.exc is not None and self._evaluates(statement.exc)
         if isinstance(statement, (ast.If, ast.While)):
-            before = -1
-            while len(self._arguments) > before:  # the next iteration may read names assigned here
-                before = len(self._arguments)
+            for _ in range(_MOST_PASSES):  # the next iteration may read names assigned here
+                before = self._known()
                 if self._first([*statement.body, *statement.orelse]) is not None:
                     return True
-            return self._evaluates(statement.test)
+                if self._known() == before:
+                    return self._evaluates(statement.test)
+            return True
         return not isinstance(statement, (ast.Delete, ast.Pass))
+
+    def _known(self) -> object:
+        """Return what is known of names and lists."""
+        items = {name: tuple(of_list) for name, of_list in self._items.items()}
+        return frozenset(self._arguments), frozenset(self._lists), items
 
     def _assign(self, target: ast.expr, value: ast.expr) -> bool:
         """Record what a name refers to; return False if the assignment may write to an argument."""
         if isinstance(target, (ast.Tuple, ast.List)):
-            harmless = [self._assign(each, value) for each in target.elts]
+            n = len(target.elts)
+            if isinstance(value, (ast.Tuple, ast.List)) and len(value.elts) == n:
+                given = [self._may_be_argument(each) for each in value.elts]
+            else:
+                known = self._known_items(value)
+                given = list(known) if len(known) == n else [self._may_be_argument(value)] * n
+            harmless = [self._refer(*each) for each in zip(target.elts, given, strict=True)]
             return all(harmless)
-        mentions = self._mentions(value) and not self._is_fresh(value)
+        is_argument = self._may_be_argument(value)
+        if isinstance(target, ast.Name) and _is_list(value):
+            self._new_list(target.id, self._items_of(value))
+            if is_argument:
+                self._arguments.add(target.id)
+            return True
+        return self._refer(target, is_argument)
+
+    def _known_items(self, value: ast.expr) -> Sequence[bool]:
+        """Return whether each item of a list, or result of a call, may be an argument; () if unknown."""
+        if isinstance(value, ast.Name):
+            return self._items.get(value.id, ())
+        function = _function(ast.unparse(value.func)) if isinstance(value, ast.Call) else ""
+        if function in self._module.functions:
+            assert isinstance(value, ast.Call)
+            return self._module.returned(function, self._given(value)) or ()
+        return ()
+
+    def _new_list(self, name: str, items: list[bool]) -> None:
+        """Record a new list. If the name had another list, in another branch, it may be either."""
+        before = self._items.get(name)
+        if name not in self._seen:
+            self._items[name] = items
+        elif before is not None and len(before) == len(items):
+            self._items[name] = [a or b for a, b in zip(before, items, strict=True)]
+        else:
+            self._items.pop(name, None)
+        self._lists.add(name)
+        self._seen.add(name)
+
+    def _refer(self, target: ast.expr, is_argument: bool) -> bool:
+        """Record that a name or an item of a list may be an argument; as `_assign`."""
         name = target.value if isinstance(target, ast.Subscript) else target
         if not isinstance(name, ast.Name):
             return False
         if isinstance(target, ast.Subscript):
-            if name.id not in self._lists and (mentions or name.id in self._arguments):
+            if name.id not in self._lists and (is_argument or name.id in self._arguments):
                 return False  # writes to a tensor, or to a list that may have another name
-        elif _is_list(value):
-            self._lists.add(name.id)
+            place, items = _constant(target.slice), self._items.get(name.id)
+            if items is not None and place is not None and 0 <= place < len(items):
+                items[place] |= is_argument
+            else:
+                self._items.pop(name.id, None)
         else:
             self._lists.discard(name.id)
-        if mentions:
+            self._items.pop(name.id, None)
+            self._seen.add(name.id)
+        if is_argument:
             self._arguments.add(name.id)
         return True
 
+    def _items_of(self, value: ast.expr) -> list[bool]:
+        """Return, for each item of a new list, whether it may be an argument."""
+        if isinstance(value, ast.BinOp):  # [None] * 3
+            times = _constant(value.right)
+            return self._items_of(value.left) * (times or 0)
+        assert isinstance(value, ast.List)
+        if any(isinstance(each, ast.Starred) for each in value.elts):
+            return []  # of unknown length: what the name may refer to decides
+        return [self._may_be_argument(each) for each in value.elts]
+
+    def _may_be_argument(self, value: ast.expr) -> bool:
+        return self._mentions(value) and not self._is_fresh(value)
+
     def _mentions(self, node: ast.AST) -> bool:
-        """Return True if an expression reads a variable that may refer to an argument."""
-        names = (each.id for each in ast.walk(node) if isinstance(each, ast.Name))
-        return not self._arguments.isdisjoint(names)
+        """Return True if an expression reads a variable or an item of a list that may be an argument."""
+        if isinstance(node, ast.Subscript) and isinstance(node.value, ast.Name):
+            place, items = _constant(node.slice), self._items.get(node.value.id)
+            if items is not None and place is not None and 0 <= place < len(items):
+                return items[place]
+        if isinstance(node, ast.Name):
+            return node.id in self._arguments
+        return any(map(self._mentions, ast.iter_child_nodes(node)))
 
     def _evaluates(self, value: ast.expr) -> bool:
         """Return True if evaluating an expression may write to an argument."""
@@ -238,7 +289,7 @@ class _Reader:
             return not outs or any(map(self._mentions, outs))
         function = _function(name)
         if function in self._module.functions:
-            return self._module.first_write(function) is not None
+            return self._module.first_write(function, self._given(call)) is not None
         if isinstance(call.func, ast.Attribute):
             of = (
                 call.func.value.value
@@ -246,11 +297,21 @@ class _Reader:
                 else call.func.value
             )
             if isinstance(of, ast.Name) and of.id in self._lists:
+                if any(map(self._mentions, call.args)):  # append, extend
+                    self._arguments.add(of.id)
+                    self._items.pop(of.id, None)
                 return call.func.attr not in (*_LIST_METHODS, *_METHODS, "unsqueeze")
             if call.func.attr in (*_METHODS, "unsqueeze"):
                 return False
         operator = _operator(name)
         return operator is None or _may_write(operator)
+
+    def _given(self, call: ast.Call) -> Given:
+        """Return which items of the list that a call passes may be arguments; `None` if unknown."""
+        if len(call.args) != 1 or call.keywords or not isinstance(call.args[0], ast.Name):
+            return None
+        items = self._items.get(call.args[0].id)
+        return None if items is None else tuple(items)
 
     def _is_fresh(self, value: ast.expr) -> bool:
         """Return True if the value of an expression cannot be an argument's memory."""
@@ -262,7 +323,8 @@ class _Reader:
         if isinstance(value.func, ast.Attribute) and value.func.attr in _METHODS:
             return True
         if _function(name) in self._module.functions:
-            return self._module.returns_own_memory(_function(name))
+            returned = self._module.returned(_function(name), self._given(value))
+            return returned is not None and not any(returned)
         operator = _operator(name)
         return operator is not None and not may_return_input(operator)
 
@@ -270,6 +332,12 @@ class _Reader:
 def _function(name: str) -> str:
     """Return the name of the function that a call in generated code runs."""
     return _PARTITION.sub(r"partition_\1", name)
+
+
+def _constant(node: ast.expr) -> int | None:
+    """Return the value of an integer constant; `None` for other expressions."""
+    value = node.value if isinstance(node, ast.Constant) else None
+    return value if isinstance(value, int) else None
 
 
 def _is_list(value: ast.expr) -> bool:
