@@ -35,11 +35,15 @@ def _(x: torch.Tensor, after: list[torch.Tensor]) -> torch.Tensor:
     return x.clone()
 
 
-def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, None]:
-    return grad, None
+def _setup(ctx: Any, inputs: tuple[torch.Tensor, list[torch.Tensor]], output: Any) -> None:
+    ctx.count = len(inputs[1])
 
 
-start_recomputation.register_autograd(_backward)
+def _backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor, list[None]]:
+    return grad, [None] * ctx.count
+
+
+start_recomputation.register_autograd(_backward, setup_context=_setup)
 
 #: The overload of the operator that graph nodes call.
 START = torch.ops.ftrain.start_recomputation.default

@@ -139,7 +139,10 @@ def _define_slope(name: str, arguments: str, kernel: Callable[..., Tensor]) -> A
         return operator(*_rows(info.batch_size, dims, tensors)), 0
 
     operator = _operators._define(
-        f"{name}({arguments})", kernel, lambda x, *_: torch.empty_like(x), rule
+        f"{name}({arguments})",
+        kernel,
+        lambda x, *_: torch.empty_like(x, memory_format=torch.contiguous_format),
+        rule,
     )
     return operator
 

@@ -315,7 +315,7 @@ poisson32 = _define("poisson_draw32", "Tensor rate", functools.partial(_poisson_
 log_weights = _operators._define(
     "log_weights(Tensor p, SymInt draws)",
     _log_weights_kernel,
-    lambda p, draws: torch.empty_like(p),
+    lambda p, draws: torch.empty_like(p, memory_format=torch.contiguous_format),
     _log_weights_rule,
 )
 choice = _operators._define(

@@ -161,13 +161,23 @@ def _define(
     *,
     reads_values: bool = False,
 ) -> Callable[..., Tensor]:
-    """Define an operator; one that reads values on the host cannot be part of a CUDA graph."""
+    """Define an operator whose results are contiguous.
+
+    Args:
+        signature: the name and the arguments, in torch's language of schemas.
+        body: computes the result.
+        fake: returns an empty contiguous tensor of the result's shape and dtype. Inductor computes with
+            its strides: a result in another order, such as that of a transposed argument, would be read
+            in the wrong order.
+        vmap: the rule of `torch.vmap`; default: the key is mapped.
+        reads_values: the body reads values on the host, which cannot be part of a CUDA graph.
+    """
     name = signature[: signature.index("(")]
-    tags = (torch.Tag.pt2_compliant_tag,)
-    if reads_values:
-        tags += (torch.Tag.cudagraph_unsafe,)
-    _LIBRARY.define(f"{signature} -> Tensor", tags=tags)  # type: ignore[no-untyped-call]
-    _LIBRARY.impl(name, body, "CompositeExplicitAutograd")  # type: ignore[no-untyped-call]
+    tags = [torch.Tag.pt2_compliant_tag, *([torch.Tag.cudagraph_unsafe] if reads_values else [])]
+    _LIBRARY.define(f"{signature} -> Tensor", tags=tuple(tags))  # type: ignore[no-untyped-call]
+    _LIBRARY.impl(  # type: ignore[no-untyped-call]
+        name, lambda *args: body(*args).contiguous(), "CompositeExplicitAutograd"
+    )
     operator: Callable[..., Tensor] = getattr(torch.ops.ftrain, name).default
     torch.library.register_fake(f"ftrain::{name}", fake, lib=_LIBRARY)
     rule = vmap or _vmap_over_key(operator)
