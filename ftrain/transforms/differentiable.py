@@ -34,7 +34,9 @@ def differentiable(step: F) -> F:
 
     All optimizers of `ftrain.optim` except `from_torch` are differentiable. Where an algorithm compares
     or rounds, the derivative is that of the branch taken: `lion` and `rprop` step by signs, which have
-    the derivative 0; `prodigy` and `lbfgs` select by comparisons.
+    the derivative 0; `prodigy` and `lbfgs` select by comparisons. `muon` computes in bfloat16 by
+    default, and so its derivatives; `optim.muon(rate, ns_dtype=None)` computes both in the dtype of the
+    parameters.
 
     Args:
         step: a function made of ftrain's pieces, not compiled. Compile the function that calls the

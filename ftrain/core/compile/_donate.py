@@ -135,18 +135,21 @@ def _states(donated: Any) -> Iterator[Any]:
     if not isinstance(donated, _CONTAINERS):
         yield donated
         return
-    for child in optree.tree_flatten_one_level(donated, namespace=tree.NAMESPACE)[0]:
+    for _, child in _children(donated):
         yield from _states(child)
+
+
+def _children(container: Any) -> list[tuple[Any, Any]]:
+    """Return the keys or positions of a container, each with its child, in the order of its leaves."""
+    children, _, entries, _ = optree.tree_flatten_one_level(container, namespace=tree.NAMESPACE)
+    return list(zip(entries, children, strict=True))
 
 
 def _not_donatable(donated: Any, path: str) -> str | None:
     """Describe the first part that is neither a state nor a container of states; `None` without one."""
     if isinstance(donated, _CONTAINERS) and not tree.is_leaf(donated):
-        children, _, entries, _ = optree.tree_flatten_one_level(donated, namespace=tree.NAMESPACE)
-        parts = (
-            _not_donatable(child, f"{path}[{entry!r}]")
-            for child, entry in zip(children, entries, strict=True)
-        )
+        children = _children(donated)
+        parts = (_not_donatable(child, f"{path}[{entry!r}]") for entry, child in children)
         inside = next(filter(None, parts), None)
         if children:
             return inside

@@ -53,7 +53,7 @@ def split_pools(graph: fx.Graph) -> bool:
 class _Pool(NamedTuple):
     node: fx.Node
     source: fx.Node  # the input, with its leading axes before they were merged
-    window: tuple[int, int]
+    window: tuple[int, ...]
     gradients: list[fx.Node]
 
 
@@ -130,7 +130,7 @@ def _gradient(graph: fx.Graph, pool: _Pool, node: fx.Node, place: fx.Node) -> No
     source = pool.source.meta["val"]
     *leading, height, width = source.shape
     pooled = [*leading, height // rows, width // columns]
-    grad = _source(node.args[0])  # type: ignore[arg-type]
+    grad = _source(node.args[0])
     grad = _shaped(graph, grad, pooled)
     numbers = [
         _add(graph, aten.arange.default, n, dtype=torch.float32, device=source.device)
@@ -171,12 +171,15 @@ def _users(x: fx.Node) -> list[fx.Node]:
     return found
 
 
-def _source(x: fx.Node) -> fx.Node:
+def _source(x: Any) -> fx.Node:
     """Return the tensor of which `x` is a copy with merged or split leading axes."""
-    shape = x.meta["val"].shape[-2:]
-    while _is_view(x) and x.args[0].meta["val"].shape[-2:] == shape:  # type: ignore[union-attr]
-        x = x.args[0]  # type: ignore[assignment]
-    return x
+    node: fx.Node = x
+    while _is_view(node):
+        below: Any = node.args[0]
+        if below.meta["val"].shape[-2:] != x.meta["val"].shape[-2:]:
+            break
+        node = below
+    return node
 
 
 def _is_view(x: fx.Node) -> bool:
