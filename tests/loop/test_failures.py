@@ -149,7 +149,7 @@ def test_a_resumed_run_repeats_a_failed_evaluation(tmp_path: Any) -> None:
 
 
 def test_a_failing_callback_that_only_warns_does_not_fail_the_run() -> None:
-    with pytest.warns(CallbackWarning, match="Raises raised KeyError.*the run continues"):
+    with pytest.warns(CallbackWarning, match="Raises raised KeyError.*The run continues"):
         result = fit(trainer(Raises(4, "warn")), epochs=1)
     assert result.status == "completed"
 

@@ -77,5 +77,5 @@ def test_printed_result_names_the_number_of_skipped_steps(
     why = "because of non-finite gradients, and did not change the parameters"
     message = f"{2 * bad} of 16 steps were skipped {why}"
     assert (f"  {message}" in str(outcome).splitlines()) == printed
-    noted_at_end = f"{message}. Check the loss and its inputs" in [str(x.message) for x in said]
+    noted_at_end = f"{message}. Check the loss and its inputs." in [str(x.message) for x in said]
     assert noted_at_end == noted

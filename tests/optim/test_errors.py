@@ -46,7 +46,7 @@ PARAMS = {"layers": [{"w": W, "b": B}]}
     ],
 )
 def test_optimizer_argument_out_of_range_raises_with_its_name_and_value(build, name, value):
-    with pytest.raises(ValueError, match=rf"{name} must .*{re.escape(repr(value))}"):
+    with pytest.raises(ValueError, match=rf"{name}: expected .*{re.escape(repr(value))}"):
         build(value)
 
 

@@ -48,7 +48,7 @@ def test_hyperparameters_out_of_range_raise_with_name_and_value(place, value):
     name, argument = place
     if (argument, value) == ("beta2_decay", -1.0):
         pytest.skip("a power below zero")
-    with pytest.raises(ValueError, match=rf"{argument} must .*{re.escape(repr(value))}"):
+    with pytest.raises(ValueError, match=rf"{argument}: expected .*{re.escape(repr(value))}"):
         build(name, **{argument: value})
 
 
@@ -68,7 +68,7 @@ def test_hyperparameters_of_a_wrong_type_raise_type_error(name, argument):
         ("0.1", ": expected a number, got str"),
         (torch.ones(2), "0-d floating"),
     ):
-        with pytest.raises(TypeError, match=rf"{argument} .*{message}"):
+        with pytest.raises(TypeError, match=rf"{argument}\b.*{message}"):
             build(name, **{argument: value})
 
 
@@ -149,7 +149,7 @@ def test_set_hyperparams_refuses_values_that_every_optimizer_refuses(argument):
         if taken:
             optim.set_hyperparams(state, **{argument: value})
             continue
-        with pytest.raises(ValueError, match=rf"{argument} must .*{re.escape(repr(value))}"):
+        with pytest.raises(ValueError, match=rf"{argument}: expected .*{re.escape(repr(value))}"):
             optim.set_hyperparams(state, **{argument: value})
 
 

@@ -63,7 +63,7 @@ PARAMS = {"layers": [{"w": W, "b": B}]}
     ],
 )
 def test_transformation_argument_out_of_range_raises_with_its_name_and_value(build, name, value):
-    with pytest.raises(ValueError, match=rf"{name} must .*{re.escape(repr(value))}"):
+    with pytest.raises(ValueError, match=rf"{name}: expected .*{re.escape(repr(value))}"):
         build(value)
 
 
@@ -144,7 +144,10 @@ def test_invalid_argument_values_raise_value_error(build, message):
             "factor: expected an integer, got 1.5",
         ),
         (lambda: optim.piecewise_constant(0.1, [1, 2]), r"got list \[1, 2\]. Write `piecewise"),
-        (lambda: optim.piecewise_constant(0.1, {0.5: 1.0}), "each key of factors .* got 0.5"),
+        (
+            lambda: optim.piecewise_constant(0.1, {0.5: 1.0}),
+            "each key of factors: expected an integer, got 0.5",
+        ),
         (
             lambda: optim.join([optim.constant(1.0), 0.1], [5]),
             r"schedules\[1\]: expected a schedule, got float 0.1.*constant",
