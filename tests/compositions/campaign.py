@@ -69,12 +69,13 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=30.0, help="of a processor")
     parser.add_argument("--seed", type=int, default=0, help="of the first turn")
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS), choices=list(KINDS))
     options = parser.parse_args(arguments)
     warnings.simplefilter("ignore", HypothesisWarning)
     torch.set_num_threads(1)
     until = time.process_time() + 60 * options.minutes
     failed = 0
-    turns = itertools.cycle(itertools.product(KINDS, MODES))
+    turns = itertools.cycle(itertools.product(options.kinds, MODES))
     try:
         for number, (kinds, mode) in enumerate(turns, options.seed):
             failure = turn(kinds, mode, number, until)

@@ -51,6 +51,7 @@ POINTS = [0.875, 0.3125, -0.25, 0.5]
 
 KINDS = {
     "derivatives": ("Grad", "Grad", "Jvp", "Descend", "Detach", "NoGrad"),
+    "forward": ("Jvp", "Jvp", "Jvp", "Grad", "Grad", "Descend", "Scan", "Cond", "Apply"),
     "loops": ("Scan", "Scan", "While", "Grad", "Descend", "Jvp"),
     "branches": ("Cond", "Switch", "Scan", "Grad", "Vmap"),
     "wrappers": ("Vmap", "Apply", "Checkpoint", "Compiled", "Step", "Grad", "Cond"),
