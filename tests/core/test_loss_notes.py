@@ -12,6 +12,7 @@ from torch import nn
 
 import ftrain
 from ftrain import optim, tasks
+from ftrain.core import _loss_notes
 
 X = torch.ones(4, 3)
 Y = torch.tensor([0, 1, 2, 0])
@@ -138,3 +139,21 @@ def test_bound_model_names_an_argument_that_is_not_a_tensor(value):
         apply(params, buffers, ftrain.random.key(1), value)
     assert "args[0] is a" in caught.value.__notes__[-1]
     assert "torch.as_tensor(x)" in caught.value.__notes__[-1]
+
+
+def test_note_names_tensors_of_the_dtype_in_an_error_of_torch_only() -> None:
+    tensors = {"x": torch.zeros(2, dtype=torch.float64), "y": torch.zeros(2)}
+    text = "expected scalar type Float but found Double"
+    note = _loss_notes.dtype_note(RuntimeError(text), tensors)
+    assert note is not None
+    assert "x" in note
+    assert "y" not in note.split()
+    for error in (
+        AttributeError(text),
+        RuntimeError("Double trouble"),
+        RuntimeError("dtype Float"),
+    ):
+        assert _loss_notes.dtype_note(error, tensors) is None
+    labels = {"t": torch.zeros(2, dtype=torch.int64)}
+    assert _loss_notes.dtype_note(RuntimeError("expected scalar type Long"), labels) is None
+    assert _loss_notes.dtype_note(RuntimeError("Input type (Long) and weight"), labels) is not None
