@@ -11,6 +11,7 @@ from torch import nn
 
 import ftrain
 from ftrain import optim
+from ftrain.core.cost import rates
 from ftrain.core.cost._flops import floating_dtype, graph_work
 from ftrain.core.cost._kernels import kernels_of
 from ftrain.core.cost.rates import Rates, fastest_product, measure_rates
@@ -229,3 +230,18 @@ def mlp_steps(**options: Any) -> ftrain.Steps:
         optim.sgd(0.1),
         **options,
     )
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build has no oneDNN")
+@pytest.mark.parametrize(
+    ("dtype", "tries"), [("float32", True), ("float64", False), ("float16", False)]
+)
+def test_product_of_onednn_is_tried_for_the_dtypes_that_it_has(
+    dtype: str, tries: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    linear = rates.F.linear
+    monkeypatch.setattr(rates.F, "linear", lambda *args: calls.append(args) or linear(*args))
+    monkeypatch.setattr(rates, "_seconds", lambda call, device, repeats: len(calls))
+    assert rates.fastest_product(dtype, torch.device("cpu"), size=4).flops == 128
+    assert bool(calls) == tries

@@ -168,4 +168,22 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "at_once = (us >= 0.07) & (v <= 0.9277 - 3.6224 / (b - 2))",
         "at_once = (us >= 1.07) & (v <= 0.9277 - 3.6224 / (b - 2))",
     ): "a squeeze: what it does not accept, the exact comparison after it accepts",
+    (
+        "random._normal",
+        "normal",
+        "lowest = torch.finfo(dtype).eps / 2.0 - 1.0",
+        "lowest = torch.finfo(dtype).eps / 3.0 - 1.0",
+    ): "the same number: both are rounded to the smallest one above -1",
+    (
+        "random._keyed_layers",
+        "scaled_dot_product_attention",
+        "causal = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()",
+        "causal = torch.ones(scores.shape[-3:], dtype=torch.bool, device=scores.device).tril()",
+    ): "slower only: the same triangle once for each head",
+    (
+        "compile._rnn",
+        "_vmap_backward.run",
+        "lists = zip((grads, start, weights), (in_dims[0], *in_dims[2:4]), strict=True)",
+        "lists = zip((grads, start, weights), (in_dims[0], *in_dims[2:4]), strict=False)",
+    ): "a check that never fails: three lists and three entries",
 }
