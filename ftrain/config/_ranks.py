@@ -126,10 +126,10 @@ def row_ranks(config: Config, mesh: Any) -> tuple[int, int]:
 
 def _axes(config: Config, mesh: Any) -> tuple[int, int] | None:
     """Return the numbers of ranks along the two axes of `distributed.mesh`; `None` for one axis."""
-    given, size = config.distributed.mesh, mesh.size()
+    given = config.distributed.mesh
     if given is None:
         return None
-    first, second = given
+    (first, second), size = given, mesh.size()
     if first == -1 and second > 0:
         first = size // second
     elif second == -1 and first > 0:

@@ -117,7 +117,7 @@ def test_ranks_without_a_strategy_are_refused(
     with pytest.raises(ConfigError) as caught, mesh_of(config):
         pass
     assert caught.value.key == "distributed.strategy"
-    says = "expected data_parallel or fully_sharded, since 2 processes were started, got none"
+    says = "or tensor_parallel, since 2 processes were started, got none"
     assert says in str(caught.value)
 
 
