@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from torch._subclasses import FakeTensor
 
+from ftrain.core import _torch
 from ftrain.core._recomputation import start_recomputation
 from ftrain.core._torch_collectives import Group, waited
 from ftrain.distributed._gather import Gathering, start_gather
@@ -65,7 +65,7 @@ class Prefetch:
     def end(self) -> None:
         """End a call of the model, and wait for parameters that no unit has taken."""
         for whole in [x for found in self._started.values() for x in found]:
-            if whole is not None and not isinstance(whole, FakeTensor):
+            if whole is not None and not isinstance(whole, _torch.FakeTensor):
                 waited(whole)
         self._started, self._params, self._latest = {}, {}, None
 
@@ -97,6 +97,6 @@ class Prefetch:
         if unit is None or unit.names in self._started:
             return
         tensors = unit.tensors
-        if again and any(isinstance(x, FakeTensor) for x in tensors):
+        if again and any(isinstance(x, _torch.FakeTensor) for x in tensors):
             tensors = tuple(start_recomputation(x.detach(), []) for x in tensors)
         self._started[unit.names] = start_gather(tensors, unit.rows, self._group)

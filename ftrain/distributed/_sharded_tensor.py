@@ -24,6 +24,7 @@ import torch
 
 from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core._torch_collectives import Group, all_gather
+from ftrain.core._torch_dispatch import names_of
 from ftrain.core._torch_wrapper import (
     Wrapper,
     is_mutable,
@@ -246,7 +247,7 @@ ELEMENTWISE = frozenset(
 
 def rounds_alike(func: Any, args: Sequence[Any]) -> bool:
     """Return True if an elementwise operator rounds an element alike wherever it is in a tensor."""
-    name = func._schema.name.partition("::")[2].rstrip("_")
+    name = names_of(func)[0].rstrip("_")
     is_square = name == "pow" and len(args) == 2 and args[1] == 2 and not torch.is_tensor(args[1])
     return func in ELEMENTWISE or name in ROUNDS_ALIKE or is_square
 
