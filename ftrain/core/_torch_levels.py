@@ -7,7 +7,8 @@ are ordinary ones, and its tangent is a separate tensor. (`torch._C._functorch`,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -26,10 +27,12 @@ from ftrain.core import _torch
 __all__ = [
     "above",
     "all_parts",
+    "at_depth",
     "below",
     "has_tangents",
     "is_batched",
     "is_transformed",
+    "level_of",
     "lift",
     "lower",
     "mapped_dim",
@@ -67,6 +70,20 @@ def place() -> tuple[int, int]:
 def running_trace() -> Any:
     """Return an object that identifies the trace in progress; `None` if there is none (torch 2.3)."""
     return get_proxy_mode()
+
+
+@contextlib.contextmanager
+def at_depth(depth: int) -> Iterator[None]:
+    """Leave the inner transforms of torch.func inside the context, so that `depth` of them remain."""
+    with contextlib.ExitStack() as left:
+        while len(_functorch.get_interpreter_stack() or ()) > depth:
+            left.enter_context(temporarily_pop_interpreter_stack())
+        yield
+
+
+def level_of(tensor: torch.Tensor) -> int:
+    """Return the number of the transform that made a tensor's wrapper, from 1; else a negative one."""
+    return int(_functorch.maybe_get_level(tensor))
 
 
 def n_mapped() -> int:

@@ -86,6 +86,27 @@ FOUND = [
         Cond(Var(0), Apply(Function(Var(0), Const(0, True)), Var(0), Var(0), Var(0)), Var(0)),
         ("value_and_grad",),
     ),
+    # A branch that some rows take, whose first use of a tensor is in an inner derivative.
+    Program(
+        Cond(
+            Sin(Var(0)),
+            Add(
+                Const(3, True),
+                Jvp(
+                    Mul(
+                        Grad(
+                            "value_and_grad", Add(Const(3, True), Var(0)), (Var(0), Var(0)), Var(0)
+                        ),
+                        Var(0),
+                    ),
+                    Var(0),
+                    Var(0),
+                ),
+            ),
+            Var(0),
+            False,
+        )
+    ),
     # A branch that some rows take, whose first use of a tensor is under no_grad.
     Program(Cond(Var(0), Mul(NoGrad(Var(0)), Var(0)), Var(0), False), ("vmap", "value_and_grad")),
 ]

@@ -136,6 +136,12 @@ READERS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
         lambda x: ftrain.value_and_grad(lambda z: (z**2 * x).sum())(CONSTANT)[1],
         lambda x: 2 * CONSTANT * x,
     ),
+    "gradient inside jvp": (
+        lambda x: jvp(
+            lambda z: ftrain.value_and_grad(lambda y: (y**3 * x).sum())(z)[1], (x,), (CONSTANT,)
+        )[1],
+        lambda x: 6 * CONSTANT * x**2,
+    ),
     "jvp": (
         lambda x: jvp(lambda z: z**2 * x, (CONSTANT,), (CONSTANT,))[1],
         lambda x: 2 * CONSTANT**2 * x,
