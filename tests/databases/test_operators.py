@@ -67,7 +67,14 @@ DRAWING_AT_TIMES = ("nn.functional.rrelu", "bernoulli")
 #: Without a derivative: torch's is undefined for all inputs, of an order of 0, of an empty product, or
 #: of numbers that a key draws.
 UNDEFINED = dict.fromkeys(
-    ("bernoulli", "linalg.householder_product", "linalg.norm", "linalg.vector_norm", "norm"),
+    (
+        "bernoulli",
+        "linalg.householder_product",
+        "linalg.norm",
+        "linalg.vector_norm",
+        "masked.norm",
+        "norm",
+    ),
     "does not depend on its parameters.*Look for",
 )
 #: Torch takes another formula for tensors without values: relative distance of the norms, measured.
