@@ -298,13 +298,23 @@ def _filled(
             if grad is None or is_zero_tensor(grad):
                 filled.append(torch.zeros_like(leaf))
             elif grad.layout != leaf.layout:
-                raise TypeError(
-                    f"a gradient of {name} is sparse: expected {leaf.layout}, got {grad.layout}. Create "
-                    "the layer with sparse=False (nn.Embedding, nn.EmbeddingBag)."
-                )
+                raise TypeError(_other_layout(leaf, grad, name))
             else:
                 filled.append(grad)
     return filled
+
+
+def _other_layout(leaf: torch.Tensor, grad: torch.Tensor, name: str) -> str:
+    """Describe a gradient that is sparse and whose argument is dense, or the other way round."""
+    if leaf.layout is torch.strided:
+        return (
+            f"a gradient of {name} is sparse: expected {leaf.layout}, got {grad.layout}. Create the "
+            "layer with sparse=False (nn.Embedding, nn.EmbeddingBag)."
+        )
+    return (
+        f"a gradient of {name} by a sparse argument: expected {leaf.layout}, as the argument's, got "
+        f"{grad.layout}. Pass a dense argument, x.to_dense()."
+    )
 
 
 def _writes(name: str, line: str = "", tensor: torch.Tensor | None = None) -> ImpureFunctionError:
