@@ -290,7 +290,7 @@ class Compiled(Generic[P, R]):
                 raise
         state = args[0]
         self._check_memory(program, tensors, owned)
-        claim = _donate.Claims(state, self._name, _caller())
+        claim = _donate.claim(state, self._name, _caller())
         _ownership.forget(_donate.first_state(state))
         try:
             owned = self._take(program, tensors, owned)

@@ -25,7 +25,7 @@ from ftrain.core.compile._errors import call_site, describe
 from ftrain.core.compile._ownership import storage_of
 from ftrain.core.errors import DonatedStateError, DonationError
 
-__all__ = ["Claims", "check_donatable", "check_fits", "check_memory", "first_state", "is_donatable"]
+__all__ = ["check_donatable", "check_fits", "check_memory", "claim", "first_state", "is_donatable"]
 
 _NOTE = "_ftrain_donated_at"
 
@@ -58,7 +58,11 @@ class Claim:
         object.__setattr__(state, "__class__", _poisoned(cls))
         object.__setattr__(state, "__dict__", {_NOTE: note})
 
-    def release(self, fields: dict[str, Any]) -> None:
+    def release(self, state: Any) -> None:
+        """Cancel the donation: make the old state usable again, with the fields of `state`."""
+        self.restore(vars(state))
+
+    def restore(self, fields: dict[str, Any]) -> None:
         """Cancel the donation: make the old state usable again, with these fields."""
         object.__setattr__(self._state, "__dict__", dict(fields))
         object.__setattr__(self._state, "__class__", self._class)
@@ -69,17 +73,10 @@ class Claim:
 
 
 class Claims:
-    """Exclusive right to the memory of a state, or of every state in a dict, list or tuple.
-
-    Raises:
-        DonatedStateError: another call has claimed one of the states; none is claimed then.
-    """
+    """Exclusive right to the memory of every state in a dict, list or tuple; see `claim`."""
 
     def __init__(self, donated: Any, function: str, caller: types.FrameType | None) -> None:
-        if not isinstance(donated, _CONTAINERS):
-            self._claims = [Claim(donated, function, caller)]
-            return
-        self._claims = []
+        self._claims: list[Claim] = []
         fields: list[dict[str, Any]] = []
         try:
             for state in _states(donated):
@@ -87,19 +84,30 @@ class Claims:
                 self._claims.append(Claim(state, function, caller))
                 fields.append(found)
         except DonatedStateError:
-            for claim, found in zip(self._claims, fields, strict=True):
-                claim.release(found)
+            for one, found in zip(self._claims, fields, strict=True):
+                one.restore(found)
             raise
 
     def release(self, donated: Any) -> None:
         """Cancel the donation: make the old states usable again, with the fields of `donated`."""
-        for claim, state in zip(self._claims, _states(donated), strict=True):
-            claim.release(vars(state))
+        for one, state in zip(self._claims, _states(donated), strict=True):
+            one.release(state)
 
     def fail(self) -> None:
         """Mark the states as lost, since their memory may be half overwritten."""
-        for claim in self._claims:
-            claim.fail()
+        for one in self._claims:
+            one.fail()
+
+
+def claim(donated: Any, function: str, caller: types.FrameType | None) -> Claim | Claims:
+    """Claim the memory of a state, or of every state in a dict, list or tuple.
+
+    Raises:
+        DonatedStateError: another call has claimed one of the states; none is claimed then.
+    """
+    if isinstance(donated, _CONTAINERS):
+        return Claims(donated, function, caller)
+    return Claim(donated, function, caller)
 
 
 def first_state(donated: Any) -> Any:
