@@ -10,7 +10,16 @@ from typing import Any, Protocol
 from ftrain.core.accumulate import MicroBatches
 from ftrain.data import Cursor, Stream
 
-__all__ = ["Batches", "Listed", "as_batches", "check_padding", "joined", "length", "opened"]
+__all__ = [
+    "Batches",
+    "Listed",
+    "as_batches",
+    "check_padding",
+    "joined",
+    "length",
+    "no_batches",
+    "opened",
+]
 
 
 class Batches(Protocol):
@@ -109,6 +118,14 @@ def opened(
         close = getattr(batches, "close", None)
         if close is not None:
             close()
+
+
+def no_batches(epoch: int) -> ValueError:
+    """Return the error of training data without a batch in an epoch."""
+    return ValueError(
+        f"train_data: expected batches in epoch {epoch}, got none. Pass data with at least one batch in "
+        "each epoch."
+    )
 
 
 def joined(

@@ -21,7 +21,7 @@ from typing import Any
 
 from ftrain.core.errors import NonFiniteError
 from ftrain.loop import _actions
-from ftrain.loop._batches import joined, opened
+from ftrain.loop._batches import joined, no_batches, opened
 from ftrain.loop._compiled_steps import check_compiler, is_compiled_next
 from ftrain.loop._emitter import Emitter
 from ftrain.loop._ensemble_members import members_of
@@ -123,7 +123,7 @@ class Run(Emitter):
         step, count_samples = runtime.step, runtime.count_samples
         kinds = (BatchBegin, BackwardEnd, BatchEnd)
         batch_begins, backward_ends, batch_ends = map(runtime.has_listener, kinds)
-        batch_end_wanted = runtime.wanted(BatchEnd)
+        all_wanted = runtime.wanted(BatchEnd)
         compiles, unchecked = is_compiled_next(step), True
         boundary = next_boundary(plan, self.state.progress.step)
         runtime.signals.after_step(self.state.progress.step)
@@ -133,7 +133,6 @@ class Run(Emitter):
                 runtime.ranks.check_batch(batch)
             if batch_begins or compiles or not self.state.progress.batch:
                 yield from self._begin_step(batch, compiles)
-
             runtime.phase = "step"
             state, failure = self.state, None
             samples, tokens = count_samples(batch)
@@ -165,13 +164,9 @@ class Run(Emitter):
             if backward_ends:
                 yield from self.emit_norms(metrics)
             if batch_ends and (
-                batch_end_wanted or clock.total() >= runtime.callbacks.idle_until(BatchEnd)
+                all_wanted or clock.total() >= runtime.callbacks.idle_until(BatchEnd)
             ):
-                event = BatchEnd(progress, clock.total(), self.state.train, batch, metrics)
-                self.dispatch(event)
-                if batch_end_wanted:
-                    yield from self.yield_event(event)
-                del event
+                yield from self.emit(BatchEnd(*self.header(), batch, metrics))
 
             at_boundary = progress.step == boundary or self.state.epoch_ended or self.state.pending
             if at_boundary or runtime.signals.after_step(progress.step) is not None:
@@ -181,10 +176,7 @@ class Run(Emitter):
                     return
                 boundary = next_boundary(plan, progress.step)
             runtime.phase = "data"
-        raise ValueError(
-            f"train_data: expected batches in epoch {self.state.epochs_done + 1}, got none. Pass data "
-            "with at least one batch in each epoch."
-        )
+        raise no_batches(self.state.epochs_done + 1)
 
     def _boundary(self, batch: Any) -> Events:
         """Do the work due after a step (log, evaluate, save), and run the requested actions."""
