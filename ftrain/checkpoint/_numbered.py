@@ -119,7 +119,10 @@ class Numbered:
         return None
 
     def _candidates(self, steps: Iterable[int]) -> Iterator[_Found | None]:
-        """Yield each step's checkpoints, a replacement before the original; `None` if deleted."""
+        """Yield the checkpoints of each step; `None` for a step whose checkpoint has been deleted.
+
+        A checkpoint that replaces an earlier one of its step comes before that.
+        """
         for step in steps:
             paths = (self.replacement(step), self.path(step))
             there = [

@@ -1,4 +1,4 @@
-"""Writing of a run's files without following links or changing files that have another name too.
+"""Writing of a run's files that follows no symbolic links and leaves hard-linked files unchanged.
 
 If a file of a run directory is a link, or has a second name (`cp -al runs/a runs/b`), writing to it
 would change a file in another directory. New content is therefore written to a draft: a file with a

@@ -43,7 +43,7 @@ class LayerParameter(LazyTensor, ShardedTensor):
 
     @staticmethod
     def of(local: torch.Tensor, rows: int, group: Group) -> LayerParameter:
-        """Return the parameter with `rows` rows of which `local` are this rank's."""
+        """Make the parameter with `rows` rows from the tensor `local` of this rank's rows."""
         local = local.contiguous()
         self: LayerParameter = _Unread.apply(local, rows, group)  # type: ignore[no-untyped-call]
         self.local = local  # with its graph

@@ -310,7 +310,7 @@ class UnitParameter(LazyTensor, ShardedTensor):
 
     @staticmethod
     def of(name: str, local: torch.Tensor, rows: int, group: Group, share: Share) -> UnitParameter:
-        """Return the parameter with `rows` rows, of which this rank has `local`."""
+        """Make the parameter with `rows` rows from the tensor `local` of this rank's rows."""
         local = local.contiguous()
         given = (name, local, rows, group, share)
         self: UnitParameter = _Unread.apply(*given)  # type: ignore[no-untyped-call]

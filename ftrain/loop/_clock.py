@@ -9,7 +9,7 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Clock of the seconds since its creation, and since the last restart of each named count.
+    """Clock with the seconds since its creation, and with named stopwatches.
 
     Example:
         >>> clock = Clock()

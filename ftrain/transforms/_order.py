@@ -10,7 +10,7 @@ __all__ = ["check_not_compiled"]
 
 
 def check_not_compiled(name: str, step: Any) -> None:
-    """Raise if a step is compiled: calls of its program would not become part of one program.
+    """Raise if a step is compiled already; compile the result of the transform instead.
 
     Raises:
         TypeError: `step` is compiled.

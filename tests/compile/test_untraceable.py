@@ -202,7 +202,7 @@ def test_error_for_a_backward_pass_that_reads_tensor_values_names_the_forward_op
     assert "no frame" not in str(error.value)
 
 
-def test_gradient_of_complex_singular_vectors_raises_compiled_with_the_reason() -> None:
+def test_compiled_gradient_of_complex_singular_vectors_raises_with_the_reason() -> None:
     """Torch checks in the backward pass that a loss does not depend on the phases of the vectors."""
 
     def loss(x: torch.Tensor) -> torch.Tensor:

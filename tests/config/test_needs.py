@@ -97,7 +97,7 @@ def test_loss_refuses_data_of_more_classes_than_it_declares() -> None:
     assert "loss: test-few expects data of at most 9 classes, got 10 from digits" in message
 
 
-def test_loss_that_declares_builds_is_called_with_its_arguments() -> None:
+def test_loss_registered_as_a_factory_is_called_with_its_arguments() -> None:
     @register("loss", "test-builds", Needs(builds=True, facts={"count": "classes"}))
     def power(exponent: int = 2, *, count: int) -> Any:
         return lambda model, batch: (model(batch["x"]) ** exponent).mean() * count

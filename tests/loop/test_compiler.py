@@ -77,7 +77,7 @@ def test_steps_on_cuda_need_a_c_compiler_unless_triton_has_its_driver(no_compile
     monkeypatch.setattr(_torch_inductor, "triton_error", lambda: missing)
     with pytest.raises(CompilerMissingError, match=r"no C compiler.*install gcc.*variable CC") as e:
         step.check_compiler(torch.device("cuda"))
-    assert "Looked for gcc and clang." in str(e.value)
+    assert "Looked for gcc and clang, as Triton did, which reports: Failed" in str(e.value)
     monkeypatch.setattr(_torch_inductor, "triton_error", lambda: RuntimeError("no device"))
     step.check_compiler(torch.device("cuda"))
     monkeypatch.setattr(_torch_inductor, "triton_error", lambda: None)

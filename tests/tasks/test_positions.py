@@ -56,7 +56,7 @@ def test_input_and_target_indices_work_with_mixup() -> None:
     assert_same_bits(loss_of(chosen, (Y, X)), expected)
 
 
-def test_indices_select_the_other_tuple_entries_of_losses() -> None:
+def test_losses_read_the_tuple_entries_that_their_index_arguments_select() -> None:
     expected = loss_of(tasks.distillation, {"x": X, "y": Y, "teacher": LOGITS})
     chosen = functools.partial(tasks.distillation, input=1, target=2, cached=0)
     assert_same_bits(loss_of(chosen, (LOGITS, X, Y)), expected)

@@ -50,7 +50,9 @@ def _check_triton_compiler(remedy: str) -> None:
         return
     error = _torch_inductor.triton_error()
     if error is not None and "C compiler" in str(error):
-        raise no_compiler(f"Looked for gcc and clang. Triton: {error}", remedy, "C")
+        raise no_compiler(
+            f"Looked for gcc and clang, as Triton did, which reports: {error}", remedy, "C"
+        )
 
 
 def no_compiler(reason: str, remedy: str = _REMEDY, language: str = "C++") -> CompilerMissingError:

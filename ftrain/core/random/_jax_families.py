@@ -223,7 +223,7 @@ class _GammaDraw(_Sample):
 
     @staticmethod
     def slope(alpha: Tensor, sample: Tensor) -> Tensor:
-        """Return the derivative; for a sample that underflowed to 0, return its limit, 0."""
+        """Return the derivative of a gamma sample by `alpha`; its limit 0 if the sample underflowed."""
         least = torch.finfo(sample.dtype).tiny
         slope = _slope(_gamma_slope, alpha, sample.clamp_min(least))
         return torch.where(sample >= least, slope, 0.0)

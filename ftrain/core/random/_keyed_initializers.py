@@ -108,9 +108,9 @@ def _built(build: Callable[[], T], stream: _Initial, plan: InitializerPlan) -> T
 
 
 def _watched(run: Callable[[], T], plan: InitializerPlan) -> T:
-    """Repeat `run()` until all generators that it advances are seeded by `plan`; return its result.
+    """Call `run()` until it advances no generator that `plan` has not seeded; return the last result.
 
-    Before each repetition, the generators that the previous call advanced are added to `plan.seeded`.
+    A generator that a call advances is added to `plan.seeded` before the next call.
     """
     while True:
         before = _generators.read(_generators.accelerator(), plan.own)

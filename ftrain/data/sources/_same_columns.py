@@ -42,7 +42,7 @@ def check_same(
 
 
 def check_target(table: Table, target: str, features: Iterable[str]) -> None:
-    """Raise if a later file has all features, but no target; predictions need none."""
+    """Raise if a table to train or evaluate on has all columns of features, but no target."""
     if target not in table.names and all(name in table.names for name in features):
         try:
             table.place(target)
