@@ -91,7 +91,7 @@ class Subject:
 
     @classmethod
     def built(cls, build: Callable[..., Any], settings: Mapping[str, Any]) -> Subject:
-        """Return the step, with its arguments, of the `(step, state, batch)` that `build` returns."""
+        """Call `build`, which returns `(step, state, batch)`, and return the subject of that step."""
         found = build(**settings)
         if isinstance(found, Steps):
             found = (found,)  # three functions

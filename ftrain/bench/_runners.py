@@ -70,7 +70,7 @@ class Plain:
         return self._fn(*self._args)
 
     def prepared(self) -> Callable[[], Any]:
-        """Return the function that runs one step."""
+        """Return a function without arguments that calls `fn` with the arguments."""
         return self
 
 

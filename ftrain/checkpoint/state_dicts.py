@@ -223,8 +223,9 @@ def _import_torch(path: str) -> dict[str, torch.Tensor]:
         most -= t.numel() * t.element_size()
         if t.is_meta or t.layout != torch.strided or most < 0:
             raise CheckpointCorruptError(
-                f"{path}: expected dense tensors with the values in the file, got "
-                f"{one_line(ascii(name))} of shape {tuple(t.shape)}. Save contiguous tensors."
+                f"{path}: expected dense tensors that are no larger than the file, got "
+                f"{one_line(ascii(name))} of shape {tuple(t.shape)}, sparse, expanded or without "
+                "values. Save t.contiguous()."
             )
     return {
         str(name): t.detach().clone(memory_format=torch.contiguous_format)

@@ -136,7 +136,9 @@ def _axes(config: Config, mesh: Any) -> tuple[int, int] | None:
         second = size // first
     if first < 1 or second < 1 or first * second != size:
         says = f"expected two numbers whose product is the number of ranks, {size}, got {[*given]}"
-        raise _refused(config, "mesh", f"{says}. Write -1 for the first one.")
+        raise _refused(
+            config, "mesh", f"{says}. Write -1 as the first number, for as many as there are."
+        )
     return first, second
 
 

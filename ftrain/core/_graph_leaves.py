@@ -127,7 +127,10 @@ def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
 
 
 def _named(node: Any) -> str:
-    """Return ` (name)` for an operator without a derivative, read from its node's warning; else ""."""
+    """Return the name of an operator without a derivative as ` (name)`, and "" for any other node.
+
+    The name stands in the warning that the node would show.
+    """
     with warnings.catch_warnings(record=True) as caught, contextlib.suppress(Exception):
         warnings.simplefilter("always")
         node(torch.zeros(()))

@@ -33,7 +33,7 @@ class keeping_graph:
 
 
 def may_keep_graph() -> bool:
-    """Return True inside of `keeping_graph`, except in inference mode, which records no graph."""
+    """Return True if a step may be differentiated: in `keeping_graph`, not in inference mode."""
     return _request.is_made and not torch.is_inference_mode_enabled()
 
 

@@ -115,7 +115,7 @@ def not_tensors(name: str, value: Any) -> Iterator[tuple[str, str]]:
 
 
 def dtype_note(error: Exception, tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """Return a note on the tensors whose dtype an error of torch names; `None` if there are none."""
+    """Return a note that lists the tensors of the dtype in torch's error; `None` if no tensor has it."""
     text = str(error)
     if isinstance(error, AttributeError) or not _DTYPE.search(text):
         return None

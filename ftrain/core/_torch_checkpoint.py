@@ -44,7 +44,7 @@ _active = _Active()
 
 
 class around_regions:
-    """Recompute activation-checkpointed regions in the contexts that `again` gave in the forward pass.
+    """Call `again` for each activation-checkpointed region, and recompute the region in its result.
 
     Contexts of nested calls are entered in the order of the calls, from the outermost.
     """

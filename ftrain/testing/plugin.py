@@ -127,7 +127,7 @@ def _is_steps(obj: object) -> bool:
 
 
 class LawsItem(pytest.Item):
-    """Test item that checks the laws of one subject."""
+    """Pytest item that checks the laws (pure, deterministic, ...) of one step or function."""
 
     def __init__(self, *, subject: tuple[Any, str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)

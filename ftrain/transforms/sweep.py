@@ -252,8 +252,8 @@ def _converted(
     where = f"state.extras[{name!r}]"
     if not isinstance(old, torch.Tensor) or old.ndim:
         raise TypeError(
-            f"{where}: expected a 0-d tensor to sweep over, got {kind(old)}. Keep the number in an "
-            "entry of its own."
+            f"{where}: expected a 0-d tensor to sweep over, got {kind(old)}. Store the swept "
+            "number in state.extras as a 0-d tensor of its own."
         )
     lost = [row[name] for row in rows if not row[name].is_integer()]
     if lost and not old.is_floating_point():

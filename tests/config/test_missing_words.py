@@ -85,7 +85,7 @@ def test_marker_in_a_target_of_words_is_a_class_only_if_classes_is_true(
             sources.csv(empty, "y", empty, classes=classes)
 
 
-def test_empty_replacement_of_missing_words_is_refused(tmp_path: pathlib.Path) -> None:
+def test_blank_missing_word_is_refused(tmp_path: pathlib.Path) -> None:
     table = cities(tmp_path, ["Oslo", "", "Rome"])
     with pytest.raises(ValueError, match="missing_word: expected a word, got ' '"):
         sources.csv(table, "y", table, missing_word=" ")

@@ -32,7 +32,7 @@ NESTED = optim.ema(
 # --- get ---
 
 
-def test_get_returns_fields_trees_groups_and_hyperparameters():
+def test_get_finds_values_of_chained_partitioned_and_injected_optimizers():
     state = NESTED.init(PARAMS)
     assert optim.get(state, "ema").keys() == PARAMS.keys()
     assert tree.leaves(optim.get(state, "mu"))[0].shape == (2, 3)

@@ -243,7 +243,7 @@ class _Reader:
         return True
 
     def _items_of(self, value: ast.expr) -> list[bool]:
-        """Return, for each item of a new list, whether it may be an argument."""
+        """Return, for each item of a list made by the program, whether it may be an argument."""
         if isinstance(value, ast.BinOp):  # [None] * 3
             times = _constant(value.right)
             return self._items_of(value.left) * (times or 0)

@@ -84,10 +84,15 @@ def categorical(
     if replace:
         return _with_replacement(key, logits, axis, ahead, size, mode, folds)
     count = math.prod(ahead)
-    if size[len(ahead) :] != batch or count > logits.shape[-1]:
+    if size[len(ahead) :] != batch:
         raise ValueError(
-            f"categorical: expected a shape that ends in {tuple(batch)} and counts at most "
-            f"{logits.shape[-1]} draws without replacement, got {size}. Pass replace=True."
+            f"categorical: expected a shape that ends in {tuple(batch)}, got {size}. Append the shape "
+            "of the logits without the axis of the categories."
+        )
+    if count > logits.shape[-1]:
+        raise ValueError(
+            f"categorical: expected at most {logits.shape[-1]} draws without replacement, one for each "
+            f"category, got {count}. Pass replace=True."
         )
     noise = gumbel(key, _inserted(batch, axis, logits.shape[-1]), logits.dtype, mode, folds=folds)
     order = (logits + noise.movedim(axis, -1)).sort(dim=-1, descending=True, stable=True).indices

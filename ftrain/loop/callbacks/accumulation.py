@@ -49,7 +49,7 @@ class AccumulationSchedule:
         self.listens = (TrainBegin, EpochEnd if by == "epoch" else BatchEnd)
 
     def init(self) -> None:
-        """Return `None` as the state of this callback: the run holds the batches per step."""
+        """Return `None`: the run, not this callback, stores the number of batches per step."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
         """Request a new number of batches per step when the schedule changes it."""

@@ -85,7 +85,7 @@ def self_taught(steps: Steps, teacher: Teacher, average: str = "ema") -> Steps:
 def with_running_mean(
     steps: Steps, name: str, shape: int | tuple[int, ...], *, decay: float = 0.9
 ) -> Steps:
-    r"""Return steps that average a metric of the loss over batches, in the extras (DINO's center).
+    r"""Return steps that keep a running mean of one metric in `state.extras`, such as DINO's center.
 
     $$c = d c + (1 - d) \bar{m}$$
 

@@ -140,7 +140,7 @@ def test_record_counts_steps_from_first_step() -> None:
     assert [each.operators is not None for each in trace.steps] == [False, False, True]
 
 
-def test_record_refuses_a_path_that_cannot_be_written_before_it_runs(
+def test_record_refuses_an_unwritable_path_before_running_a_step(
     tmp_path: pathlib.Path,
 ) -> None:
     def never(state: Any, batch: Any) -> Any:
