@@ -17,6 +17,7 @@ import enum
 import functools
 import io
 import operator
+import threading
 import types
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, NamedTuple
@@ -245,6 +246,10 @@ class _Walk:
                 self.meet((path, f".{name}"), getattr(value, name, None))
         self.classes(type(value))
 
+    def thread(self, path: Path, thread: threading.Thread) -> None:
+        if not thread.is_alive():  # a running one changes itself (the monitor of tqdm, its `woken`)
+            self.instance(path, thread)
+
     def classes(self, cls: type) -> None:
         for base in cls.__mro__:
             if base in self._classes or top_package(base) in LIBRARIES:
@@ -396,5 +401,6 @@ _VISITS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (GENERATORS, lambda walk, _, generator: walk.found.generators.append(generator)),
     ((np.ndarray, bytearray, array.array), _Walk.buffer),
     (io.IOBase, lambda walk, _, stream: walk.found.iterators.append(stream)),
+    (threading.Thread, _Walk.thread),
     ((enum.Enum, np.generic), lambda *_: None),  # they hold no user objects
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import threading
+import time
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,3 +113,30 @@ def test_assert_pure_names_the_model_itself_if_a_model_dict_changes() -> None:
 
     with pytest.raises(AssertionError, match="^the call changed the model itself$"):
         testing.assert_pure(fn, X, model=model)
+
+
+class Ticking(threading.Thread):
+    """A thread that changes itself while other code runs, like the monitor of tqdm."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.ticks, self.stopped = 0, threading.Event()
+
+    def run(self) -> None:
+        while not self.stopped.wait(1e-4):
+            self.ticks += 1
+
+
+def test_thread_that_changes_itself_is_no_hidden_state_of_a_function_that_refers_to_it() -> None:
+    thread = Ticking()
+    thread.start()
+
+    def double(x: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.01)
+        return x * (2 if thread.daemon else 1)
+
+    try:
+        testing.assert_pure(double, torch.ones(3))
+    finally:
+        thread.stopped.set()
+        thread.join()
