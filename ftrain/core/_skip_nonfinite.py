@@ -27,10 +27,11 @@ def old_or_new(
     news: Iterable[torch.Tensor],
     is_copied: Iterable[bool],
     finite: torch.Tensor | None,
+    known: bool | None,
 ) -> list[torch.Tensor]:
     """Return the new leaves of a state, or the old ones if a gradient was not finite.
 
-    The selection runs on the device, without a wait, unless the value of `finite` is known already.
+    The selection runs on the device, without a wait, unless the value of `finite` is known.
 
     Args:
         olds: the leaves of the state before the step.
@@ -38,8 +39,8 @@ def old_or_new(
         is_copied: for each new leaf, True if it is copied, because it may share memory with the old
             state, the batch or another leaf.
         finite: bool, 0-d: True if all gradients are finite; `None`: not checked, the step is applied.
+        known: the value of `finite`; `None` if reading it would wait for the device.
     """
-    known = None if finite is None else value_at_hand(finite)
 
     def select(old: torch.Tensor, new: torch.Tensor, copy: bool) -> torch.Tensor:
         if known is False:

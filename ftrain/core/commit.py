@@ -81,7 +81,7 @@ def committed(
             is_copied[place] = not _is_ordinary(news[place])
 
     with isolated(state.step.device.type):
-        leaves = old_or_new(olds, news, is_copied, result.finite)
+        leaves = old_or_new(olds, news, is_copied, result.finite, known)
         chosen = tree.unflatten(treedef, leaves)
         rng = result.rng
         if result.finite is not None:
