@@ -135,7 +135,9 @@ def test_subject_that_does_not_return_a_pair_fails_with_the_remedy(pytester) -> 
     pytester.makepyfile(MODEL + "@subject\ndef wrong():\n    return 3\n")
     result = run(pytester, "--ftrain-laws")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*wrong: expected (steps, batches)*got int*"])
+    result.stdout.fnmatch_lines(
+        ["*wrong: expected a function that returns (steps, batches)*got int*"]
+    )
 
 
 def test_modules_of_the_ini_option_are_checked_and_can_be_deselected(pytester) -> None:

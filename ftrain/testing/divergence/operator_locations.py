@@ -24,10 +24,13 @@ from ftrain.core._user_line import is_foreign
 __all__ = ["Place", "Places"]
 
 _FTRAIN = str(pathlib.Path(__file__).resolve().parents[2]) + os.sep
-# Packages whose frames only pass calls on.
+# Packages and files whose frames only pass calls on.
 _PASSING = tuple(
-    os.path.join(_FTRAIN, package) + os.sep
-    for package in ("testing", "core/random", "core/compile")
+    os.path.join(_FTRAIN, *place.split("/"))
+    for place in (
+        *("testing/", "core/random/", "core/compile/"),
+        *("core/_gated.py", "core/_lost_tangents.py"),
+    )
 )
 _CHECKPOINT = str(torch.utils.checkpoint.__file__)
 
