@@ -4,6 +4,7 @@ Read next: `trainer.py`; `events.py` and `callback.py` for the events that a cal
 actions that it can request.
 """
 
+from ftrain.loop import finders as finders  # so that `import ftrain` is enough to use it
 from ftrain.loop._log_locks import LogLockedError
 from ftrain.loop.callback import (
     Accumulate,
