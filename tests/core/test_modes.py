@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ftrain import testing
 from ftrain.core import _torch, random
-from ftrain.core._choose import _Gated
+from ftrain.core._gated import Gated
 from ftrain.core._torch_fake_ranks import Traffic, _Counter
 from ftrain.core._write_line import WriteWatch
 from ftrain.core._written_buffers import _Normalized
@@ -22,7 +22,7 @@ from ftrain.core.random._keyed_operators import OpaqueOperators
 
 MODES: dict[str, Callable[[], AbstractContextManager[object]]] = {
     "below": _torch._Below,
-    "gates": lambda: _Gated(torch.tensor(True)),
+    "gates": lambda: Gated(torch.tensor(True)),
     "kernels": lambda: _kernels._Mode([]),
     "keyed": lambda: random.keyed(random.key(0)),
     "normalized": _Normalized,

@@ -49,9 +49,9 @@ def test_file_logger_writes_warnings_from_before_the_first_step(tmp_path: pathli
             fit(trainer(FileLogger(path), store=store), epochs=2, resume=True)
     finally:
         torch.set_num_threads(threads)
-    first, _, third, *_ = path.read_text().splitlines()
-    assert "  note: resuming from " in first
-    assert third.endswith("resumes after step 7: to epoch 2")
+    lines = path.read_text().splitlines()
+    assert "  note: resuming from " in lines[0]
+    assert lines[3].endswith("resumes after step 7: to epoch 2")
 
 
 def test_refused_run_writes_no_warning(tmp_path: pathlib.Path) -> None:
