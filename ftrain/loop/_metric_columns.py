@@ -33,7 +33,15 @@ from ftrain.loop._reserved_names import check_metrics
 from ftrain.loop.events import LoopWarning
 from ftrain.tasks.metrics import Histogram
 
-__all__ = ["Column", "Columns", "check_names", "read", "row_names", "without_examples"]
+__all__ = [
+    "Column",
+    "Columns",
+    "check_names",
+    "has_examples",
+    "read",
+    "row_names",
+    "without_examples",
+]
 
 _KINDS: dict[type, str] = {kind: kind.__name__ for kind in (Last, Max, Mean, Min, Sum)}
 _KINDS[BatchMean] = "Mean"
@@ -180,6 +188,14 @@ def check_names(metrics: Any, members: int | None) -> Literal[False]:
             stacklevel=2,
         )
     return False
+
+
+def has_examples(metrics: Any) -> bool:
+    """Return True if `without_examples` has something to leave out.
+
+    A run asks once: a step that returns per-example values only later keeps them until the next read.
+    """
+    return without_examples(metrics) is not metrics
 
 
 def without_examples(metrics: Any) -> Any:

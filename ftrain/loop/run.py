@@ -27,7 +27,7 @@ from ftrain.loop._emitter import Emitter
 from ftrain.loop._ensemble_members import members_of
 from ftrain.loop._eval_columns import eval_columns
 from ftrain.loop._first_nonfinite import nonfinite_source
-from ftrain.loop._metric_columns import check_names, without_examples
+from ftrain.loop._metric_columns import check_names, has_examples, without_examples
 from ftrain.loop._metric_totals import MetricTotals
 from ftrain.loop._nan_loss import nan_loss_message, nonfinite_batch
 from ftrain.loop._out_of_memory import cut
@@ -123,8 +123,8 @@ class Run(Emitter):
         step, count_samples = runtime.step, runtime.count_samples
         kinds = (BatchBegin, BackwardEnd, BatchEnd)
         batch_begins, backward_ends, batch_ends = map(runtime.has_listener, kinds)
-        all_wanted = runtime.wanted(BatchEnd)
-        compiles, unchecked = is_compiled_next(step), True
+        all_wanted, idle_until = runtime.wanted(BatchEnd), runtime.callbacks.idle_until
+        compiles, unchecked, drops = is_compiled_next(step), True, True
         boundary = next_boundary(plan, self.state.progress.step)
         runtime.signals.after_step(self.state.progress.step)
         runtime.phase = "data"
@@ -146,26 +146,25 @@ class Run(Emitter):
                 train, metrics = yield from repeat_step(self, failure, batch)
                 state, failure = self.state, None  # its traceback would keep tensors alive
             progress = state.progress.after_step(samples, tokens)
+            kept = without_examples(metrics) if drops else metrics
             self.state = state.replace(
                 train=train,
                 progress=progress,
                 cursor=cursor,
-                unread=(without_examples(metrics), samples, tokens, state.unread),
+                unread=(kept, samples, tokens, state.unread),
                 epoch_ended=not cursor.position,
                 boundary_unfinished=True,
             )
+            if unchecked:
+                unchecked, drops = check_names(metrics, members_of(train)), has_examples(metrics)
             del train, state  # so that `Replace` frees the old training state at a boundary
 
-            if unchecked:
-                unchecked = check_names(metrics, members_of(self.state.train))
             if compiles:
                 compiles, seconds = False, time.perf_counter() - began
                 yield from self.emit(CompileEnd(*self.header(), "training step", seconds))
             if backward_ends:
                 yield from self.emit_norms(metrics)
-            if batch_ends and (
-                all_wanted or clock.total() >= runtime.callbacks.idle_until(BatchEnd)
-            ):
+            if batch_ends and (all_wanted or clock.total() >= idle_until(BatchEnd)):
                 yield from self.emit(BatchEnd(*self.header(), batch, metrics))
 
             at_boundary = progress.step == boundary or self.state.epoch_ended or self.state.pending
