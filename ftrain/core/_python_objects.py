@@ -12,6 +12,7 @@ import dis
 import functools
 import random
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -21,8 +22,8 @@ import torch
 
 __all__ = [
     "ATOMS", "CODE", "GENERATORS", "LARGE_ARRAY", "LIBRARIES", "brief",
-    "cell_contents", "data_names", "dict_of", "is_dynamo_wrapper", "is_open", "names_bound",
-    "names_read", "slot_names", "top_package",
+    "cell_contents", "data_names", "dict_of", "is_dynamo_wrapper", "is_open", "is_running",
+    "names_bound", "names_read", "slot_names", "top_package",
 ]  # fmt: skip
 
 # Types whose instances do not refer to other objects.
@@ -72,6 +73,11 @@ def is_open(cls: type) -> bool:
     if issubclass(cls, _OPEN) or dataclasses.is_dataclass(cls):
         return True
     return top not in sys.stdlib_module_names and top not in ("ftrain", "optree", "builtins")
+
+
+def is_running(value: object) -> bool:
+    """Return True for a running thread, which changes itself (the monitor of tqdm, its `woken`)."""
+    return isinstance(value, threading.Thread) and value.is_alive()
 
 
 def slot_names(cls: type) -> tuple[str, ...]:

@@ -17,7 +17,6 @@ import enum
 import functools
 import io
 import operator
-import threading
 import types
 from collections.abc import Callable, Iterable, Sequence, Set
 from typing import Any, NamedTuple
@@ -38,6 +37,7 @@ from ftrain.core._python_objects import (
     dict_of,
     is_dynamo_wrapper,
     is_open,
+    is_running,
     names_bound,
     names_read,
     slot_names,
@@ -53,7 +53,6 @@ __all__ = [
     "Found",
     "Globals",
     "Path",
-    "cell_contents",
     "reach",
     "spell",
 ]
@@ -227,7 +226,7 @@ class _Walk:
             return
         if isinstance(value, collections.abc.Iterator) and dict_of(value) is None:
             self.found.iterators.append(value)
-        elif is_open(type(value)):
+        elif is_open(type(value)) and not is_running(value):
             self.instance(path, value)
 
     def instance(self, path: Path, value: Any) -> None:
@@ -245,10 +244,6 @@ class _Walk:
             for name in names:
                 self.meet((path, f".{name}"), getattr(value, name, None))
         self.classes(type(value))
-
-    def thread(self, path: Path, thread: threading.Thread) -> None:
-        if not thread.is_alive():  # a running one changes itself (the monitor of tqdm, its `woken`)
-            self.instance(path, thread)
 
     def classes(self, cls: type) -> None:
         for base in cls.__mro__:
@@ -401,6 +396,5 @@ _VISITS: tuple[tuple[Any, Callable[..., None]], ...] = (
     (GENERATORS, lambda walk, _, generator: walk.found.generators.append(generator)),
     ((np.ndarray, bytearray, array.array), _Walk.buffer),
     (io.IOBase, lambda walk, _, stream: walk.found.iterators.append(stream)),
-    (threading.Thread, _Walk.thread),
     ((enum.Enum, np.generic), lambda *_: None),  # they hold no user objects
 )

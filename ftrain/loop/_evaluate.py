@@ -9,9 +9,10 @@ from ftrain.core.accumulate import MicroBatches
 from ftrain.loop import _out_of_memory
 from ftrain.loop._batches import Batches
 from ftrain.loop._ensemble_members import members_of
-from ftrain.loop._metric_columns import Columns, check_names, read, without_examples
+from ftrain.loop._metric_columns import Columns, check_names, read
 from ftrain.loop._metric_totals import MetricTotals
 from ftrain.loop._one_rank import ALONE, Evaluated, OneRank
+from ftrain.loop._unlogged_metrics import without_examples
 
 __all__ = ["evaluate"]
 

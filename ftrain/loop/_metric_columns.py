@@ -22,7 +22,6 @@ from ftrain.core.metrics import (
     Mean,
     Metrics,
     Min,
-    PerExample,
     Sum,
     Unreduced,
 )
@@ -30,23 +29,19 @@ from ftrain.loop._ensemble_members import MOST, ONE
 from ftrain.loop._ensemble_members import names as names_of
 from ftrain.loop._metric_transfer import fetch
 from ftrain.loop._reserved_names import check_metrics
+from ftrain.loop._unlogged_metrics import entries_of
 from ftrain.loop.events import LoopWarning
-from ftrain.tasks.metrics import Histogram
 
 __all__ = [
     "Column",
     "Columns",
     "check_names",
-    "has_examples",
     "read",
     "row_names",
-    "without_examples",
 ]
 
 _KINDS: dict[type, str] = {kind: kind.__name__ for kind in (Last, Max, Mean, Min, Sum)}
 _KINDS[BatchMean] = "Mean"
-#: Metrics without columns in the log.
-_UNLOGGED = {PerExample, Unreduced, Histogram}
 
 
 class Column(NamedTuple):
@@ -141,7 +136,7 @@ def row_names(metrics: Any, members: int | None = None) -> list[str]:
         TypeError: a metric is not a number.
         ValueError: the trainer computes a value of the same name.
     """
-    entries = _entries(metrics)
+    entries = entries_of(metrics)
     n = _members_in(entries, members)
     check_metrics(tuple(entries), n)
     found = []
@@ -190,43 +185,6 @@ def check_names(metrics: Any, members: int | None) -> Literal[False]:
     return False
 
 
-def has_examples(metrics: Any) -> bool:
-    """Return True if `without_examples` has something to leave out.
-
-    A run asks once: a step that returns per-example values only later keeps them until the next read.
-    """
-    return without_examples(metrics) is not metrics
-
-
-def without_examples(metrics: Any) -> Any:
-    """Return the metrics of a step without per-example values, so that their memory is released."""
-    if isinstance(metrics, Metrics):
-        entries = _entries(metrics)
-        return metrics if entries is metrics.entries else Metrics(dict(entries))
-    return _entries(metrics) if isinstance(metrics, Mapping) else metrics
-
-
-def _entries(metrics: Any) -> Mapping[Any, Any]:
-    """Return the metrics of a step as a mapping by name, without those that are not logged.
-
-    Raises:
-        TypeError: the metrics are not a mapping.
-    """
-    if isinstance(metrics, Metrics):
-        entries: Mapping[Any, Any] = metrics.entries
-    elif isinstance(metrics, Mapping):
-        entries = metrics
-    else:
-        raise TypeError(
-            "the metrics of a step: expected a dict of 0-d tensors, numbers or metrics such as "
-            f"ftrain.Mean(total, weight), got {type(metrics).__name__}. Write "
-            "`return state, {'loss': loss}`."
-        )
-    if _UNLOGGED.isdisjoint(map(type, entries.values())):  # takes 0.4 µs
-        return entries
-    return {name: x for name, x in entries.items() if type(x) not in _UNLOGGED}
-
-
 def _members_in(entries: Mapping[Any, Any], members: int | None) -> int:
     """Return the number of ensemble members: `members`, or if `None` the number of loss values."""
     if members is not None:
@@ -244,7 +202,7 @@ def _alike(steps: Sequence[Any]) -> Iterator[tuple[list[Any], list[tuple[Any, ..
     kinds: list[type] = []
     rows: list[tuple[Any, ...]] = []
     for metrics in steps:
-        entries = _entries(metrics)
+        entries = entries_of(metrics)
         row = tuple(entries.values())
         if rows and ([*entries] != names or [*map(type, row)] != kinds):
             yield names, rows

@@ -27,7 +27,7 @@ from ftrain.loop._emitter import Emitter
 from ftrain.loop._ensemble_members import members_of
 from ftrain.loop._eval_columns import eval_columns
 from ftrain.loop._first_nonfinite import nonfinite_source
-from ftrain.loop._metric_columns import check_names, has_examples, without_examples
+from ftrain.loop._metric_columns import check_names
 from ftrain.loop._metric_totals import MetricTotals
 from ftrain.loop._nan_loss import nan_loss_message, nonfinite_batch
 from ftrain.loop._out_of_memory import cut
@@ -43,6 +43,7 @@ from ftrain.loop._state_to_save import (
     state_to_save,
     state_to_save_after_failure,
 )
+from ftrain.loop._unlogged_metrics import has_examples, without_examples
 from ftrain.loop.callback import Evaluate, Events, Log, Notify, Save
 from ftrain.loop.events import (
     BackwardEnd,
