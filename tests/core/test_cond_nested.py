@@ -155,7 +155,7 @@ READERS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 def test_gradient_of_a_mapped_branch_does_not_depend_on_where_it_reads_a_tensor_first(
     reader: str, mapped: str, compiled: bool
 ) -> None:
-    """Where it read the tensor under no_grad first, all gradients of the branch were zero."""
+    """Gradients of a mapped branch that reads a tensor under no_grad first are not zero."""
     read, plain = READERS[reader]
 
     def loss(x: Tensor) -> Tensor:
