@@ -15,7 +15,7 @@ from ftrain import distributed, optim, testing
 from ftrain.core import tree
 from ftrain.core._torch_collectives import group_of
 from ftrain.distributed._ordered import halving_sum
-from ftrain.distributed._sharded_tensor import ROUNDS_ALIKE
+from ftrain.distributed._sharded_tensor import ROUNDS_ALIKE, rounds_alike
 from tests.distributed.ranks import run
 from tests.distributed.test_fully_sharded import (
     Language,
@@ -139,25 +139,64 @@ def test_halving_sum_over_ranks_and_then_over_their_shards_is_that_over_all_shar
         testing.assert_same_bits(halving_sum(of_shards), halving_sum(whole))
 
 
-UNARY = ("abs", "neg", "reciprocal", "relu", "sgn", "sign", "sqrt", "clone", "isfinite", "isnan")
-BINARY = ("add", "sub", "mul", "div", "maximum", "minimum", "eq", "ge", "lt", "rsub")
-TERNARY = ("addcmul", "addcdiv")
+def operands(name: str, x: Any, y: Any, z: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return arguments of an elementwise operator, made of three tensors of one shape."""
+    if name in ("addcmul", "addcdiv"):
+        return (x, y, z), {"value": -0.37}
+    if name in ("where", "masked_fill"):
+        return ((x > 0, y, z), {}) if name == "where" else ((x, y > 0, 0.3), {})
+    if name.startswith("clamp"):
+        return ((x, -0.4, 0.7) if name == "clamp" else (x, 0.1)), {}
+    if name.startswith("bitwise"):
+        x, y = x > 0, y > 0
+    is_unary = name.endswith("_not") or name in UNARY
+    return ((x,) if is_unary else (x, y)), {}
 
 
-@pytest.mark.parametrize("name", [*UNARY, *BINARY, *TERNARY])
+UNARY = [
+    "abs",
+    "neg",
+    "reciprocal",
+    "relu",
+    "sgn",
+    "sign",
+    "sqrt",
+    "clone",
+    "isfinite",
+    "isinf",
+    "isnan",
+]
+
+
+@pytest.mark.parametrize("name", sorted(ROUNDS_ALIKE))
 def test_operators_on_parts_of_a_tensor_round_as_on_the_whole(name: str) -> None:
-    assert name in ROUNDS_ALIKE
-    count = 1 if name in UNARY else 2 if name in BINARY else 3
     operator = getattr(torch.ops.aten, name)
     generator = torch.Generator().manual_seed(0)
-    options = {"value": -0.37} if name in TERNARY else {}
-    for dtype in (torch.float32, torch.bfloat16):
-        inputs = [torch.randn(257, generator=generator).to(dtype) for _ in range(count)]
-        whole = operator(*inputs, **options)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        inputs = [torch.randn(257, generator=generator).to(dtype) for _ in range(3)]
+        args, options = operands(name, *inputs)
+        whole = operator(*args, **options)
         for n in (1, 3, 7, 19, 64, 130):
-            parts = zip(*(x.split(n) for x in inputs), strict=True)
-            joined = torch.cat([operator(*(x.clone() for x in part), **options) for part in parts])
-            testing.assert_same_bits(joined, whole)
+            parts = []
+            for part in zip(*(x.split(n) for x in inputs), strict=True):
+                args, options = operands(name, *(x.clone() for x in part))
+                parts.append(operator(*args, **options))
+            testing.assert_same_bits(torch.cat(parts), whole)
+
+
+@pytest.mark.parametrize("name", ["add", "sub", "rsub"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_scaled_sums_run_on_parts_in_32_bits_only(name: str, dtype: torch.dtype) -> None:
+    operator = getattr(torch.ops.aten, name).Tensor
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(257, generator=generator).to(dtype) for _ in range(2))
+    runs = rounds_alike(operator, (x, y), {"alpha": 0.3})
+    assert runs == (dtype is torch.float32)
+    assert rounds_alike(operator, (x, y), {})
+    if runs:
+        pairs = zip(x.split(19), y.split(19), strict=True)
+        parts = [operator(a.clone(), b.clone(), alpha=0.3) for a, b in pairs]
+        testing.assert_same_bits(torch.cat(parts), operator(x, y, alpha=0.3))
 
 
 class Recorded(nn.Module):
