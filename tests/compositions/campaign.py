@@ -53,7 +53,7 @@ def turn(kinds: str, mode: str, seed: int, until: float) -> str | None:
             raise _TimeIsUp
         try:
             check(program, points, mode)
-        except Exception:
+        except Exception:  # raised again: the program is then shrunk, even if the time is up
             failed = True
             raise
 
