@@ -6,28 +6,18 @@ from typing import Any
 
 import pytest
 
-from ftrain import distributed, testing
+from ftrain import distributed
 from ftrain.core._torch_collectives import group_of
 from tests.distributed.ranks import run
 from tests.distributed.test_fully_sharded import Setup, batch_of, own_rows, steps_of
+from tests.distributed.training import broken_laws
 
 
 def laws(mesh: Any, options: dict[str, Any]) -> list[str]:
     """Return the reports of laws 1 to 4, 6, 7, 9 and 10 that do not hold on this rank."""
     steps = distributed.fully_sharded(steps_of(Setup("adamw")), mesh, **options)
     batches = [own_rows(batch_of(i), group_of(mesh)) for i in range(3)]
-    checks = (
-        testing.check_pure,
-        testing.check_deterministic,
-        testing.check_fixpoint,
-        testing.check_keyed,
-        testing.check_skip,
-        testing.check_resume,
-        testing.check_donation,
-        testing.check_evaluation,
-    )
-    reports = [check(steps, batches) for check in checks]
-    return [f"{x}" for x in reports if (x.passed, x.applies) != (True, True)]
+    return broken_laws(steps, batches)
 
 
 @pytest.mark.parametrize("options", [{"prefetch": True}, {"logical_shards": 2}], ids=str)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 import ftrain
-from ftrain import distributed, optim
+from ftrain import distributed, optim, testing
 from ftrain.core import tree
 from ftrain.core._torch_collectives import group_of
 from tests.zoo import ZOO
@@ -90,3 +90,19 @@ def _outcome(setup: Setup, steps: ftrain.Steps, own: Any) -> Outcome:
         states.append(tree.map(torch.clone, state))
         metrics.append(dict(latest))
     return Outcome(states, metrics, dict(evaluate(state, own(batch_of(setup, 99)))))
+
+
+def broken_laws(steps: ftrain.Steps, batches: Any) -> list[str]:
+    """Return the reports of laws 1 to 4, 6, 7, 9 and 10 that do not hold on this rank."""
+    checks = (
+        testing.check_pure,
+        testing.check_deterministic,
+        testing.check_fixpoint,
+        testing.check_keyed,
+        testing.check_skip,
+        testing.check_resume,
+        testing.check_donation,
+        testing.check_evaluation,
+    )
+    reports = [check(steps, batches) for check in checks]
+    return [f"{x}" for x in reports if (x.passed, x.applies) != (True, True)]
