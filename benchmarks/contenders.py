@@ -301,13 +301,16 @@ def ours(
     seed: int = 0,
     backend: Literal["inductor", "eager"] = "inductor",
     mode: str | None = None,
+    cpp_wrapper: bool = False,
     **options: Any,
 ) -> Step:
     """Return ftrain's step as a user writes it: `step = ftrain.compile(train_step, donate=True)`."""
     init_state, train_step, _ = steps(task, **options)
     state = init_state(seed)
     step: Any = (
-        ftrain.compile(train_step, donate=donate, backend=backend, mode=mode)
+        ftrain.compile(
+            train_step, donate=donate, backend=backend, mode=mode, cpp_wrapper=cpp_wrapper
+        )
         if compiled
         else train_step
     )

@@ -154,7 +154,7 @@ def start(
 def _start(name: str, work: Workload, backend: str | None) -> tuple[Outcome, Losses, Loop | None]:
     """Build a contender and take its first three steps."""
     contender = CONTENDERS[name]
-    settings = contender.settings + (f", k = {work.scan}" if name == "ftrain-scan" else "")
+    settings = contender.settings + (f", k = {work.scan}" if name.startswith("ftrain-scan") else "")
     if contender.missing:
         return Outcome(reason=f"not installed: {contender.missing}", settings=settings), [], None
     start, losses = time.perf_counter(), Losses()

@@ -21,7 +21,15 @@ from benchmarks.peers.loops import Loop, stepwise
 from benchmarks.peers.workloads import Workload
 from ftrain import transforms
 
-__all__ = ["CONTENDERS", "DONATED", "HAND", "TORCH_PEERS", "Contender", "UnsupportedError"]
+__all__ = [
+    "CONTENDERS",
+    "DONATED",
+    "DONATED_CPP",
+    "HAND",
+    "TORCH_PEERS",
+    "Contender",
+    "UnsupportedError",
+]
 
 Kind = Literal["ftrain", "hand", "library", "jax"]
 
@@ -68,11 +76,20 @@ def _ours(work: Workload, backend: str | None, **options: Any) -> Loop:
     return stepwise(ours(work.task(), backend=compiler, **settings, **options))
 
 
-def _scanned(work: Workload, backend: str | None) -> Loop:
+def _from_cpp(work: Workload, backend: str | None) -> Loop:
+    return _ours(work, backend, cpp_wrapper=backend == "inductor")
+
+
+def _scanned(work: Workload, backend: str | None, cpp_wrapper: bool = False) -> Loop:
     task, k = work.task(), work.scan
     made = steps(task, accumulate=work.accumulate, precision=work.precision)
     compiler: Any = "inductor" if backend == "inductor" else "eager"
-    step = ftrain.compile(transforms.scan(made.train_step, k), donate=True, backend=compiler)
+    step = ftrain.compile(
+        transforms.scan(made.train_step, k),
+        donate=True,
+        backend=compiler,
+        cpp_wrapper=cpp_wrapper and backend == "inductor",
+    )
     state = made.init_state(0)
     n = len(task.batches)
     in_turn = [task.batches[i % n] for i in range(math.lcm(k, n))]
@@ -111,6 +128,7 @@ def _jax(work: Workload, backend: str | None) -> Loop:
 
 FUSED = "loss under torch.compile, fused AdamW"
 DONATED = "ftrain-donated"
+DONATED_CPP = "ftrain-donated-cpp"
 CONTENDERS: dict[str, Contender] = {
     "ftrain-eager": Contender(
         "ftrain, eager", "ftrain", "train_step", functools.partial(_ours, compiled=False)
@@ -121,8 +139,20 @@ CONTENDERS: dict[str, Contender] = {
     DONATED: Contender(
         "ftrain, compiled and donated", "ftrain", "ftrain.compile(donate=True)", _ours
     ),
+    DONATED_CPP: Contender(
+        "ftrain, donated, C++ wrapper",
+        "ftrain",
+        "ftrain.compile(donate=True, cpp_wrapper=True)",
+        _from_cpp,
+    ),
     "ftrain-scan": Contender(
         "ftrain, scan", "ftrain", "ftrain.compile(scan(train_step, k), donate=True)", _scanned
+    ),
+    "ftrain-scan-cpp": Contender(
+        "ftrain, scan, C++ wrapper",
+        "ftrain",
+        "ftrain.compile(scan(train_step, k), donate=True, cpp_wrapper=True)",
+        functools.partial(_scanned, cpp_wrapper=True),
     ),
     "eager-foreach": _by_hand("eager, foreach", "foreach AdamW and clipping", "eager", "foreach"),
     "eager-fused": _by_hand("eager, fused", "fused AdamW, foreach clipping", "eager"),

@@ -18,7 +18,7 @@ from benchmarks import latency, memory
 from benchmarks.contenders import ours, steps
 from benchmarks.peers import cell, nanogpt, table
 from benchmarks.peers.cell import Cell
-from benchmarks.peers.contenders import DONATED, HAND, TORCH_PEERS
+from benchmarks.peers.contenders import DONATED, DONATED_CPP, HAND, TORCH_PEERS
 from benchmarks.peers.results import Results
 from benchmarks.peers.workloads import GPTS, TINY, TINY_SIZES, WORKLOADS, Workload
 from ftrain.bench import Measurement, compare_turns, sweep, take_turns
@@ -162,14 +162,14 @@ def _has_bf16_products() -> bool:
 
 
 def mlp_3(m: Measured) -> list[Goal]:
-    goals = []
+    goals, ours = [], [DONATED, DONATED_CPP]
     for clip in (True, False):
         found = m.cell(m.work("mlp-3", clip=clip))
         name = f"MLP of 3 layers, {'clipped' if clip else 'not clipped'}"
         best = f"{name}: time of the best PyTorch peer over ftrain's"
-        goals.append(over(found, best, "at least", 8.0, TORCH_PEERS, [DONATED]))
+        goals.append(over(found, best, "at least", 8.0, TORCH_PEERS, ours))
         jax = f"{name}: time of ftrain over JAX's jit"
-        goals.append(over(found, jax, "at most", 1.0, [DONATED], ["jax"]))
+        goals.append(over(found, jax, "at most", 1.0, ours, ["jax"]))
     return goals
 
 
@@ -193,7 +193,7 @@ def eager(m: Measured) -> list[Goal]:
 def scan(m: Measured) -> list[Goal]:
     what = "MLP of 3 layers: time of single calls over a scan of 32 steps, a step"
     found = m.cell(m.work("mlp-3"))
-    return [over(found, what, "at least", 2.0, [DONATED], ["ftrain-scan"])]
+    return [over(found, what, "at least", 2.0, [DONATED], ["ftrain-scan", "ftrain-scan-cpp"])]
 
 
 def accumulate(m: Measured) -> list[Goal]:

@@ -28,11 +28,20 @@ R = TypeVar("R")
 
 @overload
 def compile(
-    fn: Callable[P, R], *, donate: bool = ..., mode: str | None = ..., backend: Backend = ...
+    fn: Callable[P, R],
+    *,
+    donate: bool = ...,
+    mode: str | None = ...,
+    backend: Backend = ...,
+    cpp_wrapper: bool = ...,
 ) -> Compiled[P, R]: ...
 @overload
 def compile(
-    *, donate: bool = ..., mode: str | None = ..., backend: Backend = ...
+    *,
+    donate: bool = ...,
+    mode: str | None = ...,
+    backend: Backend = ...,
+    cpp_wrapper: bool = ...,
 ) -> Callable[[Callable[P, R]], Compiled[P, R]]: ...
 def compile(
     fn: Callable[..., Any] | None = None,
@@ -40,6 +49,7 @@ def compile(
     donate: bool = False,
     mode: str | None = None,
     backend: Backend = "inductor",
+    cpp_wrapper: bool = False,
 ) -> Any:
     """Compile a pure function of trees of tensors, with the semantics of `jax.jit`.
 
@@ -87,6 +97,13 @@ def compile(
             (`debug.print`), runs without a graph, with one warning that names the reason. Tag a custom
             operator that acts on the host with `torch.Tag.cudagraph_unsafe`.
         backend: "eager" runs the traced graph operator by operator and needs no compiler.
+        cpp_wrapper: call the kernels from C++ instead of Python (inductor's option of this name). The
+            bits are the same. A call of a small step takes 7 to 8 µs less, a `scan` of small steps 14 µs
+            a step less (MLP of three 16-wide layers, Intel Xeon). Compilation takes longer, exceptions
+            of Python operators become `RuntimeError`, and a donated state is lost if its program raises.
+            A program that is not on the CPU, or has an operator that acts on the host
+            (`nonfinite="raise"`, `debug.print`), communicates, or takes a text with quotes (`nn.LSTM`),
+            calls its kernels from Python, with one warning that names the reason.
 
     Returns:
         The compiled function; `n_compiles` counts its programs, `graph(*args)` shows the traced graph,
@@ -112,10 +129,15 @@ def compile(
         raise ValueError(
             f"backend: expected 'inductor' or 'eager', got {backend!r}. Write backend='inductor'."
         )
+    if cpp_wrapper and (backend == "eager" or mode is not None):
+        raise ValueError(
+            f"cpp_wrapper: expected backend='inductor' and mode=None, got backend={backend!r} and "
+            f"mode={mode!r}. Leave out cpp_wrapper."
+        )
     if fn is None:
-        return lambda function: Compiled(function, donate, mode, backend)
+        return lambda function: Compiled(function, donate, mode, backend, cpp_wrapper)
     if not callable(fn):
         raise TypeError(
             f"compile: expected a function, got {a_or_an(type(fn).__name__)}. Pass the function itself."
         )
-    return Compiled(fn, donate, mode, backend)
+    return Compiled(fn, donate, mode, backend, cpp_wrapper)

@@ -55,13 +55,19 @@ class Compiled(Generic[P, R]):
     n_compiles: int
 
     def __init__(
-        self, fn: Callable[P, R], donate: bool, mode: str | None, backend: Backend
+        self,
+        fn: Callable[P, R],
+        donate: bool,
+        mode: str | None,
+        backend: Backend,
+        cpp_wrapper: bool = False,
     ) -> None:
         functools.update_wrapper(self, fn)
         self._fn = fn
         self._donate = donate
         self._mode = mode
         self._backend: Backend = backend
+        self._cpp_wrapper = cpp_wrapper
         self._name = getattr(fn, "__name__", None) or type(fn).__name__
         self._programs: list[Program] = []  # the most recently used first
         self._by_key: dict[Any, Program] = {}
@@ -266,7 +272,9 @@ class Compiled(Generic[P, R]):
             program = Program(call, traced)
             if self._donate:  # before the compilation, which can take minutes
                 self._check_memory(program, call.tensors())
-            program.lower(traced.graph, call.tensors(), self._backend, self._mode)
+            program.lower(
+                traced.graph, call.tensors(), self._backend, self._mode, self._cpp_wrapper
+            )
         self.n_compiles += 1
         self._by_key[call.key] = program
         self._programs = [program, *(old for old in self._programs if old is not instead_of)]

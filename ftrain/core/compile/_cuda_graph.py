@@ -56,6 +56,11 @@ def why_not_captured(
             f"its inputs are on several devices: `{names[0]}` on {first}, `{names[other]}` on "
             f"{inputs[other].device}"
         )
+    return acts_outside(graph)
+
+
+def acts_outside(graph: fx.GraphModule) -> str | None:
+    """Return which operator of a traced graph acts on the host or on other processes, or `None`."""
     for operator in operators_of(graph):
         if torch.Tag.cudagraph_unsafe in operator.tags:
             return f"its operator `{names_of(operator)[0]}` acts on the host"

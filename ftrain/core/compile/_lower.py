@@ -35,6 +35,7 @@ def lower(
     mode: str | None,
     *,
     n_donated: int,
+    cpp_wrapper: bool = False,
 ) -> Lowered:
     """Compile a traced graph for inputs like `tensors` (including captured ones); modify the graph.
 
@@ -70,7 +71,7 @@ def lower(
             from ftrain.core.compile import _inductor  # noqa: PLC0415
 
             compiled = _torch_inductor.inductor_compile(
-                graph, tensors, mode, _inductor.passes(n_donated > 0)
+                graph, tensors, mode, _inductor.passes(n_donated > 0) | {"cpp_wrapper": cpp_wrapper}
             )
     except Exception as error:
         if _is_compiler_missing(error):

@@ -13,6 +13,7 @@ from torch import fx
 from ftrain.core import _torch, tree
 from ftrain.core._loss_notes import dtype_note
 from ftrain.core.compile._call import AUTOCAST, Call
+from ftrain.core.compile._cpp_wrapper import why_no_cpp_wrapper
 from ftrain.core.compile._cuda_graph import ReplayedProgram, replays, why_not_captured
 from ftrain.core.compile._errors import describe, describe_key
 from ftrain.core.compile._lower import Backend, Lowered, lower, separate
@@ -55,6 +56,7 @@ class Program:
         tensors: Sequence[torch.Tensor],
         backend: Backend,
         mode: str | None,
+        cpp_wrapper: bool,
     ) -> None:
         inputs = [*tensors, *self.captured.inputs()]
         self._has_opaque = has_opaque(graph)
@@ -66,7 +68,12 @@ class Program:
                 self._device = inputs[0].device
             else:
                 self._warn_of_launches(reason)
-        lowered = lower(graph, inputs, backend, mode, n_donated=self.n_donated)
+        if cpp_wrapper and (reason := why_no_cpp_wrapper(graph, inputs)):
+            self._warn_of_python_wrapper(reason)
+            cpp_wrapper = False
+        lowered = lower(
+            graph, inputs, backend, mode, n_donated=self.n_donated, cpp_wrapper=cpp_wrapper
+        )
         if self.settings[AUTOCAST]:
             self._lowered: Lowered = _under(_torch.without_autocast, lowered)
         else:
@@ -106,6 +113,14 @@ class Program:
             f"`{self._name}` is compiled with mode={self._mode!r} and runs without a CUDA graph: "
             f"{reason}. Its results are the same, and its kernels are launched one by one. Leave out "
             "the mode to accept that.",
+            stacklevel=2,
+        )
+
+    def _warn_of_python_wrapper(self, reason: str) -> None:
+        warnings.warn(
+            f"`{self._name}` is compiled with cpp_wrapper=True and calls its kernels from Python: "
+            f"{reason}. Its results are the same, and each call takes some microseconds longer. Leave "
+            "out cpp_wrapper to accept that.",
             stacklevel=2,
         )
 
