@@ -32,7 +32,7 @@ COMPOSED = {
     ("checkpoint/_safetensors.py", "expected unique tensor names"),
     ("checkpoint/state_dicts.py", "the parts of the archive"),
     ("config/_json.py", "expected a finite number"),
-    ("core/_regular_files.py", "expected fewer nested levels"),
+    ("core/_regular_files.py", "expected JSON with fewer nested levels"),
     ("data/_files.py", "expected at most"),
     ("data/_output_file.py", "not a regular file"),
     ("data/_output_file.py", "no header"),

@@ -1,4 +1,4 @@
-"""Memory that is available to this process, to refuse content that does not fit before allocating it."""
+"""Memory that this process can still allocate; larger content is refused before it is allocated."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ def total_memory() -> int:
 
 
 def available_memory() -> int:
-    """Return how many bytes can be allocated without ending processes; the machine's memory if unknown.
+    """Return how many bytes can be allocated before the system kills processes for lack of memory.
 
-    Freed caches and swap space count. A container's limit counts whole, because most of what it counts
-    as used are caches.
+    If that is unknown, this is the memory of the machine. Freed caches and swap space count. A
+    container's limit counts whole, because most of what it counts as used are caches.
     """
     found = {}
     try:

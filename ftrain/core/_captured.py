@@ -20,7 +20,7 @@ _LIMIT = 20_000  # largest number of objects; the search takes 0.1 s, and is rep
 
 
 class Captured:
-    """Finder of the tensors that a function captures, which searches again only after a change.
+    """Cached search for the tensors that a function captures, repeated only if captured objects changed.
 
     Args:
         fn: a function, method, partial or callable object.

@@ -67,7 +67,7 @@ class checked:
 
 
 def check_state(state: Any) -> None:
-    """Raise unless `state` is a `TrainState` with a valid step and no gradient is taken through it."""
+    """Raise unless `state` is a `TrainState` with a valid step, and is not being differentiated."""
     if not isinstance(state, TrainState):
         raise TypeError(
             f"state: expected an ftrain.TrainState, got {type(state).__name__}. Make one with "

@@ -1,4 +1,4 @@
-"""Declaration of losses that compare the rows of a batch, and the warning if micro-batches change them.
+"""Marker of losses that compare the rows of a batch; a warning if micro-batches change such a loss.
 
 Read next: `_mean_loss.py`, which warns.
 """
@@ -38,7 +38,7 @@ def compares_rows(loss_fn: F) -> F:
 
 
 def is_declared(loss_fn: Callable[..., Any]) -> bool:
-    """Return True if a loss, or the function that it is a partial of, is declared by `compares_rows`."""
+    """Return True if `compares_rows` marks a loss, or the function inside its `functools.partial`."""
     while getattr(loss_fn, "compares_rows", False) is not True:
         if not isinstance(loss_fn, functools.partial):
             return False

@@ -48,7 +48,7 @@ _lock = threading.RLock()
 
 
 def settle(leaves: Iterable[Any]) -> bool:
-    """Register as tree nodes the classes of leaves that are really containers; return True if any were.
+    """Register as a tree node the class of every leaf that is a container; return True if there is one.
 
     Raises:
         ContainerError: one holds tensors and cannot be rebuilt.
@@ -179,7 +179,7 @@ def _kind_of(value: Any) -> Any:
 
 
 def _is_plain_object(cls: type) -> bool:
-    """Return True unless a class has a base written in C, which may store more than attributes."""
+    """Return True if all bases of a class are written in Python, so that it stores attributes only."""
     try:
         object.__new__(cls)
     except TypeError:  # the class derives from one written in C
@@ -192,7 +192,7 @@ def _is_tuple(cls: type) -> bool:
 
 
 def _mapping_kind(value: Mapping[Any, Any]) -> Any:
-    """Return the function that registers the class of a mapping which is not a dict as a tree node.
+    """Return the function that registers, as a tree node, the class of a mapping other than a dict.
 
     The function depends on how an instance can be rebuilt with other tensors: by the attribute that
     holds its items, or by a call of the class with a dict. `_KEEP` marks a mapping that can be rebuilt

@@ -265,7 +265,7 @@ def _tensors(aux: Any) -> list[torch.Tensor]:
 
 
 def _with_tangents(tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    """Return tensors with their tangents, whose graphs may lead elsewhere."""
+    """Return the tensors and, in forward mode, their tangents, whose autograd graphs may differ."""
     if not _torch.is_forward_mode():
         return tensors
     return [part for tensor in tensors for part in all_parts(tensor)]

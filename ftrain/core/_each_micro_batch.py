@@ -1,6 +1,6 @@
-"""Results of each micro-batch by itself, for sums whose order does not depend on who computes a part.
+"""Results of micro-batches kept separate, so that their sum has the same order on any number of ranks.
 
-Read next: `accumulate.py`, which sums them as they come.
+Read next: `accumulate.py`, which adds each result to a sum at once.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ __all__ = ["each_micro_batch"]
 def each_micro_batch(
     of_part: PartFn, buffers: Any, keys: torch.Tensor, parts: Stacked | Separate
 ) -> Sums:
-    """Return the results of `of_part` of each micro-batch, stacked along a leading axis.
+    """Call `of_part` on each micro-batch; return the results stacked along a new leading axis.
 
     Args:
-        of_part: the function of one part.
+        of_part: the function of one micro-batch.
         buffers: the buffers before each part: all parts start from the same ones.
         keys: int32, shape (k, 2); the key of each part.
         parts: `Separate` are looped over; `Stacked` ones are scanned over, even a single one: the bits

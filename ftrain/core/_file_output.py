@@ -47,7 +47,7 @@ def new_draft(path: pathlib.Path) -> pathlib.Path:
 
 
 def publish(written: pathlib.Path, path: pathlib.Path) -> None:
-    """Sync a draft and give it the name `path`; an existing file or link of this name is replaced."""
+    """Sync a draft (temporary file) to disk and rename it to `path`, replacing a file or link there."""
     descriptor = os.open(written, os.O_RDONLY | os.O_NOFOLLOW)
     try:
         sync(descriptor)
@@ -58,7 +58,7 @@ def publish(written: pathlib.Path, path: pathlib.Path) -> None:
 
 @contextlib.contextmanager
 def draft(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yield a new file, which replaces `path` at the end, or is deleted if the block raises."""
+    """Yield a temporary file; it replaces `path` after the block, or is deleted if the block raises."""
     written = new_draft(path)
     try:
         with _named(written, path):
@@ -75,7 +75,7 @@ def replace(path: pathlib.Path, content: str | bytes) -> None:
 
 
 def remove_drafts(folder: pathlib.Path) -> None:
-    """Delete the drafts that killed processes left in a directory more than an hour ago."""
+    """Delete the temporary files that killed processes left in a directory more than an hour ago."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
             if _DRAFT.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
@@ -136,7 +136,7 @@ def sync(descriptor: int) -> None:
 
 @contextlib.contextmanager
 def _named(written: pathlib.Path, path: pathlib.Path) -> Iterator[None]:
-    """Replace the draft's name by `path` in errors, so that repeated warnings are equal."""
+    """In errors, replace a draft's random file name by `path`, so that repeated warnings are equal."""
     try:
         yield
     except OSError as error:
@@ -178,7 +178,7 @@ def _write(descriptor: int, content: bytes) -> None:
 
 
 def _replace_inode(path: pathlib.Path) -> None:
-    """Replace a file by a copy of it, because its inode has another name, such as in a copied run."""
+    """Replace a file with several hard links by a copy, so that writes leave the others unchanged."""
     with _opened(path, os.O_RDONLY) as source, draft(path) as written:
         with open(source, "rb", closefd=False) as file, written.open("wb") as copy:
             while chunk := file.read(1 << 20):

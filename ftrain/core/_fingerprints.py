@@ -1,4 +1,4 @@
-"""Fingerprints of sets, arrays, scripted modules, random generators, iterators and files.
+"""Detection of changes in sets, arrays, scripted modules, random generators, iterators and files.
 
 Sets, arrays and the attributes of scripted modules are restored. A random generator or an iterator that
 a call advanced is an error: restoring it would silently give the same numbers at every step.
@@ -45,7 +45,7 @@ class Fingerprint(Protocol):
 
 
 def fingerprints_of(found: Found) -> list[Fingerprint]:
-    """Return a fingerprint of each set, array, generator and iterator that `reach` found."""
+    """Return a fingerprint of each set, array, generator and iterator among the objects in `found`."""
     prints: list[Fingerprint] = []
     prints += [_Set(node) for node in found.containers if isinstance(node, set) and node]
     prints += [_Buffer(node) for node in found.buffers]
@@ -209,7 +209,7 @@ class _Position:
 
 
 def _position(node: Any) -> Any:
-    """Return the position of an iterator or a file, or a constant if Python cannot read it."""
+    """Return the position of an iterator or a file; a constant if the position cannot be read."""
     if isinstance(node, io.IOBase):
         try:
             return node.tell()

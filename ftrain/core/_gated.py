@@ -1,4 +1,4 @@
-"""Gradients through branches that a row has not taken.
+"""Stopping of gradients through the branches of a `cond` that a row of `torch.vmap` did not take.
 
 Read next: `_choose.py`, which calls all branches under `torch.vmap`.
 """
@@ -20,7 +20,7 @@ __all__ = ["Gated", "gated_arguments"]
 
 
 class Gated(TorchFunctionMode):
-    """Function mode that blocks gradients from branches not taken to tensors made outside the branches.
+    """Function mode that stops gradients from an untaken branch to tensors made outside of the branches.
 
     The gradient of the output of any other branch is 0. Backward functions may compute NaN from that (0
     times the infinite slope of a square root at 0); the mode replaces such gradients by 0, as if the
@@ -67,9 +67,9 @@ class Gated(TorchFunctionMode):
 
 
 def gated_arguments(args: Sequence[Any]) -> Sequence[Any]:
-    """Return the arguments of an operator that runs without the function modes around the caller.
+    """Return the arguments of an operator that function modes do not see, after `Gated` has gated them.
 
-    Outside of branches these are `args`. In a branch, a view of a tensor passes through its gates.
+    Outside of branches these are `args`. In a branch, a view of each tensor passes through its gates.
     """
     if not any(isinstance(mode, Gated) for mode in _torch.function_modes()):
         return args

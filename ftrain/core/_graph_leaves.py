@@ -107,8 +107,8 @@ def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
     if found.cuts:
         raise ValueError(
             f"{what} depends on an operator that has no derivative{_named(found.cuts[0])}: its gradient "
-            "would count as zero. Give it one with torch.library.register_autograd, or detach its "
-            "input."
+            "would count as zero. Register a derivative with torch.library.register_autograd, or "
+            "detach the operator's input."
         )
     if twice and found.once:
         raise ValueError(

@@ -189,7 +189,7 @@ def _register(
 
 
 def _run_later(tensor: torch.Tensor, alias: torch.Tensor, hooks: Sequence[Hook]) -> None:
-    """Register hooks on the total gradient of `tensor`, run only if a part of it comes from `alias`.
+    """Register hooks on the total gradient of `tensor`, run only if `alias` contributed to the gradient.
 
     Hooks on the alias itself would receive only the part of the gradient that comes through the alias.
 
@@ -285,7 +285,7 @@ class _OfRows:
 
 
 def _inside(tensor: torch.Tensor, hooks: Sequence[Hook]) -> Sequence[Hook]:
-    """Return `hooks` for the tensor inside a wrapped one; under vmap each of them runs once per row."""
+    """Return the hooks to register on the tensor inside a wrapper; under vmap, they run once per row."""
     dim = _torch_levels.mapped_dim(tensor)
     return hooks if dim is None else [_OfRows(hook, dim) for hook in hooks]
 

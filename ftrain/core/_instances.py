@@ -1,4 +1,4 @@
-"""Flattening and rebuilding of instances, attribute by attribute.
+"""Flattening of a Python object to its tensors, and rebuilding of it, attribute by attribute.
 
 A new instance gets the attributes of the old one, with other tensors; `__init__` does not run.
 Attributes that are Python constants are part of the structure. Other attributes, such as a tokenizer's

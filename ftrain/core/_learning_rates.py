@@ -11,7 +11,7 @@ __all__ = ["learning_rates"]
 
 
 def learning_rates(opt_state: Any) -> dict[str, Last]:
-    """Return as metrics the values of all fields `learning_rate` in an optimizer's state."""
+    """Return the values of all `learning_rate` fields in an optimizer's state, as metrics."""
     rates = {
         path: rate
         for path, rate in tree.find(opt_state, "learning_rate").items()

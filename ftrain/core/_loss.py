@@ -53,7 +53,7 @@ class WatchedLoss:
         self.calls = FirstCalls()
 
     def __call__(self, model: Any, batch: Any, extras: Any = None) -> Any:
-        """Call the loss; if it has a parameter `key`, pass a new key from the surrounding `keyed`."""
+        """Call the loss; pass a key derived from the active `keyed` context to a parameter `key`."""
         guard(self.function)
         more = {"key": key_of("loss")} if self._takes_key else {}
         if self.takes_extras:
@@ -109,7 +109,7 @@ def call_loss(
 
 
 def _refuse_assigned(after: Any, before: Any, where: str) -> None:
-    """Raise if a loss assigned an entry of the extras, which the new state would not have.
+    """Raise if a loss assigned an entry of `state.extras`, because the new state would not contain it.
 
     A loss may remove entries, because the containers are its own, as for a batch.
     """

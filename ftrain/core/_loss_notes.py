@@ -91,7 +91,7 @@ def _conversion(error: Exception, others: Sequence[tuple[str, str]]) -> str | No
 
 
 def not_tensors(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Yield path and description of the lists, words and arrays in a tree; a list counts as one value.
+    """Yield path and description of the lists, strings and arrays in a tree; a list counts as one value.
 
     >>> list(not_tensors("batch", {"x": torch.ones(2), "y": ["cat", "dog"], "n": [[1.5]]}))
     [("batch['y']", 'a list of str'), ("batch['n']", 'a list of lists')]

@@ -1,4 +1,4 @@
-"""Errors for functions and operators of users whose tangents torch would drop without an error.
+"""Errors for user-defined functions and operators whose forward-mode tangents torch would drop.
 
 Torch turns forward mode off while it runs the `jvp` of an autograd function, so the derivative of a
 tangent is taken as zero (2.13). A custom operator has no rule for forward mode at all, and torch treats
@@ -25,7 +25,7 @@ _OURS = frozenset({"aten", "prims", "prim", "ftrain"})
 
 
 def refuse_second_tangents(func: Callable[..., Any], args: Sequence[Any]) -> None:
-    """Raise if `func` calls an autograd function inside of two forward derivatives that reach it.
+    """Raise if `func` calls an autograd function with tangents of two nested forward derivatives.
 
     Raises:
         NotImplementedError: the arguments have tangents of several levels of torch.func.jvp.

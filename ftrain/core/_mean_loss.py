@@ -168,7 +168,7 @@ class MeanLoss:
         return sums._replace(totals=tree.map(finished, sums.totals, state.params))
 
     def _extras(self, state: TrainState) -> Any:
-        """Return the state's extras as the loss reads them, in the precision of its parameters."""
+        """Return the extras that the loss reads, cast like the parameters; `{}` if it reads none."""
         return self.policy.cast(state.extras) if self._loss_fn.takes_extras else {}
 
     def _is_whole(self, batch: Any) -> bool:

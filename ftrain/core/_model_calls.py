@@ -1,4 +1,4 @@
-"""Calls of a model with given parameters and their gradients; losses that compute their own gradients.
+"""Calls of a model at given parameters, gradients of such calls, and losses with their own gradients.
 
 Read next: `_mean_loss.py`, which computes the gradient of a loss with these calls.
 """
@@ -34,7 +34,7 @@ Seed = Callable[[Any], torch.Tensor]
 
 
 class ModelCalls:
-    """Calls `fn(model, part)` in training mode with given parameters and buffers, and their gradients.
+    """Calls and gradients of `fn(model, part)` in training mode, at given parameters and buffers.
 
     Args:
         bound: the model.
@@ -143,7 +143,7 @@ class ModelCalls:
     def _refuse_outside_leaves(
         self, first: list[torch.Tensor], second: list[torch.Tensor], where: str
     ) -> None:
-        """Raise if two runs of a loss share an autograd leaf, which then existed before the loss."""
+        """Raise if a loss depends on a leaf from outside, recognized by its presence in two runs."""
         made = {id(leaf) for leaf in first}
         for leaf in second:
             if id(leaf) in made:

@@ -1,4 +1,4 @@
-"""Copies of outputs of users' functions whose memory other objects may refer to."""
+"""Copies of those outputs of a user's function that may share memory with other objects."""
 
 from __future__ import annotations
 

@@ -145,7 +145,7 @@ def groups_of(found: Found) -> list[Group]:
 
 
 def empty_of(found: Found) -> list[Any]:
-    """Return the empty containers in a list, of which `any` is True once one of them is filled.
+    """Return a list of the empty containers; `any(list)` is True once one of them has been filled.
 
     Most containers of a module are empty (such as its hooks), and one call of `any` checks all of them.
     """

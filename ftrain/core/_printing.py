@@ -58,7 +58,7 @@ def is_quiet() -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Suppress prints inside the context, in which a body runs a second time for its derivative."""
+    """Suppress prints inside the context, where a body runs again only to compute its derivative."""
     before, _here.quiet = _here.quiet, True
     try:
         yield

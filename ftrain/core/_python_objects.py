@@ -76,7 +76,10 @@ def is_open(cls: type) -> bool:
 
 
 def is_running(value: object) -> bool:
-    """Return True for a running thread, which changes itself (the monitor of tqdm, its `woken`)."""
+    """Return True for a running thread, which may change its own attributes at any time.
+
+    The monitor thread of tqdm changes its attribute `woken`, for example.
+    """
     return isinstance(value, threading.Thread) and value.is_alive()
 
 

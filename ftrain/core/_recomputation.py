@@ -50,7 +50,7 @@ START = torch.ops.ftrain.start_recomputation.default
 
 
 def order_recomputations(graph: fx.Graph) -> None:
-    """Make each recomputation in a graph depend on the operator recorded before it, to run later.
+    """Make each recomputation in a graph depend on the preceding operator, so that it runs no earlier.
 
     That operator belongs to the backward pass. Without it, a recomputation depends on the forward pass
     only, and a scheduler may run it there.

@@ -70,7 +70,7 @@ def read_json(path: str | os.PathLike[str], most: int = MOST_JSON, **options: An
     try:
         return json.loads(text, **options)
     except RecursionError:
-        raise ValueError("expected fewer nested levels") from None
+        raise ValueError("expected JSON with fewer nested levels") from None
 
 
 def read_lines(path: str | os.PathLike[str], most: int = MOST_LOG) -> Iterator[str]:

@@ -207,7 +207,7 @@ class Skeleton:
     def _again(
         self, params: Tensors, training: bool
     ) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Return a function that makes contexts in which the currently installed tensors are installed.
+        """Return a function that makes a context in which the tensors installed now are installed again.
 
         A backward pass enters such a context to recompute a checkpointed region, when the forward pass
         may have written to its buffers, or `holding` may have ended.
@@ -281,9 +281,9 @@ class Skeleton:
         if prefix is not None:
             other = f"{prefix}.{slot.key}".lstrip(".")
             raise ImpureFunctionError(
-                f"the buffers {slot.name!r} and {other!r}: expected one tensor after a forward pass, as "
-                "before it, got two: the model assigned one of them. Write into it in place, or give "
-                "each module a buffer of its own."
+                f"the buffers {slot.name!r} and {other!r}: expected one shared tensor after a forward "
+                "pass, as before it, got two, because the model assigned one of them. Write into the "
+                "tensor in place, or give each module a buffer of its own."
             )
 
     def counts(self) -> dict[str, int]:
@@ -324,7 +324,7 @@ class Skeleton:
         return tensors
 
     def _refuse(self, changes: list[Change], refusals: list[str]) -> None:
-        """Raise if a call added or removed tensors, filled a `None` buffer, or cannot be undone.
+        """Raise if a call added or removed a tensor, or made a change that cannot be undone.
 
         Args:
             changes: the changes that were undone after the call.

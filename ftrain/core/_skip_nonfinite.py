@@ -65,7 +65,7 @@ class Gate:
         self.passes: torch.Tensor | None = None
 
     def __call__(self, values: Any) -> Any:
-        """Return the values; gradients of tensors that require them pass through this gate.
+        """Return equal values; gradients of tensors that require them pass through this gate.
 
         Under a transform of torch.func, which does not support this gate, the values have none.
         """

@@ -1,4 +1,4 @@
-"""Row-major strides, which dimensions of size 1 have too."""
+"""Strides of a newly allocated tensor, for dimensions of size 1 and empty tensors too."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["contiguous", "contiguous_strides", "dense"]
 
 
 def contiguous(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor with the strides that a new one of its shape has.
+    """Return a tensor, copied if necessary, with the strides of a newly allocated tensor of its shape.
 
     `x.contiguous()` keeps any stride of a dimension of size 1, and all strides of an empty tensor: those
     of `x[:1].T` and of `x.expand(1)`. The operators of loops and branches compare the strides of carries

@@ -119,7 +119,7 @@ def record_as(tensor: torch.Tensor, other: torch.Tensor) -> None:
 
 
 def without_modes_below(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap `fn` so that function modes do not see what torch calls below the dispatcher.
+    """Wrap `fn` so that function modes do not see calls that torch's own kernels and tracer make.
 
     A function mode around a backward pass also sees the Python code of fake kernels and of the tracer
     (torch 2.13: `torch.empty_strided` in `extract_val`), which it must not treat as the user's calls.

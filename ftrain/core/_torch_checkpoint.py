@@ -44,7 +44,7 @@ _active = _Active()
 
 
 class around_regions:
-    """Call `again` for each activation-checkpointed region, and recompute the region in its result.
+    """Recompute each checkpointed region in a context that `again` recorded at the start of the region.
 
     Contexts of nested calls are entered in the order of the calls, from the outermost.
     """
@@ -154,10 +154,10 @@ def _is_plain() -> bool:
 
 
 def _install_before_2_13() -> None:
-    """Let regions start under transforms where torch saves inputs with `_NoopSaveInputs` (torch 2.11).
+    """Patch torch 2.11 so that checkpointed regions can start under the transforms of torch.func.
 
     Before it enters the hook, `_checkpoint_without_reentrant_generator` creates a tensor that requires
-    gradients, which transforms of torch.func refuse.
+    gradients (with `_NoopSaveInputs`), which the transforms refuse.
     """
     if not hasattr(torch_checkpoint, "_NoopSaveInputs"):
         return

@@ -1,4 +1,4 @@
-"""Private torch APIs that run functions and modules under `torch.compile` as uncompiled Python.
+"""Private torch APIs that run code wrapped by `torch.compile` as plain, uncompiled Python.
 
 Random draws in a compiled part of a model would have other sites than in Python code (`F.dropout` in a
 graph does not run in a module), which also change after a graph break or at the recompile limit. Inside
@@ -33,7 +33,7 @@ _here = _Here()
 
 
 class Plainly:
-    """Context in which this thread runs functions and modules under `torch.compile` as plain Python.
+    """Context in which this thread runs code that is wrapped by `torch.compile` as plain Python.
 
     A warning reports each such function or module. Torch's higher-order operators still compile their
     bodies. Dynamo has one stance for the process (`torch._dynamo.eval_frame._stance`, torch 2.6 and
@@ -52,7 +52,7 @@ class Plainly:
 
 
 def plain_in_traces() -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which a trace runs code under `torch.compile` as plain Python.
+    """Return a context in which a trace runs code that is wrapped by `torch.compile` as plain Python.
 
     (`torch._dynamo.config.error_on_nested_fx_trace`: torch 2.0 and later.)
     """
@@ -98,7 +98,7 @@ def _define(dynamo: Any) -> type:
 
 
 def _is_called_plainly(frame: types.FrameType) -> bool:
-    """Return True, and warn, unless one of torch's own operators has called Dynamo.
+    """Return True, and warn, if Dynamo was called by other code than torch's own operators.
 
     Args:
         frame: the frame of the code that is called.

@@ -137,7 +137,7 @@ def names_of(operator: Any) -> tuple[str, str]:
 
 
 def makes_values(operator: OpOverload[..., Any]) -> bool:
-    """Return False if an operator returns only views or uninitialized memory (torch 2.0 and later)."""
+    """Return True if an operator computes values, not mere views or uninitialized memory (torch 2.0)."""
     if "empty" in names_of(operator)[0]:
         return False
     returns = schema_of(operator).returns

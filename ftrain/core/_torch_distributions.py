@@ -1,4 +1,4 @@
-"""Private torch APIs of `torch.distributions`: hidden samplers, and the validation default.
+"""Private torch APIs of `torch.distributions`: internal samplers, and validation of arguments.
 
 Like `_torch.py`, this file names the versions that have what it uses and what happens without it.
 """

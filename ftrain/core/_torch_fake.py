@@ -146,7 +146,7 @@ def _grouped_mm(
 
 
 def _copy_of_zero_sum(x: torch.Tensor, **kwargs: Any) -> Any:
-    """Copy a tensor on its own device in a case where torch (2.13) copies it to the meta device.
+    """Copy a tensor on its own device where torch (2.13) copies it to the meta device by mistake.
 
     Under transforms (`torch.func.hessian`), torch copies to the meta device, on which it has computed
     the shape (torch 2.13). This call from C++ is recognized because only it passes a layout too.

@@ -1,4 +1,4 @@
-"""Process group of torch that communicates with nobody, to run one rank of many on one machine.
+"""Process group of torch that sends no data, to run one rank of many on one machine.
 
 Tested with torch 2.13. `torch.testing._internal.distributed.fake_pg` registers the backend "fake", whose
 collectives return their inputs at once. Builds without `torch.distributed` raise ImportError here.

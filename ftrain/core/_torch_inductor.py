@@ -118,7 +118,7 @@ def decompositions() -> Mapping[Any, Callable[..., Any]]:
 
 @functools.cache
 def keep_layouts() -> None:
-    """Make inductor keep the traced memory layouts of the operators in `FACTORIZED`.
+    """Make inductor keep the traced memory layouts of determinants and linear solves (`FACTORIZED`).
 
     The derivative of such an operator solves with the factors of the matrix or of its transpose,
     depending on the layout in the trace. If inductor chooses another layout, the gradient is wrong

@@ -1,4 +1,4 @@
-"""Operator with which a graph raises if numbers that are constant in it differ between ranks."""
+"""Operator that raises if constants of a graph, such as the shapes of a batch, differ between ranks."""
 
 from __future__ import annotations
 

@@ -82,7 +82,7 @@ def at_depth(depth: int) -> Iterator[None]:
 
 
 def level_of(tensor: torch.Tensor) -> int:
-    """Return the number of the transform that made a tensor's wrapper, from 1; else a negative one."""
+    """Return the level (1 or more) of the transform that wrapped a tensor; negative for a plain one."""
     return int(_functorch.maybe_get_level(tensor))
 
 

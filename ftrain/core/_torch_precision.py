@@ -33,7 +33,7 @@ CONVOLUTIONS: tuple[Part, ...] = (
 
 
 def _read_older(backend: str, kind: str) -> str:
-    """Return the precision, by its name in torch 2.9 and later, from the switches of older versions."""
+    """Read a precision from the switches of torch before 2.9; return its name in torch 2.9 and later."""
     if kind == "matmul":
         on_cpu = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
         precision = on_cpu[torch.get_float32_matmul_precision()]
@@ -45,7 +45,7 @@ _read: Callable[[str, str], str] = getattr(torch._C, "_get_fp32_precision_getter
 
 
 def fp32_precision(parts: tuple[Part, ...]) -> tuple[str, ...]:
-    """Return `"ieee"`, `"tf32"` or `"bf16"` for each pair of backend and kind; "none" means "ieee"."""
+    """Return `"ieee"`, `"tf32"` or `"bf16"` for each pair of backend and kind of operator."""
     return tuple(_precision(*part) for part in parts)
 
 

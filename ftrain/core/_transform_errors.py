@@ -1,4 +1,4 @@
-"""Errors for what torch's transforms (`torch.vmap`, `torch.func`) refuse in a model or a loss.
+"""Errors for code in a model or a loss that torch's transforms (`torch.vmap`, `torch.func`) refuse.
 
 Torch's own messages name no line of the user's, or the wrong cause.
 """

@@ -102,7 +102,7 @@ class FirstCalls:
 def unchanged_at_first(
     fn: Callable[..., Any], x: Any, name: str
 ) -> contextlib.AbstractContextManager[None]:
-    """Raise if the context changes the bytes of `x`; compares them in each function's first call only.
+    """Return a context that raises if the first call of `fn` in it changes the bytes of `x`.
 
     Args:
         fn: the function that the context calls; functions with the same code (a lambda in a loop) count

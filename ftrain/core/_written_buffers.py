@@ -44,7 +44,7 @@ class WrittenBuffers:
 
 
 class _Normalized(TorchFunctionMode):
-    """Record of the statistics that normalizations write to, which version counters do not show."""
+    """Record of running statistics that normalizations write without changing version counters."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -52,7 +52,7 @@ def commit(
 def committed(
     state: TrainState, proposed: TrainState, result: GradientResult, *, is_temporary: bool
 ) -> tuple[TrainState, Metrics]:
-    """Return the next state and the metrics, as `commit` does, with fewer copies if allowed.
+    """Return the next state and the metrics, as `commit` does, with fewer copies if `is_temporary`.
 
     Args:
         state: the state before the step.
