@@ -34,7 +34,7 @@ ORDERS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("inner", INNER)
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("mode", ["eager", "compiled", "compiled vmapped"])
-def test_second_derivative_through_a_branch_with_a_gradient_inside(
+def test_second_derivative_of_a_cond_branch_that_takes_a_gradient_has_its_known_value(
     inner: str, order: str, mode: str
 ) -> None:
     """A compiled branch in forward mode hid from the inner gradient that its input is tracked: zeros."""
@@ -92,7 +92,7 @@ class Scaled(torch.autograd.Function):
 @pytest.mark.parametrize(
     "form", [Scaled.apply, lambda x, y: x * y.sqrt()], ids=["class", "formula"]
 )
-def test_autograd_function_under_keyed_in_a_branch_of_some_rows_has_finite_gradients(
+def test_autograd_function_called_under_keyed_in_a_vmapped_cond_branch_has_the_right_gradient(
     form: Any, by: str, compiled: bool
 ) -> None:
     """It ended in an internal assertion of torch's."""
@@ -152,7 +152,7 @@ READERS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("mapped", ["outside", "inside"])
 @pytest.mark.parametrize("reader", READERS)
-def test_gradient_of_a_mapped_branch_does_not_depend_on_where_it_reads_a_tensor_first(
+def test_gradient_of_a_vmapped_cond_branch_is_right_wherever_the_branch_first_reads_its_input(
     reader: str, mapped: str, compiled: bool
 ) -> None:
     """Gradients of a mapped branch that reads a tensor under no_grad first are not zero."""

@@ -97,7 +97,7 @@ def test_list_attribute_of_a_batch_object_raises_when_read_in_compiled_steps_and
         cut(state, batch)
 
 
-def test_argument_with_another_constant_attribute_compiles_a_second_program() -> None:
+def test_changed_constant_attribute_of_an_argument_compiles_a_second_program() -> None:
     def fn(batch: Any) -> Any:
         return batch["x"] * batch._n_sequences
 

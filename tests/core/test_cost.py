@@ -51,7 +51,7 @@ def test_flops_of_single_operators_equal_the_count_by_hand(fn: Any, args: Any, f
     assert sum(counted(fn, *args).values()) == flops
 
 
-def test_flops_of_a_training_step_are_those_of_its_products_forward_and_backward() -> None:
+def test_flops_of_a_training_step_are_those_of_its_forward_and_backward_matrix_products() -> None:
     init_state, train_step, _ = mlp_steps()
     batch = {"x": torch.ones(16, 8), "y": torch.zeros(16, 4)}
     first, second = 2 * 16 * 8 * 32, 2 * 16 * 32 * 4
@@ -68,20 +68,20 @@ def test_flops_do_not_depend_on_the_number_of_micro_batches(accumulate: int) -> 
     assert counted(parts.train_step, state, batch) == counted(whole.train_step, state, batch)
 
 
-def test_flops_are_counted_in_the_dtype_of_the_factors() -> None:
+def test_flops_of_a_matrix_product_are_counted_under_the_dtype_of_its_inputs() -> None:
     init_state, train_step, _ = mlp_steps(precision="bf16-mixed")
     batch = {"x": torch.ones(16, 8), "y": torch.zeros(16, 4)}
     assert set(counted(train_step, init_state(0), batch)) == {"bfloat16"}
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "complex64"])
-def test_dtype_of_the_flops_is_the_first_one_that_is_not_an_integer(dtype: str) -> None:
+def test_floating_dtype_returns_the_first_dtype_that_is_not_an_integer(dtype: str) -> None:
     numbers = torch.ones(2, dtype=getattr(torch, dtype))
     assert floating_dtype((torch.arange(3), [None, numbers], torch.ones(2))) == dtype
     assert floating_dtype((torch.arange(3), 2.0)) == "float32"
 
 
-def test_attention_backward_counts_five_products() -> None:
+def test_backward_pass_of_attention_counts_as_five_matrix_products() -> None:
     def grads(q: torch.Tensor) -> torch.Tensor:
         loss = ftrain.value_and_grad(lambda q: F.scaled_dot_product_attention(q, q, q).sum())
         result: torch.Tensor = loss(q)[1]
@@ -91,7 +91,7 @@ def test_attention_backward_counts_five_products() -> None:
     assert sum(counted(grads, HEADS).values()) == 7 * product
 
 
-def test_a_scan_counts_its_body_for_each_iteration_and_a_branch_once() -> None:
+def test_flops_of_a_scan_count_every_iteration_and_those_of_a_cond_the_costliest_branch() -> None:
     def loop(x: torch.Tensor, ws: torch.Tensor) -> torch.Tensor:
         out, _ = ftrain.scan(lambda x, w: (x @ w, None), x, ws)
         result: torch.Tensor = out
@@ -132,7 +132,7 @@ def test_kernels_of_an_eagerly_run_graph_include_those_of_loops(accumulate: int)
     assert len(products) == 5 * accumulate
 
 
-def test_kernels_of_a_step_in_place_have_the_flops_of_its_products() -> None:
+def test_kernels_of_a_plain_torch_step_have_the_flops_of_its_matrix_products() -> None:
     model = nn.Linear(8, 4)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
@@ -196,7 +196,7 @@ def test_kernels_of_inductor_are_named_and_timed() -> None:
     assert len(kernels_of(lambda: None, CPU)) == 0
 
 
-def test_least_time_of_a_cost_is_the_larger_of_the_times_of_products_and_of_bytes() -> None:
+def test_least_time_of_a_cost_is_the_longer_of_arithmetic_time_and_memory_time() -> None:
     rates = Rates({"float32": 100.0, "bfloat16": 400.0}, {10: 50.0, 1000: 5.0})
     assert rates.floor({"float32": 200}, 1) == 2.0
     assert rates.floor({"float32": 100, "bfloat16": 400}, 0) == 2.0
@@ -206,7 +206,7 @@ def test_least_time_of_a_cost_is_the_larger_of_the_times_of_products_and_of_byte
     assert rates.floor({"float16": 10}, 0) == 0.0
 
 
-def test_matrix_product_has_the_flops_of_its_size() -> None:
+def test_fastest_product_reports_the_flops_of_its_matrix_size() -> None:
     product = fastest_product("float32", CPU, 32)
     product.call()
     assert product.flops == 2 * 32**3
@@ -236,7 +236,7 @@ def mlp_steps(**options: Any) -> ftrain.Steps:
 @pytest.mark.parametrize(
     ("dtype", "tries"), [("float32", True), ("float64", False), ("float16", False)]
 )
-def test_product_of_onednn_is_tried_for_the_dtypes_that_it_has(
+def test_fastest_product_tries_onednn_only_for_dtypes_that_onednn_supports(
     dtype: str, tries: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = []

@@ -287,7 +287,7 @@ class DrawsInAdd:
     __add__ = staticmethod(np.random.rand)
 
 
-def test_search_for_unkeyed_draws_beside_an_idle_thread_finds_those_in_calls_not_in_operators(
+def test_search_for_unkeyed_draws_beside_an_idle_thread_finds_draws_in_calls_but_not_inside_operators(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Less than the pause: only the time that other threads use counts.
@@ -311,7 +311,9 @@ def test_search_for_unkeyed_draws_beside_an_idle_thread_finds_those_in_calls_not
     assert ["np.random.rand(3)" in line for line in found] == [True]
 
 
-def test_search_for_unkeyed_draws_ignores_a_thread_that_draws_while_a_line_waits() -> None:
+def test_search_for_unkeyed_draws_ignores_draws_of_another_thread_while_the_searched_code_waits() -> (
+    None
+):
     stop, lock = threading.Event(), threading.Lock()
 
     def draw() -> None:

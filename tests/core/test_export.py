@@ -97,7 +97,7 @@ def test_averaged_params_are_exported_in_the_dtype_of_the_parameters() -> None:
     testing.assert_same_bits(average["words.weight"].bfloat16(), module.words.weight.detach())
 
 
-def test_load_weights_converts_the_precision_of_a_state_dict_and_refuses_other_kinds() -> None:
+def test_load_weights_converts_float64_weights_to_float32_and_refuses_integer_weights() -> None:
     state = steps_of().init_state(0)
     weights = Net().double().state_dict()
     assert ftrain.load_weights(state, Net, weights).params["words.weight"].dtype == torch.float32

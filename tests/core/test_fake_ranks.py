@@ -42,7 +42,7 @@ def test_collectives_in_a_block_are_counted_and_waits_for_them_are_not() -> None
     assert not torch.distributed.is_initialized()
 
 
-def test_collectives_of_some_ranks_are_counted_with_the_number_of_these() -> None:
+def test_collectives_among_a_subset_of_ranks_count_bytes_by_the_size_of_the_subset() -> None:
     with fake_mesh(4, "cpu") as mesh:
         pairs = torch.distributed.init_device_mesh("cpu", (2, 2), mesh_dim_names=("a", "b"))
         traffic, x = Traffic(mesh.size()), torch.ones(8)

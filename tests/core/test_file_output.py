@@ -65,7 +65,7 @@ def test_writer_refuses_a_pipe_without_waiting(tmp_path: Path, writer: str) -> N
     assert stat.S_ISFIFO(path.stat().st_mode)
 
 
-def test_draft_is_deleted_if_its_writer_raises(tmp_path: Path) -> None:
+def test_temporary_file_is_deleted_if_its_writer_raises(tmp_path: Path) -> None:
     path = tmp_path / "curves.png"
     path.write_text("old")
 
@@ -80,7 +80,7 @@ def test_draft_is_deleted_if_its_writer_raises(tmp_path: Path) -> None:
     assert path.read_text() == "old"
 
 
-def test_concurrent_replacements_leave_one_of_the_contents(tmp_path: Path) -> None:
+def test_concurrent_replacements_leave_the_whole_content_of_one_of_them(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     texts = [str(i) * 10_000 for i in range(4)]
     threads = [threading.Thread(target=_file_output.replace, args=(path, x)) for x in texts]
@@ -92,7 +92,9 @@ def test_concurrent_replacements_leave_one_of_the_contents(tmp_path: Path) -> No
     assert os.listdir(tmp_path) == ["result.json"]
 
 
-def test_draft_never_takes_the_name_of_an_existing_file(tmp_path: Path, monkeypatch) -> None:
+def test_temporary_file_never_takes_the_name_of_an_existing_file(
+    tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(_file_output.secrets, "token_hex", lambda count: "0" * 2 * count)
     existing = _file_output.new_draft(tmp_path / "a.json")
     existing.write_text("mine")
@@ -106,7 +108,7 @@ def test_draft_never_takes_the_name_of_an_existing_file(tmp_path: Path, monkeypa
     assert not (tmp_path / "elsewhere").exists()
 
 
-def test_draft_that_was_replaced_by_a_link_is_not_published(tmp_path: Path) -> None:
+def test_publish_refuses_a_temporary_file_that_was_replaced_by_a_link(tmp_path: Path) -> None:
     victim, path = tmp_path / "victim", tmp_path / "output"
     victim.write_text("mine")
     written = _file_output.new_draft(path)
@@ -117,7 +119,7 @@ def test_draft_that_was_replaced_by_a_link_is_not_published(tmp_path: Path) -> N
     assert not path.exists()
 
 
-def test_error_of_a_draft_names_the_file_that_it_replaces(tmp_path: Path) -> None:
+def test_error_about_a_temporary_file_names_the_file_that_it_replaces(tmp_path: Path) -> None:
     path = tmp_path / "missing" / "output"
     with pytest.raises(FileNotFoundError) as raised:
         _file_output.new_draft(path)
@@ -134,7 +136,7 @@ def test_error_of_a_draft_names_the_file_that_it_replaces(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("number", "is_raised"), [(errno.EINVAL, False), (errno.EIO, True)])
-def test_file_system_that_cannot_sync_is_no_error(
+def test_unsupported_sync_is_ignored_but_other_sync_errors_are_raised(
     tmp_path: Path, monkeypatch, number: int, is_raised: bool
 ) -> None:
     def fsync(descriptor: int) -> None:
@@ -166,7 +168,9 @@ def test_line_that_does_not_fit_on_the_disk_is_removed_whole(tmp_path: Path, mon
     assert path.read_text() == "one\ntwo\n"
 
 
-def test_draft_is_abandoned_after_an_hour(tmp_path: Path, monkeypatch) -> None:
+def test_temporary_files_are_removed_once_they_are_older_than_an_hour(
+    tmp_path: Path, monkeypatch
+) -> None:
     hour, older = (_file_output.new_draft(tmp_path / "a.json") for _ in range(2))
     folder = tmp_path / ".draft-0123456789abcdef"
     folder.mkdir()
@@ -177,7 +181,9 @@ def test_draft_is_abandoned_after_an_hour(tmp_path: Path, monkeypatch) -> None:
     assert sorted(tmp_path.iterdir()) == sorted([hour, folder])
 
 
-def test_only_abandoned_drafts_are_removed(tmp_path: Path) -> None:
+def test_removal_of_old_temporary_files_keeps_new_ones_and_files_of_other_names(
+    tmp_path: Path,
+) -> None:
     fresh, old = (_file_output.new_draft(tmp_path / "a.json") for _ in range(2))
     others = [tmp_path / ".draft-notes", tmp_path / "draft-0123456789abcdef"]
     for path in others:

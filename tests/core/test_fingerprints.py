@@ -119,7 +119,7 @@ def test_iterator_that_a_call_advanced_is_refused(name: str) -> None:
     assert one.restore() is None
 
 
-def test_open_file_that_a_call_read_is_refused_and_a_closed_one_has_no_position(
+def test_fingerprint_of_a_file_changes_when_the_file_is_read_but_not_when_it_is_closed(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "data"
@@ -132,7 +132,7 @@ def test_open_file_that_a_call_read_is_refused_and_a_closed_one_has_no_position(
     assert fingerprint(iterators=[file]).same()
 
 
-def test_empty_set_and_other_containers_have_no_fingerprint() -> None:
+def test_empty_sets_lists_and_dicts_have_no_fingerprint() -> None:
     found = types.SimpleNamespace(
         containers=[set(), [1], {}], buffers=[], scripted=[], generators=[], iterators=[]
     )
@@ -163,7 +163,7 @@ X = torch.zeros(2)
         (None, None, True),
     ],
 )
-def test_torchscript_values_are_compared_by_type_text_and_identity(
+def test_torchscript_numbers_are_compared_by_type_and_text_and_tensors_by_identity(
     first: Any, second: Any, is_same: bool
 ) -> None:
     assert _same(first, second) is is_same

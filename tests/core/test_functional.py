@@ -150,7 +150,7 @@ class DefaultActivation(nn.Module):
     ],
     ids=["activation of a module", "default argument", "pretrained encoder"],
 )
-def test_bound_init_draws_new_weights_beside_submodules_that_every_build_shares(
+def test_bound_init_draws_new_weights_although_all_builds_share_one_submodule(
     build: Any, kept: set[str]
 ) -> None:
     """One shared activation once made the seed draw nothing: every seed gave the same weights."""

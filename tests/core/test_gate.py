@@ -24,12 +24,12 @@ def gradient(passes: Tensor | None) -> Tensor:
     return x.grad
 
 
-def test_gradient_passes_a_gate_that_is_open_or_not_set() -> None:
+def test_gate_passes_gradients_unless_its_flag_is_false() -> None:
     assert gradient(None) == gradient(torch.tensor(True)) == 3
     assert gradient(torch.tensor(False)) == 0
 
 
-def test_gate_returns_values_without_gradients_as_they_are() -> None:
+def test_gate_returns_values_that_require_no_gradient_unchanged() -> None:
     gate = _skip_nonfinite.Gate()
     values = {"plain": torch.ones(2), "number": 2, "graph": torch.ones(2, requires_grad=True)}
     assert gate(values) is values  # outside of `keeping_graph`
@@ -40,7 +40,7 @@ def test_gate_returns_values_without_gradients_as_they_are() -> None:
     assert found["graph"] is not values["graph"]
 
 
-def test_gate_has_no_node_under_a_transform() -> None:
+def test_gate_does_not_stop_gradients_of_torch_func_transforms() -> None:
     gate = _skip_nonfinite.Gate()
     gate.passes = torch.tensor(False)
 
@@ -52,7 +52,7 @@ def test_gate_has_no_node_under_a_transform() -> None:
 
 
 @pytest.mark.parametrize("keeps", [True, False])
-def test_selected_values_pass_gradients_of_applied_steps_only(keeps: bool, monkeypatch) -> None:
+def test_gated_values_pass_gradients_only_if_the_step_was_applied(keeps: bool, monkeypatch) -> None:
     monkeypatch.setattr(_skip_nonfinite, "value_at_hand", lambda passes: None)  # as in a trace
     for flag, slope in ((True, 3), (False, 0)):
         x = torch.ones((), requires_grad=True)
@@ -66,7 +66,7 @@ def test_selected_values_pass_gradients_of_applied_steps_only(keeps: bool, monke
         assert x.grad == (slope if keeps else 3)
 
 
-def test_values_are_not_selected_by_a_flag_at_hand_or_without_one() -> None:
+def test_gated_returns_its_values_unchanged_if_the_flag_is_none_or_known() -> None:
     values = {"x": torch.ones((), requires_grad=True)}
     with keeping_graph():
         assert _skip_nonfinite.gated(values, None) is values

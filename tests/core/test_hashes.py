@@ -13,7 +13,7 @@ DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.uint8)
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("size", SIZES)
-def test_highest_and_lowest_bit_of_each_element_change_what_is_kept(
+def test_changing_the_highest_or_lowest_bit_of_an_element_changes_the_recorded_copy_or_hash(
     size: int, dtype: torch.dtype
 ) -> None:
     """The highest bit is the hardest: an even weight would shift it out of the sum."""
@@ -39,7 +39,7 @@ def test_order_of_elements_changes_the_hash() -> None:
         assert not torch.equal(_writes._kept(y), kept)
 
 
-def test_conjugated_and_negated_views_are_kept_by_their_values() -> None:
+def test_conjugated_and_negated_views_are_recorded_with_their_true_values() -> None:
     x = torch.tensor([1 + 2j, 3 - 4j])
     assert torch.equal(_writes._kept(x.conj()), _writes._kept(x.conj().resolve_conj()))
     assert torch.equal(_writes._kept(x.imag), _writes._kept(x.imag.clone()))

@@ -109,7 +109,7 @@ class Logging(nn.Linear):
 
 
 @pytest.mark.parametrize("given", [False, True], ids=["factory", "module"])
-def test_global_variables_are_not_the_models_and_keep_what_a_forward_writes(given: bool) -> None:
+def test_global_variable_that_a_forward_pass_changes_keeps_the_change(given: bool) -> None:
     CALLS.clear()
     model = Logging(2, 2) if given else lambda: Logging(2, 2)
     steps = ftrain.make_steps(model, lambda model, batch: model(batch).mean(), optim.sgd(0.1))

@@ -161,7 +161,7 @@ def test_loss_that_assigns_an_entry_of_the_extras_raises(entry: str, compiled: b
             call(state, X)
 
 
-def test_loss_that_changes_the_containers_of_the_extras_leaves_the_state_alone() -> None:
+def test_loss_that_deletes_entries_of_the_extras_leaves_the_state_unchanged() -> None:
     def loss_fn(model: Any, batch: Tensor, extras: Any) -> Any:
         found = towards(model, batch, extras)
         del extras["target"]["w"]
@@ -177,7 +177,7 @@ def test_extras_bound_by_functools_partial_are_not_replaced() -> None:
     assert float(steps.train_step(state, X)[1]["wanted"]) == 0
 
 
-def test_gradients_viewing_a_state_equal_the_gradients_at_the_viewed_state() -> None:
+def test_gradients_with_a_view_function_equal_the_gradients_at_the_state_that_it_returns() -> None:
     steps, state = steps_of(towards)
     gradients = steps.train_step.gradients
 

@@ -73,7 +73,7 @@ def test_dtype_note_is_left_out_where_the_dtype_is_not_the_cause():
     assert "Convert the data" not in text
 
 
-def test_note_names_lists_and_words_with_their_conversion():
+def test_note_names_lists_and_strings_of_a_batch_and_how_to_convert_them():
     words = notes({"x": X, "y": ["cat", "dog", "cat", "dog"]})
     assert "batch['y']: a list of str" in words
     assert "np.unique(words, return_inverse=True)" in words
@@ -87,7 +87,7 @@ def test_note_names_lists_in_tuples_by_position():
     assert "batch[1] is a list of str" in text
 
 
-def test_note_does_not_name_valid_numbers_of_a_batch():
+def test_note_does_not_name_python_numbers_of_a_batch():
     text = notes({"x": X.tolist(), "y": Y, "scale": 0.5})
     assert "batch['scale'] is" not in text
 
@@ -106,7 +106,7 @@ def test_index_out_of_range_of_an_embedding_has_a_note_with_the_range():
     assert "batch['tokens'] has values from 0 to 9" in notes({"tokens": torch.arange(10)}, embedded)
 
 
-def test_built_in_loss_refuses_words_as_labels():
+def test_built_in_loss_refuses_strings_as_labels():
     text = notes({"x": X, "y": ["cat", "dog", "a", "b"]}, tasks.cross_entropy)
     assert text.startswith("labels: expected a tensor of classes or numbers, got a list of str.")
     assert text.count("np.unique") == 1
@@ -126,7 +126,9 @@ def test_built_in_loss_refuses_a_list_of_numbers_as_labels():
         ([0, 1, 5, 2], "Give the model more outputs, or correct the labels."),
     ],
 )
-def test_remedy_of_a_built_in_loss_fits_the_label(labels, remedy):
+def test_out_of_range_error_of_a_built_in_loss_suggests_a_remedy_that_fits_the_labels(
+    labels, remedy
+):
     text = notes({"x": X, "y": torch.tensor(labels)}, tasks.cross_entropy)
     assert text.splitlines()[0].endswith(f"out of range). {remedy}")
 
@@ -141,7 +143,9 @@ def test_bound_model_names_an_argument_that_is_not_a_tensor(value):
     assert "torch.as_tensor(x)" in caught.value.__notes__[-1]
 
 
-def test_note_names_tensors_of_the_dtype_in_an_error_of_torch_only() -> None:
+def test_dtype_note_is_added_to_dtype_errors_of_torch_only_and_names_tensors_of_that_dtype() -> (
+    None
+):
     tensors = {"x": torch.zeros(2, dtype=torch.float64), "y": torch.zeros(2)}
     text = "expected scalar type Float but found Double"
     note = _loss_notes.dtype_note(RuntimeError(text), tensors)

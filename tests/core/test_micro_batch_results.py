@@ -39,7 +39,7 @@ def stacked(weights: tuple[float, ...]) -> Stacked:
 
 @pytest.mark.parametrize("weights", [(), (1.0, 2.5, 4.0)])
 @pytest.mark.parametrize("make", [stacked, lambda weights: Separate(tuple(BATCHES), weights)])
-def test_results_of_micro_batches_are_those_of_separate_calls(
+def test_stacked_results_of_micro_batches_equal_those_of_separate_calls(
     make: Any, weights: tuple[float, ...]
 ) -> None:
     found = each_micro_batch(of_part, BUFFERS, KEYS, make(weights))
@@ -52,7 +52,7 @@ def test_results_of_micro_batches_are_those_of_separate_calls(
             assert ours.dtype == expected.dtype
 
 
-def test_weight_has_the_dtype_of_the_totals() -> None:
+def test_weight_of_a_micro_batch_has_the_dtype_of_its_totals() -> None:
     def in_float64(*given: Any) -> Sums:
         found = of_part(*given)
         return found._replace(totals={"total": found.totals["total"].double()})

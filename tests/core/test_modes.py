@@ -43,7 +43,7 @@ CALLS: dict[str, Callable[[], Tensor]] = {
 
 @pytest.mark.parametrize("call", CALLS)
 @pytest.mark.parametrize("mode", MODES)
-def test_call_with_keyword_arguments_gives_the_same_bits_inside_a_mode(
+def test_torch_call_with_keyword_arguments_gives_the_same_bits_inside_each_mode_of_ftrain(
     mode: str, call: str
 ) -> None:
     expected = CALLS[call]()

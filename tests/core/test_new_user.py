@@ -58,7 +58,7 @@ def test_make_steps_refuses_an_argument_that_is_not_an_optimizer(wrong, hint):
         ftrain.make_steps(net, loss_fn, wrong)
 
 
-def test_error_suggests_to_call_the_optimizer_function_only_for_functions_of_ftrain():
+def test_error_suggests_calling_an_optimizer_function_only_if_the_function_is_of_ftrain():
     with pytest.raises(TypeError) as caught:
         ftrain.make_steps(net, loss_fn, lambda parameters: parameters)  # type: ignore[arg-type]
     assert "was not called" not in str(caught.value)

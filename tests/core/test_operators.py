@@ -50,7 +50,7 @@ def _line(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("name", OPERATORS)
-def test_fake_result_has_the_form_of_the_result_and_prints_nothing(
+def test_fake_kernels_return_the_shape_dtype_and_strides_of_real_results_and_print_nothing(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     operator, args = OPERATORS[name]
@@ -68,7 +68,7 @@ def test_fake_result_has_the_form_of_the_result_and_prints_nothing(
 
 
 @pytest.mark.parametrize("mapped", [(0,), (1,), (2,), (3,), (0, 1, 2, 3)])
-def test_each_row_is_required_to_be_finite(mapped: tuple[int, ...]) -> None:
+def test_vmapped_require_finite_returns_true_for_each_finite_row(mapped: tuple[int, ...]) -> None:
     single = YES, ONE, ONE, STEP
     dims = tuple(0 if i in mapped else None for i in range(4))
     rows = [torch.stack([x, x, x]) if i in mapped else x for i, x in enumerate(single)]
@@ -79,7 +79,7 @@ def test_each_row_is_required_to_be_finite(mapped: tuple[int, ...]) -> None:
     assert torch.vmap(run, in_dims=dims)(*rows).tolist() == [True] * 3
 
 
-def test_gradient_of_a_recomputed_copy_is_passed_on() -> None:
+def test_start_recomputation_passes_gradients_through_unchanged() -> None:
     for after in ([], [ONE], [ONE, STEP]):
         x = torch.ones(2, requires_grad=True)
         (start_recomputation(x, after) * 3).sum().backward()

@@ -37,7 +37,9 @@ def test_new_parameters_have_the_layout_of_the_old_ones(
 @pytest.mark.parametrize(
     "delta", [torch.ones(2, dtype=torch.int64), torch.tensor([True, False]), 0.5]
 )
-def test_updates_that_are_not_floating_tensors_are_refused_by_path(delta: Any) -> None:
+def test_updates_that_are_not_floating_point_tensors_are_refused_with_their_path(
+    delta: Any,
+) -> None:
     old = {"a": torch.ones(2), "w": torch.ones(2)}
     with pytest.raises(TypeError, match=r"`updates` at \['w'\]: expected a floating-point tensor"):
         apply_updates(old, {"a": torch.ones(2), "w": delta})

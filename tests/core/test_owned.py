@@ -168,7 +168,7 @@ def test_changes_returned_by_owned_restore_can_redo_the_undone_writes(
 
 
 @given(root=OBJECTS, writes=WRITES, later=WRITES)
-def test_owned_restore_returns_objects_to_their_contents_at_the_last_settle(
+def test_owned_restore_undoes_the_writes_since_the_last_settle(
     root: Any, writes: Any, later: Any
 ) -> None:
     holder = [root]
@@ -186,7 +186,7 @@ def test_owned_restore_returns_objects_to_their_contents_at_the_last_settle(
 
 
 @given(root=OBJECTS, shared=OBJECTS, writes=WRITES, later=WRITES)
-def test_owned_settle_keeps_changes_of_shared_objects_and_undoes_those_of_private_objects(
+def test_owned_settle_undoes_changes_except_those_of_objects_that_are_also_reachable_from_outside(
     root: Any, shared: Any, writes: Any, later: Any
 ) -> None:
     """A backward pass that a caller runs between two calls makes such changes."""
@@ -216,7 +216,9 @@ def test_owned_restore_undoes_writes_to_cyclic_containers() -> None:
 
 
 @given(st.sampled_from([SimpleNamespace, dict, collections.OrderedDict]), st.booleans())
-def test_restore_undoes_a_renamed_entry_whose_value_stays(kind: type, is_last: bool) -> None:
+def test_owned_restore_undoes_the_renaming_of_a_dict_key_or_attribute(
+    kind: type, is_last: bool
+) -> None:
     held = kind(first=object(), second=object())
     root = SimpleNamespace(held=held)
     entries = vars(held) if kind is SimpleNamespace else held

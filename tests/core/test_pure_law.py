@@ -127,7 +127,7 @@ class Ticking(threading.Thread):
             self.ticks += 1
 
 
-def test_thread_that_changes_itself_is_no_hidden_state_of_a_function_that_refers_to_it() -> None:
+def test_assert_pure_ignores_a_running_thread_that_changes_itself() -> None:
     thread = Ticking()
     thread.start()
 

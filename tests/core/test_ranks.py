@@ -91,13 +91,13 @@ def test_single_rank_gives_the_gradients_of_one_process(
         shared.over(build)
 
 
-def test_steps_that_reduce_gradients_already_are_not_shared() -> None:
+def test_gradients_with_grad_reduce_cannot_be_shared_among_ranks() -> None:
     reduced = ftrain.gradients(model, loss_fn, grad_reduce=lambda totals, weight: (totals, weight))
     with pytest.raises(ValueError, match="over ranks, got steps with grad_reduce"):
         reduced.over(lambda module, parts: OneRank(module, parts, 1, False))
 
 
-def test_loss_that_compares_rows_is_shared_by_a_single_micro_batch_only() -> None:
+def test_loss_that_compares_rows_is_refused_if_ranks_share_more_than_one_micro_batch() -> None:
     @compares_rows
     def compared(model: nn.Module, batch: Tensor) -> Tensor:
         return loss_fn(model, batch)

@@ -188,7 +188,7 @@ def test_remat_refuses_invalid_arguments(
         ftrain.remat(*arguments)
 
 
-def test_remat_with_where_refuses_a_function_that_builds_no_module() -> None:
+def test_remat_with_a_module_pattern_refuses_a_function_that_does_not_build_a_module() -> None:
     with pytest.raises(
         TypeError, match="expected a function that builds an nn.Module.*got a float"
     ):

@@ -58,7 +58,7 @@ def test_train_step_matches_a_plain_torch_sgd_loop() -> None:
 
 
 @MODES
-def test_custom_step_with_an_ema_in_extras_satisfies_the_laws(mode: str) -> None:
+def test_user_written_step_with_an_ema_in_extras_is_pure_and_keeps_its_structure(mode: str) -> None:
     """A user-written step, in ten lines, that keeps a moving average of the weights in `extras`."""
     apply = ftrain.bind(CASE.model)
     optimizer = optim.adamw(1e-2)
@@ -379,7 +379,7 @@ KINDS = {
 
 
 @given(st.booleans(), st.lists(st.tuples(st.sampled_from(sorted(KINDS)), st.booleans())))
-def test_batch_statistics_names_modules_that_normalize_over_rows_in_training(
+def test_batch_statistics_lists_the_modules_that_normalize_over_rows_in_training(
     is_training: bool, layers: list[tuple[str, bool]]
 ) -> None:
     """A module in evaluation mode stays in it, unless the whole model was given in that mode."""

@@ -96,7 +96,7 @@ OUTER: dict[str, Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tenso
 @pytest.mark.parametrize("outer", OUTER)
 @pytest.mark.parametrize("forward", [by_jvp, by_dual], ids=["jvp", "dual"])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_gradient_by_the_direction_of_a_forward_derivative_matches_plain_torch(
+def test_gradient_with_respect_to_the_tangent_of_a_forward_derivative_matches_plain_torch(
     name: str, forward: Any, outer: str
 ) -> None:
     f, plain = FUNCTIONS[name]
@@ -111,7 +111,9 @@ def test_gradient_by_the_direction_of_a_forward_derivative_matches_plain_torch(
 
 @pytest.mark.parametrize("forward", [by_jvp, by_dual], ids=["jvp", "dual"])
 @pytest.mark.parametrize("outer", ["torch.func.grad", "value_and_grad", "compiled"])
-def test_while_loop_refuses_a_reverse_gradient_by_a_tangent(outer: str, forward: Any) -> None:
+def test_while_loop_refuses_a_reverse_mode_gradient_with_respect_to_a_tangent(
+    outer: str, forward: Any
+) -> None:
     def repeated(p: Tensor) -> Tensor:
         init = (p, torch.tensor(0))
         return ftrain.while_loop(lambda c: c[1] < 2, lambda c: (c[0] ** 2, c[1] + 1), init)[0]

@@ -60,7 +60,9 @@ def test_user_line_is_the_innermost_one_outside_of_libraries(tmp_path: Path) -> 
     assert user_line([]) == "  (no frame in user code)"
 
 
-def test_files_of_torch_and_of_ftrain_and_generated_code_are_foreign(tmp_path: Path) -> None:
+def test_files_of_torch_optree_and_ftrain_and_generated_code_are_not_user_code(
+    tmp_path: Path,
+) -> None:
     import optree
 
     import ftrain

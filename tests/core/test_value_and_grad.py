@@ -236,7 +236,9 @@ def test_sparse_gradient_raises_an_error_that_suggests_sparse_false() -> None:
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support")
-def test_dense_gradient_by_a_sparse_argument_raises_an_error_that_suggests_a_dense_one() -> None:
+def test_dense_gradient_of_a_sparse_argument_raises_an_error_that_suggests_a_dense_argument() -> (
+    None
+):
     pulled = ftrain.value_and_grad(lambda x: (x @ torch.ones(3, 3)).sum())
     with pytest.raises(TypeError, match=r"expected torch.sparse_csr.*got torch.strided.*to_dense"):
         pulled(torch.eye(3).to_sparse_csr())

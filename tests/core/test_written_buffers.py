@@ -57,7 +57,7 @@ WRITES = {
 
 
 @pytest.mark.parametrize("case", WRITES)
-def test_written_buffers_are_named(case: str) -> None:
+def test_recording_collects_the_names_of_the_written_buffers_only(case: str) -> None:
     write, expected = WRITES[case]
     model, written = Model(), WrittenBuffers()
     with written.recording(model):
@@ -78,7 +78,7 @@ def test_statistics_of_a_layer_are_written_in_training_only(norm: type[nn.Module
     assert ("num_batches_tracked" in written.names) == (norm is nn.BatchNorm1d)
 
 
-def test_names_of_several_calls_are_collected_and_a_model_without_buffers_has_none() -> None:
+def test_names_of_written_buffers_accumulate_over_calls_and_stay_empty_without_buffers() -> None:
     model, written = Model(), WrittenBuffers()
     for write in (lambda: model.mean.add_(1), lambda: model.var.mul_(2), lambda: None):
         with written.recording(model):
@@ -90,7 +90,7 @@ def test_names_of_several_calls_are_collected_and_a_model_without_buffers_has_no
     assert bare.names == set()
 
 
-def test_statistics_that_are_not_buffers_have_no_name() -> None:
+def test_writes_to_statistics_that_are_not_buffers_are_not_recorded() -> None:
     model, written = Model(), WrittenBuffers()
     mean: Tensor = torch.zeros(3)
     with written.recording(model):
