@@ -18,7 +18,7 @@ from ftrain.core.state import TrainState
 
 
 def isolated(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """Return a context, to be entered immediately, in which autocast, grad and inference mode are off.
+    """Return a context without autocast, grad mode and inference mode, which must be entered immediately.
 
     Inside of `keeping_graph` grad mode stays unchanged.
     """
@@ -36,7 +36,7 @@ def _isolated(device_type: str) -> Iterator[None]:
 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """Return a context, to be entered immediately, in which autocast is off."""
+    """Return a context without autocast, which must be entered immediately."""
     if not torch.is_autocast_enabled(device_type):
         return _NOTHING
     return torch.autocast(device_type, enabled=False)
@@ -88,7 +88,7 @@ def check_state(state: Any) -> None:
     if may_keep_graph():
         return
     if in_gradient_transform():
-        raise _differentiated("one by a transform of torch.func", "state")
+        raise _differentiated("one taken by a transform of torch.func", "state")
     if state is not _checked.state:
         _refuse_gradients(state)
 
@@ -102,7 +102,9 @@ def _refuse_gradients(state: TrainState) -> None:
         return
     for index, leaf in enumerate(leaves):
         if isinstance(leaf, torch.Tensor) and requires_grad_outside(leaf):
-            raise _differentiated(f"one by state{tree.paths(state)[index]}", "state")
+            raise _differentiated(
+                f"a gradient with respect to state{tree.paths(state)[index]}", "state"
+            )
 
 
 def _differentiated(by: str, name: str) -> ValueError:
@@ -122,7 +124,9 @@ def check_batch(batch: Any, device: torch.device) -> None:
     for index, leaf in enumerate(tree.leaves(batch)):
         if isinstance(leaf, torch.Tensor):
             if graded and requires_grad_outside(leaf):
-                raise _differentiated(f"one by batch{tree.paths(batch)[index]}", "batch")
+                raise _differentiated(
+                    f"a gradient with respect to batch{tree.paths(batch)[index]}", "batch"
+                )
             if leaf.device != device and not (leaf.ndim == 0 and leaf.device.type == "cpu"):
                 path = tree.paths(batch)[index]
                 raise ValueError(

@@ -43,7 +43,7 @@ def count_samples(batch: Any) -> tuple[int, int]:
 
 
 def _rows(batch: Any) -> int | None:
-    """Return the first dimension of the first tensor that has an axis; `None` if there is none."""
+    """Return the size of the first axis of the first tensor that is not 0-d; `None` without one."""
     if isinstance(batch, torch.Tensor):
         return batch.size(0) if batch.dim() else None
     children = _entries(batch) or tree.one_level(batch)

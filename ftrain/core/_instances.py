@@ -94,8 +94,8 @@ def functions(
             if content not in attributes:
                 raise ContainerError(
                     node,
-                    f"is {a_or_an(cls.__name__)} without its attribute {content!r}: expected the items "
-                    "of the container in it. Assign it in __init__.",
+                    f"is {a_or_an(cls.__name__)} without its attribute {content!r}, which must hold "
+                    "the items of the container. Assign it in __init__.",
                 )
             children[content] = attributes.pop(content)
         shell = bare

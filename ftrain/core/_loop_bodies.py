@@ -54,7 +54,7 @@ def check_carry(function: str, old: Any, new: Any) -> None:
             raise ValueError(
                 f"{function}: expected body to return carry{path} as {kind(before)}, as in its input, "
                 f"got {kind(after)}. "
-                "Make the initial carry of the shape and dtype that body returns."
+                "Give the initial carry the shape and dtype that body returns."
             )
 
 

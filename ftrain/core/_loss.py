@@ -118,7 +118,7 @@ def _refuse_assigned(after: Any, before: Any, where: str) -> None:
         if known.get(path) is not leaf:
             raise ImpureFunctionError(
                 f"{where} assigned state.extras{path}, which a loss can only read: the new state would "
-                "not have the value. Register a buffer, model.register_buffer, and assign that, or "
+                "not have the value. Register a buffer (model.register_buffer) to assign to, or "
                 "return the value in the metrics and change the extras in a step of your own."
             )
 

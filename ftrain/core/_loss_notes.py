@@ -72,7 +72,7 @@ def note_arguments(error: Exception, args: tuple[Any, ...], kwargs: Mapping[str,
 
 
 def _conversion(error: Exception, others: Sequence[tuple[str, str]]) -> str | None:
-    """Return a note on values that are not tensors, after an error that they can cause; else `None`."""
+    """Return a note on values that are not tensors, if they may cause this error; else `None`."""
     if not others or not isinstance(error, (TypeError, AttributeError, ValueError)):
         return None
     if "expected a tensor" in str(error):  # this error has its own remedy
@@ -141,7 +141,7 @@ def dtype_note(error: Exception, tensors: Mapping[str, torch.Tensor]) -> str | N
 
 
 def _ranges(error: Exception, tensors: Mapping[str, torch.Tensor]) -> str | None:
-    """Return a note on the values of integer tensors, after an error about an index; else `None`."""
+    """Return a note with the ranges of integer tensors, if an error is about an index; else `None`."""
     if not _OUT_OF_RANGE.search(str(error)):
         return None
     listed = ", ".join(

@@ -127,8 +127,9 @@ def refuse_captured(hooks: Hooks, tensors: Iterable[torch.Tensor]) -> None:
             if id(tensor) in owned:
                 raise ValueError(
                     f"a hook of the parameter {name!r} captures a tensor of the module itself "
-                    f"(`{spell(path)}`), which does not follow the state. Pass a function that "
-                    "builds the module and registers the hook: make_steps(lambda: Net(...), ...)."
+                    f"(`{spell(path)}`), which keeps its values when the state changes. Pass "
+                    "a function that builds the module and registers the hook: "
+                    "make_steps(lambda: Net(...), ...)."
                 )
 
 

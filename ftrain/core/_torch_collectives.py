@@ -106,7 +106,7 @@ def all_gather(tensor: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def start_all_gather(tensors: list[torch.Tensor], group: Group) -> list[torch.Tensor]:
-    """Start to gather tensors from all ranks, together; each result is complete after `waited`.
+    """Start to gather several tensors from all ranks at once; `waited` completes each result.
 
     Args:
         tensors: contiguous, of the same shapes on every rank, `[n, ...]`.

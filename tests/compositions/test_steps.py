@@ -64,7 +64,7 @@ def test_step_refuses_inputs_that_require_a_gradient(
             ValueError, match=r"a step returns tensors without an autograd graph"
         ) as caught:
             run(X)
-        assert gradient is by_func or f"got one by {named}" in str(caught.value)
+        assert gradient is by_func or f"got a gradient with respect to {named}" in str(caught.value)
     with torch.no_grad():
         f(X.clone().requires_grad_() * 1)
 

@@ -254,8 +254,8 @@ def _poisoned(cls: type[Any]) -> type[Any]:
 
     def unflatten(*_: Any) -> NoReturn:
         raise DonatedStateError(
-            f"a donated {cls.__name__} cannot be replaced, mapped or copied. Use the state that the "
-            "call returned."
+            f"a donated {cls.__name__} cannot be passed to replace, tree.map or copy. Use the "
+            "state that the call returned."
         )
 
     optree.register_pytree_node(poisoned, use, unflatten, namespace=tree.NAMESPACE)
