@@ -18,7 +18,7 @@ from ftrain.core.state import TrainState
 
 
 def isolated(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """Return a context without autocast, grad mode and inference mode, which must be entered immediately.
+    """Return a context without autocast, grad and inference mode, which must be entered immediately.
 
     Inside of `keeping_graph` grad mode stays unchanged.
     """

@@ -127,7 +127,7 @@ def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
 
 
 def _named(node: Any) -> str:
-    """Return the name of an operator without a derivative as ` (name)`, and "" for any other node.
+    """Return ` (name)` for an operator without a derivative, and an empty string for any other node.
 
     The name stands in the warning that the node would show.
     """

@@ -212,7 +212,7 @@ def _add(tensor: torch.Tensor, hook: Hook) -> Any:
 
 
 class _Total:
-    """Hook on a caller's tensor; runs other hooks if a gradient came through a view of the tensor.
+    """Hook on a caller's tensor that runs other hooks, but only if a gradient came through an alias.
 
     The hook is removed with the last graph that uses an alias. In the body of a loop, the graph is made
     again in each backward pass and freed before the gradient arrives, so there the hook is kept.

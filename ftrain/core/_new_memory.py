@@ -14,7 +14,7 @@ __all__ = ["copied"]
 
 
 def copied(make: Callable[[], Any]) -> Any:
-    """Call `make`; return its result, with copies of tensors to which other objects may refer.
+    """Return the result of `make()`, with a copy of each tensor to which another object may refer.
 
     A body may return a tensor from anywhere: an argument, a container, a module, a global variable. A
     tensor that the body has made is referred to by its output only, and is not copied, because a copy

@@ -291,7 +291,7 @@ class Skeleton:
         return collections.Counter(slot.name for slot in self._slots)
 
     def stray_path(self, tensor: torch.Tensor) -> str | None:
-        """Return the path of an unregistered tensor in the module; `None` if it is not there."""
+        """Return the path at which the module holds an unregistered tensor; `None` if there is none."""
         return next((path for path, t in self._stray.items() if t is tensor), None)
 
     def checked(self, params: Tensors, buffers: Tensors) -> Tensors:

@@ -35,7 +35,10 @@ class Slot(NamedTuple):
             return None
 
     def set(self, value: Any) -> None:
-        """Store a value, unless the location no longer exists (restoring the holder restores it)."""
+        """Store a value at this location; do nothing if the location no longer exists.
+
+        A location that no longer exists is restored when its holder is.
+        """
         if self.get() is not None:
             self.holder[self.key] = value
 

@@ -212,7 +212,7 @@ _VIEW_MAPS: bool = torch._C._dispatch_has_kernel_for_dispatch_key(
 
 
 def of_same_bits(integers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """View integers as a dtype of the same width; cast them in a vmap of torch 2.11."""
+    """Return a view of integers as another dtype of the same width (a cast in a vmap of torch 2.11)."""
     if _VIEW_MAPS or torch.compiler.is_dynamo_compiling() or inside_functorch() is None:
         return integers.view(dtype)
     return integers.to(dtype)

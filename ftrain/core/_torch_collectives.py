@@ -40,7 +40,7 @@ Reduction = Literal["sum", "max", "min"]
 
 @dataclass(frozen=True)
 class Group:
-    """Ranks of a collective, as constants of a trace.
+    """Group of ranks that take part in a collective, as constants of a trace.
 
     Attributes:
         name: the name under which torch has registered the process group.

@@ -74,7 +74,7 @@ def running_trace() -> Any:
 
 @contextlib.contextmanager
 def at_depth(depth: int) -> Iterator[None]:
-    """Leave the inner transforms of torch.func inside the context, so that `depth` of them remain."""
+    """Suspend the inner transforms of torch.func in the context; only the outer `depth` ones remain."""
     with contextlib.ExitStack() as left:
         while len(_functorch.get_interpreter_stack() or ()) > depth:
             left.enter_context(temporarily_pop_interpreter_stack())
@@ -113,7 +113,7 @@ def has_tangents() -> bool:
 
 
 def all_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
-    """Return a tensor, its tangents of all levels, and what is inside of their wrappers."""
+    """Return a tensor, its tangents of all levels, and the tensors inside of their wrappers."""
     stack = _functorch.get_interpreter_stack()
     if not stack:
         unpacked: Any = forward_ad.unpack_dual(tensor) if _torch.is_dual(tensor) else None  # type: ignore[no-untyped-call]

@@ -192,7 +192,7 @@ def _in_order(stacked: Any, k: int) -> Any:
 
 
 def check_examples(metrics: Metrics, part: Any) -> None:
-    """Raise unless each `PerExample` has a length divisible by the micro-batch's number of rows.
+    """Raise unless the length of each `PerExample` metric is divisible by the number of rows.
 
     Raises:
         ValueError: a metric has another number of entries than a multiple of the rows.

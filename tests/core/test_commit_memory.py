@@ -70,7 +70,9 @@ MAKERS = {
 
 
 @pytest.mark.parametrize("maker", [m for m in MAKERS if m != "one tensor twice"])
-def test_state_after_an_eager_step_shares_no_memory_whatever_the_optimizer_returns(maker):
+def test_leaves_of_a_state_after_an_eager_step_share_no_memory_whatever_the_optimizer_returns(
+    maker,
+):
     KEPT.clear()
     init_state, train_step, _ = steps_with(MAKERS[maker])
     state = init_state(0)
@@ -96,7 +98,7 @@ def test_eager_step_copies_a_tensor_that_its_optimizer_state_contains_twice():
     assert len(set(storages(new.opt_state))) == 2
 
 
-def test_initial_state_shares_no_memory_whatever_the_optimizer_returns():
+def test_leaves_of_an_initial_state_share_no_memory_whatever_the_optimizer_returns():
     constant = torch.ones(2)
 
     def init(params):

@@ -119,7 +119,7 @@ def test_views_are_not_counted_as_kernels() -> None:
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
-def test_kernels_of_an_eagerly_run_graph_include_those_of_loops(accumulate: int) -> None:
+def test_kernels_of_an_eager_program_include_those_inside_loops(accumulate: int) -> None:
     init_state, train_step, _ = mlp_steps(accumulate=accumulate)
     batch = {"x": torch.ones(12, 8), "y": torch.zeros(12, 4)}
     compiled = ftrain.compile(train_step, backend="eager")

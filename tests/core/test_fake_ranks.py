@@ -29,7 +29,7 @@ def test_one_of_four_ranks_sends_the_bytes_of_the_ring_algorithm(
     assert (traffic.sent, traffic.collectives) == (2 * sent, 2)
 
 
-def test_collectives_in_a_block_are_counted_and_waits_for_them_are_not() -> None:
+def test_traffic_counts_the_collectives_of_a_block_but_not_the_waits_for_them() -> None:
     with fake_mesh(4, "cpu") as mesh:
         assert mesh.size() == 4
         traffic, x = Traffic(4), torch.ones(8)

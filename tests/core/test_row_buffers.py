@@ -151,7 +151,7 @@ def test_binding_a_model_inside_a_compiled_vmapped_function_matches_eager(
     testing.assert_same_bits(single(seeds[1]), expected[1])
 
 
-def test_second_call_after_a_refused_write_runs_once() -> None:
+def test_second_call_after_torch_refused_a_write_runs_the_function_once() -> None:
     """A refusal in each call would trace each layer twice."""
     buffers, calls = RowBuffers(), []
 
