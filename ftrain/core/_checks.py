@@ -88,7 +88,7 @@ def check_state(state: Any) -> None:
     if may_keep_graph():
         return
     if in_gradient_transform():
-        raise _differentiated("one taken by a transform of torch.func", "state")
+        raise _differentiated("a gradient taken by a transform of torch.func", "state")
     if state is not _checked.state:
         _refuse_gradients(state)
 

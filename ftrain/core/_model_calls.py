@@ -143,7 +143,7 @@ class ModelCalls:
     def _refuse_outside_leaves(
         self, first: list[torch.Tensor], second: list[torch.Tensor], where: str
     ) -> None:
-        """Raise if a loss depends on a leaf from outside, recognized by its presence in two runs."""
+        """Raise if a loss depends on an autograd leaf outside of the state: one that two runs share."""
         made = {id(leaf) for leaf in first}
         for leaf in second:
             if id(leaf) in made:

@@ -128,7 +128,7 @@ def _places(differ: Callable[[Any, Any], Any], xs: Iterable[Any], ys: Iterable[A
 
 
 def groups_of(found: Found) -> list[Group]:
-    """Group by kind the objects that `reach` found, except the empty containers (see `empty_of`)."""
+    """Group the objects in `found` by kind, without the empty containers (see `empty_of`)."""
     of_kind: dict[_Kind, list[Any]] = {}
     for container in found.containers:
         if type(container) in _EMPTY and not container:

@@ -21,7 +21,7 @@ __all__ = ["Owned"]
 
 
 class _Watch:
-    """Recorded contents of the objects that one call of `reach` found, to compare and to restore."""
+    """Recorded contents of a set of Python objects, to compare and to restore."""
 
     def __init__(self, found: Found) -> None:
         self._groups = groups_of(found)

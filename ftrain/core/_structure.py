@@ -1,4 +1,4 @@
-"""Tensors of a module by name, and copies of its structure without them.
+"""Tensors of a module by name, and copies of its structure without tensors.
 
 Read next: `_skeleton.py`, which installs a state's tensors in such a copy.
 """

@@ -70,7 +70,7 @@ class _Instance:
 
 
 def slots_of(found: Found, names: Mapping[int, str]) -> list[Slot]:
-    """Return every location of the named tensors among the objects that `reach` found.
+    """Return every location at which the objects in `found` hold one of the named tensors.
 
     Args:
         found: the objects.

@@ -45,7 +45,9 @@ class Wrapper(torch.Tensor):
 def wrap(
     kind: type[Wrapper], shape: Sequence[int], like: torch.Tensor, strides: Sequence[int]
 ) -> Any:
-    """Return a tensor of a class, without memory (`_make_wrapper_subclass`, torch 1.12 and later).
+    """Return an instance of the tensor class `kind`, which has no memory (torch 1.12 and later).
+
+    (`torch.Tensor._make_wrapper_subclass`.)
 
     Args:
         kind: the class of the new tensor.

@@ -298,7 +298,7 @@ def _no_collection() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _waits() -> Iterator[list[str]]:
-    """Collect the operators that make this thread wait for the device inside the context."""
+    """In the context, collect the operators that make this thread wait for the device."""
     thread, found = threading.get_ident(), []
     mode = torch.cuda.get_sync_debug_mode()
     with warnings.catch_warnings():
