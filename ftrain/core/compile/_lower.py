@@ -37,9 +37,10 @@ def lower(
     n_donated: int,
     cpp_wrapper: bool = False,
 ) -> Lowered:
-    """Compile a traced graph for inputs like `tensors` (including captured ones); modify the graph.
+    """Compile a traced graph, modified in place, for inputs with the shapes and dtypes of `tensors`.
 
     Args:
+        tensors: examples of the inputs: the tensors in the arguments, then the captured ones.
         n_donated: the number of leading inputs that the graph writes to.
 
     Raises:
@@ -172,7 +173,7 @@ def _forget(graph: fx.GraphModule) -> None:
 def separate(
     run: Lowered, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
 ) -> tuple[Lowered, list[torch.Tensor]]:
-    """Wrap `run` to clone, in every call, the outputs that shared memory with others in the first call.
+    """Wrap `run` to clone the outputs that shared memory with another output or input in its first call.
 
     Compilers merge equal expressions and remove copies, so that two outputs, or an output and a donated
     input, may share memory although they were separate in the graph. This depends only on the compiled

@@ -14,7 +14,7 @@ R = TypeVar("R")
 
 
 class Executable(Generic[P, R]):
-    """Compiled program for one kind of arguments; made by `Lowered.compile`.
+    """Program compiled for arguments of fixed structure, shapes and dtypes; made by `Lowered.compile`.
 
     It raises for arguments for which a compiled function would compile again.
     """
@@ -37,7 +37,7 @@ class Executable(Generic[P, R]):
 
 
 class Lowered(Generic[P, R]):
-    """Function traced for one kind of arguments; made by the method `lower` of a compiled function.
+    """Function traced for arguments of fixed shapes and dtypes; made by `lower` of a compiled function.
 
     It refers to its arguments until it is compiled; if a state among them is donated before that, its
     tensors are copied.

@@ -20,7 +20,7 @@ observers: list[Observer] = []
 
 @contextlib.contextmanager
 def observed(name: str, reason: str) -> Iterator[None]:
-    """Enter the context of every observer."""
+    """Enter the context of every registered observer for one compilation."""
     with contextlib.ExitStack() as stack:
         for observer in tuple(observers):
             stack.enter_context(observer(name, reason))

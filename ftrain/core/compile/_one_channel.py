@@ -26,7 +26,7 @@ def convolution_of_one_channel(
     padding: list[int],
     dilation: list[int],
 ) -> torch.Tensor:
-    """Return `torch.convolution` of `(n, 1, h, w)` images, with its channels last in memory."""
+    """Return `torch.convolution` of `(n, 1, h, w)` images as a tensor in the channels-last layout."""
     out = torch.convolution(
         _shown(image), _shown(weight), None, stride, padding, dilation, False, [0, 0], 1
     )
@@ -46,7 +46,7 @@ def _(
 
 
 def convolve_channels_last(graph: fx.Graph) -> None:
-    """Compute convolutions of one channel with at least 16 filters by the operator of this file."""
+    """Replace one-channel convolutions with 16 or more filters by `convolution_of_one_channel`."""
     for node in graph.find_nodes(op="call_function", target=aten.convolution.default):
         image, weight, bias, stride, padding, dilation, transposed, _, groups = node.args
         x, w = image.meta["val"], weight.meta["val"]
@@ -67,7 +67,7 @@ def convolve_channels_last(graph: fx.Graph) -> None:
 
 
 def _shown(x: torch.Tensor) -> torch.Tensor:
-    """Return a tensor of one channel with strides from which torch reads that channels are last."""
+    """Return a one-channel tensor with the strides that make torch treat it as channels-last."""
     x = x.contiguous()
     _, _, height, width = x.shape
     return x.as_strided(x.shape, (height * width, 1, width, 1))

@@ -35,7 +35,7 @@ _VIEWS = (
 
 
 def split_pools(graph: fx.Graph) -> bool:
-    """Write max pooling of several members, with a gradient, as pointwise operators.
+    """Rewrite the max pooling of vmapped models, and its gradient, as pointwise operators in a graph.
 
     Return True if there was one. Windows must not overlap, and leading axes must have been merged, as
     `torch.vmap` does. For a single model, with few channels, inductor's own loops are as fast.
@@ -58,7 +58,7 @@ class _Pool(NamedTuple):
 
 
 def _read(node: fx.Node) -> _Pool | None:
-    """Return the description of a pooling that can be rewritten; `None` for any other."""
+    """Return the parts of a max pooling that `split_pools` can rewrite; `None` for any other pooling."""
     x, kernel, stride, padding, dilation, ceil = _filled(node.args, ([], 0, 1, False))
     value = x.meta["val"]
     height, width = value.shape[-2:]
@@ -125,7 +125,7 @@ def _rewrite(graph: fx.Graph, pool: _Pool) -> None:
 
 
 def _gradient(graph: fx.Graph, pool: _Pool, node: fx.Node, place: fx.Node) -> None:
-    """Replace a gradient of pooling by the gradient of the window where the window has its maximum."""
+    """Replace a gradient of max pooling: the maximum of a window gets its gradient, the others zero."""
     rows, columns = pool.window
     source = pool.source.meta["val"]
     *leading, height, width = source.shape
@@ -157,14 +157,14 @@ def _gradient(graph: fx.Graph, pool: _Pool, node: fx.Node, place: fx.Node) -> No
 
 
 def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:
-    """Erase a node whose users, if any, are views and copies without users."""
+    """Erase a node together with the nodes that read it, which must be unused views and copies."""
     for user in list(node.users):
         _erase_unused(graph, user)
     graph.erase_node(node)
 
 
 def _users(x: fx.Node) -> list[fx.Node]:
-    """Return the users of a tensor, with those of its views and copies in the place of these."""
+    """Return the nodes that use a tensor, directly or through its views and copies."""
     found = []
     for user in x.users:
         found += _users(user) if _is_view(user) else [user]
@@ -172,7 +172,7 @@ def _users(x: fx.Node) -> list[fx.Node]:
 
 
 def _source(x: Any) -> fx.Node:
-    """Return the tensor of which `x` is a copy with merged or split leading axes."""
+    """Return the original tensor of which `x` is a view or copy with merged or split leading axes."""
     node: fx.Node = x
     while _is_view(node):
         below: Any = node.args[0]

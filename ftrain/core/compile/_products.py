@@ -31,7 +31,7 @@ _ONEDNN_FROM = 2_000_000
 
 
 class LoopSmallProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
-    """Pass that fuses tiny matrix products into the kernels around them, since a call takes 3 µs.
+    """Pass that fuses tiny matrix products into neighbouring kernels, since a library call takes 3 µs.
 
     A step of three 16-wide layers on 8 rows has eight products of 2,048 multiplications each.
     """
@@ -117,7 +117,7 @@ def _add(graph: fx.Graph, target: Any, *args: Any) -> fx.Node:
 
 
 def _is_real(a: fx.Node, b: fx.Node) -> bool:
-    """Return True for two factors on the CPU with known sizes and one real full-precision dtype."""
+    """Return True for two CPU factors of known sizes that are both float32 or both float64."""
     x, y = a.meta["val"], b.meta["val"]
     return bool(
         x.device.type == "cpu"

@@ -81,7 +81,7 @@ class Program:
         self._call: Lowered = self._first
 
     def fits(self, tensors: Sequence[Any], n_known: int) -> bool:
-        """Return True if the program was compiled for such arguments and for such captured tensors.
+        """Return True if these tensors, and the captured tensors as they are now, pass the guards.
 
         Args:
             n_known: the number of leading tensors that are certainly not nested.
@@ -206,7 +206,7 @@ def _spec(tensor: torch.Tensor) -> tuple[Any, ...]:
 
 
 def _any_nested(tensors: Sequence[Any]) -> bool:
-    """Return True if `tensors` contains a nested tensor, which crashes torch's guard, or a non-tensor.
+    """Return True if an item is not a tensor, or is a nested tensor, which would crash torch's guard.
 
     Takes 0.06 µs per tensor.
     """
@@ -224,7 +224,7 @@ def _guard(examples: Sequence[torch.Tensor]) -> Callable[..., bool]:
 
 
 def slow_guard(examples: Sequence[torch.Tensor]) -> Callable[..., bool]:
-    """Return a check of tensors like that of `_torch.tensor_guard`, but in Python."""
+    """Return a Python function that checks tensors as the C++ guard of `_torch.tensor_guard` does."""
 
     def spec(tensor: Any) -> Any:
         if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:

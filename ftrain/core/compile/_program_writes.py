@@ -81,7 +81,7 @@ class ProgramModule:
             return None
 
     def first_write(self, function: str, given: Given = None) -> int | None:
-        """Return the first line of a function that may write to its arguments; `None` if none does.
+        """Return the first line of a function's body that may write to an argument; `None` if none.
 
         Args:
             function: its name.
@@ -97,7 +97,7 @@ class ProgramModule:
         return self._first[key]
 
     def returned(self, function: str, given: Given = None) -> Given:
-        """Return, for each result of a function, whether it may be memory of an argument.
+        """Return, for each result of a function, whether it may share memory with an argument.
 
         `None`: all may be, or the function may write to an argument.
         """
@@ -176,7 +176,7 @@ class _Reader:
         return not isinstance(statement, (ast.Delete, ast.Pass))
 
     def _known(self) -> object:
-        """Return what is known of names and lists."""
+        """Return a snapshot of the names and list items that may be arguments, to detect changes."""
         items = {name: tuple(of_list) for name, of_list in self._items.items()}
         return frozenset(self._arguments), frozenset(self._lists), items
 
@@ -200,7 +200,7 @@ class _Reader:
         return self._refer(target, is_argument)
 
     def _known_items(self, value: ast.expr) -> Sequence[bool]:
-        """Return whether each item of a list, or result of a call, may be an argument; () if unknown."""
+        """Return, per item of a list or result of a call, if it may be an argument; () if unknown."""
         if isinstance(value, ast.Name):
             return self._items.get(value.id, ())
         function = _function(ast.unparse(value.func)) if isinstance(value, ast.Call) else ""
@@ -210,7 +210,7 @@ class _Reader:
         return ()
 
     def _new_list(self, name: str, items: list[bool]) -> None:
-        """Record a new list. If the name had another list, in another branch, it may be either."""
+        """Record the list assigned to a name; merge it with one that another branch has assigned."""
         before = self._items.get(name)
         if name not in self._seen:
             self._items[name] = items
@@ -222,7 +222,7 @@ class _Reader:
         self._seen.add(name)
 
     def _refer(self, target: ast.expr, is_argument: bool) -> bool:
-        """Record that a name or an item of a list may be an argument; as `_assign`."""
+        """Record if an assigned name or item may be an argument; return False for a possible write."""
         name = target.value if isinstance(target, ast.Subscript) else target
         if not isinstance(name, ast.Name):
             return False
@@ -307,7 +307,7 @@ class _Reader:
         return operator is None or _may_write(operator)
 
     def _given(self, call: ast.Call) -> Given:
-        """Return which items of the list that a call passes may be arguments; `None` if unknown."""
+        """Return, per item of the list passed in a call, if it may be an argument; `None` if unknown."""
         if len(call.args) != 1 or call.keywords or not isinstance(call.args[0], ast.Name):
             return None
         items = self._items.get(call.args[0].id)

@@ -23,7 +23,7 @@ Reader = Callable[[tuple[Any, ...], dict[str, Any]], "list[torch.Tensor] | None"
 
 
 def compile_reader(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reader:
-    """Build a function that reads the tensors from other arguments of the same structure.
+    """Build a function that returns the tensors of arguments with the structure of `(args, kwargs)`.
 
     The function returns the tensors in the order of `tree.flatten((args, kwargs))`, or `None` if a
     container or a static leaf differs. It does not check the dtypes and shapes of the tensors.
@@ -32,7 +32,7 @@ def compile_reader(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Reader:
 
 
 def static_key(value: Any) -> Any:
-    """Return the key of a static leaf: its type and value, and the sign and bits of a float.
+    """Return the key by which static leaves are compared: type and value; floats by `float.hex`.
 
     >>> static_key(1) == static_key(True), static_key(0.0) == static_key(-0.0)
     (False, False)
@@ -126,7 +126,7 @@ class _Writer:
         ]
 
     def other(self, value: Any, here: str) -> list[str]:
-        """Write code that flattens a node of any other type with optree and checks the result."""
+        """Write code that flattens a custom container with optree and checks structure and leaves."""
         leaves, treedef = optree.tree_flatten(value, namespace=tree.NAMESPACE)
         found, found_def = self.fresh(), self.fresh()
         self.lines.append(f"{found}, {found_def} = flatten({here}, namespace=namespace)")

@@ -25,7 +25,7 @@ Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 def recurrent_layer(func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Compute a recurrent layer of `torch._VF` as `ftrain::rnn`, unless dropout is active."""
+    """Run a recurrent layer of `torch._VF` as the operator `ftrain::rnn`, unless dropout is active."""
     if not isinstance(args[3], bool):  # packed sequences have no bool there
         return func(*args, **kwargs)
     x, hx, weights, biases, layers, dropout, training, both_ways, batch_first = args
@@ -85,7 +85,7 @@ class _Layer(NamedTuple):
         return torch.promote_types(start[0].dtype, dtype) if is_decomposed else dtype
 
     def time_major(self, y: torch.Tensor) -> torch.Tensor:
-        """Return `y` with time outermost in memory, like torch, so that sums over it keep their bits."""
+        """Return `y` with time outermost in memory, as in torch, so that sums of `y` have equal bits."""
         if not self.batch_first or y.ndim < 3:
             return y.contiguous()
         return y.transpose(0, 1).contiguous().transpose(0, 1)
@@ -142,7 +142,7 @@ def _rnn_backward(
 
 
 def _own_memory(grad: torch.Tensor) -> torch.Tensor:
-    """Return a contiguous gradient that shares no memory with another.
+    """Return a contiguous gradient that shares no memory with other gradients.
 
     cuDNN returns the gradients of the weights as parts of one buffer, which torch refuses as outputs of
     an operator.
@@ -163,7 +163,7 @@ def _(
 
 
 class _Differentiable(torch.autograd.Function):
-    """`_rnn` and its gradient as an autograd Function; torch.func lacks `register_autograd`."""
+    """Autograd function of the operator `_rnn`; `register_autograd` does not support torch.func."""
 
     @staticmethod
     def forward(layer: str, n_start: int, *tensors: torch.Tensor) -> Tensors:

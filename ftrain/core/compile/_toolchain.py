@@ -42,7 +42,7 @@ def check_compiler(remedy: str = _REMEDY, device_type: str = "cpu") -> None:
 
 
 def _check_triton_compiler(remedy: str) -> None:
-    """Raise if Triton finds no C compiler, with which it compiles a module for the driver.
+    """Raise if Triton finds no C compiler for the Python module through which it calls the driver.
 
     Without a compiler, the driver is loaded to see whether that module is in Triton's cache.
     """

@@ -128,7 +128,7 @@ class _Place(NamedTuple):
 
 
 def untraceable(error: BaseException, function: str, calls: Calls) -> TraceError | None:
-    """Return the error for an operation that needs a value or a shape; `None` for other errors.
+    """Return a `TraceError` for an operation that a trace cannot record; `None` for other errors.
 
     Args:
         error: the exception of the trace.
@@ -157,7 +157,7 @@ def untraceable(error: BaseException, function: str, calls: Calls) -> TraceError
 
 
 def _of_torch(error: BaseException, place: _Place, calls: Calls) -> tuple[str, str] | None:
-    """Return message and remedy if torch's code needs a tensor's value; `None` if user code does."""
+    """Return message and remedy if torch's code reads a tensor's value; `None` if user code reads it."""
     # The callers, because versions of torch differ in the helpers of a function: in 2.15 one checks
     # the arguments of a distribution, in 2.13 `Distribution.__init__` itself.
     for name in place.names:
@@ -212,7 +212,7 @@ def _place(frames: Sequence[traceback.FrameSummary]) -> _Place:
 
 
 def _remedy(error: BaseException) -> tuple[str, str] | None:
-    """Return the message and remedy of a data-dependent operation; `None` for other errors."""
+    """Return message and remedy for an operation that a trace cannot record; `None` for other errors."""
     if isinstance(error, _torch.DATA_DEPENDENT):
         name = str(error.func).rpartition(".")[0]
         is_shape = isinstance(error, _torch.DATA_DEPENDENT[1])

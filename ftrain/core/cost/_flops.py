@@ -35,7 +35,7 @@ class Work(NamedTuple):
     bytes: int
 
     def plus(self, other: Work, times: int = 1) -> Work:
-        """Return the sum with `times` times another's work."""
+        """Return the sum of this work and `times` times the other work."""
         flops = Counter(self.flops)
         for dtype, count in other.flops.items():
             flops[dtype] += count * times
@@ -82,7 +82,7 @@ def work_of(
 
 
 def operator_name(operator: OpOverload[..., Any]) -> str:
-    """Return `aten.mm` for `aten.mm.default`, and `aten.add.Tensor` for itself."""
+    """Return an operator's name without a final `.default` or `.out`, such as `aten.mm`."""
     return str(operator).removesuffix(".default").removesuffix(".out")
 
 

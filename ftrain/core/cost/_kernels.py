@@ -1,4 +1,4 @@
-"""Kernels of a call, each with its time: operators, and loops that inductor has compiled.
+"""Kernels that a call runs, each with its time: single operators, and kernels that inductor made.
 
 On the CPU a dispatch mode times operators, and the kernels of inductor are found by name among the
 globals of its generated modules (`_torch_kernels.py`). On CUDA torch's profiler reports both.
@@ -47,7 +47,7 @@ def kernels_of(call: Callable[[], Any], device: torch.device) -> list[Kernel]:
 
 
 def _mode(found: list[Kernel]) -> _Mode:
-    """Return the mode, hidden from Dynamo if Dynamo is loaded.
+    """Return the mode that times operators, with its own code excluded from compilation by Dynamo.
 
     Inside a function of `torch.compile`, Dynamo would compile the frames of the mode after a graph
     break.
@@ -61,7 +61,7 @@ def _mode(found: list[Kernel]) -> _Mode:
 
 
 def _timed(name: str, kernel: Callable[..., Any], found: list[Kernel]) -> Callable[..., Any]:
-    """Return a timed kernel of inductor, which takes tensors and numbers and writes to the tensors."""
+    """Wrap a kernel of inductor to record the time of each call, and the bytes of its tensors."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -96,7 +96,7 @@ class _Mode(DispatchMode):
         return result
 
     def _watched(self, argument: Any) -> Any:
-        """Return the body of a loop or branch, run under this mode, which torch disables there."""
+        """Wrap the body of a loop or branch to run under this mode, which torch would disable there."""
         if not isinstance(argument, torch.nn.Module):
             return argument
 

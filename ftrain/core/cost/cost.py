@@ -42,7 +42,7 @@ class CostRow(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Cost:
-    """Operators and kernels of one call of a function, with time, FLOPs, bytes and floor.
+    """Operators and kernels of one call of a function, with time, least possible time, FLOPs and bytes.
 
     The floor of a row is the larger of FLOPs over the machine's matrix rate and bytes over its memory
     bandwidth, both measured together with the times. Kernels are timed one by one, which adds about a
@@ -135,7 +135,7 @@ def call_cost(
     graph: fx.GraphModule | None = None,
     rates: Rates | None = None,
 ) -> Cost:
-    """Return the cost of a call; make the call several times.
+    """Measure the cost of a call by making the call several times.
 
     Args:
         prepare: returns a function that makes the call; `prepare` itself is not timed.

@@ -30,7 +30,7 @@ class Rates:
     bandwidth: Mapping[int, float]
 
     def floor(self, flops: Mapping[str, int], size: int) -> float:
-        """Return the least seconds for work: those of its products or of its bytes, whichever are more.
+        """Return the least possible seconds: the larger of the times for the FLOPs and for the bytes.
 
         Args:
             flops: floating-point operations by dtype; dtypes that were not measured take no time.
