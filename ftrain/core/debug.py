@@ -61,7 +61,7 @@ def print(text: str, *args: Any, **kwargs: Any) -> None:
 
 
 class _AnyValue:
-    """Placeholder for a tensor without a value in the check of a format string."""
+    """Placeholder for a tensor of unknown value, used to check a format string."""
 
     def __format__(self, spec: str) -> str:
         return ""

@@ -180,7 +180,7 @@ class Bound:
 
     @property
     def hooks(self) -> Hooks:
-        """The hooks of the parameters, by name."""
+        """The gradient hooks of the parameters, by parameter name."""
         return self._parameter_hooks
 
     def dtypes(self) -> dict[str, torch.dtype]:

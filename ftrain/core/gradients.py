@@ -80,7 +80,7 @@ class GradientFn:
         return self._watch(lambda: self._result(state, batch), state.step.device)
 
     def viewing(self, view: Callable[[TrainState], TrainState]) -> GradientFn:
-        """Return a function of state and batch that takes the gradients at `view(state)`.
+        """Return a function that computes the gradients with `view(state)` in place of the state.
 
         Use it for a loss that reads extras which are computed from the state.
 
@@ -106,7 +106,7 @@ class GradientFn:
         )
 
     def over(self, build: BuildRanks, bound: Bound | None = None) -> GradientFn:
-        """Return the function that takes the gradients of a batch that several ranks share.
+        """Return the function that computes the gradients of a batch that several ranks share.
 
         `ftrain.distributed.data_parallel` calls it.
 
@@ -191,7 +191,7 @@ def gradients(
 
 
 def _gradients(mean_loss: MeanLoss, nonfinite: NonFinite, watch: Watch) -> GradientFn:
-    """Return the function that takes the gradients of a mean loss."""
+    """Return the function that computes the gradients of a mean loss."""
     policy = mean_loss.policy
     scaling = policy.loss_scale
 

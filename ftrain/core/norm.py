@@ -70,7 +70,7 @@ def finite_norm(values: Any) -> GlobalNorm:
 
 
 def row_norms(values: Any) -> GlobalNorm:
-    """Return the global norm of each row of the leaves' first axis, and if it is finite: both `(n,)`."""
+    """Return the norm and a finite flag for each row of the leaves (index of axis 0): both `(n,)`."""
     return _finite_norm(tree.leaves(values), rows=True)
 
 
@@ -158,7 +158,7 @@ class _UnderVmap(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        """Save nothing: only `vmap` is ever called, and autograd differentiates its operations."""
+        """Save nothing, because autograd differentiates the operators that `vmap` calls."""
 
     @staticmethod
     def vmap(
@@ -196,7 +196,7 @@ class _Latest(threading.local):
         self._norm = norm
 
     def _forget(self, _: Any) -> None:
-        """Drop the stored norm when the tensors of its trace are freed."""
+        """Drop the stored norm when one of its leaves is freed."""
         self._of, self._norm = [], None
 
 
@@ -209,7 +209,7 @@ def _are_readable(leaves: list[torch.Tensor]) -> bool:
 
 
 def _is_readable(value: torch.Tensor) -> bool:
-    """Return True if the value can be read, which is possible outside of traces and transforms."""
+    """Return True if a tensor's value can be read: outside of traces and torch.func transforms."""
     return (
         type(value) is torch.Tensor
         and not is_tracing()
@@ -220,7 +220,7 @@ def _is_readable(value: torch.Tensor) -> bool:
 
 
 def _is_differentiated(leaves: list[torch.Tensor]) -> bool:
-    """Return True if a gradient may flow back to one of `leaves`, or to a tangent of theirs."""
+    """Return True if reverse or forward mode may differentiate with respect to one of `leaves`."""
     if _torch.inside_functorch() not in (None, "vmap") or _torch.is_forward_mode():
         return True
     return torch.is_grad_enabled() and any(x.requires_grad for x in leaves)

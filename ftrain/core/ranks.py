@@ -39,7 +39,7 @@ class Ranks(Protocol):
         return
 
     def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the weight of a micro-batch's gradients: the weight on this rank, or on all ranks."""
+        """Return the factor that multiplies a micro-batch's gradients (default: its weight)."""
         return weight
 
     def summed(

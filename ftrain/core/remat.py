@@ -156,7 +156,7 @@ def _call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
 
 
 def _checking(fn: Callable[..., Any], others: list[Any]) -> Callable[..., Any]:
-    """Wrap `fn`, to raise if its inputs are written to, by itself or before it is called again.
+    """Wrap `fn` to raise if a call writes to its inputs, or if they have changed before the next call.
 
     Args:
         fn: a function of tensors, which torch checks for writes before it calls `fn` again.
@@ -272,7 +272,7 @@ class _Region:
     """Mixin of modules whose forward is a checkpointed region."""
 
     def __init_subclass__(cls) -> None:
-        """Do nothing, since the model's class may register subclasses, or require arguments for them."""
+        """Skip the model class's `__init_subclass__`, which may register classes or need arguments."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # The class of a region is made at run time, so pickle cannot find it by name.

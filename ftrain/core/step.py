@@ -99,7 +99,7 @@ class TrainStep:
             return self._watch(lambda: self.fn(state, batch), state.step.device)
 
     def with_gradients(self, gradients: GradientFn, accumulate: int) -> TrainStep:
-        """Return the same step with another function of the gradients.
+        """Return the same step with another function that computes the gradients.
 
         Args:
             gradients: the new function that computes the gradients.

@@ -125,7 +125,7 @@ class _Loop:
             number += 1
 
     def traced(self, init: Any) -> Any:
-        """Record the loop as an operator, outside of torch.func transforms, which lack rules for it."""
+        """Record the loop as an operator below the torch.func transforms, which lack rules for loops."""
         if _torch.is_forward_mode() and not has_tangents():
             raise ValueError(
                 "while_loop: expected no torch.autograd.forward_ad inside ftrain.compile, got a dual "

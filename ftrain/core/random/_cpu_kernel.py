@@ -1,4 +1,4 @@
-"""The C kernel, compiled once on each machine at the first draw and called through ctypes.
+"""C library that draws random numbers, compiled once on each machine and called through ctypes.
 
 Without it (no compiler, or a cache folder that cannot be written), one warning is issued and
 `_threefry.py` draws the same numbers. A million-element mask takes 1.0 ms on one core with the kernel,
@@ -42,7 +42,7 @@ _lock = threading.Lock()
 
 
 class Kernel:
-    """Functions of one compiled C library, which draw random numbers in tensors on the CPU."""
+    """Functions of one compiled C library, which fill CPU tensors with random numbers."""
 
     uniforms: ClassVar = {torch.float32: UNIFORM32, torch.float64: UNIFORM64}
     normals: ClassVar = {torch.float32: NORMAL32, torch.float64: NORMAL64}
@@ -100,7 +100,7 @@ class Kernel:
         return out
 
     def fold(self, key: Tensor, folds: Sequence[int], data: Tensor | None, out: Tensor) -> Tensor:
-        """Write to `out` the keys `(*batch, 2)` after folding in `folds` and `data` `(*batch)`."""
+        """Write to `out` the keys `(*batch, 2)` with `folds` (ints), then `data` `(*batch)`, folded in."""
         packed = struct.pack(f"{len(folds)}I", *folds)
         key = key.contiguous()
         data = None if data is None else low_word(data).contiguous()

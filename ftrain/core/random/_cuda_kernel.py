@@ -1,4 +1,4 @@
-"""The CUDA kernels: one launch for each draw, compiled by NVRTC at the first draw of each kind.
+"""CUDA kernels that draw random numbers with one launch per draw, compiled by NVRTC when first used.
 
 `threefry.cu` is made of the same functions as the CPU's `threefry.c`, so that the bits are the same.
 Tests compare the two, both compiled for the CPU; no GPU has run it yet. Without NVRTC, or with a driver
@@ -154,7 +154,7 @@ class CudaKernel:
 
 @functools.cache
 def _packer(folded: int) -> struct.Struct:
-    """Return the packer of the kernel's arguments, `struct task` in threefry.cu, for this many folds."""
+    """Return the `struct.Struct` of kernel arguments (`task` in threefry.cu) with `folded` folds."""
     return struct.Struct(f"@PqqPqqP QQQ qqq dd I{folded}I{4 * (FOLDS - folded)}x4x")
 
 

@@ -1,4 +1,4 @@
-"""Samples whose values an operator computes exactly, and whose derivatives are those of a formula.
+"""Samples that have the exact bits of an operator, and the derivatives of a formula.
 
 An operator draws the same bits in eager, compiled and vmapped code, but has no derivative; a formula of
 torch operations has derivatives of every order, but its last bits depend on the machine, and on whether
@@ -30,7 +30,7 @@ def exact(value: Tensor, formula: Tensor) -> Tensor:
 
 
 class _Exact(torch.autograd.Function):
-    """Function that returns its first argument and has the derivatives of its second."""
+    """Autograd function that returns its first argument with the derivatives of its second."""
 
     @staticmethod
     def forward(value: Tensor, formula: Tensor) -> Tensor:

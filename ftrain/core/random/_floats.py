@@ -1,4 +1,4 @@
-"""Conversion of uniform words to floats: mantissas, thresholds and ranges.
+"""Conversion of uniform random words (integers) to floats: mantissas, thresholds and ranges.
 
 XLA on the CPU contracts `u * (maxval - minval) + minval` into one fused multiply-add in float32 and
 float64. In float16 and bfloat16 it rounds each operation, except where the processor has fused
@@ -37,7 +37,10 @@ def unit(raw: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def below(raw: Tensor, p: float) -> Tensor:
-    """Return `u < p` for the uniforms `u = k / 2^23` of 32-bit words, computed as `k < ceil(p 2^23)`."""
+    """Return True where the uniform float in [0, 1) of a 32-bit random word is less than `p`.
+
+    The float is `u = k / 2^23`, so that `u < p` is computed as `k < ceil(p 2^23)`.
+    """
     return ((raw.view(torch.int32) >> 9) & 0x007FFFFF) < threshold(p)
 
 

@@ -91,7 +91,7 @@ def moved(before: Marks) -> tuple[str, ...]:
 
 
 def moved_quietly(before: Marks) -> tuple[str, ...]:
-    """Return `moved` for all generators but torch's, because reading those lets other threads run."""
+    """Return `moved` without torch's generators, because reading those lets other threads run."""
     names = ["numpy"] if _read_numpy() != before.numpy else []
     if _read_python() != before.python:
         names.append("python")
@@ -214,7 +214,7 @@ def _numpy_memory(bits: Any) -> Any:
 
 
 def _find_gauss() -> int | None:
-    """Return the offset in a RandomState of its cached draw, `int has_gauss; double gauss`."""
+    """Return the byte offset of a `RandomState`'s cached normal draw, `int has_gauss; double gauss`."""
     probe = np.random.RandomState(5)
     memory = _view(id(probe), type(probe).__basicsize__)
     words = _numpy_memory(probe._bit_generator)

@@ -1,4 +1,4 @@
-"""Operators of the draws in `continuous.py`, `discrete.py`, `gammas.py` and `vectors.py`.
+"""Torch operators that draw the samples of `continuous`, `discrete`, `gammas` and `vectors`.
 
 As in `_operators.py`, an operator takes keys `(*batch, 2)` and returns `(*batch, *shape)`; each row
 equals the draw from that row's key and parameters alone.
@@ -158,7 +158,7 @@ def _compact(x: Tensor) -> Tensor:
 
 
 def _log_gamma_slope_kernel(alpha: Tensor, log_sample: Tensor) -> Tensor:
-    """Return d log(x) / d alpha of samples x.
+    """Return d log(x) / d alpha of samples x of Gamma(alpha, 1), given log(x).
 
     Near 0, where P(X < x) = x^alpha / Gamma(alpha + 1), it is (digamma(alpha + 1) - log x) / alpha.
     """
@@ -273,7 +273,10 @@ def _poisson_kernel(key: Tensor, folds: Ints, rate: Tensor, bits: int = 64) -> T
 
 
 def _check_weights(p: Tensor) -> None:
-    """Raise unless p can be weights; not on an accelerator, for whose answer the draw would wait."""
+    """Raise unless all weights are finite and non-negative, with a positive sum; check on a CPU only.
+
+    On an accelerator, the draw would wait for the result of the check.
+    """
     if p.is_cpu and not bool(((p >= 0) & (p < math.inf)).all() & (p.sum(-1) > 0).all()):
         raise ValueError(
             "choice: expected finite weights p of 0 or more with a positive sum, got others. Map them "

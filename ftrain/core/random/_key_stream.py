@@ -1,4 +1,4 @@
-"""Keys of draws under `keyed`, by call site: the path of the module that draws.
+"""Keys of draws under `keyed`, derived from the path of the module that draws and a count.
 
 A draw's key is the context's key folded with a hash of the *site* (the path of the module that draws)
 and with the number of earlier draws at that site. Two draws at one site never have the same key, and
@@ -145,7 +145,7 @@ class KeyStream:
 
     @contextlib.contextmanager
     def below_functions(self) -> Iterator[None]:
-        """Give the draws of `KeyedOperators` in the context numbers, and so keys, of their own."""
+        """Count the draws of `KeyedOperators` in the context separately; they get keys of their own."""
         self._suffix = "!"
         try:
             yield
@@ -154,7 +154,7 @@ class KeyStream:
 
     @contextlib.contextmanager
     def inside_operator(self) -> Iterator[None]:
-        """Make draws raise inside the context: a trace would run the body of an operator only once."""
+        """Refuse draws in the context: the body of a torch operator, which a trace runs only once."""
         self._loops += 1
         try:
             yield
@@ -205,7 +205,7 @@ class KeyStream:
         return lambda: self.enter(self._like(key, around, counts.copy()))
 
     def _like(self, key: Tensor, around: list[Running], counts: _Counts) -> KeyStream:
-        """Return a stream for a repetition of part of a forward pass, with its key, modules and counts.
+        """Return a stream that repeats the draws of part of a forward pass.
 
         Args:
             key: the key from which its draws are derived.
@@ -219,7 +219,7 @@ class KeyStream:
         return stream
 
     def _chain(self, frame: FrameType | None) -> list[Running]:
-        """Return the modules called inside the context whose calls enclose a frame, innermost first."""
+        """Return the modules called inside the context that are running at a frame, innermost first."""
         return _running(frame)[: -self._outside or None] + self._around
 
     def _path(self, chain: list[Running]) -> str:
@@ -331,7 +331,7 @@ class KeyStream:
 
 
 def _running(frame: FrameType | None) -> list[Running]:
-    """Return the modules that run at a stack frame, innermost first; True marks those in `__init__`."""
+    """Return the modules running at a stack frame, innermost first, each with True if in `__init__`."""
     found: list[Running] = []
     while frame is not None:
         code = frame.f_code

@@ -1,4 +1,4 @@
-"""Torch's random factories (`torch.rand`, `torch.rand_like`, ...), with keys from a stream.
+"""Replacements for torch's random factories (`torch.rand`, ...) that draw with keys from a stream.
 
 Each function has the signature of the torch function that it replaces, after the stream.
 Each sample is an inverse transform of one uniform draw. Draws can therefore be traced, and under vmap

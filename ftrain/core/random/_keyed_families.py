@@ -1,4 +1,4 @@
-"""Torch's draws from gamma, Poisson and similar distributions, from a stream of keys.
+"""Replacements for torch's gamma, Poisson and similar draws, with keys from a stream.
 
 With these functions, `torch.distributions.Gamma`, `Beta`, `Chi2`, `StudentT`, `FisherSnedecor`,
 `InverseGamma`, `Dirichlet`, `Poisson`, `NegativeBinomial`, `Binomial`, `LKJCholesky` and `VonMises` draw
@@ -47,7 +47,7 @@ def binomial(stream: KeyStream, count: Tensor, prob: Tensor, generator: None = N
 def von_mises(
     stream: KeyStream, loc: Tensor, concentration: Tensor, proposal_r: Tensor, x: Tensor
 ) -> Tensor:
-    """Draw von Mises samples in the shape of `x`, as the sampler of `torch.distributions.VonMises`."""
+    """Draw von Mises samples in the shape of `x`, as `torch.distributions.VonMises` does."""
     kappa = concentration.expand(x.shape)
     angle = _sampled(stream, _families.von_mises, "VonMises.sample", kappa)
     return (angle + math.pi + loc) % (2 * math.pi) - math.pi

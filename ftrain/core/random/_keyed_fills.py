@@ -1,4 +1,4 @@
-"""Torch's random in-place fills of tensors (`uniform_`, `normal_`, ...), with keys from a stream.
+"""Replacements for torch's random in-place fills (`uniform_`, ...) that draw with keys from a stream.
 
 They write with `copy_`, which has the derivative of a fill (zero with respect to the old value) and
 keeps dtype and strides. As in `_keyed_draws.py`, each function has the signature of the torch function
@@ -113,7 +113,7 @@ def cauchy_(
 
 
 def _unit(stream: KeyStream, like: Tensor) -> Tensor:
-    """Draw U[0, 1) in the shape of `like`, in float32 or wider: bfloat16 would give 128 values."""
+    """Draw U[0, 1) in the shape of `like`, at least in float32: bfloat16 has only 128 such values."""
     wide = torch.promote_types(like.dtype, torch.float32)
     return stream.uniform(like.shape, wide, like.device)
 
@@ -139,7 +139,7 @@ def _two(
 
 
 def _of_memory(fill: Handler) -> Handler:
-    """Make a fill do nothing for meta tensors, whose arithmetic would import Dynamo (taking seconds)."""
+    """Wrap a fill to skip meta tensors, whose arithmetic would import Dynamo (which takes seconds)."""
 
     @functools.wraps(fill)
     def filled(stream: KeyStream, self: Tensor, *args: Any, **kwargs: Any) -> Tensor:

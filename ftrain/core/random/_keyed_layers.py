@@ -1,4 +1,4 @@
-"""Layers that draw, with keys from a stream: the dropout family, attention, recurrent networks.
+"""Replacements, with keys from a stream, for layers that draw: dropout, attention, recurrent layers.
 
 As in `_keyed_draws.py`, each function has the signature of the torch function that it replaces.
 

@@ -79,7 +79,7 @@ Action = Callable[["KeyedOperators", Any, Sequence[Any], dict[str, Any]], Any]
 
 
 class KeyedOperators(DispatchMode):
-    """Mode that runs random operators with draws from a stream, or refuses them without a stream.
+    """Dispatch mode that makes random operators draw from a key stream; raise for them without one.
 
     Args:
         stream: the stream of the `keyed` context.

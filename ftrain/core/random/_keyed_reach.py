@@ -1,4 +1,4 @@
-"""Torch functions that draw inside, and copies of them whose draws a function mode can see.
+"""Torch functions that draw internally, and copies whose draws a `TorchFunctionMode` can see.
 
 A `TorchFunctionMode` sees `F.multi_head_attention_forward` as one call: torch runs the function's body
 without the mode, and the dropout inside would draw from the global generator. At its start the body
@@ -78,7 +78,7 @@ def _draws(name: str) -> bool:
 
 
 def is_seeded(overload: _Overload) -> bool:
-    """Return True if an operator takes a generator, or is tagged to draw from the global one."""
+    """Return True if an operator takes a generator, or has the tag `nondeterministic_seeded`."""
     return torch.Tag.nondeterministic_seeded in overload.tags or any(
         "Generator" in str(argument.type) for argument in schema_of(overload).arguments
     )

@@ -118,7 +118,7 @@ def _sqrt(x: Tensor) -> Tensor:
 
 
 def _log1p(x: Tensor) -> Tensor:
-    """Return `log(1 + x)` for -1 < x <= 0, in the two branches of XLA."""
+    """Return `log(1 + x)` for -1 < x <= 0 as XLA does: a rational function near 0, else a logarithm."""
     x2 = x * x
     rational = x + (x2 * -0.5 + x * x2 * (_horner(_NUMERATOR, x) / _horner(_DENOMINATOR, x)))
     return torch.where(x > -_NEAR, rational, _log(1.0 + x))

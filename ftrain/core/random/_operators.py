@@ -119,7 +119,7 @@ def _for(key: Tensor) -> _cpu_kernel.Kernel | _cuda_kernel.CudaKernel | None:
 
 
 def _drawn(key: Tensor, shape: Ints, dtype: torch.dtype) -> Tensor:
-    """Return an uninitialized tensor for the draws of a key or keys, on their device."""
+    """Return an empty tensor `(*batch, *shape)` for keys `(*batch, 2)`, on the device of the keys."""
     if key.ndim > 1:
         shape = (*key.shape[:-1], *shape)
     return torch.empty(shape, dtype=dtype, device=key.device)

@@ -49,7 +49,7 @@ def refusal(func: Any, why: str) -> UnkeyedRandomError:
 
 
 def unkeyed_draw(names: tuple[str, ...], where: str) -> UnkeyedRandomError:
-    """Return the error for draws from the named generators, which no key reaches."""
+    """Return the error for draws that came from the named generators instead of a key."""
     whose = " and ".join(_WHOSE[name] for name in names)
     of_torch = "torch" in names or "device" in names
     return UnkeyedRandomError(

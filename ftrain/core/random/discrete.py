@@ -189,7 +189,7 @@ def _weighted(
     mode: Literal["low", "high"],
     folds: Sequence[int],
 ) -> Tensor:
-    """Return drawn indices, an int64 tensor of shape `size`.
+    """Return int64 indices of shape `size`, drawn with probabilities proportional to the weights `p`.
 
     With replacement, the cumulative sums of p are inverted. Without replacement, the indices of the
     largest values of log(p) plus Gumbel noise are taken.
