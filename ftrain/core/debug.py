@@ -83,7 +83,7 @@ class _Array(_AnyValue):
         if spec:
             raise ValueError(
                 f"the format specification {spec!r} needs a 0-d tensor, got shape {self.shape}. "
-                "Leave it out, or print one element."
+                "Write {} without a specification, or print one element of the tensor."
             )
         return ""
 

@@ -136,8 +136,8 @@ def load_weights(
     for alias, value in given.items():
         if alias not in aliases:
             raise ValueError(
-                f"weights: expected names of {name}, got {alias!r}.{did_you_mean(alias, aliases)} Pass "
-                "the weights of a model of the same structure."
+                f"weights: expected names of parameters and buffers of {name}, got {alias!r}."
+                f"{did_you_mean(alias, aliases)} Pass the weights of a model of the same structure."
             )
         own = aliases[alias]
         old = state.params[own] if own in state.params else state.buffers[own]

@@ -201,8 +201,8 @@ class PerExample(NamedTuple):
         if mine.shape[1:] != theirs.shape[1:]:
             raise ValueError(
                 f"PerExample.merge concatenates along the first axis: expected {brief(mine)} in all but "
-                f"the first axis, got {brief(theirs)}. Pad them to one shape, or reduce them in the "
-                "loss function."
+                f"the first axis, got {brief(theirs)}. Pad the tensors to one shape, or reduce them in "
+                "the loss function."
             )
         return type(self)(torch.cat([mine, theirs]))
 
@@ -237,7 +237,10 @@ class Metrics(Mapping[str, torch.Tensor]):
         except KeyError:
             within = [other for other in self.entries if str(other).startswith(f"{name}/")]
             known = ", ".join(map(repr, within or self.entries)) or "none"
-            raise KeyError(f"metrics: expected one of {known}, got {name!r}. Choose one.") from None
+            raise KeyError(
+                f"metrics: expected the name of a metric ({known}), got {name!r}. Choose one of these "
+                "names."
+            ) from None
         value = entry if isinstance(entry, torch.Tensor) else entry.value
         assert isinstance(value, torch.Tensor)
         return value

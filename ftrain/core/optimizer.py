@@ -60,7 +60,8 @@ def apply_updates(params: Any, updates: Any) -> Any:
             kind = delta.dtype if isinstance(delta, torch.Tensor) else type(delta).__name__
             path = tree.paths(params)[index] or "the root"
             raise TypeError(
-                f"`updates` at {path}: expected a floating-point tensor, got {kind}. Write .float()."
+                f"`updates` at {path}: expected a floating-point tensor, got {kind}. Convert "
+                "it: .float()."
             )
         if delta.shape != old.shape:
             path = tree.paths(params)[index] or "the root"

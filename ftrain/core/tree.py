@@ -285,9 +285,9 @@ def register_dataclass(cls: _C) -> _C:
         if "__dataclass_fields__" in vars(base) and not vars(base)["__dataclass_params__"].frozen:
             heir = "" if base is cls else f"{cls.__name__}, which inherits from "
             raise TypeError(
-                f"register_dataclass: expected a class or a frozen dataclass, got {heir}the dataclass "
-                f"{base.__name__}, which is not frozen. Write @dataclass(frozen=True) above "
-                f"{base.__name__}."
+                "register_dataclass: expected a frozen dataclass, or a class that is not a dataclass, "
+                f"got {heir}the dataclass {base.__name__}, which is not frozen. Write "
+                f"@dataclass(frozen=True) above {base.__name__}."
             )
     of: Any = cls
     is_plain = of.__init__ is object.__init__ and of.__new__ is object.__new__

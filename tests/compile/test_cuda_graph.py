@@ -51,7 +51,7 @@ def test_function_that_prints_is_not_captured_as_a_cuda_graph() -> None:
     ("sample", "named"),
     [(ftrain.random.gamma, "threefry_gamma"), (ftrain.random.exponential, None)],
 )
-def test_function_with_a_sampler_that_rejects_is_not_captured_as_a_cuda_graph(
+def test_function_with_a_rejection_sampler_is_not_captured_as_a_cuda_graph(
     sample: Any, named: str | None
 ) -> None:
     given = torch.ones(3) if named else (3,)
@@ -60,7 +60,7 @@ def test_function_with_a_sampler_that_rejects_is_not_captured_as_a_cuda_graph(
     assert named is None or (named in str(found) and "acts on the host" in str(found))
 
 
-def test_reason_against_a_cuda_graph_names_inputs_on_two_devices() -> None:
+def test_inputs_on_two_devices_are_the_reason_named_against_a_cuda_graph() -> None:
     graph = ftrain.compile(lambda x: x * 2).graph(torch.ones(2))
     inputs = [torch.ones(2), torch.ones(2, device="meta")]
     assert why_not_captured(graph, inputs, ["a", "b"]) == (

@@ -107,7 +107,7 @@ def test_donating_states_that_another_container_held_keeps_values_and_bits(names
     assert same_bytes(shared, before)
 
 
-def test_states_that_another_call_claimed_leave_the_others_usable() -> None:
+def test_call_that_loses_one_state_to_another_call_leaves_its_other_state_usable() -> None:
     compiled, x = compile(step, donate=True, backend="eager"), torch.tensor(0.1)
     a, b = pair(0), pair(1)
     program = compile(step, donate=True, backend="eager")
@@ -130,7 +130,7 @@ def test_states_that_another_call_claimed_leave_the_others_usable() -> None:
         repr(b)
 
 
-def test_one_state_twice_is_refused() -> None:
+def test_donating_a_container_with_the_same_state_twice_raises() -> None:
     state = pair(0)
     with pytest.raises(
         DonationError, match=r"`states\['a'\].a` and `states\['b'\].a` share memory"
@@ -149,13 +149,13 @@ def test_one_state_twice_is_refused() -> None:
         ([pair(0), None], r"got a NoneType at \[1\]"),
     ],
 )
-def test_containers_of_something_else_are_refused(states: Any, match: str) -> None:
+def test_donating_a_container_of_anything_but_states_raises(states: Any, match: str) -> None:
     with pytest.raises(TypeError, match=match):
         compile(lambda states: states, donate=True, backend="eager")(states)
 
 
 @pytest.mark.parametrize("written", [False, True])
-def test_states_are_restored_if_the_program_fails_before_its_first_write_and_else_lost(
+def test_donated_states_are_restored_if_the_program_fails_before_its_first_write_or_else_lost(
     written: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled, x = compile(step, donate=True, backend="eager"), torch.tensor(0.1)

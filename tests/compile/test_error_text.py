@@ -37,17 +37,17 @@ def test_values_are_described_by_dtype_shape_and_layout_or_their_repr(
 
 
 @pytest.mark.parametrize("value", [0.1, -0.0, float("inf")])
-def test_floats_of_a_signature_are_described_by_their_value(value: float) -> None:
+def test_float_in_a_call_signature_is_described_by_its_value(value: float) -> None:
     assert describe_key((float, value.hex())) == repr(value)
 
 
-def test_signatures_of_tensors_and_constants_are_described_as_the_values() -> None:
+def test_tensor_or_constant_in_a_call_signature_is_described_like_its_value() -> None:
     x = torch.zeros(2, 3)
     assert describe_key((x.shape, x.dtype, x.device, x.stride())) == "float32[2, 3]"
     assert describe_key((int, 3)) == "3"
 
 
-def test_causes_are_each_returned_once_with_contexts_and_inner_exceptions() -> None:
+def test_each_cause_context_and_inner_exception_of_an_error_is_returned_once() -> None:
     error, cause, context, inner = (ValueError(name) for name in "abcd")
     error.__cause__, error.__context__ = cause, context
     cause.inner_exception = inner  # type: ignore[attr-defined]  # as in torch's BackendCompilerFailed

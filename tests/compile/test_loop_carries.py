@@ -23,7 +23,7 @@ def program(x, rows):
 
 
 @pytest.mark.inductor
-def test_carry_that_a_loop_returns_unchanged_keeps_its_value_in_machine_code():
+def test_inductor_compiled_loop_keeps_the_value_of_a_carry_to_which_it_adds_zero():
     x, rows = torch.arange(4.0), torch.ones(3, 4)
     # Torch 2.13 alone: a total of 12 instead of 14.
     assert_close_norm(ftrain.compile(program)(x, rows), program(x, rows), 1e-6)

@@ -85,7 +85,7 @@ def test_compiled_loops_over_tensors_of_size_one_equal_eager(
 
 
 @pytest.mark.parametrize("start", STARTS)
-def test_contiguous_has_the_strides_of_a_new_tensor(start: str) -> None:
+def test_result_of_contiguous_has_the_strides_of_a_new_tensor(start: str) -> None:
     x = STARTS[start](X)
     assert same_bytes(contiguous(x), x)
     assert contiguous(x).stride() == torch.empty(x.shape).stride() == contiguous_strides(x.shape)

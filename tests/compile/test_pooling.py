@@ -85,7 +85,7 @@ CASES: dict[str, tuple[Any, ...]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_other_poolings_are_left_as_they_are(name: str) -> None:
+def test_max_pooling_with_overlap_gaps_padding_or_dilation_is_not_rewritten(name: str) -> None:
     x = torch.randn(2, 3, 1, 6, 6)
     weight = torch.randn(F.max_pool2d(x[0], *CASES[name]).shape)
     mapped = torch.vmap(lambda x, w: pooled(x, w, *CASES[name]), in_dims=(0, None))
@@ -94,7 +94,7 @@ def test_other_poolings_are_left_as_they_are(name: str) -> None:
     testing.assert_same_bits(tuple(found), mapped(x, weight))
 
 
-def test_pooling_without_gradient_or_members_or_with_indices_is_left_as_it_is() -> None:
+def test_max_pooling_without_gradient_or_vmap_or_with_used_indices_is_not_rewritten() -> None:
     x, weight = torch.randn(2, 3, 1, 6, 6), torch.randn(3, 1, 3, 3)
 
     def with_indices(x: torch.Tensor) -> Any:
@@ -129,7 +129,7 @@ def test_convolution_of_one_channel_equals_conv2d_with_channels_last(
 
 
 @pytest.mark.inductor
-def test_rows_of_a_sweep_of_convolutional_networks_are_single_runs_in_machine_code() -> None:
+def test_inductor_compiled_sweep_of_convolutional_networks_matches_single_runs() -> None:
     optimizer = optim.with_hyperparams(optim.sgd, learning_rate=0.1)
     base = ftrain.make_steps(
         models.LeNet5, lambda model, b: F.cross_entropy(model(b["x"]), b["y"]), optimizer

@@ -56,7 +56,7 @@ def test_large_products_replaced_by_onednn_match_within_rounding():
 
 
 @pytest.mark.usefixtures("onednn")
-def test_product_of_a_transposed_larger_factor_keeps_its_bias():
+def test_onednn_product_with_a_larger_transposed_first_factor_adds_the_bias():
     generator = torch.Generator().manual_seed(0)
     shapes = [(IN, OUT), (IN, ROWS), (ROWS,)]
     args = [torch.randn(shape, generator=generator) for shape in shapes]

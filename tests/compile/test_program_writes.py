@@ -239,7 +239,7 @@ def test_failure_in_a_graph_partition_before_its_first_write_is_known_to_have_wr
     assert outcome("leaving")
 
 
-def test_failure_in_a_function_marked_with_before_writes_is_known_to_have_written_nothing() -> None:
+def test_failure_in_a_function_decorated_with_before_writes_counts_as_without_writes() -> None:
     @before_writes
     def fails() -> None:
         raise torch.OutOfMemoryError

@@ -44,7 +44,7 @@ CASES: dict[str, tuple[Make, Callable[[float], float]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_control_flow_is_read_from_inductors_cache_and_keyed_by_its_body(name: str) -> None:
+def test_inductor_caches_programs_with_branches_or_loops_by_their_bodies(name: str) -> None:
     make, right = CASES[name]
 
     def compiled(c: float) -> tuple[float, int]:

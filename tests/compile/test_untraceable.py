@@ -103,7 +103,7 @@ def test_untraceable_torch_python_code_raises_with_its_line_and_remedy(name: str
     assert "x[mask]" not in said
 
 
-def test_remedy_holds_for_a_helper_in_the_file_of_torchs_function(
+def test_remedy_for_distributions_is_given_if_torch_validates_in_a_helper_function(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Torch 2.15 has such a helper for distributions; earlier versions get one here."""
@@ -161,7 +161,7 @@ def test_untraceable_torch_cpp_function_raises_with_its_name_and_remedy(name: st
 
 
 @pytest.mark.parametrize("name", TRACED_SINCE)
-def test_function_that_only_later_versions_of_torch_trace_matches_eager(name: str) -> None:
+def test_function_traceable_only_since_a_later_torch_version_matches_eager(name: str) -> None:
     if untraceable(name):
         pytest.skip(f"torch {torch.__version__} does not trace {name}")
     fn, _, _ = IN_CPP[name]

@@ -48,7 +48,7 @@ def test_metrics_object_reads_like_a_dict_and_has_a_short_repr() -> None:
     assert repr(metrics) == "Metrics(a=0.5, n=3)"
     assert metrics.compute() == {"a": 0.5, "n": 3.0}
     with pytest.raises(
-        KeyError, match="metrics: expected one of 'a', 'n', got 'b'[.] Choose one[.]"
+        KeyError, match=r"expected the name of a metric \('a', 'n'\), got 'b'[.] Choose one of"
     ):
         metrics["b"]
 

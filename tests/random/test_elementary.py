@@ -63,7 +63,7 @@ def test_elementary_functions_are_right_to_a_few_units_in_the_last_place(
         ("erf", [0.0, 7.0, -7.0, INF, -INF, 6.0], [0.0, 1.0, -1.0, 1.0, -1.0, 1.0]),
     ],
 )
-def test_elementary_functions_have_their_limits(
+def test_elementary_functions_return_their_limits_at_edge_values(
     name: str, values: list[float], wanted: list[float]
 ) -> None:
     found = getattr(_elementary, name)(torch.tensor(values, dtype=F64))
@@ -78,7 +78,7 @@ def test_exponential_is_finite_and_positive_up_to_its_limits() -> None:
 
 
 @pytest.mark.parametrize("name", ["exp", "erf"])
-def test_elementary_functions_of_other_dtypes_are_those_of_torch(name: str) -> None:
+def test_elementary_functions_of_dtypes_other_than_float64_equal_those_of_torch(name: str) -> None:
     x = torch.linspace(-3, 3, 50)
     assert torch.equal(getattr(_elementary, name)(x), getattr(torch, name)(x))
 

@@ -167,7 +167,7 @@ def test_every_operator_tagged_as_random_is_keyed_or_refused() -> None:
         assert composite or any(part in name for part in kernels), name
 
 
-def test_attention_dropout_keyed_by_the_operator_mode_is_a_function_of_the_key() -> None:
+def test_attention_dropout_keyed_by_the_dispatch_mode_is_a_function_of_the_key() -> None:
     x = torch.ones(1, 2, 3, 4)
     with operators(KEYS[0]):
         a = F.scaled_dot_product_attention(x, x, x, dropout_p=0.5)
@@ -227,7 +227,7 @@ def test_a_draw_inside_torchscript_does_not_change_dropout_masks_outside_of_it()
         assert run(hidden=True).equal(plain)
 
 
-def test_draw_that_only_the_operator_mode_sees_raises_under_torch_vmap() -> None:
+def test_draw_that_only_the_dispatch_mode_sees_raises_under_torch_vmap() -> None:
     def hidden(x: Tensor) -> Tensor:
         return torch.jit.script(_scripted)(x)
 

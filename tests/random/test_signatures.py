@@ -47,7 +47,7 @@ def of_schemas(name: str) -> dict[str, set[Any]]:
     return found
 
 
-def test_defaults_of_a_replacement_are_those_of_the_torch_function() -> None:
+def test_argument_defaults_of_keyed_replacements_equal_those_of_torchs_functions() -> None:
     compared = 0
     for name, handler in REPLACEMENTS.items():
         theirs = of_schemas(name)
@@ -59,7 +59,7 @@ def test_defaults_of_a_replacement_are_those_of_the_torch_function() -> None:
 
 
 @pytest.mark.parametrize("name", SHARED)
-def test_defaults_of_a_function_are_those_of_jax(name: str) -> None:
+def test_argument_defaults_of_ftrain_random_equal_those_of_jax_random(name: str) -> None:
     ours, theirs = defaults(getattr(random, name)), defaults(getattr(jax.random, name))
     assert {k: v for k, v in ours.items() if k in theirs} == {
         k: v for k, v in theirs.items() if k in ours

@@ -35,7 +35,9 @@ def _own_settings(request: Any) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_own_settings")
 @pytest.mark.parametrize("raises", [False, True])
-def test_tracing_restores_traces_profile_switch_interval_and_collection(raises: bool) -> None:
+def test_search_for_a_draw_restores_tracing_switch_interval_and_garbage_collection(
+    raises: bool,
+) -> None:
     def profile(*_: Any) -> None:
         return
 

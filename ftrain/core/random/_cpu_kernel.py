@@ -100,7 +100,7 @@ class Kernel:
         return out
 
     def fold(self, key: Tensor, folds: Sequence[int], data: Tensor | None, out: Tensor) -> Tensor:
-        """Write to `out` the keys `(*batch, 2)` with `folds` (ints), then `data` `(*batch)`, folded in."""
+        """Write the keys `(*batch, 2)`, with `folds` and then `data` `(*batch)` folded in, to `out`."""
         packed = struct.pack(f"{len(folds)}I", *folds)
         key = key.contiguous()
         data = None if data is None else low_word(data).contiguous()

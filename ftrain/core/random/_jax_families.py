@@ -279,8 +279,9 @@ def _check_weights(p: Tensor) -> None:
     """
     if p.is_cpu and not bool(((p >= 0) & (p < math.inf)).all() & (p.sum(-1) > 0).all()):
         raise ValueError(
-            "choice: expected finite weights p of 0 or more with a positive sum, got others. Map them "
-            "to positive numbers first, for instance with softmax."
+            "choice: expected finite weights p of 0 or more with a positive sum, got a negative, "
+            "infinite or NaN weight, or weights of 0 only. Map them to positive numbers first, for "
+            "instance with softmax."
         )
 
 

@@ -86,8 +86,8 @@ def categorical(
     count = math.prod(ahead)
     if size[len(ahead) :] != batch:
         raise ValueError(
-            f"categorical: expected a shape that ends in {tuple(batch)}, got {size}. Append the shape "
-            "of the logits without the axis of the categories."
+            f"categorical: expected a shape that ends in {tuple(batch)}, the shape of the logits "
+            f"without the axis of the categories, got {size}. Append these sizes to the shape."
         )
     if count > logits.shape[-1]:
         raise ValueError(
