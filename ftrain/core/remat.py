@@ -123,7 +123,7 @@ def _region(fn: T) -> T:
 
 
 def _call(fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Any:
-    """Call a function as a region that the backward pass computes again."""
+    """Call a function as a checkpointed region, which the backward pass recomputes."""
     if not torch.is_grad_enabled():
         return fn(*args, **kwargs)
     # Tensors are passed by position, because torch saves these, and detects later writes to them. It

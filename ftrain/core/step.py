@@ -258,7 +258,7 @@ def initial_state(bound: Bound, optimizer: Optimizer, seed: int, policy: Policy)
 
 
 def _with_rows(state: TrainState, key: torch.Tensor) -> TrainState:
-    """Return a state whose leaves all depend on a key that `torch.vmap` maps over, with the same values.
+    """Make every leaf of a state depend on a key that `torch.vmap` maps over, with unchanged values.
 
     Without this, vmap stores a leaf that depends on no seed, such as a count, once for all rows. The
     state after the first step has the leaf once per row, with other strides, and the step is compiled

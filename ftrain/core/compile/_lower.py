@@ -163,7 +163,7 @@ def _drop_empty_parts(cat: fx.Node) -> None:
 
 
 def _forget(graph: fx.GraphModule) -> None:
-    """Delete the metadata of nodes (fake tensors), which a run of the graph does not need."""
+    """Delete the metadata of nodes, such as fake tensors, which running the graph does not need."""
     for module in graph.modules():  # bodies of scan and cond are separate modules
         if isinstance(module, fx.GraphModule):
             for node in _torch.nodes_ever(module.graph):

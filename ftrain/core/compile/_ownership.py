@@ -87,7 +87,7 @@ def held_elsewhere(tensors: Sequence[torch.Tensor], n: int, containers: int = 0)
 
 
 def copy_of(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy with the strides of the original."""
+    """Return a copy of a tensor with the same strides."""
     options: Any = {"dtype": tensor.dtype, "device": tensor.device}
     with torch.no_grad():
         return torch.empty_strided(tensor.shape, tensor.stride(), **options).copy_(tensor)
@@ -97,19 +97,19 @@ _known: dict[int, tuple[weakref.ref[Any], OwnedLeaves]] = {}
 
 
 def record(state: Any, owned: OwnedLeaves) -> None:
-    """Store the record of a state's leaves, for as long as the state object exists."""
+    """Store the owned leaves of a state for as long as the state object exists."""
     place = id(state)
     _known[place] = (weakref.ref(state, lambda _: _known.pop(place, None)), owned)
 
 
 def known(state: Any) -> OwnedLeaves | None:
-    """Return the record of a state's leaves that `record` stored; `None` if it stored none."""
+    """Return the owned leaves that `record` stored for a state; `None` if it stored none."""
     entry = _known.get(id(state))
     return entry[1] if entry is not None and entry[0]() is state else None
 
 
 def forget(state: Any) -> None:
-    """Delete the record of a state's leaves that `record` stored."""
+    """Delete the owned leaves that `record` stored for a state."""
     _known.pop(id(state), None)
 
 

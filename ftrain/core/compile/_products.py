@@ -84,7 +84,7 @@ def _products(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node, fx.Node, fx.N
 def _replace(
     graph: fx.Graph, node: fx.Node, product: Any, a: fx.Node, b: fx.Node, bias: fx.Node | None
 ) -> None:
-    """Write `a @ b + bias` as `linear(a, b.T, bias)`, or as `linear(b.T, a).T`."""
+    """Replace `a @ b + bias` by `linear(a, b.T, bias)`, or `a @ b` by `linear(b.T, a).T`."""
     with graph.inserting_before(node):
         transposed = _add(graph, aten.permute.default, b, [1, 0])
         if bias is None and _lies_by_columns(a) and _size(b) < _size(a):
@@ -97,7 +97,7 @@ def _replace(
 
 
 def _inline(graph: fx.Graph, node: fx.Node, a: fx.Node, b: fx.Node, bias: fx.Node | None) -> None:
-    """Write `a @ b + bias` as `(a[:, :, None] * b[None]).sum(1) + bias`, one loop in inductor."""
+    """Replace `a @ b + bias` by `(a[:, :, None] * b[None]).sum(1) + bias`, one loop in inductor."""
     with graph.inserting_before(node):
         rows = _add(graph, aten.unsqueeze.default, a, 2)
         columns = _add(graph, aten.unsqueeze.default, b, 0)

@@ -1,4 +1,4 @@
-"""Kernels of inductor's generated Python, and the arguments that they only read."""
+"""Parser that finds which arguments the kernels in inductor's generated Python only read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recurrent layers, each as one operator of the graph.
+"""Recurrent layers, each traced as one operator of the graph.
 
 Traced as torch runs them, an LSTM unrolls into one cell a time step (148 s to compile 64 steps), or
 becomes a oneDNN layer that inductor cannot lower (torch 2.13). So while `compile` traces, `nn.LSTM`,

@@ -1,4 +1,4 @@
-"""Floating-point operations and bytes of operators, from shapes alone.
+"""Floating-point operations and bytes of operators, computed from the shapes of tensors alone.
 
 Only products, convolutions and attention count, as is usual for the FLOPs of a model, by the formulas of
 `torch.utils.flop_counter`: one multiplication and one addition are two operations, and causal attention

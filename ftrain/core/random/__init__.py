@@ -1,4 +1,4 @@
-"""Random streams that belong to a key: Threefry-2x32, with the bits of JAX.
+"""Random numbers as pure functions of a key, bit for bit those of JAX (Threefry-2x32).
 
 A draw is a pure function of its key: it has the same bits in eager, compiled and vmapped code, on a CPU
 or an accelerator, and does not use torch's global generators. `keys.py` makes keys and derives keys from

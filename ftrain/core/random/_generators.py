@@ -91,7 +91,7 @@ def moved(before: Marks) -> tuple[str, ...]:
 
 
 def moved_quietly(before: Marks) -> tuple[str, ...]:
-    """Return `moved` without torch's generators, because reading those lets other threads run."""
+    """Return the changed generators except torch's, since reading torch's lets other threads run."""
     names = ["numpy"] if _read_numpy() != before.numpy else []
     if _read_python() != before.python:
         names.append("python")

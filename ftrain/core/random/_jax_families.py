@@ -223,7 +223,7 @@ class _GammaDraw(_Sample):
 
     @staticmethod
     def slope(alpha: Tensor, sample: Tensor) -> Tensor:
-        """Return the derivative of a gamma sample by `alpha`; its limit 0 if the sample underflowed."""
+        """Return d sample / d alpha of a gamma sample, or its limit 0 if the sample underflowed."""
         least = torch.finfo(sample.dtype).tiny
         slope = _slope(_gamma_slope, alpha, sample.clamp_min(least))
         return torch.where(sample >= least, slope, 0.0)
@@ -286,7 +286,7 @@ def _check_weights(p: Tensor) -> None:
 
 
 def _log_weights_kernel(p: Tensor, draws: int) -> Tensor:
-    """Return log(p); raise if fewer weights than draws are positive."""
+    """Return log(p) of weights p; raise if fewer than `draws` of them are positive."""
     _check_weights(p)
     if p.is_cpu and bool((fewest := (p > 0).sum(-1).min()) < draws):
         raise ValueError(

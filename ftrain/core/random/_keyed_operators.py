@@ -79,7 +79,7 @@ Action = Callable[["KeyedOperators", Any, Sequence[Any], dict[str, Any]], Any]
 
 
 class KeyedOperators(DispatchMode):
-    """Dispatch mode that makes random operators draw from a key stream; raise for them without one.
+    """Dispatch mode that makes random operators draw from a key stream, or raises without a stream.
 
     Args:
         stream: the stream of the `keyed` context.

@@ -108,7 +108,7 @@ class Watch:
         return out
 
     def _is_due(self) -> bool:
-        """Return True to search for the line that draws: ever more rarely while other threads draw."""
+        """Return True if a search for the line that draws is due: ever rarer if other threads draw."""
         if self._others == 0 or is_alone():
             return True
         self._others += 1
@@ -181,7 +181,7 @@ def watched_trace(run: Callable[[], T], *roots: Any) -> T:
 
 @contextlib.contextmanager
 def _operators_seen() -> Iterator[None]:
-    """Make operators that draw inside the context use a key; raise for one outside of `keyed`.
+    """Make random operators in this context draw from the key of `keyed`, or raise outside of `keyed`.
 
     The operators inside a `keyed` context draw from its key; those outside of one raise.
     """

@@ -131,11 +131,11 @@ def truncated_normal(
     *,
     folds: Sequence[int] = (),
 ) -> Tensor:
-    """Return standard normal floats in (lower, upper): `sqrt(2) erfinv(u)`.
+    """Return floats of a standard normal distribution truncated to (lower, upper).
 
-    u is uniform between `erf(lower / sqrt(2))` and `erf(upper / sqrt(2))`. As in JAX, samples in the
-    tails are coarse, because erf is near 1 there: an interval beyond 5 (float32) or 8 (float64) gives
-    only its own ends. Draw tails in float64.
+    A sample is `sqrt(2) erfinv(u)`, with u uniform between `erf(lower / sqrt(2))` and
+    `erf(upper / sqrt(2))`. As in JAX, samples in the tails are coarse, because erf is near 1 there: an
+    interval beyond 5 (float32) or 8 (float64) gives only its own ends. Draw tails in float64.
 
     Args:
         key: a single key, int32 `(2,)`.

@@ -31,7 +31,7 @@ def categorical(
     *,
     folds: Sequence[int] = (),
 ) -> Tensor:
-    """Return categories with probabilities `softmax(logits, axis)`.
+    """Return random categories (indices along `axis`) with probabilities `softmax(logits, axis)`.
 
     A draw is the argmax of the logits plus Gumbel noise; draws without replacement are the largest of
     these sums.
