@@ -335,7 +335,8 @@ def as_metrics(values: Any, where: str, device: torch.device | None = None) -> M
     if not isinstance(values, Mapping):
         raise TypeError(
             f"{where}: expected `loss` or `(loss, metrics)` with metrics a dict of 0-d tensors, got "
-            f"{a_or_an(type(values).__name__)} in the second place. Name it: return loss, {{'name': x}}."
+            f"{a_or_an(type(values).__name__)} in the second place. Give it a name: return loss, "
+            "{'name': x}."
         )
     found: dict[str, Metric] = {}
     for name, value in _flat(values):

@@ -22,7 +22,7 @@ def graph(monkeypatch):
 X = torch.ones(2)
 
 
-def test_first_run_returns_code_without_inductor_wrappers_that_only_pass_arguments_on(graph):
+def test_first_run_returns_the_generated_code_if_inductors_wrappers_change_nothing(graph):
     outputs, code = _torch_inductor.first_run(lambda *args: list(graph(list(args))), [X])
     assert outputs[0].tolist() == [2, 2]
     assert code is graph.current_callable

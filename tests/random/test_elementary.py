@@ -102,7 +102,7 @@ def test_sums_of_rows_have_the_bits_of_each_row_alone(length: int) -> None:
         assert torch.equal(found[2], function(x[2]))
 
 
-def test_total_adds_elements_in_pairs() -> None:
+def test_total_is_a_pairwise_sum() -> None:
     x = torch.tensor([1.0, 2.0**-53, -1.0, 2.0**-53], dtype=F64)
     assert float(_elementary.total(x)) == 2.0**-52  # in the order of the elements: 2^-53
 

@@ -25,7 +25,7 @@ def _numbers(seed: int, count: int = 500) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.tensor(pairs + whole, dtype=torch.float64).unbind(-1))
 
 
-def test_sum_and_its_error_are_the_exact_sum() -> None:
+def test_rounded_sum_plus_its_error_is_the_exact_sum() -> None:
     a, b = _numbers(0)
     for x, y, total, error in zip(a, b, *_floats._two_sum(a, b), strict=True):
         assert Fraction(x.item()) + Fraction(y.item()) == sum(
@@ -33,7 +33,7 @@ def test_sum_and_its_error_are_the_exact_sum() -> None:
         )
 
 
-def test_product_and_its_error_are_the_exact_product() -> None:
+def test_rounded_product_plus_its_error_is_the_exact_product() -> None:
     a, b = _numbers(1)
     for x, y, product, error in zip(a, b, *_floats._two_product(a, b), strict=True):
         exact = Fraction(x.item()) * Fraction(y.item())
