@@ -21,21 +21,24 @@ __all__ = ["dispatch"]
 
 
 class _Parser(argparse.ArgumentParser):
-    """Argument parser that prints through `say`, which escapes control characters in arguments."""
+    """Argument parser whose messages escape the control characters in arguments."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if message:
             say(message, end="", error=file is not sys.stdout)
 
     def error(self, message: str) -> NoReturn:
-        """Print an error about the arguments and exit; omit optional arguments that argparse lists."""
+        """Print an error about the arguments and exit; do not list optional arguments as required.
+
+        argparse lists a positional argument with `nargs="*"`, such as the overrides, as missing.
+        """
         head, colon, names = message.partition("are required: ")
         optional = {action.metavar for action in self._actions if action.nargs == "*"}
         needed = [name for name in names.split(", ") if name not in optional]
         super().error(f"{head}{colon}{', '.join(needed)}")
 
     def parse_all(self, arguments: Sequence[str], options: argparse.Namespace) -> None:
-        """Parse the arguments; if one is unknown, print the arguments to write instead, and exit."""
+        """Parse the arguments; if one is unknown, print an error that suggests a valid one, and exit."""
         _, unknown = self.parse_known_intermixed_args(arguments, options)
         if unknown:
             say(f"{self.prog}: {unknown_options(unknown, arguments, self)}", error=True)

@@ -1,4 +1,4 @@
-"""Option `--no-code` of commands that read a configuration."""
+"""Command-line option `--no-code`, which refuses a configuration that names the user's code."""
 
 from __future__ import annotations
 

@@ -48,7 +48,10 @@ def unknown_options(
 
 
 def _split(unknown: Sequence[str], arguments: Sequence[str]) -> list[tuple[str, str | None]]:
-    """Return each unknown option with its value: after `=`, or the next argument if that can be one."""
+    """Return each unknown option with its value: the text after `=`, or the next argument.
+
+    The value is `None` if the next argument is an option, an override or a configuration file.
+    """
     found: list[tuple[str, str | None]] = []
     for argument in unknown:
         if argument.startswith("-") and not _is_number(argument):
@@ -73,7 +76,10 @@ def _is_number(text: str) -> bool:
 
 
 def _override(name: str, value: str | None, fuzzy: bool) -> str | None:
-    """Return `key=value` for an option that names a key of ftrain or of another trainer; else `None`."""
+    """Return the override for an option, such as `optimizer.learning_rate=0.1` for `--lr 0.1`.
+
+    Return `None` if the option resembles no configuration key, of ftrain or of another trainer.
+    """
     key, default = name.lstrip("-").replace("-", "_"), "true"
     known = [each for each, _ in keys()]
     leaves = {each.rpartition(".")[2]: each for each in reversed(known)}

@@ -1,4 +1,4 @@
-"""Warnings of a command as notes on standard error, without category and source lines of ftrain.
+"""Warnings of a command, printed as `note: ...` without their class and their line in ftrain.
 
 Only the command line prints notes. A Python program receives warnings through Python's `warnings`, and
 can filter them, record them and turn them into errors. Python's option `-W` and `PYTHONWARNINGS` filter

@@ -17,7 +17,7 @@ __all__ = ["rank_notes"]
 
 @contextlib.contextmanager
 def rank_notes(mesh: Any, log: pathlib.Path | None = None) -> Iterator[None]:
-    """Collect the warnings of other ranks in a `with` block; rank 0 prints them at its end.
+    """Collect the warnings of other ranks in a `with` block; rank 0 prints them when the block ends.
 
     Rank 0 prints its own warnings at once, and at the end the warnings of other ranks that it did not
     issue itself. If the block raises an exception, each rank prints its own warnings.

@@ -36,7 +36,7 @@ def rows(folder: pathlib.Path) -> Iterator[dict[str, Any]]:
 
 
 def is_number(value: object) -> bool:
-    """Return True if a value is an int or float that is finite as a float."""
+    """Return True if a value is a finite float, or an int within the range of float."""
     try:
         return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
     except OverflowError:

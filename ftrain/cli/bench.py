@@ -122,7 +122,7 @@ def _target(
 
 
 def _of_function(name: str, overrides: Sequence[str], swept: Sequence[str]) -> Build:
-    """Return a function from a file or module, with overrides of the command line as arguments."""
+    """Return a function from a file or module, with `KEY=VALUE` arguments of the command line bound."""
     function = find("task", name, pathlib.Path(), "", f"the command line ({name})")
     given = {}
     for override in overrides:
@@ -185,7 +185,7 @@ def _at_least(value: Any, least: int, option: str) -> Any:
 
 
 def _earlier(options: argparse.Namespace, here: Mapping[str, Any]) -> BenchmarkReport | None:
-    """Read the earlier report that `--against` names, before a measurement; `None` if it names none."""
+    """Read and check the report at the path given to `--against`; return `None` without this option."""
     if options.against is None:
         return None
     _at_least(options.limit, 1, "--limit")

@@ -22,7 +22,7 @@ __all__ = ["predict"]
 
 
 def predict(run: Trained) -> dict[str, list[Any]]:
-    """Return columns of predictions of a run for the samples at `data.path`, in their order.
+    """Return a run's predictions for the samples at `data.path` as columns, in the order of the samples.
 
     The file needs no targets; targets in the file are ignored.
 
@@ -97,7 +97,7 @@ def _inputs(run: Trained, in_python: str) -> Inputs:
 
 
 def _target(target: Mapping[str, Any], outputs: Tensor) -> Mapping[str, Any]:
-    """Return the description of a target for `predictions`, with numbers as names of unnamed classes."""
+    """Return the description of the target; classes without names get the names `0`, `1`, ..."""
     several = outputs.ndim == 2 and outputs.shape[1] > 1
     if "classes" in target or "numbers" not in target or target["numbers"] or not several:
         return target
@@ -105,7 +105,7 @@ def _target(target: Mapping[str, Any], outputs: Tensor) -> Mapping[str, Any]:
 
 
 def _likeliest(logits: Tensor) -> Tensor:
-    """Return the most likely token at each position and its probability, float64 `(n * length, 2)`."""
+    """Return each position's most likely token and its probability, as float64 `(n * length, 2)`."""
     if logits.ndim != 3:
         raise ValueError(
             f"outputs: expected logits (n, length, vocabulary), got shape {tuple(logits.shape)}."

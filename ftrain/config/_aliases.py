@@ -186,7 +186,7 @@ def component_alias(kind: str, name: str, names: Iterable[str]) -> str | None:
 
 
 def unquoted(value: object) -> str | None:
-    """Return a string if YAML reads it, without quotes, as a number or boolean; else `None`.
+    """Return a string that YAML would read as a number or boolean without quotes; else `None`.
 
     Example:
         >>> unquoted("1e-3"), unquoted("true"), unquoted("fast"), unquoted(3)

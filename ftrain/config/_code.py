@@ -1,4 +1,4 @@
-"""Check that the code in a configuration may run, and a record of the user who wrote a run directory.
+"""Check whether a configuration may run code, and record which user wrote a run directory.
 
 A configuration is a program: `model: {name: "subprocess:getoutput", cmd: ...}` and `imports` run the
 code that they name. `resolve`, the only function that imports components, calls `check_code` first.
@@ -34,7 +34,7 @@ _OF_A_RUN = (ORIGIN, "metrics.jsonl", "result.json")
 
 
 def check_code(config: Config) -> None:
-    """Raise if a configuration names code that may not run; print a note if somebody else wrote it.
+    """Raise if a configuration names code despite `--no-code`; print a note if another user wrote it.
 
     Raises:
         ConfigError: the configuration may use built-in names only, but names code; the message lists
@@ -60,7 +60,7 @@ def check_code(config: Config) -> None:
 
 
 def check_callbacks(config: Config) -> None:
-    """Raise if a run with built-in names only has a callback that may write outside of its directory.
+    """Raise, with `--no-code`, if a callback may write outside of the run's directory.
 
     Raises:
         ConfigError: an argument of a callback is a text that does not begin with `${run}/`, or has `..`.
@@ -80,7 +80,7 @@ def check_callbacks(config: Config) -> None:
 
 
 def origin(text: str) -> str:
-    """Return the content of `.origin`: signatures of a `config.yaml` text by this user and machine."""
+    """Return the content of `.origin`, which proves that this user wrote `text` on this machine."""
     return f"{_signed(b'user')}\n{_signed(text.encode())}\n"
 
 
@@ -102,7 +102,7 @@ def _named(config: Config) -> list[tuple[Path, str]]:
 
 
 def _somebody_else(config: Config) -> str | None:
-    """Return why somebody else may have written a configuration file; `None` if nobody else did.
+    """Return a reason to doubt that this user wrote a configuration file; `None` without one.
 
     A file outside of a run directory has no record of its writer, so only its owner is compared.
     """

@@ -23,7 +23,7 @@ _LISTED = 6
 
 
 def content(parts: Parts) -> str | None:
-    """Return the text to write to `data.json`; `None` if the data source fits no preprocessing."""
+    """Return the text to write to `data.json`; `None` for data without fitted preprocessing."""
     if parts.fitted is None:
         return None
     return fitted.to_json(fitted.Stored(_source(parts.config), parts.fitted, parts.facts))

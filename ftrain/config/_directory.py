@@ -93,7 +93,7 @@ def unused(config: Config) -> Config:
 
 
 def check_replaceable(config: Config, folder: pathlib.Path) -> None:
-    """Raise if a directory holds a link, file or directory where no run would have written one."""
+    """Raise if `checkpoints` is a file or a link, or if a file of the run is a directory."""
     there = folder / "checkpoints"
     if there.exists() and not there.is_dir():
         raise refusal(
@@ -118,7 +118,10 @@ def check_replaceable(config: Config, folder: pathlib.Path) -> None:
 
 
 def check_logs(config: Config, folder: pathlib.Path, callbacks: Iterable[Any]) -> None:
-    """Raise if a run without a lock on the directory, of a Python program, writes to the logs in it."""
+    """Raise if another process is writing to the logs of the run directory.
+
+    A Python program that trains without a configuration locks its logs, but not the directory.
+    """
     locks = LogLocks()
     paths = (x for each in callbacks for x in getattr(each, "exclusive_files", ()))
     try:
@@ -132,7 +135,7 @@ def check_logs(config: Config, folder: pathlib.Path, callbacks: Iterable[Any]) -
 
 
 def refusal(config: Config, message: str) -> ConfigError:
-    """Return an error about the directory of a run, at the key that names it."""
+    """Return an error about the run directory; its key is `output_dir`, or empty for an existing run."""
     if config.of_run:  # named by its directory, not by a key that the user wrote
         return ConfigError.at("", "", message)
     return ConfigError.at("output_dir", config.places.of(("output_dir",)), message)

@@ -111,7 +111,7 @@ def over_ranks(config: Config, steps: Steps, mesh: Any) -> Steps:
 
 
 def row_ranks(config: Config, mesh: Any) -> tuple[int, int]:
-    """Return the position of this rank among the ranks that have rows of their own, and their number.
+    """Return this rank's index among the ranks that load different rows, and the number of those.
 
     Raises:
         ConfigError: `distributed.mesh` does not suit the number of ranks.
@@ -143,7 +143,7 @@ def _axes(config: Config, mesh: Any) -> tuple[int, int] | None:
 
 
 def _grid(config: Config, mesh: Any) -> Any:
-    """Return the mesh of the steps: that of all ranks, or one with the two axes of the configuration."""
+    """Return the mesh of the steps: all ranks on one axis, or on the two axes of `distributed.mesh`."""
     axes = _axes(config, mesh)
     if axes is None or mesh.size() == 1:
         return mesh
@@ -153,7 +153,7 @@ def _grid(config: Config, mesh: Any) -> Any:
 
 
 def _check_keys(config: Config) -> None:
-    """Raise if a key has no meaning for the strategy."""
+    """Raise if a key does not apply to the distributed strategy, or if `rules` is missing."""
     options = config.distributed
     strategy = options.strategy
     only = {
@@ -183,7 +183,7 @@ def _check_keys(config: Config) -> None:
 
 
 def _advice(error: Exception) -> str:
-    """Return the message of an error without the name of the argument, which is not a key."""
+    """Return an error's message without the Python argument's name, which differs from the key."""
     return error.advice if isinstance(error, ArgumentError) else str(error)
 
 

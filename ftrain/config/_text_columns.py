@@ -1,4 +1,4 @@
-"""Datasets without columns of texts, for runs with a compiled step.
+"""Removal of text columns from a dataset, for runs with a compiled step.
 
 A text is a constant of a compiled program, so that a column of texts would compile one program per
 batch.
@@ -19,7 +19,7 @@ __all__ = ["without_texts"]
 
 
 def without_texts(dataset: Any) -> Any:
-    """Return a dataset without the entries of its samples that are texts; warn if there are any.
+    """Return a dataset with the text entries removed from its samples; warn if there are any.
 
     The first sample decides which entries are texts. Arrays, whole batches and samples that are not
     mappings stay unchanged.

@@ -91,7 +91,7 @@ class Parts:
         return self.resolved.config
 
     def trainer(self, callbacks: Sequence[Any] = (), **options: Any) -> Trainer:
-        """Return a trainer of the run's steps; it counts samples as the data source does."""
+        """Return a trainer of the run's steps, which counts samples with the data source's function."""
         if self.sizes is not None:
             options["count_samples"] = self.sizes
         return Trainer(self.steps, callbacks, mesh=self.mesh, **options)
@@ -204,7 +204,7 @@ def build(
 def _objective(
     resolved: Resolved, model: Any, facts: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], Callable[..., Any] | None, Callable[[Steps], Steps]]:
-    """Return the loss, the evaluation loss if it differs, and a function that adds the teacher."""
+    """Return the loss, the evaluation loss if it differs, and the function that adds a teacher."""
     config, target = resolved.config, resolved.objective
     function, arguments = target.function, _filled(target, facts, resolved)
     if resolved.task is not None:
@@ -291,7 +291,10 @@ def _steps(resolved: Resolved, model: Any, loss_fn: Any, eval_fn: Any, optimizer
 def _teacher(
     resolved: Resolved, loss: Target, model: Any, arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Teacher], Callable[[Steps], Steps]]:
-    """Return the loss's argument with the teacher, and the function that adds the teacher to steps."""
+    """Return `{argument: teacher model}` for the loss, and a function that adds the teacher to steps.
+
+    Without a teacher, the dict is empty and the function returns the steps unchanged.
+    """
     config, needs = resolved.config, loss.needs
     if needs.self_teacher is not None:
         if config.ema is None:
@@ -318,7 +321,7 @@ def _teacher(
 
 
 def _arguments_in_common(callback: Any, written: Mapping[str, Any], make: Any) -> Mapping[str, Any]:
-    """Return the values of a callback's arguments that a replacement of `make_steps` has as well."""
+    """Return the callback's argument values that its substitute for `make_steps` takes as well."""
     parameters = inspect.signature(callback).parameters
     values = {name: p.default for name, p in parameters.items()} | dict(written)
     own = {*inspect.signature(make).parameters} - {*inspect.signature(make_steps).parameters}
@@ -358,7 +361,10 @@ def _filled(target: Target, facts: Mapping[str, Any], resolved: Resolved) -> dic
 def _in_run(
     target: Target, facts: Mapping[str, Any], resolved: Resolved, folder: pathlib.Path | None
 ) -> dict[str, Any]:
-    """Return a callback's arguments, defaults of `Needs.in_run` included, with `${run}` replaced."""
+    """Return a callback's arguments with defaults added, and with `${run}` and `${name}` replaced.
+
+    The defaults are those of `Needs.in_run`, such as a folder in the run's directory.
+    """
     config, needs = resolved.config, target.needs
     run = str(config.folder if folder is None else folder)
     found = {**needs.in_run, **_filled(target, facts, resolved)}

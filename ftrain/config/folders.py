@@ -32,7 +32,12 @@ def run_folder(name: str | os.PathLike[str]) -> pathlib.Path:
 
 
 def run_config(folder: pathlib.Path, overrides: Sequence[str] = (), *, code: bool = True) -> Config:
-    """Return the configuration in a run's directory, which may have been moved; `code` as in `load`.
+    """Return the configuration in a run's directory, even if the directory was moved.
+
+    Args:
+        folder: the run's directory.
+        overrides: see `load`.
+        code: see `load`.
 
     Raises:
         ConfigError: the configuration is invalid, or the name of the directory is not UTF-8.

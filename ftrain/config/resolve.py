@@ -188,7 +188,7 @@ def _filled_in_later(kind: Kind, name: str, value: object) -> bool:
 
 
 def _with_rate(config: Config, optimizer: Target) -> Config:
-    """Return the configuration with its learning rate set, by default to the optimizer's own."""
+    """Return the configuration; fill in a missing learning rate with the optimizer's default."""
     if config.optimizer.learning_rate is not None:
         return config
     parameters = _parameters(optimizer.function)
@@ -314,7 +314,7 @@ def _refused(error: ValidationError, value: Any, hint: Any, adapter: TypeAdapter
 
 
 def _fits(value: Any, adapter: TypeAdapter[Any]) -> bool:
-    """Return True if a value has the adapter's type; a text counts as the number that it spells."""
+    """Return True if a value has the adapter's type; a string such as `"0.5"` counts as a number."""
     try:
         adapter.validate_json(value if isinstance(value, str) else json.dumps(value), strict=True)
     except ValueError:

@@ -167,8 +167,8 @@ def _matched_group(
         listed = ", ".join(f"callback.name = {key!r}" for key in theirs)
         states = "1 state" if len(theirs) == 1 else f"{len(theirs)} states"
         raise ValueError(
-            f"callbacks: expected arguments by which the {len(ours)} callbacks named {name!r} can be "
-            f"matched to their states in the checkpoint, got {states} without a match. "
+            f"callbacks: expected arguments that show which of the {len(ours)} callbacks named {name!r} "
+            f"each state in the checkpoint belongs to, got {states} without a match. "
             "Name the callbacks that the saved run had, in their original order "
             f"({listed}), and give each new callback another name."
         )
@@ -234,7 +234,7 @@ class _Describer:
         self.whole, self.short, self.left = True, short, _MOST
 
     def of(self, value: Any, depth: int = 0) -> str:
-        """Return the text of a value, at a depth of nesting."""
+        """Return the text of a value that is nested in `depth` others."""
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         if value is None or isinstance(value, (bool, int, float, str, bytes)):
             return repr(value)

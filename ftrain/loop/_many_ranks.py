@@ -193,7 +193,7 @@ class ManyRanks(OneRank):
             self._check_shared_rows(batch)
 
     def _check_shared_rows(self, batch: Any) -> None:
-        """Raise unless the ranks that cut the same layers have the same batch."""
+        """Raise unless all ranks that hold parts of the same layers have the same batch."""
         mine = (self._row_rank, _digests(batch))
         every = agreement.gather(self._mesh, mine, "digests of the batch")
         firsts: dict[int, Any] = {}
@@ -202,8 +202,9 @@ class ManyRanks(OneRank):
         others = [rank for rank, (row_rank, found) in enumerate(every) if found != firsts[row_rank]]
         if others:
             raise RankError(
-                "batch: expected the same rows on all ranks that cut the same layers, got others on "
-                f"{named(others)}. Give them batches in the same order, such as those of data.Loader.",
+                "batch: expected the same rows on all ranks that hold parts of the same layers, got "
+                f"different rows on {named(others)}. Give these ranks their batches in the same order, "
+                "such as those of data.Loader.",
                 others,
             )
 
@@ -252,7 +253,7 @@ class ManyRanks(OneRank):
         return error, channel is not None and _ended_alike(channel)
 
     def _shared(self, state: Any) -> Iterator[tuple[str, Any]]:
-        """Yield path and leaf of each leaf that all ranks hold whole."""
+        """Yield the path and the leaf for each leaf of the state that is not sharded."""
         if self._sharding is None:
             yield from zip(tree.paths(state), tree.leaves(state), strict=True)
             return
@@ -261,12 +262,14 @@ class ManyRanks(OneRank):
                 yield path, leaf
 
     def _timeout(self) -> dict[str, Any]:
-        """Return the time-out of the process group as an argument; nothing if it is unknown."""
+        """Return `{"timeout": ...}`, the time-out of the process group; `{}` if it is unknown."""
         return {} if self._world is None else {"timeout": self._world.timeout}
 
 
 class RankClock(Clock):
-    """Clock that returns rank 0's time at the last boundary, so that callbacks decide alike.
+    """Clock that returns rank 0's time, so that callbacks on all ranks decide alike.
+
+    The ranks exchange the time at each boundary: a step after which the run logs, evaluates or saves.
 
     Attributes:
         agreed: the total of rank 0 at the last boundary, in seconds.

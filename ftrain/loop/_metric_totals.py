@@ -164,7 +164,7 @@ class MetricTotals:
 def _before(
     name: str, column: Column, single: Entry | None, several: list[Entry] | None
 ) -> Sequence[Entry]:
-    """Return the totals of a metric before a column of new steps is added, one per ensemble member."""
+    """Return a metric's earlier totals, one per ensemble member; raise if its kind or shape changed."""
     kind, n = column.kind, column.members
     before = [single] if single is not None else several
     if before is None:

@@ -99,7 +99,7 @@ class OneRank:
         return checkpoint.load(path, like, **options)
 
     def load_newest(self, store: Store, like: Any) -> LoopState:
-        """Return the state of the newest checkpoint that verifies."""
+        """Return the state of the newest checkpoint whose checksums are correct."""
         return LoopState.from_metadata(*store.load(like=like))
 
     def check_data(self, data: Any, argument: str) -> None:
@@ -112,10 +112,10 @@ class OneRank:
         """Raise unless the first batches of all ranks have the same structure."""
 
     def begin_boundary(self, step: int, pending: Sequence[Any]) -> None:
-        """Exchange signals and the time; raise unless all ranks have the same step and actions."""
+        """Exchange signals and the time; raise unless ranks have the same step and pending actions."""
 
     def end_boundary(self, outcome: tuple[Any, ...]) -> None:
-        """Raise unless the work at a boundary had the same outcome on all ranks."""
+        """Raise unless logging, evaluating and saving had the same outcome on all ranks."""
 
     def clock(self) -> Clock:
         """Return the clock of the run."""

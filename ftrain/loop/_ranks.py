@@ -42,9 +42,9 @@ def ranks_of(mesh: Any, step: Any = None) -> OneRank:
         return ALONE
     if mesh.ndim != 1:
         raise ValueError(
-            "mesh: expected the mesh of all ranks, with one axis, got one with the axes "
-            f"{mesh.mesh_dim_names}. Pass that of distributed.initialize to the Trainer, and a mesh "
-            "with two axes to the steps only."
+            "mesh: expected the mesh of all ranks, with one axis, got a mesh with the axes "
+            f"{mesh.mesh_dim_names}. Pass the mesh of distributed.initialize to the Trainer, and the "
+            "mesh with several axes to the steps only."
         )
     from ftrain.loop._many_ranks import ManyRanks  # noqa: PLC0415  # fails in a torch without torch.distributed
 

@@ -36,7 +36,7 @@ def resumed_state(
 
 
 def _chosen_checkpoint(store: Store | None, resume: Resume) -> str | Literal[True] | None:
-    """Return the path of a checkpoint, `True` for the newest one, or `None` if the run starts."""
+    """Return the path of a checkpoint, `True` for the newest one, or `None` to start from step 0."""
     how: Literal["auto"] | Resume = resume
     if how is None or how is False:
         if store is not None and store.steps():

@@ -1,4 +1,4 @@
-"""Evaluation that a run carries out at a boundary, with its events, its result and its row of the log.
+"""Evaluation during a run, with its events, its result in the history and its row of the log.
 
 Read next: `_evaluate.py`, which evaluates one state over the data.
 """

@@ -42,7 +42,7 @@ class Skip(NamedTuple):
 
 
 def skipped_in_a_row(skipped: Sequence[float], before: int) -> int:
-    """Return the number of consecutive skipped steps up to the last one, given that before these steps.
+    """Return the number of steps skipped in a row up to the last step, continuing an earlier count.
 
     Args:
         skipped: for each step 1 if it was skipped, else 0.

@@ -16,7 +16,7 @@ __all__ = ["note_unreadable_metrics", "state_to_save", "state_to_save_after_fail
 
 
 def state_to_save(state: LoopState) -> LoopState:
-    """Return the state for a checkpoint, with metrics read and only evaluations and saves pending."""
+    """Return the state for a checkpoint: metrics are read; only evaluations and saves stay pending."""
     state = read_metrics(state)
     pending = tuple(each for each in state.pending if isinstance(each, (Evaluate, Save)))
     return begin_epoch(
@@ -61,7 +61,7 @@ def _is_readable(state: LoopState) -> bool:
 
 
 def _final(stop: Stop | None) -> Stop | None:
-    """Return a `Stop` that ends the run for good; `None` if a resumed run continues after it."""
+    """Return `stop` if it ends the run for good; `None` if a resumed run continues after it."""
     return None if stop is None or stop.resumable else stop
 
 

@@ -16,7 +16,7 @@ Step = Callable[[Any, Any], tuple[Any, Any]]
 
 
 def train_and_eval_step(steps: Any) -> tuple[Step, Callable[[Any, Any], Any] | None]:
-    """Return the training step and the evaluation step, or `None`, in a trainer's `steps`.
+    """Split a trainer's `steps` into the training step and the evaluation step (`None` if missing).
 
     Raises:
         TypeError: `steps` is of another kind.
@@ -37,7 +37,7 @@ def train_and_eval_step(steps: Any) -> tuple[Step, Callable[[Any, Any], Any] | N
 def eval_step_on_ranks(
     trainer: Any, data: Any, ranks: OneRank, argument: str
 ) -> tuple[Callable[[Any, Any], Any] | None, Callable[[Any], tuple[int, int]], OneRank]:
-    """Return the step that evaluates data, its `count_samples`, and the ranks that divide the batches.
+    """Return the evaluation step, its `count_samples`, and the ranks among which batches are divided.
 
     Args:
         trainer: the trainer.
@@ -56,8 +56,8 @@ def eval_step_on_ranks(
         return step, ranks.counting(count), TOGETHER
     if trainer._eval_in_turns is None:
         raise ValueError(
-            f"{argument}: expected a data.Loader with rank and ranks, since the evaluation step of this "
-            "trainer has no variant for one rank, got other data. Write data.Loader(..., "
+            f"{argument}: expected a data.Loader with rank and ranks, since all ranks must call the "
+            "evaluation step of this trainer together, got other data. Write data.Loader(..., "
             "rank=mesh.get_rank(), ranks=mesh.size())."
         )
     return trainer._eval_in_turns, count, ranks

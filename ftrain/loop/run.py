@@ -86,7 +86,7 @@ class Run(Emitter):
             runtime.clock.restart("epoch")
 
     def check(self) -> None:
-        """Raise if a compiler is missing, an ensemble has several axes, or ranks start differently."""
+        """Raise if a compiler is missing, an ensemble has several axes, or the ranks' states differ."""
         runtime = self.runtime
         members_of(self.state.train)
         runtime.ranks.check_start(runtime.plan, self.state)

@@ -130,7 +130,7 @@ class Monitor:
         return value < than - by if self.mode == "min" else value > than + by
 
     def _check(self, split: str, names: Collection[str], known: Collection[str]) -> None:
-        """Raise if the metric is not among `names` and no later, named evaluation may have it."""
+        """Raise if the metric is not among `names` and cannot appear in a later event."""
         if not self.name.startswith(f"{split}/"):
             return
         whole, _, part = self.metric.partition("/")

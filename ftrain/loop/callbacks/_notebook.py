@@ -8,7 +8,7 @@ __all__ = ["in_notebook"]
 
 
 def in_notebook() -> bool:
-    """Return True if the process is a notebook's kernel: Jupyter, Colab, Kaggle, an editor's.
+    """Return True if the process is a notebook's kernel, such as that of Jupyter, Colab or VS Code.
 
     Example:
         >>> in_notebook()

@@ -1,4 +1,4 @@
-"""Import of optional packages; hyper-parameters and error notices of loggers for services."""
+"""Functions shared by the loggers for services such as MLflow: imports, hyper-parameters, errors."""
 
 from __future__ import annotations
 

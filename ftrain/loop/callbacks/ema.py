@@ -82,8 +82,8 @@ def averaged(state: Any, name: str) -> TrainState:
             average = optim.get(state.opt_state, name)
         except LookupError as error:
             raise LookupError(
-                f"name: expected an average of the weights in the state, got {name!r}: {error} Wrap "
-                "the optimizer, optim.ema(optimizer, 0.999), or keep an average in "
+                f"name: expected the name of an average of the weights in the state, got {name!r}: "
+                f"{error} Wrap the optimizer: optim.ema(optimizer, 0.999); or keep an average in "
                 f"state.extras[{name!r}]."
             ) from None
     # The average is cast to the dtypes of the parameters, to avoid recompiling the evaluation step.

@@ -1,4 +1,4 @@
-"""Monitor for layers whose gradients vanish, explode, or are the first that are not finite."""
+"""Monitor for layers whose gradients vanish or explode, or in which non-finite values begin."""
 
 from __future__ import annotations
 
@@ -101,8 +101,8 @@ class GradientMonitor:
         check_statistics(statistics, depth, vanishing_below, exploding_above, None)
         if "norm" not in statistics:
             raise ValueError(
-                f"statistics: expected 'norm' among them, which is compared, got {tuple(statistics)}. "
-                "Add 'norm'."
+                f"statistics: expected a list with 'norm', which the monitor compares, got "
+                f"{tuple(statistics)}. Add 'norm'."
             )
         if not 0 <= vanishing < 1 < exploding:
             raise ValueError(
@@ -176,7 +176,7 @@ class GradientMonitor:
 
 
 def _rows(event: WindowEnd) -> dict[str, dict[str, float]]:
-    """Return a window's metrics for each ensemble member, by a text such as ` of member 2`."""
+    """Return `{suffix: metrics}` of a window; the suffix names the ensemble member: ` of member 2`."""
     rows: dict[str, dict[str, float]] = {}
     if not event.members:
         rows[""] = dict(event.values)
@@ -187,7 +187,7 @@ def _rows(event: WindowEnd) -> dict[str, dict[str, float]]:
 
 
 def _counted(event: WindowEnd) -> Iterator[tuple[str, str, str]]:
-    """Yield layer, kind and text of each report that a window's counts of steps require."""
+    """Yield layer, kind and text of a report for each layer that had bad gradients in some steps."""
     for whose, row in _rows(event).items():
         for prefix, (kind, text) in _COUNTED.items():
             for name, value in row.items():
@@ -197,7 +197,7 @@ def _counted(event: WindowEnd) -> Iterator[tuple[str, str, str]]:
 
 
 def _norms(event: WindowEnd) -> dict[str, dict[str, float]]:
-    """Return the gradient norms of a window by ensemble member (a text) and layer."""
+    """Return `{suffix: {layer: gradient norm}}` of a window, with the suffixes of `_rows`."""
     return {
         whose: {
             name.removeprefix(_PREFIX): value

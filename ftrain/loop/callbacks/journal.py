@@ -28,7 +28,7 @@ __all__ = ["FileLogger"]
 
 
 class FileLogger:
-    """Write rows, checkpoints, notices, shown warnings and failures (with traceback) to a text file.
+    """Write log rows, checkpoints, notices, warnings and failures (with traceback) to a text file.
 
     No line is ever removed. A resumed run adds a line that records this, and the lines of repeated
     steps follow; for a log without repetitions see `JSONLLogger`.

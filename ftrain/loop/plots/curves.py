@@ -201,7 +201,7 @@ def _reach(logs: Sequence[RunLog], chosen: Sequence[str], x: Axis) -> tuple[floa
 
 
 def _splits(log: RunLog, metric: str) -> dict[str, Curve]:
-    """Return the curves by split, training first; `train_epoch` only if there is no `train`."""
+    """Return a metric's curves by split, training first; omit `train_epoch` if `train` exists."""
     found = splits_of(log, metric)
     if "train" in found:
         found.pop("train_epoch", None)

@@ -197,7 +197,7 @@ def _number(value: Any) -> float:
 
 
 def _names(logs: Sequence[RunLog]) -> list[str]:
-    """Return unique names of runs: as many last path components as distinguish them, else numbers."""
+    """Return unique names of runs: equal names get parent directories or, if these agree, a number."""
     given = [log.name for log in logs]
     folders = [
         [printable(part, one_line=True) for part in log.path.resolve().parent.parts] for log in logs

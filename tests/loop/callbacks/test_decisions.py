@@ -248,7 +248,7 @@ def test_ema_evaluation_evaluates_the_averaged_weights(where: str) -> None:
 
 
 def test_ema_evaluation_names_a_missing_average() -> None:
-    with pytest.raises(LookupError, match=r"[^.]\. Wrap the optimizer, optim.ema"):
+    with pytest.raises(LookupError, match=r"[^.]\. Wrap the optimizer: optim.ema"):
         fit(trainer(callbacks.EMAEvaluation()), epochs=1)
 
 

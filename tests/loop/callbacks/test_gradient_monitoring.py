@@ -107,7 +107,7 @@ def test_layer_that_is_not_finite_is_reported_again_only_after_it_recovered() ->
 
 
 def test_gradient_monitor_refuses_statistics_without_norms() -> None:
-    with pytest.raises(ValueError, match="expected 'norm' among them.*got \\('max',\\)"):
+    with pytest.raises(ValueError, match="expected a list with 'norm'.*got \\('max',\\)"):
         callbacks.GradientMonitor(statistics=("max",))
 
 
