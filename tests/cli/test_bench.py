@@ -59,7 +59,7 @@ def test_bench_passes_arguments_precisions_accumulations_and_swept_values_to_the
     assert "eager, batch_size=8, against batch_size=4" in capsys.readouterr().out
 
 
-def test_bench_measures_the_step_of_a_configuration_for_several_numbers_of_models(
+def test_bench_sweeps_the_number_of_models_and_the_batch_size_of_a_configuration(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["init"]) == 0

@@ -229,7 +229,7 @@ def test_dry_run_prints_requirements_without_training(
     assert not (project / "runs").exists()
 
 
-def test_dry_run_of_a_world_size_prints_the_traffic_of_one_rank(
+def test_dry_run_with_a_world_size_prints_the_traffic_of_one_rank(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["train", "config.yaml", "--dry-run", "--world-size", "16"]) == 0

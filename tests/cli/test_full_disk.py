@@ -17,7 +17,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> full_disk.Project:
 
 
 @pytest.mark.parametrize("size", [4 << 10, 16 << 10, 60 << 10])
-def test_run_on_a_small_disk_ends_with_one_sentence_and_can_be_resumed(
+def test_run_on_a_full_disk_prints_an_error_of_one_sentence_and_can_be_resumed(
     project: full_disk.Project, size: int
 ) -> None:
     if not full_disk.can_mount():
@@ -28,7 +28,7 @@ def test_run_on_a_small_disk_ends_with_one_sentence_and_can_be_resumed(
 
 
 @pytest.mark.parametrize("sticky", [True, False], ids=["and all after it", "alone"])
-def test_run_with_a_failing_write_ends_with_one_sentence_and_can_be_resumed(
+def test_run_whose_write_fails_prints_an_error_of_one_sentence_and_can_be_resumed(
     project: full_disk.Project, sticky: bool
 ) -> None:
     count = full_disk.count(project.configuration, project.new())
@@ -39,7 +39,7 @@ def test_run_with_a_failing_write_ends_with_one_sentence_and_can_be_resumed(
 
 
 @pytest.mark.parametrize("size", [100, 1500])
-def test_run_with_a_limit_of_file_sizes_ends_with_one_sentence_and_can_be_resumed(
+def test_run_beyond_a_file_size_limit_prints_an_error_of_one_sentence_and_can_be_resumed(
     project: full_disk.Project, size: int
 ) -> None:
     outcome, faults = project.with_limit(size)
@@ -47,7 +47,7 @@ def test_run_with_a_limit_of_file_sizes_ends_with_one_sentence_and_can_be_resume
     assert outcome.code
 
 
-def test_full_disk_campaign_detects_repeated_notes_tracebacks_and_leftover_files(
+def test_full_disk_checks_detect_repeated_notes_tracebacks_and_leftover_files(
     tmp_path: pathlib.Path,
 ) -> None:
     (tmp_path / ".draft-0").touch()

@@ -17,7 +17,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.mark.parametrize(("kind", "command"), spread(CHANGES, COMMANDS, 4))
-def test_command_on_a_hostile_file_ends_in_time_and_touches_nothing_else(
+def test_command_on_a_hostile_file_ends_in_time_and_changes_no_other_file(
     base: pathlib.Path, tmp_path: pathlib.Path, command: str, kind: str
 ) -> None:
     """Each pair of command and kind is tested on one file; `python -m tests.cli.hostile` draws more."""

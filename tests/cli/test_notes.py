@@ -40,7 +40,7 @@ def project(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.
     return tmp_path
 
 
-def test_note_names_the_line_of_user_code_and_the_package_of_other_code() -> None:
+def test_printed_warning_names_the_line_of_user_code_or_the_package_of_other_code() -> None:
     with notes():
         pass
     ours = shown("no gradient", CallbackWarning, "/anywhere/x.py", 3)
@@ -148,7 +148,7 @@ def test_each_note_on_the_terminal_is_in_the_log_of_the_run(project: pathlib.Pat
         assert f"  {note}\n" in log, note
 
 
-def test_longer_resume_warns_that_its_schedule_is_stretched(
+def test_resuming_with_more_epochs_warns_that_the_schedule_is_stretched(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["train", "pets.yaml"]) == 0

@@ -34,7 +34,7 @@ def called(folder: pathlib.Path, *arguments: str, shell: str) -> subprocess.Comp
 
 
 @pytest.mark.parametrize("shell", [">&-", "<&- >&- 2>&-", "> /dev/full 2> /dev/full"])
-def test_completed_run_exits_with_0_whatever_its_output_is(
+def test_completed_run_exits_with_0_even_if_its_output_is_closed_or_on_a_full_disk(
     tmp_path: pathlib.Path, shell: str
 ) -> None:
     (tmp_path / "run.yaml").write_text(CONFIG)
@@ -48,7 +48,9 @@ def test_completed_run_exits_with_0_whatever_its_output_is(
     assert (tmp_path / "runs/run/metrics.jsonl").read_text().startswith('{"step": ')
 
 
-def test_command_that_only_prints_reports_a_full_output(tmp_path: pathlib.Path) -> None:
+def test_command_that_only_prints_fails_if_its_output_is_on_a_full_disk(
+    tmp_path: pathlib.Path,
+) -> None:
     ended = called(tmp_path, "config", shell="> /dev/full")
     assert ended.returncode == 1
     assert ended.stderr == "ftrain config: standard output: No space left on device\n"
@@ -59,6 +61,6 @@ def test_command_that_only_prints_reports_a_full_output(tmp_path: pathlib.Path) 
     assert ended.returncode == 2
 
 
-def test_help_with_a_full_output_fails_without_a_traceback(tmp_path: pathlib.Path) -> None:
+def test_help_with_its_output_on_a_full_disk_prints_no_traceback(tmp_path: pathlib.Path) -> None:
     ended = called(tmp_path, "--help", shell="> /dev/full")
     assert (ended.returncode, ended.stderr) == (0, "")

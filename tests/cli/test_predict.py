@@ -119,7 +119,7 @@ def test_predicted_classes_have_names_and_probabilities(
     assert all((float(row["p(y)"]) > 0.5) == (row["sold"] == "y") for row in found)
 
 
-def test_predict_with_out_writes_the_printed_table_to_a_file(
+def test_predict_option_out_writes_the_printed_table_to_a_file(
     project: pathlib.Path, tmp_path: pathlib.Path, capsys: Captured
 ) -> None:
     run = [f"{project}/price", "data.path=new.csv"]
@@ -132,7 +132,7 @@ def test_predict_with_out_writes_the_printed_table_to_a_file(
     assert "--out no/where.csv: cannot be written to: No such file" in capsys.readouterr().err
 
 
-def test_predict_refuses_rows_and_runs_that_do_not_match(
+def test_predict_refuses_rows_that_differ_from_the_table_of_the_run(
     project: pathlib.Path, tmp_path: pathlib.Path, capsys: Captured
 ) -> None:
     def refused(*arguments: str) -> str:

@@ -130,7 +130,7 @@ def test_error_for_missing_arguments_lists_no_optional_ones(capsys: Captured) ->
         ("model.hidden=wide", r"expected a list, got 'wide'. Change the value.$"),
     ],
 )
-def test_error_for_a_value_in_another_form_suggests_the_expected_form(
+def test_error_for_a_decimal_comma_or_a_missing_list_suggests_the_correct_value(
     override: str, says: str, flowers: pathlib.Path, capsys: Captured
 ) -> None:
     said = error_of(capsys, "train", "flowers.yaml", override, "output_dir=runs/b")

@@ -144,7 +144,9 @@ def test_predict_and_sample_continue_a_text_character_by_character(
     assert "temperature: expected a number of at least 0" in capsys.readouterr().err
 
 
-def test_sample_refuses_a_run_on_other_data(folder: pathlib.Path, capsys: Captured) -> None:
+def test_sample_refuses_a_run_that_was_not_trained_on_a_text(
+    folder: pathlib.Path, capsys: Captured
+) -> None:
     x = np.zeros((8, 3), np.float32)
     np.savez(folder / "train.npz", x=x, y=np.zeros(8, np.int64))
     train(folder, "arrays", ARRAYS, capsys)

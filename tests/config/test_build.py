@@ -277,7 +277,7 @@ def test_csv_data_with_a_target_of_words_has_classes(tmp_path: pathlib.Path) -> 
     assert parts.train.dataset["y"].dtype == torch.int64
 
 
-def test_csv_data_with_a_target_of_numbers_has_numbers(tmp_path: pathlib.Path) -> None:
+def test_csv_data_with_a_target_of_numbers_has_a_regression_target(tmp_path: pathlib.Path) -> None:
     table(tmp_path)
     data = {"name": "csv", "path": "pets.csv", "target": "price", "standardize": False}
     parts = built(
@@ -360,7 +360,7 @@ def test_array_files_are_read_and_split_into_training_and_held_out_rows(
     )
 
 
-def test_data_seed_changes_the_order_of_the_samples_alone() -> None:
+def test_data_seed_changes_only_the_order_of_the_samples() -> None:
     first, other, same = (built(*changes) for changes in ([], ["data_seed=1"], ["data_seed=0"]))
     batches = [next(iter(each.train))["x"] for each in (first, other, same)]
     assert torch.equal(batches[0], batches[2])

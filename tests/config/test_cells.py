@@ -16,7 +16,7 @@ from tests.config.test_fitted import as_json, write
 
 
 @pytest.mark.parametrize(("missing", "shown"), [(0, 0.0), (-1.5, -1.5)])
-def test_empty_cell_is_refused_or_replaced_by_the_option_missing(
+def test_empty_cell_is_refused_unless_a_fill_value_is_given(
     missing: float, shown: float, tmp_path: pathlib.Path
 ) -> None:
     write(tmp_path / "t.csv", ["a", "y"], [("1", "2"), ("", "3"), ("4", "5"), ("6", "7")])
@@ -121,7 +121,7 @@ def test_column_with_mostly_words_has_a_class_for_each_distinct_cell(
     assert meant.facts["names"] == ["38", "40", "L"]
 
 
-def test_option_missing_nan_keeps_empty_cells_as_nan_and_scales_the_other_cells(
+def test_fill_value_nan_keeps_empty_cells_as_nan_and_scales_the_other_cells(
     tmp_path: pathlib.Path,
 ) -> None:
     table = write(tmp_path / "t.csv", ["a", "y"], [("1", "2"), ("", "3"), ("3", "5")])
@@ -131,7 +131,7 @@ def test_option_missing_nan_keeps_empty_cells_as_nan_and_scales_the_other_cells(
 
 
 @pytest.mark.parametrize("standardize", [True, False])
-def test_option_missing_mean_fills_empty_cells_with_the_mean_of_the_training_rows(
+def test_fill_value_mean_fills_empty_cells_with_the_mean_of_the_training_rows(
     standardize: bool, tmp_path: pathlib.Path
 ) -> None:
     rows = [("1", "red", "2"), ("NA", "red", "3"), ("4", "blue", "5"), ("7", "red", "7")]

@@ -73,7 +73,7 @@ def said(capsys: Captured, *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def test_code_of_ones_own_run_and_of_its_copies_runs_without_a_note(
+def test_code_named_by_a_run_of_the_same_user_runs_without_a_note(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     for arguments in ON_RUNS[:2]:
@@ -83,7 +83,7 @@ def test_code_of_ones_own_run_and_of_its_copies_runs_without_a_note(
     assert "note" not in said(capsys, "train", "own.yaml", "--dry-run")
 
 
-def test_run_of_somebody_else_is_named_with_its_code_before_the_code_runs(
+def test_note_names_another_users_run_and_its_code_before_the_code_runs(
     folder: pathlib.Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def line(reason: str) -> None:
@@ -111,7 +111,7 @@ def test_run_of_somebody_else_is_named_with_its_code_before_the_code_runs(
 
 
 @pytest.mark.parametrize("arguments", ON_RUNS, ids=lambda arguments: arguments[0])
-def test_option_no_code_refuses_every_name_of_code_and_runs_no_code(
+def test_option_no_code_refuses_each_key_that_names_code_and_runs_none(
     folder: pathlib.Path, capsys: Captured, arguments: list[str]
 ) -> None:
     (folder / "x.csv").write_text("a\n1\n")
@@ -134,7 +134,7 @@ def test_option_no_code_refuses_every_name_of_code_and_runs_no_code(
     assert "antigravity" not in sys.modules
 
 
-def test_run_of_built_in_names_runs_with_no_code_and_prints_no_note(
+def test_option_no_code_accepts_a_run_that_uses_only_built_in_names(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["train", "built_in.yaml", "output_dir=plain", "--no-code"]) == 0
@@ -147,7 +147,7 @@ def test_run_of_built_in_names_runs_with_no_code_and_prints_no_note(
     assert load_run("plain", code=False).config.model.name == "mlp"
 
 
-def test_option_code_false_refuses_user_code_in_python_calls_and_in_a_teachers_run(
+def test_load_with_code_false_refuses_user_code_also_in_the_run_of_a_teacher(
     folder: pathlib.Path,
 ) -> None:
     with pytest.raises(ConfigError, match=r"model.name: expected a built-in name"):

@@ -43,7 +43,7 @@ class Writer:
 
 
 @pytest.mark.parametrize("which", ["best", "latest"])
-def test_load_run_reads_the_newest_checkpoint_if_its_choice_was_deleted(
+def test_load_run_reads_the_newest_checkpoint_if_the_chosen_one_was_deleted(
     folder: pathlib.Path, which: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before loads were repeated, 227 of 559 failed beside a writer that keeps one checkpoint."""
@@ -55,7 +55,7 @@ def test_load_run_reads_the_newest_checkpoint_if_its_choice_was_deleted(
     assert all(bool((x == 3).all()) for x in run.state.params.values())
 
 
-def test_eval_reads_the_newest_checkpoint_if_its_choice_was_deleted(
+def test_eval_reads_the_newest_checkpoint_if_the_chosen_one_was_deleted(
     folder: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_checkpoints.checkpoints, "load", Writer(folder, 2))

@@ -23,7 +23,7 @@ def cities(folder: pathlib.Path, cells: list[str]) -> pathlib.Path:
 
 
 @pytest.mark.parametrize("marker", MARKERS)
-def test_error_for_each_marker_of_a_missing_word_has_a_remedy_that_works(
+def test_missing_cell_in_a_column_of_words_is_refused_unless_missing_word_is_set(
     marker: str, tmp_path: pathlib.Path
 ) -> None:
     table = cities(tmp_path, ["Oslo", "Rome", marker, "Oslo"])
@@ -39,12 +39,12 @@ def test_error_for_each_marker_of_a_missing_word_has_a_remedy_that_works(
     assert found.train["x"].argmax(1).tolist() == [0, 1, 1, 0]
 
 
-def test_cell_none_in_a_column_of_words_is_a_word(tmp_path: pathlib.Path) -> None:
+def test_cell_text_none_in_a_column_of_words_is_not_a_missing_value(tmp_path: pathlib.Path) -> None:
     table = cities(tmp_path, ["none", "attached", "none"])
     assert sources.csv(table, "y", table).facts["columns"] == ["city=attached", "city=none"]
 
 
-def test_missing_words_of_later_files_are_replaced_or_ignored_as_in_training(
+def test_missing_cells_of_a_later_file_are_replaced_as_in_training_or_ignored(
     tmp_path: pathlib.Path,
 ) -> None:
     table = cities(tmp_path, ["Oslo", "", "Rome"])
@@ -60,7 +60,7 @@ def test_missing_words_of_later_files_are_replaced_or_ignored_as_in_training(
         sources.csv_inputs(later, "y", fitted=fitted)
 
 
-def test_marker_that_an_earlier_run_fitted_as_a_category_stays_a_category(
+def test_cell_text_na_stays_a_category_if_an_earlier_run_fitted_it_as_one(
     tmp_path: pathlib.Path,
 ) -> None:
     table = cities(tmp_path, ["Oslo", "unknown", "Rome"])
@@ -70,7 +70,7 @@ def test_marker_that_an_earlier_run_fitted_as_a_category_stays_a_category(
     assert x.argmax(1).tolist() == [2, 0]
 
 
-def test_marker_in_a_target_of_words_is_a_class_only_if_classes_is_true(
+def test_cell_text_na_in_a_target_column_is_a_class_only_if_classes_is_true(
     tmp_path: pathlib.Path,
 ) -> None:
     rows = [("1", "yes"), ("2", "NA"), ("3", "no")]
@@ -85,7 +85,7 @@ def test_marker_in_a_target_of_words_is_a_class_only_if_classes_is_true(
             sources.csv(empty, "y", empty, classes=classes)
 
 
-def test_blank_missing_word_is_refused(tmp_path: pathlib.Path) -> None:
+def test_option_missing_word_refuses_a_blank(tmp_path: pathlib.Path) -> None:
     table = cities(tmp_path, ["Oslo", "", "Rome"])
     with pytest.raises(ValueError, match="missing_word: expected a word, got ' '"):
         sources.csv(table, "y", table, missing_word=" ")
@@ -133,7 +133,9 @@ def test_one_error_names_the_problems_of_all_columns(tmp_path: pathlib.Path) -> 
     ]
 
 
-def test_one_error_names_the_problems_of_all_columns_of_data_csv(tmp_path: pathlib.Path) -> None:
+def test_function_data_csv_raises_one_error_for_the_problems_of_all_columns(
+    tmp_path: pathlib.Path,
+) -> None:
     table = write(tmp_path / "t.csv", ["a", "b", "c"], [("1", "", "x")])
     with pytest.raises(DataError, match="(?s)column 'b': .*\n.*column 'c': "):
         data.csv(table)
@@ -143,7 +145,7 @@ def test_one_error_names_the_problems_of_all_columns_of_data_csv(tmp_path: pathl
 
 @pytest.mark.parametrize(("cell", "decimal", "other"), [("-0,{}4", ".", ","), ("0.{}4", ",", ".")])
 @pytest.mark.parametrize("rows", [12, 150])
-def test_numbers_with_the_other_decimal_separator_are_refused_as_categories(
+def test_numbers_with_another_decimal_separator_raise_instead_of_becoming_categories(
     cell: str, decimal: Any, other: Any, rows: int, tmp_path: pathlib.Path
 ) -> None:
     cells = [cell.format(row) for row in range(rows)]

@@ -69,7 +69,9 @@ def test_saved_configuration_repeats_the_run_bit_for_bit(project: pathlib.Path) 
     assert tensors(first) != tensors(third)
 
 
-def test_retraining_a_saved_configuration_keeps_its_bytes(project: pathlib.Path) -> None:
+def test_retraining_from_a_saved_configuration_leaves_the_file_unchanged(
+    project: pathlib.Path,
+) -> None:
     folder = run(project, "run")
     before = (folder / "config.yaml").read_bytes()
     train(load(folder / "config.yaml"), overwrite=True)

@@ -45,7 +45,9 @@ def test_errors_about_a_whole_table_name_its_file(tmp_path: pathlib.Path) -> Non
         sources.csv(table, "y", large, standardize=False)
 
 
-def test_words_unknown_from_training_are_refused_or_have_no_feature(tmp_path: pathlib.Path) -> None:
+def test_words_absent_from_training_rows_are_refused_or_get_no_feature(
+    tmp_path: pathlib.Path,
+) -> None:
     table = write(tmp_path / "t.csv", ["kind", "y"], [("cat", "a"), ("dog", "b")] * 3)
     fitted = as_json(sources.csv(table, "y", table).fitted)
     other = write(tmp_path / "o.csv", ["kind", "y"], [("cow", "a"), ("dog", "b")])
@@ -97,7 +99,7 @@ def test_cell_that_is_not_a_date_is_refused(tmp_path: pathlib.Path, cell: str) -
         sources.csv(table, "y", table, dates=["when"])
 
 
-def test_missing_dates_are_filled_as_numbers_are(tmp_path: pathlib.Path) -> None:
+def test_missing_dates_are_filled_like_missing_numbers(tmp_path: pathlib.Path) -> None:
     rows = [("1970-01-03", "1"), ("", "2"), ("1970-01-05", "3")]
     table = write(tmp_path / "t.csv", ["when", "y"], rows)
     with pytest.raises(DataError, match="line 3, column 'when': expected a date .* set `missing`"):
@@ -121,7 +123,7 @@ def test_option_dates_refuses_columns_that_are_not_features(tmp_path: pathlib.Pa
         sources.csv(many, "y", many)
 
 
-def test_run_on_a_table_of_another_country_trains_evaluates_and_predicts(
+def test_run_on_a_table_with_semicolons_and_decimal_commas_trains_evaluates_and_predicts(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Semicolons, decimal commas, Latin-1, dates, a row number, and class numbers as `1,0`."""

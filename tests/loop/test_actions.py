@@ -45,7 +45,7 @@ def test_the_replace_action_requires_a_state_of_the_same_structure() -> None:
         fit(Requests.once(Replace({"w": torch.zeros(1)})), max_steps=1)
 
 
-def test_the_replace_action_trains_the_same_bits_with_and_without_donation() -> None:
+def test_the_replace_action_gives_bitwise_equal_weights_with_and_without_donation() -> None:
     def halved(event: Any) -> Any:
         params = tree.map(lambda p: 0.5 * p, event.state.params)
         return Replace(event.state.replace(params=params))

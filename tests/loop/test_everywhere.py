@@ -48,7 +48,7 @@ def test_a_signal_at_any_line_does_not_change_the_resumed_run(
     assert list(everywhere.differences(chosen, expected, tmp_path, number)) == []
 
 
-def test_signal_campaign_detects_a_resume_that_forgets_metrics(
+def test_signal_checks_detect_a_resume_that_loses_metrics(
     uninterrupted: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, places = uninterrupted

@@ -206,7 +206,7 @@ def test_a_failing_count_samples_function_keeps_the_state_before_the_step(tmp_pa
 
 
 @pytest.mark.parametrize("method", ["on_compile_begin", "on_compile_end"])
-def test_a_callback_that_fails_when_the_step_is_compiled_loses_no_step(
+def test_a_run_loses_no_step_if_a_callback_fails_during_compilation(
     method: str, tmp_path: Any
 ) -> None:
     """Compilation ends after the first step, which must not be repeated."""

@@ -37,7 +37,7 @@ class Logs:
     ],
     ids=lambda options: "-".join(options),
 )
-def test_trainer_options_do_not_change_the_trained_bits(
+def test_trainer_options_leave_the_trained_weights_bitwise_equal(
     options: dict[str, Any], tmp_path: Any
 ) -> None:
     options = {**options, "store": tmp_path} if options.get("store") else dict(options)
@@ -45,18 +45,18 @@ def test_trainer_options_do_not_change_the_trained_bits(
     assert digest(fit(trainer(*callbacks, **options), epochs=2)) == PLAIN
 
 
-def test_evaluation_does_not_change_the_trained_bits() -> None:
+def test_evaluation_leaves_the_trained_weights_bitwise_equal() -> None:
     result = trainer().fit(STEPS.init_state(0), train_data(), epochs=2)
     assert digest(result) == PLAIN
 
 
-def test_events_generator_trains_the_same_bits_as_fit() -> None:
+def test_events_generator_and_fit_train_bitwise_equal_weights() -> None:
     events = trainer().events(STEPS.init_state(0), train_data(), epochs=2)
     *_, last = events
     assert tree.digest(last.state) == PLAIN
 
 
-def test_fit_trains_the_same_bits_as_a_hand_written_loop() -> None:
+def test_fit_and_a_hand_written_loop_train_bitwise_equal_weights() -> None:
     state, loader = STEPS.init_state(0), train_data()
     for batch, _ in loader.batches(epochs=2):
         state, _ = STEPS.train_step(state, batch)

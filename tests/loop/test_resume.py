@@ -189,7 +189,7 @@ def test_fit_refuses_a_store_that_contains_another_run(tmp_path: pathlib.Path) -
     trainer(store=store).fit(state, train_data(), epochs=2, resume=True)
 
 
-def test_a_checkpoint_with_the_former_action_name_note_loads_as_notify() -> None:
+def test_an_action_named_note_in_an_old_checkpoint_loads_as_notify() -> None:
     content = {**LoopState(None).metadata(), "todo": [["Note", {"message": "step 5"}]]}
     assert LoopState.from_metadata(None, content).pending == (Notify("step 5"),)
 

@@ -107,7 +107,9 @@ def test_log_of_a_killed_run_is_unlocked(tmp_path: Path) -> None:
     assert ".metrics.jsonl.lock" not in files(tmp_path)
 
 
-def test_configured_run_is_refused_beside_a_python_program(tmp_path: Path) -> None:
+def test_configured_run_is_refused_while_a_python_program_writes_to_its_logs(
+    tmp_path: Path,
+) -> None:
     """`--overwrite` would delete the log of the running program."""
     config = load(
         {"model": {"name": "mlp", "inputs": 64, "outputs": 10}, "data": "digits", "epochs": 1}
@@ -123,7 +125,9 @@ def test_configured_run_is_refused_beside_a_python_program(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("ends", ["error", "abandoned", "unread"])
-def test_log_is_unlocked_after_a_run_that_did_not_end(tmp_path: Path, ends: str) -> None:
+def test_log_is_unlocked_after_a_run_that_failed_or_was_abandoned(
+    tmp_path: Path, ends: str
+) -> None:
     log = callbacks.JSONLLogger(tmp_path / "metrics.jsonl")
     made = trainer(log, log_every=1)
     if ends == "error":
@@ -140,7 +144,7 @@ def test_log_is_unlocked_after_a_run_that_did_not_end(tmp_path: Path, ends: str)
     assert files(tmp_path).keys() == {"metrics.jsonl"}
 
 
-def test_forked_child_leaves_the_lock_of_its_parent(tmp_path: Path) -> None:
+def test_forked_child_does_not_release_the_lock_of_its_parent(tmp_path: Path) -> None:
     locks = LogLocks()
     locks.acquire([tmp_path / "metrics.jsonl"])
     child = os.fork()
@@ -154,7 +158,7 @@ def test_forked_child_leaves_the_lock_of_its_parent(tmp_path: Path) -> None:
     assert not files(tmp_path)
 
 
-def test_lock_deleted_by_its_last_holder_is_taken_again(
+def test_lock_is_acquired_if_its_last_holder_deletes_the_file_meanwhile(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The holder deletes the file between the opening and the locking of the next one."""

@@ -171,7 +171,7 @@ def test_console_rows_fit_the_width_of_the_terminal(monkeypatch: pytest.MonkeyPa
         assert columns == 20 or len(line) <= columns
 
 
-def test_console_prints_notices_and_resumes(tmp_path: pathlib.Path) -> None:
+def test_console_prints_notices_and_the_step_at_which_a_run_resumes(tmp_path: pathlib.Path) -> None:
     def out_of_memory(state: Any, batch: Any) -> Any:
         if len(batch["y"] if isinstance(batch, dict) else batch.batches[0]["y"]) > 4:
             raise torch.OutOfMemoryError("told so")
@@ -284,7 +284,9 @@ def test_compilation_is_announced_before_and_after_the_first_call(tmp_path: path
     assert "compil" not in stream.getvalue()
 
 
-def test_profiler_writes_its_trace_if_the_run_ends_first(tmp_path: pathlib.Path) -> None:
+def test_profiler_writes_its_trace_if_the_run_ends_before_the_last_traced_step(
+    tmp_path: pathlib.Path,
+) -> None:
     profiler = callbacks.Profiler(tmp_path, start=6, steps=100, memory=True)
     fit(trainer(profiler, callbacks.PhaseTimes()), epochs=1)
     assert "aten::addmm" in (tmp_path / "trace-step-7.json").read_text()

@@ -165,7 +165,7 @@ def test_ensembles_have_a_histogram_for_each_member(
 @pytest.mark.parametrize(
     ("edges", "message"), [(None, "got none. Make the steps"), ((0.0,), "with 8 edges, got 1")]
 )
-def test_gradient_histograms_refuses_steps_with_other_histograms(
+def test_gradient_histograms_refuses_steps_without_the_same_histogram_edges(
     edges: Any,
     message: str,
     calls: Calls,  # noqa: F811
@@ -200,7 +200,7 @@ def test_histograms_have_no_columns_in_the_log() -> None:
     assert not any("histogram" in name for name in result.train.values())
 
 
-def test_steps_of_a_configuration_compute_the_statistics_of_its_gradient_callbacks(
+def test_configured_steps_compute_the_statistics_that_gradient_callbacks_need(
     calls: Calls,  # noqa: F811
     tmp_path: pathlib.Path,
 ) -> None:

@@ -34,7 +34,7 @@ class Counter:
 @pytest.mark.parametrize(
     ("idle_until", "calls"), [(None, N_STEPS), (0.0, N_STEPS), (math.inf, 0), (3600.0, 0)]
 )
-def test_an_idle_callback_is_called_for_no_step_before_its_time(
+def test_a_callback_is_not_called_for_steps_before_its_idle_until_time(
     idle_until: float | None, calls: int
 ) -> None:
     counter = Counter("counter", idle_until)
@@ -48,7 +48,7 @@ def test_callbacks_that_are_not_idle_are_called_for_every_step() -> None:
     assert busy.calls == N_STEPS
 
 
-def test_a_run_yields_every_step_to_the_consumer_of_its_events_beside_idle_callbacks() -> None:
+def test_events_generator_yields_every_step_while_callbacks_are_idle() -> None:
     events = trainer(Counter("idle", math.inf)).events(
         STEPS.init_state(0), train_data(), epochs=1, kinds=(BatchEnd,)
     )
@@ -72,7 +72,7 @@ class Rising:
         return None, ()
 
 
-def test_a_callback_is_called_again_after_its_time() -> None:
+def test_a_callback_is_called_for_steps_after_its_idle_until_time() -> None:
     rising = Rising()
     trainer(rising).fit(STEPS.init_state(0), train_data(), epochs=1)
     assert len(rising.seconds) == 1 + N_STEPS

@@ -43,7 +43,7 @@ def test_digest_rows_contain_the_digests_of_state_and_batch_at_every_nth_step(
     assert len(rows[1]["rows"][""]) == 4
 
 
-def test_resumed_run_repeats_and_loses_no_digest_row(tmp_path: pathlib.Path) -> None:
+def test_resumed_run_neither_repeats_nor_loses_a_digest_row(tmp_path: pathlib.Path) -> None:
     whole = fit(tmp_path / "whole")
     fit(tmp_path / "parts", max_steps=5)
     parts = fit(tmp_path / "parts", resume=True)

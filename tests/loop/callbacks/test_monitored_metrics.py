@@ -128,7 +128,7 @@ def test_a_metric_whose_value_reads_tensors_on_the_host_can_be_monitored() -> No
     assert found.eval.metrics["read"] == pytest.approx(float(rows(seed=1)["x"].sum()), rel=1e-5)
 
 
-def test_checking_a_monitored_name_does_not_read_from_one_pass_data() -> None:
+def test_checking_a_monitored_name_does_not_consume_single_pass_data() -> None:
     looked = []
 
     def batches(epoch: int) -> Any:

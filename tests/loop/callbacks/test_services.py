@@ -174,7 +174,7 @@ def test_tensorboard_shows_the_hyperparameters_beside_the_last_metrics(calls: Ca
 
 
 @pytest.mark.parametrize("written", [{}, {"folder": "${run}/tb"}, {"folder": "tb-${name}"}])
-def test_tensorboard_logger_by_name_gets_folder_and_configuration_of_the_run(
+def test_configured_tensorboard_logger_gets_folder_and_configuration_of_the_run(
     calls: Calls, tmp_path: pathlib.Path, written: dict[str, str]
 ) -> None:
     run = tmp_path / "first"
@@ -187,7 +187,7 @@ def test_tensorboard_logger_by_name_gets_folder_and_configuration_of_the_run(
     assert values["model.name"] == "mlp"
 
 
-def test_service_loggers_by_name_get_the_name_and_configuration_of_the_run(
+def test_configured_service_loggers_get_the_name_and_configuration_of_the_run(
     calls: Calls, tmp_path: pathlib.Path
 ) -> None:
     train(configured(tmp_path / "first", "WandbLogger"))

@@ -54,7 +54,7 @@ def test_console_progress_and_text_log_escape_names_of_metrics(tmp_path: pathlib
     assert "\x1b" not in progress.getvalue()
 
 
-def test_console_that_cannot_be_written_warns_once_and_the_run_ends() -> None:
+def test_run_completes_with_one_warning_if_the_console_cannot_write() -> None:
     with pytest.warns(CallbackWarning) as found:
         fit([callbacks.ConsoleLogger(None, every=0, stream=Full())], epochs=4)
     assert len(found) == 1
