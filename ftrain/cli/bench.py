@@ -147,7 +147,7 @@ def _of_function(name: str, overrides: Sequence[str], swept: Sequence[str]) -> B
 
 
 def _values(options: argparse.Namespace) -> dict[str, list[Any]]:
-    """Return the values to sweep by key, from `--sweep`, `--precision` and `--accumulate`."""
+    """Return `{key: values to sweep}`, from `--sweep`, `--precision` and `--accumulate`."""
     sweeps = list(options.sweep)
     sweeps += [f"precision={options.precision}"] if options.precision else []
     sweeps += [f"accumulate={options.accumulate}"] if options.accumulate else []
@@ -223,7 +223,7 @@ def _written(path: pathlib.Path, report: BenchmarkReport) -> None:
 
 
 def _with_latency(one: Measurement, options: argparse.Namespace) -> Measurement:
-    """Return a measurement with first-call times in fresh processes, with empty and full caches."""
+    """Add to a measurement the times of first calls in fresh processes, with cold and warm caches."""
     if one.variant == "eager":
         return one
     command = [sys.executable, "-m", "ftrain", "bench", options.target, *options.overrides]

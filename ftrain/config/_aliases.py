@@ -149,7 +149,7 @@ _COMPONENTS = {
 
 
 def value_alias(key: str, value: object, choices: Iterable[str] = ()) -> str | None:
-    """Return the valid value of a key that resembles an invalid value most; `None` if none does.
+    """Return the valid value most similar to an invalid value of a key; `None` if none is similar.
 
     Args:
         key: the last part of the key, such as `precision`.
@@ -174,7 +174,7 @@ def value_alias(key: str, value: object, choices: Iterable[str] = ()) -> str | N
 
 
 def component_alias(kind: str, name: str, names: Iterable[str]) -> str | None:
-    """Return the registered component that resembles an unknown name most; `None` if none does.
+    """Return the registered component most similar to an unknown name; `None` if none is similar.
 
     Example:
         >>> component_alias("loss", "BCEWithLogitsLoss", ["binary_cross_entropy", "mse"])

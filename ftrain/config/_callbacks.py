@@ -72,7 +72,7 @@ def unknown_metric(parts: Parts, error: UnknownMetricError) -> ConfigError | Non
 
 
 def _watched(parts: Parts) -> list[tuple[str, str]]:
-    """Return `(section, metric)` for the sections `checkpoint` and `early_stopping`, if used."""
+    """Return `(section, metric)` for each section that monitors one: `checkpoint`, `early_stopping`."""
     config = parts.config
     found = [("checkpoint", config.checkpoint.monitor)] if _keeps_best(parts) else []
     if config.early_stopping is not None:

@@ -127,7 +127,7 @@ class Parts:
         return self.taught(made_steps)
 
     def init_state(self) -> TrainState:
-        """Return the initial training state; its bits do not depend on the device."""
+        """Return the initial training state, which is bitwise equal on every device."""
         state = self.steps.init_state(self.config.seed)
         moved: TrainState = tree.map(lambda leaf: leaf.to(self.device), state)
         return moved

@@ -177,7 +177,7 @@ class Distributed(_Section):
 
 
 class Config(_Section):
-    """A training run: all settings that determine its bits, and its output directory.
+    """A training run: all settings that determine its result, and its output directory.
 
     Built by `load`; frozen. Two runs of one resolved configuration on one machine end with the
     same bytes.

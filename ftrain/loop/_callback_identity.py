@@ -167,8 +167,8 @@ def _matched_group(
         listed = ", ".join(f"callback.name = {key!r}" for key in theirs)
         states = "1 state" if len(theirs) == 1 else f"{len(theirs)} states"
         raise ValueError(
-            f"callbacks: expected arguments that show which of the {len(ours)} callbacks named {name!r} "
-            f"each state in the checkpoint belongs to, got {states} without a match. "
+            f"callbacks: expected arguments that match each of the {len(ours)} callbacks named {name!r} "
+            f"to its state in the checkpoint, got {states} without a match. "
             "Name the callbacks that the saved run had, in their original order "
             f"({listed}), and give each new callback another name."
         )

@@ -37,7 +37,7 @@ class Evaluated(NamedTuple):
 
 
 class OneRank:
-    """Single process of a run: every decision is its own. `ManyRanks` overrides the methods.
+    """Coordination of a run with one process; `ManyRanks` overrides the methods for several processes.
 
     Attributes:
         is_main: True if this rank writes the checkpoints and loads the data of the run's directory.
@@ -61,7 +61,7 @@ class OneRank:
         return value
 
     def counting(self, count_samples: CountSamples) -> CountSamples:
-        """Return a `count_samples` that counts the samples of a batch on all ranks together."""
+        """Return a function that counts the samples of a batch on all ranks together."""
         return count_samples
 
     def shares_rows(self, data: Any) -> bool:

@@ -35,7 +35,7 @@ def status_of(plan: Plan, state: LoopState, signal: int | None) -> Status | None
 
 
 def epoch_result(state: LoopState, clock: Clock, *, whole: bool) -> EpochResult:
-    """Return the result of the current epoch so far, for a state from `read_metrics`.
+    """Return the metrics of the current epoch so far, from a state whose metrics have been read.
 
     Args:
         state: the state.

@@ -12,7 +12,7 @@ __all__ = ["check_mesh", "ranks_of"]
 
 
 def check_mesh(mesh: Any) -> None:
-    """Raise if the program runs on several ranks and the trainer was given no mesh of them.
+    """Raise if the program runs on several ranks, but the trainer has no mesh.
 
     Raises:
         ValueError: there are several ranks and no mesh, so that every rank would write the same files.

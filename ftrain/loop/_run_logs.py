@@ -34,7 +34,7 @@ class RunLogs:
 
     @contextlib.contextmanager
     def reserved(self, store: Store | None, ranks: OneRank) -> Iterator[None]:
-        """Lock the store and the logs before a run is prepared; unlock them if the block raises.
+        """Lock the store and the logs before a run is prepared; unlock them if the `with` block raises.
 
         Loggers truncate their files at the first event, so this comes before any file is read.
 

@@ -152,7 +152,7 @@ def test_invalid_bench_command_exits_with_2_and_a_message(
     assert "Traceback" not in captured.err
 
 
-def test_bench_refuses_to_sweep_a_setting_of_the_whole_process(capsys: Captured) -> None:
+def test_bench_refuses_to_sweep_a_process_wide_setting(capsys: Captured) -> None:
     assert main(["init"]) == 0
     assert bench("config.yaml", "--sweep", "threads=1,2") == 2
     assert "--sweep: threads: expected a key of which several values" in capsys.readouterr().err

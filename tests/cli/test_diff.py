@@ -122,7 +122,7 @@ def test_diff_of_digests_at_every_fourth_step_reports_a_range_of_steps(
     assert "first difference after step 4 and up to step 8 (log_digests=1 finds the step): " in said
 
 
-def test_diff_finds_a_swapped_sample_and_a_library_version_in_the_log(
+def test_diff_finds_a_swapped_sample_and_a_changed_library_version_in_the_log(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     train("a")

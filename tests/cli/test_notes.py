@@ -70,7 +70,7 @@ def test_notes_print_a_remedy_of_several_lines_once(capsys: Captured) -> None:
     assert capsys.readouterr().err == f"{first}note: compiled again (program 3)\n"
 
 
-def test_notes_obey_the_filters_of_warnings(capsys: Captured) -> None:
+def test_notes_obey_the_filters_of_python_warnings(capsys: Captured) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", LoopWarning)
         with notes(), pytest.raises(LoopWarning):

@@ -190,7 +190,7 @@ def test_code_named_on_the_command_line_runs_without_a_note(
 @pytest.mark.parametrize(
     "text", ["a\u202eb", "\ufeff\u2066x", "\x1b[2J", "a\tb\nc", "\x85", "\\u202e", "é→👩"]
 )
-def test_printed_configuration_has_no_control_characters_and_means_the_same(text: str) -> None:
+def test_printed_configuration_has_no_control_characters_and_is_read_back_equal(text: str) -> None:
     content = {"model": {"name": "mlp", text: text, "list": [text]}, "data": "digits", "epochs": 1}
     printed = dump(load(content))
     assert printable(printed) == printed

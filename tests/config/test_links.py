@@ -58,7 +58,7 @@ def test_run_keeps_the_files_that_links_in_its_directory_point_to(
     assert content(outside) == before
 
 
-def test_resuming_a_run_keeps_its_hard_linked_copy(folder: pathlib.Path) -> None:
+def test_resuming_a_run_does_not_change_its_hard_linked_copy(folder: pathlib.Path) -> None:
     copy = folder.parent / "copy"
     subprocess.run(["cp", "-al", folder, copy], check=True)
     before = content(copy)

@@ -150,7 +150,7 @@ def test_resume_refuses_a_checkpoint_that_no_trainer_saved(tmp_path: pathlib.Pat
 
 
 @pytest.mark.parametrize("options", [*OPTIONS, {"eval_every": 4, "save_every": 7}])
-def test_trained_bytes_do_not_depend_on_when_checkpoints_are_saved(
+def test_trained_weights_do_not_depend_on_when_checkpoints_are_saved(
     options: dict[str, Any], tmp_path: pathlib.Path
 ) -> None:
     """With time-based checkpoints, the clock chooses the steps, including the last one."""

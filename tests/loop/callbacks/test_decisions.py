@@ -247,7 +247,7 @@ def test_ema_evaluation_evaluates_the_averaged_weights(where: str) -> None:
     assert found.metrics != result.eval.metrics  # type: ignore[union-attr]
 
 
-def test_ema_evaluation_names_a_missing_average() -> None:
+def test_ema_evaluation_without_averaged_weights_raises_with_the_remedy() -> None:
     with pytest.raises(LookupError, match=r"[^.]\. Wrap the optimizer: optim.ema"):
         fit(trainer(callbacks.EMAEvaluation()), epochs=1)
 

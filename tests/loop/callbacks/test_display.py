@@ -208,7 +208,7 @@ def test_image_grid_text_and_curves_callbacks_write_their_files(tmp_path: pathli
 
 
 @pytest.mark.parametrize("first", [True, False])
-def test_curves_draws_all_rows_at_any_position_among_callbacks(
+def test_curves_callback_draws_all_rows_at_any_position_in_the_callback_list(
     first: bool, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import json
