@@ -1,4 +1,4 @@
-"""Command-line option `--no-code`, which refuses a configuration that names the user's code."""
+"""Command-line option `--no-code`, which refuses a configuration that names user code."""
 
 from __future__ import annotations
 

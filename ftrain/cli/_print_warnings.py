@@ -1,4 +1,4 @@
-"""Warnings of a command, printed as `note: ...` without their class and their line in ftrain.
+"""Warnings of a command, printed as `note: ...` without class names and source lines of ftrain.
 
 Only the command line prints notes. A Python program receives warnings through Python's `warnings`, and
 can filter them, record them and turn them into errors. Python's option `-W` and `PYTHONWARNINGS` filter

@@ -56,7 +56,7 @@ def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> 
 
 
 def train_command(config: Config, *arguments: str) -> str:
-    """Return an `ftrain train` command; if the output directory holds a run, add an unused one."""
+    """Return an `ftrain train` command with an output directory that holds no run."""
     folder, more = config.folder, []
     if holds_a_run(folder) and not config.versions:
         names = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))

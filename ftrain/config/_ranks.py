@@ -111,7 +111,7 @@ def over_ranks(config: Config, steps: Steps, mesh: Any) -> Steps:
 
 
 def row_ranks(config: Config, mesh: Any) -> tuple[int, int]:
-    """Return this rank's index among the ranks that load different rows, and the number of those.
+    """Return this rank's index among the ranks that load different rows, and the number of such ranks.
 
     Raises:
         ConfigError: `distributed.mesh` does not suit the number of ranks.
@@ -183,7 +183,7 @@ def _check_keys(config: Config) -> None:
 
 
 def _advice(error: Exception) -> str:
-    """Return an error's message without the Python argument's name, which differs from the key."""
+    """Return an error's message without the Python argument's name, which is not a configuration key."""
     return error.advice if isinstance(error, ArgumentError) else str(error)
 
 

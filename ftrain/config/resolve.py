@@ -314,7 +314,7 @@ def _refused(error: ValidationError, value: Any, hint: Any, adapter: TypeAdapter
 
 
 def _fits(value: Any, adapter: TypeAdapter[Any]) -> bool:
-    """Return True if a value has the adapter's type; a string such as `"0.5"` counts as a number."""
+    """Return True if a pydantic adapter accepts a value; a string such as `"0.5"` counts as a number."""
     try:
         adapter.validate_json(value if isinstance(value, str) else json.dumps(value), strict=True)
     except ValueError:

@@ -234,7 +234,7 @@ class _Describer:
         self.whole, self.short, self.left = True, short, _MOST
 
     def of(self, value: Any, depth: int = 0) -> str:
-        """Return the text of a value that is nested in `depth` others."""
+        """Return the text of a value that is nested in `depth` other values."""
         kind = f"{type(value).__module__}.{type(value).__qualname__}"
         if value is None or isinstance(value, (bool, int, float, str, bytes)):
             return repr(value)
