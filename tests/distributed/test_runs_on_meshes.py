@@ -122,7 +122,7 @@ def test_rows_that_ranks_of_a_cut_layer_do_not_share_are_refused() -> None:
         says, ranks = found["other values"]
         assert says.startswith("batch: expected the same rows on all ranks")
         assert ranks == (1, 2, 3)
-        assert "Pass that of distributed.initialize to the Trainer" in found["two axes"][0]
+        assert "Pass the mesh of distributed.initialize to the Trainer" in found["two axes"][0]
 
 
 CUT = {"strategy": "tensor_parallel", "rules": {"layers.0": "column", "layers.2": "row"}}

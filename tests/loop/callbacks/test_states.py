@@ -273,7 +273,7 @@ def test_an_added_or_removed_callback_needs_a_name_only_if_ambiguous(
     fit(trainer(one, store=tmp_path), max_steps=8)
     (state,) = states_of(tmp_path).values()
     assert state["best"] is not None
-    with pytest.raises(ValueError, match="named 'EarlyStopping' can be matched.*, got 1 state w"):
+    with pytest.raises(ValueError, match="named 'EarlyStopping' to its state .*, got 1 state w"):
         fit(trainer(other, one, store=tmp_path), max_steps=9, resume=True)
     other.name = "second"  # type: ignore[attr-defined]
     fit(trainer(other, one, store=tmp_path), max_steps=9, resume=True)
@@ -286,7 +286,7 @@ def test_an_added_or_removed_callback_needs_a_name_only_if_ambiguous(
     assert matched(named([other]), saved, kept) == {"EarlyStopping": "EarlyStopping_2"}
     assert matched(named([one]), saved, kept) == {"EarlyStopping": "EarlyStopping"}
     # A checkpoint without digests of the callbacks' attributes.
-    with pytest.raises(ValueError, match="named 'EarlyStopping' can be matched.*, got 2 states"):
+    with pytest.raises(ValueError, match="named 'EarlyStopping' to its state .*, got 2 states"):
         matched(pair, saved, {})
 
 
