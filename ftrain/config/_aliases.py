@@ -1,4 +1,4 @@
-"""Tables from the keys, values and component names of other trainers to those of ftrain.
+"""Tables that map keys, values and component names of other trainers to names in ftrain.
 
 Error messages suggest ftrain's name. The other name is never accepted, because a configuration has one
 spelling.

@@ -173,7 +173,7 @@ def register(kind: Kind, name: str, needs: Needs | None = None) -> Callable[[T],
 
 
 def needs_of(kind: Kind, component: Any) -> Needs:
-    """Return the needs with which a component was registered, even if it is used by import path."""
+    """Return the `Needs` with which a component was registered, even if it is given by import path."""
     registered = _REGISTERED[kind].values()
     declared = (one.needs for one in registered if imported(one.component) is component)
     return next(declared, _DEFAULT.get(kind, Needs()))

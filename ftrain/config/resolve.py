@@ -252,7 +252,7 @@ def _target(config: Config, kind: Kind, component: Component, path: Path) -> Tar
 
 
 def _filled_by_run(kind: Kind, needs: Needs, parameters: list[str]) -> list[str]:
-    """Return the parameters that the run fills in, so that the configuration must leave them out."""
+    """Return the parameters whose values come from the run; a configuration must not set them."""
     if kind == "data":
         return [name for name in parameters if name == "fitted"]  # the run's fitted preprocessing
     if needs.chained or needs.builds:

@@ -1,4 +1,4 @@
-"""Replacement of a run's last state by that of its best checkpoint (`fit(..., load_best=True)`)."""
+"""Replacement of a run's last state by the state of its best checkpoint: `fit(..., load_best=True)`."""
 
 from __future__ import annotations
 

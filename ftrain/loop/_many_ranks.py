@@ -267,7 +267,7 @@ class ManyRanks(OneRank):
 
 
 class RankClock(Clock):
-    """Clock that returns rank 0's time, so that callbacks on all ranks decide alike.
+    """Clock that returns rank 0's time, so that time-based callbacks act at the same step on all ranks.
 
     The ranks exchange the time at each boundary: a step after which the run logs, evaluates or saves.
 

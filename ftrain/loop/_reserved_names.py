@@ -32,7 +32,7 @@ def check_values(names: tuple[Any, ...]) -> None:
 
 @functools.lru_cache(64)  # only valid names are cached; called at each read
 def check_metrics(names: tuple[Any, ...], members: int = _ensemble_members.ONE) -> None:
-    """Raise if a metric's name is that of another metric, or of a column that the log computes.
+    """Raise if two metrics, or a metric and a column that the log computes, have the same name.
 
     Args:
         names: names of the metrics of a step, in any order.

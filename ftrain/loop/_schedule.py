@@ -46,7 +46,7 @@ def due_after_step(plan: Plan, state: LoopState) -> Due:
 
 
 def next_boundary(plan: Plan, step: int) -> int:
-    """Return the next step after which work is due, apart from the ends of epochs."""
+    """Return the next step after which work is due, ignoring the ends of epochs."""
     every = (plan.log_every, plan.eval_every, plan.save_every)
     ends = [(step // k + 1) * k for k in every if k is not None]
     return min(ends if plan.max_steps is None else [*ends, plan.max_steps])

@@ -34,7 +34,7 @@ def without_examples(metrics: Any) -> Any:
 
 
 def entries_of(metrics: Any) -> Mapping[Any, Any]:
-    """Return the metrics of a step as a mapping by name, without those that are not logged.
+    """Return `{name: metric}` for the metrics of a step that are logged.
 
     Raises:
         TypeError: the metrics are not a mapping.

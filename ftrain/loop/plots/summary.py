@@ -90,7 +90,7 @@ def _settings(log: RunLog) -> dict[str, str]:
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader with a limit on values, and without aliases, which multiply them."""
+    """PyYAML's safe loader with a limit on the number of values, and without aliases."""
 
     nodes = 0
 
