@@ -44,7 +44,7 @@ LOCK = ".lock"
 
 
 def holds_a_run(folder: pathlib.Path) -> bool:
-    """Return True if a directory holds the files of a run that did not fail before its first step."""
+    """Return True if a directory holds a run, unless that run failed before its first step."""
     if not any((folder / name).exists() for name in (*FILES, "checkpoints")):
         return False
     checkpoints = folder / "checkpoints"

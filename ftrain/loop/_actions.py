@@ -41,7 +41,7 @@ _SPLITS: dict[type[Event], str] = {EvaluateEnd: "eval", EpochEnd: "train_epoch"}
 
 
 def requested(state: LoopState, actions: Iterable[Action], event: Event) -> LoopState:
-    """Return the state with the actions requested at an event appended to its pending actions.
+    """Append the actions that callbacks requested at an event to the pending actions of the state.
 
     Raises:
         TypeError: an action has an unknown type.
@@ -110,7 +110,7 @@ def rows_to_log(
 
 
 def begin_epoch(state: LoopState) -> LoopState:
-    """Return the state with the next epoch begun, if an epoch has ended and no action is pending."""
+    """Return the state at the start of the next epoch if an epoch has ended and no action is pending."""
     if not state.epoch_ended or state.pending:
         return state
     progress = state.progress._replace(batch=0)

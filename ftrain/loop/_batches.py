@@ -121,7 +121,7 @@ def opened(
 
 
 def no_batches(epoch: int) -> ValueError:
-    """Return the error of training data without a batch in an epoch."""
+    """Return the error for training data that has no batch in an epoch."""
     return ValueError(
         f"train_data: expected batches in epoch {epoch}, got none. Pass data with at least one batch in "
         "each epoch."

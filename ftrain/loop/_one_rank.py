@@ -126,7 +126,7 @@ class OneRank:
         return Signals()
 
     def publish(self, phase: Callable[[], str]) -> None:
-        """Publish the run's current phase, which `phase()` returns, for messages of other ranks."""
+        """Publish the run's current phase, from `phase()`, so that errors of other ranks can name it."""
 
     def failure(self, error: Exception, step: int) -> tuple[Exception, bool]:
         """Return the error that ends the run, and True if this rank writes its last checkpoint."""
