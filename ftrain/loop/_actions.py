@@ -41,7 +41,7 @@ _SPLITS: dict[type[Event], str] = {EvaluateEnd: "eval", EpochEnd: "train_epoch"}
 
 
 def requested(state: LoopState, actions: Iterable[Action], event: Event) -> LoopState:
-    """Append the actions that callbacks requested at an event to the pending actions of the state.
+    """Return a new state whose pending actions include the ones requested at an event.
 
     Raises:
         TypeError: an action has an unknown type.
