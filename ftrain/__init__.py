@@ -60,7 +60,7 @@ else:
         return globals()[name]
 
     def _imported(name: str) -> Any:
-        """Import a module; inside a torch.func transform, import it in another thread, outside of it.
+        """Import a module, in a new thread if a torch.func transform is active in this thread.
 
         Modules make tensors while they are imported, which a transform would wrap.
         """

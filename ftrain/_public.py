@@ -1,4 +1,4 @@
-"""Public names of `ftrain`, which imports this module at the first access to one of them."""
+"""Public names of the package `ftrain`; imported when any of them is first accessed."""
 
 from ftrain.bench.benchmark import benchmark
 from ftrain.bench.report import BenchmarkReport

@@ -38,7 +38,7 @@ _PROFILED, _PROFILED_SECONDS = 3, 0.3  # smallest number of profiled calls, and 
 
 
 class Profile(NamedTuple):
-    """FLOPs, kernels and times of one call of a step.
+    """FLOPs, number of kernels and times of one call of a step.
 
     Attributes:
         flops: floating-point operations by dtype.
@@ -79,7 +79,7 @@ class Subject:
     def of(
         cls, step: Any, state: Any, batch: Any, settings: Mapping[str, Any] | None = None
     ) -> Subject:
-        """Return a step with its arguments; `state`, `batch` or both may be `MISSING`."""
+        """Return a step with its arguments; `MISSING` stands for an argument that it does not take."""
         if not callable(step):
             raise TypeError(
                 f"step: expected a function, got {a_or_an(type(step).__name__)}. Pass the step itself: "
@@ -91,7 +91,7 @@ class Subject:
 
     @classmethod
     def built(cls, build: Callable[..., Any], settings: Mapping[str, Any]) -> Subject:
-        """Call `build`, which returns `(step, state, batch)`, and return the subject of that step."""
+        """Call `build`, which returns `(step, state, batch)`; return the step with its arguments."""
         found = build(**settings)
         if isinstance(found, Steps):
             found = (found,)  # three functions
@@ -126,7 +126,7 @@ class Subject:
     def cases(
         self, wanted: Sequence[Variant] | None, backend: Backend, notes: list[str]
     ) -> list[Case]:
-        """Return the variants of the step, called twice each; append a note for each impossible variant.
+        """Return the variants of the step, called twice each; append to `notes` why one is missing.
 
         An exception in the first eager call of the step is raised.
         """
@@ -190,7 +190,7 @@ class Subject:
 
 
 def _check_arguments(step: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    """Raise if a step takes more or fewer arguments than it is measured with."""
+    """Raise if a step cannot be called with the given arguments."""
     try:
         signature = inspect.signature(step)
     except (TypeError, ValueError):  # a builtin without a signature
@@ -206,7 +206,7 @@ def _check_arguments(step: Callable[..., Any], args: tuple[Any, ...]) -> None:
 
 
 class _LeftOutError(Exception):
-    """Error for a variant that cannot be made of a step, such as a donated one without a state."""
+    """Error for a variant that a step cannot have, such as donation without a state."""
 
 
 @dataclasses.dataclass

@@ -55,7 +55,7 @@ class Pure:
         return None
 
     def prepared(self) -> Callable[[], Any]:
-        """Set the state to that before the first step; return the function that runs one step."""
+        """Set the state to the state before the first step; return the function that runs one step."""
         self.reset()
         return self
 
@@ -75,7 +75,7 @@ class Plain:
 
 
 def returned(result: Any, state: Any) -> Returns:
-    """Return the position of the next state in a result, found by structure, shapes and dtypes."""
+    """Return where a step's result holds the next state, found by structure, shapes and dtypes."""
     kind = _kind(state)
     if not kind[1]:
         return "other"

@@ -1,4 +1,4 @@
-"""Benchmark of a step: its variants take turns with large matrix products of the same dtype.
+"""Benchmark of a step: its variants are timed in turn with large matrix products of the same dtype.
 
 Read next: `_cases.py` (the variants of a step), `turns.py` (the clock), `report.py` (the result).
 """
@@ -180,7 +180,7 @@ def subjects(
 
 
 def measure(steps: Sequence[Subject], options: Options) -> BenchmarkReport:
-    """Measure steps that take turns with each other, and return the report."""
+    """Time several steps in turn, and return the report."""
     notes: list[str] = []
     cases = [
         case for step in steps for case in step.cases(options.variants, options.backend, notes)
@@ -244,7 +244,7 @@ def _explained(
     turns: Turns,
     device: torch.device,
 ) -> list[Measurement]:
-    """Return measurements with their costs, measured now: the times of operators and kernels."""
+    """Time the operators and kernels of each step; return the measurements with these costs."""
     flops = {dtype: one.flops / turns.median(_product(dtype)) for dtype, one in products.items()}
     rates = Rates(flops, measure_rates((), device).bandwidth)
     return [

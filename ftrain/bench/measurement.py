@@ -123,7 +123,7 @@ class Measurement:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Measurement:
-        """Return the measurement that `to_json` converted to JSON values, without its cost.
+        """Return the measurement that `to_json` converted to JSON values; its field `cost` is `None`.
 
         Raises:
             KeyError: a figure is missing.

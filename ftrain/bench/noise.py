@@ -1,4 +1,4 @@
-"""Comparison of two times, with a test whether their difference is more than noise.
+"""Comparison of two times, with a test of whether their difference is more than noise.
 
 The test uses a confidence interval of the median between two order statistics, from the binomial
 distribution (the sign test), so that it assumes nothing about the distribution of the times. Two
@@ -44,7 +44,7 @@ class Difference:
 
     @property
     def is_real(self) -> bool:
-        """True if the interval excludes ratios within 1 % of 1."""
+        """True if the whole confidence interval of the ratio differs from 1 by more than 1 %."""
         return self.low > 1 + RESOLUTION or self.high < 1 / (1 + RESOLUTION)
 
     def inverted(self) -> Difference:

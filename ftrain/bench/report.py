@@ -60,7 +60,7 @@ class Comparison:
 
     @property
     def is_worse(self) -> bool:
-        """True if a variant exceeds the limit, or is missing in this report."""
+        """True if time or memory of a variant exceeds the limit, or if a variant was not measured."""
         return bool(self.missing) or any(change.is_worse for change in self.changes)
 
     def __str__(self) -> str:

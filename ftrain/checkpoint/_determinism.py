@@ -67,7 +67,7 @@ def fingerprint(given: Mapping[str, Any] | None = None) -> dict[str, Any]:
 
 
 def _products() -> str:
-    """Return the float32 matmul precision: torch's name, or the precision of each backend."""
+    """Return the float32 matmul precision: `"highest"`, `"high"`, ..., or each backend's precision."""
     named = {
         ("ieee", "ieee"): "highest",
         ("tf32", "tf32"): "high",
@@ -78,7 +78,7 @@ def _products() -> str:
 
 
 def _cudnn() -> bool | str:
-    """Return `cudnn.allow_tf32`, or the precision of each kind of layer if they differ."""
+    """Return `cudnn.allow_tf32`, or each layer kind's precision if convolutions and RNNs differ."""
     found = _each(CONVOLUTIONS[:2])
     return {"tf32": True, "ieee": False}.get(found, found)
 

@@ -1,4 +1,4 @@
-"""Checks that raise for files which do not fit in memory, before memory for them is allocated."""
+"""Checks that a file fits in memory, made before memory for it is allocated."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SMALL = 1 << 20
 def check_memory(path: str, what: str, needed: int) -> None:
     """Raise if content needs more memory than is available.
 
-    A file of holes takes no space on a disk, and may claim any size.
+    A sparse file takes no space on a disk, and may claim any size.
 
     Args:
         path: the file or directory.
@@ -41,7 +41,7 @@ def check_memory(path: str, what: str, needed: int) -> None:
 
 
 def check_holes(path: str, size: int, allocated: int) -> None:
-    """Raise if a file consists of holes and is larger than the memory: reading it would take hours.
+    """Raise if a sparse file is larger than the available memory, because reading it would take hours.
 
     Raises:
         CheckpointCorruptError: the file was not written by a save.

@@ -82,7 +82,7 @@ def to_host(
 
 @contextlib.contextmanager
 def _streams(after: Events) -> Iterator[None]:
-    """Make a new CUDA stream current on each device in a context; each stream waits for its event."""
+    """Use a new CUDA stream per device in a `with` block; it first waits for the device's event."""
     with contextlib.ExitStack() as stack:
         for device, event in after.items():
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's

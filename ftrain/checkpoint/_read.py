@@ -83,7 +83,7 @@ class _Part(NamedTuple):
     piece: PieceRecord | None
 
     def segments(self, target: Target | None) -> list[Segment]:
-        """Split the part into the bytes before, in and after a target; only those in it are kept."""
+        """Split the part into the bytes before, in and after a target; only the middle is stored."""
         if target is None:
             return [(self.end - self.begin, None)]
         first = min(max(target.begin, self.begin), self.end)
@@ -337,7 +337,7 @@ class _Scratch:
 
 
 def _parts_of(leaf: LeafRecord) -> dict[str, _Part]:
-    """Return the parts of a leaf by name: the leaf itself, or its pieces; no part of an alias."""
+    """Return by name what a file stores of a leaf: all of it, or its pieces; nothing for an alias."""
     dtype = _tensors.by_name(leaf.dtype)
     if leaf.alias is not None or dtype is None:
         return {}
@@ -388,7 +388,7 @@ def _check_listed(
 
 
 def _nothing(path: str) -> str:
-    """Return the error message for a missing checkpoint, with the names beside its path."""
+    """Return the error message for a missing checkpoint; it lists names in the path's directory."""
     parent = os.path.dirname(path)
     try:
         beside = [entry for entry in _files.system.list(parent) if not entry.startswith(".")]

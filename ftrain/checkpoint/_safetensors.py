@@ -23,7 +23,7 @@ _ALIGNMENT = 64
 
 
 class TensorEntry(NamedTuple):
-    """Entry of a safetensors header: a tensor, with positions of its bytes after the header."""
+    """Entry of a safetensors header: a tensor, and its range of bytes, counted from the header's end."""
 
     name: str
     dtype: str

@@ -55,7 +55,7 @@ _FROM_HEADER = {name: dtype for dtype, name in _NATIVE.items()}
 
 
 def name_of(dtype: torch.dtype) -> str | None:
-    """Return the name of a dtype, such as `"float32"`; `None` for a dtype that is not stored."""
+    """Return the name of a dtype, such as `"float32"`; `None` if checkpoints cannot store the dtype."""
     return _NAMES.get(dtype)
 
 

@@ -286,7 +286,7 @@ def _leaves(entries: Any, files: Any, in_pieces: bool) -> tuple[LeafRecord, ...]
 
 
 def _fits(leaf: LeafRecord, itemsize: int, room: dict[str, int]) -> bool:
-    """Return True if a leaf or its pieces fit into their files; subtract their bytes from `room`.
+    """Return True if a leaf fits in the unused bytes (`room`) of its files; subtract its bytes there.
 
     Otherwise a small checkpoint could list the same bytes many times, as leaves that fill the memory.
     """

@@ -78,7 +78,7 @@ def rows_of(shape: tuple[int, ...]) -> int:
 
 
 def check_layout(state: Any, layout: Layout) -> None:
-    """Raise unless every path of a layout is that of a leaf that can hold the shard's rows.
+    """Raise unless every path of a layout names a leaf of the state that can hold the shard's rows.
 
     Raises:
         ValueError: a path is unknown, or a leaf has another shape; the message names the path.

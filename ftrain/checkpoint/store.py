@@ -333,7 +333,7 @@ class Store:
         self._retain(step)
 
     def _retain(self, step: int) -> None:
-        """Delete the checkpoints that the policy does not keep, except that of `step`."""
+        """Delete the checkpoints that the policy does not keep; always keep the checkpoint of `step`."""
         entries = self._all_entries()
         kept = self._policy.kept(entries) | {step}
         self._discard([entry.step for entry in entries if entry.step not in kept])

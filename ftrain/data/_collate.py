@@ -34,7 +34,7 @@ def collate_samples(samples: list[Any]) -> Any:
 
 
 def _with_arrays(value: Any) -> Any:
-    """Return a container with the lists of numbers inside it as tensors; itself if there are none."""
+    """Convert the lists of numbers in a container to tensors; return it unchanged if it has none."""
     if isinstance(value, Mapping):
         changed = {key: new for key, old in value.items() if (new := _entry(old)) is not old}
         if not changed:

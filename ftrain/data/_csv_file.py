@@ -37,7 +37,7 @@ class Format(NamedTuple):
     decimal: str = "."
 
     def checked(self) -> Format:
-        """Return the format after checks; the encoding UTF-8 then skips a byte order mark.
+        """Validate the format and return it; UTF-8 becomes `utf-8-sig`, which skips a byte order mark.
 
         Raises:
             ValueError: the delimiter, encoding or decimal character is invalid.
@@ -167,7 +167,7 @@ def delimiter_hint(columns: int) -> str:
 
 
 def _named(names: list[str], columns: list[Any]) -> tuple[list[str], list[Any]]:
-    """Return the cells without columns of no name and no content (after a final delimiter)."""
+    """Remove columns that have neither a name nor content, as a delimiter at each line's end makes."""
     kept = [
         place
         for place, name in enumerate(names)

@@ -212,7 +212,7 @@ class Column:
     expected: str = "a number"
 
     def missing_words(self, known: Sequence[str] = ()) -> np.ndarray:
-        """Return a mask, bool `(n,)`, of the cells that mean a missing word and are not in `known`."""
+        """Return a mask, bool `(n,)`, of cells that are empty or say `NA` or similar, except `known`."""
         encoded = self.cells.dictionary_encode()
         absent = np.array(
             [
@@ -245,7 +245,10 @@ class Column:
         remedy: str = "Correct it, or list the words in `categories`",
         absent: str = "set `missing` to the number that replaces it",
     ) -> np.ndarray:
-        """Return the column as float64 `(n,)`; `absent` is the remedy for a missing number."""
+        """Return the column as float64 `(n,)`; raise `DataError` for a cell that is not a number.
+
+        The error proposes `remedy` or, for a missing number, `absent`.
+        """
         valid = self.is_number | self.is_missing
         if self.expected != "a number":
             remedy = "Correct it, or change `dates`"
@@ -300,7 +303,7 @@ class Column:
         return torch.from_numpy(found.astype(np.int64))
 
     def different(self, among: np.ndarray | None = None) -> set[str]:
-        """Return the set of the non-empty texts in the column, or only in the cells of a mask."""
+        """Return the distinct non-empty texts in the column, or in the cells where a mask is True."""
         cells = self.cells
         if among is not None:
             cells = cells.filter(importlib.import_module("pyarrow").array(among))
@@ -320,7 +323,7 @@ class Column:
     def check_present(
         self, absent: np.ndarray, expected: str, remedy: str, kind: str = "number"
     ) -> None:
-        """Raise `DataError` for the first missing cell, if the mask `absent` has one."""
+        """Raise `DataError` if the mask `absent` is True for a cell; the error names the first one."""
         if absent.any():
             row = int(np.argmax(absent))
             note = f", which stands for a missing {kind}" if self.cells[row].as_py() else ""
@@ -332,7 +335,7 @@ class Column:
             raise self.wrong(row, expected, remedy, note)
 
     def check(self, valid: np.ndarray, expected: str, remedy: str) -> None:
-        """Raise `DataError` for the first invalid cell, for which the mask `valid` is False."""
+        """Raise `DataError` for the first cell whose entry in the mask `valid` is False."""
         if not valid.all():
             raise self.wrong(int(np.argmin(valid)), expected, remedy)
 

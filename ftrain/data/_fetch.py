@@ -267,7 +267,7 @@ def sample_keys(seed: int, epoch: int, positions: Tensor | NDArray[np.int64]) ->
 
 
 def weighted(batch: Any, weight: Tensor) -> Any:
-    """Add the sample weights to a batch: as the entry "weight" of a mapping, otherwise in a `Padded`."""
+    """Add weights to a batch: as the entry "weight" of a mapping, else as `Padded(batch, weight)`."""
     if not isinstance(batch, Mapping) or tree.is_leaf(batch):
         return Padded(batch, weight)
     if "weight" in batch:

@@ -149,11 +149,11 @@ class _Header(NamedTuple):
 
     @property
     def bytes(self) -> int:
-        """Size of the numbers in bytes."""
+        """Total number of bytes of the array's elements."""
         return math.prod(self.shape) * self.dtype.itemsize
 
     def check(self, path: Path, what: str, size: int) -> None:
-        """Raise `DataError` unless the array is numeric and its size agrees with `size` bytes."""
+        """Raise unless the array is numeric and, with its header, has at most `size` bytes."""
         where = str(path) if what == "it" else f"{path}, {what.removeprefix('the ')}"
         if self.dtype.hasobject:
             raise DataError(

@@ -159,7 +159,7 @@ class Cursor:
 
 
 def checked(cursor: object, of: str, sampler: str | None = None) -> Cursor:
-    """Return the cursor; raise if it was made for data other than `of`, or for another order."""
+    """Return the cursor; raise unless it was made for the data described by `of`, in the same order."""
     if not isinstance(cursor, Cursor):
         raise TypeError(
             f"cursor: expected a data.Cursor, got {type(cursor).__name__}. Pass loader.start(), or "

@@ -40,7 +40,7 @@ class Stored(NamedTuple):
 
 
 def to_json(stored: Stored) -> str:
-    """Return the text of a `data.json` file, without `facts` if JSON cannot represent them."""
+    """Return the text of a `data.json` file; omit the data's `facts` if JSON cannot represent them."""
     found = {"source": stored.source, "fitted": stored.fitted}
     if stored.facts is not None and _is_json(dict(stored.facts)):
         found["facts"] = stored.facts

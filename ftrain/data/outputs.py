@@ -257,7 +257,7 @@ def _named(outputs: Any, name: str) -> dict[str, Tensor]:
 def _check(
     path: Path, stored: dict[str, str], expected: dict[str, str], rows: tuple[int, int]
 ) -> None:
-    """Raise if the outputs were computed by another teacher or for other data."""
+    """Raise if the stored outputs were computed with other weights or for other data."""
     if stored["source"] != expected["source"]:
         raise DataError(
             f"{path}: expected outputs of the source {expected['source']} (the teacher's weights), got "

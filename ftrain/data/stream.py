@@ -188,7 +188,7 @@ class Stream:
             return iter(self._anew())
 
     def _anew(self) -> Iterable[Any]:
-        """Return the source; a `DataLoader` with persistent workers is copied without them."""
+        """Return the source, or for a `DataLoader` with persistent workers a copy with new workers."""
         source = self.source
         if not (isinstance(source, DataLoader) and source.persistent_workers):
             return source

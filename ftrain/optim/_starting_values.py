@@ -18,7 +18,7 @@ __all__ = ["StartingValues", "starting_with", "taken"]
 
 
 class StartingValues:
-    """Values of the hyper-parameters of new states.
+    """Hyper-parameter values with which `with_hyperparams` initializes new optimizer states.
 
     Attributes:
         values: name -> 0-d tensor, one value per row under vmap.
@@ -55,7 +55,7 @@ def starting_with(values: StartingValues) -> Iterator[None]:
 def taken(
     names: Sequence[str],
 ) -> Iterator[tuple[dict[str, torch.Tensor], list[Mapping[str, float]]]]:
-    """Yield the starting values of `names` in each enclosing context, innermost first, and as rows."""
+    """Yield the starting values of `names` from each enclosing `starting_with`, innermost first."""
     left, given = list(names), _current.get()
     while given is not None:
         own = [name for name in left if name in given.values]

@@ -21,7 +21,7 @@ __all__ = ["freeze", "masked", "set_to_zero"]
 
 
 def masked(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
-    """Apply `inner`, a link of a `chain`, where the mask is True; pass other leaves unchanged.
+    """Apply the transformation `inner` where the mask is True; pass other gradients on unchanged.
 
     For transformations such as `trace` or `add_decayed_weights`. With a whole optimizer as `inner`, the
     unchanged gradients of the other leaves would be added to the parameters: use `freeze` to keep

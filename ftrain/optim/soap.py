@@ -228,7 +228,7 @@ def _refreshed(
     nu: list[torch.Tensor],
     bases: list[torch.Tensor],
 ) -> Moments:
-    """Update the eigenbases by one orthogonal iteration; return the moments in them, and the bases.
+    """Update the eigenbases by one orthogonal iteration; return the moments in the new bases, and these.
 
     The mean of gradients is rotated. The mean of squares cannot be rotated; it is only permuted like the
     columns of the bases.
@@ -264,7 +264,7 @@ def _iterated(gram: torch.Tensor, basis: torch.Tensor) -> tuple[torch.Tensor, to
 
 
 def _sides(p: torch.Tensor, longest: int) -> tuple[int | None, int | None]:
-    """Return the row and column counts of a parameter as a matrix; `None` for sides without a basis."""
+    """Return the row and column count of a parameter as a matrix; `None` for a side above `longest`."""
     if p.ndim < 2:
         return None, None
     rows, columns = p.shape[0], math.prod(p.shape[1:])

@@ -23,7 +23,7 @@ __all__ = ["refuse_captured", "region"]
 
 
 def region(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of trees with the values of `fn` that saves only its inputs for autograd.
+    """Return a function that computes `fn` on trees, and saves only its inputs for the backward pass.
 
     Outside of grad mode, under torch.func transforms and in forward mode, it calls `fn` directly.
     """

@@ -144,7 +144,7 @@ def dp_noise_multiplier(
 
 @contextlib.contextmanager
 def _quiet_library() -> Iterator[None]:
-    """Silence the notes of dp-accounting on orders of RDP that it leaves out; the bound still holds."""
+    """Silence dp-accounting's warnings about RDP orders that it leaves out; the bound still holds."""
     logger = logging.getLogger("absl")
     before, logger.disabled = logger.disabled, True
     try:
@@ -155,7 +155,7 @@ def _quiet_library() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _explained(call: str) -> Iterator[None]:
-    """Raise a ValueError with the call in place of an error inside dp-accounting."""
+    """Replace an error inside dp-accounting by a ValueError that names the call."""
     try:
         yield
     except (ArithmeticError, MemoryError, ValueError, RuntimeError) as error:

@@ -112,7 +112,7 @@ def alternate(players: Mapping[str, Steps], turns: Sequence[str] | None = None) 
 
 
 def _seeing(states: States, name: str) -> TrainState:
-    """Return the state of a player, with the tensors of the others in its extras."""
+    """Return the state of a player, with the tensors of the other players in its extras."""
     own = states[name]
     if "players" in own.extras:
         raise ValueError(

@@ -85,7 +85,7 @@ def ensemble(
 
 
 def _shares(rows: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
-    """Return the weights of the members, which sum to 1, with axes of length 1 after the first."""
+    """Return the members' weights, normalized to sum 1, in a shape that broadcasts against `rows`."""
     n = len(rows)
     if weights is None:
         weights = torch.ones(n, device=rows.device)

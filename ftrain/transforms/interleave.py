@@ -68,7 +68,7 @@ def interleave(tasks: Mapping[str, Step]) -> Step:
 
 
 def _of_task(metric: Any) -> Any:
-    """Give a task's mean the weight 1, or 0 if it has none, so that all tasks count equally."""
+    """Set the total weight of a task's mean to 1 (0 stays 0), so that all tasks count equally."""
     if not isinstance(metric, Mean):
         return metric
     has_weight = metric.weight > 0

@@ -93,7 +93,7 @@ def per_sample_grads(
 def per_sample_results(
     model: Model, loss_fn: LossFn, *, precision: Precision | Policy
 ) -> Callable[[TrainState, Any, range, Tensor], GradientResult]:
-    """Return a function `(state, batch, examples, key) -> GradientResult` of single examples.
+    """Return `f(state, batch, examples, key)`, which computes a `GradientResult` for each example.
 
     The result has a first axis of examples, except its buffers: they must not depend on the example.
     """

@@ -110,7 +110,7 @@ def check_names(function: str, batches: Any, expected: Mapping[str, Any]) -> Non
 
 
 def _combined(grads: list[Any], key: torch.Tensor) -> Any:
-    """Return the sum of the projected gradients, as a combination of the given ones."""
+    """Return the sum of the projected gradients, computed as a linear combination of `grads`."""
     n = len(grads)
     columns = list(zip(*(tree.leaves(g) for g in grads), strict=True))
     inner = torch.zeros(n, n, dtype=torch.float64, device=columns[0][0].device)

@@ -208,7 +208,7 @@ def top_eigenvalues(
 
 
 def _rounds(size: int, count: int, iterations: int | None, which: str) -> int:
-    """Return the number of products of `top_eigenvalues`; raise for invalid arguments."""
+    """Return the number of matrix-vector products in `top_eigenvalues`; raise for invalid arguments."""
     if which not in ("largest", "smallest", "magnitude"):
         raise ValueError(
             f"which: expected 'largest', 'smallest' or 'magnitude', got {which!r}. Write "

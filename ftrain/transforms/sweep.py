@@ -248,7 +248,7 @@ def _with_values(state: Any, values: dict[str, torch.Tensor], starting: Starting
 def _converted(
     name: str, old: Any, value: torch.Tensor, rows: Sequence[Mapping[str, float]]
 ) -> torch.Tensor:
-    """Return the values of an entry of the extras in its dtype and on its device."""
+    """Return swept values for `state.extras[name]`, in the dtype and on the device of its tensor."""
     where = f"state.extras[{name!r}]"
     if not isinstance(old, torch.Tensor) or old.ndim:
         raise TypeError(

@@ -146,7 +146,7 @@ def unroll(
 
 
 def _looped(step: Step, state: TrainState, batches: Any, length: int) -> tuple[TrainState, Metrics]:
-    """Take a step for each row of the batches, in a loop of loops.
+    """Take a step for each row of the batches, in two nested loops of about `sqrt(length)` steps each.
 
     The derivative of a loop stores the state before each iteration, and computes each again.
     """
@@ -202,5 +202,5 @@ def _check_rows(batches: Any, k: int) -> None:
 
 
 def _rows(batches: Any, length: int) -> list[Any]:
-    """Return the batches in a tree of tensors with a leading axis of this length."""
+    """Split a tree of stacked tensors along the leading axis into `length` batches."""
     return [tree.map(lambda x, i=i: x[i], batches) for i in range(length)]

@@ -23,9 +23,10 @@ _TINY = 1e-12  # keeps a zero gradient from dividing by zero, as in the paper's 
 
 
 def with_sam(gradients: Gradients, rho: Hyperparameter = 0.05) -> Gradients:
-    r"""Return a function of the gradients at $p + \rho \, g / \lVert g \rVert$, with $g$ those at $p$.
+    r"""Return a gradient function that first moves the parameters by $\rho \, g / \lVert g \rVert$.
 
-    Both gradients are computed on the same batch, with the same random draws and buffers. Metrics and
+    This is sharpness-aware minimization (SAM); $g$ is the gradient at the original parameters $p$. Both
+    gradients are computed on the same batch, with the same random draws and buffers. Metrics and
     buffers of the result are those at $p$. A step is skipped if either gradient is not finite.
     `optim.sam` does the same as an optimizer: it computes the second gradient itself, and checks the
     first one only.

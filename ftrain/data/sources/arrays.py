@@ -112,7 +112,7 @@ def images(
 def arrays_inputs(
     path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None
 ) -> Inputs:
-    """Return those arrays of a file on which a run was trained; arrays of targets may be missing.
+    """Read from a file the arrays that a run was trained on; the array of targets may be missing.
 
     The arguments are those of `arrays`; `fitted` must be the preprocessing of a run, and `held_out` is
     not used.

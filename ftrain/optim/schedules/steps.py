@@ -44,7 +44,7 @@ def step(start: Hyperparameter, steps: int, factor: Hyperparameter = 0.1) -> Sch
 
 
 def piecewise_constant(start: Hyperparameter, factors: Mapping[int, Hyperparameter]) -> Schedule:
-    """Return a schedule: `start` times every `factors[n]` with `n` at most the number of updates.
+    """Return a schedule: `start`, multiplied by `factors[n]` from update `n` on, for each `n`.
 
     The same as `optax.piecewise_constant_schedule`, and as `MultiStepLR` of torch, in which all factors
     are `gamma`.
