@@ -36,7 +36,7 @@ COMPOSED = {
     ("data/_files.py", "expected at most"),
     ("data/_output_file.py", "not a regular file"),
     ("data/_output_file.py", "no header"),
-    ("data/_output_file.py", "its length is not that of its tensors"),
+    ("data/_output_file.py", "its length does not match its header"),
     ("data/_output_file.py", "no digests"),
     ("data/arrays.py", "expected version"),
     ("data/arrays.py", "expected"),
@@ -84,7 +84,7 @@ def raised() -> list[tuple[str, int, list[str]]]:
     return found
 
 
-def test_every_message_that_ends_in_words_ends_with_a_period() -> None:
+def test_every_error_message_that_ends_in_a_word_ends_with_a_period() -> None:
     messages = raised()
     assert len(messages) > 800
     unfinished = [
@@ -100,5 +100,5 @@ def test_every_message_that_ends_in_words_ends_with_a_period() -> None:
 
 
 @pytest.mark.parametrize("known", [["adam", "sgd"], []])
-def test_suggestion_of_a_name_is_a_sentence(known: list[str]) -> None:
+def test_suggestion_of_a_similar_name_ends_with_a_period(known: list[str]) -> None:
     assert did_you_mean("zzz", known).endswith(".")

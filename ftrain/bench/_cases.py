@@ -199,9 +199,9 @@ def _check_arguments(step: Callable[..., Any], args: tuple[Any, ...]) -> None:
         signature.bind(*args)
     except TypeError as error:
         raise TypeError(
-            f"step: expected its arguments ({', '.join(signature.parameters)}), got {len(args)} of "
-            f"them: {error}. Write benchmark(step, state, batch), or benchmark(step, batch=batch) for a "
-            "step that updates a model in place."
+            f"step: expected its arguments ({', '.join(signature.parameters)}), got "
+            f"{len(args)}: {error}. Write benchmark(step, state, batch), or benchmark(step, "
+            "batch=batch) for a step that updates a model in place."
         ) from None
 
 

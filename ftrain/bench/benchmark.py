@@ -42,10 +42,10 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.rounds < 1:
-            raise ValueError(f"rounds: expected at least 1 turn, got {self.rounds}. Write 15.")
+            raise ValueError(f"rounds: expected at least 1, got {self.rounds}. Write rounds=15.")
         if not self.seconds >= 0:
             raise ValueError(
-                f"seconds: expected a length of at least 0, got {self.seconds}. Write 0.2."
+                f"seconds: expected a number >= 0, got {self.seconds}. Write seconds=0.2."
             )
         for variant in self.variants or ():
             if variant not in VARIANTS:

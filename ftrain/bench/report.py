@@ -194,7 +194,7 @@ class BenchmarkReport:
         changes = tuple(self._changes(earlier, limit))
         if not changes:
             raise BenchmarkFileError(
-                "expected an earlier report with a variant of this report, got "
+                "expected an earlier report that shares a variant with this report, got one of "
                 f"{', '.join(each.name for each in earlier.measurements) or 'none'}. Measure the same "
                 "variants and settings."
             )

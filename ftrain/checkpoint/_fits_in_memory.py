@@ -50,6 +50,6 @@ def check_holes(path: str, size: int, allocated: int) -> None:
         return
     if size > _available_memory.available_memory():
         raise CheckpointCorruptError(
-            f"{path}: expected {size:,} written bytes, got a file with holes, of which {allocated:,} "
-            "bytes are on the disk. Check where the file comes from."
+            f"{path}: expected {size:,} bytes on the disk, got a sparse file with only {allocated:,} "
+            "bytes on the disk. Check where the file comes from."
         )

@@ -263,7 +263,7 @@ def open_checkpoint(path: str | os.PathLike[str]) -> Iterator[OpenCheckpoint]:
         if not _stands(directory, path):
             raise CheckpointNotFoundError(
                 f"{path} was deleted or replaced while it was read. Load it again, or use "
-                "Store(...).load, which does so itself."
+                "Store(...).load, which tries again by itself."
             ) from None
         raise
     except OSError as error:

@@ -278,8 +278,8 @@ def _leaves(entries: Any, files: Any, in_pieces: bool) -> tuple[LeafRecord, ...]
                 path=leaf.alias, alias=None
             ):
                 raise _MalformedError(
-                    f"the leaf {leaf.path!a}: expected the alias to be an earlier leaf of the same "
-                    "dtype, shape, strides and file, got another"
+                    f"the leaf {leaf.path!a}: expected an alias of an earlier leaf with the same "
+                    "dtype, shape, strides and file, got another leaf"
                 )
         found[leaf.path] = leaf
     return tuple(found.values())
@@ -338,8 +338,8 @@ def _pieces(leaf: LeafRecord, entries: Any) -> tuple[PieceRecord, ...]:
         if end == rows and pieces and leaf.alias is None and (rows or len(pieces) == 1):
             return tuple(pieces)
     raise _MalformedError(
-        f"the leaf {leaf.path!a}: expected pieces of all its {rows} rows, in order, and none of an "
-        "alias, got others"
+        f"the leaf {leaf.path!a}: expected pieces that cover all its {rows} rows in order, or no "
+        "pieces for an alias, got others"
     )
 
 

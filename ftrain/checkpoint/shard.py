@@ -94,7 +94,7 @@ def check_layout(state: Any, layout: Layout) -> None:
         if len(shape) != len(shard.shape) or shape[1:] != shard.shape[1:] or shape[0] < shard.rows:
             raise ValueError(
                 f"layout[{path!r}]: expected a local tensor with {shard.rows} rows or more of shape "
-                f"{list(shard.shape[1:])}, got shape {list(shape)}. Describe the rank's own shard."
+                f"{list(shard.shape[1:])}, got shape {list(shape)}. Pass the layout of this rank."
             )
 
 

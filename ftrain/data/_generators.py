@@ -82,9 +82,9 @@ def _alone() -> Iterator[None]:
     lock = _Turn.lock
     if not lock.acquire(timeout=LONGEST_WAIT):
         raise RuntimeError(
-            "dataset: expected to read samples at once, got another thread that has been reading for "
-            f"{LONGEST_WAIT:g} s; both use the global random generators. Read the data in one thread, "
-            "or write workers=1: a worker process has generators of its own."
+            "dataset: expected no other thread to read samples, got another thread that has been "
+            f"reading for {LONGEST_WAIT:g} s; both use the global random generators. Read the data in "
+            "one thread, or write workers=1: a worker process has generators of its own."
         )
     try:
         yield

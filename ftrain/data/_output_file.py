@@ -101,7 +101,7 @@ def opened(path: Path) -> OutputFile:
         if metadata["format"] != _FORMAT:
             raise ValueError(f"format {metadata['format']!r}")
         if path.stat().st_size != 8 + length + _size(header) or not header:
-            raise ValueError("its length is not that of its tensors")
+            raise ValueError("its length does not match its header")
         if not metadata.keys() >= {"data", "source", "batch_size"}:
             raise ValueError("no digests")
         return OutputFile(path, metadata, header, 8 + length)

@@ -88,8 +88,8 @@ def with_outputs(
     path = Path(path)
     if not tree.leaves(source):
         raise ValueError(
-            f"source: expected the tensors that decide the outputs, got {source!r}, which is the same "
-            "for every teacher. Write source=dict(teacher.state_dict())."
+            f"source: expected the tensors that determine the outputs, got {source!r}, which is the "
+            "same for every teacher. Write source=dict(teacher.state_dict())."
         )
     found = as_dataset(dataset)
     if isinstance(found, Arrays) and not isinstance(dataset, Mapping):

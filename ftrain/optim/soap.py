@@ -228,7 +228,7 @@ def _refreshed(
     nu: list[torch.Tensor],
     bases: list[torch.Tensor],
 ) -> Moments:
-    """Update the eigenbases by one orthogonal iteration; return the moments in the new bases, and these.
+    """Update the eigenbases by one orthogonal iteration; return moments in the new bases, and the bases.
 
     The mean of gradients is rotated. The mean of squares cannot be rotated; it is only permuted like the
     columns of the bases.

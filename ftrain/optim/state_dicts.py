@@ -144,8 +144,8 @@ def export_state_dict(
         for name, entry in _exported(part, twin).items():
             if name not in order:
                 raise ValueError(
-                    f"names: expected the parameter {name} of the state in this {type(twin).__name__}, "
-                    f"got {_listed(order)}. Give the names that the state has."
+                    f"names: expected a parameter {name} in {type(twin).__name__}, as in the state, got "
+                    f"{_listed(order)}. Give the names of the parameters in the state."
                 )
             state[order[name]] = entry
     groups = twin.state_dict()["param_groups"]
@@ -349,7 +349,7 @@ def _check_length(order: Sequence[str], ids: Sequence[Any]) -> None:
     if len(order) != len(ids):
         raise ValueError(
             f"names: expected {len(ids)}, one for each parameter of the torch optimizer, got "
-            f"{len(order)}: {_listed(order)}. Give them in its order, with those of frozen parameters."
+            f"{len(order)}: {_listed(order)}. Give them in its order, frozen parameters included."
         )
 
 

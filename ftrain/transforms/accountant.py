@@ -73,8 +73,8 @@ def dp_epsilon(
             found = float(made.get_epsilon(delta))
         if not found < math.inf:
             raise ValueError(
-                f"dp_epsilon: expected arguments with a finite epsilon, got {found} for {given} and "
-                f"accountant={name!r}. Raise noise_multiplier or delta"
+                f"dp_epsilon: expected arguments that give a finite epsilon, got {found} for {given} "
+                f"and accountant={name!r}. Raise noise_multiplier or delta"
                 f"{', or write accountant=' + repr('rdp') if name == 'pld' else ''}."
             )
         return found

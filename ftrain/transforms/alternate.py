@@ -117,7 +117,7 @@ def _seeing(states: States, name: str) -> TrainState:
     if "players" in own.extras:
         raise ValueError(
             f"alternate: expected the extras of {name!r} without an entry 'players', got "
-            f"{sorted(own.extras)}. Rename it."
+            f"{sorted(own.extras)}. Rename the entry."
         )
     others = {
         other: {"params": state.params, "buffers": state.buffers}

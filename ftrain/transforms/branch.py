@@ -58,7 +58,7 @@ def branch(first: Step, second: Step, score: Score) -> Step:
         difference = tree.first_difference(outputs[1], outputs[0])
         if difference is not None:
             raise ValueError(
-                "branch: expected two steps that return one structure, got results that differ: "
+                "branch: expected two steps whose results have the same structure, got a difference: "
                 f"{difference}. Build both with the same model, optimizer and metrics."
             )
         a, b = (score(new, batch) for new, _ in outputs)

@@ -76,7 +76,7 @@ def implicit(
     """
     if _torch.inside_functorch() is not None or _torch.is_forward_mode():
         raise NotImplementedError(
-            "implicit: expected a call outside of torch.func transforms and forward mode, got a call "
+            "implicit: expected a call outside of torch.func transforms and forward-mode AD, got a call "
             "inside one. Differentiate with ftrain.value_and_grad outside of torch.vmap."
         )
     solve = solver or functools.partial(conjugate_gradients, iterations=20)

@@ -169,7 +169,9 @@ def size(states: Any, name: str, axis: str = "members") -> int:
             )
         found.setdefault(leaf.shape[0], path)
     listed = ", ".join(f"{name}{path} has {n}" for n, path in found.items()) or "no leaf"
-    raise ValueError(f"{name}: expected one number of {axis}, got {listed}. Stack whole trees.")
+    raise ValueError(
+        f"{name}: expected the same number of {axis} in every leaf, got {listed}. Stack whole trees."
+    )
 
 
 def ranking(values: torch.Tensor, n: int, mode: Mode) -> torch.Tensor:

@@ -250,6 +250,6 @@ def _check_options(
         )
     if policy.loss_scale is not None:
         raise ValueError(
-            "precision: expected a precision without loss scaling, which would skip steps by "
-            "gradients of examples, got dynamic loss scaling. Write precision='bf16-mixed'."
+            "precision: expected a precision without loss scaling, because a skipped step would "
+            "reveal that a gradient overflowed, got dynamic loss scaling. Write precision='bf16-mixed'."
         )

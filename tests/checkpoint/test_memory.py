@@ -65,11 +65,11 @@ def test_manifest_that_names_a_file_larger_than_memory_is_refused_by_its_size(pa
         checkpoint.load(path, like=LIKE)
 
 
-def test_file_of_hundreds_of_gigabytes_of_holes_is_refused(path: Path) -> None:
+def test_sparse_file_of_hundreds_of_gigabytes_is_refused(path: Path) -> None:
     """Readers that need no memory refuse the file, too, because hashing its bytes takes an hour."""
     expand(path, 0, HUGE)
     said = (
-        r"expected 549,755,814,\d+ written bytes, got a file with holes, of which [\d,]{1,6} bytes"
+        r"expected 549,755,814,\d+ bytes on the disk, got a sparse file with only [\d,]{1,6} bytes"
     )
     meta = {"a": torch.empty(HUGE, device="meta"), "b": torch.zeros(4)}
     for read in (
@@ -86,7 +86,7 @@ def test_file_of_hundreds_of_gigabytes_of_holes_is_refused(path: Path) -> None:
         read_state_dict(path / DATA)
 
 
-def test_file_with_holes_that_fits_in_memory_is_read(path: Path) -> None:
+def test_sparse_file_that_fits_in_memory_is_read(path: Path) -> None:
     """A file system that compresses allocates few bytes for a state of zeros."""
     size = (path / DATA).stat().st_size
     check_holes("compressed", 1 << 62, 1 << 56)
@@ -118,7 +118,7 @@ def test_leaves_that_together_exceed_their_file_are_refused(path: Path) -> None:
     ],
     ids=["diff", "load", "restore", "safetensors", "torch"],
 )
-def test_sound_file_larger_than_the_available_memory_is_refused(
+def test_undamaged_file_larger_than_the_available_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Callable[[Path], Any]
 ) -> None:
     tree = {"w": torch.zeros(1 << 20)}
@@ -131,7 +131,7 @@ def test_sound_file_larger_than_the_available_memory_is_refused(
     checkpoint.verify(tmp_path / "saved")  # allocates no memory for tensors
 
 
-def test_long_manifest_is_refused_by_the_memory_that_parsing_takes(
+def test_manifest_is_refused_if_parsing_it_needs_more_than_the_available_memory(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     text = b'{"a": [' + b",".join([b'{"":0}'] * 20_000) + b"]}"
@@ -143,7 +143,7 @@ def test_long_manifest_is_refused_by_the_memory_that_parsing_takes(
         checkpoint.verify(path)
 
 
-def test_adapters_larger_than_the_available_memory_are_refused(tmp_path: Path) -> None:
+def test_lora_adapters_larger_than_the_available_memory_are_refused(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 1, "lora_alpha": 1}')
     with (tmp_path / "adapter_model.safetensors").open("wb") as file:
         file.truncate(1 << 39)
@@ -151,7 +151,7 @@ def test_adapters_larger_than_the_available_memory_are_refused(tmp_path: Path) -
         tasks.read_lora(tmp_path, torch.nn.Linear(2, 2))
 
 
-def test_trace_that_expands_beyond_the_available_memory_is_refused(
+def test_compressed_trace_file_that_expands_beyond_the_available_memory_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bomb.trace").write_bytes(gzip.compress(b"[" + b" " * (4 << 20)))
@@ -163,7 +163,7 @@ def test_trace_that_expands_beyond_the_available_memory_is_refused(
         Trace.load(tmp_path / "pipe.trace")
 
 
-def test_available_memory_is_less_than_that_of_the_machine() -> None:
+def test_available_memory_is_at_most_the_memory_of_the_machine() -> None:
     assert (
         1 << 20 < _available_memory.available_memory() <= _available_memory.total_memory() + _swap()
     )
@@ -178,7 +178,7 @@ def _swap() -> int:
 @pytest.mark.parametrize(
     ("content", "expected"), [("4096\n", 4096), ("max\n", 1 << 62), (None, 1 << 62)]
 )
-def test_limit_of_a_container_bounds_the_available_memory(
+def test_memory_limit_of_a_container_bounds_the_available_memory(
     tmp_path: Path, content: str | None, expected: int
 ) -> None:
     if content is not None:

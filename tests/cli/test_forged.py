@@ -56,5 +56,5 @@ def test_command_refuses_huge_tensors_before_it_allocates_them(
         assert code == 0, said
     else:
         assert code in (1, 2)
-        damaged = "as written, got" if how == "claims" else "written bytes, got a file with holes"
+        damaged = "as written, got" if how == "claims" else "on the disk, got a sparse file"
         assert damaged in said or f"float32[{HUGE}] in the checkpoint" in said, said

@@ -92,7 +92,7 @@ def test_eval_error_for_a_file_without_the_target_suggests_predict(
 ) -> None:
     said = error_of(capsys, "eval", "runs/flowers", "data.path=new.csv")
     assert "expected a column 'kind', got the columns 'width', 'length'" in said
-    assert "`ftrain predict` reads files without it" in said
+    assert "`ftrain predict` reads files without a target" in said
 
 
 def test_predict_error_without_data_suggests_data_path(

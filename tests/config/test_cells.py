@@ -150,7 +150,7 @@ def test_fill_value_mean_fills_empty_cells_with_the_mean_of_the_training_rows(
         again[:2], sources.csv(table, held_out=2, fitted=as_json(again.fitted), **options)[:2]
     )
     without = sources.csv(table, "y", table, missing=0, standardize=False).fitted
-    with pytest.raises(ValueError, match="missing: expected the run to have fitted a mean of 'a'"):
+    with pytest.raises(ValueError, match="missing: expected a mean of 'a' fitted by the run"):
         sources.csv(table, "y", table, missing="mean", standardize=False, fitted=without)
     empty = write(tmp_path / "e.csv", ["a", "y"], [("NA", "2"), ("", "3")])
     with pytest.raises(DataError, match="column 'a': expected a number in the training rows"):

@@ -135,7 +135,7 @@ def test_outputs_of_another_teacher_or_of_other_data_are_refused(kind: str, tmp_
     data.with_outputs(KINDS[kind](), teacher, path, source=WEIGHT, batch_size=3)
 
 
-def test_with_outputs_checks_stored_outputs_by_the_given_version_and_not_by_data(
+def test_with_outputs_compares_a_given_version_instead_of_the_data(
     tmp_path: Path,
 ) -> None:
     path, other = tmp_path / "file", Samples()
@@ -202,7 +202,7 @@ def test_outputs_that_differ_between_batches_are_refused(tmp_path: Path) -> None
         data.with_outputs(rows(), growing, tmp_path / "file", source=0, batch_size=4)
 
 
-def test_with_outputs_reads_the_tensor_of_a_file_under_the_name_of_this_call(
+def test_stored_outputs_get_the_name_that_the_call_of_with_outputs_gives(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "file"
@@ -212,12 +212,14 @@ def test_with_outputs_reads_the_tensor_of_a_file_under_the_name_of_this_call(
 
 @pytest.mark.parametrize("source", [{}, (), {"teacher": []}])
 def test_with_outputs_refuses_a_source_without_tensors(source: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="source: expected the tensors that decide the outputs"):
+    with pytest.raises(ValueError, match="source: expected the tensors that determine the outputs"):
         data.with_outputs(rows(), teacher, tmp_path / "file", source=source)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_with_outputs_refuses_a_teacher_that_draws(kind: str, tmp_path: Path) -> None:
+def test_with_outputs_refuses_a_teacher_that_draws_random_numbers(
+    kind: str, tmp_path: Path
+) -> None:
     layer = torch.nn.Dropout()
     with pytest.raises(ValueError, match=r"fn: .* got random draws.*Call teacher\.eval\(\)"):
         data.with_outputs(

@@ -207,9 +207,9 @@ def test_every_flipped_byte_of_a_checkpoint_of_ranks_is_found(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda piece: piece.update(start=1), "expected pieces of all its 4 rows"),
-        (lambda piece: piece.update(rows=1), "expected pieces of all its 4 rows"),
-        (lambda piece: piece.update(rows=10**9), "expected pieces of all its 4 rows"),
+        (lambda piece: piece.update(start=1), "expected pieces that cover all its 4 rows"),
+        (lambda piece: piece.update(rows=1), "expected pieces that cover all its 4 rows"),
+        (lambda piece: piece.update(rows=10**9), "expected pieces that cover all its 4 rows"),
         (lambda piece: piece.update(file="nowhere"), "a size that fits in its file"),
         (lambda piece: piece.update(sha256="0"), "64 hexadecimal digits"),
         (lambda piece: piece.update(begin=-1), "expected an integer >= 0"),

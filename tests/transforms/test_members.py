@@ -15,7 +15,7 @@ from ftrain import testing, transforms
 from tests.transforms.cases import batches, line_batch, line_steps, steps
 
 
-def test_members_of_stacked_states_are_the_states_in_memory_of_their_own() -> None:
+def test_member_and_select_return_copies_of_the_stacked_states() -> None:
     states = [line_steps().init_state(seed) for seed in range(3)]
     stacked = transforms.stack(states)
     for i, state in enumerate(states):
@@ -46,7 +46,9 @@ def test_the_best_member_trains_on_as_an_ordinary_state() -> None:
     ).filter(lambda v: any(x == x for x in v)),
     mode=st.sampled_from(["min", "max"]),
 )
-def test_best_is_the_first_extreme_value_that_is_a_number(values: list[float], mode: Any) -> None:
+def test_best_returns_the_first_member_with_the_best_value_and_ignores_nan(
+    values: list[float], mode: Any
+) -> None:
     numbers = [x for x in values if x == x]
     expected = values.index((min if mode == "min" else max)(numbers))
     states = {"i": torch.arange(len(values))}
@@ -80,7 +82,7 @@ REFUSED: dict[str, tuple[Any, type[Exception], str]] = {
     "other sizes": (
         lambda: transforms.member({"a": torch.ones(1), "b": torch.ones(2)}, 0),
         ValueError,
-        "expected one number of members",
+        "expected the same number of members",
     ),
     "out of range": (
         lambda: transforms.member({"a": torch.ones(2)}, 2),

@@ -86,7 +86,7 @@ def test_a_donated_scan_reuses_memory_and_compiles_once() -> None:
     assert places == [leaf.data_ptr() for leaf in tree.leaves(state)]
 
 
-def test_scan_raises_as_its_steps_do() -> None:
+def test_scan_of_steps_with_nonfinite_raise_raises_for_a_non_finite_gradient() -> None:
     each = ftrain.make_steps(Line, squares, ftrain.optim.sgd(0.1), nonfinite="raise")
     data = [line_batch(0), {**line_batch(1), "y": torch.full((4,), float("nan"))}]
     with pytest.raises(NonFiniteError):
@@ -103,5 +103,5 @@ def test_scan_refuses_wrong_lengths_and_compiled_steps() -> None:
         transforms.scan(each.train_step, 0)
     with pytest.raises(TypeError, match="compile last"):
         transforms.scan(ftrain.compile(each.train_step), 2)
-    with pytest.raises(ValueError, match="batches: expected one number of batches"):
+    with pytest.raises(ValueError, match="batches: expected the same number of batches"):
         step(each.init_state(0), {"x": data["x"], "y": data["y"][:1]})

@@ -47,4 +47,4 @@ def check_target(table: Table, target: str, features: Iterable[str]) -> None:
         try:
             table.place(target)
         except DataError as error:
-            raise DataError(f"{error} `ftrain predict` reads files without it.") from None
+            raise DataError(f"{error} `ftrain predict` reads files without a target.") from None

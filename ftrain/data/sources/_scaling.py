@@ -77,8 +77,8 @@ def filled(x: Tensor, used: Known) -> Tensor:
     for name, one in used["columns"].items():
         if "one_of" not in one and "mean" not in one:
             raise ValueError(
-                f"missing: expected the run to have fitted a mean of {name!r} for `missing: mean`, got "
-                "none. Restore the run's value of `missing`, or begin a new run."
+                f"missing: expected a mean of {name!r} fitted by the run, which `missing: mean` needs, "
+                "got none. Restore the run's value of `missing`, or begin a new run."
             )
         means += [one.get("mean", 0.0)] * _width(one)
     return torch.where(x.isnan(), torch.tensor(means, dtype=x.dtype), x)

@@ -118,7 +118,10 @@ def arrays_inputs(
     not used.
     """
     if not fitted:
-        raise ValueError("arrays_inputs: expected fitted arrays, got none. Train the run again.")
+        raise ValueError(
+            "arrays_inputs: expected the names and dtypes of the run's training arrays, got none. Train "
+            "the run again."
+        )
     kinds = dict(fitted["arrays"])
     label = next((name for name in _LABELS if name in kinds), None)
     there = _read(path)
@@ -146,7 +149,10 @@ def images_inputs(
     not used.
     """
     if not fitted:
-        raise ValueError("images_inputs: expected fitted classes, got none. Train the run again.")
+        raise ValueError(
+            "images_inputs: expected the classes and image size of the run's training data, got none. "
+            "Train the run again."
+        )
     found = Images.of_files(path, size, mode, (fitted["size"][0], fitted["size"][1]))
 
     def batches(size: int) -> Iterator[torch.Tensor]:

@@ -223,9 +223,9 @@ def _kinds(
     problems.check()
     for name in options.dates:
         if name not in chosen or name == target:
-            got = "the target" if name == target else "another"
+            got = "the target" if name == target else "an unused column"
             raise ValueError(
-                f"dates: expected columns to predict from, got {got}, {name!r}. Remove it from `dates`."
+                f"dates: expected feature columns, got {got}, {name!r}. Remove it from `dates`."
             )
     if not {*chosen} - {target}:
         raise DataError(
