@@ -64,14 +64,14 @@ def test_reference_lists_only_public_names_and_each_once() -> None:
     assert len(documented()) == len(set(documented()))
 
 
-def test_every_name_of_the_reference_can_be_evaluated_as_for_help() -> None:
+def test_every_name_of_the_reference_is_an_attribute_reachable_from_ftrain() -> None:
     for name in documented():
         found = ftrain
         for part in name.split(".")[1:]:
             found = getattr(found, part)
 
 
-def test_name_that_a_module_shares_is_resolved_to_the_function() -> None:
+def test_reference_name_shared_by_module_and_function_resolves_to_the_function() -> None:
     resolved = module("docs/hooks.py").on_page_markdown
     assert resolved("::: ftrain.transforms.unroll") == "::: ftrain.transforms.unroll.unroll"
     assert resolved("::: ftrain.tasks.distillation") == "::: ftrain.tasks.distillation.distillation"

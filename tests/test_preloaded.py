@@ -56,7 +56,7 @@ def test_preloaded_process_reads_and_writes_pipes_and_takes_signals() -> None:
 
 
 @pytest.mark.skipif(CAMPAIGN, reason="a campaign starts new interpreters")
-def test_preloaded_process_starts_with_torch_and_without_what_this_process_has_done() -> None:
+def test_preloaded_process_starts_with_torch_imported_and_a_single_thread() -> None:
     os.environ["FTRAIN_TEST_PRELOADED"] = "seen"
     try:
         program = (

@@ -10,7 +10,7 @@ from ftrain.bench import Turns, take_turns
 from ftrain.bench.turns import call_times
 
 
-def test_take_turns_interleaves_runs_and_starts_each_round_with_another() -> None:
+def test_take_turns_interleaves_contenders_and_starts_each_round_with_another_one() -> None:
     order: list[str] = []
     turns = take_turns(
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")},
@@ -29,7 +29,7 @@ def test_turns_take_ratios_of_contenders_within_a_round() -> None:
     assert turns.fastest(["b", "a"]) == "a"
 
 
-def test_call_times_times_each_call_of_a_turn_by_itself() -> None:
+def test_call_times_returns_a_time_for_each_call_of_a_turn() -> None:
     calls = []
     turns = take_turns(
         {"a": lambda: calls.append(1)}, rounds=3, seconds=0.001, timer=call_times, warmup=0

@@ -9,7 +9,7 @@ from benchmarks import optimizers
 from benchmarks.optimizers import QUICK, Curve, tuned
 
 
-def test_rate_search_widens_its_grid_until_the_best_rate_is_inside():
+def test_learning_rate_search_widens_its_grid_until_the_best_rate_is_not_at_its_edge():
     def valley(rate):
         return math.log2(rate / 8) ** 2
 

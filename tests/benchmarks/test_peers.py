@@ -98,7 +98,7 @@ def test_contender_whose_step_computes_other_losses_is_refused(change, monkeypat
     assert list(running) == ["eager-foreach"]
 
 
-def test_contender_that_fails_or_is_not_installed_is_an_outcome_with_a_reason(monkeypatch):
+def test_contender_that_fails_or_is_not_installed_is_reported_with_the_reason(monkeypatch):
     def fail(work, backend):
         raise RuntimeError("no kernel\nwith more lines")
 
@@ -114,7 +114,9 @@ def test_contender_that_fails_or_is_not_installed_is_an_outcome_with_a_reason(mo
 
 @settings(max_examples=10)
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 2))
-def test_feed_returns_the_seconds_of_a_step_of_a_trainer_that_reads_ahead(steps, accumulate, ahead):
+def test_feed_measures_the_seconds_per_step_of_a_trainer_that_prefetches_batches(
+    steps, accumulate, ahead
+):
     now = 0.0
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loops.time, "perf_counter", lambda: now)
@@ -162,9 +164,7 @@ def test_verdict_of_a_goal_is_met_missed_or_not_measured():
     assert (goal.verdict, goal.note) == ("not measured", "not among the contenders: jax")
 
 
-def test_results_file_keeps_measurements_growth_and_goals_of_all_runs(
-    tmp_path, monkeypatch, capsys
-):
+def test_results_file_keeps_the_results_of_earlier_commands(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(measure, "RESULTS", tmp_path)
     names = "--contenders=eager-foreach,eager-fused"
     assert main(["--quick", "--workloads=mlp-3", names]) == 0
@@ -180,7 +180,7 @@ def test_results_file_keeps_measurements_growth_and_goals_of_all_runs(
     assert "goal scan\n  not measured: " in capsys.readouterr().out
 
 
-def test_goals_that_share_a_measurement_make_it_once(monkeypatch):
+def test_goals_that_need_the_same_measurement_share_it(monkeypatch):
     measured = []
 
     def measure_once(work, names, **settings):

@@ -52,7 +52,7 @@ def test_save_still_raises_if_syncing_a_directory_fails(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("system", NO_LOCK, ids=lambda each: errno.errorcode[each.code])
-def test_store_on_a_file_system_without_locks_raises_and_names_its_option(
+def test_store_on_a_file_system_without_locks_raises_and_proposes_lock_false(
     tmp_path: Path, system: Files
 ) -> None:
     with _files.replaced(system):
@@ -70,7 +70,9 @@ def test_store_on_a_file_system_without_locks_raises_and_names_its_option(
         assert sorted(os.listdir(tmp_path)) == [".lock", "step-000000000002"]
 
 
-def test_save_on_a_file_system_without_locks_leaves_other_drafts(tmp_path: Path) -> None:
+def test_save_on_a_file_system_without_locks_keeps_temporary_directories_of_others(
+    tmp_path: Path,
+) -> None:
     """Without locks, it is unknown whether the writers of the drafts are alive."""
     draft = tmp_path / ".tmp-1-0123abcd"
     draft.mkdir()

@@ -103,7 +103,7 @@ def test_save_refuses_containers_nested_more_than_100_levels(tmp_path):
             checkpoint.save(tmp_path / "two", deep(levels))
 
 
-def test_save_refuses_states_beyond_the_limits_of_readers(tmp_path, monkeypatch):
+def test_save_refuses_states_that_are_too_large_for_load_to_accept(tmp_path, monkeypatch):
     """States beyond the limits against hostile files were once saved and could not be loaded."""
 
     def never(self, operation, path, *_):

@@ -117,7 +117,7 @@ def test_custom_operator_passes_on_its_tangent_in_forward_mode() -> None:
 @pytest.mark.xfail(
     strict=True, reason="torch 2.13 turns forward mode off in the `jvp` of a function"
 )
-def test_second_tangent_of_an_autograd_function_is_that_of_its_formula() -> None:
+def test_second_tangent_of_an_autograd_function_matches_its_formula() -> None:
     def second(f: Any) -> Tensor:
         return tangent(tangent(lambda x: f(x, x)))(X)
 
@@ -157,7 +157,7 @@ def test_compiled_second_tangent_of_an_autograd_function_is_refused(f: Any) -> N
         compiled(f)(X)
 
 
-def test_keyed_second_tangent_of_an_autograd_function_is_refused() -> None:
+def test_second_tangent_of_an_autograd_function_under_keyed_is_refused() -> None:
     def keyed(x: Tensor) -> Tensor:
         with ftrain.random.keyed(KEY):
             return turned(x)
@@ -167,7 +167,7 @@ def test_keyed_second_tangent_of_an_autograd_function_is_refused() -> None:
         tangent(tangent(keyed))(X)
 
 
-def test_tangents_that_do_not_meet_in_an_autograd_function_are_right_in_compiled_code() -> None:
+def test_compiled_autograd_function_in_nested_jvp_is_right_if_one_level_differentiates_it() -> None:
     def inner(x: Tensor) -> Tensor:
         return x * tangent(turned)(T)
 

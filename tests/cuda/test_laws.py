@@ -166,7 +166,7 @@ def test_run_finished_in_a_new_process_has_the_same_bits(model, precision, mode,
 
 
 @values
-def test_draws_on_cuda_have_the_bits_of_the_cpu():
+def test_random_draws_on_cuda_have_the_bits_of_draws_on_the_cpu():
     key = random.key(3)
     draws = {
         "bits": lambda k: random.bits(k, (9999,)),

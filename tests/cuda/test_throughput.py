@@ -36,7 +36,7 @@ def on_cuda(task: Task) -> Task:
 @pytest.mark.inductor
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("name", TASKS)
-def test_step_is_as_fast_as_the_best_hand_loop(
+def test_step_is_as_fast_as_the_best_hand_written_loop(
     name: str, precision: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """On the null device, every contender runs (without machine code), and times say nothing."""

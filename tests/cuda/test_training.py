@@ -46,7 +46,7 @@ def loss_of_amp(model: Any, batch: Any) -> torch.Tensor:
 
 @values
 @pytest.mark.parametrize("mode", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
-def test_fp16_run_equals_a_hand_loop_with_autocast_and_grad_scaler(mode: str) -> None:
+def test_fp16_run_equals_a_hand_written_loop_with_autocast_and_grad_scaler(mode: str) -> None:
     """The scale and the skipped steps are equal at each step; parameters to 1e-3 of their change.
 
     Float16 has 11 bits, so that a sum in another order in one product changes a gradient by 1e-3.
@@ -103,7 +103,7 @@ def replays_counted() -> Iterator[list[int]]:
     ("model", "precision", "accumulate"),
     [("mlp", "16-mixed", 1), ("gpt", "bf16-mixed", 4), ("gpt", "32-true", 1)],
 )
-def test_steps_replayed_by_a_cuda_graph_have_the_bits_of_launched_ones(
+def test_steps_replayed_by_a_cuda_graph_have_the_bits_of_steps_without_one(
     model: str, precision: str, accumulate: int
 ) -> None:
     steps = made(model, precision, accumulate)
@@ -123,7 +123,7 @@ def test_steps_replayed_by_a_cuda_graph_have_the_bits_of_launched_ones(
 
 @values
 @pytest.mark.parametrize("kind", [nn.Dropout, nn.AlphaDropout, nn.Dropout1d])
-def test_dropout_masks_on_cuda_are_those_of_the_cpu(kind: Any) -> None:
+def test_dropout_masks_on_cuda_equal_those_on_the_cpu(kind: Any) -> None:
     x, key, drop = torch.ones(64, 7, 33), random.key(5), kind(0.3)
     with random.keyed(key):
         expected = drop(x)
@@ -135,7 +135,7 @@ def test_dropout_masks_on_cuda_are_those_of_the_cpu(kind: Any) -> None:
 
 @values
 @pytest.mark.inductor
-def test_compiled_and_vmapped_steps_draw_the_masks_of_eager_ones() -> None:
+def test_compiled_and_vmapped_steps_draw_the_dropout_masks_of_eager_ones() -> None:
     """Dropout of ones shows its mask, which the step returns as a value of each example."""
     drop, x = nn.Dropout(0.5), torch.ones(16, 9, device="cuda")
 

@@ -50,7 +50,7 @@ def test_guessed_delimiter_splits_the_first_rows_into_equal_numbers_of_cells(
     st.lists(st.lists(st.integers(0, 99), min_size=3, max_size=3), min_size=1, max_size=9),
     st.sampled_from(",;\t|"),
 )
-def test_guessed_delimiter_is_that_of_the_table(
+def test_table_with_a_guessed_delimiter_equals_that_with_the_given_delimiter(
     tmp_path_factory: pytest.TempPathFactory, rows: list[list[int]], delimiter: str
 ) -> None:
     content = "\n".join(delimiter.join(map(str, row)) for row in [["x", "y", "z"], *rows]) + "\n"
@@ -58,7 +58,7 @@ def test_guessed_delimiter_is_that_of_the_table(
     assert lists(table(folder, content)) == lists(table(folder, content, delimiter=delimiter))
 
 
-def test_decimal_comma_reads_numbers_and_refuses_points(tmp_path: pathlib.Path) -> None:
+def test_decimal_comma_reads_numbers_and_refuses_decimal_points(tmp_path: pathlib.Path) -> None:
     found = table(tmp_path, "a;b\n1,5;-2e3\n,5;+3\n", decimal=",")
     assert lists(found) == {"a": [1.5, 0.5], "b": [-2000, 3]}
     with pytest.raises(DataError, match=r"line 2, column 'a': expected a number, got '1\.000'"):

@@ -255,7 +255,7 @@ def test_state_dict_that_expands_to_a_huge_tensor_is_refused(tmp_path: pathlib.P
         checkpoint.read_state_dict(path, format="torch")
 
 
-def test_mutated_files_are_read_or_refused_by_name() -> None:
+def test_mutated_files_are_read_or_refused_with_an_error_that_names_them() -> None:
     """The short form of `python -m tests.data.campaign_files`."""
     result = campaign(1300, seed=1)
     assert (result.other, result.wrong, result.slow) == (0, 0, 0)

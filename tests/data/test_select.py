@@ -60,7 +60,7 @@ def test_unknown_column_raises_with_the_nearest_name() -> None:
         data.select({"x": torch.zeros(2)}, ["z"])
 
 
-def test_select_refuses_generators_tuples_and_a_single_text() -> None:
+def test_select_refuses_generators_tuples_and_a_single_string() -> None:
     with pytest.raises(TypeError, match=r"got the text 'x'. Write \('x',\)"):
         data.select(ROWS, "x")
     with pytest.raises(TypeError, match="got generator"):
@@ -85,7 +85,7 @@ def trained(dataset: Any) -> int:
     return step.n_compiles
 
 
-def test_column_of_texts_warns_with_its_name_and_the_remedy() -> None:
+def test_recompilation_for_a_column_of_strings_warns_with_its_name_and_the_remedy() -> None:
     expected = (
         r"A text is a constant of the program\. Leave batch\['text'\] out of the batches with "
         r"ftrain\.data\.Loader\(ftrain\.data\.select\(dataset, columns\), \.\.\.\)"
@@ -95,7 +95,7 @@ def test_column_of_texts_warns_with_its_name_and_the_remedy() -> None:
     assert trained(data.select(ROWS, ["x", "y"])) == 1
 
 
-def test_sequences_of_other_lengths_warn_with_padding_as_remedy() -> None:
+def test_recompilation_for_another_sequence_length_proposes_to_pad_sequences() -> None:
     step = ftrain.compile(lambda x: x + 1, backend="eager")
     step(torch.zeros(4, 13))
     with pytest.warns(RecompileWarning, match="Pad sequences to a multiple.*pad_to_multiple_of=64"):

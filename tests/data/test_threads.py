@@ -39,7 +39,7 @@ class Unbounded:
         lambda: list(Stream(Unbounded(), 4).batches(epochs=2)),
     ],
 )
-def test_threads_that_read_at_once_get_the_batches_of_one_pass(batches: Any) -> None:
+def test_threads_that_read_simultaneously_get_the_batches_of_a_single_thread(batches: Any) -> None:
     torch.set_num_threads(2)
     before, expected = generators(), batches()
     with ThreadPoolExecutor(3) as pool:
@@ -59,7 +59,7 @@ def test_dataset_that_reads_another_loader_gives_the_same_batches() -> None:
     assert_same(*(list(Loader(Outer(), 4).batches()) for _ in range(2)))
 
 
-def test_thread_that_would_wait_for_itself_raises(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deadlock_of_threads_that_read_samples_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_generators, "LONGEST_WAIT", 0.1)
 
     class Waits(Samples):

@@ -174,7 +174,7 @@ def test_compiled_from_torch_update_matches_torch_or_is_refused(
 
 
 @pytest.mark.parametrize("what", inputs(form=False, sample=(0,)))
-def test_vmapped_from_torch_matches_single_updates_or_names_the_ftrain_optimizer(
+def test_vmapped_from_torch_matches_single_updates_or_raises_and_proposes_an_ftrain_optimizer(
     what: Input,
 ) -> None:
     if refused(what) is not None:

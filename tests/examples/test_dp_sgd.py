@@ -33,7 +33,7 @@ def test_epsilon_grows_with_steps_and_falls_with_noise() -> None:
     assert 0 < values[0] < values[1] < values[2] < dp_sgd.epsilon(0.0, 20) == math.inf
 
 
-def test_short_run_draws_accuracy_over_epsilon(
+def test_short_run_plots_accuracy_over_epsilon(
     tmp_path: pathlib.Path, capsys: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     pytest.importorskip("dp_accounting")

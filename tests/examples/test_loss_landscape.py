@@ -41,7 +41,9 @@ def test_eigenvalues_are_those_of_the_dense_hessian(monkeypatch: pytest.MonkeyPa
     )
 
 
-def test_short_run_draws_curvature_and_plane(tmp_path: pathlib.Path, capsys: Any) -> None:
+def test_short_run_plots_the_curvature_and_a_plane_of_the_loss(
+    tmp_path: pathlib.Path, capsys: Any
+) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "landscape.png"
     found = example.main(["--steps", "21", "--picture", str(path)])

@@ -52,7 +52,7 @@ def test_photos_of_any_size_train_evaluate_and_predict(
     assert dark.argmax(1).tolist() == [whole.classes.index("night")]
 
 
-def test_values_that_image_data_report_fit_every_model(tmp_path: pathlib.Path) -> None:
+def test_image_data_report_the_input_sizes_that_models_need(tmp_path: pathlib.Path) -> None:
     """A convolutional model needs the channels, a multilayer perceptron the numbers in an image."""
     photos = take_photos(tmp_path / "photos", count=5)
     found = sources.images(photos, size=(8, 12), mode="L")

@@ -10,7 +10,7 @@ import torch
 from examples import sweep
 
 
-def test_sweep_example_prunes_to_good_learning_rates_and_draws_them(
+def test_sweep_example_keeps_good_learning_rates_and_writes_a_picture(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = sweep.main(["--no-compile", "--steps", "90", "--out", str(tmp_path)])

@@ -68,7 +68,7 @@ def test_a_draw_is_one_launch_without_a_sync_or_a_copy(name: str, key: Tensor) -
     assert (counts.launches, counts.waits, counts.bad_captures) == (launches, 0, 0)
 
 
-def test_a_permutation_launches_one_draw_beside_its_sorts(key: Tensor) -> None:
+def test_a_permutation_launches_one_kernel_besides_its_sorts(key: Tensor) -> None:
     x, words = torch.arange(100, device="cuda"), random.bits(key, (100,)).view(torch.int32)
 
     def sort() -> Tensor:
@@ -83,7 +83,7 @@ def test_a_permutation_launches_one_draw_beside_its_sorts(key: Tensor) -> None:
     assert counts.waits == sorting.waits
 
 
-def test_dropout_under_keyed_launches_one_draw_without_a_wait(key: Tensor) -> None:
+def test_dropout_under_keyed_launches_few_kernels_without_a_wait(key: Tensor) -> None:
     x = torch.ones(64, 64, device="cuda")
     drop = nn.Dropout(0.1)
 

@@ -44,7 +44,7 @@ def counts_of_run(n_steps: int, steps: Any, tmp_path: Path | None = None, **opti
 
 @pytest.mark.parametrize("form", ["eager", "traced"])
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
-def test_steps_of_a_run_do_not_wait_and_copy_batches_from_pinned_memory(
+def test_steps_of_a_run_copy_batches_from_pinned_memory_and_do_not_wait(
     precision: Any, form: str
 ) -> None:
     steps = steps_of(precision=precision)
@@ -86,7 +86,7 @@ def test_each_save_of_a_run_copies_to_pinned_memory_and_reads_the_metrics_twice(
     assert many.pageable == few.pageable
 
 
-def test_resumed_run_goes_on_with_the_state_on_its_device(tmp_path: Path) -> None:
+def test_resumed_run_keeps_the_state_on_its_device(tmp_path: Path) -> None:
     steps = steps_of(precision="16-mixed")
     trainer = loop.Trainer(steps, log_every=10**6, progress=False, store=tmp_path, compile=False)
     state = on_device(steps.init_state(0))
@@ -104,7 +104,7 @@ def test_checkpoint_is_restored_to_the_device_of_the_given_state(tmp_path: Path)
     assert tree.structure(loaded) == tree.structure(state)
 
 
-def test_run_of_an_ensemble_does_not_wait_in_its_steps() -> None:
+def test_steps_of_a_swept_run_do_not_wait_for_the_device() -> None:
     steps = transforms.sweep(steps_of(), 3)
     few, many = (counts_of_run(n, steps) for n in (6, 16))
     assert (many.syncs, many.to_host) == (few.syncs, few.to_host)

@@ -116,18 +116,18 @@ def check(step: Any, state: Any, batch: Any) -> None:
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_transformed_step_neither_waits_nor_copies(name: str) -> None:
+def test_transformed_step_neither_waits_for_the_device_nor_copies(name: str) -> None:
     check(*STEPS[name]())
 
 
 @pytest.mark.parametrize("name", STEPS)
-def test_traced_transformed_step_neither_waits_nor_copies(name: str) -> None:
+def test_traced_transformed_step_neither_waits_for_the_device_nor_copies(name: str) -> None:
     step, state, batch = STEPS[name]()
     check(ftrain.compile(step, backend="eager"), state, batch)
 
 
 @pytest.mark.inductor
 @pytest.mark.parametrize("name", ["sweep", "scan", "per-sample gradients"])
-def test_compiled_transformed_step_neither_waits_nor_copies(name: str) -> None:
+def test_compiled_transformed_step_neither_waits_for_the_device_nor_copies(name: str) -> None:
     step, state, batch = STEPS[name]()
     check(ftrain.compile(step), state, batch)

@@ -57,7 +57,7 @@ def step_counted(step: Any, state: Any, batch: Any) -> tuple[Any, Counts]:
 
 @pytest.mark.parametrize("form", ["eager", "traced"])
 @pytest.mark.parametrize(NAMES, CASES)
-def test_step_neither_waits_nor_copies_and_launches_few_kernels(
+def test_step_launches_few_kernels_and_neither_waits_for_the_device_nor_copies(
     model: str, precision: Any, accumulate: int, dropout: bool, form: str
 ) -> None:
     steps = made(model, precision, accumulate, dropout)

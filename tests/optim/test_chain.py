@@ -55,7 +55,7 @@ def test_chain_passes_extra_arguments_to_every_link():
     assert seen == [("a", {}, {"loss": 1.0}), ("b", {}, {"loss": 1.0})]
 
 
-def test_adamw_and_sgd_match_chains_of_their_links():
+def test_adamw_and_sgd_match_chains_of_single_transformations():
     """Within 4 ulp, because the products are computed in another order."""
     pairs = [
         (

@@ -224,7 +224,7 @@ class Asks(Odd):
         self.state[p]["norm"] = p.norm().item()
 
 
-def test_user_optimizer_class_that_reads_tensor_values_is_named_when_compiled():
+def test_compile_error_names_the_user_optimizer_class_that_reads_tensor_values():
     optimizer = optim.from_torch(Asks)
     with pytest.raises(ftrain.errors.TraceError, match=r"from_torch\(Asks\)` cannot be") as error:
         ftrain.compile(optimizer.init, backend="eager")({"w": torch.ones(3, 2)})

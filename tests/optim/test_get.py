@@ -32,7 +32,7 @@ NESTED = optim.ema(
 # --- get ---
 
 
-def test_get_finds_values_of_chained_partitioned_and_injected_optimizers():
+def test_get_finds_values_in_states_of_chain_partition_and_with_hyperparams():
     state = NESTED.init(PARAMS)
     assert optim.get(state, "ema").keys() == PARAMS.keys()
     assert tree.leaves(optim.get(state, "mu"))[0].shape == (2, 3)

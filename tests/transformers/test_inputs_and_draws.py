@@ -28,7 +28,7 @@ def steps_of(name: str, **own: Any) -> tuple[ftrain.Steps, Any]:
     return ftrain.make_steps(make, loss_fn, optim.sgd(0.1)), of.batch(0)
 
 
-def test_wav2vec2_spectrum_mask_drawn_with_numpy_raises_with_its_line() -> None:
+def test_wav2vec2_spectrum_mask_drawn_with_numpy_raises_with_the_line_of_the_draw() -> None:
     steps, batch = steps_of(
         "Wav2Vec2ForSequenceClassification", mask_time_prob=0.5, mask_time_length=2
     )

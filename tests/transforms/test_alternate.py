@@ -88,7 +88,7 @@ def test_donated_step_has_the_bits_of_the_plain_one_and_keeps_its_memory() -> No
             repr(old[name])
 
 
-def test_turn_without_finite_gradients_leaves_that_player_alone() -> None:
+def test_turn_without_finite_gradients_keeps_the_parameters_of_its_player() -> None:
     states = STEPS.init_state(0)
     one, two, _ = batches(0)
     found, metrics = STEPS.train_step(states, (one, two, spoiled(one)))
@@ -111,6 +111,6 @@ def test_alternate_refuses_turns_that_do_not_name_each_player(turns: tuple[str, 
         alternate(PLAYERS, turns)
 
 
-def test_alternate_refuses_another_number_of_batches_than_turns() -> None:
+def test_alternate_refuses_a_number_of_batches_other_than_that_of_turns() -> None:
     with pytest.raises(ValueError, match="one batch for each of 3 turns, got 2"):
         STEPS.train_step(STEPS.init_state(0), batches(0)[:2])

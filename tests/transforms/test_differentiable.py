@@ -31,7 +31,7 @@ def one(batches: Any) -> Any:
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_differentiable_step_has_the_bits_of_the_step(options: dict[str, Any]) -> None:
+def test_differentiable_step_has_the_bits_of_the_plain_step(options: dict[str, Any]) -> None:
     steps = steps_of(ADAM, torch.float32, **options)
     state, batch = steps.init_state(0), one(batches(1, dtype=torch.float32))
     expected = steps.train_step(state, batch)

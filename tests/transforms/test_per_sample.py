@@ -132,7 +132,7 @@ def test_mean_of_per_sample_gradients_is_the_gradient_of_the_batch() -> None:
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, 6, 9])
-def test_chunks_of_examples_draw_the_numbers_of_the_whole_batch(chunk_size: int) -> None:
+def test_chunks_of_examples_draw_the_random_numbers_of_the_whole_batch(chunk_size: int) -> None:
     state = state_of(dropout_mlp, cross_entropy)
     ours = transforms.per_sample_grads(dropout_mlp, cross_entropy, chunk_size=chunk_size)
     whole = transforms.per_sample_grads(dropout_mlp, cross_entropy)
@@ -268,7 +268,7 @@ def test_tracin_predicts_the_change_of_a_loss_after_a_small_step() -> None:
         )
 
 
-def test_tracin_refuses_other_numbers_of_learning_rates() -> None:
+def test_tracin_refuses_different_numbers_of_states_and_learning_rates() -> None:
     influence = transforms.tracin(mlp, cross_entropy)
     with pytest.raises(ValueError, match="got 0 states and 1 learning rates"):
         influence([], [0.1], BATCH, BATCH)

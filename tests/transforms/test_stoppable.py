@@ -23,7 +23,9 @@ def without_flag(state: ftrain.TrainState) -> ftrain.TrainState:
 
 @pytest.mark.parametrize("mode", ["eager", "compiled"])
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
-def test_an_active_state_takes_the_same_steps_to_the_bit(precision: str, mode: str) -> None:
+def test_steps_of_an_active_state_have_the_bits_of_plain_training_steps(
+    precision: str, mode: str
+) -> None:
     base = steps("convnet", precision)
     stopping = transforms.stoppable(base)
     state, plain = stopping.init_state(0), base.init_state(0)
