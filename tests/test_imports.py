@@ -108,7 +108,7 @@ def circle(root: Path) -> list[str]:
     return []
 
 
-def test_packages_import_only_packages_below_them() -> None:
+def test_packages_import_only_packages_of_lower_layers() -> None:
     assert violations(ROOT) == []
 
 

@@ -120,7 +120,7 @@ class Subject:
         return found or torch.device("cpu")
 
     def sizes(self, count: Callable[[Any], tuple[int, int]]) -> tuple[int, int]:
-        """Return the samples and tokens of the batch."""
+        """Return the number of samples and the number of tokens in the batch."""
         return count(self.args[-1]) if len(self.args) > self.is_pure else (0, 0)
 
     def cases(

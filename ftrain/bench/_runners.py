@@ -61,7 +61,7 @@ class Pure:
 
 
 class Plain:
-    """Function `(*args)` that updates a model in place at each call, without a reset."""
+    """Function with its arguments that updates a model in place at each call, and cannot be reset."""
 
     def __init__(self, fn: Callable[..., Any], args: Sequence[Any]) -> None:
         self._fn, self._args = fn, args

@@ -67,7 +67,7 @@ def _grid(rows: tuple[Measurement, ...]) -> Iterator[str]:
 
 
 def _differences(rows: tuple[Measurement, ...]) -> Iterator[str]:
-    """Yield lines that compare variants, and values of a setting, with the first of them."""
+    """Yield lines that compare each variant, and each value of a setting, with the first one."""
     by_settings: dict[str, list[Measurement]] = {}
     for row in rows:
         by_settings.setdefault(str(row.settings), []).append(row)

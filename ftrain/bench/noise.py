@@ -61,7 +61,7 @@ class Difference:
 
 
 def compare_turns(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Compare the times of two contenders that took turns, by the ratio within each turn.
+    """Compare two contenders that were timed in turn, by the ratio of their times in each turn.
 
     Args:
         first: the time of one contender in each turn.
@@ -79,7 +79,7 @@ def compare_turns(first: Sequence[float], second: Sequence[float]) -> Difference
 
 
 def compare_runs(first: Sequence[float], second: Sequence[float]) -> Difference:
-    """Compare the times of two runs that did not take turns, by the intervals of their medians.
+    """Compare two separate runs, by the confidence intervals of their median times.
 
     Args:
         first: the time of one run in each of its turns.

@@ -316,7 +316,7 @@ class Column:
 
     @property
     def decimal_remedy(self) -> str:
-        """The remedy that suggests the other decimal character."""
+        """Remedy for an error message, which proposes the other decimal character (point or comma)."""
         other = "," if self.table.cells.format.decimal == "." else "."
         return f"Set decimal to '{other}' if it stands before decimals (`decimal: \"{other}\"`)"
 

@@ -161,7 +161,7 @@ class Draft:
             self._regions[name][first : first + content.size] = content
 
     def publish(self, digests: dict[str, str]) -> None:
-        """Write these digests into the header, and give the complete file its final name."""
+        """Write the digests into the header, and give the complete file its final name."""
         for region in self._regions.values():
             region.flush()
         start = self._partial.stat().st_size - _size(self._entries)

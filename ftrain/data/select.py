@@ -56,7 +56,7 @@ def select(dataset: Any, columns: Iterable[str]) -> Any:
         return (_SelectedMany if many else _Selected)(dataset, names)
     raise TypeError(
         "dataset: expected a mapping of arrays, or an object with __len__ and __getitem__, got "
-        f"{type(dataset).__name__}. An iterable must yield the chosen entries alone."
+        f"{type(dataset).__name__}. For an iterable, yield samples with these entries only."
     )
 
 

@@ -1,4 +1,4 @@
-"""Initial hyper-parameters that replace those with which `with_hyperparams` was built.
+"""Hyper-parameters that override the initial values given to `with_hyperparams`.
 
 A sweep has only the functions of a training run. An initial state may depend on a hyper-parameter
 (`initial_accumulator_value`, the learning rate that a state records), so each member is initialised with
@@ -43,7 +43,7 @@ _current: contextvars.ContextVar[StartingValues | None] = contextvars.ContextVar
 
 @contextmanager
 def starting_with(values: StartingValues) -> Iterator[None]:
-    """Make `with_hyperparams` start with `values` in this context."""
+    """Let `with_hyperparams` initialize states with `values` inside a `with` block."""
     values.outer = _current.get()
     token = _current.set(values)
     try:

@@ -182,8 +182,9 @@ def _probed(
         )
     if issubclass(optimizer, torch.optim.SGD) and options.get("dampening", 0):
         raise ValueError(
-            "dampening: expected 0 for torch.optim.SGD, because its state does not record which gradient "
-            "is the first one, which is not dampened. Write `optim.sgd(rate, momentum, dampening=...)`."
+            "dampening: expected 0 for torch.optim.SGD, because its state does not record which "
+            "gradient is the first one, which is not dampened. Write `optim.sgd(rate, momentum, "
+            "dampening=...)`."
         )
     if options.get("capturable"):
         raise ValueError(

@@ -158,7 +158,7 @@ def _of_last(name: str) -> Callable[[PyTree], PyTree]:
     def refuse(params: PyTree) -> PyTree:
         raise ValueError(
             f"`multi_steps`: expected an inner optimizer that does not call `{name}`, which evaluates "
-            "only the last batch, not those whose gradients were accumulated. Wrap in the other order, "
+            "only the last batch, not all accumulated batches. Wrap in the other order, "
             "`sam(multi_steps(...))`, or accumulate within a step by `make_steps(accumulate=k)`."
         )
 

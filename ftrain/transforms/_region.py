@@ -1,4 +1,4 @@
-"""Regions of a computation that a backward pass computes again, with gradients taken inside them.
+"""Functions that a backward pass computes again, and that may take gradients themselves.
 
 `ftrain.remat` recomputes the tensors that autograd saved in a region. If a gradient is taken inside the
 region, it would recompute them in the forward pass already, once for each gradient. A region of this

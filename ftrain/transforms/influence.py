@@ -27,7 +27,7 @@ def tracin(
     precision: Precision | Policy = "32-true",
     chunk_size: int | None = None,
 ) -> Callable[[Sequence[TrainState], Sequence[float], Any, Any], Tensor]:
-    r"""Return the function `(states, learning_rates, batch, other) -> influence` of TracIn.
+    r"""Return a function that computes the influence of training examples on other examples' losses.
 
     The influence $\sum_t \eta_t \langle g_i(t), g_j(t) \rangle$ over checkpoints t is the amount by
     which steps on example i lowered the loss of example j, to first order. Examples of positive

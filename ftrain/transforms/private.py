@@ -210,7 +210,7 @@ def _clipped(result: GradientResult, clip_norm: float) -> tuple[Any, Metrics, An
 
 
 def _merged(name: str, metric: Any) -> Any:
-    """Return a metric of the whole batch, from one with a first axis of examples."""
+    """Merge a metric whose first axis counts examples into one metric of the whole batch."""
     if isinstance(metric, Mean):
         kept = torch.where(metric.weight > 0, metric.total, torch.zeros_like(metric.total))
         return Mean(kept.sum(0), metric.weight.sum(0))
@@ -225,7 +225,7 @@ def _merged(name: str, metric: Any) -> Any:
 
 
 def _noisy(total: Any, key: Tensor, deviation: float, divisor: float, params: Any) -> Any:
-    """Return `(total + deviation z) / divisor` in the dtypes of the parameters."""
+    """Return `(total + deviation z) / divisor`, `z` standard normal, in the parameters' dtypes."""
     leaves, treedef = tree.flatten(total)
     noisy = [
         (leaf + deviation * random.normal(key, leaf.shape, leaf.dtype, folds=(i,))) / divisor

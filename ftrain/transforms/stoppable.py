@@ -143,7 +143,7 @@ def _is_not_finite(metrics: Metrics) -> torch.Tensor:
 
 
 def _marked(metrics: Metrics, active: torch.Tensor) -> Metrics:
-    """Return the metrics of a step, counted as skipped if the member has stopped, and with `active`."""
+    """Return metrics that count the step as skipped if the member is frozen, and that have `active`."""
     entries = dict(metrics.entries)
     skipped = entries.get("skipped")
     frozen = (~active).to(torch.int64)

@@ -132,7 +132,7 @@ def test_sweep_measures_every_combination_and_compares_the_values_of_a_setting()
     assert "compiled, batch_size=8, accumulate=2, against eager" in text
 
 
-def test_report_compares_each_precision_with_the_matrix_rate_of_its_own_dtype() -> None:
+def test_report_compares_each_precision_with_the_rate_of_matrix_products_in_its_dtype() -> None:
     values = {"precision": ["32-true", "bf16-mixed"]}
     report = sweep(steps.pure, values, variants=["eager"], **QUICK)
     rates = [set(row.rates) for row in report.measurements]
@@ -140,7 +140,7 @@ def test_report_compares_each_precision_with_the_matrix_rate_of_its_own_dtype() 
     assert "bfloat16" in str(report).splitlines()[1]
 
 
-def test_report_of_explained_measurements_prints_their_costs() -> None:
+def test_report_of_a_benchmark_with_explain_contains_the_costs_of_kernels() -> None:
     step, state, batch = steps.pure()
     report = ftrain.benchmark(step, state, batch, variants=["donated"], explain=True, **QUICK)
     cost = report["donated"].cost

@@ -48,13 +48,13 @@ def test_load_on_both_contenders_of_a_turn_does_not_change_their_difference(
 
 
 @given(st.lists(seconds, min_size=1, max_size=40))
-def test_equal_times_are_never_called_a_difference(times: list[float]) -> None:
+def test_equal_times_are_never_reported_as_a_difference(times: list[float]) -> None:
     assert not compare_turns(times, times).is_real
     assert not compare_runs(times, times).is_real
 
 
 @given(st.lists(seconds, min_size=1, max_size=7), st.floats(1.0, 100.0))
-def test_times_of_fewer_than_eight_turns_are_never_called_a_difference(
+def test_times_of_fewer_than_eight_turns_are_never_reported_as_a_difference(
     times: list[float], by: float
 ) -> None:
     found = compare_turns([t * by for t in times], times)
@@ -63,7 +63,7 @@ def test_times_of_fewer_than_eight_turns_are_never_called_a_difference(
 
 
 @given(st.lists(seconds, min_size=8, max_size=40), st.floats(1.02, 100.0))
-def test_contender_slower_in_every_turn_is_called_a_difference(
+def test_contender_slower_in_every_turn_is_reported_as_a_difference(
     times: list[float], by: float
 ) -> None:
     found = compare_turns([t * by for t in times], times)
@@ -73,12 +73,16 @@ def test_contender_slower_in_every_turn_is_called_a_difference(
 
 
 @given(st.lists(seconds, min_size=8, max_size=40), st.floats(1.0, 1 + RESOLUTION / 2))
-def test_differences_within_one_percent_are_not_called_real(times: list[float], by: float) -> None:
+def test_differences_within_one_percent_are_not_reported_as_real(
+    times: list[float], by: float
+) -> None:
     assert not compare_turns([t * by for t in times], times).is_real
 
 
 @given(st.lists(seconds, min_size=8, max_size=40))
-def test_runs_are_called_different_only_if_their_times_do_not_overlap(times: list[float]) -> None:
+def test_runs_are_reported_as_different_only_if_their_times_do_not_overlap(
+    times: list[float],
+) -> None:
     above = [max(times) * 1.02 / min(times) * t for t in times]
     assert compare_runs(above, times).is_real
     assert not compare_runs([*times, *above], [*above, *times]).is_real
@@ -93,14 +97,16 @@ def noisy(rng: random.Random, n: int, median: float = 1.0, noise: float = 0.2) -
 
 
 @pytest.mark.parametrize("compare", [compare_turns, compare_runs])
-def test_noise_is_called_a_difference_in_less_than_two_of_a_hundred_runs(compare: object) -> None:
+def test_noise_is_reported_as_a_difference_in_less_than_two_of_a_hundred_runs(
+    compare: object,
+) -> None:
     rng, trials = random.Random(0), 3000
     assert callable(compare)
     wrong = sum(compare(noisy(rng, 15), noisy(rng, 15)).is_real for _ in range(trials))
     assert wrong < 0.02 * trials  # 1 %, and four standard deviations of the count
 
 
-def test_twice_the_time_is_called_a_difference_in_nearly_every_run() -> None:
+def test_twice_the_time_is_reported_as_a_difference_in_nearly_every_run() -> None:
     rng, trials = random.Random(0), 1000
     pairs = ((noisy(rng, 21, 2.0, 0.1), noisy(rng, 21, 1.0, 0.1)) for _ in range(trials))
     assert sum(compare_turns(*pair).is_real for pair in pairs) > 0.95 * trials

@@ -40,7 +40,7 @@ def check(work, names, backend=None):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_contender_computes_the_losses_of_the_eager_loop(name):
+def test_contender_computes_the_same_losses_as_the_eager_loop(name):
     slow = {"mlp-3": ("ftrain",), "gpt-0.8m": (*TRACED, "jax")}.get(name, TRACED)
     outcomes = check(TINY[name], [each for each in CONTENDERS if each not in slow])
     if TINY[name].jax_loss is None:
@@ -48,7 +48,9 @@ def test_contender_computes_the_losses_of_the_eager_loop(name):
 
 
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
-def test_contenders_compute_the_losses_of_the_eager_loop_with_micro_batches_and_a_mask(precision):
+def test_contenders_with_micro_batches_and_a_mask_compute_the_same_losses_as_the_eager_loop(
+    precision,
+):
     work = dataclasses.replace(
         TINY["mlp-3"], accumulate=4, precision=precision, mask=optim.matrices
     )

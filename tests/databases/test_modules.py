@@ -271,7 +271,7 @@ def test_bound_module_in_torchs_module_test_database_equals_the_module(
     ("dtype", "training"), FORMS, ids=[f"{d}-{'train' if t else 'eval'}" for d, t in FORMS]
 )
 @pytest.mark.parametrize("name", beside.ALL)
-def test_bound_modules_that_torchs_module_test_database_lacks_equal_the_module(
+def test_bound_module_missing_from_torchs_module_test_database_equals_the_module(
     name: str, dtype: torch.dtype, training: bool, outcomes: Outcomes
 ) -> None:
     make, args = beside.ALL[name]
@@ -298,7 +298,7 @@ def test_every_torch_module_class_has_a_test_case() -> None:
 
 
 @pytest.mark.parametrize("name", beside.LAZY)
-def test_bind_refuses_lazy_modules_that_torchs_module_test_database_lacks(name: str) -> None:
+def test_bind_refuses_lazy_modules_missing_from_torchs_module_test_database(name: str) -> None:
     make: Any = beside.LAZY[name]
     for model in (make, make()):
         with pytest.raises(ValueError, match=LAZY_REMEDY):

@@ -57,7 +57,7 @@ def test_replay_memory_keeps_the_latest_moves() -> None:
     assert changed == [*range(32), *range(dqn.CAPACITY - 32, dqn.CAPACITY)]
 
 
-def test_compiled_step_of_games_memory_and_learner_has_the_bits_of_the_eager_one() -> None:
+def test_compiled_dqn_step_has_the_bits_of_the_eager_one() -> None:
     agent, compiled = dqn.init(3), ftrain.compile(dqn.step, backend="eager")
     for i in range(2):
         expected = dqn.step(agent, random.key(i))

@@ -40,7 +40,7 @@ def test_vmapped_runs_equal_single_runs() -> None:
     torch.testing.assert_close(found, torch.stack(expected))
 
 
-def test_two_outer_steps_raise_the_rates_that_are_too_low(
+def test_two_outer_steps_increase_learning_rates_that_are_too_low(
     tmp_path: pathlib.Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("matplotlib")

@@ -54,7 +54,7 @@ def _few_functions(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retrieval, "model", functools.partial(tasks.TwoTower, 64, 16, 16))
 
 
-def test_documented_functions_lose_their_docstring() -> None:
+def test_documented_functions_are_split_into_docstring_and_code() -> None:
     found = list(retrieval.documented(SOURCE))
     assert found == [
         ("Return the sum of two numbers.", "def add(a, b):\n    return a + b"),

@@ -54,7 +54,7 @@ def seen(states: Any, name: str) -> Any:
 
 
 @pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
-def test_alternating_step_equals_the_turns_of_its_players_by_hand(compiled: bool) -> None:
+def test_alternating_step_equals_the_turns_of_its_players_taken_by_hand(compiled: bool) -> None:
     step = ftrain.compile(STEPS.train_step, backend="eager") if compiled else STEPS.train_step
     states = STEPS.init_state(3)
     assert_same_bits(states, {"critic": CRITIC.init_state(6), "generator": GENERATOR.init_state(7)})
@@ -71,7 +71,7 @@ def test_alternating_step_equals_the_turns_of_its_players_by_hand(compiled: bool
     assert tree.structure(found) == tree.structure(STEPS.init_state(0))
 
 
-def test_donated_step_has_the_bits_of_the_plain_one_and_keeps_its_memory() -> None:
+def test_donated_alternating_step_has_the_bits_of_the_plain_one_and_reuses_its_memory() -> None:
     step = ftrain.compile(STEPS.train_step, backend="eager", donate=True)
     states, kept = STEPS.init_state(0), STEPS.init_state(0)
     places = [leaf.data_ptr() for leaf in tree.leaves(states)]

@@ -304,7 +304,9 @@ def test_epsilon_raises_a_clear_error_for_extreme_arguments(case: str) -> None:
         transforms.dp_epsilon(*arguments)
 
 
-def test_accountants_name_the_extra_that_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_dp_accounting_raises_and_names_the_extra_to_install(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     with pytest.raises(ImportError, match=r"ftrain\[privacy\]"):
         transforms.dp_epsilon(1.0, 0.1, 1, 1e-5)

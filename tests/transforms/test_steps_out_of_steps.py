@@ -105,7 +105,7 @@ def trained(step: Any, state: Any, n: int = 3) -> Any:
     return state
 
 
-def test_ema_equals_an_average_by_hand() -> None:
+def test_ema_equals_an_average_computed_by_hand() -> None:
     plain = steps_of()
     state = plain.init_state(1)
     average = state.params
@@ -118,7 +118,7 @@ def test_ema_equals_an_average_by_hand() -> None:
 
 
 @pytest.mark.parametrize("options", [{"rate": 0.1}, {"every": 2}], ids=["soft", "hard"])
-def test_target_network_equals_a_copy_by_hand(options: dict[str, Any]) -> None:
+def test_target_network_equals_a_copy_made_by_hand(options: dict[str, Any]) -> None:
     plain = steps_of()
     state = plain.init_state(1)
     target = state.params
@@ -154,7 +154,7 @@ def test_loss_reads_the_average_and_the_target_network() -> None:
     assert state.step == 1
 
 
-def test_sam_step_equals_two_gradients_by_hand() -> None:
+def test_sam_step_equals_a_step_with_two_gradients_computed_by_hand() -> None:
     state, data = steps_of().init_state(0), batch(0)
     first = GRADIENTS(state, data)
     norm = torch.stack([g.square().sum() for g in tree.leaves(first.grads)]).sum().sqrt()

@@ -337,7 +337,7 @@ def test_an_eager_trainer_locates_the_nonfinite_value_of_a_sweep() -> None:
     assert "skipped by every member" in str(error.value)
 
 
-def test_model_without_build_function_starts_all_members_alike() -> None:
+def test_sweep_of_a_module_instance_starts_all_members_with_the_same_weights() -> None:
     swept = transforms.sweep(ftrain.make_steps(Line(), squares, optim.sgd(0.1)), 2)
     states = swept.init_state(0)
     testing.assert_same_bits(
