@@ -143,7 +143,7 @@ class Manifest:
 
     @property
     def in_pieces(self) -> bool:
-        """True for a checkpoint of several ranks, which lists the pieces of each leaf."""
+        """True for a checkpoint of several ranks, which stores each leaf in pieces of some rows."""
         return any(leaf.pieces for leaf in self.leaves)
 
     def render(self) -> bytes:

@@ -1,4 +1,4 @@
-"""Replacement of NaNs by zeros, with a report."""
+"""Replacement of NaNs in gradients by zeros, recorded in the optimizer state."""
 
 from __future__ import annotations
 

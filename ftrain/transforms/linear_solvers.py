@@ -1,4 +1,4 @@
-"""Solvers of linear systems on trees, from products with the matrix alone."""
+"""Solvers of linear systems for trees of tensors, which need only products with the matrix."""
 
 from __future__ import annotations
 

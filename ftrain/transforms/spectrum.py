@@ -46,7 +46,7 @@ class Estimate(NamedTuple):
 
 
 class Eigenpairs(NamedTuple):
-    """Eigenvalues and eigenvectors of a symmetric matrix on a tree.
+    """Eigenvalues and eigenvectors of a symmetric matrix; each eigenvector is a tree of tensors.
 
     Attributes:
         values: float64 `(count,)`, in the order that `which` gives.

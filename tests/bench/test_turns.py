@@ -22,7 +22,7 @@ def test_take_turns_interleaves_contenders_and_starts_each_round_with_another_on
     assert {len(seconds) for seconds in turns.seconds.values()} == {2}
 
 
-def test_turns_take_ratios_of_contenders_within_a_round() -> None:
+def test_turns_compute_ratios_of_two_contenders_within_each_round() -> None:
     turns = Turns({"a": [1.0, 2.0, 1.0], "b": [3.0, 6.0, 3.0]})  # a busy second round
     assert turns.ratio("b", "a") == 3.0
     assert turns.spread("b", "a") == (3.0, 3.0)

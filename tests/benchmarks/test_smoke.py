@@ -29,7 +29,7 @@ from tests.campaign import long
 TINY = Sizes(layers=1, heads=2, width=16, context=8, batch=4, vocabulary=11)
 
 
-def test_take_turns_interleaves_runs_and_computes_ratios_within_a_round():
+def test_take_turns_interleaves_contenders_and_computes_ratios_within_each_round():
     order = []
     turns = measure.take_turns(
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")},

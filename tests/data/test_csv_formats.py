@@ -121,7 +121,7 @@ def test_delimiter_at_the_end_of_lines_makes_no_column(tmp_path: pathlib.Path) -
         table(tmp_path, "a,\n1,x\n")
 
 
-def test_messages_are_short_and_printable_for_any_cell(tmp_path: pathlib.Path) -> None:
+def test_error_messages_are_short_and_printable_for_any_cell(tmp_path: pathlib.Path) -> None:
     with pytest.raises(DataError) as caught:
         table(tmp_path, "a\n" + "x" * 200_000 + "\n")
     assert len(str(caught.value)) < 500

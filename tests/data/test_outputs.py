@@ -193,7 +193,7 @@ def test_with_outputs_error_names_the_invalid_argument(name: str, tmp_path: Path
         data.with_outputs(dataset, fn, tmp_path / "file", source=0)[0]
 
 
-def test_outputs_that_differ_between_batches_are_refused(tmp_path: Path) -> None:
+def test_outputs_whose_shape_differs_between_batches_are_refused(tmp_path: Path) -> None:
     def growing(batch: Any) -> Tensor:
         return torch.zeros(len(batch["y"]), 1 + int(batch["y"][0]))
 

@@ -82,7 +82,7 @@ def test_by_length_sampler_reduces_padding():
     assert padding(whole(ByLength(lengths, 32))) < 0.02
 
 
-def test_by_length_shuffles_the_groups_of_a_window():
+def test_by_length_sampler_shuffles_groups_of_similar_length():
     lengths = np.arange(64 * 32)
     first = [lengths[whole(ByLength(lengths, 32), epoch=e)][:32].mean() for e in range(200)]
     assert_uniform(np.bincount((np.array(first) / 2048 * 8).astype(int), minlength=8))

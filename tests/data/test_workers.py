@@ -273,7 +273,7 @@ def test_a_killed_worker_raises_and_the_run_resumes_from_the_last_cursor():
     assert [batch.tolist() for batch, _ in seen] == whole
 
 
-def test_stream_of_a_torch_data_loader_repeats_without_advancing_generators():
+def test_stream_of_a_torch_data_loader_is_reproducible_without_advancing_generators():
     """Its shuffle and the draws of its dataset are seeded by (seed, epoch, batch)."""
 
     def stream(workers=0):

@@ -58,7 +58,9 @@ def key() -> Tensor:
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_a_draw_is_one_launch_without_a_sync_or_a_copy(name: str, key: Tensor) -> None:
+def test_a_random_draw_launches_one_or_two_kernels_without_a_sync_or_a_copy(
+    name: str, key: Tensor
+) -> None:
     launches, draw = DRAWS[name]
     draw(key)
     if "after folds" in name:
@@ -187,7 +189,7 @@ def test_draws_without_nvrtc_warn_once_and_use_the_reference_implementation(
     assert counts.launches > 100
 
 
-def test_draws_in_a_new_thread_are_launched(key: Tensor) -> None:
+def test_a_random_draw_in_a_new_thread_launches_one_kernel_without_a_wait(key: Tensor) -> None:
     with counted() as counts:
         thread = threading.Thread(target=lambda: random.bits(key, (5,)))
         thread.start()

@@ -224,7 +224,7 @@ def test_each_member_has_a_loss_scaler_of_its_own(mode: str) -> None:
     testing.assert_same_bits(transforms.member(new, 1).params, transforms.member(states, 1).params)
 
 
-def test_hyperparameters_that_shape_the_initial_state_do_so_for_each_member() -> None:
+def test_initial_state_of_each_member_depends_on_its_own_hyperparameters() -> None:
     """Adagrad's sum starts at one of its arguments, and states record the first learning rate."""
     build = functools.partial(optim.with_hyperparams, optim.adagrad)
     values = {"learning_rate": [0.1, 0.2], "initial_accumulator_value": [0.0, 0.5]}
@@ -236,7 +236,7 @@ def test_hyperparameters_that_shape_the_initial_state_do_so_for_each_member() ->
         testing.assert_same_bits(transforms.member(swept.init_state(0), i), alone)
 
 
-def test_an_entry_of_the_extras_is_a_hyperparameter_of_the_loss() -> None:
+def test_an_entry_of_extras_can_be_swept_as_a_hyperparameter_of_the_loss() -> None:
     def loss_fn(model: Any, batch: Any, extras: Any) -> Any:
         return squares(model, batch) + extras["penalty"] * model.weight.square().sum()
 
