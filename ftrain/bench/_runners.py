@@ -70,7 +70,7 @@ class Plain:
         return self._fn(*self._args)
 
     def prepared(self) -> Callable[[], Any]:
-        """Return a function without arguments that calls `fn` with the arguments."""
+        """Return a function without arguments that calls `fn` with its fixed arguments."""
         return self
 
 

@@ -84,7 +84,7 @@ def _cudnn() -> bool | str:
 
 
 def _each(parts: Sequence[tuple[str, str]]) -> str:
-    """Return the precision that all parts have or, if the parts differ, the precision of each part."""
+    """Return the float32 precision of all `parts` of torch's settings; list each if they differ."""
     found = fp32_precision(tuple(parts))
     if len(set(found)) == 1:
         return found[0]

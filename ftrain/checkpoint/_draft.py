@@ -163,7 +163,7 @@ def draft(collected: Collected) -> Draft:
 
 
 def step_number(step: SupportsIndex) -> int:
-    """Return a step as an int; raise unless a checkpoint can be numbered by it."""
+    """Return a step as an int; raise unless it is a valid number for a checkpoint."""
     try:
         number = operator.index(step)
     except TypeError:

@@ -82,7 +82,7 @@ class Files:
         return int(self.call("open directory", path, os.open, path, flags))
 
     def open_regular(self, name: str, path: str, directory: int | None = None) -> int:
-        """Open a regular file for reading, if given in an open directory; refuse links and devices."""
+        """Open a regular file for reading, in `directory` if one is given; refuse links and devices."""
         # O_NONBLOCK, because opening a pipe would wait for its other end.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         descriptor = int(self.call("open", path, lambda: os.open(name, flags, dir_fd=directory)))
@@ -95,7 +95,7 @@ class Files:
         return int(self.call("stat", path, os.fstat, descriptor).st_size)
 
     def allocated(self, descriptor: int, path: str) -> int:
-        """Return the number of bytes of a file on disk, less than its size if the file has holes."""
+        """Return the number of bytes of a file on disk, less than its size if the file is sparse."""
         return 512 * int(self.call("stat", path, os.fstat, descriptor).st_blocks)
 
     def seek(self, descriptor: int, position: int, path: str) -> None:

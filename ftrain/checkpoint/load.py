@@ -1,4 +1,4 @@
-"""Loading of a saved state, bit for bit, or an error that names how the given state differs.
+"""Loading of a saved state, bit for bit; an error says how the state `like` differs from it.
 
 Read next: `restore.py`, for states that are meant to differ; `_read.py`, which reads the files.
 """

@@ -1,4 +1,4 @@
-"""Locks of files that end with their process, even if it is killed; child processes inherit none.
+"""File locks, released when their process ends, even if killed; child processes inherit none.
 
 Read next: `store.py`, whose writers hold a lock.
 """

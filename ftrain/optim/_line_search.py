@@ -128,5 +128,5 @@ def _between(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
 
 
 def _divisor(x: torch.Tensor) -> torch.Tensor:
-    """Return `x` with 1 in the place of 0, so that an unused quotient has a finite derivative."""
+    """Replace 0 by 1 in a divisor `x`, so that a quotient that is not used has a finite derivative."""
     return torch.where(x == 0, 1, x)

@@ -1,4 +1,4 @@
-"""One step that trains several states with losses of their own against each other, such as a GAN."""
+"""One step that trains several states, each with its own loss, such as the two networks of a GAN."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ def implicit(
     *args: Any,
     solver: Solver | None = None,
 ) -> T:
-    r"""Return `solution` as a differentiable function of `args`, by the condition that it satisfies.
+    r"""Return `solution`, differentiable with respect to `args` by the condition that it satisfies.
 
     If $c(x, a) = 0$ at the solution, then
 

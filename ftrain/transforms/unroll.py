@@ -35,7 +35,7 @@ def unroll(
     truncate: int | None = None,
     detach: Callable[[TrainState], TrainState] | None = None,
 ) -> Step:
-    r"""Return a function that takes `k` training steps and is differentiable.
+    r"""Return a differentiable function that runs `k` training steps.
 
         state, metrics_i = train_step(state, batches[i])    for i in 0 .. k - 1
 

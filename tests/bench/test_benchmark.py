@@ -82,7 +82,7 @@ def test_benchmark_advances_the_state_within_a_turn_and_resets_it_for_the_next_t
     assert last_turn == [0.0, 1.0]
 
 
-def test_benchmark_calls_a_function_that_returns_no_state_with_the_same_arguments() -> None:
+def test_benchmark_passes_the_same_arguments_to_a_function_that_returns_no_state() -> None:
     init_state, _, eval_step = ftrain.make_steps(
         lambda: torch.nn.Linear(2, 1), lambda model, x: model(x).sum(), ftrain.optim.sgd(0.1)
     )

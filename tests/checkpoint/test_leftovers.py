@@ -109,7 +109,7 @@ def test_a_save_raises_if_its_directory_is_deleted_at_every_retry(tmp_path, monk
     assert os.listdir(tmp_path) == []
 
 
-def test_lock_is_held_once_at_a_time_and_reports_a_deleted_or_replaced_file(tmp_path):
+def test_lock_has_one_holder_at_a_time_and_reports_a_deleted_or_replaced_file(tmp_path):
     first = checkpoint.Lock.file(tmp_path / ".lock")
     assert first.held
     assert not first.lost()

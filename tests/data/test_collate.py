@@ -33,7 +33,7 @@ X, Y = torch.tensor([x for x, _ in ROWS]), torch.tensor([y for _, y in ROWS])
 @pytest.mark.parametrize(
     "sample", [lambda x, y: (x, y), lambda x, y: [x, y], lambda x, y: {"x": x, "y": y}, Pair]
 )
-def test_list_of_numbers_in_a_sample_is_an_array(sample: Any) -> None:
+def test_list_of_numbers_in_a_sample_is_collated_as_an_array(sample: Any) -> None:
     batch = collate_samples([sample(x, y) for x, y in ROWS])
     assert type(batch) is (list if type(sample(0, 0)) is tuple else type(sample(0, 0)))
     for found, expected in zip(

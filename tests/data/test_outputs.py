@@ -148,7 +148,7 @@ def test_with_outputs_compares_a_given_version_instead_of_the_data(
         data.with_outputs(Samples(), teacher, path, source=WEIGHT)
 
 
-def test_every_flipped_bit_and_every_truncation_is_refused(tmp_path: Path) -> None:
+def test_every_flipped_bit_and_truncation_of_a_file_of_outputs_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "file"
     data.with_outputs(rows(3), teacher, path, source=WEIGHT)
     whole = path.read_bytes()

@@ -61,7 +61,7 @@ def test_shuffle_maps_distinct_positions_to_distinct_samples(n, seed, data):
 
 
 @given(n=st.integers(1, 3000), seed=SEEDS, data=st.data())
-def test_shuffle_maps_a_position_to_the_same_sample_in_any_query(n, seed, data):
+def test_shuffled_sample_of_a_position_does_not_depend_on_other_queried_positions(n, seed, data):
     whole = order(n, seed)
     chosen = np.array(data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=20)))
     assert (Shuffled(n).at(chosen, seed=seed, epoch=0) == whole[chosen]).all()

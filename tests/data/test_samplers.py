@@ -24,7 +24,7 @@ def whole(sampler, seed=0, epoch=0):
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_sampler_returns_the_same_sample_for_a_position_in_any_query(name):
+def test_sample_of_a_position_does_not_depend_on_other_queried_positions(name):
     sampler = SAMPLERS[name]
     assert isinstance(sampler, Sampler)
     for seed, epoch in ((0, 0), (0, 1), (-3, 2)):

@@ -97,7 +97,7 @@ def test_compiled_char_gpt_training_equals_eager(monkeypatch: pytest.MonkeyPatch
     assert eager[1] == compiled[1]
 
 
-def test_char_gpt_losses_match_a_loop_by_hand() -> None:
+def test_char_gpt_losses_match_a_hand_written_loop() -> None:
     run = char_gpt_parity.Setting(POEM, steps=30, batch_size=4, context=8, sizes=TINY)
     ours, theirs = char_gpt_parity.by_ftrain(run, compiled=False), char_gpt_parity.by_hand(run)
     # Rounding alone, grown over 30 steps of Adam: measured 5e-7.

@@ -12,7 +12,7 @@ from ftrain import data
 from ftrain.testing import assert_same_bits
 
 
-def test_student_is_as_small_as_the_example_says() -> None:
+def test_student_has_the_size_that_the_example_documents() -> None:
     small, large = (
         sum(p.numel() for p in model().parameters())
         for model in (distillation.Small, digits.LeNet5)
@@ -34,7 +34,7 @@ def test_student_without_labels_learns_from_the_teacher(
     assert str(tmp_path / "distillation.png") in said[1]
 
 
-def test_training_leaves_the_teacher_as_it_is_and_reads_no_label() -> None:
+def test_training_keeps_the_teacher_unchanged_and_reads_no_label() -> None:
     teacher, _ = digits.train(1, compiled=False)
     student = distillation.students(teacher, 4)["the teacher"]
     state = student.init_state(0)

@@ -26,7 +26,7 @@ def test_english_text_of_the_example_uses_the_alphabet_of_its_code_text() -> Non
     assert words.count("self.assertEqual(") == 0
 
 
-def test_adapters_of_the_example_learn_and_leave_their_base_as_it_is() -> None:
+def test_adapters_of_the_example_learn_and_keep_the_base_model_unchanged() -> None:
     text = data.Text.of("the quick brown fox jumps over the lazy dog. " * 20)
     torch.manual_seed(0)
     base = transformers.LlamaForCausalLM(fine_tune.config(text.vocabulary))

@@ -28,7 +28,7 @@ def test_gradient_penalty_of_a_linear_critic_follows_from_the_norm_of_its_weight
     torch.testing.assert_close(loss, expected)
 
 
-def test_frechet_distance_of_gaussians_is_that_of_their_means_and_deviations() -> None:
+def test_frechet_distance_of_gaussians_follows_from_their_means_and_deviations() -> None:
     """Independent pixels: the sum of squared differences of means and of deviations."""
     normal = random.normal(random.key(0), (20_000, 64), torch.float64)
     found = gan.frechet(normal, 3 * normal.roll(1, 1) + 0.5)

@@ -24,7 +24,7 @@ def test_points_of_a_task_lie_on_one_sine() -> None:
     assert_same_bits(tasks, maml_sines.sines(random.key(0), 3))
 
 
-def test_meta_gradient_equals_that_of_a_written_out_step() -> None:
+def test_meta_gradient_equals_that_of_a_step_written_by_hand() -> None:
     tasks = maml_sines.sines(random.key(1), 2)
     state = maml_sines.INNER.init_state(0)
     net = maml_sines.net()

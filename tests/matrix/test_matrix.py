@@ -59,12 +59,12 @@ def test_version_page_names_the_usual_pairs_of_versions_that_were_not_run() -> N
     assert page.without_outcome([]).count(" with torch ") == len(ran)
 
 
-def test_command_on_the_page_is_the_command_of_the_quick_tests() -> None:
+def test_version_page_shows_the_command_that_runs_the_quick_tests() -> None:
     words = shlex.split(page.command().replace("\\\n", " "))
     assert words == ["pytest", *quick.ARGUMENTS]
 
 
-def test_new_outcome_replaces_one_of_the_same_versions_unless_nothing_was_run() -> None:
+def test_new_outcome_replaces_that_of_the_same_versions_unless_no_test_was_run() -> None:
     again = dataclasses.replace(RAN, passed=901, failed=0, failures=())
     missing = Cell("3.12", "newest", "2026-01-03", reason="not installed")
     assert Outcomes("A", 2).with_cell(missing).with_cell(RAN).cells == (RAN,)

@@ -192,7 +192,9 @@ def test_models_with_frozen_batch_norm_have_per_sample_gradients() -> None:
         ({"x": torch.zeros(0, 5)}, "with 0"),
     ],
 )
-def test_batches_without_a_number_of_examples_are_refused(batch: Any, message: str) -> None:
+def test_batches_with_no_or_unequal_numbers_of_examples_are_refused(
+    batch: Any, message: str
+) -> None:
     state = state_of(mlp, cross_entropy)
     with pytest.raises(ValueError, match=message):
         transforms.per_sample_grads(mlp, cross_entropy)(state, batch)

@@ -91,7 +91,7 @@ def refused(call: Any, match: str) -> None:
         call()
 
 
-def test_stoppable_refuses_states_and_functions_that_do_not_fit() -> None:
+def test_stoppable_refuses_invalid_states_functions_and_masks() -> None:
     base = line_steps()
     stopping = transforms.stoppable(base)
     batch = line_batch(0)

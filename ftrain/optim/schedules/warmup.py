@@ -185,7 +185,7 @@ def inverse_sqrt(peak: Hyperparameter, warmup_steps: int, start: Hyperparameter 
 
 
 def _check_total(name: str, warmup_steps: int, total_steps: int) -> None:
-    """Raise unless the total leaves updates for the decay after the warmup."""
+    """Raise unless `total_steps` exceeds `warmup_steps`, so that updates remain for the decay."""
     _checks.positive_int("warmup_steps", warmup_steps, at_least=0)
     _checks.positive_int("total_steps", total_steps)
     if total_steps <= warmup_steps:
