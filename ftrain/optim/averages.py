@@ -125,7 +125,7 @@ def ema(
 
 
 def swa(inner: GradientTransformation, start: int, every: int = 1) -> GradientTransformation:
-    """Return `inner` with stochastic weight averaging: its state keeps a mean of the last parameters.
+    """Return `inner` with stochastic weight averaging of the parameters from update `start` on.
 
     The mean is over the parameters after updates `start`, `start + every`, `start + 2 every`, ...
     (the first update is number 1); before `start` the average equals the parameters. The learning rate
