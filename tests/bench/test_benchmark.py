@@ -172,7 +172,7 @@ def test_reported_times_agree_with_times_measured_by_hand() -> None:
     [
         ({"rounds": 0}, "rounds: expected at least 1, got 0"),
         ({"seconds": -1.0}, "seconds: expected a number >= 0, got -1.0"),
-        ({"seconds": math.nan}, "seconds: expected a length"),
+        ({"seconds": math.nan}, "seconds: expected a number >= 0"),
         (
             {"variants": ["compild"]},
             "variants: expected some of eager, compiled, donated, got 'compild'. Did you mean",

@@ -223,7 +223,7 @@ def _kinds(
     problems.check()
     for name in options.dates:
         if name not in chosen or name == target:
-            got = "the target" if name == target else "an unused column"
+            got = "the target" if name == target else "another name"
             raise ValueError(
                 f"dates: expected feature columns, got {got}, {name!r}. Remove it from `dates`."
             )
