@@ -169,9 +169,9 @@ class Listed:
                 after = i + 1
                 yield (
                     listed[i],
-                    Cursor(seed, epoch, after, of=of)
+                    Cursor(seed, epoch, after, None, of)
                     if after < last
-                    else Cursor(seed, epoch + 1, of=of),
+                    else Cursor(seed, epoch + 1, 0, None, of),
                 )
             epoch, position = epoch + 1, 0
 

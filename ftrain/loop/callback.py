@@ -56,6 +56,8 @@ class Callback(Protocol):
 
     `idle_until: float`: the time, in `Event.seconds`, before which it need not be called for `BatchEnd`.
     Steps before that time are cheaper by some 3 µs if all callbacks that listen for `BatchEnd` are idle.
+    A callback may change it while it is called; a change at another moment has an effect at the next row
+    of the log or the end of the epoch at the latest.
 
     `name: str`: the name of its state in a checkpoint; default: the name of its class. If several
     callbacks share a name, the second is called `NAME_2`; a resumed run matches them to their states by

@@ -122,18 +122,18 @@ class Run(Emitter):
         """Take training steps until the run ends; yield their events."""
         runtime, plan, clock = self.runtime, self.runtime.plan, self.runtime.clock
         step, count_samples = runtime.step, runtime.count_samples
-        kinds = (BatchBegin, BackwardEnd, BatchEnd)
-        batch_begins, backward_ends, batch_ends = map(runtime.has_listener, kinds)
+        batch_begins, backward_ends = map(runtime.has_listener, (BatchBegin, BackwardEnd))
         all_wanted, idle_until = runtime.wanted(BatchEnd), runtime.callbacks.idle_until
-        compiles, unchecked, drops = is_compiled_next(step), True, True
+        compiles, unchecked, drops, wake = is_compiled_next(step), True, True, 0.0
         boundary = next_boundary(plan, self.state.progress.step)
         runtime.signals.after_step(self.state.progress.step)
         runtime.phase = "data"
         for batch, cursor in batches:
             if unchecked:
                 runtime.ranks.check_batch(batch)
-            if batch_begins or compiles or not self.state.progress.batch:
+            if batch_begins or backward_ends or compiles or not self.state.progress.batch:
                 yield from self._begin_step(batch, compiles)
+                wake = 0.0
             runtime.phase = "step"
             state, failure = self.state, None
             samples, tokens = count_samples(batch)
@@ -165,7 +165,8 @@ class Run(Emitter):
                 yield from self.emit(CompileEnd(*self.header(), "training step", seconds))
             if backward_ends:
                 yield from self.emit_norms(metrics)
-            if batch_ends and (all_wanted or clock.total() >= idle_until(BatchEnd)):
+            now = clock.total()
+            if all_wanted or (now >= wake and now >= (wake := idle_until(BatchEnd))):
                 yield from self.emit(BatchEnd(*self.header(), batch, metrics))
 
             at_boundary = progress.step == boundary or self.state.epoch_ended or self.state.pending
@@ -174,7 +175,7 @@ class Run(Emitter):
                 if self._status() is not None:
                     self.last_batch = batch
                     return
-                boundary = next_boundary(plan, progress.step)
+                boundary, wake = next_boundary(plan, progress.step), 0.0
             runtime.phase = "data"
         raise no_batches(self.state.epochs_done + 1)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ftrain.loop import BatchEnd
+from ftrain.loop import BatchEnd, WindowEnd
 from tests.loop.runs import STEPS, train_data, trainer
 
 N_STEPS = len(train_data())
@@ -77,3 +77,22 @@ def test_a_callback_is_called_for_steps_after_its_idle_until_time() -> None:
     trainer(rising).fit(STEPS.init_state(0), train_data(), epochs=1)
     assert len(rising.seconds) == 1 + N_STEPS
     assert rising.seconds == sorted(rising.seconds)
+
+
+class Woken(Counter):
+    """Count the calls for `BatchEnd` after the first window has ended."""
+
+    listens = (BatchEnd, WindowEnd)
+
+    def __call__(self, state: None, event: Any) -> tuple[None, tuple[()]]:
+        if isinstance(event, WindowEnd):
+            self.idle_until = 0.0
+            return None, ()
+        return super().__call__(state, event)
+
+
+def test_a_callback_that_wakes_at_the_end_of_a_window_is_called_for_the_next_step() -> None:
+    woken = Woken("woken", math.inf)
+    trainer(woken, log_every=2).fit(STEPS.init_state(0), train_data(), epochs=1)
+    assert N_STEPS > 2
+    assert woken.calls == N_STEPS - 2
