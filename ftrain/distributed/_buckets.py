@@ -1,4 +1,4 @@
-"""Collectives on trees of tensors, with one operator for each 25 MiB of each dtype.
+"""Collectives on trees of tensors, which are sent in buckets of 25 MiB and one dtype.
 
 A collective has a latency that does not depend on its size. Tensors of one dtype are therefore copied
 into one tensor, a bucket. A large tree has several buckets, all of which are sent before the first
@@ -51,7 +51,7 @@ def gathered(values: Any, group: Group) -> Any:
 
 
 def _buckets(leaves: list[torch.Tensor], limit: int | None = BUCKET_BYTES) -> Iterator[list[int]]:
-    """Yield, for each bucket, the indices of its tensors, beginning with the last tensors.
+    """Group tensors of one dtype into buckets, last tensors first; yield each bucket's indices.
 
     A backward pass computes the gradients of the last layers first, and parameters are often in the
     order of the layers.

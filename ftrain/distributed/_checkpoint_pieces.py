@@ -67,7 +67,7 @@ class LocalLeaf(NamedTuple):
     tensor: torch.Tensor
 
     def part(self, piece: Piece) -> torch.Tensor | None:
-        """Return the rows of a piece; `None` if some of the rows are not on this rank."""
+        """Return the rows that `piece` names; `None` if some of them are not on this rank."""
         if not self.shape:
             return self.tensor
         first = piece.start - self.start
@@ -105,7 +105,7 @@ def local_leaves(content: Collected, layout: Layout | Sharding) -> list[LocalLea
     if len(set(paths)) != len(paths):
         raise ValueError(
             "state: expected leaves with different paths, got two equal paths, because two keys of a "
-            "dict have the same text. Rename one of them."
+            "dict have the same repr(). Rename one of the keys."
         )
     first: dict[Any, int] = {}
     found = []
@@ -136,13 +136,13 @@ def _strides(path: str, tensor: torch.Tensor, shard: Shard | None) -> tuple[int,
     if strides is None:
         raise ValueError(
             f"the leaf at {path}: expected a shard whose rows follow one another in memory, got strides "
-            f"{tuple(tensor.stride())}. Call contiguous() on it."
+            f"{tuple(tensor.stride())}. Call contiguous() on the shard."
         )
     return strides
 
 
 def describe(content: Collected, leaves: Sequence[LocalLeaf]) -> dict[str, Any]:
-    """Return the description of a state that must be equal on all ranks, as JSON values."""
+    """Return, as JSON values, the properties of a state that must be equal on all ranks."""
     state = tree.unflatten(content.structure, content.leaves)
     return {
         "structure": _structure.describe(state),
@@ -156,15 +156,15 @@ def _of_whole(leaf: LocalLeaf) -> tuple[Any, Any]:
 
 
 def check_same(own: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
-    """Raise unless the state on this rank has the description of the state on rank 0.
+    """Raise unless `describe` returned equal values on this rank (`own`) and rank 0 (`reference`).
 
     Raises:
-        CheckpointMismatchError: the descriptions differ; the message names the first difference.
+        CheckpointMismatchError: the values differ; the message names the first difference.
     """
     difference = _structure.first_difference(reference["structure"], own["structure"])
     if difference is not None:
         raise CheckpointMismatchError(
-            "expected a state of the same structure as on rank 0, got another: "
+            "expected a state of the same structure as on rank 0, got another structure: "
             + difference.replace("the checkpoint", "rank 0").replace("`like`", "this rank")
             + ". Create the states of all ranks alike."
         )
@@ -190,7 +190,7 @@ def _short(value: Any) -> str:
 
 
 def votes(leaves: Sequence[LocalLeaf]) -> list[Vote]:
-    """Return this rank's rows, strides and alias of each leaf that is divided by rows over the ranks."""
+    """Return this rank's rows, strides and tied leaf, if any, of each leaf that is sharded by rows."""
     return [
         (i, leaf.start, leaf.rows, list(leaf.strides) if leaf.strides else None, leaf.alias)
         for i, leaf in enumerate(leaves)
@@ -201,7 +201,7 @@ def votes(leaves: Sequence[LocalLeaf]) -> list[Vote]:
 def merge(
     leaves: Sequence[LocalLeaf], ballots: Sequence[Sequence[Vote]]
 ) -> list[tuple[tuple[int, ...], int | None]]:
-    """Return strides and alias of each leaf, as reported by the ranks that hold rows of the leaf.
+    """Return strides and tied leaf, if any, of each leaf, from the reports of the ranks that hold it.
 
     Raises:
         CheckpointMismatchError: two ranks report different strides or aliases of a leaf.
@@ -221,10 +221,10 @@ def merge(
                 vote = ((known[0] or ())[:1] + vote[0][1:], alias)
             if known[1] != alias or not _tensors.same_strides(leaf.shape, known[0] or (), vote[0]):
                 raise CheckpointMismatchError(
-                    f"the leaf at {leaf.path}: expected the same strides and aliases on all ranks, got "
-                    f"strides {known[0]} and {'an' if known[1] is not None else 'no'} alias on rank "
-                    f"{voter[index]}, strides {vote[0]} and {'an' if alias is not None else 'no'} alias "
-                    f"on rank {rank}. Create the states of all ranks alike."
+                    f"the leaf at {leaf.path}: expected the same strides and tied leaves on all ranks, "
+                    f"got strides {known[0]} and {'a' if known[1] is not None else 'no'} tied leaf on "
+                    f"rank {voter[index]}, strides {vote[0]} and {'a' if alias is not None else 'no'} "
+                    f"tied leaf on rank {rank}. Create the states of all ranks alike."
                 )
     return [
         (_row_major(leaf.shape), None) if strides is None else (tuple(strides), alias)
@@ -288,8 +288,8 @@ def _check_cover(leaf: LocalLeaf, held: Mapping[tuple[int, int], list[int]]) -> 
         start, ranks = end, []
     got = f"row {start} of rank {ranks[0]}" if ranks else "nothing"
     raise CheckpointMismatchError(
-        f"the leaf at {leaf.path}: expected shards that are all of its {rows_of(leaf.shape)} rows, each "
-        f"row once, got {got} where row {end} should follow {before}. Check the layout on each rank."
+        f"the leaf at {leaf.path}: expected shards that contain each of its {rows_of(leaf.shape)} rows "
+        f"once, with row {end} after {before}, got {got}. Check the layout on each rank."
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks that refuse transforms under which steps over ranks would return wrong results."""
+"""Check that raises if a step over ranks is differentiated or vmapped, which gives wrong results."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["refuse_derivatives"]
 
 
 def refuse_derivatives(totals: Any) -> None:
-    """Raise if sums over ranks would be differentiated, or mapped by a transform of torch.func.
+    """Raise if the sums over ranks in `totals` would be differentiated, or mapped by `torch.func`.
 
     The derivative of a sum over ranks is itself a sum over ranks, but autograd would compute it on one
     rank only.
@@ -25,8 +25,7 @@ def refuse_derivatives(totals: Any) -> None:
     has_graph = any(isinstance(x, torch.Tensor) and x.requires_grad for x in tree.leaves(totals))
     if has_graph or keeps_graph() or is_transformed():
         raise NotImplementedError(
-            "data_parallel: expected a step whose sums over ranks are only evaluated, got one that is "
-            "differentiated, or mapped by torch.vmap. The derivative of a sum over ranks is a sum over "
-            "ranks too, which torch does not compute. Use an optimizer without second derivatives, or "
-            "differentiate and map in one process."
+            "data_parallel: expected a step that is called without transforms, got one that is "
+            "differentiated, or mapped by torch.vmap; torch supports neither for sums over ranks. Use "
+            "an optimizer without second derivatives, or differentiate and map in one process."
         )

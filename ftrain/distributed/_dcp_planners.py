@@ -57,7 +57,7 @@ class Entry(NamedTuple):
 
     @property
     def is_empty(self) -> bool:
-        """True if this rank has no rows of a leaf that other ranks have rows of."""
+        """True if the leaf has rows, but none of them on this rank."""
         return bool(self.shape) and self.shape[0] > 0 and len(self.tensor) == 0
 
     def chunk(self) -> ChunkStorageMetadata:
@@ -124,8 +124,8 @@ class Loading(DefaultLoadPlanner):
             found = create_read_items_for_chunk_list(entry.name, record, [entry.chunk()])
             if sum(math.prod(item.lengths) for item in found) != entry.tensor.numel():
                 raise CheckpointCorruptError(
-                    f"{self._directory}: {entry.name}: expected each element once, got a checkpoint "
-                    "without some, or with some twice. Restore the checkpoint from a copy."
+                    f"{self._directory}: {entry.name}: expected a checkpoint that stores each element "
+                    "once, got missing or repeated elements. Restore the checkpoint from a copy."
                 )
             items += found
         return LoadPlan(items)

@@ -55,7 +55,7 @@ class Share:
         self._summed: set[str] = set()
 
     def begin(self, value: torch.Tensor, total: torch.Tensor) -> None:
-        """Set the factor and the weight of all ranks before a backward pass."""
+        """Set this rank's factor, and the total weight of all ranks, before a backward pass."""
         self.value, self.total = value, total
         self._summed.clear()
 
@@ -64,7 +64,7 @@ class Share:
         return gradient if self.replicas is None else all_reduce(gradient, self.replicas)
 
     def in_order(self, gradients: torch.Tensor) -> torch.Tensor:
-        """Return the sum of the gradients of all ranks, in an order that their number does not change.
+        """Sum the gradients of all ranks in an order that gives equal bits for any number of ranks.
 
         Args:
             gradients: `[ranks, ...]`, of the ranks of one copy of the parameters.
@@ -165,7 +165,7 @@ def sum_gradients(
     group: Group,
     share: Share,
 ) -> list[torch.Tensor]:
-    """Sum gradients over ranks; return this rank's rows of each sum, or all if it is replicated.
+    """Sum gradients over ranks; return this rank's rows of each sum, all rows if it is replicated.
 
     Args:
         grads: the gradients on this rank.
@@ -178,7 +178,7 @@ def sum_gradients(
     factor = share.value
     if factor is None:
         raise NotImplementedError(
-            "fully_sharded: expected a loss whose gradient the step takes, got one that itself "
+            "fully_sharded: expected a loss that computes no gradients itself, got one that "
             "differentiates with respect to parameters. Use data_parallel for this loss."
         )
     found = list(grads)
@@ -224,7 +224,7 @@ def _buckets(
 
 
 def _padded(grad: torch.Tensor, group: Group) -> torch.Tensor:
-    """Append rows of zeros to a gradient, so that each rank has as many rows."""
+    """Append rows of zeros to a gradient, so that all ranks get equal numbers of its rows."""
     n, _ = rows_of(grad.shape[0], group)
     missing = n * group.size - grad.shape[0]
     return torch.cat([grad, grad.new_zeros((missing, *grad.shape[1:]))]) if missing else grad

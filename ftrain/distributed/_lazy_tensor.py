@@ -1,4 +1,4 @@
-"""Tensor of which this rank has a part while any function of torch sees all of it.
+"""Tensor that stores one rank's part, and is gathered whole when a torch function reads its values.
 
 Read next: `_units.py` and `_split_layers.py`, whose tensors these are.
 """
@@ -21,7 +21,7 @@ REMEDY = "A step must leave its inputs as they are: compute with a changed copy 
 
 
 class LazyTensor(Wrapper):
-    """Tensor with the whole shape; a function of torch that reads its values gathers it first.
+    """Tensor with the whole shape but one rank's part; torch functions that read values gather it.
 
     Attributes:
         what: the tensor, for messages.
@@ -30,7 +30,7 @@ class LazyTensor(Wrapper):
     what: ClassVar[str]
 
     def gathered(self) -> torch.Tensor:
-        """Return the whole tensor, whose gradient reaches the part of this rank."""
+        """Return the whole tensor; its gradient flows back to the part of this rank."""
         raise NotImplementedError
 
     @classmethod

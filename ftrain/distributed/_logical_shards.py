@@ -34,7 +34,7 @@ __all__ = ["LogicalShards", "sharded_evaluation"]
 
 
 class LogicalShards(Ranks):
-    """Ranks that each compute some of the S shards of a batch.
+    """Ranks that each compute some of the shards of a batch; the number S of shards is fixed.
 
     Args:
         group: the ranks.
@@ -106,7 +106,7 @@ class LogicalShards(Ranks):
         return Sums(totals, weight, now, merged(metrics, total))
 
     def _over_shards(self, totals: Any, weight: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """Return totals and weight, stacked over the shards of this rank, summed over all shards."""
+        """Return the sums over all shards of totals and weights, which this rank has for its shards."""
         sums = (totals, weight)
         if self.total & (self.total - 1) == 0:
             parts_of_all = gathered(tree.map(pairwise_sum, sums), self._group)

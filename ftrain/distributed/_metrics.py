@@ -50,10 +50,10 @@ def _grows(metric: Any) -> bool:
 
 
 def same_on_all_ranks(values: Any, numbers: list[int], group: Group, what: str) -> Any:
-    """Return a tree of tensors unchanged, after a check in the graph that ranks have equal numbers.
+    """Return a tree of tensors unchanged, after a check that `numbers` are equal on all ranks.
 
     Args:
-        values: the tree; operators that read the result run after the check.
+        values: the tree; the check is in the graph, and operators that read the result run after it.
         numbers: integers that are constant in the trace, equally many on every rank.
         group: the ranks.
         what: the name of the numbers in the message.

@@ -19,11 +19,13 @@ __all__ = ["OrderedGroup", "halving_sum"]
 
 @dataclass(frozen=True)
 class OrderedGroup(Group):
-    """Ranks whose sums, and operators on sharded tensors, have the bits of one process."""
+    """Ranks whose sums and operators on sharded tensors give the same bits as in one process."""
 
 
 def halving_sum(stacked: torch.Tensor) -> torch.Tensor:
-    """Return the sum over the leading axis, a power of two long: first of its halves, then of theirs.
+    """Return the sum over the leading axis: add its second half to the first until one entry is left.
+
+    The length of the axis is a power of two.
 
     >>> halving_sum(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     tensor(10.)

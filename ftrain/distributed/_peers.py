@@ -109,7 +109,7 @@ class Peers:
 
     @property
     def leads(self) -> bool:
-        """True on the rank that decides."""
+        """True on rank 0, which decides for all ranks."""
         return self.rank == LEADER
 
     def agree(self, action: str, work: Callable[[], M], decide: Callable[[list[M]], D]) -> D:
@@ -243,7 +243,7 @@ class Peers:
         return CheckpointRankError(action, rank, host, cause)
 
     def _poll(self, look: Callable[[], bool], signs: Callable[[], bool], deadline: float) -> bool:
-        """Call `look`, and less often `signs`, until one returns True; return False at the deadline."""
+        """Call `look` and, less often, `signs` until one returns True; return False at the deadline."""
         pause, looked = _FIRST_PAUSE, time.monotonic()
         while not look():
             now = time.monotonic()
@@ -258,7 +258,7 @@ class Peers:
         return True
 
     def _ended(self, rank: int) -> bool:
-        """Return True if a rank's process ran on this machine and has ended."""
+        """Return True if the process of a rank ran on this machine and has ended."""
         process = self._process_of(rank)
         return (
             process is not None
@@ -303,7 +303,7 @@ def _this_process() -> _Process:
 
 
 def _started(pid: int) -> str:
-    """Return the start of a process in clock ticks; `""` if the process has ended."""
+    """Return the start time of a process in clock ticks; `""` if the process has ended."""
     try:
         with open(f"/proc/{pid}/stat") as file:
             fields = file.read().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""Gathering of a unit's parameters while the unit before it runs.
+"""Gathering of the parameters of a unit (a sharded module) while the unit before it runs.
 
 The next unit of the forward pass is the one that the model defines next; the backward pass recomputes
 units in the opposite order of their calls. A unit waits for its own parameters, and starts to gather
@@ -24,7 +24,7 @@ __all__ = ["Prefetch", "Shards"]
 
 
 class Shards(NamedTuple):
-    """This rank's rows of the parameters of a unit.
+    """This rank's rows of the parameters of a unit (a module that is gathered as one).
 
     Attributes:
         names: the names of the parameters.
@@ -38,7 +38,7 @@ class Shards(NamedTuple):
 
 
 class Prefetch:
-    """Parameters of units that are being gathered before the units run.
+    """Parameters that are being gathered before the units (modules) that need them run.
 
     Args:
         group: the ranks.
@@ -58,12 +58,12 @@ class Prefetch:
         self._following = dict(itertools.pairwise(names))
 
     def begin(self, params: Mapping[str, torch.Tensor], rows: Mapping[str, int | None]) -> None:
-        """Begin a call of the model with these rows of its parameters."""
+        """Begin a call of the model, given this rank's rows of its parameters."""
         self.end()
         self._params, self._rows = params, rows
 
     def end(self) -> None:
-        """End a call of the model, and wait for parameters that no unit has taken."""
+        """End a call of the model, and wait for gathered parameters that no unit has used."""
         for whole in [x for found in self._started.values() for x in found]:
             if whole is not None and not isinstance(whole, _torch.FakeTensor):
                 waited(whole)
@@ -75,12 +75,12 @@ class Prefetch:
         return before
 
     def take(self, unit: Shards) -> Gathering:
-        """Return the parameters of a unit that starts now; the result need not be complete."""
+        """Return the parameters of a unit when it starts; their collective may still be running."""
         found = self._started.pop(unit.names, None)
         return start_gather(unit.tensors, unit.rows, self._group) if found is None else found
 
     def start_following(self, unit: Shards) -> None:
-        """Start to gather the parameters of the unit after this one, in the forward pass."""
+        """Start to gather the parameters of the unit that follows `unit` in the forward pass."""
         names = self._following.get(unit.names)
         if names is not None and all(name in self._params for name in names):
             tensors = tuple(self._params[name] for name in names)

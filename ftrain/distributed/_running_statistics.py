@@ -27,14 +27,14 @@ _CHOICES = ("mean", "own")
 
 @dataclass(frozen=True)
 class _Norm:
-    """A BatchNorm's momentum, and the name of the buffer with its number of updates."""
+    """Momentum of a BatchNorm layer, and the name of the buffer that counts its updates."""
 
     momentum: float | None
     count: str
 
 
 class RunningStatistics:
-    """Combiner of the buffers after each part of a batch into the buffers after the whole batch.
+    """Rule that combines the buffers after each part of a batch into those after the whole batch.
 
     Args:
         module: the model.
@@ -50,7 +50,7 @@ class RunningStatistics:
         for path, each in module.named_modules():
             if isinstance(each, nn.SyncBatchNorm):
                 raise ValueError(
-                    f"model: expected layers whose statistics are those of a micro-batch, got the "
+                    f"model: expected layers that compute statistics of one micro-batch, got the "
                     f"SyncBatchNorm {path!r}, which sends tensors outside of the graph. Use BatchNorm: "
                     "its running statistics are combined over ranks."
                 )
@@ -93,11 +93,10 @@ class RunningStatistics:
         for name in sorted(written):
             if name not in known:
                 raise ValueError(
-                    f"the model writes to its buffer {name!r} (of {a_or_an(self._kinds[name])}) in "
-                    "training: expected buffers of BatchNorm only, whose values after the batches of "
-                    "all ranks are known, got one that may differ between ranks. Choose a rule: "
-                    f"buffers={{{name!r}: 'mean'}} takes the mean over ranks, 'own' keeps each rank's "
-                    "own, which must not depend on the batch."
+                    f"buffers: expected a rule for the buffer {name!r} of {a_or_an(self._kinds[name])}, "
+                    "because the model writes to it in training and its values may differ between "
+                    f"ranks, got none. Write buffers={{{name!r}: 'mean'}} for the mean over ranks, or "
+                    "'own' if its value does not depend on the batch."
                 )
         return sorted(set(written) - own)
 
@@ -134,7 +133,7 @@ def _decayed(
     momentum: float | None,
     parts: int,
 ) -> torch.Tensor:
-    """Return a statistic after the updates `r -> d * r + z` of all parts, in order."""
+    """Return a running statistic `r` after the updates `d * r + z` of all parts, in order."""
     assert momentum is not None
     wide = torch.promote_types(old.dtype, torch.float32)
     updates = (counts[1] - counts[0]).to(wide)
@@ -153,7 +152,7 @@ def _average(
     momentum: float | None,
     parts: int,
 ) -> torch.Tensor:
-    """Return a statistic that is a mean over updates, from its values before and after each part."""
+    """Return a statistic that is the mean over all updates, given its value after each part."""
     wide = torch.promote_types(old.dtype, torch.float32)
     before, after = (count.to(wide) for count in counts)
     start, total = old.to(wide) * before, old.to(wide) * before

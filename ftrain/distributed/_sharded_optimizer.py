@@ -1,4 +1,4 @@
-"""Optimizer whose parameters, gradients and state have rows on several ranks.
+"""Optimizer whose parameters, gradients and state are divided by rows over several ranks.
 
 Read next: `_sharded_tensor.py`, by which every optimizer computes what it computes in one process.
 """
@@ -25,14 +25,17 @@ Rows = Sequence[int | None]
 
 
 def sharded_rows(shape: Sequence[int], group: Group) -> int | None:
-    """Return the number of rows of a tensor to shard; `None` if it has fewer rows than ranks."""
+    """Return the number of rows of a tensor of shape `shape`; `None` if it is not to be sharded.
+
+    It is sharded if it has at least as many rows as there are ranks.
+    """
     if group.size == 1 or not shape or shape[0] < group.size:
         return None
     return shape[0]
 
 
 def global_tensors(values: Any, rows: Rows, group: Group) -> Any:
-    """Wrap a tree of this rank's rows as a tree of `ShardedTensor`s with the whole shapes.
+    """Convert a tree of this rank's rows to a tree of `ShardedTensor`s with the whole shapes.
 
     Args:
         values: a tree of tensors; those that are `ShardedTensor`s already stay unchanged.
@@ -51,7 +54,7 @@ def global_tensors(values: Any, rows: Rows, group: Group) -> Any:
 
 
 def local_tensors(values: Any, rows: Rows, group: Group) -> Any:
-    """Return this rank's rows of each tensor in a tree of whole shapes, with zeros as padding."""
+    """Return this rank's rows of each tensor in a tree of sharded or whole tensors, padded by zeros."""
     leaves, treedef = tree.flatten(values)
     return tree.unflatten(treedef, [_local(x, n, group) for x, n in zip(leaves, rows, strict=True)])
 
@@ -69,7 +72,7 @@ def _local(x: Any, rows: int | None, group: Group) -> Any:
 
 
 class ShardedOptimizer:
-    """Optimizer `init(params)`, `update(grads, state, params)` on the rows of each rank.
+    """Optimizer that keeps this rank's rows of its state, and updates this rank's parameter rows.
 
     Args:
         optimizer: the optimizer of one process.
@@ -142,7 +145,7 @@ def _no_value_fn(params: Any) -> Any:
 
 
 def _locals(params: Any, rows: Rows, group: Group) -> Any:
-    """Return empty tensors in the shapes of this rank's rows of the parameters."""
+    """Return uninitialized tensors in the shapes of this rank's rows of the parameters."""
     leaves, treedef = tree.flatten(params)
     shapes = [
         x.shape if n is None else (rows_of(n, group)[0], *x.shape[1:])

@@ -43,7 +43,7 @@ def _argument(
 
 
 def _within_rows(x: ShardedTensor, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Run a reduction that does not reduce over the first axis, that of the rows."""
+    """Run a reduction over other axes than the first, which needs the rows of this rank only."""
     return ShardedTensor(func(x.local, *args[1:], **kwargs), x.shape[0], x.group)
 
 
@@ -90,7 +90,7 @@ def _every(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def _plain(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Make a plain tensor by an operator that reads only dtype and device of a sharded tensor."""
+    """Run an operator such as `new_zeros`, whose result is a plain tensor, on a sharded tensor."""
     if not isinstance(args[0], ShardedTensor):
         return NotImplemented
     return func(args[0].local, *args[1:], **kwargs)

@@ -1,4 +1,4 @@
-"""Steps on ranks that each have a part of the state, from the steps of one process.
+"""Conversion of the steps of one process to steps on ranks that each have a part of the state.
 
 Read next: `fully_sharded.py` and `tensor_parallel.py`, which differ in the model and in the rows of a
 batch that each rank takes.
@@ -41,7 +41,7 @@ class ShardedStep(TrainStep):
 
 
 class Parts(NamedTuple):
-    """Model of which each rank has a part.
+    """Model whose parameters are divided over ranks, with the ranks.
 
     Attributes:
         model: the model as a function of this rank's part of its parameters.
@@ -57,19 +57,19 @@ class Parts(NamedTuple):
 
 
 def checked_steps(steps: Any) -> tuple[TrainStep, EvalStep]:
-    """Return the training and evaluation step.
+    """Return the training and the evaluation step of `steps`; raise if `make_steps` did not make them.
 
     Raises:
-        TypeError: they are not those of `make_steps`.
+        TypeError: the steps are not those of `make_steps`.
     """
     step, evaluate = getattr(steps, "train_step", None), getattr(steps, "eval_step", None)
     if not isinstance(step, TrainStep) or not isinstance(evaluate, EvalStep):
         is_wrapped = isinstance(step, TrainStep)
         got = a_or_an(type(steps if step is None else step).__name__)
         raise TypeError(
-            "steps: expected Steps as make_steps returns them, got "
+            "steps: expected the result of make_steps, got "
             f"{'steps that are parallel or wrapped already' if is_wrapped else got}. Pass the result of "
-            "make_steps, and compile or wrap the parallel steps."
+            "make_steps, and compile or wrap the parallel steps instead."
         )
     return step, evaluate
 
@@ -113,7 +113,7 @@ def sharded_steps(steps: Steps, parts: Parts, build: BuildRanks) -> Steps:
 
 
 class _FromWhole:
-    """Optimizer whose `init` takes whole parameters, as an initial state has them."""
+    """Sharded optimizer with an `init` that takes whole parameters instead of this rank's rows."""
 
     def __init__(self, optimizer: ShardedOptimizer) -> None:
         self.optimizer, self.update = optimizer, optimizer.update

@@ -1,4 +1,4 @@
-"""Tensor whose rows are on several ranks; its operators return what they return for the whole tensor.
+"""Tensor whose rows are on several ranks; operators give the same result as on the whole tensor.
 
 An optimizer's update on such tensors is the update of one process, whatever the optimizer is:
 
@@ -51,7 +51,7 @@ aten = torch.ops.aten
 
 
 class ShardedTensor(Wrapper):
-    """Tensor of which this rank holds the rows `rank * n` to `rank * n + n - 1`, the last ones padded.
+    """Tensor whose rows are on several ranks: this rank holds `rank * n` to `rank * n + n - 1`.
 
     Attributes:
         local: the rows of this rank, contiguous: `[n, ...]`, where `n` is the number of all rows divided
@@ -65,7 +65,7 @@ class ShardedTensor(Wrapper):
 
     @staticmethod
     def __new__(cls, local: torch.Tensor, rows: int, group: Group) -> ShardedTensor:
-        """Return the tensor with `rows` rows, of which this rank has `local`."""
+        """Return the tensor with `rows` rows in total; `local` has the rows of this rank."""
         local = local.contiguous()
         self: ShardedTensor = wrap(cls, (rows, *local.shape[1:]), local, local.stride())
         self.local, self.group = local, group
@@ -154,7 +154,7 @@ class _View(Wrapper):
 
 
 def _without_views(func: Any, args: Sequence[Any], kwargs: Any) -> tuple[Any, Any]:
-    """Return an operator's arguments with plain tensors for views; raise if it writes to a view."""
+    """Return an operator's arguments with each `_View` unwrapped; raise if it writes to a `_View`."""
     kwargs = kwargs or {}
     if any(isinstance(x, _View) for x in torch_pytree.tree_leaves(written(func, args, kwargs))):
         raise _not_in_place(func)
@@ -246,7 +246,7 @@ ELEMENTWISE = frozenset(
 
 
 def rounds_alike(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Return True if an elementwise operator rounds an element alike wherever it is in a tensor."""
+    """Return True if an elementwise operator gives an element the same bits at every index."""
     if kwargs.get("alpha", 1) != 1 and any(torch.is_tensor(x) and x.itemsize < 4 for x in args):
         return (
             False  # x.add(y, alpha=0.3) in 16 bits does not (torch 2.13, with vector instructions)
@@ -272,7 +272,7 @@ def local_rows(tensor: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def whole(local: torch.Tensor, rows: int, group: Group) -> torch.Tensor:
-    """Gather the whole tensor with `rows` rows, of which this rank has `local`, on all ranks."""
+    """Return the whole tensor with `rows` rows, gathered from the rows `local` of each rank."""
     sent = local.to(torch.uint8) if local.dtype is torch.bool else local  # gloo has no bool
     return all_gather(sent, group).flatten(0, 1).narrow(0, 0, rows).to(local.dtype)
 

@@ -1,4 +1,4 @@
-"""Ranks that share a batch, and of which each has a part of the parameters.
+"""Ranks that share a batch, and each have a part of the parameters.
 
 Read next: `_replicas.py`, where each rank has all parameters, and `_gather.py`, the backward pass that
 sums the gradients of `fully_sharded`.
@@ -61,7 +61,7 @@ class TensorShards(Replicas):
         parts: Stacked | Separate,
         written: Set[str],
     ) -> Sums:
-        """Return the sums over the micro-batches of all ranks; totals have whole shapes."""
+        """Return the sums over the micro-batches of all ranks; the gradients are `ShardedTensor`s."""
         sums = super().summed(of_part, zeros, buffers, key, parts, written)
         if self._holders.size > 1:
             refuse_derivatives(sums.totals)
@@ -104,7 +104,7 @@ class Shards(TensorShards):
             self._share.begin(safe_weight(weight) / safe_weight(total), total)
 
     def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the weight of all ranks' micro-batches, and reset the share after the backward pass."""
+        """Return the total weight of the micro-batches of all ranks; reset this rank's share."""
         total = self._share.total
         self._share.value = self._share.total = None
         return weight if total is None else total
@@ -114,7 +114,7 @@ class Shards(TensorShards):
 
 
 class OrderedShards(LogicalShards):
-    """Ranks that each have some rows of the parameters, and whose bits do not depend on their number.
+    """Ranks that each have some rows of the parameters; sums have equal bits for any number of ranks.
 
     The backward pass of shard `i` of each rank sums over ranks, and the sums of all `i` follow, in the
     order of `halving_sum`.
@@ -151,12 +151,12 @@ class OrderedShards(LogicalShards):
         self._rows, self._share, self._holders = rows, share, holders
 
     def begin_backward(self, weight: torch.Tensor) -> None:
-        """Set the factor of the gradients: the weight of this rank's micro-batch."""
+        """Set the factor of this rank's gradients to the weight of its micro-batch."""
         if self._group.size > 1:
             self._share.begin(safe_weight(weight), weight)
 
     def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the factor of gradients after the backward pass: 1 if they have been multiplied."""
+        """Return the weight of the gradients: 1 if the backward pass has multiplied them by it."""
         if self._share.value is None:
             return weight
         self._share.value = self._share.total = None

@@ -33,7 +33,7 @@ __all__ = ["FORWARDS", "LayerParameter", "SplitActivation"]
 
 
 class LayerParameter(LazyTensor, ShardedTensor):
-    """Parameter of a cut layer; any function of torch gathers it.
+    """Parameter of a layer that is cut over ranks; a torch function that reads it gathers it.
 
     Code outside of the layer that reads it, such as a penalty over `model.parameters()` or a layer with
     a tied weight, gets the whole parameter, with its gradient.
@@ -50,7 +50,7 @@ class LayerParameter(LazyTensor, ShardedTensor):
         return self
 
     def gathered(self) -> torch.Tensor:
-        """Return the whole parameter; all ranks compute the same gradient of it."""
+        """Return the whole parameter, gathered; all ranks must compute the same gradient of it."""
         found: torch.Tensor = _Whole.apply(self.local, self.shape[0], self.group)  # type: ignore[no-untyped-call]
         return found
 
@@ -70,7 +70,10 @@ class _Whole(torch.autograd.Function):
 
 
 class _Unread(_Whole):
-    """Autograd function from rows to a `LayerParameter`, for uses that torch functions do not see."""
+    """Autograd function that returns this rank's rows as a `LayerParameter`, without gathering.
+
+    A gradient that reaches the `LayerParameter` itself is whole; the backward takes this rank's rows.
+    """
 
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor, rows: int, group: Group) -> torch.Tensor:
@@ -79,7 +82,7 @@ class _Unread(_Whole):
 
 
 class SplitActivation(LazyTensor):
-    """Activation of which this rank has some columns, entries of the last axis.
+    """Activation that is cut along its last axis: this rank has some of the columns.
 
     Attributes:
         local: these columns, the last ones padded: `[..., n]`.
@@ -92,7 +95,7 @@ class SplitActivation(LazyTensor):
 
     @staticmethod
     def __new__(cls, local: torch.Tensor, size: int, group: Group) -> SplitActivation:
-        """Return the activation with `size` columns of which `local` are this rank's."""
+        """Return the activation with `size` columns in total; `local` has those of this rank."""
         shape = (*local.shape[:-1], size)
         strides = torch.empty(shape, device="meta").stride()
         self: SplitActivation = wrap(cls, shape, local, strides)
@@ -101,13 +104,13 @@ class SplitActivation(LazyTensor):
 
     @staticmethod
     def of(local: torch.Tensor, size: int, group: Group) -> SplitActivation:
-        """Return the activation, whose gradient flows back to this rank's columns."""
+        """Return the activation with `size` columns, differentiable in this rank's columns `local`."""
         self: SplitActivation = _UnreadColumns.apply(local, size, group)  # type: ignore[no-untyped-call]
         self.local = local
         return self
 
     def gathered(self) -> torch.Tensor:
-        """Return the columns of all ranks, gathered; each rank computes the same gradient of them."""
+        """Return the columns of all ranks, gathered; all ranks must compute the same gradient."""
         found: torch.Tensor = _AllColumns.apply(self.local, self.shape[-1], self.group)  # type: ignore[no-untyped-call]
         return found
 
@@ -166,7 +169,7 @@ ELEMENTWISE: frozenset[Any] = frozenset(
 
 
 def _part(x: torch.Tensor, group: Group) -> torch.Tensor:
-    """Return this rank's entries of the last axis, padded with zeros."""
+    """Return this rank's entries of a whole tensor's last axis, padded with zeros."""
     n, _ = rows_of(x.shape[-1], group)
     missing = n * group.size - x.shape[-1]
     padded = F.pad(x, (0, missing)) if missing else x
@@ -174,13 +177,13 @@ def _part(x: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def _joined(local: torch.Tensor, size: int, group: Group) -> torch.Tensor:
-    """Return `size` entries of the last axis, of which `local` are this rank's, contiguous."""
+    """Gather all `size` entries of the last axis from the entries `local` of each rank; contiguous."""
     padded = all_gather(local, group).movedim(0, -2).flatten(-2)
     return padded if padded.shape[-1] == size else padded.narrow(-1, 0, size).contiguous()
 
 
 def _summed(x: torch.Tensor, group: Group) -> torch.Tensor:
-    """Return the sum over ranks, in float32 or wider: in half precision each rank would round."""
+    """Return the sum over ranks, computed in float32 or wider, so that it is rounded only once."""
     return all_reduce(x.to(torch.promote_types(x.dtype, torch.float32)), group).to(x.dtype)
 
 

@@ -46,9 +46,9 @@ class SplitBound(Bound):
         template = bound.skeleton.module
         if bound.hooks and group.size > 1:
             raise ValueError(
-                "tensor_parallel: expected a model without hooks of parameters, got a hook of "
-                f"{next(iter(bound.hooks))!r}, which would see some rows of a gradient. Change the "
-                "gradients in the optimizer."
+                "tensor_parallel: expected a model without hooks on parameters, got a hook on "
+                f"{next(iter(bound.hooks))!r}, which would see only this rank's rows of the gradient. "
+                "Change the gradients in the optimizer instead."
             )
         module = copy_structure(template)
         names = {id(t): name for name, t in named_tensors(module).items()}
@@ -84,7 +84,7 @@ class SplitBound(Bound):
         training: bool,
         until: contextlib.ExitStack | None = None,
     ) -> tuple[Any, Tensors]:
-        """Call `fn` on the module with these rows of the parameters."""
+        """Call `fn` on the module, given this rank's rows of the parameters."""
         ready = {}
         for name, tensor in params.items():
             expected = self._shapes.get(name)
@@ -100,14 +100,14 @@ class SplitBound(Bound):
 
 
 def _selected(module: nn.Module, rules: Rules) -> dict[str, str]:
-    """Return how each selected layer is cut, by path.
+    """Return `{path: 'column' or 'row'}` for the layers that the rules select.
 
     Raises:
         ValueError: a pattern selects no module, two rules differ about one, or a rule is unknown.
     """
     if not isinstance(rules, Mapping) or not rules:
         raise ValueError(
-            "rules: expected a dict of patterns of layers and 'column' or 'row', got "
+            "rules: expected a dict from patterns of layer paths to 'column' or 'row', got "
             f"{rules!r}. Write {{'blocks.*.inner': 'column', 'blocks.*.outer': 'row'}}."
         )
     found: dict[str, str] = {}
@@ -127,7 +127,7 @@ def _selected(module: nn.Module, rules: Rules) -> dict[str, str]:
 
 
 def _kind(layer: Any, path: str) -> type[nn.Module]:
-    """Return the class whose forward pass a layer has.
+    """Return `nn.Linear` or `nn.Embedding`, the class whose `forward` the layer has.
 
     Raises:
         ValueError: the layer cannot be cut.
@@ -138,7 +138,7 @@ def _kind(layer: Any, path: str) -> type[nn.Module]:
     else:
         raise ValueError(
             "rules: expected layers with the `forward` of nn.Linear or nn.Embedding, got "
-            f"{path!r}, {type(layer).__name__}. Select the layers in it, or leave it out."
+            f"{path!r}, {type(layer).__name__}. Select the layers inside of it, or leave it out."
         )
     options = ("max_norm", "scale_grad_by_freq", "sparse") if kind is nn.Embedding else ()
     if "weight" not in layer._parameters:
@@ -156,7 +156,7 @@ def _kind(layer: Any, path: str) -> type[nn.Module]:
 
 
 def _layer_class(cls: Any, forward: Callable[..., Any]) -> type[nn.Module]:
-    """Return a subclass with the same name whose forward pass computes with a part of the weight."""
+    """Return a subclass of a layer class, with its name, that computes with a part of the weight."""
 
     def split(self: Any, input: Any) -> Any:  # the name that torch gives it
         weight = self.weight

@@ -1,4 +1,4 @@
-"""Model whose parameters have rows on several ranks, gathered unit by unit while the model runs.
+"""Model with parameters sharded by rows, gathered one unit (module) at a time while the model runs.
 
 A unit is a module, such as a block of a transformer. Its whole parameters exist while it runs: its
 forward pass is a region of `remat`, so the backward pass gathers them again, and computes the unit's
@@ -39,7 +39,7 @@ __all__ = ["ShardedBound"]
 
 
 class Place(NamedTuple):
-    """Position of a sharded parameter in a unit, and its name in the state.
+    """Position of a sharded parameter in its unit (module), and the parameter's name in the state.
 
     Attributes:
         path: the module's path in the unit.
@@ -82,9 +82,9 @@ class ShardedBound(Bound):
         hooks = bound.hooks
         if hooks and (group.size > 1 or share.replicas is not None):
             raise ValueError(
-                "fully_sharded: expected a model without hooks of parameters, got a hook of "
-                f"{next(iter(hooks))!r}, which would see some rows of a gradient. Use data_parallel, or "
-                "change the gradients in the optimizer."
+                "fully_sharded: expected a model without hooks on parameters, got a hook on "
+                f"{next(iter(hooks))!r}, which would see only this rank's rows of the gradient. Use "
+                "data_parallel, or change the gradients in the optimizer."
             )
         self.rows = {
             name: sharded_rows(tensors[name].shape, group) for name in bound.skeleton.trainable
@@ -228,14 +228,14 @@ def _make_unit(
     refusal = _refusal(module)
     if refusal is not None:
         raise ValueError(
-            "fully_sharded: expected units whose class defines `forward`, and without hooks, got "
+            "fully_sharded: expected units (modules) without hooks, whose class defines `forward`, got "
             f"{path!r}, which {refusal}. Select the modules in it, or the module that contains it."
         )
     module.__class__ = _unit_class(type(module), tuple(places), prefetch)
 
 
 def _unit_class(cls: Any, places: tuple[Place, ...], prefetch: Prefetch | None) -> type[nn.Module]:
-    """Return a subclass with the same name whose forward pass gathers the parameters at `places`."""
+    """Return a subclass of a module class, with its name, that gathers its parameters to run."""
     names = tuple(dict.fromkeys(place.name for place in places))
     is_method = not isinstance(inspect.getattr_static(cls, "forward"), staticmethod)
 
@@ -281,7 +281,7 @@ def _unit_class(cls: Any, places: tuple[Place, ...], prefetch: Prefetch | None) 
 
 @contextlib.contextmanager
 def _installed(held: dict[Place, Any], whole: Tensors) -> Iterator[None]:
-    """Install whole parameters in the registries of a unit inside the context."""
+    """Install whole parameters in the modules of a unit during a `with` block."""
     before = {place: registry[place.key] for place, registry in held.items()}
     for place, registry in held.items():
         registry[place.key] = whole[place.name]
@@ -294,7 +294,7 @@ def _installed(held: dict[Place, Any], whole: Tensors) -> Iterator[None]:
 
 
 class UnitParameter(LazyTensor, ShardedTensor):
-    """Parameter of a unit while the unit does not run; any function of torch gathers it.
+    """Parameter of a unit (module) that is not running; a torch function that reads it gathers it.
 
     Code outside of the unit that reads it, such as a penalty over `model.parameters()`, gets the whole
     parameter, with its gradient.
@@ -325,7 +325,7 @@ class UnitParameter(LazyTensor, ShardedTensor):
 
 
 class _Unread(torch.autograd.Function):
-    """Autograd function from rows to a `UnitParameter`, for uses that torch functions do not see.
+    """Autograd function that returns this rank's rows as a `UnitParameter`, without gathering.
 
     An autograd function that gets the parameter as an argument returns a whole gradient for it.
     """

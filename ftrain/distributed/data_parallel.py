@@ -35,7 +35,7 @@ def data_parallel(
     logical_shards: int | None = None,
     buffers: Mapping[str, BufferChoice] | None = None,
 ) -> S:
-    """Return steps that compute on every rank what one process computes on the rows of all ranks.
+    """Return steps with the same result on every rank, that of one process on the rows of all ranks.
 
     W ranks with `accumulate=a` equal one process with `accumulate=W*a`. Rank `r` has micro-batches `r*a`
     to `r*a + a - 1`: `data.Loader(rank=r, ranks=W)` returns their rows, and the step uses their keys.
@@ -101,8 +101,8 @@ def data_parallel(
     if not isinstance(steps, Steps) or not isinstance(step, TrainStep):
         got = steps if step is None else step
         raise TypeError(
-            "steps: expected Steps of make_steps, or a function of ftrain.gradients, got "
-            f"{a_or_an(type(got).__name__)}. Pass those, and compile or wrap the result."
+            "steps: expected the result of make_steps or of ftrain.gradients, got "
+            f"{a_or_an(type(got).__name__)}. Pass one of them, and compile or wrap the parallel steps."
         )
     ranks: list[Ranks] = []
 

@@ -197,7 +197,7 @@ def from_dcp(
 
 
 def _placed(dense: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Return a tensor with the layout and device of `like`, and zeros in its padding."""
+    """Copy a tensor into a new one with the layout and device of `like`; padding rows are zeros."""
     device = torch.device("cpu") if like.is_meta else like.device
     new = _tensors.empty(like.shape, like.stride(), like.dtype, device)
     if like.shape == dense.shape:
@@ -222,8 +222,8 @@ def _entries(state: Any, layout: Layout, tensors: Sequence[torch.Tensor]) -> lis
         name = ".".join(parts)
         if name in seen:
             raise ValueError(
-                f"state: expected leaves whose paths with dots differ, got {name!r} for {seen[name]} "
-                f"and {path}. Rename a key."
+                f"state: expected leaves with different DCP names, got the name {name!r} for both "
+                f"{seen[name]} and {path}. Rename a key."
             )
         seen[name] = path
         shard = layout.get(path)
@@ -258,7 +258,7 @@ def _where(mesh: DeviceMesh | None, peers: Peers) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _translated(action: str, peers: Peers) -> Iterator[None]:
-    """Convert DCP's exceptions, which are not subclasses of `Exception`, to checkpoint errors."""
+    """Convert exceptions of DCP in a `with` block, which are not `Exception`s, to checkpoint errors."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")

@@ -104,8 +104,8 @@ def fully_sharded(
         )
     if mesh.ndim == 2 and mesh.mesh_dim_names is None:
         raise ValueError(
-            "mesh: expected two axes with names, got none. Pass mesh_dim_names=('replicate', 'shard') "
-            "to init_device_mesh."
+            "mesh: expected two axes with names, got axes without names. Pass "
+            "mesh_dim_names=('replicate', 'shard') to init_device_mesh."
         )
     together = whole_group(mesh)
     group = together if mesh.ndim == 1 else group_of(mesh, mesh.ndim - 1)
@@ -134,14 +134,14 @@ def fully_sharded(
 
 
 def _check_wide(step: TrainStep) -> None:
-    """Raise if gradients would be rounded to half precision after a sum over some ranks only."""
+    """Raise if parameters, and so the sums of gradients over some ranks, are in half precision."""
     module = step.model.skeleton.module
     for name in step.model.skeleton.trainable:
         dtype = step.policy.params or module.get_parameter(name).dtype
         if dtype.itemsize < 4:
             raise ArgumentError(
                 "logical_shards",
-                "expected parameters in float32 or wider, whose gradients are not rounded between sums, "
-                f"got {dtype} for {name!r}",
+                "expected parameters in float32 or wider, because gradients in half precision are "
+                f"rounded between sums over ranks, got {dtype} for {name!r}",
                 "Write precision='bf16-mixed', or leave logical_shards out.",
             )

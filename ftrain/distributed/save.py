@@ -167,7 +167,7 @@ def publish(content: Any, layout: Layout | Sharding, path: str, peers: Peers) ->
 def write_pieces(
     leaves: Sequence[LocalLeaf], pieces: Sequence[Piece], rank: int, directory: str
 ) -> dict[str, Any]:
-    """Write and sync the pieces of this rank; hash the pieces that it holds and another rank writes.
+    """Write this rank's pieces of the state to disk; hash those it holds but another rank writes.
 
     Returns:
         The records of `files`; for each written piece its index in `pieces`, file, first byte and
@@ -206,7 +206,7 @@ def _name(leaf: LocalLeaf, piece: Piece) -> str:
 def _parts(
     header: bytes, group: Sequence[tuple[int, str, torch.Tensor]], hashes: list[str]
 ) -> Iterator[memoryview]:
-    """Yield the bytes of a file; append each tensor's sha256 to `hashes`, computed during the write."""
+    """Yield the bytes of a file; append the sha256 of each of its tensors to `hashes`."""
     yield memoryview(header)
     with ThreadPoolExecutor(1, "ftrain-sha256") as pool:
         pending: Future[str] | None = None
@@ -247,7 +247,7 @@ def _check_copies(
     action: str,
     peers: Peers,
 ) -> None:
-    """Raise unless all ranks that hold a piece have the same bytes."""
+    """Raise unless all ranks that hold the same rows of a leaf have the same bytes."""
     hashes = {index: sha256 for each in written for index, _, _, sha256 in each["written"]}
     for rank, each in enumerate(written):
         for index, sha256 in each["copies"]:

@@ -64,7 +64,7 @@ class Sharding:
     def leaves(
         self, state: Any, *, is_local: bool
     ) -> Iterator[tuple[str, Any, tuple[int, ...] | None]]:
-        """Yield path, leaf and whole shape of each leaf of a state; `None` as shape if it is replicated.
+        """Yield path, tensor and whole shape of each leaf of a state; `None` as a replicated shape.
 
         Args:
             state: a `TrainState`.
@@ -87,7 +87,7 @@ class Sharding:
             yield path, leaf, shape
 
     def _of_extra(self, path: str, leaf: Any, is_local: bool) -> tuple[int, ...] | None:
-        """Return the whole shape of an entry of the extras that is sharded like a parameter."""
+        """Return the whole shape of a leaf in `extras` that is sharded like a parameter, else `None`."""
         for name, shape in self.shapes.items():
             expected = self.local_shape(shape) if is_local else shape
             is_same = name.startswith(_PARAMS) and path.endswith(name.removeprefix(_PARAMS))

@@ -103,7 +103,7 @@ class ShardedStore(Store):
             super().discard_unused()
 
     def layout(self, state: Any) -> Layout:
-        """Return the rows that this rank holds of each leaf of a state that it does not hold whole."""
+        """Return, for each sharded leaf of a state, the rows that this rank holds."""
         return layout_of(self._layout, state)
 
     def save(
@@ -316,7 +316,7 @@ class ShardedStore(Store):
 
 
 def _only_on_leader(_: Any) -> Any:
-    raise AssertionError("only rank 0 decides")
+    raise AssertionError("expected a call on other ranks than 0, which receive its decision")
 
 
 def _check_damaged(path: str, error: CheckpointExistsError) -> None:

@@ -268,9 +268,21 @@ W = torch.arange(12.0).reshape(6, 2)
             r"expected the shape \[6, 2\], as on rank 0, got \[3, 2\]",
         ),
         ([{"w": W}, {"w": W.t().contiguous().t()}], None, r"expected the strides"),
-        ([{"w": W[:2]}, {"w": W[3:]}], [(0, 2), (3, 3)], r"got row 3 of rank 1 where row 2"),
-        ([{"w": W[:4]}, {"w": W[3:]}], [(0, 4), (3, 3)], r"got row 3 of rank 1 where row 4"),
-        ([{"w": W[:4]}, {"w": W[4:5]}], [(0, 4), (4, 1)], r"got nothing where row 5"),
+        (
+            [{"w": W[:2]}, {"w": W[3:]}],
+            [(0, 2), (3, 3)],
+            r"row 2 after the rows of rank 0, got row 3 of rank 1",
+        ),
+        (
+            [{"w": W[:4]}, {"w": W[3:]}],
+            [(0, 4), (3, 3)],
+            r"row 4 after the rows of rank 0, got row 3 of rank 1",
+        ),
+        (
+            [{"w": W[:4]}, {"w": W[4:5]}],
+            [(0, 4), (4, 1)],
+            r"row 5 after the rows of rank 1, got nothing",
+        ),
     ],
 )
 def test_save_of_different_states_on_ranks_names_the_difference(tmp_path, states, rows, message):
@@ -299,7 +311,7 @@ def test_save_of_states_with_ties_on_one_rank_only_is_refused(tmp_path):
     shards = layouts({"a": W, "b": W}, 2)
     states = [local({"a": W, "b": W}, shards[0]), local({"a": W, "b": W.clone()}, shards[1])]
     for error in saved(tmp_path / "one", states, shards):
-        assert "expected the same strides and aliases on all ranks" in str(error)
+        assert "expected the same strides and tied leaves on all ranks" in str(error)
 
 
 def test_second_save_to_a_path_is_refused_unless_the_content_is_the_same(tmp_path):
