@@ -48,7 +48,7 @@ class Chunks(NamedTuple):
         return -(-self.rows // self.size)
 
     def build(self, tensors: list[Tensor]) -> Any:
-        """Return the tree with `tensors`, the rows of a chunk, in place of its own tensors."""
+        """Return the tree of one chunk, given the chunk's rows of each tensor."""
         rows = iter(tensors)
         count = len(tensors) + len(self.constants)
         leaves = [self.constants[i] if i in self.constants else next(rows) for i in range(count)]
@@ -65,7 +65,7 @@ class Chunks(NamedTuple):
 
 
 def entry(batch: Any, name: str | int | None) -> Any:
-    """Return the entry of a batch that an encoder reads."""
+    """Return the entry of a batch called `name`, the input of the encoder of that name."""
     named = named_entries(batch)
     if (
         isinstance(name, int)
@@ -83,7 +83,7 @@ def entry(batch: Any, name: str | int | None) -> Any:
 
 
 def cut(batch: Any, size: int, what: str) -> Chunks:
-    """Return the rows of a tree of tensors, cut along the first axis into chunks.
+    """Cut the tensors of a tree along their first axis into chunks of `size` rows.
 
     0-d tensors and constants go to every chunk.
 

@@ -1,4 +1,4 @@
-"""Weights that low-rank adapters change: their selection by name or module class, and the formulas.
+"""Low-rank adapters of weights: selection of the weights by name or module class, and the formulas.
 
 Read next: `lora.py`, which binds a model with its adapters.
 """
@@ -66,7 +66,7 @@ class Settings:
 
     @property
     def scale(self) -> float:
-        """Factor of the product of an adapter's matrices."""
+        """Factor by which the product of an adapter's two matrices is multiplied."""
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
@@ -112,12 +112,12 @@ class Adapter:
 
     @property
     def outputs(self) -> int:
-        """Number of rows of the weight as a matrix of outputs and inputs."""
+        """Number of outputs of the layer: rows of its weight as a matrix (outputs, inputs)."""
         return self.shape[1] if self.transposed else self.shape[0]
 
     @property
     def inputs(self) -> int:
-        """Number of columns of the weight as a matrix of outputs and inputs."""
+        """Number of inputs of the layer: columns of its weight as a matrix (outputs, inputs)."""
         return self.shape[0] if self.transposed else math.prod(self.shape[1:])
 
     def shapes(self, settings: Settings) -> dict[str, tuple[int, ...]]:
@@ -212,7 +212,7 @@ def _change(
 
 
 def _norm(weight: Tensor, adapter: Adapter) -> Tensor:
-    """Return, for each output, the norm over its inputs, whose axes keep length one."""
+    """Return the norm of each output's weights; the axes of the inputs keep the length one."""
     axes = (0,) if adapter.transposed else tuple(range(1, len(adapter.shape)))
     norm: Tensor = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
     return norm
@@ -300,7 +300,7 @@ def matched(
 
 
 def _owners(root: nn.Module) -> dict[str, tuple[Owner, ...]]:
-    """Return, by the first name of each parameter, the modules that hold it."""
+    """Return the modules that hold each parameter, by the first of its names if it is tied."""
     first = {id(tensor): name for name, tensor in named_tensors(root).items()}
     found: dict[str, tuple[Owner, ...]] = {}
     for path, module in root.named_modules(remove_duplicate=False):
@@ -335,7 +335,7 @@ def _is_transposed(module: nn.Module) -> bool:
 
 
 def _inside(root: nn.Module, kind: type[nn.Module]) -> Iterator[str]:
-    """Yield the first name of each parameter inside the modules of a class."""
+    """Yield the name of each parameter inside modules of a class; the first name if it is tied."""
     first = {id(tensor): name for name, tensor in named_tensors(root).items()}
     for module in root.modules():
         if isinstance(module, kind):

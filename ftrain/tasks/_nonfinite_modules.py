@@ -44,8 +44,8 @@ def watching_outputs(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
     """
     if own_gradients(loss_fn) is not None:
         raise ValueError(
-            f"first_nonfinite: expected a loss in one graph, got {describe(loss_fn)}, which takes its "
-            "gradients itself, in chunks. Leave first_nonfinite out."
+            f"first_nonfinite: expected a loss that the step differentiates, got {describe(loss_fn)}, "
+            "which computes its gradients itself. Leave first_nonfinite out."
         )
 
     def watched(model: nn.Module, batch: Any, **more: Any) -> Any:

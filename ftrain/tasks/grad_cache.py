@@ -42,7 +42,7 @@ Name = str | int | None  # None for a single encoder, whose inputs are rows of t
 
 
 class _Function(NamedTuple):
-    """Function of a model and an input, and its name in messages."""
+    """Encoder or loss as a function of a model and an input, and its name in error messages."""
 
     call: WatchedLoss
     where: str
@@ -133,8 +133,9 @@ def grad_cache(
     for each_one in (*encoders.values(), loss):
         if callable(each_one) and takes(each_one, "extras"):
             raise TypeError(
-                f"{describe(each_one)}: expected no parameter extras, which grad_cache does not "
-                "pass on, got one. Carry such tensors as buffers of the model or in the batch."
+                f"{describe(each_one)}: expected a function without a parameter named `extras`, which "
+                "grad_cache does not pass, got one with it. Carry such tensors as buffers of the model "
+                "or in the batch."
             )
     sizes = chunk_size if isinstance(chunk_size, Mapping) else dict.fromkeys(encoders, chunk_size)
     if set(sizes) != set(encoders):
@@ -243,7 +244,7 @@ class GradCache(OwnGradients):
         chunk: Any,
         more: list[Tensor],
     ) -> tuple[Any, Any]:
-        """Return the buffers after a chunk, and its embeddings, without a graph."""
+        """Encode a chunk without an autograd graph; return the buffers after it, and its embeddings."""
         encode = self._encoders[name]
         # Grad mode is enabled for encoders that compute derivatives; no input requires a gradient.
         with calls.keyed(key), torch.enable_grad():
@@ -260,7 +261,11 @@ class GradCache(OwnGradients):
         batch: Any,
         seed: Seed,
     ) -> tuple[Any, Any]:
-        """Return `(buffers, metrics)`, and the gradients of the loss by parameters and embeddings."""
+        """Differentiate the loss with respect to parameters and embeddings.
+
+        Returns:
+            `(buffers, metrics)`, and the gradients.
+        """
         flat = {name: tree.flatten(x) for name, x in embeddings.items()}
         real = {name: [x for x in leaves if _is_real(x)] for name, (leaves, _) in flat.items()}
 
@@ -296,7 +301,7 @@ class GradCache(OwnGradients):
         chunk: Any,
         cotangents: list[Tensor],
     ) -> tuple[Any, Any]:
-        """Backpropagate the cotangents of a chunk's embeddings, and add the gradients to the totals."""
+        """Backpropagate the gradients of a chunk's embeddings; add the parameter gradients to totals."""
         totals, buffers = carry
         encode = self._encoders[name]
 
@@ -367,7 +372,7 @@ def _loss_input(embeddings: dict[Name, Any], batch: Any) -> dict[str, Any]:
 
 
 def _on_embeddings(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the loss with two arguments, `(model, {"embeddings": ..., "batch": ...})`."""
+    """Convert `loss(model, embeddings, batch)` to a function of the model and a dict of the others."""
     if takes(loss, "key"):
 
         def with_key(model: nn.Module, x: dict[str, Any], key: Tensor) -> Any:

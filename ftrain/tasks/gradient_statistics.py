@@ -138,7 +138,8 @@ def check_statistics(
             raise TypeError(f"{name}: expected a number or None, got {value!r}. Write {name}=1e-6.")
     if depth is not None and (not isinstance(depth, int) or depth < 0):
         raise ValueError(
-            f"depth: expected a number of names of a path, or None, got {depth!r}. Write depth=2."
+            f"depth: expected the number of names of a module path to keep, or None, got {depth!r}. "
+            "Write depth=2."
         )
     if vanishing_below is not None and not 0 <= vanishing_below < 1:
         raise ValueError(

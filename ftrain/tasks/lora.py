@@ -217,7 +217,7 @@ class LoraModel(Bound):
         return out, {n: b if n in self.constants else after[n] for n, b in buffers.items()}
 
     def _watched(self, fn: Callable[[nn.Module], Any]) -> Callable[[nn.Module], Any]:
-        """Return a wrapper of `fn` that raises if `fn` writes to an adapted weight."""
+        """Return a function that calls `fn`, and raises if `fn` writes to a weight with an adapter."""
 
         def watched(module: nn.Module) -> Any:
             before = self.skeleton.read(self._frozen)
@@ -278,8 +278,8 @@ class LoraModel(Bound):
         """
         if self.settings.dora:
             raise ValueError(
-                "unmerge: expected adapters without DoRA, whose merged weights do not determine the "
-                "base, got dora=True. Take the base from the buffers of the state."
+                "unmerge: expected adapters with dora=False, got dora=True: weights merged with DoRA "
+                "do not determine the base weights. Take these from the buffers of the state."
             )
         self._check("params", params, self.shapes)
         self.skeleton.checked(merged_params, merged_buffers)
@@ -293,7 +293,7 @@ class LoraModel(Bound):
         return found[0], found[1]
 
     def _installed(self, params: Tensors, buffers: Tensors, drops: bool) -> tuple[Tensors, Tensors]:
-        """Return `(params, buffers)` of the base model, with the adapters added to the weights."""
+        """Return `(params, buffers)` of the base model, to each weight of which its adapter is added."""
         self._check("params", params, self.shapes)
         self._check("buffers", buffers, dict.fromkeys(self._kept))
         tensors = {**buffers, **{name: params[name] for name in self.unfrozen}}

@@ -215,7 +215,7 @@ def read_lora(
 def _base_values(
     folder: pathlib.Path, base: Bound, others: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the tensors of fully trained modules in a file, by their names in the base model."""
+    """Return the tensors of unfrozen modules in a file, by their names in the base model."""
     known = {name: t.shape for name, t in named_tensors(base.skeleton.module).items()}
     found = {}
     for key, tensor in others.items():
@@ -241,7 +241,7 @@ def _base_values(
 
 
 def _entries(adapter: Adapter, settings: Settings) -> dict[str, _Entry]:
-    """Return the tensors of an adapter in the file, by their keys."""
+    """Return name and shape of each tensor that an adapter has in the file, by its key there."""
     owner = adapter.owners[0]
     reason = _refusal(adapter)
     if reason:
@@ -265,7 +265,7 @@ def _entries(adapter: Adapter, settings: Settings) -> dict[str, _Entry]:
 
 
 def _refusal(adapter: Adapter) -> str | None:
-    """Return the reason why peft would compute another result for an adapter; `None` if it would not."""
+    """Return the reason why peft computes another result for an adapter; `None` for the same result."""
     owner = adapter.owners[0]
     module: Any = owner.module
     name = type(module).__name__
@@ -287,7 +287,7 @@ def _refusal(adapter: Adapter) -> str | None:
 
 
 def _whole_modules(root: nn.Module, unfrozen: Iterable[str]) -> list[str]:
-    """Return the modules whose parameters are together the unfrozen parameters."""
+    """Return the paths of the modules whose parameters, all unfrozen, are the unfrozen parameters."""
     names = set(unfrozen)
     paths = {name.rpartition(".")[0] for name in names}
     everywhere = [path for path, _ in root.named_modules(remove_duplicate=False)]
@@ -297,8 +297,8 @@ def _whole_modules(root: nn.Module, unfrozen: Iterable[str]) -> list[str]:
         same = [each for each in everywhere if each == path or each.endswith(f".{path}")]
         if not path or inside - names or len(same) > 1:
             raise ValueError(
-                "unfrozen: expected whole modules with a name of their own, since peft stores no "
-                f"others, got a part of {path or 'the model'!r}. Select all of its parameters, or "
+                "unfrozen: expected all parameters of a module, because peft stores whole modules only, "
+                f"got some parameters of {path or 'the model'!r}. Select all of its parameters, or "
                 "store the whole state with ftrain.checkpoint."
             )
     return sorted(p for p in paths if not any(p.startswith(f"{other}.") for other in paths))

@@ -105,7 +105,12 @@ def test_grad_cache_step_raises_one_clear_error_for_invalid_input(name: str) -> 
         ({}, 3, ValueError, "got an empty mapping"),
         ({"a": 3}, 3, TypeError, r"encode\['a'\]: expected a function"),
         (3, 3, TypeError, "encode: expected a function"),
-        (lambda model, x, extras: x, 3, TypeError, "expected no parameter extras"),
+        (
+            lambda model, x, extras: x,
+            3,
+            TypeError,
+            "expected a function without a parameter named `extras`",
+        ),
         (ENCODERS, 0, ValueError, "whole number of at least 1, got 0"),
         (ENCODERS, 2.5, ValueError, "whole number of at least 1, got 2.5"),
         (ENCODERS, {"query": 3}, ValueError, r"each of the encoders \['query', 'document'\]"),

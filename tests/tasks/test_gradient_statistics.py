@@ -118,7 +118,7 @@ def test_histogram_counts_values_on_an_edge_below_it_and_nan_above_all() -> None
     ("options", "message"),
     [
         ({"statistics": ("nrom",)}, "expected some of 'norm', .*got 'nrom'. Did you mean 'norm'"),
-        ({"depth": -1}, "depth: expected a number of names .*got -1"),
+        ({"depth": -1}, "depth: expected the number of names .*got -1"),
         ({"vanishing_below": 1.0}, "vanishing_below: expected a fraction .*got 1.0"),
         ({"exploding_above": 0}, "exploding_above: expected a norm above 0, got 0"),
         ({"histogram_edges": (1.0, 1.0)}, r"edges: expected strictly increasing .*\(1.0, 1.0\)"),

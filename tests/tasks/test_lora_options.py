@@ -228,5 +228,5 @@ def test_state_of_other_adapters_is_refused() -> None:
         )
     made = model(dora=True)
     adapters, base = made.init(KEY)
-    with pytest.raises(ValueError, match="unmerge: expected adapters without DoRA"):
+    with pytest.raises(ValueError, match="unmerge: expected adapters with dora=False"):
         made.unmerge(adapters, *made.merge(adapters, base))

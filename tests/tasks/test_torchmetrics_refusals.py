@@ -60,7 +60,7 @@ def accuracy_of(preds: Tensor, target: Tensor) -> Tensor:
         ),
         (
             lambda: metrics.from_torchmetrics(FillsNothing(), keep="states")(X),
-            "adds nothing to rest. Write from_torchmetrics.*keep='inputs'",
+            "appends nothing to rest. Write from_torchmetrics.*keep='inputs'",
         ),
         (
             lambda: metrics.from_torchmetrics(accuracy_of)(X, Y).merge(
@@ -85,7 +85,7 @@ def accuracy_of(preds: Tensor, target: Tensor) -> Tensor:
         ),
         (
             lambda: metrics.from_torchmetrics(SetsMore(), keep="states")(X),
-            "sets states only, got one that also sets mode. Write .*keep='inputs'",
+            "sets only the states of the metric, got one that also sets mode. Write .*keep='inputs'",
         ),
         (
             lambda: metrics.from_torchmetrics(torchmetrics.text.WordErrorRate())(["a"], ["b"]),
@@ -98,7 +98,7 @@ def accuracy_of(preds: Tensor, target: Tensor) -> Tensor:
         ),
         (
             lambda: metrics.from_torchmetrics(torch.dot)(torch.ones(2), torch.ones(3)),
-            r"one row a sample.*got shapes \(2,\), \(3,\)",
+            r"one row for each sample.*got shapes \(2,\), \(3,\)",
         ),
         (
             lambda: metrics.from_torchmetrics(lambda x, y: {"a": x.sum()})(X, Y).value,

@@ -38,7 +38,7 @@ def distillation(
     ignore_index: int = -100,
     causal: bool = False,
 ) -> Loss:
-    """Return the loss against labels and a teacher's classes, in nats, the accuracy, and the agreement.
+    """Return the loss against labels and a teacher's outputs, in nats, with accuracy and agreement.
 
     Args:
         model: gives logits `(n, classes)`, `(n, classes, height, width)`, or `(n, length, vocabulary)`
@@ -109,7 +109,7 @@ def feature_distillation(
     target: str | int | None = "y",
     ignore_index: int = -100,
 ) -> Loss:
-    """Return the cross-entropy plus the distance of a layer's outputs from the teacher's, and accuracy.
+    """Return the cross-entropy plus the distance between a student's and a teacher's layer outputs.
 
     Args:
         model: gives logits `(n, classes)`; `layer` is one of its modules.
@@ -173,7 +173,7 @@ def byol(
     second: str | int = "second",
     predictor: str | None = "predictor",
 ) -> Mean:
-    """Return the distance of one view's predictions from the teacher's output for the other, both ways.
+    """Return the BYOL loss: the distance of each view's prediction from the teacher's other view.
 
     The teacher is the average of the student: `self_taught`.
 
@@ -211,7 +211,7 @@ def dino(
     temperature: float = 0.1,
     teacher_temperature: float = 0.04,
 ) -> Loss:
-    """Return the cross-entropy against the teacher's centered, sharpened outputs for the other view.
+    """Return the DINO loss: the cross-entropy of each view against the teacher's other view.
 
     The teacher is the average of the student: `self_taught`; the center is kept by
     `with_running_mean(steps, "center", (width,))`, which takes this loss's metric of that name.
@@ -253,7 +253,7 @@ def dino(
 
 
 def _called(model: nn.Module, batch: Any, input: str | int | None, target: str | int | None) -> Any:
-    """Call the model without the labels of the batch, if there are any; return its outputs."""
+    """Call the model with the entries of the batch except the labels; return its outputs."""
     has_labels = target is not None
     return call_model(
         model,

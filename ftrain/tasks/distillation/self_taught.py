@@ -149,7 +149,7 @@ def with_running_mean(
 
 
 def _lent(steps: Steps, name: str, value: Callable[[TrainState], Any]) -> Steps:
-    """Return steps whose loss reads one more entry of the extras, computed from the state."""
+    """Return steps whose loss gets an additional entry `name` of the extras, `value(state)`."""
     step = _train_step(steps, "self_taught")
 
     def view(state: TrainState) -> TrainState:
@@ -176,15 +176,15 @@ def _lent(steps: Steps, name: str, value: Callable[[TrainState], Any]) -> Steps:
 def _train_step(steps: Steps, name: str) -> TrainStep:
     if not isinstance(steps.train_step, TrainStep):
         raise TypeError(
-            f"steps: expected those of ftrain.make_steps, got a train_step that is "
-            f"{a_or_an(type(steps.train_step).__name__)}. Compile the result instead: "
+            f"steps: expected the result of ftrain.make_steps, got a train_step that is "
+            f"{a_or_an(type(steps.train_step).__name__)}. Compile the result of {name} instead: "
             f"ftrain.compile({name}(...).train_step)."
         )
     return steps.train_step
 
 
 def _taken(metrics: Metrics, name: str, shape: tuple[int, ...]) -> tuple[Mean, Metrics]:
-    """Return a metric, and the metrics without it."""
+    """Return the metric `name`, and the other metrics."""
     found = metrics.entries.get(name)
     if not isinstance(found, Mean) or found.total.shape != torch.Size(shape):
         got = "none" if found is None else f"{type(found).__name__} of {tuple(found.value.shape)}"

@@ -146,7 +146,7 @@ def supervised_contrastive(
 
 
 def _only(rows: Tensor, mask: Tensor) -> Tensor:
-    """Replace the rows outside of the mask by 0, because multiplying NaN by 0 gives NaN."""
+    """Set rows outside of the mask to 0; a multiplication by 0 would keep their NaNs."""
     return rows.masked_fill(~mask[:, None], 0.0)
 
 
@@ -182,7 +182,7 @@ def triplet(
 
 
 def _among(scores: Tensor, columns: Tensor, rows: Tensor, partners: Tensor) -> Tensor:
-    """Return the cross-entropy of each row over the columns in a mask; `partners` are the labels."""
+    """Return each row's cross-entropy with the label `partners`, over the columns in a mask only."""
     seen = scores.masked_fill(~columns & rows[:, None], -torch.inf)
     return F.cross_entropy(seen, partners, reduction="none")
 
@@ -195,7 +195,7 @@ def _in_chunks(
     temperature: float | Tensor,
     chunk_size: int,
 ) -> Tensor:
-    """Return the result of `_among`, with the scores of one chunk of rows in memory at a time."""
+    """Return each row's cross-entropy, with the scores of one chunk of rows in memory at a time."""
 
     def values(one: Tensor, others: Tensor, rows: Tensor, partners: Tensor, heat: Any) -> Tensor:
         return _among(one @ others.T / heat, columns, rows, partners)

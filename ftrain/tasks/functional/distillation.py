@@ -26,7 +26,7 @@ def soft_targets(
     class_axis: int = -1,
     row_weights: Tensor | None = None,
 ) -> Mean:
-    r"""Return the mean divergence of the student's softened classes from the teacher's, in nats.
+    r"""Return the mean KL divergence between softened class distributions, teacher to student, in nats.
 
     $$T^2 \, \mathrm{KL}(p \| q) = T^2 \sum_k p_k \log \frac{p_k}{q_k}, \quad p =
     \mathrm{softmax}(t / T), \quad q = \mathrm{softmax}(s / T)$$

@@ -60,7 +60,7 @@ def prediction_of_classes(
 
 
 def of_batch(batch: Any, name: str | int | None) -> str | int | None:
-    """Return the name or index of an entry; `None` for a name if the batch's entries are unnamed."""
+    """Return `name` if it can select an entry; `None` for a string if the entries have no names."""
     has_names = named_entries(unpadded(batch)) is not None
     return name if has_names or not isinstance(name, str) else None
 

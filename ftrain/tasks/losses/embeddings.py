@@ -64,7 +64,7 @@ def pairs(
     logit_scale: str | None,
     symmetric: bool,
 ) -> tuple[Mean, Tensor, Tensor | None]:
-    """Return the loss of `info_nce`, all cosine similarities, and the rows' weights of 0 and 1.
+    """Return the InfoNCE loss, the cosine similarities of all pairs, and row weights of 0 and 1.
 
     A row of weight 0 is not a negative for any row: its column of cosines is minus infinity.
     """

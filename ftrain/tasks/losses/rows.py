@@ -169,7 +169,7 @@ def mse(
     target: str | int = "y",
     target_scale: float | None = None,
 ) -> Loss:
-    """Return the mean squared error, and the mean absolute error in the units of the data.
+    """Return the mean squared error, and the mean absolute error in the units of the unscaled data.
 
     Args:
         model: gives `(n,)`, `(n, 1)`, or the shape of the targets.
@@ -190,7 +190,7 @@ def mae(
     target: str | int = "y",
     target_scale: float | None = None,
 ) -> Loss:
-    """Return the mean absolute error, and the same error in the units of the data.
+    """Return the mean absolute error, and its value in the units that the data had before scaling.
 
     Args:
         model: gives `(n,)`, `(n, 1)`, or the shape of the targets.
@@ -211,7 +211,7 @@ def huber(
     delta: float = 1.0,
     target_scale: float | None = None,
 ) -> Loss:
-    """Return the mean Huber loss, and the mean absolute error in the units of the data.
+    """Return the mean Huber loss, and the mean absolute error in the units of the unscaled data.
 
     Args:
         model: gives `(n,)`, `(n, 1)`, or the shape of the targets.

@@ -126,7 +126,7 @@ def dpo(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
 ) -> Loss:
-    """Return the DPO loss of pairs of texts, and the share in which the chosen text is preferred.
+    """Return the DPO loss of pairs of texts, and the share of pairs whose chosen text is preferred.
 
     Args:
         model: `(n, length) -> logits (n, length, vocabulary)`; causal, so that padding on the right has

@@ -147,7 +147,7 @@ def _of_states(template: Any, output: str | int | None) -> Callable[..., Metric]
 
     @tree.register_dataclass
     class States:
-        """States of a torchmetrics metric, by name, and the number of updates, 0-d."""
+        """States of a torchmetrics metric, by name, and the number of updates as a 0-d tensor."""
 
         states: dict[str, Tensor]
         updates: Tensor
@@ -186,14 +186,15 @@ def _of_states(template: Any, output: str | int | None) -> Callable[..., Metric]
         changed = sorted(x for x in others if before.get(x, fresh) is not fresh.__dict__[x])
         if changed:
             raise ValueError(
-                f"{_named(template)}: expected an update that sets states only, got one that also sets "
-                f"{', '.join(changed)}. Write from_torchmetrics(..., keep='inputs')."
+                f"{_named(template)}: expected an update() that sets only the states of the metric, got "
+                f"one that also sets {', '.join(changed)}. Write from_torchmetrics(..., keep='inputs')."
             )
         empty = [name for name, by in how.items() if by == "cat" and not getattr(fresh, name)]
         if empty:
             raise ValueError(
-                f"{_named(template)}: expected an update that adds to its lists, got one that adds "
-                f"nothing to {', '.join(empty)}. Write from_torchmetrics(..., keep='inputs')."
+                f"{_named(template)}: expected an update() that appends to each list state, got one "
+                f"that appends nothing to {', '.join(empty)}. Write "
+                "from_torchmetrics(..., keep='inputs')."
             )
         states = {
             name: torch.cat([x if x.ndim else x[None] for x in getattr(fresh, name)])
@@ -209,11 +210,11 @@ def _of_states(template: Any, output: str | int | None) -> Callable[..., Metric]
 def _of_inputs(
     metric: Any, whole: Callable[..., Any], output: str | int | None
 ) -> Callable[..., Metric]:
-    """Return a function that collects the inputs of each batch; the metric is computed from all."""
+    """Return a function that collects the inputs of each batch, to compute the metric from all."""
 
     @tree.register_dataclass
     class Inputs:
-        """Inputs of a torchmetrics metric, and the number of batches, 0-d."""
+        """Inputs of a torchmetrics metric, and the number of batches as a 0-d tensor."""
 
         args: tuple[Tensor, ...]
         kwargs: dict[str, Tensor]
@@ -250,9 +251,8 @@ def _of_inputs(
         shapes = [tuple(x.shape) for x in given]
         if not all(x.ndim and len(x) == len(first) for x in given):
             raise ValueError(
-                f"{_named(metric)}: expected tensors with one row a sample, which are concatenated over "
-                f"batches, got shapes {', '.join(map(str, shapes))}. Reshape them, or call the metric "
-                "outside of the step."
+                f"{_named(metric)}: expected tensors with one row for each sample, got shapes "
+                f"{', '.join(map(str, shapes))}. Reshape them, or call the metric outside of the step."
             )
         return Inputs(tuple(args), dict(kwargs), first.new_ones((), dtype=torch.int64))
 
@@ -271,7 +271,7 @@ def _checked(metric: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> T
             )
     if not named:
         raise TypeError(
-            f"{_named(metric)}: expected tensors, got no argument. Pass those of its update."
+            f"{_named(metric)}: expected tensors, got no argument. Pass the arguments of its update()."
         )
     first: Tensor = next(iter(named.values()))
     return first

@@ -15,7 +15,7 @@ __all__ = ["Histogram", "histogram", "log_edges"]
 
 
 class Histogram(NamedTuple):
-    """Counts of values between fixed edges, for which the log of a `Trainer` has no columns.
+    """Counts of values between fixed edges; the log of a `Trainer` omits them.
 
     Attributes:
         counts: int64 `(edges + 1,)`: the numbers of values up to the first edge, between each two edges

@@ -104,7 +104,7 @@ def recall_at_k(
 def mean_reciprocal_rank(
     scores: Tensor, relevant: Tensor, *, row_weights: Tensor | None = None
 ) -> Mean:
-    """Return the mean over queries of one over the rank of the first relevant document.
+    """Return the mean over queries of the reciprocal rank of the first relevant document.
 
     Args:
         scores: `(queries, documents)`. Equal scores are ranked by position.
