@@ -61,7 +61,7 @@ class _Watch:
                 torch.cuda.set_sync_debug_mode(before)
 
     def refuse(self, what: str, tensor: torch.Tensor) -> None:
-        """Raise for a read of a tensor's value, unless during compilation or by ftrain on the CPU."""
+        """Raise for a read of a tensor's value; allow reads in compilation, and ftrain's on the CPU."""
         if self.compiling:
             return
         frame = innermost()
@@ -98,7 +98,7 @@ class _Watch:
 
     @contextlib.contextmanager
     def cuda_errors(self) -> Iterator[None]:
-        """Raise for CUDA calls that wait for the device, as for reads of CPU tensors."""
+        """Convert torch's error for a CUDA call that waits for the device to an assertion error."""
         if not torch.cuda.is_available():
             yield
             return

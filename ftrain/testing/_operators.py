@@ -136,7 +136,7 @@ def _kinds(arguments: Any) -> Any:
 
 
 class _Trial(NamedTuple):
-    """Result of several equal calls: bytes of the first one, and True if all returned these bytes."""
+    """Result of several equal calls: the bytes of the first, and True if all calls returned them."""
 
     first: list[Any]
     is_same: bool
@@ -149,7 +149,7 @@ def _tried(record: _Record, repeats: int, *, racing: bool) -> _Trial:
 
 
 def _row(record: _Record, trials: Sequence[_Trial]) -> OperatorBits:
-    """Return the result for an operator, given the trials at several numbers of threads."""
+    """Return the row of the report for an operator, from its trials at several numbers of threads."""
     deterministic, first = all(trial.is_same for trial in trials), trials[-1].first
     shifted = _outcomes(record, [1, 3]) if deterministic else []
     tensors = [x for x in tree.leaves(record.args) if isinstance(x, torch.Tensor)]
@@ -165,7 +165,7 @@ def _row(record: _Record, trials: Sequence[_Trial]) -> OperatorBits:
 
 
 def _adds_into(func: Any) -> bool:
-    """Return True for operators that may add to one element from several threads, in any order."""
+    """Return True for operators that may add to an element from several threads in varying order."""
     return any(
         word in names_of(func)[0] for word in ("index_", "scatter", "put", "bag", "bincount")
     )

@@ -106,7 +106,11 @@ def _imported(module: str, entry: str) -> Any:
 
 
 def _item(parent: pytest.Collector, module: Any, name: str, obj: object) -> LawsItem | None:
-    """Return a test item for a subject; `None` for any other attribute, or one already collected."""
+    """Return a test item for a subject: steps, or a function marked by `subject`.
+
+    Returns:
+        `None` for any other attribute, and for a subject that has an item already.
+    """
     if not _is_subject(obj):
         return None
     seen = parent.config.stash.setdefault(_seen, set())

@@ -150,7 +150,7 @@ class LawViolation(AssertionError):
         super().__init__(self._message())
 
     def under(self, law: str) -> LawViolation:
-        """Return the violation as a violation of another law, which includes this one."""
+        """Return this violation with the name of another law, one that includes the violated one."""
         return LawViolation(
             law,
             self.summary,

@@ -62,7 +62,9 @@ def test_new_process_reports_its_error_and_a_subject_that_it_cannot_find() -> No
             importable.fails, [None], state=STATE, times=1, fresh_processes=1
         )
     local = lambda state, batch: (state, {})  # noqa: E731
-    with pytest.raises(TypeError, match=r"expected one that a new process finds.*global variable"):
+    with pytest.raises(
+        TypeError, match=r"expected steps that a new process can import.*global variable"
+    ):
         testing.check_resume(local, BATCHES, state=STATE, fresh_process=True)
 
 

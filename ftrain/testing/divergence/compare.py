@@ -123,7 +123,7 @@ def compare_recorded(
 
 
 def _before(trace: Trace, steps: Mapping[int, StepRecord], number: int) -> Leaves:
-    """Return the leaves of the state before a step: of the previous step, or of the initial state."""
+    """Return the leaves of the state before a step: after the previous step, or of the first state."""
     return steps[number - 1].state if number - 1 in steps else trace.initial
 
 
@@ -157,7 +157,7 @@ def _parts(a: StepRecord, b: StepRecord) -> tuple[tuple[Kind, Leaves, Leaves], .
 
 
 def _leaf(step: int, part: _Part) -> Divergence:
-    """Return the difference at the first differing leaf of a part."""
+    """Return the difference at the first differing leaf of the batch, the state or the metrics."""
     path, *others = part.paths
     one, two = (str(leaves.get(path, "no such leaf")) for leaves in (part.a, part.b))
     follows = (f"also {listed(others)}",) if others else ()

@@ -96,7 +96,7 @@ def _cause(
 def _producer(
     operators: Operators, positions: Sequence[int], wanted: Collection[str]
 ) -> int | None:
-    """Return the position of the last operator that computed a tensor with one of these digests."""
+    """Return the position of the last operator that computed a tensor with a digest in `wanted`."""
     made = (k for k in reversed(positions) if any(x.digest in wanted for x in operators[k].outputs))
     return next(made, None)
 

@@ -85,7 +85,7 @@ def _located(
     results: tuple[Any, Any],
     relative: float,
 ) -> Divergence:
-    """Repeat the step that differs, operator by operator, and return its first difference."""
+    """Repeat the step whose results differ, recording its operators; return the first difference."""
     records = [
         record_step(number, batch, result, variant.record(before, batch))
         for variant, before, result in zip(variants, befores, results, strict=True)
@@ -136,7 +136,7 @@ def _leaf(result: Any, divergence: Divergence) -> Any:
 def _results_of(
     operator: FirstOperator, variants: tuple[Variant, Variant], befores: tuple[Any, Any], batch: Any
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]] | None:
-    """Return an operator's results in B and in A; `None` if only one variant ran it."""
+    """Return an operator's results in variants B and A; `None` if only one of them ran it."""
     if operator.a is None or operator.b is None:
         return None
     kept = [

@@ -101,8 +101,8 @@ def _check_path(path: pathlib.Path) -> None:
     files = [parent for parent in path.parents if parent.is_file()]
     if files:
         raise NotADirectoryError(
-            f"path: expected a file in a folder, got {path}, and {files[0]} is a file. Write another "
-            "path."
+            f"path: expected a file in a folder, got {path}, in which {files[0]} is a file instead of a "
+            "folder. Write another path."
         )
 
 

@@ -132,7 +132,7 @@ class StepRecord:
 
     @property
     def is_repeated(self) -> bool:
-        """Return True if the repetition that recorded the operators gave the same bits as the step."""
+        """Return True if the second call of the step, which recorded operators, gave the same bits."""
         own = [*self.state.values(), *self.metrics.values()]
         again = [leaf.digest for leaf in self.recomputed.values()]
         return self.operators is None or [leaf.digest for leaf in own] == again
@@ -140,7 +140,7 @@ class StepRecord:
 
 @dataclasses.dataclass(frozen=True)
 class Trace:
-    """Trace of a run, written by `record`.
+    """Digests and norms of a run's batches, states, metrics and operators, as `record` returns them.
 
     Attributes:
         form: how the operators were run: `"eager"`, or `"graph"` for the graph of a compiled step,

@@ -97,7 +97,7 @@ class _Dtypes(DispatchMode):
 
 
 def apart_by_leaf(got: Any, expected: Any, relative: float) -> Apart | None:
-    r"""Return the first leaf whose values differ by more than allowed for one leaf; `None` if none does.
+    r"""Return the first leaf that differs by more than the tolerance of a leaf; `None` if none does.
 
     Floats may differ by `relative` times the norm of the leaf, or times the norm that a leaf of its size
     has on average in this tree, if that is more. Other leaves must have the same bytes, and infinities
@@ -118,7 +118,7 @@ def apart_by_leaf(got: Any, expected: Any, relative: float) -> Apart | None:
 
 
 def apart_by_tree(got: Any, expected: Any, relative: float) -> Apart | None:
-    """Return the leaf with the largest distance if the trees as a whole differ too much, else `None`."""
+    """Return the leaf that differs most if the norm over all leaves exceeds `relative`, else `None`."""
     exact = _apart_exactly(got, expected, is_exact=relative == 0.0)
     if exact is not None or relative == 0.0:
         return exact

@@ -84,7 +84,7 @@ class Held:
         return len(self._owned.found.paths)
 
     def restore(self) -> list[str]:
-        """Restore the Python objects; return the names of those that changed, failures marked by `!`."""
+        """Restore Python objects; return names of changed ones, with `!` first if restoring failed."""
         paths: dict[str, None] = {}
         refused = []
         for owned in (self._owned, self._of_classes):
@@ -164,7 +164,7 @@ def _cached(found: Found) -> list[tuple[Path, torch.Tensor]]:
 
 
 def roots_of(fn: Any) -> tuple[Any, ...]:
-    """Return the user's objects inside a function: for ftrain's steps, the loss, model and optimizer."""
+    """Return the loss, model and optimizer of a step of ftrain; `(fn,)` for any other function."""
     if isinstance(fn, TrainStep):
         return fn._watch._roots
     if isinstance(fn, Compiled):

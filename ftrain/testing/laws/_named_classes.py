@@ -1,4 +1,4 @@
-"""Data of the classes that functions name, such as the counter in `Stats.steps += 1`.
+"""Data attributes of classes that functions read, such as the counter in `Stats.steps += 1`.
 
 `Held` compares the classes of the instances that a function reaches. This module compares the classes
 that a function reads by name only.
@@ -48,7 +48,7 @@ class ClassData:
 
 
 def of_users(classes: Iterable[type]) -> list[ClassData]:
-    """Return the data of classes and their bases, without those of libraries that the core skips.
+    """Return the data attributes of classes and their bases, without classes of known libraries.
 
     An enumeration stores combinations of its flags at their first use; this does not count as a change.
     """

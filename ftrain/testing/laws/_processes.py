@@ -1,4 +1,4 @@
-"""Calls of a subject in a new process, which imports the subject by name or unpickles it.
+"""Calls of the steps under test in a new process, which imports them by name or unpickles them.
 
 Read next: `_worker.py`, the program of that process.
 """
@@ -52,7 +52,7 @@ class Job(NamedTuple):
 
 
 def outputs_in_new_process(subject: Any, calls: Sequence[Call], *, hash_seed: int) -> list[Any]:
-    """Make calls of a subject in one new process, and return their outputs.
+    """Call the subject (the steps under test) in one new process; return the outputs of all calls.
 
     Raises:
         TypeError: a new process cannot find the subject.
@@ -63,7 +63,7 @@ def outputs_in_new_process(subject: Any, calls: Sequence[Call], *, hash_seed: in
 
 
 def recorded_in_new_process(subject: Any, call: Call, *, hash_seed: int) -> tuple[Any, list[Event]]:
-    """Make one call of a subject in a new process; return its outputs and its operators."""
+    """Make a call of the subject (the steps under test) in a new process; return outputs, operators."""
     payload = (_part(subject, call), call.args)
     found: tuple[Any, list[Event]] = in_new_process(_record, subject, payload, hash_seed=hash_seed)
     return found
@@ -107,7 +107,7 @@ def in_new_process(
 
 
 def reference_to(subject: Any) -> str | bytes:
-    """Return the name from which a new process can import a subject, or the pickled subject.
+    """Return the name by which a new process can import the steps under test, or their pickle.
 
     Raises:
         TypeError: there is no such name, and the subject cannot be pickled.
@@ -125,9 +125,9 @@ def reference_to(subject: Any) -> str | bytes:
         pickle.Pickler(buffer).dump(subject)
     except Exception as error:
         raise TypeError(
-            f"subject: expected one that a new process finds, got {name_of(subject)}, which is not a "
-            f"global variable of an imported module and cannot be pickled ({error}). Assign it to a "
-            "global variable, such as STEPS = ftrain.make_steps(...), and pass that variable or "
+            f"subject: expected steps that a new process can import, got {name_of(subject)}, which is "
+            f"not a global variable of an imported module and cannot be pickled ({error}). Assign it to "
+            "a global variable, such as STEPS = ftrain.make_steps(...), and pass that variable or "
             "'module:STEPS'."
         ) from error
     return buffer.getvalue()

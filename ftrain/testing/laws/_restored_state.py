@@ -36,7 +36,7 @@ def kept(*functions: Any) -> Iterator[None]:
 
 
 def unchanging(check: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a check so that it restores its subject's state and the global generators at its end."""
+    """Decorate a check to restore, at its end, all state of the checked steps, generators and torch."""
 
     @functools.wraps(check)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -47,7 +47,7 @@ def unchanging(check: Callable[P, R]) -> Callable[P, R]:
 
 
 def changed_by(fn: Any, run: Callable[[], Any]) -> str | None:
-    """Return the name of the first object held by a function that a call changes; `None` if none.
+    """Return the name of the first object of a function that a call changes; `None` without changes.
 
     Args:
         fn: the function.
@@ -62,7 +62,7 @@ def changed_by(fn: Any, run: Callable[[], Any]) -> str | None:
 
 
 def functions_of(subject: Any, args: tuple[Any, ...] | None) -> list[Any]:
-    """Return the functions of a subject: its steps or, if `args` is given, the subject itself."""
+    """Return the functions under check: the steps of `subject`, or `subject` if `args` is given."""
     if isinstance(subject, str):
         subject = imported(subject)
     parts = [subject] if args is not None else parts_of(subject)
@@ -70,7 +70,7 @@ def functions_of(subject: Any, args: tuple[Any, ...] | None) -> list[Any]:
 
 
 def _functions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Any]:
-    """Return the functions under check, from the arguments of the check."""
+    """Return the functions under check, given the arguments of the decorated check."""
     subject = args[0] if args else kwargs.get("subject")
     extra = [kwargs.get(name) for name in ("evaluate", "accumulated")]
     return [*functions_of(subject, kwargs.get("args")), *filter(callable, extra)]

@@ -36,7 +36,7 @@ Batches = Sequence[Any]
 
 
 class InapplicableError(ValueError):
-    """Error for a law that does not apply to a subject; `check_all` reports it and continues."""
+    """Error for a law that does not apply to the steps under check; `check_all` continues after it."""
 
 
 class Call(NamedTuple):
@@ -113,7 +113,7 @@ class Subject:
 
 
 def subject_of(subject: Any, batches: Batches, state: Any = None, seed: int = 0) -> Subject:
-    """Return the `Subject` for the arguments of a check, which are the same for all checks.
+    """Return the steps, initial state and batches of a check, from the arguments of the check.
 
     Raises:
         TypeError: an argument has the wrong type.
@@ -239,7 +239,8 @@ def imported(path: str) -> Any:
     )
     if not hasattr(module, name):
         raise AttributeError(
-            f"subject: {module_name} has no global variable {name!r}. Write the name of one."
+            f"subject: {module_name} has no global variable {name!r}. Write the name of a global "
+            "variable."
         )
     return getattr(module, name)
 
@@ -256,7 +257,7 @@ def _module_at(path: str) -> Any:
 
 
 def parts_of(subject: Any) -> tuple[Any, Any, Any]:
-    """Return `train_step`, `eval_step` and `init_state` of a subject; `None` for those it lacks."""
+    """Return `train_step`, `eval_step` and `init_state` of `subject`; `None` for a missing one."""
     if hasattr(subject, "train_step"):
         evaluate, init = (getattr(subject, name, None) for name in ("eval_step", "init_state"))
         return subject.train_step, evaluate, init

@@ -69,7 +69,7 @@ def require_tensors(call: Call) -> None:
 
 @contextlib.contextmanager
 def untraceable(law: str, name: str) -> Iterator[None]:
-    """Convert errors of `ftrain.compile` for functions it cannot compile to violations of a law."""
+    """Convert compile errors in a `with` block (code that cannot be traced) to violations of a law."""
     try:
         yield
     except tuple(_CAUSES) as error:

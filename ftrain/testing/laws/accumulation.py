@@ -187,7 +187,7 @@ def _updates(
 
 
 def _change(new: Any, old: Any) -> Any:
-    """Return the change of each floating tensor of the state; 0 for other leaves."""
+    """Return new minus old for each floating-point tensor of a state; 0 for other leaves."""
     return tree.map(
         lambda a, b: a.double() - b.double() if is_float(b) else torch.zeros(()), new, old
     )

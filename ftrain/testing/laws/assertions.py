@@ -121,8 +121,8 @@ def assert_skips(
     for path, was in before.items():
         if path.strip(".[]'") in moving and first_difference(after[path], was) is None:
             raise AssertionError(
-                f"state{path}: expected another value after a skipped step, got the same bytes. Change "
-                "it in each step."
+                f"state{path}: expected another value after a skipped step too, got the same bytes. "
+                "Change it in each step."
             )
 
 

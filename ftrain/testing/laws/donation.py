@@ -27,7 +27,7 @@ __all__ = ["check_donation"]
 
 @tree.register_dataclass
 class Donated:
-    """Wrapper that makes a state of another class than `TrainState` donatable."""
+    """Wrapper that allows donation of a state whose class is not `TrainState`."""
 
     state: Any
 
@@ -41,7 +41,7 @@ def check_donation(
     seed: int = 0,
     backend: Literal["eager", "inductor"] = "eager",
 ) -> Report:
-    """Check law 9: `compile(step, donate=True)` gives the bits of `compile(step)`, in the old memory.
+    """Check law 9: a step compiled with `donate=True` gives the same bits, in the old state's memory.
 
     Args:
         subject: `Steps`, another `(init_state, train_step, eval_step)`, or a step

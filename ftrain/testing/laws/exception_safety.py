@@ -133,9 +133,7 @@ def _compare(held: Held, mode: _Inject, when: str, around: dict[str, Any]) -> No
     if found is not None:
         name, difference = found
         text = str(difference).replace("the tree", name, 1)
-        raise _violation(
-            mode, f"{when} left a tensor changed that the function holds: {text}", difference
-        )
+        raise _violation(mode, f"{when} left a tensor of the function changed: {text}", difference)
     grad = held.changed_grad()
     if grad is not None:
         raise _violation(mode, f"{when} left the gradient of {grad} changed")
@@ -171,7 +169,7 @@ def _count(call: Call) -> int:
 
 
 def _places(total: int, most: int, seed: int) -> list[int]:
-    """Return the positions of the operators at which to raise: all, or a sample."""
+    """Return the positions of the operators at which to raise: all, or a random sample."""
     if total <= most:
         return list(range(total))
     generator = torch.Generator().manual_seed(seed)

@@ -116,7 +116,7 @@ def _nan(leaf: Any) -> Any:
 
 
 def require_kept(before: Any, after: Any, metrics: Any, *, free: Sequence[str]) -> Row:
-    """Raise if a skipped step changed a field not named in `free`; return a row about the metric."""
+    """Raise if a skipped step changed a field that is not in `free`; return a row of the report."""
     skipped = skipped_in(metrics)
     if skipped is not None and int(skipped) != 1:
         raise LawViolation(
@@ -143,7 +143,7 @@ def require_kept(before: Any, after: Any, metrics: Any, *, free: Sequence[str]) 
 
 
 def _require_poison(whole: Subject, after: Any, metrics: Any) -> None:
-    """Raise if a poisoned batch gave finite results and no metric `skipped`: it tests nothing."""
+    """Raise if a batch meant to give non-finite gradients gave finite results and was not skipped."""
     if skipped_in(metrics) is None and all(map(_is_finite, tree.leaves((after, metrics)))):
         raise InapplicableError(
             "poison: expected a batch with non-finite gradients, but the state and all metrics of "
@@ -159,7 +159,7 @@ def _is_finite(leaf: Any) -> bool:
 
 
 def _is_free(path: str, free: Sequence[str]) -> bool:
-    """Return True if a leaf is in a field that `free` names, by its field name or by a path."""
+    """Return True if a leaf is in a field that `free` names, by the field's name or its path."""
     top = path.lstrip(".['").split("'")[0].split("[")[0].split(".")[0]
     return top in free or any(name[:1] in (".", "[") and path.startswith(name) for name in free)
 

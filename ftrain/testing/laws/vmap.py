@@ -118,7 +118,7 @@ def _compare(
     name: str | None = None,
     is_loose: bool = False,
 ) -> None:
-    """Raise unless `vmap(fn)` over rows equals `fn` of each row; `shared` arguments have no row axis."""
+    """Raise unless `vmap(fn)` over rows equals `fn` of each row; `shared` arguments are not mapped."""
     name, rest = name or name_of(fn), shared or ()
     alone = [fn(*copied(row), *copied(rest)) for row in rows]
     stacked = tree.map(_stacked, *map(copied, rows))

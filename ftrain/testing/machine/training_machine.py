@@ -115,7 +115,7 @@ class TrainingMachine(RuleBasedStateMachine):
         checkpoint.save(directory, state, metadata={"cursor": cursor})
 
     def read(self, directory: Path, like: Any) -> tuple[Any, Any]:
-        """Load `(state, cursor)` as saved by `write`; `like` is an initial state of another seed."""
+        """Load `(state, cursor)` that `write` saved, given an initial state `like` of another seed."""
         state, metadata = checkpoint.load(directory, like)
         return state, metadata["cursor"]
 
@@ -134,7 +134,7 @@ class TrainingMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.has_nan_batches)
     @rule()
     def nan_batch(self) -> None:
-        """Train on the next batch with NaN in it; if skipped, it may change only key and loss scaler."""
+        """Train on the next batch with NaN in it; a skipped step may change only key and loss scaler."""
         self._resume()
         before = copied(self.state)
         metrics = self._train(Event(True, self._accumulate))
@@ -162,7 +162,7 @@ class TrainingMachine(RuleBasedStateMachine):
 
     @rule()
     def crash(self) -> None:
-        """Discard all that is not on disk (state, steps, iterators); the next rule restores it first."""
+        """Discard all that is not on disk (state, steps, iterators), as the end of the process would."""
         self.state = None
         self._start_process()
 
@@ -276,7 +276,7 @@ class TrainingMachine(RuleBasedStateMachine):
         self._check()
 
     def _goto(self, history: History) -> None:
-        """Set the history, and the expected digests of its states, from the reference run."""
+        """Set the training steps that the run has taken, and the state digests expected after each."""
         self._history = history
         self.model = [
             tree.digest(self._reference.after(history[:n]).state) for n in range(len(history) + 1)

@@ -18,7 +18,7 @@ __all__ = ["LAYERS", "Network"]
 
 
 class _First(nn.Module):
-    """Layer that returns the first output of another; attention gets its input as query, key, value."""
+    """Wrapper that returns a layer's first output; for attention, query, key and value are the input."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()

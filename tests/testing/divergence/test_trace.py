@@ -147,7 +147,9 @@ def test_record_refuses_an_unwritable_path_before_running_a_step(
         raise AssertionError("ran")
 
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError, match="file is a file. Write another path"):
+    with pytest.raises(
+        NotADirectoryError, match="file is a file instead of a folder. Write another path"
+    ):
         record(never, torch.zeros(2), [torch.ones(2)], path=tmp_path / "file" / "run.trace")
     with pytest.raises(IsADirectoryError, match="Add a name"):
         record(never, torch.zeros(2), [torch.ones(2)], path=tmp_path)
