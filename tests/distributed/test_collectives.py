@@ -98,7 +98,7 @@ def test_pool_of_ranks_names_the_rank_that_raised() -> None:
 
 
 @long  # each part of this test starts another pool
-def test_pool_of_ranks_ends_ranks_that_hang_or_have_ended() -> None:
+def test_pool_of_ranks_raises_for_ranks_that_hang_or_exit_and_works_again() -> None:
     with pytest.raises(RankError, match=r"rank 1 of (.*\n)*.*LookupError: a reason"):
         run(raises_on_rank_one, 2, True)
     with pytest.raises(RankError, match="rank 0 .*did not return in time"):

@@ -311,7 +311,7 @@ def closures_match(mesh: Any) -> Any:
     )
 
 
-def test_closures_for_line_searches_are_reduced_over_ranks() -> None:
+def test_loss_and_gradient_functions_for_line_searches_return_values_of_all_ranks() -> None:
     (expected, found), (other, again) = run(closures_match, 2)
     testing.assert_same_bits((found, expected), (again, other))
     testing.assert_close_norm(found, expected, 1e-6)

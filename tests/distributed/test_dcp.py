@@ -95,7 +95,7 @@ class Bomb:
         return os.system, ("touch exploded",)
 
 
-def test_dcp_metadata_that_run_code_are_refused(tmp_path, monkeypatch):
+def test_dcp_metadata_whose_pickle_would_run_code_is_refused(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     to_dcp(tmp_path / "one", {"w": torch.ones(3)})
     (tmp_path / "one" / ".metadata").write_bytes(pickle.dumps(Bomb()))
@@ -104,7 +104,7 @@ def test_dcp_metadata_that_run_code_are_refused(tmp_path, monkeypatch):
     assert not (tmp_path / "exploded").exists()
 
 
-def test_dcp_metadata_that_name_a_file_outside_of_the_checkpoint_are_refused(tmp_path):
+def test_dcp_metadata_that_names_a_file_outside_of_the_checkpoint_is_refused(tmp_path):
     to_dcp(tmp_path / "one", {"w": torch.ones(3)})
     path = tmp_path / "one" / ".metadata"
     found = pickle.loads(path.read_bytes())

@@ -25,7 +25,7 @@ def test_run_with_killed_ranks_loses_no_checkpoint_and_ends_with_the_bytes_of_on
     ("saved", "damaged", "count"),
     [(2, False, {}), (3, False, {"lost": 1}), (2, True, {"unreadable": 1})],
 )
-def test_campaign_counts_checkpoints_that_are_lost_or_damaged(
+def test_check_of_a_killed_run_counts_lost_and_unreadable_checkpoints(
     saved: int, damaged: bool, count: dict[str, int], tmp_path: Path
 ) -> None:
     run, result = Run(tmp_path / "one", "fully_sharded"), Result()

@@ -107,7 +107,7 @@ def agreed(mesh: Any) -> Any:
     return distributed.gather(mesh, rank * 10), distributed.agree(mesh, f"folder-{rank}")
 
 
-def test_gather_returns_values_in_rank_order_and_agree_that_of_rank_0() -> None:
+def test_gather_returns_all_values_in_rank_order_and_agree_returns_that_of_rank_0() -> None:
     for world_size in (1, 2, 4):
         each = ([10 * rank for rank in range(world_size)], "folder-0")
         assert run(agreed, world_size) == [each] * world_size

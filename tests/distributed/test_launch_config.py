@@ -79,7 +79,9 @@ def test_run_resumed_with_other_numbers_of_ranks_has_the_bytes_of_one_process(
     assert Store(many / "checkpoints").steps() == Store(one / "checkpoints").steps()
 
 
-def test_batch_that_ranks_cannot_divide_is_refused_at_its_key(tmp_path: Path) -> None:
+def test_batch_size_that_ranks_cannot_divide_is_refused_with_its_configuration_key(
+    tmp_path: Path,
+) -> None:
     path = configured(tmp_path, distributed={"strategy": "data_parallel"}, batch_size=5)
     for kind, says, _ in run(trained, 2, str(path), [f"output_dir={tmp_path / 'run'}"]):
         assert kind == "ConfigError"
@@ -143,7 +145,7 @@ def test_incomplete_variables_of_a_launcher_raise_a_configuration_error(
         ),
     ],
 )
-def test_error_of_data_parallel_names_the_key_of_its_argument_whatever_its_text_says(
+def test_configuration_key_in_a_data_parallel_error_is_not_guessed_from_the_error_text(
     error: Exception, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> Any:

@@ -130,7 +130,7 @@ def test_sums_that_would_depend_on_the_number_of_ranks_are_refused() -> None:
 
 @settings(max_examples=30)
 @given(values=st.lists(st.floats(-1e6, 1e6, width=32), min_size=16, max_size=16))
-def test_halving_sum_over_ranks_and_then_over_their_shards_is_that_over_all_shards(
+def test_halving_sum_over_ranks_then_over_shards_equals_the_halving_sum_over_all_shards(
     values: Any,
 ) -> None:
     whole = torch.tensor(values, dtype=torch.float32)
@@ -169,7 +169,7 @@ UNARY = [
 
 
 @pytest.mark.parametrize("name", sorted(ROUNDS_ALIKE))
-def test_operators_on_parts_of_a_tensor_round_as_on_the_whole(name: str) -> None:
+def test_operators_on_parts_of_a_tensor_give_the_bits_of_the_whole(name: str) -> None:
     operator = getattr(torch.ops.aten, name)
     generator = torch.Generator().manual_seed(0)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
@@ -186,7 +186,9 @@ def test_operators_on_parts_of_a_tensor_round_as_on_the_whole(name: str) -> None
 
 @pytest.mark.parametrize("name", ["add", "sub", "rsub"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_scaled_sums_run_on_parts_in_32_bits_only(name: str, dtype: torch.dtype) -> None:
+def test_sums_with_alpha_have_the_same_bits_on_parts_as_on_the_whole_in_float32_only(
+    name: str, dtype: torch.dtype
+) -> None:
     operator = getattr(torch.ops.aten, name).Tensor
     generator = torch.Generator().manual_seed(0)
     x, y = (torch.randn(257, generator=generator).to(dtype) for _ in range(2))

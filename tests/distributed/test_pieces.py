@@ -229,7 +229,7 @@ def test_manifest_with_wrong_pieces_is_refused(tmp_path, change, message):
         checkpoint.load(tmp_path / "one", blank(state))
 
 
-def test_manifest_whose_pieces_repeat_one_place_is_refused(tmp_path):
+def test_manifest_whose_pieces_all_refer_to_the_same_bytes_of_a_file_is_refused(tmp_path):
     """Such a manifest would make a load allocate more memory than the files have bytes."""
     saved(tmp_path / "one", [{"w": torch.randn(4, 3)}], [{}])
     content = json.loads((tmp_path / "one" / "manifest.json").read_bytes())
@@ -307,7 +307,7 @@ def test_save_with_different_arguments_on_ranks_names_the_argument(tmp_path, nam
     assert list(tmp_path.iterdir()) == []
 
 
-def test_save_of_states_with_ties_on_one_rank_only_is_refused(tmp_path):
+def test_save_of_states_with_tied_leaves_on_one_rank_only_is_refused(tmp_path):
     shards = layouts({"a": W, "b": W}, 2)
     states = [local({"a": W, "b": W}, shards[0]), local({"a": W, "b": W.clone()}, shards[1])]
     for error in saved(tmp_path / "one", states, shards):

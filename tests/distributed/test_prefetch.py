@@ -102,7 +102,7 @@ def test_unit_is_gathered_while_the_unit_before_it_runs(backend: str | None) -> 
     assert all(unit.count("m") >= 4 for unit in units)
 
 
-def test_unit_is_gathered_when_it_starts_without_prefetch() -> None:
+def test_without_prefetch_a_unit_is_gathered_when_it_starts() -> None:
     forward = "".join(called(prefetch=False, evaluates=True).names).rstrip("m")
     assert forward == "gwmm" * (BLOCKS - 1) + "gw"
 

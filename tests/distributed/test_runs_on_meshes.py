@@ -115,7 +115,7 @@ def refusals(mesh: Any) -> dict[str, Any]:
     return found
 
 
-def test_rows_that_ranks_of_a_cut_layer_do_not_share_are_refused() -> None:
+def test_ranks_that_share_a_cut_layer_refuse_different_rows() -> None:
     for found in run(refusals, 4):
         assert "rank=0, ranks=1)" in found["own rows"][0]
         assert "mesh.get_local_rank(0)" in found["own rows on two axes"][0]
@@ -171,7 +171,7 @@ def test_configured_run_on_a_mesh_equals_data_parallel_and_loads_in_one_process(
 LOGICAL = {"strategy": "fully_sharded", "logical_shards": 4}
 
 
-def test_configured_run_in_parts_with_logical_shards_has_the_bytes_of_one_process(
+def test_run_resumed_on_other_numbers_of_ranks_with_logical_shards_has_the_bytes_of_one_process(
     tmp_path: Path,
 ) -> None:
     path = configured(tmp_path, distributed=LOGICAL, ema=0.9, compile=False)

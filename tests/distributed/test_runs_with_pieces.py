@@ -43,7 +43,9 @@ def publish_in_pieces(self, collected, step, replace):
         assert isinstance(result, checkpoint.Manifest), result
 
 
-def test_runs_with_checkpoints_of_ranks_load_resume_and_compare(tmp_path, monkeypatch, capsys):
+def test_run_with_checkpoints_of_several_ranks_can_be_compared_loaded_and_resumed(
+    tmp_path, monkeypatch, capsys
+):
     monkeypatch.chdir(tmp_path)
     Path("config.yaml").write_text(CONFIG)
     assert main(["train", "config.yaml", "output_dir=a"]) == 0

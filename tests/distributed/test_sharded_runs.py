@@ -138,7 +138,7 @@ def evaluated(mesh: Any, same: bool) -> str:
         return str(error)
 
 
-def test_evaluation_in_turns_needs_the_same_data_on_all_ranks() -> None:
+def test_evaluation_whose_batches_ranks_take_in_turn_needs_equal_data_on_all_ranks() -> None:
     steps = steps_of()
     expected = Trainer(steps, compile=False).evaluate(steps.init_state(0), HELD_OUT).loss
     assert run(evaluated, 2, True) == [repr(expected)] * 2
@@ -166,7 +166,7 @@ def refusals(mesh: Any, folder: str) -> dict[str, str]:
     return found
 
 
-def test_store_that_cannot_hold_the_state_is_refused(tmp_path: Path) -> None:
+def test_checkpoint_store_that_does_not_match_the_state_layout_is_refused(tmp_path: Path) -> None:
     for found in run(refusals, 2, str(tmp_path / "run")):
         assert found["plain store"].startswith("store: expected a ShardedStore, since each rank")
         assert "sharding_of(steps)" in found["no layout"]
@@ -313,7 +313,7 @@ def test_configured_sharded_run_equals_data_parallel_and_loads_in_one_process(
         ),
     ],
 )
-def test_key_that_does_not_fit_the_strategy_is_refused(
+def test_configuration_key_that_the_strategy_does_not_support_is_refused(
     overrides: list[str], key: str, says: str, tmp_path: Path
 ) -> None:
     config = load(configured(tmp_path, distributed=SHARDED), overrides)

@@ -247,7 +247,7 @@ def traffic(mesh: Any) -> dict[str, Any]:
     return {"collectives": counted.collectives, "sent": counted.sent, **sizes}
 
 
-def test_mlp_sends_one_sum_of_its_output_and_holds_its_share_of_the_state() -> None:
+def test_mlp_cut_over_ranks_sums_its_output_once_and_stores_its_share_of_the_state() -> None:
     for found in run(traffic, 2):
         # The output (8 x 4) is summed. The rows of the last weight (2 x 10 on each rank, with padding)
         # are exchanged for columns, and so is its gradient: half of them travel. The input needs no

@@ -58,7 +58,7 @@ def test_each_mutant_differs_from_the_source_by_one_change() -> None:
     ]
 
 
-def test_number_so_large_that_one_more_is_the_same_has_no_mutant() -> None:
+def test_float_that_adding_one_does_not_change_has_no_mutant() -> None:
     assert [each.change for each in mutants("large.py", "x, y = 1e150, 2.5")] == ["2.5 becomes 3.5"]
 
 
@@ -79,7 +79,7 @@ def test_line_that_runs_at_import_is_covered_by_all_tests_that_run_its_file() ->
     assert found.tests_of("c.py", (1, 1), FILE) == ([], False)
 
 
-def test_tests_of_a_function_come_first_for_a_line_that_no_traced_case_runs() -> None:
+def test_line_that_no_traced_test_runs_gets_the_tests_of_its_function_first() -> None:
     lines = {"a.py": {2: ["near"], 3: ["near"], 4: ["far"], 5: ["def"]}, "b.py": {1: ["near"]}}
     found = Lines(lines, {"near": 2.0, "far": 1.0, "def": 1.0})
     assert found.tests_of("a.py", (3, 3), (1, 3)) == (["near"], True)
@@ -89,14 +89,14 @@ def test_tests_of_a_function_come_first_for_a_line_that_no_traced_case_runs() ->
     assert found.tests_of("a.py", (6, 6), (5, 7)) == found.tests_of("a.py", (6, 6), (6, 7))
 
 
-def test_cases_that_run_no_line_of_their_own_are_left_out() -> None:
+def test_cases_of_a_test_that_add_no_line_to_its_earlier_cases_are_left_out() -> None:
     lines = {"a.py": {1: ["t[1]", "t[2]", "t[3]", "u"], 2: ["t[3]"]}, "b.py": {1: ["t[2]", "t[3]"]}}
     assert with_own_lines(lines, ["t[1]", "t[2]", "t[3]", "u"]) == {"t[1]", "t[2]", "t[3]", "u"}
     assert with_own_lines(lines, ["t[3]", "t[1]", "t[2]", "u", "v"]) == {"t[3]", "u", "v"}
 
 
 @pytest.mark.filterwarnings("ignore:No data was collected")
-def test_cases_are_traced_until_they_took_long_enough(tmp_path: Path) -> None:
+def test_cases_of_a_test_are_traced_until_their_time_limit_is_reached(tmp_path: Path) -> None:
     """In a folder of its own, whose tests run no line of ftrain."""
     (tmp_path / "test_cases.py").write_text(CASES)
     found = lines._record([str(tmp_path)])
@@ -130,14 +130,14 @@ def test_slow(case):
 """
 
 
-def test_tests_of_a_module_by_name_are_chosen_before_more_focused_ones() -> None:
+def test_tests_named_after_a_module_are_chosen_before_tests_that_run_fewer_lines() -> None:
     own, other = "tests/core/test_norm.py::test_a", "tests/core/test_step.py::test_b"
     lines = {"core/_norm.py": {1: [other, own]}, "core/step.py": {1: [own], 2: [own]}}
     found = Lines(lines, {own: 2.0, other: 1.0})
     assert found.tests_of("core/_norm.py", (1, 1), FILE) == ([own, other], True)
 
 
-def test_test_that_takes_too_long_does_not_end_the_choice_of_tests() -> None:
+def test_test_that_exceeds_the_time_limit_is_passed_over_for_shorter_tests() -> None:
     assert _within({"a": 2.0, "slow": 9.0, "b": 1.0, "c": 0.5}, 3.0) == {"a": 2.0, "b": 1.0}
     assert _within({"slower": 9.0, "slow": 5.0}, 3.0) == {"slow": 5.0}
     assert _within({}, 3.0) == {}
@@ -155,7 +155,7 @@ def test_process_that_computes_too_long_or_waits_is_stopped() -> None:
     assert trial.forked(lambda: os._exit(3), 60) == {"crashed": True}
 
 
-def test_examples_of_a_property_that_is_imported_already_are_limited() -> None:
+def test_number_of_hypothesis_examples_is_limited_after_the_import_of_a_test() -> None:
     @settings(max_examples=50)
     @given(st.integers())
     def many(number: int) -> None:
@@ -174,7 +174,7 @@ def test_examples_of_a_property_that_is_imported_already_are_limited() -> None:
         assert 0 < len(counted) <= most
 
 
-def test_every_harmless_mutant_is_exactly_one_of_the_source() -> None:
+def test_each_listed_harmless_mutant_matches_exactly_one_mutant_of_the_source() -> None:
     modules = subjects()
     named: Counter[tuple[str, str, str, str]] = Counter()
     functions = {key[:2] for key in HARMLESS}
@@ -196,7 +196,7 @@ def test_function_of_a_mutant_is_the_innermost_one_around_it() -> None:
     assert found["3"] == ("", (1, 5))
 
 
-def test_interval_holds_the_share_in_95_of_100_samples() -> None:
+def test_confidence_interval_contains_the_true_share_in_95_of_100_samples() -> None:
     """Wilson's interval covers the true share about as often as it says, averaged over shares."""
     held, drawn = 0, random.Random(0)
     for _ in range(2000):
@@ -207,7 +207,7 @@ def test_interval_holds_the_share_in_95_of_100_samples() -> None:
     assert 0.93 < held / 2000 < 0.97
 
 
-def test_report_tells_harmless_mutants_from_unexplained_ones(monkeypatch) -> None:
+def test_report_counts_harmless_and_unexplained_mutants_separately(monkeypatch) -> None:
     monkeypatch.setitem(HARMLESS, ("norm", "f", "x = 1", "x = 2"), "no one reads it")
     killed = [Result("norm", 1, "f", "a < b", "a <= b", KILLED, "test")] * 8
     alive = [
@@ -226,7 +226,9 @@ def test_report_tells_harmless_mutants_from_unexplained_ones(monkeypatch) -> Non
     assert "explained as harmless, but killed by test_f; delete it" in report([wrong], 500)
 
 
-def test_a_function_is_swapped_and_a_change_at_import_is_not(tmp_path: Path, monkeypatch) -> None:
+def test_mutant_of_a_function_is_swapped_in_but_not_one_of_code_run_at_import(
+    tmp_path: Path, monkeypatch
+) -> None:
     path = tmp_path / "clip_of_mutants.py"
     path.write_text(SOURCE)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -244,7 +246,7 @@ def test_a_function_is_swapped_and_a_change_at_import_is_not(tmp_path: Path, mon
     assert clip_of_mutants.clipped(5) is None
 
 
-def test_a_function_that_runs_at_import_or_that_nothing_imports_is_not_swapped(
+def test_mutant_of_a_function_that_runs_at_import_or_is_not_imported_is_not_swapped_in(
     tmp_path: Path, monkeypatch
 ) -> None:
     """A swap would change nothing of a result that the import has stored."""

@@ -81,7 +81,7 @@ def test_batch_of_one_tensor_is_passed_as_the_only_argument_of_the_model() -> No
     assert adapters.call_model(lambda x: x, (X,)) is X
 
 
-def test_model_with_keywords_only_gets_all_entries_but_labels_and_weight() -> None:
+def test_model_with_only_keyword_arguments_gets_all_entries_except_labels_and_weight() -> None:
     def model(**entries: Tensor) -> Any:
         return sorted(entries)
 

@@ -184,7 +184,7 @@ def test_distillation_error_names_the_invalid_value_and_the_remedy(name: str) ->
         call()
 
 
-def test_note_on_an_error_in_a_partial_loss_names_its_function() -> None:
+def test_note_on_an_error_in_a_functools_partial_loss_names_the_wrapped_function() -> None:
     steps = taught(tasks.distillation, module=Net())
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught:
         steps.train_step(steps.init_state(0), {"x": torch.zeros(2, 7), "y": Y})

@@ -50,7 +50,7 @@ def test_suggested_entry_for_labels_is_never_the_input(
     assert f"loss: {{name: ..., {suggested}}}" in str(found.value)
 
 
-def test_labels_that_are_floats_raise_with_the_line_for_arrays_and_for_a_csv() -> None:
+def test_float_labels_raise_with_the_conversion_for_arrays_and_for_a_csv() -> None:
     with pytest.raises(
         TypeError, match=r"y\.astype\('int64'\); of a csv, write `data.classes: true`"
     ):

@@ -109,7 +109,7 @@ def test_grad_cache_step_obeys_each_law(law: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
-def test_grad_cache_gradients_in_every_precision_are_as_close_as_those_of_one_graph(
+def test_grad_cache_gradients_in_low_precision_are_as_accurate_as_those_of_one_graph(
     precision: Any,
 ) -> None:
     """Both round each product; the sum over chunks is in float32."""
@@ -328,7 +328,7 @@ def test_nan_in_one_row_skips_the_grad_cache_step() -> None:
     assert_same_bits((after.params, after.buffers), (state.params, state.buffers))
 
 
-def test_monitored_norms_and_value_fn_of_grad_cache_equal_those_of_one_graph() -> None:
+def test_gradient_norms_and_value_fn_of_grad_cache_equal_those_of_one_graph() -> None:
     loss_fn, batch = cached(3), towers.batch(8)
     model = functools.partial(Towers, dropout=0.2)
     made = [monitored_steps(model, fn, optim.sgd(0.1)) for fn in (loss_fn, one_graph(loss_fn))]

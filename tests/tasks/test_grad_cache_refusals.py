@@ -131,7 +131,7 @@ def test_grad_cache_refuses_a_captured_parameter() -> None:
         steps.train_step(steps.init_state(0), towers.batch(8))
 
 
-def test_captured_parameter_of_the_second_of_two_functions_with_one_name_is_refused() -> None:
+def test_grad_cache_refuses_a_parameter_captured_by_one_of_two_encoders_of_equal_name() -> None:
     other = nn.Linear(5, 3)
 
     def encoder(weight: Any) -> Any:
@@ -196,7 +196,7 @@ def test_accumulation_of_a_loss_of_independent_rows_does_not_warn(
     normalize=st.booleans(),
     seed=st.integers(0, 5),
 )
-def test_info_nce_in_chunks_has_the_values_and_gradients_of_all_scores(
+def test_info_nce_in_chunks_has_the_value_and_gradients_of_info_nce_without_chunks(
     rows: int, negatives: int, size: int, symmetric: bool, normalize: bool, seed: int
 ) -> None:
     data = towers.batch(rows, negatives, seed=seed)

@@ -106,7 +106,7 @@ def test_vmapped_gradient_statistics_equal_those_of_each_row(grads: dict[str, Te
             assert finite[i] or not value.any()
 
 
-def test_histogram_counts_values_on_an_edge_below_it_and_nan_above_all() -> None:
+def test_histogram_bins_include_their_upper_edge_and_the_last_bin_counts_nan() -> None:
     values = torch.tensor([-1.0, 0.0, 1.0, torch.nan, torch.inf, -torch.inf], dtype=torch.bfloat16)
     assert histogram(values, (-1.0, 0.0, 1.0)).value.tolist() == [2, 1, 1, 2]
     merged = histogram(values[:2], (0.0,)).merge(histogram(values[2:], (0.0,)))
@@ -149,7 +149,7 @@ def test_gradient_statistics_refuse_arguments_of_other_types(options: Any, messa
         monitored_steps(nn.Linear(1, 1), lambda m, x: m(x).sum(), optim.sgd(0.1), **options)
 
 
-def test_gradient_statistics_name_a_statistic_that_is_not_a_string() -> None:
+def test_gradient_statistics_error_names_a_statistic_that_is_not_a_string() -> None:
     with pytest.raises(ValueError, match="expected some of 'norm', .*got 1"):
         gradient_statistics({}, statistics=(1,))  # type: ignore[arg-type]
 
@@ -181,7 +181,7 @@ def nodes(steps: ftrain.Steps, batch: Any) -> list[Any]:
     ]
 
 
-def test_monitored_steps_without_statistics_have_the_graph_of_plain_steps() -> None:
+def test_monitored_steps_without_statistics_have_the_graph_of_unmonitored_steps() -> None:
     case = ZOO["mlp"]
     batch = case.batch(0, 4)
     plain = nodes(ftrain.make_steps(case.model, case.loss_fn, optim.sgd(0.1)), batch)
@@ -268,7 +268,7 @@ def square_loss(model: nn.Module, x: Tensor) -> Tensor:
         (0, "nowhere", None),
     ],
 )
-def test_first_nonfinite_module_is_found_in_the_order_of_the_passes(
+def test_first_nonfinite_module_is_found_in_the_forward_or_the_backward_pass(
     layer: int, where: str, expected: str | None, accumulate: int, mode: str
 ) -> None:
     options = {"first_nonfinite": True, "accumulate": accumulate}
@@ -290,7 +290,7 @@ def test_module_with_a_nonfinite_parameter_is_the_first_nonfinite_one(
     assert found == [f"nonfinite_output/{name.rpartition('.')[0]}"]
 
 
-def test_loss_function_is_the_first_nonfinite_place_if_the_model_is_finite() -> None:
+def test_loss_function_is_reported_as_first_nonfinite_if_the_model_is_finite() -> None:
     def loss_fn(model: nn.Module, x: Tensor, key: Tensor) -> Any:
         return (model(x) * 0).log().mean() + random.uniform(key, ()), {"seen": x.mean()}
 
@@ -298,7 +298,9 @@ def test_loss_function_is_the_first_nonfinite_place_if_the_model_is_finite() -> 
     assert marked(steps, steps.init_state(0)) == ["nonfinite_output/(loss)"]
 
 
-def test_watched_loss_gets_extras_and_compares_rows_as_the_loss_does() -> None:
+def test_loss_watched_for_nonfinite_modules_still_gets_extras_and_warns_if_it_compares_rows() -> (
+    None
+):
     def loss_fn(model: nn.Module, batch: Tensor, extras: Any, *, scale: float) -> Tensor:
         return square_loss(model, batch) * extras["factor"] * scale
 

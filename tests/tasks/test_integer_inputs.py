@@ -41,7 +41,7 @@ FORMS = [(flat, False), (convolution, False), (convolution, True), (Named, False
     ("form", "dtype", "precision"),
     product(FORMS, [torch.uint8, torch.int64, torch.int16, torch.bool], ["32-true", "bf16-true"]),
 )
-def test_integer_inputs_raise_an_error_with_the_line_to_write(
+def test_integer_inputs_raise_an_error_with_the_conversion_to_write(
     form: tuple[Callable[[], nn.Module], bool], dtype: torch.dtype, precision: Any
 ) -> None:
     model, compiled = form
@@ -92,7 +92,7 @@ def test_other_errors_of_models_with_integer_inputs_are_unchanged() -> None:
             steps.train_step(steps.init_state(0), {"x": tokens, "y": torch.tensor([0, 1])})
 
 
-def test_compiled_product_of_integers_raises_with_the_line_to_write() -> None:
+def test_compiled_product_of_integers_raises_with_the_conversion_to_write() -> None:
     """Its trace passes, because fake tensors do not compare the dtypes of a product."""
     steps = ftrain.make_steps(flat, tasks.cross_entropy, optim.sgd(0.1))
     for dtype in (torch.uint8, torch.int64):
@@ -106,7 +106,7 @@ def test_compiled_product_of_integers_raises_with_the_line_to_write() -> None:
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-def test_convolution_of_integers_in_a_loss_of_ones_own_raises_with_the_line_to_write(
+def test_convolution_of_integers_in_a_custom_loss_raises_with_the_conversion_to_write(
     compiled: bool,
 ) -> None:
     steps = ftrain.make_steps(

@@ -314,7 +314,9 @@ def test_adapters_of_another_model_or_a_damaged_file_are_refused(tmp_path: pathl
         tasks.read_lora(tmp_path, module)
 
 
-def test_write_lora_replaces_files_that_are_read_without_peft(tmp_path: pathlib.Path) -> None:
+def test_write_lora_replaces_existing_files_and_read_lora_reads_the_new_ones(
+    tmp_path: pathlib.Path,
+) -> None:
     module = parts()
     model = adapted(module, dora=True)
     for state in (state_of(*model.init(KEY)), trained(model)):

@@ -194,7 +194,7 @@ def test_rows_of_weight_zero_add_nothing_to_loss_and_metrics(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_steps_train_with_the_loss_and_accumulate_it(name: str) -> None:
+def test_each_loss_gives_the_same_step_with_and_without_micro_batches(name: str) -> None:
     model, batch, options = LOSSES[name]()
 
     def loss_fn(model: nn.Module, batch: Any) -> Any:
@@ -245,7 +245,7 @@ def test_causal_lm_of_a_transformers_model_equals_the_loss_of_the_model() -> Non
 @pytest.mark.parametrize(
     "options", [{"mixup": 1.0}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}]
 )
-def test_cross_entropy_mixes_in_training_only(options: dict[str, float]) -> None:
+def test_cross_entropy_applies_mixup_in_training_only(options: dict[str, float]) -> None:
     def loss_fn(model: nn.Module, batch: Any) -> Any:
         return tasks.cross_entropy(model, batch, classes=3, **options)
 

@@ -221,7 +221,7 @@ def test_language_modeling_shifts_weights_of_labels_with_the_labels() -> None:
     assert torch.allclose(loss.value, expected.value)
 
 
-def test_image_classification_mixes_in_training_only() -> None:
+def test_image_classification_applies_mixup_in_training_only() -> None:
     task = tasks.image_classification(mixup=1.0, classes=3)
     _, model, batch = TASKS["image_classification"]
     steps = ftrain.make_steps(model, task.loss_fn, optim.sgd(0.0), eval_fn=task.eval_fn)
@@ -235,7 +235,7 @@ def test_image_classification_mixes_in_training_only() -> None:
     assert len(losses) == 3
 
 
-def test_mixing_refuses_a_batch_with_two_inputs() -> None:
+def test_mixup_refuses_a_batch_with_two_inputs() -> None:
     task, (_, model, batch) = (
         tasks.image_classification(mixup=1.0, classes=3),
         TASKS["image_classification"],
@@ -303,7 +303,7 @@ def test_tasks_refuse_wrong_options(call: Any, says: str) -> None:
         call()
 
 
-def test_mean_of_a_task_whose_labels_are_all_ignored_has_weight_zero() -> None:
+def test_loss_of_a_task_whose_labels_are_all_ignored_has_weight_zero() -> None:
     for name in SPLITTING:
         make, model, batch = TASKS[name]
         label = next(key for key in batch(0) if key.startswith("label"))

@@ -137,7 +137,7 @@ def test_functions_of_torchmetrics_are_exact_over_any_split(cuts: set[int], seed
     assert torch.equal(merged(call, split(args, cuts)).value, function(*args))
 
 
-def test_metrics_with_late_states_lists_or_moments_are_exact_by_their_inputs() -> None:
+def test_metrics_without_mergeable_states_are_exact_because_their_inputs_are_kept() -> None:
     labels, found = (torch.randint(0, CLASSES, (N, 4, 4)) for _ in range(2))
     miou = segmentation.MeanIoU(CLASSES, per_class=True, input_format="index")
     mrr, indexes = torchmetrics.retrieval.RetrievalMRR(), torch.arange(N) // 3
@@ -193,7 +193,7 @@ def test_states_merge_by_sum_max_min_and_concatenation() -> None:
     assert int(found.updates) == 3
 
 
-def test_metrics_that_average_batches_are_exact_by_their_inputs() -> None:
+def test_metric_whose_update_averages_a_batch_is_exact_because_its_inputs_are_kept() -> None:
     class OfBatches(Extremes):
         def update(self, x: Tensor) -> None:
             super().update(x)

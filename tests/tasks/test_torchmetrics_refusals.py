@@ -110,7 +110,7 @@ def accuracy_of(preds: Tensor, target: Tensor) -> Tensor:
         ),
     ],
 )
-def test_from_torchmetrics_refuses_metrics_that_cannot_be_exact_with_the_remedy(
+def test_error_for_an_unsupported_torchmetrics_metric_or_argument_names_the_remedy(
     call: Any, says: str
 ) -> None:
     with pytest.raises((TypeError, ValueError, KeyError), match=says):

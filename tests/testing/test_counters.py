@@ -103,7 +103,7 @@ READS: dict[str, Any] = {
 }
 
 
-def test_no_host_sync_error_of_a_printed_tensor_does_not_break_torch_func() -> None:
+def test_vmap_works_after_no_host_sync_has_raised_for_a_printed_tensor() -> None:
     with pytest.raises(AssertionError, match="__repr__") as held, assert_no_host_sync():
         print(torch.ones(2))
     rows = torch.vmap(lambda x: x.sum())(torch.ones(3, 2))

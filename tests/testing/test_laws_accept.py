@@ -82,7 +82,7 @@ def test_steps_with_a_compiled_train_step_pass_every_law_that_applies() -> None:
     ],
     ids=["keyed", "averaging", "optimizer", "generator"],
 )
-def test_plain_steps_pass_every_law_that_applies(
+def test_steps_written_without_ftrain_pass_every_law_that_applies(
     step: Any, state: Any, batches: Any, skip: list[str]
 ) -> None:
     before = tree.digest((state, batches))

@@ -117,10 +117,10 @@ def test_tensors_refuse_bounds_without_a_value_and_unknown_dtypes() -> None:
 
 def test_keys_print_as_the_call_that_made_them() -> None:
     @given(strategies.keys())
-    def test(key: torch.Tensor) -> None:
+    def fails(key: torch.Tensor) -> None:
         assert not bool(random.bernoulli(key, 0.5, ()))
 
-    assert "key=key(" in counter_example(test)
+    assert "key=key(" in counter_example(fails)
     assert torch.equal(smallest(strategies.keys()), random.key(0))
 
 
@@ -248,26 +248,26 @@ def test_modules_shrink_to_the_layer_that_fails(condition, layers) -> None:
 
 def test_optimizers_shrink_to_sgd_and_print_as_the_call_that_made_them() -> None:
     @given(strategies.optimizers())
-    def test(optimizer: Any) -> None:
+    def fails(optimizer: Any) -> None:
         assert optimizer is None
 
-    assert "optimizer=sgd(0.001" in without_spaces(counter_example(test))
+    assert "optimizer=sgd(0.001" in without_spaces(counter_example(fails))
 
 
 def test_a_wrapped_optimizer_prints_with_its_wrapper() -> None:
     @given(strategies.optimizers(["adam"]))
-    def test(optimizer: Any) -> None:
+    def fails(optimizer: Any) -> None:
         assert "MultiSteps" not in type(optimizer.init({})).__name__
 
-    assert "optimizer=multi_steps(adam(0.001" in without_spaces(counter_example(test))
+    assert "optimizer=multi_steps(adam(0.001" in without_spaces(counter_example(fails))
 
 
 def test_schedules_shrink_to_a_constant_and_include_joined_schedules() -> None:
     @given(strategies.schedules())
-    def test(schedule: Any) -> None:
+    def fails(schedule: Any) -> None:
         assert float(schedule(torch.tensor(3))) == float(schedule(torch.tensor(0)))
 
-    assert "schedule=" in counter_example(test)
+    assert "schedule=" in counter_example(fails)
     found = smallest(strategies.schedules())
     assert [float(found(torch.tensor(i))) for i in (0, 9)] == [0.001, 0.001]
 

@@ -166,7 +166,7 @@ def test_step_with_a_missing_metric_is_reported() -> None:
     assert (found.kind, found.where) == ("operator", "aten.max.default")
 
 
-def test_step_of_torch_compile_is_recorded_through_its_function() -> None:
+def test_step_of_torch_compile_is_recorded_through_its_python_function() -> None:
     def step(state: Tree, batch: Tree) -> Tree:
         return state - 0.1 * batch, {}
 

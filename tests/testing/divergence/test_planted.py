@@ -88,7 +88,7 @@ def test_planted_difference_is_located_across_processes(folder: pathlib.Path, na
     assert planted.cause in found.cause
 
 
-def test_every_variant_has_a_test_that_it_differs_or_agrees() -> None:
+def test_every_variant_is_tested_for_a_difference_or_an_agreement() -> None:
     assert {*PLANTED, "base", "again", "plain_sum", "rounded_sum", "vanishing_sum", "compiled"} == {
         *VARIANTS
     }

@@ -72,7 +72,7 @@ def test_saved_trace_of_any_dtype_loads_equal(tmp_path: pathlib.Path, tensor: to
     assert repr(again) == repr(trace)  # a NaN does not equal itself
 
 
-def test_digest_of_a_negative_zero_differs() -> None:
+def test_digests_of_zero_and_negative_zero_differ() -> None:
     assert record_tensor(torch.zeros(2)).digest != record_tensor(-torch.zeros(2)).digest
 
 
