@@ -1,4 +1,4 @@
-"""Check that raises if a step over ranks is differentiated or vmapped, which gives wrong results."""
+"""Check that raises if a step over ranks is differentiated or vmapped: its results would be wrong."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class Share:
         return halving_sum(gradients)
 
     def check_once(self, names: Sequence[str]) -> None:
-        """Raise if the gradient of a parameter has been summed over ranks in this backward pass.
+        """Raise if the gradient of a parameter was summed over ranks already in this backward pass.
 
         A sum of two sums over ranks has other bits than a sum over ranks of two sums.
         """
@@ -91,7 +91,7 @@ class Share:
 def start_gather(
     tensors: Sequence[torch.Tensor], rows: Sequence[int | None], group: Group
 ) -> Gathering:
-    """Start to gather whole parameters from the rows of all ranks.
+    """Start to gather whole parameters from the rows of all ranks, without waiting for the result.
 
     Args:
         tensors: this rank's rows of each parameter, or a replicated parameter.

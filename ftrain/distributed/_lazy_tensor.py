@@ -21,7 +21,7 @@ REMEDY = "A step must leave its inputs as they are: compute with a changed copy 
 
 
 class LazyTensor(Wrapper):
-    """Tensor with the whole shape but one rank's part; torch functions that read values gather it.
+    """Tensor with the whole shape that stores one rank's part; torch functions that read it gather it.
 
     Attributes:
         what: the tensor, for messages.

@@ -51,7 +51,7 @@ class KeyValueStore(Protocol):
         """Return True if all keys exist."""
 
     def add(self, key: str, amount: int) -> int:
-        """Add to the number of a key, 0 if the key is missing; return the sum."""
+        """Add `amount` to the number stored under a key (0 if it is missing); return the sum."""
 
     def delete_key(self, key: str) -> bool:
         """Delete a key and its value."""

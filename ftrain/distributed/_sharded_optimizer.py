@@ -25,9 +25,9 @@ Rows = Sequence[int | None]
 
 
 def sharded_rows(shape: Sequence[int], group: Group) -> int | None:
-    """Return the number of rows of a tensor of shape `shape`; `None` if it is not to be sharded.
+    """Return the number of rows of a tensor to shard; `None` if it has too few rows to be sharded.
 
-    It is sharded if it has at least as many rows as there are ranks.
+    A tensor is sharded if it has at least as many rows as there are ranks.
     """
     if group.size == 1 or not shape or shape[0] < group.size:
         return None

@@ -43,7 +43,7 @@ def _argument(
 
 
 def _within_rows(x: ShardedTensor, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Run a reduction over other axes than the first, which needs the rows of this rank only."""
+    """Reduce a sharded tensor over axes other than the rows: each rank reduces its own rows."""
     return ShardedTensor(func(x.local, *args[1:], **kwargs), x.shape[0], x.group)
 
 

@@ -41,7 +41,7 @@ class ShardedStep(TrainStep):
 
 
 class Parts(NamedTuple):
-    """Model whose parameters are divided over ranks, with the ranks.
+    """Model whose parameters are divided over ranks, and the groups of these ranks.
 
     Attributes:
         model: the model as a function of this rank's part of its parameters.
@@ -57,7 +57,7 @@ class Parts(NamedTuple):
 
 
 def checked_steps(steps: Any) -> tuple[TrainStep, EvalStep]:
-    """Return the training and the evaluation step of `steps`; raise if `make_steps` did not make them.
+    """Return the training and the evaluation step of `steps`; raise unless `make_steps` made them.
 
     Raises:
         TypeError: the steps are not those of `make_steps`.
@@ -75,7 +75,7 @@ def checked_steps(steps: Any) -> tuple[TrainStep, EvalStep]:
 
 
 def sharded_steps(steps: Steps, parts: Parts, build: BuildRanks) -> Steps:
-    """Return steps on several ranks, each of which has a part of the state.
+    """Convert the steps of one process to steps on several ranks that each have a part of the state.
 
     Args:
         steps: of `make_steps`.

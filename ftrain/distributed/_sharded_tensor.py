@@ -51,7 +51,7 @@ aten = torch.ops.aten
 
 
 class ShardedTensor(Wrapper):
-    """Tensor whose rows are on several ranks: this rank holds `rank * n` to `rank * n + n - 1`.
+    """Tensor whose rows are on several ranks; this rank holds rows `rank * n` to `rank * n + n - 1`.
 
     Attributes:
         local: the rows of this rank, contiguous: `[n, ...]`, where `n` is the number of all rows divided
@@ -133,11 +133,11 @@ class _View(Wrapper):
         return self
 
     def plain(self) -> torch.Tensor:
-        """Return the tensor itself."""
+        """Return the wrapped tensor."""
         return self.content
 
     def memory(self) -> torch.Tensor:
-        """Return the tensor itself."""
+        """Return the wrapped tensor."""
         return self.content
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # torch gives a default

@@ -98,7 +98,7 @@ class Shards(TensorShards):
         self._share = share
 
     def begin_backward(self, weight: torch.Tensor) -> None:
-        """Set the share of this rank: its weight over the weight of all ranks' micro-batches."""
+        """Set this rank's share: the weight of its micro-batch divided by that of all ranks together."""
         if self._group.size > 1:
             total = all_reduce(weight, self._group)
             self._share.begin(safe_weight(weight) / safe_weight(total), total)
@@ -156,7 +156,7 @@ class OrderedShards(LogicalShards):
             self._share.begin(safe_weight(weight), weight)
 
     def shared_weight(self, weight: torch.Tensor) -> torch.Tensor:
-        """Return the weight of the gradients: 1 if the backward pass has multiplied them by it."""
+        """Return the weight of the gradients; 1 if they have been multiplied by their weight already."""
         if self._share.value is None:
             return weight
         self._share.value = self._share.total = None

@@ -56,7 +56,7 @@ class LayerParameter(LazyTensor, ShardedTensor):
 
 
 class _Whole(torch.autograd.Function):
-    """Autograd function that gathers the rows of all ranks; its gradient is this rank's rows."""
+    """Autograd function that gathers the rows of all ranks; the backward returns this rank's rows."""
 
     @staticmethod
     def forward(ctx: Any, local: torch.Tensor, rows: int, group: Group) -> torch.Tensor:
@@ -177,7 +177,7 @@ def _part(x: torch.Tensor, group: Group) -> torch.Tensor:
 
 
 def _joined(local: torch.Tensor, size: int, group: Group) -> torch.Tensor:
-    """Gather all `size` entries of the last axis from the entries `local` of each rank; contiguous."""
+    """Return all `size` entries of the last axis, gathered from the entries `local` of each rank."""
     padded = all_gather(local, group).movedim(0, -2).flatten(-2)
     return padded if padded.shape[-1] == size else padded.narrow(-1, 0, size).contiguous()
 

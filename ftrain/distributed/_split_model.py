@@ -156,7 +156,7 @@ def _kind(layer: Any, path: str) -> type[nn.Module]:
 
 
 def _layer_class(cls: Any, forward: Callable[..., Any]) -> type[nn.Module]:
-    """Return a subclass of a layer class, with its name, that computes with a part of the weight."""
+    """Return a subclass of `cls` with the same name, which computes with a part of the weight."""
 
     def split(self: Any, input: Any) -> Any:  # the name that torch gives it
         weight = self.weight

@@ -235,7 +235,7 @@ def _make_unit(
 
 
 def _unit_class(cls: Any, places: tuple[Place, ...], prefetch: Prefetch | None) -> type[nn.Module]:
-    """Return a subclass of a module class, with its name, that gathers its parameters to run."""
+    """Return a subclass of `cls` with the same name, whose `forward` gathers the parameters first."""
     names = tuple(dict.fromkeys(place.name for place in places))
     is_method = not isinstance(inspect.getattr_static(cls, "forward"), staticmethod)
 

@@ -162,7 +162,7 @@ def _exchange(mesh: DeviceMesh, value: Any, what: str, failure: str | None) -> l
 
 
 def is_lost(error: BaseException) -> bool:
-    """Return True if an exception, or a cause of it, says that another rank does not answer."""
+    """Return True if an exception, or a cause of it, shows that another rank does not answer."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, (RankError, dist.DistBackendError)):
@@ -174,7 +174,7 @@ def is_lost(error: BaseException) -> bool:
 
 
 def lost_rank(error: BaseException, where: str) -> RankError:
-    """Return an error that names the rank because of which a collective failed.
+    """Return an error that names the rank that made a collective fail.
 
     Args:
         error: the exception of the collective.

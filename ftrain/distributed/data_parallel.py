@@ -35,7 +35,7 @@ def data_parallel(
     logical_shards: int | None = None,
     buffers: Mapping[str, BufferChoice] | None = None,
 ) -> S:
-    """Return steps with the same result on every rank, that of one process on the rows of all ranks.
+    """Return steps whose result, on every rank, equals that of one process on the rows of all ranks.
 
     W ranks with `accumulate=a` equal one process with `accumulate=W*a`. Rank `r` has micro-batches `r*a`
     to `r*a + a - 1`: `data.Loader(rank=r, ranks=W)` returns their rows, and the step uses their keys.

@@ -258,7 +258,7 @@ def _where(mesh: DeviceMesh | None, peers: Peers) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _translated(action: str, peers: Peers) -> Iterator[None]:
-    """Convert exceptions of DCP in a `with` block, which are not `Exception`s, to checkpoint errors."""
+    """Convert DCP's `CheckpointException` in a `with` block to the checkpoint errors of ftrain."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")

@@ -134,7 +134,7 @@ def fully_sharded(
 
 
 def _check_wide(step: TrainStep) -> None:
-    """Raise if parameters, and so the sums of gradients over some ranks, are in half precision."""
+    """Raise if parameters are in half precision, which would round partial sums of gradients."""
     module = step.model.skeleton.module
     for name in step.model.skeleton.trainable:
         dtype = step.policy.params or module.get_parameter(name).dtype

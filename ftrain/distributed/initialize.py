@@ -154,7 +154,7 @@ def _rendezvous(place: Launch, timeout: float) -> Store:
 
 
 def _joined(store: Store, place: Launch, timeout: float) -> Store:
-    """Return the part of the rendezvous store for this attempt, once all ranks have reached it.
+    """Wait until all ranks reach the rendezvous store; return its part for this attempt of the job.
 
     Raises:
         RankError: a rank does not reach the store within the time-out.

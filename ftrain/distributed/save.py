@@ -270,7 +270,7 @@ def assemble(
     pieces: Sequence[Piece],
     written: Sequence[Any],
 ) -> Manifest:
-    """Return the manifest of a checkpoint, from what the ranks have written.
+    """Return the manifest of a checkpoint, from the ranks' records of the files that they wrote.
 
     Raises:
         ValueError: the manifest is larger than readers accept.

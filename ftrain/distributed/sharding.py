@@ -64,7 +64,7 @@ class Sharding:
     def leaves(
         self, state: Any, *, is_local: bool
     ) -> Iterator[tuple[str, Any, tuple[int, ...] | None]]:
-        """Yield path, tensor and whole shape of each leaf of a state; `None` as a replicated shape.
+        """Yield path, tensor and whole shape of each leaf; the shape is `None` for a replicated leaf.
 
         Args:
             state: a `TrainState`.

@@ -90,7 +90,7 @@ class ShardedStore(Store):
         self._leads = begin("store").leads  # raises for a mesh without this process
 
     def lock(self) -> bool:
-        """Lock the directory on rank 0, as `checkpoint.Store.lock`; return its result on every rank."""
+        """Lock the directory on rank 0 by `checkpoint.Store.lock`; return its result on every rank."""
         with self._turns.taken():
             return self._decide(f"lock {self.directory}", self._lock.acquire)
 
@@ -223,7 +223,7 @@ class ShardedStore(Store):
         return self._path(f"find the best checkpoint in {self.directory}", super().best)
 
     def delete(self, step: int) -> None:
-        """Delete the checkpoint of a step, as `checkpoint.Store.delete`."""
+        """Delete the checkpoint of a step, as `checkpoint.Store.delete` does."""
         self.wait()
         delete = super().delete
         self._decide(f"delete step {step} in {self.directory}", lambda: delete(step))
@@ -327,7 +327,7 @@ def _check_damaged(path: str, error: CheckpointExistsError) -> None:
 
 
 def _check_outcomes(outcomes: list[dict[str, str]]) -> None:
-    """Raise on every rank if a rank could not read a checkpoint, or read another than rank 0."""
+    """Raise on every rank if one could not read the checkpoint, or read a different one than rank 0."""
     for rank, outcome in enumerate(outcomes):
         if "error" in outcome:
             kinds = (CheckpointNotFoundError, CheckpointCorruptError)

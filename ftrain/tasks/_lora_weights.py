@@ -160,7 +160,7 @@ def adapted(
     tensors: Mapping[str, Tensor],
     key: Tensor | None = None,
 ) -> Tensor:
-    """Return the weight with its adapter added, rounded once to the dtype of the base.
+    """Return the weight with its adapter added, rounded once to the weight's dtype.
 
     Args:
         adapter: the name, owners and shape of the weight.

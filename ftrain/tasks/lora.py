@@ -293,7 +293,7 @@ class LoraModel(Bound):
         return found[0], found[1]
 
     def _installed(self, params: Tensors, buffers: Tensors, drops: bool) -> tuple[Tensors, Tensors]:
-        """Return `(params, buffers)` of the base model, to each weight of which its adapter is added."""
+        """Return the base model's `(params, buffers)`, with the adapters added to their weights."""
         self._check("params", params, self.shapes)
         self._check("buffers", buffers, dict.fromkeys(self._kept))
         tensors = {**buffers, **{name: params[name] for name in self.unfrozen}}

@@ -287,7 +287,7 @@ def _refusal(adapter: Adapter) -> str | None:
 
 
 def _whole_modules(root: nn.Module, unfrozen: Iterable[str]) -> list[str]:
-    """Return the paths of the modules whose parameters, all unfrozen, are the unfrozen parameters."""
+    """Return the paths of the modules that together contain exactly the unfrozen parameters."""
     names = set(unfrozen)
     paths = {name.rpartition(".")[0] for name in names}
     everywhere = [path for path, _ in root.named_modules(remove_duplicate=False)]

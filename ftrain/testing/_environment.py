@@ -80,7 +80,7 @@ def environment(
     threads: Sequence[int] | None = None,
     repeats: int = 5,
 ) -> Environment:
-    """Return the settings that bits depend on, and the operators of a step that do not reproduce bits.
+    """Return the settings that bits depend on, and a step's operators with irreproducible bits.
 
     Each kind of operator that the step runs is repeated by itself: with equal inputs, with several
     numbers of threads, and with inputs at another memory address. The examination stores a copy of the

@@ -1,4 +1,4 @@
-"""Public names of `ftrain.testing`, which imports this module at the first access to one."""
+"""Public names of `ftrain.testing`, which imports this module when one of them is first accessed."""
 
 from ftrain.testing._environment import Environment, OperatorBits, environment
 from ftrain.testing.compare import assert_close_norm, assert_same_bits, describe_difference

@@ -173,7 +173,7 @@ def byol(
     second: str | int = "second",
     predictor: str | None = "predictor",
 ) -> Mean:
-    """Return the BYOL loss: the distance of each view's prediction from the teacher's other view.
+    """Return the BYOL loss: the distance of a view's predictions from the teacher's for the other view.
 
     The teacher is the average of the student: `self_taught`.
 
@@ -211,7 +211,7 @@ def dino(
     temperature: float = 0.1,
     teacher_temperature: float = 0.04,
 ) -> Loss:
-    """Return the DINO loss: the cross-entropy of each view against the teacher's other view.
+    """Return the DINO loss: a view's cross-entropy against the teacher's outputs for the other view.
 
     The teacher is the average of the student: `self_taught`; the center is kept by
     `with_running_mean(steps, "center", (width,))`, which takes this loss's metric of that name.
@@ -288,7 +288,7 @@ def _features(
 
 @contextlib.contextmanager
 def _output_of(model: nn.Module, path: str, option: str) -> Iterator[Any]:
-    """Yield a function that returns the output of a module that was called once in the context.
+    """Yield a function that returns the output of a module that was called once in a `with` block.
 
     The output is a copy, because a later module may write to the original: `nn.ReLU(inplace=True)`.
     """

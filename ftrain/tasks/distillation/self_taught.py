@@ -149,7 +149,7 @@ def with_running_mean(
 
 
 def _lent(steps: Steps, name: str, value: Callable[[TrainState], Any]) -> Steps:
-    """Return steps whose loss gets an additional entry `name` of the extras, `value(state)`."""
+    """Return steps whose loss finds `value(state)` as an additional entry `name` of the extras."""
     step = _train_step(steps, "self_taught")
 
     def view(state: TrainState) -> TrainState:

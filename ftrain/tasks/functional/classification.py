@@ -125,7 +125,7 @@ def multi_label(
 def mixup(
     key: Tensor, inputs: Tensor, labels: Tensor, *, alpha: float, classes: int | None = None
 ) -> tuple[Tensor, Tensor]:
-    r"""Return convex combinations of the rows of a batch with rows drawn from it (arXiv 1710.09412).
+    r"""Return convex combinations of the rows of a batch with random rows of it (arXiv 1710.09412).
 
     $$x_i' = \lambda x_i + (1 - \lambda) x_{\pi(i)}, \quad y_i' = \lambda y_i + (1 - \lambda) y_{\pi(i)},
     \quad \lambda \sim \mathrm{Beta}(\alpha, \alpha)$$

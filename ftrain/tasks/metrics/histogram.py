@@ -83,7 +83,7 @@ def log_edges(low: float = 1e-10, high: float = 100.0, per_decade: int = 1) -> t
 
 
 def check_edges(edges: Any) -> None:
-    """Raise unless the edges are numbers, at least one, and increase."""
+    """Raise unless the edges are one or more numbers in increasing order."""
     if (
         isinstance(edges, str)
         or not isinstance(edges, Collection)

@@ -12,7 +12,7 @@ _LISTED = 3
 
 
 def is_far(a: TensorRecord, b: TensorRecord, relative: float) -> bool:
-    """Return True if two recorded tensors differ in bytes or, for floats, by more than `relative`."""
+    """Return True if two recorded tensors differ in bytes; floats, by a norm above `relative`."""
     if a.digest == b.digest:
         return False
     floats = "float" in a.dtype and "float" in b.dtype

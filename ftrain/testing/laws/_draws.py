@@ -133,7 +133,7 @@ class _Draws(DispatchMode):
 
 
 def _may_draw(func: Any) -> bool:
-    """Return True for operators that draw random numbers, or may do so without torch's tag for that."""
+    """Return True for operators that torch tags as random, and for all operators outside of torch."""
     if not isinstance(func, OpOverload) or func.namespace not in ("aten", "prims"):
         return True
     return is_seeded(func)

@@ -140,14 +140,14 @@ def _python_path() -> str:
 
 
 def _part(subject: Any, call: Call) -> str:
-    """Return the field of `Steps` that a call uses; `""` if the subject itself is called."""
+    """Return the name of the step that a call uses; `""` if `subject` itself is called."""
     if call.fn is subject or call.names[:1] != ("state",):
         return ""
     return "train_step" if call.outputs else "eval_step"
 
 
 def _called(subject: Any, part: str, args: tuple[Any, ...]) -> Call:
-    """Return the call to make in the new process, of a subject or of one of its steps."""
+    """Return the `Call` that the new process makes: of `subject`, or of its step named by `part`."""
     fn = subject
     if part:
         step, evaluate, _ = parts_of(subject)

@@ -36,7 +36,7 @@ def kept(*functions: Any) -> Iterator[None]:
 
 
 def unchanging(check: Callable[P, R]) -> Callable[P, R]:
-    """Decorate a check to restore, at its end, all state of the checked steps, generators and torch."""
+    """Decorate a check to restore the state of steps, random generators and torch when it ends."""
 
     @functools.wraps(check)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -47,7 +47,7 @@ def unchanging(check: Callable[P, R]) -> Callable[P, R]:
 
 
 def changed_by(fn: Any, run: Callable[[], Any]) -> str | None:
-    """Return the name of the first object of a function that a call changes; `None` without changes.
+    """Call a function; return the name of the first object it holds that changes, or `None`.
 
     Args:
         fn: the function.

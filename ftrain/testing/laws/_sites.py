@@ -164,7 +164,7 @@ def find_write(
 
 
 def running_site(operator: Any) -> Site:
-    """Return the line of user code that called the operator running under a mode of this package."""
+    """Return the operator that is running, with the line of user code and the module that called it."""
     frame, module, root = _user_frame(sys._getframe(1)), None, None
     walk: FrameType | None = sys._getframe(1)
     while walk is not None and walk.f_code is not _CALL:

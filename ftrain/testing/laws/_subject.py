@@ -170,7 +170,7 @@ def each_call(
     *,
     evaluate: bool = True,
 ) -> Iterator[Call]:
-    """Yield the calls of `calls_of` one by one, each step before the next call is computed.
+    """Yield the calls of `calls_of`; a step is computed only when the call after it is requested.
 
     In this way, checks also find what only the first call in a process changes (a cache, a seed, a
     setting).

@@ -1,4 +1,4 @@
-"""All laws that apply to a subject, in one call.
+"""Check of all laws that apply to given steps or a given function, in one call.
 
 Read next: `assertions.py`, the older names.
 """
@@ -64,7 +64,7 @@ def check_all(
     fast: bool = False,
     skip: Sequence[str] = (),
 ) -> Reports:
-    """Check every law that applies to a subject.
+    """Check every law that applies to the given steps.
 
     Args:
         subject: `Steps`, another `(init_state, train_step, eval_step)`, or a step

@@ -30,7 +30,7 @@ History = tuple[Event, ...]
 
 
 class Outcome(NamedTuple):
-    """State and metrics after the last step of a history; no metrics for an empty one."""
+    """State and metrics after the last step of a history; metrics are `None` before the first step."""
 
     state: Any
     metrics: Any
@@ -65,7 +65,7 @@ class Uninterrupted:
         return self._known[history]
 
     def evaluated(self, history: History) -> str:
-        """Return a digest of the evaluation metrics on the next batch, after these events."""
+        """Return a digest of the evaluation metrics on the next batch, after these training steps."""
         if history not in self._evaluated:
             _, _, eval_step = self.steps_of(1)
             batch = self.batch(len(history), Event(False, 1))
