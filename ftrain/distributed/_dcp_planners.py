@@ -195,7 +195,7 @@ class SafeReader(FileSystemReader):
         for place in found.storage_data.values():
             name = place.relative_path
             if os.path.basename(name) != name or name in ("", ".", ".."):
-                raise _bad(path, f"the file name {name!a}")
+                raise _bad(path, f"the file name {name!a}, which is not one in its directory")
         return dataclasses.replace(found, storage_meta=None)
 
 
@@ -238,4 +238,6 @@ class _Unpickler(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
-        raise pickle.UnpicklingError(f"the global {module}.{name} is not allowed")
+        raise pickle.UnpicklingError(
+            f"the global {module}.{name} is not allowed in metadata of a DCP checkpoint"
+        )

@@ -81,9 +81,10 @@ class Share:
         twice = [name for name in names if name in self._summed]
         if twice:
             raise NotImplementedError(
-                "logical_shards: expected each unit to run once in a forward pass, and only the unit "
-                f"to read its parameters, got a second use of {twice[0]!r}, whose gradient would depend "
-                "on the number of ranks. Select other modules: fully_sharded(..., units=...)."
+                "logical_shards: expected each unit (sharded module) to run once in a forward pass, and "
+                f"no other code to read its parameters, got a second use of {twice[0]!r}, whose "
+                "gradient would depend on the number of ranks. Select other modules: "
+                "fully_sharded(..., units=...)."
             )
         self._summed.update(names)
 

@@ -284,8 +284,8 @@ def _row_linear(layer: Any, weight: LayerParameter, x: torch.Tensor) -> torch.Te
     group = weight.group
     if x.shape[-1] != weight.shape[1]:
         raise RuntimeError(
-            f"expected an input with {weight.shape[1]} features, got {tuple(x.shape)}. Check the layer "
-            "before."
+            f"expected an input with {weight.shape[1]} features, got shape {tuple(x.shape)}. Check the "
+            "outputs of the preceding layer."
         )
     is_split = isinstance(x, SplitActivation) and x.group == group
     own = x.local if is_split else _OwnColumns.apply(x, group)  # type: ignore[no-untyped-call, attr-defined]

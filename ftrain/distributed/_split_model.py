@@ -90,8 +90,8 @@ class SplitBound(Bound):
             expected = self._shapes.get(name)
             if expected is not None and tuple(tensor.shape) != expected:
                 raise ValueError(
-                    f"state.params[{name!r}]: expected shape {expected}, that of the part of a state on "
-                    f"one rank, got {tuple(tensor.shape)}. Call distributed.shard(state, steps) first, "
+                    f"state.params[{name!r}]: expected shape {expected}, that of this rank's part of "
+                    f"the parameter, got {tuple(tensor.shape)}. Call distributed.shard(state, steps) first, "
                     "or init_state of the parallel steps."
                 )
             rows = self.rows.get(name)

@@ -133,8 +133,8 @@ class ShardedBound(Bound):
         for name, shape in self._shapes.items():
             if name in params and tuple(params[name].shape) != shape:
                 raise ValueError(
-                    f"state.params[{name!r}]: expected shape {shape}, that of the part of a state on "
-                    f"one rank, got {tuple(params[name].shape)}. Call distributed.shard(state, steps) "
+                    f"state.params[{name!r}]: expected shape {shape}, that of this rank's part of the "
+                    f"parameter, got {tuple(params[name].shape)}. Call distributed.shard(state, steps) "
                     "first, or init_state of the sharded steps."
                 )
         outside = [name for name in params if name not in self._inside]

@@ -244,8 +244,8 @@ def _peers(mesh: DeviceMesh | None, timeout: float) -> Peers:
         return Peers(None, 0, 1, "", timeout)
     if mesh.ndim > 1 and mesh.size() != dist.get_world_size():
         raise ValueError(
-            f"mesh: expected one axis, or all {dist.get_world_size()} ranks, got {mesh.ndim} axes and "
-            f"{mesh.size()} ranks. Pass a mesh with one axis."
+            f"mesh: expected a mesh with one axis, or with all {dist.get_world_size()} ranks, got "
+            f"{mesh.ndim} axes and {mesh.size()} ranks. Pass a mesh with one axis."
         )
     return peers_of(mesh, timeout, "dcp")
 

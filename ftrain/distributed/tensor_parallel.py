@@ -85,7 +85,7 @@ def tensor_parallel(
     """
     if mesh.ndim > 2 or (mesh.ndim == 2 and mesh.mesh_dim_names is None):
         raise ValueError(
-            "mesh: expected one axis, or two with names, of which the second cuts layers, got "
+            "mesh: expected one axis, or two axes with names (layers are cut over the second), got "
             f"{mesh.ndim} axes {mesh.mesh_dim_names}. Write init_device_mesh(..., "
             "mesh_dim_names=('data', 'tensor'))."
         )

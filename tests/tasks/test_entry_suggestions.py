@@ -52,6 +52,6 @@ def test_suggested_entry_for_labels_is_never_the_input(
 
 def test_float_labels_raise_with_the_conversion_for_arrays_and_for_a_csv() -> None:
     with pytest.raises(
-        TypeError, match=r"y\.astype\('int64'\); of a csv, write `data.classes: true`"
+        TypeError, match=r"y\.astype\('int64'\); for a csv, write `data.classes: true`"
     ):
         tasks.cross_entropy(nn.Linear(3, 2), {"x": X, "y": Y})

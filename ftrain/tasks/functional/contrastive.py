@@ -31,7 +31,9 @@ def info_nce(
     mask: Tensor | None = None,
     chunk_size: int = 0,
 ) -> Mean:
-    r"""Return the InfoNCE loss: the mean cross-entropy of a query's document among all documents, in nats.
+    r"""Return the InfoNCE loss: the mean cross-entropy of each query's document among all documents.
+
+    The loss is in nats.
 
     $$-\log \frac{e^{q_i \cdot d_i / \tau}}{\sum_j e^{q_i \cdot d_j / \tau}}$$
 

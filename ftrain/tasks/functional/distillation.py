@@ -260,7 +260,7 @@ def dino(
 def _check_shapes(name: str, student: Tensor, teacher: Tensor, remedy: str) -> None:
     if student.shape != teacher.shape:
         raise ValueError(
-            f"{name}: expected the shape of the student's, {tuple(student.shape)}, got "
+            f"{name}: expected the student's shape {tuple(student.shape)}, got "
             f"{tuple(teacher.shape)} from the teacher. {remedy}."
         )
 

@@ -77,8 +77,8 @@ def cross_entropy(
     if soft and labels.ndim < 2:
         raise TypeError(
             f"cross_entropy: expected integer classes as {named}, got {labels.dtype}. Convert the "
-            "labels, y.astype('int64'); of a csv, write `data.classes: true`, or `loss: mse` to predict "
-            "numbers."
+            "labels, y.astype('int64'); for a csv, write `data.classes: true`, or `loss: mse` to "
+            "predict numbers."
         )
     if logits.ndim < 2 or labels.shape != (
         logits.shape if soft else logits.shape[:1] + logits.shape[2:]

@@ -179,7 +179,7 @@ def _compare_sharing(before: Any, after: Any) -> None:
         if other != i and now[i].data_ptr() != now[other].data_ptr():
             raise LawViolation(
                 "fixpoint",
-                f"state{paths[other]} and state{paths[i]} share memory before step 1, and not after it",
+                f"state{paths[other]} and state{paths[i]} share memory before step 1, but not after it",
                 cause="tied weights that are two leaves of the state are updated as two weights; or a "
                 "copy of them (an average, a target network) begins as the parameters themselves.",
                 remedy="Keep one leaf for tied weights, as named_parameters() does, and clone() a leaf "
