@@ -91,8 +91,8 @@ class SplitBound(Bound):
             if expected is not None and tuple(tensor.shape) != expected:
                 raise ValueError(
                     f"state.params[{name!r}]: expected shape {expected}, that of this rank's part of "
-                    f"the parameter, got {tuple(tensor.shape)}. Call distributed.shard(state, steps) first, "
-                    "or init_state of the parallel steps."
+                    f"the parameter, got {tuple(tensor.shape)}. Call distributed.shard(state, steps) "
+                    "first, or init_state of the parallel steps."
                 )
             rows = self.rows.get(name)
             ready[name] = tensor if rows is None else LayerParameter.of(tensor, rows, self._group)

@@ -178,7 +178,7 @@ def buffered(mesh: Any, how: str, choice: Any, backend: str | None) -> Any:
 
 @pytest.mark.parametrize("backend", [None, "eager"])
 @pytest.mark.parametrize("how", ["add", "assign"])
-def test_written_buffers_other_than_batchnorms_are_refused_by_name_or_averaged(
+def test_buffers_outside_of_batchnorm_that_are_written_are_refused_or_averaged_by_a_rule(
     how: str, backend: str | None
 ) -> None:
     with pytest.raises(
@@ -190,7 +190,7 @@ def test_written_buffers_other_than_batchnorms_are_refused_by_name_or_averaged(
     testing.assert_close_norm(level, (first + second) / 2, 1e-6)
 
 
-def test_running_statistics_written_by_a_function_are_refused() -> None:
+def test_running_statistics_written_by_functional_batch_norm_are_refused() -> None:
     with pytest.raises(
         RankError, match=r"ValueError: buffers: expected a rule for the buffer 'level'"
     ):

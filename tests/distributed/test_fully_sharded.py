@@ -229,7 +229,7 @@ def peaks(mesh: Any, backend: str | None) -> tuple[int, int, int]:
     return (*found, unit)
 
 
-def test_sharded_step_holds_the_whole_parameters_of_one_unit_at_a_time() -> None:
+def test_sharded_step_gathers_the_parameters_of_only_one_unit_at_a_time() -> None:
     for with_units, without, unit in run(peaks, 2, None):
         # Without units, parameters and gradients of all four blocks are whole at one time.
         assert without - with_units >= 2 * unit, (with_units / unit, without / unit)

@@ -245,6 +245,6 @@ def test_error_names_the_failed_rank_with_host_and_cause(case: str, says: str) -
     assert found.lost == (case != "stalled")
 
 
-def test_error_of_this_rank_itself_is_not_taken_for_a_lost_rank() -> None:
+def test_error_of_this_rank_itself_is_not_reported_as_a_lost_rank() -> None:
     assert not agreement.is_lost(RuntimeError("shape mismatch"))
     assert not agreement.is_lost(ValueError("Timed out waiting"))

@@ -109,7 +109,7 @@ def test_all_ranks_use_the_numbered_directory_that_rank_0_created(tmp_path: Path
     assert not (tmp_path / "run-3").exists()
 
 
-def test_ranks_without_a_strategy_are_refused(
+def test_several_ranks_without_a_distributed_strategy_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}

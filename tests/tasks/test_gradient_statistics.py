@@ -314,7 +314,7 @@ def test_loss_watched_for_nonfinite_modules_still_gets_extras_and_warns_if_it_co
     assert metrics["loss"] == 0
 
 
-def test_loss_that_takes_its_gradients_itself_is_refused_with_first_nonfinite() -> None:
+def test_first_nonfinite_refuses_a_loss_that_computes_its_gradients_itself() -> None:
     loss_fn = tasks.grad_cache("0", lambda model, z, batch: z.square().mean(), chunk_size=2)
     model = nn.Sequential(nn.Linear(3, 3))
     with pytest.raises(ValueError, match="first_nonfinite: expected a loss .* got .*grad_cache"):
@@ -324,7 +324,7 @@ def test_loss_that_takes_its_gradients_itself_is_refused_with_first_nonfinite() 
     assert metrics["grad_norm/0"] > 0
 
 
-def test_modules_in_the_body_of_a_scan_or_vmap_are_not_watched() -> None:
+def test_modules_in_the_body_of_a_scan_or_vmap_are_not_watched_for_nonfinite_values() -> None:
     class Looped(nn.Module):
         def __init__(self) -> None:
             super().__init__()

@@ -67,7 +67,7 @@ def test_unmerged_adapter_weights_equal_the_base_up_to_rounding(
     testing.assert_same_bits(buffers["1.bias"], back["1.bias"])
 
 
-def test_adapter_of_a_tied_weight_changes_it_in_every_place() -> None:
+def test_adapter_of_a_tied_weight_applies_in_every_layer_that_shares_the_weight() -> None:
     torch.manual_seed(0)
     module = Tied().eval()
     model = tasks.lora(module, "words", rank=2)
@@ -211,7 +211,7 @@ def test_lora_refuses_a_model_that_has_adapters() -> None:
         tasks.lora(tasks.lora(mlp()))
 
 
-def test_state_of_other_adapters_is_refused() -> None:
+def test_lora_model_refuses_the_state_of_other_adapters() -> None:
     model = functools.partial(tasks.lora, mlp())
     steps = ftrain.make_steps(model(rank=2), loss_fn, optim.sgd(0.1))
     state, batch = (

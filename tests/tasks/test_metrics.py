@@ -171,7 +171,7 @@ def test_metrics_merged_over_parts_equal_those_of_the_whole(
 
 
 @pytest.mark.parametrize("name", METRICS)
-def test_metric_of_ignored_labels_only_is_nan_and_does_not_change_others_in_a_merge(
+def test_metric_of_a_batch_without_valid_labels_is_nan_and_changes_nothing_in_a_merge(
     name: str,
 ) -> None:
     logits, labels = rows(6, 0)
@@ -203,7 +203,7 @@ def test_compiled_and_vmapped_metrics_have_the_bytes_of_eager_ones(name: str) ->
     assert torch.allclose(values, torch.stack([each.value for each in found]), equal_nan=True)
 
 
-def test_metrics_of_accumulated_steps_and_merged_evaluations_are_those_of_the_whole() -> None:
+def test_metrics_of_accumulated_steps_and_merged_evaluations_are_those_of_the_whole_batch() -> None:
     def loss_fn(model: nn.Module, batch: Any) -> Any:
         logits = model(batch["x"])
         found = {name: metric(logits, batch["y"]) for name, metric in METRICS.items()}
