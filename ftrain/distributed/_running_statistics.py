@@ -96,7 +96,7 @@ class RunningStatistics:
                     f"buffers: expected a rule for the buffer {name!r} of {a_or_an(self._kinds[name])}, "
                     "because the model writes to it in training and its values may differ between "
                     f"ranks, got none. Write buffers={{{name!r}: 'mean'}} for the mean over ranks, or "
-                    "'own' if its value does not depend on the batch."
+                    "'own' to keep the value of each rank, which must not depend on the batch."
                 )
         return sorted(set(written) - own)
 

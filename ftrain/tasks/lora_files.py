@@ -297,9 +297,9 @@ def _whole_modules(root: nn.Module, unfrozen: Iterable[str]) -> list[str]:
         same = [each for each in everywhere if each == path or each.endswith(f".{path}")]
         if not path or inside - names or len(same) > 1:
             raise ValueError(
-                "unfrozen: expected all parameters of a module, because peft stores whole modules only, "
-                f"got some parameters of {path or 'the model'!r}. Select all of its parameters, or "
-                "store the whole state with ftrain.checkpoint."
+                "unfrozen: expected whole modules with unique names, because peft can store no other "
+                f"parameters, got parameters of {path or 'the model'!r}. Select all parameters of such "
+                "modules, or store the whole state with ftrain.checkpoint."
             )
     return sorted(p for p in paths if not any(p.startswith(f"{other}.") for other in paths))
 

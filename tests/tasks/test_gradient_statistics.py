@@ -339,7 +339,7 @@ def test_modules_in_the_body_of_a_scan_or_vmap_are_not_watched_for_nonfinite_val
         assert marked(steps, steps.init_state(0), mode) == []
 
 
-def test_first_nonfinite_member_of_an_ensemble_is_marked_by_itself() -> None:
+def test_nonfinite_module_of_an_ensemble_is_marked_for_the_affected_member_only() -> None:
     steps = monitored_steps(
         lambda: Faulty(0, "nowhere"), square_loss, optim.sgd(0.1), first_nonfinite=True
     )

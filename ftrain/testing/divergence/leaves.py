@@ -12,7 +12,7 @@ _LISTED = 3
 
 
 def is_far(a: TensorRecord, b: TensorRecord, relative: float) -> bool:
-    """Return True if two recorded tensors differ in bytes; floats, by a norm above `relative`."""
+    """Return True if two recorded tensors differ; floats may differ by the relative norm `relative`."""
     if a.digest == b.digest:
         return False
     floats = "float" in a.dtype and "float" in b.dtype
