@@ -143,7 +143,7 @@ def require_kept(before: Any, after: Any, metrics: Any, *, free: Sequence[str]) 
 
 
 def _require_poison(whole: Subject, after: Any, metrics: Any) -> None:
-    """Raise if a poisoned batch (with NaN) gives finite results, and the step has no metric `skipped`."""
+    """Raise if a poisoned batch (with NaN) gives finite results and the step has no metric `skipped`."""
     if skipped_in(metrics) is None and all(map(_is_finite, tree.leaves((after, metrics)))):
         raise InapplicableError(
             "poison: expected a batch with non-finite gradients, but the state and all metrics of "
