@@ -106,7 +106,7 @@ class Channel:
         self._store.compare_set("stop", "", json.dumps([self.rank, number]))
 
     def report(self, error: BaseException, origin: bool) -> None:
-        """Write an exception that ends this rank to the store, for the other ranks."""
+        """Write to the store, for the other ranks to read, the exception that ends this rank."""
         cause = f"{type(error).__name__}: {error}"
         content = {
             "step": self.step,

@@ -1,4 +1,4 @@
-"""Metrics of all ranks, merged in rank order inside the graph."""
+"""Metrics of all ranks, merged in rank order inside the graph of a step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exchange with `torch.distributed.checkpoint` (DCP), whose checkpoints torchtitan and others write.
+"""Conversion of states to and from checkpoints of `torch.distributed.checkpoint` (DCP).
 
 DCP hashes nothing, and its metadata are a pickle: `from_dcp` unpickles only the classes of DCP itself.
 For checkpoints of ftrain's own see `save.py`. Read next: `_dcp_planners.py`.

@@ -151,7 +151,7 @@ def _all_finite(tensors: list[Tensor]) -> Tensor | None:
 
 
 def _first(flags: list[Tensor]) -> list[Tensor]:
-    """Return the flags with only the first True kept."""
+    """Return a copy of the flags in which every True after the first is False."""
     if not flags:
         return []
     stacked = torch.stack(flags)

@@ -141,7 +141,7 @@ class Teacher:
             raise ValueError(f"teacher {self.name!r}: {error}") from None
 
     def _key(self) -> Tensor:
-        """Return a key of the surrounding loss; outside of a loss, a constant key in eval mode."""
+        """Return a call's random key, from the surrounding loss; constant in eval mode outside a loss."""
         if self.training:
             return random.next_key()
         stream = innermost_stream()

@@ -205,7 +205,7 @@ def _recall(scores: Tensor, weights: Tensor | None) -> dict[str, Mean]:
 
 
 def _parameter(model: nn.Module, name: str) -> Tensor:
-    """Return a parameter by its path, even if a plain tensor is in its place."""
+    """Return the parameter at a path, or the plain tensor that a step has put in its place."""
     try:
         found: Tensor = operator.attrgetter(name)(model)
     except AttributeError:

@@ -144,5 +144,5 @@ def record_leaves(value: Any) -> Mapping[str, TensorRecord]:
 
 
 def environment_of() -> dict[str, Any]:
-    """Return the library versions and settings that bits depend on, in this process."""
+    """Return the library versions and settings of this process that bits depend on."""
     return {**versions(), **fingerprint()}

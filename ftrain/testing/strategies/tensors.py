@@ -100,7 +100,7 @@ def _shapes() -> SearchStrategy[tuple[int, ...]]:
 def _bounds(
     dtype: torch.dtype, min_value: float | None, max_value: float | None
 ) -> tuple[float, float]:
-    """Return the smallest and the largest value within the bounds that the dtype represents."""
+    """Return the smallest and the largest value of the dtype that lie within the bounds."""
     if dtype not in _NUMPY:
         known = ", ".join(str(each).removeprefix("torch.") for each in _NUMPY)
         raise ValueError(f"dtype: expected one of {known}, got {dtype}. Pass one of them.")
