@@ -141,7 +141,7 @@ class Teacher:
             raise ValueError(f"teacher {self.name!r}: {error}") from None
 
     def _key(self) -> Tensor:
-        """Return a call's random key, from the surrounding loss; constant in eval mode outside a loss."""
+        """Return the random key of a call, which is constant in eval mode outside of a loss."""
         if self.training:
             return random.next_key()
         stream = innermost_stream()
