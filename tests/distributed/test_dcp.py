@@ -125,7 +125,7 @@ def test_missing_dcp_checkpoints_and_used_directories_are_refused(tmp_path):
 
 def test_state_with_two_leaves_of_one_dcp_name_is_refused(tmp_path):
     state = {"a.b": torch.ones(3), "a": {"b": torch.zeros(3)}}
-    with pytest.raises(ValueError, match=re.escape("got 'a.b' for")):
+    with pytest.raises(ValueError, match=re.escape("got the name 'a.b' for both")):
         to_dcp(tmp_path / "one", state)
 
 

@@ -371,7 +371,7 @@ def test_fully_sharded_refuses_unsupported_states_steps_and_models_with_a_remedy
         "not steps": "make_steps",
         "units": "'layers.*'",
         "no forward": "has no `forward`",
-        "hook": "hook of 'scale'",
+        "hook": "hook on 'scale'",
         "value_fn": "data_parallel",
         "not sharded": "fully_sharded",
     }

@@ -29,7 +29,7 @@ REFUSALS: dict[str, tuple[Any, type[Exception], str]] = {
     "other classes": (
         lambda: tasks.distillation(Net(), PAIR, {"teacher": WIDE.start()}, teacher=WIDE),
         ValueError,
-        r"student's, \(2, 3\), got \(2, 5\) from the teacher\. Give both models the same classes",
+        r"student's shape \(2, 3\), got \(2, 5\) from the teacher\. Give both models the same classes",
     ),
     "other features": (
         lambda: tasks.feature_distillation(
@@ -40,7 +40,7 @@ REFUSALS: dict[str, tuple[Any, type[Exception], str]] = {
             teacher=tasks.Teacher(large()),
         ),
         ValueError,
-        r"student's, \(2, 8\), got \(2, 16\) from the teacher\. Project the student's features",
+        r"student's shape \(2, 8\), got \(2, 16\) from the teacher\. Project the student's features",
     ),
     "teacher not in the state": (
         lambda: tasks.distillation(Net(), PAIR, {"center": X}, teacher=SAME),
