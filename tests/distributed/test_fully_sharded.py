@@ -106,6 +106,16 @@ def distance(a: Any, b: Any) -> float:
     return ((flat[0] - flat[1]).norm() / flat[0].norm()).item()
 
 
+#: Bounds on `distance` in float32: of a tree, whose entries round independently, and of one number.
+TREE, NUMBER = 4e-7, 1e-6
+
+
+def assert_close(error: dict[str, float], of: object) -> None:
+    """Assert that metrics differ by at most `NUMBER`, and trees by at most `TREE`."""
+    for name, value in error.items():
+        assert value <= (NUMBER if name in ("metrics", "evaluation") else TREE), (name, value, of)
+
+
 def errors(mesh: Any, setups: list[Setup], n: int) -> list[dict[str, float]]:
     """Return the distances from data-parallel states after `n` steps of each setup."""
     found = []
@@ -174,7 +184,7 @@ EAGER = [
 def test_fully_sharded_steps_equal_data_parallel_steps(size: int, setups: list[Setup]) -> None:
     for found in run(errors, size, setups, 5, timeout=200):
         for setup, error in zip(setups, found, strict=True):
-            assert max(error.values()) <= 4e-7, (setup, error)
+            assert_close(error, setup)
 
 
 def test_sharded_bfloat16_parameters_differ_from_replicated_ones_by_rounding_only() -> None:
