@@ -31,6 +31,9 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
 }
 
+#: Operators whose gradient in torch writes out of bounds, which ends the process (2.13).
+CORRUPTING = {("nn.functional.grid_sample", torch.bfloat16)}
+
 
 def samples_of(op: Any, dtype: torch.dtype) -> Iterator[Any]:
     """Yield all inputs of an operator that require a gradient."""
@@ -89,6 +92,7 @@ def main(arguments: list[str]) -> int:
         for op, name in itertools.product(methods.op_db, options.dtypes)
         if op.supports_autograd and DTYPES[name] in op.supported_backward_dtypes("cpu")
         if options.only in (None, name_of(op))
+        if (name_of(op), DTYPES[name]) not in CORRUPTING
     ]
     rng.shuffle(pairs)
     until = time.process_time() + 60 * options.minutes

@@ -41,6 +41,8 @@ UNTRACEABLE = {
     "cov": "sums of weights.*centered @ centered.mT",
     "index_fill": r"the gradient of index_fill by the value.*torch.where\(mask, value, x\)",
     "index_put": r"the gradient of x\[mask\] = values.*torch.where\(mask, values, x\)",
+    # Torch checks that windows of frames cover every sample.
+    "istft": r"torch.functional.istft depends on the values of tensors.*outside of the compiled",
     "linalg.lstsq": r"depends on the rank.*torch.linalg.pinv\(a\) @ b",
     "masked_select": r"the shape of masked_select\(\) depends on values.*torch.where\(mask, x, fill\)",
     "nn.functional.ctc_loss": "values of the lengths.*ftrain.value_and_grad alone computes it",
@@ -80,8 +82,9 @@ UNDEFINED = dict.fromkeys(
 #: Torch takes another formula for tensors without values: relative distance of the norms, measured.
 ANOTHER_FORMULA = {
     "masked_fill": 1e-15,  # sums the gradient of the value over all elements, zeros included
-    # Products of all others, where eager mode divides if no input is zero.
-    **dict.fromkeys(("prod", "masked.prod"), 1e-15),
+    # Products of all others (up to 25, with one rounding each), where eager mode divides if no input is
+    # zero.
+    **dict.fromkeys(("prod", "masked.prod"), 5e-15),
 }
 
 
