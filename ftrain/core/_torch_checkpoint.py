@@ -4,7 +4,8 @@
 which a backward pass recomputes the region in a `_CheckpointFrame`. Inside of `around_regions`:
 
 - The function that recomputes a region runs in the contexts that were active when the region started.
-- Under `torch.vmap` and torch.func transforms, which do not allow saved-tensor hooks, a region runs
+- Under `torch.vmap` and torch.func transforms, which do not allow saved-tensor hooks, and inside of
+  `torch.autograd.forward_ad.dual_level`, whose tangents a recomputation would lack, a region runs
   without checkpointing: the values are the same, but no memory is saved.
 - `use_reentrant=True`, which needs `.backward()`, runs as `use_reentrant=False`, with the same gradients
   to the bit.
@@ -27,6 +28,7 @@ from torch.utils import checkpoint as torch_checkpoint
 
 from ftrain.core import _torch
 from ftrain.core._recomputation import start_recomputation
+from ftrain.core._torch_levels import place
 
 __all__ = ["Again", "around_regions", "contexts_now"]
 
@@ -36,8 +38,17 @@ Again = Callable[[], Callable[[], AbstractContextManager[Any]]]
 
 
 class _Active(threading.local):
+    """Contexts and recomputations of this thread.
+
+    Attributes:
+        again: the functions that `around_regions` has been called with.
+        around: the transforms around the recomputation in progress, inside of which the forward pass of
+            its region need not have run.
+    """
+
     def __init__(self) -> None:
         self.again: list[Again] = []
+        self.around = (0, False)
 
 
 _active = _Active()
@@ -95,8 +106,12 @@ class _Recompute:
             tensors = {id(x): x for x in inputs if isinstance(x, torch.Tensor)}
             started = {place: start_recomputation(x, []) for place, x in tensors.items()}
             inputs = tuple(started.get(id(x), x) for x in inputs)
-        with _entered(self._contexts):
-            return self._function(*inputs)
+        outer, _active.around = _active.around, _transforms()
+        try:
+            with _entered(self._contexts):
+                return self._function(*inputs)
+        finally:
+            _active.around = outer
 
 
 @functools.cache
@@ -148,9 +163,15 @@ def _is_plain() -> bool:
     """Return True if a region that starts now must run without checkpointing."""
     # `torch.vmap` allows hooks, but a backward pass after the end of the vmap could not recompute its
     # rows.
-    in_transform = _torch.inside_functorch() is not None
+    (depth, dual), (depth_around, dual_around) = _transforms(), _active.around
+    in_transform = depth > depth_around or dual > dual_around
     refusal = torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
     return bool(_active.again) and (in_transform or refusal is not None)
+
+
+def _transforms() -> tuple[int, bool]:
+    """Return the number of running transforms of torch.func, and True in forward mode."""
+    return place()[0], _torch.is_forward_mode()
 
 
 def _install_before_2_13() -> None:

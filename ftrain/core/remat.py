@@ -50,7 +50,8 @@ def remat(target: T, where: Where | None = None) -> T:
       selects is a region. Names of parameters, initial values, random streams and checkpoints are those
       of the model without `remat`.
 
-    Under `torch.vmap` and `torch.func` transforms, which do not allow saved-tensor hooks, regions run
+    Under `torch.vmap` and `torch.func` transforms, which do not allow saved-tensor hooks, and inside of
+    `torch.autograd.forward_ad.dual_level`, whose tangents a second computation would lack, regions run
     without checkpointing: the values are the same, but no memory is saved. Regions may be nested, and
     differentiated to any order. Models that use `torch.utils.checkpoint` themselves, such as those of
     `transformers` after `gradient_checkpointing_enable()`, need no `remat`.
