@@ -5,6 +5,8 @@ Like `_torch.py`, this file names the versions that have what it uses and what h
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -32,15 +34,20 @@ __all__ = [
     "in_gradient_transform",
     "is_all_true",
     "is_batched_tensor",
+    "is_generated_function",
     "makes_values",
     "may_return_input",
     "names_of",
+    "running_jvps",
     "runs_by_others",
     "schema_of",
 ]
 
 #: Operator by which `torch.autograd.Function.apply` runs under transforms of torch.func (2.0 and later).
 CUSTOM_FUNCTION_CALL: Any = custom_function_call
+
+# Code of the method that calls the `jvp` of an autograd function (1.11 and later).
+_APPLY_JVP = torch.autograd.function.BackwardCFunction.apply_jvp.__code__
 
 #: Code of the function that runs under `torch.vmap` (2.0 and later).
 VMAP = vmap_impl.__code__
@@ -101,6 +108,22 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False
+
+
+def is_generated_function(function: type) -> bool:
+    """Return True for an autograd function that torch has made for a mapped call of another (2.0)."""
+    return function.__module__ == type(CUSTOM_FUNCTION_CALL).__module__
+
+
+def running_jvps() -> list[type]:
+    """Return the autograd functions whose `jvp` runs in this thread, the innermost last (torch 1.11)."""
+    found: list[type] = []
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_code is _APPLY_JVP:
+            found.append(frame.f_locals["self"]._forward_cls)
+        frame = frame.f_back
+    return found[::-1]
 
 
 def in_gradient_transform() -> bool:

@@ -36,10 +36,12 @@ __all__ = [
     "lift",
     "lower",
     "mapped_dim",
+    "moved",
     "n_mapped",
     "place",
     "running_trace",
     "tangent_levels",
+    "vmap_levels",
 ]
 
 _VMAP = _functorch.TransformType.Vmap
@@ -88,7 +90,40 @@ def level_of(tensor: torch.Tensor) -> int:
 
 def n_mapped() -> int:
     """Return the number of running `torch.vmap` transforms."""
-    return sum(each.key() == _VMAP for each in _functorch.get_interpreter_stack() or ())
+    return len(vmap_levels())
+
+
+def vmap_levels() -> list[int]:
+    """Return the levels of the running `torch.vmap` transforms, the outermost first."""
+    stack = _functorch.get_interpreter_stack() or ()
+    return [each.level() for each in stack if each.key() == _VMAP]
+
+
+def moved(tensor: torch.Tensor, vmaps: Sequence[int]) -> torch.Tensor | None:
+    """Return a tensor without a derivative as one of the transforms that run now.
+
+    Torch runs the forward of an autograd function inside of new vmaps, which map over its arguments as
+    those around the call do, and below all other transforms.
+
+    Args:
+        tensor: a tensor from outside of the forward.
+        vmaps: the levels of the vmaps around the call.
+
+    Returns:
+        The tensor; `None` if a vmap maps over it, and the running vmaps are not as many as `vmaps`.
+    """
+    dims: dict[int, int] = {}
+    while _functorch.is_functorch_wrapped_tensor(tensor):
+        if (dim := mapped_dim(tensor)) is not None:
+            dims[level_of(tensor)] = dim
+        tensor = _functorch.get_unwrapped(tensor)
+    now = vmap_levels()
+    if dims and len(now) != len(vmaps):
+        return None
+    for outer, level in zip(vmaps, now, strict=False):
+        if outer in dims:
+            tensor = _functorch._add_batch_dim(tensor, dims[outer], level)
+    return tensor
 
 
 def is_batched(tensor: torch.Tensor) -> bool:

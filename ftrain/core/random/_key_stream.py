@@ -24,10 +24,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ftrain.core._torch_dispatch import backward_pass, is_batched_tensor
+from ftrain.core import _torch
+from ftrain.core._torch_dispatch import backward_pass, is_batched_tensor, running_jvps
+from ftrain.core._torch_levels import moved
 from ftrain.core._torch_tensors import MODULE_CALL
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random import keys, sample
+from ftrain.core.random._refusal import in_function
 
 __all__ = ["KeyStream", "Scope"]
 
@@ -54,6 +57,7 @@ _LOOP = {
 }
 
 Running = tuple[nn.Module, bool]
+Refusal = Callable[[], UnkeyedRandomError]
 
 
 @dataclasses.dataclass
@@ -101,7 +105,8 @@ class KeyStream:
         self._outside = len(_running(sys._getframe(1)))
         self._around: list[Running] = []
         self._backward = backward_pass()
-        self._loops = 0
+        self._jvps = len(running_jvps()) if _torch.is_forward_mode() else 0
+        self._refusal: Refusal | None = None
         self._suffix = ""
         self._counts = _Counts()
         self._hashes: dict[str, tuple[int, int]] = {}
@@ -116,10 +121,12 @@ class KeyStream:
 
     def folds(self) -> tuple[int, int, int]:
         """Return three integers to fold into the context's key, which give the key of the next draw."""
-        if self._loops:
-            raise UnkeyedRandomError(_ENTER_INSIDE.format(**_LOOP))
+        if self._refusal is not None:
+            raise self._refusal()
         if backward_pass() != self._backward:
             raise UnkeyedRandomError(_ENTER_INSIDE.format(**_BACKWARD))
+        if _torch.is_forward_mode() and (functions := running_jvps()[self._jvps :]):
+            raise in_function(functions[-1], "jvp")
         return self._next_at(sys._getframe(1), self._suffix)
 
     def next_key(self) -> Tensor:
@@ -152,14 +159,38 @@ class KeyStream:
         finally:
             self._suffix = ""
 
-    @contextlib.contextmanager
-    def inside_operator(self) -> Iterator[None]:
+    def inside_operator(self) -> contextlib.AbstractContextManager[None]:
         """Refuse draws in the context: the body of a torch operator, which a trace runs only once."""
-        self._loops += 1
+        return self.refusing(lambda: UnkeyedRandomError(_ENTER_INSIDE.format(**_LOOP)))
+
+    @contextlib.contextmanager
+    def refusing(self, refusal: Refusal) -> Iterator[None]:
+        """Make draws raise the error that `refusal` returns; of nested contexts, the outermost."""
+        outer = self._refusal
+        self._refusal = outer or refusal
         try:
             yield
         finally:
-            self._loops -= 1
+            self._refusal = outer
+
+    @contextlib.contextmanager
+    def moved(self, vmaps: Sequence[int], refusal: Refusal) -> Iterator[None]:
+        """Wrap the key for the transforms that run at the start of the context.
+
+        Args:
+            vmaps: the levels of the vmaps around the key.
+            refusal: returns the error for draws if some of these vmaps map over the key, and not all of
+                them run in the context.
+        """
+        outer = self._key, self._keys, self.batched
+        key = moved(self._key, vmaps)
+        with self.refusing(refusal) if key is None else contextlib.nullcontext():
+            if key is not None:
+                self._key, self._keys, self.batched = key, {key.device: key}, is_batched_tensor(key)
+            try:
+                yield
+            finally:
+                self._key, self._keys, self.batched = outer
 
     @contextlib.contextmanager
     def scope(self, kind: str) -> Iterator[Scope]:

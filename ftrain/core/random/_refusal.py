@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from ftrain.core._torch_dispatch import OpOverload
-from ftrain.core._user_line import user_line
+from ftrain.core._user_line import current_line, user_line
 from ftrain.core.errors import UnkeyedRandomError
 
-__all__ = ["mapped_draw", "refusal", "scripted_inside", "unkeyed_draw"]
+__all__ = ["in_function", "mapped_draw", "refusal", "scripted_inside", "unkeyed_draw"]
 
 _REMEDY = (
     "  write instead:  ftrain.random.uniform(key, shape), .normal, .bernoulli, .randint or\n"
@@ -33,6 +33,27 @@ _OF_OTHERS = (
     "Pass the numbers in with the batch, or draw them with torch (torch.rand and the like), whose draws "
     "come from the key."
 )
+
+
+_OF_FUNCTIONS = {
+    "forward": "under a torch.vmap over keys that does not map over its arguments, torch calls it once "
+    "for all rows",
+    "jvp": "torch calls it for each forward derivative, so that later draws would depend on the "
+    "derivatives that are taken",
+    "setup_context": "under torch.vmap and torch.func transforms, torch calls it once for each of them, "
+    "with other numbers each time",
+    "vmap": "torch calls it once for all rows, whose numbers would not be those of single calls",
+}
+
+
+def in_function(function: type, method: str) -> UnkeyedRandomError:
+    """Return the error for a draw in a static method of a `torch.autograd.Function`."""
+    name = function.__name__
+    return UnkeyedRandomError(
+        f"a random draw in the {method} of the autograd function {name} cannot use the key of `keyed`: "
+        f"{_OF_FUNCTIONS[method]}. It was called here:\n\n{current_line()}\n\nDraw before the call, and "
+        f"pass the numbers as an argument: {name}.apply(x, torch.rand(x.shape))."
+    )
 
 
 def refusal(func: Any, why: str) -> UnkeyedRandomError:

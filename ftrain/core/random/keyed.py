@@ -2,7 +2,8 @@
 
 Read next: `_key_stream.py` (which key a draw gets), `_keyed_draws.py`, `_keyed_fills.py` and
 `_keyed_layers.py` (what each function draws), `_keyed_reach.py` (how calls inside torch's own functions
-are seen), `_keyed_initializers.py` (initial weights by the path of the parameter).
+are seen), `_keyed_functions.py` (draws in autograd functions), `_keyed_initializers.py` (initial weights
+by the path of the parameter).
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from ftrain.core._gated import gated_arguments
 from ftrain.core._lost_tangents import refuse_second_tangents
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_compiled import Plainly
-from ftrain.core._torch_dispatch import HigherOrderOperator
+from ftrain.core._torch_dispatch import CUSTOM_FUNCTION_CALL, HigherOrderOperator
 from ftrain.core._torch_distributions import without_validation
 from ftrain.core._torch_scripted import tracer_failed
 from ftrain.core.random._key_stream import KeyStream, Scope
 from ftrain.core.random._keyed_draws import DRAWS
 from ftrain.core.random._keyed_families import FAMILIES
 from ftrain.core.random._keyed_fills import FILLS
+from ftrain.core.random._keyed_functions import drawing
 from ftrain.core.random._keyed_layers import LAYERS
 from ftrain.core.random._keyed_operators import KeyedOperators, here
 from ftrain.core.random._keyed_reach import (
@@ -79,7 +81,8 @@ def keyed(key: Tensor, root: nn.Module | None = None) -> Iterator[None]:
         ValueError: `key` is not a single key.
         UnkeyedRandomError: raised inside the block for an operation that draws and cannot be keyed, a
             call with `generator=`, a draw in a backward pass (of a custom autograd function or a hook),
-            or a draw in the body of a loop of torch's own (`torch._higher_order_ops`).
+            in the `jvp` or `vmap` of an autograd function, in its `setup_context` under transforms of
+            torch.func, or in the body of a loop of torch's own (`torch._higher_order_ops`).
 
     >>> import ftrain.core.random as random
     >>> drop, x = nn.Dropout(0.5), torch.ones(8)
@@ -254,10 +257,18 @@ def _enter_once(mode: _Keyed, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _enter_operator(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    refuse_second_tangents(func, args)
     args = gated_arguments(args)
     with mode.stream.inside_operator(), mode:
         return without_dispatch(HigherOrderOperator.__call__)(func, *args, **kwargs)
+
+
+def _enter_function(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Run an autograd function under transforms of torch.func."""
+    refuse_second_tangents(func, args)
+    function, *operands = gated_arguments(args)
+    function = drawing(function, mode.stream)
+    with mode:
+        return without_dispatch(HigherOrderOperator.__call__)(func, function, *operands, **kwargs)
 
 
 def _by_operators(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -280,3 +291,4 @@ def _under_transform(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: 
 
 _ACTIONS: dict[Any, Action] = dict.fromkeys(HANDLERS, _draw)
 _ACTIONS.update(dict.fromkeys(UNDER_TRANSFORMS, _under_transform))
+_ACTIONS[CUSTOM_FUNCTION_CALL] = _enter_function
