@@ -313,7 +313,8 @@ def _other_layout(leaf: torch.Tensor, grad: torch.Tensor, name: str) -> str:
         )
     return (
         f"a gradient of {name} by a sparse argument: expected {leaf.layout}, as the argument's, got "
-        f"{grad.layout}. Pass a dense argument, x.to_dense()."
+        f"{grad.layout}. Pass a dense argument, x.to_dense(), and convert it in the function, "
+        f"x.to_sparse(layout={leaf.layout})."
     )
 
 

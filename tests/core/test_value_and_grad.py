@@ -242,3 +242,21 @@ def test_dense_gradient_of_a_sparse_argument_raises_an_error_that_suggests_a_den
     pulled = ftrain.value_and_grad(lambda x: (x @ torch.ones(3, 3)).sum())
     with pytest.raises(TypeError, match=r"expected torch.sparse_csr.*got torch.strided.*to_dense"):
         pulled(torch.eye(3).to_sparse_csr())
+
+
+def test_gradient_in_another_layout_than_a_sparse_argument_raises_with_a_remedy_that_works() -> (
+    None
+):
+    weights = torch.arange(9.0).reshape(3, 3)
+
+    def value(x: torch.Tensor) -> torch.Tensor:
+        return (x * weights).sum()  # whose gradient is not zero where `x` has no entry
+
+    x = torch.eye(3).to_sparse_csr()
+    remedy = r"x\.to_dense\(\), .* x\.to_sparse\(layout=torch\.sparse_csr\)"
+    with pytest.raises(TypeError, match=f"expected torch.sparse_csr.*got torch.strided.*{remedy}"):
+        ftrain.value_and_grad(value)(x)
+    _, grad = ftrain.value_and_grad(lambda x: value(x.to_sparse(layout=torch.sparse_csr)))(
+        x.to_dense()
+    )
+    assert grad.equal(weights)
