@@ -30,7 +30,7 @@ from ftrain.core import _torch
 from ftrain.core._recomputation import start_recomputation
 from ftrain.core._torch_levels import place
 
-__all__ = ["Again", "around_regions", "contexts_now"]
+__all__ = ["Again", "around_regions", "contexts_now", "without_saved_tensor_hooks"]
 
 #: Function that is called when a region starts, and returns a function that makes the context for its
 #: recomputation.
@@ -172,6 +172,26 @@ def _is_plain() -> bool:
 def _transforms() -> tuple[int, bool]:
     """Return the number of running transforms of torch.func, and True in forward mode."""
     return place()[0], _torch.is_forward_mode()
+
+
+@contextlib.contextmanager
+def without_saved_tensor_hooks() -> Iterator[None]:
+    """Let autograd save tensors themselves inside the context, without the hooks of a region.
+
+    The body of a loop or branch is traced on its own. If a region recomputed what the body has saved, it
+    would do so in the trace of another body, whose tensors do not exist outside of it.
+    (`_top_saved_tensors_default_hooks`: torch 2.5 and later; without it, hooks stay.)
+    """
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: None)
+    if top(True) is None:
+        yield
+        return
+    with torch.autograd.graph.saved_tensors_hooks(_same, _same):
+        yield
+
+
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
 
 
 def _install_before_2_13() -> None:

@@ -20,6 +20,7 @@ CONSTANTS = np.array([[1.0, -0.6], [0.4, 0.9], [-0.5, 0.8], [0.7, 0.3]])
 MATRIX = np.array([[0.8, -0.3], [0.5, 0.6]])
 RATE = 0.1
 V = Any
+_LARGEST = 1e6  # argument of a sine, of which rounding leaves nine digits; NaN beyond
 _epsilons = itertools.count()
 
 
@@ -78,7 +79,7 @@ def _smooth(f: Callable[[V], V], slope: Callable[[V], V]) -> Callable[[V], V]:
     def apply(x: V) -> V:
         if isinstance(x, Dual):
             return Dual(x.epsilon, apply(x.value), slope(x.value) * x.slope)
-        return f(x)
+        return f(np.where(np.abs(x) <= _LARGEST, x, np.nan))
 
     return apply
 

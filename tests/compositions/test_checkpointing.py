@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import ftrain
+from ftrain.testing import assert_same_bits
 from tests.core.differences import is_close
 
 X = torch.tensor([[0.75, 0.5], [0.25, -0.5]], dtype=torch.float64)
@@ -70,3 +71,42 @@ def test_checkpointing_in_a_bound_module_matches_the_plain_function(name: str) -
 )
 def test_eager_checkpointed_function_matches_the_plain_one(name: str) -> None:
     assert is_close(COMPOSED[name](region)(X), COMPOSED[name](plain)(X))
+
+
+def _slope(value: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: ftrain.value_and_grad(lambda a: value(a).sum(), differentiable=True)(x)[1]
+
+
+REGIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gradient of a branch": _slope(
+        lambda a: ftrain.cond(a.sum() > 0, lambda: a.sin(), lambda: a.tanh())
+    ),
+    "gradient of a branch with operands": _slope(
+        lambda a: ftrain.cond(a.sum() > 0, torch.sin, torch.tanh, a)
+    ),
+    "gradient of a scan": _slope(
+        lambda a: ftrain.scan(lambda s, _: (s.sin() * a, None), a, length=3)[0]
+    ),
+    "autograd.grad of a branch": lambda x: torch.autograd.grad(
+        ftrain.cond(x.sum() > 0, lambda: x.sin(), lambda: x.tanh()).sum(), x, create_graph=True
+    )[0],
+}
+
+
+@pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
+@pytest.mark.parametrize("again", ["checkpoint", "remat"])
+def test_compiled_gradient_through_a_region_with_a_gradient_of_a_loop_equals_that_without_it(
+    region: Callable[[Tensor], Tensor], again: str
+) -> None:
+    def value(x: Tensor) -> Tensor:
+        if again == "remat":
+            return ftrain.remat(region)(x).sum()
+        out: Tensor = checkpoint(region, x, use_reentrant=False)
+        return out.sum()
+
+    x = torch.tensor([0.3, -0.6], dtype=torch.float64)
+    slope, plain = map(ftrain.value_and_grad, (value, lambda x: region(x).sum()))
+    assert_same_bits(slope(x), plain(x))
+    compiled = ftrain.compile(slope, backend="eager")(x)
+    assert_same_bits(compiled, ftrain.compile(plain, backend="eager")(x))
+    assert is_close(compiled[1], slope(x)[1])  # a scan adds up second derivatives in another order

@@ -15,6 +15,7 @@ from torch import fx
 from ftrain.core import _torch
 from ftrain.core._graph_leaves import unknown_leaves
 from ftrain.core._strides import contiguous
+from ftrain.core._torch_checkpoint import without_saved_tensor_hooks
 from ftrain.core.compile._graph import GraphEditor
 from ftrain.core.errors import ImpureFunctionError
 
@@ -63,7 +64,7 @@ class BodyGraph:
             returned.extend(contiguous(x) for x in body(*inputs))
             return list(returned)
 
-        with _torch.aside() as mode:
+        with _torch.aside() as mode, without_saved_tensor_hooks():
             module = _torch.trace_inner(flat, [torch.empty_like(x) for x in inputs])
         editor = GraphEditor(module, mode, [])
         captured = editor.lift_captured(literals=True)
