@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from ftrain.core import _torch
 from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core._graph_leaves import requires_grad_outside
-from ftrain.core._torch_levels import at_depth, level_of, place, running_trace
+from ftrain.core._torch_levels import at_depth, level_of, place, recorded, running_trace
 
 __all__ = ["Gated", "gated_arguments"]
 
@@ -57,9 +57,10 @@ class Gated(TorchFunctionMode):
             return tensor
         key = id(tensor), running_trace()
         if key not in self.gates:
-            # It may be first used under torch.no_grad() in the branch, and outside of that later.
-            # Likewise inside of a transform in the branch, whose level ends before the branch does.
-            with torch.enable_grad(), at_depth(max(self.depth, level_of(tensor))):
+            # It may be first used under torch.no_grad() in the branch, or in an autograd function there,
+            # and outside of that later. Likewise inside of a transform in the branch, whose level ends
+            # before the branch does.
+            with recorded(), at_depth(max(self.depth, level_of(tensor))):
                 gate = torch.where(self.is_taken, tensor, tensor.detach())
             self.gates[key] = tensor, gate
             self.own[id(gate)] = gate

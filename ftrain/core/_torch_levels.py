@@ -39,6 +39,7 @@ __all__ = [
     "moved",
     "n_mapped",
     "place",
+    "recorded",
     "running_trace",
     "tangent_levels",
     "vmap_levels",
@@ -80,6 +81,16 @@ def at_depth(depth: int) -> Iterator[None]:
     with contextlib.ExitStack() as left:
         while len(_functorch.get_interpreter_stack() or ()) > depth:
             left.enter_context(temporarily_pop_interpreter_stack())
+        yield
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[None]:
+    """Follow derivatives inside the context, in reverse and in forward mode (torch 2.0 and later).
+
+    The forward of an autograd function runs with both turned off.
+    """
+    with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
         yield
 
 

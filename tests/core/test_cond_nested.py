@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.func import grad, jvp
 
 import ftrain
@@ -170,3 +171,51 @@ def test_gradient_of_a_vmapped_cond_branch_is_right_wherever_the_branch_first_re
         found = ftrain.compile(found, backend="eager")
     expected = torch.stack([grad(lambda x: (plain(x) * x).sum())(rows[0]), torch.ones_like(X)])
     torch.testing.assert_close(found(rows), expected, rtol=1e-12, atol=0)
+
+
+class Sine(torch.autograd.Function):
+    """Autograd function of both modes."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.sin()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * ctx.saved_tensors[0].cos()
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent * ctx.saved_tensors[0].cos()
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("captured", [False, True], ids=["operand", "captured"])
+def test_branch_keeps_the_tangent_of_a_tensor_that_an_autograd_function_reads_first(
+    captured: bool, compiled: bool
+) -> None:
+    """A compiled branch took it from the forward of the function, in which forward mode is off."""
+
+    def value(x: Tensor) -> Tensor:
+        def taken(*operands: Tensor) -> Tensor:
+            x_ = x if captured else operands[0]
+            return Sine.apply(x_) * x_
+
+        operands = () if captured else (x,)
+        left = (lambda: 2 * x) if captured else (lambda x: 2 * x)
+        return ftrain.cond(x.sum() > 0, taken, left, *operands).sum()
+
+    def tangents(x: Tensor) -> tuple[Tensor, Tensor]:
+        with forward_ad.dual_level():
+            result, slope = ftrain.value_and_grad(value)(forward_ad.make_dual(x, TANGENT))
+            return forward_ad.unpack_dual(result).tangent, forward_ad.unpack_dual(slope).tangent
+
+    call = ftrain.compile(tangents, backend="eager") if compiled else tangents
+    first = X.sin() + X * X.cos()
+    expected = (first @ TANGENT, (2 * X.cos() - X * X.sin()) * TANGENT)
+    torch.testing.assert_close(call(X), expected, rtol=1e-12, atol=0)
