@@ -180,9 +180,17 @@ def _by_autograd(
     if leaves and all(grad is None for grad in grads):
         raise _independent(name)
     if not keep:
-        value = value.detach()
-        aux = tree.map(lambda t: t.detach() if isinstance(t, torch.Tensor) else t, aux)
+        value = _without_graph(value)
+        aux = tree.map(lambda t: _without_graph(t) if isinstance(t, torch.Tensor) else t, aux)
     return value, aux, grads
+
+
+def _without_graph(tensor: torch.Tensor) -> torch.Tensor:
+    """Detach a tensor from the autograd graph, but not from its tangent, as `detach()` would."""
+    if not _torch.is_dual(tensor):
+        return tensor.detach()
+    value, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
+    return forward_ad.make_dual(value.detach(), tangent.detach())  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _one_thread() -> contextlib.AbstractContextManager[None]:

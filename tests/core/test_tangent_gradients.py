@@ -134,3 +134,27 @@ def test_compiled_function_refuses_an_argument_with_a_tangent(is_compiled_before
     with forward_ad.dual_level():
         assert is_close(compiled(V), V**2)
     assert compiled.n_compiles == 1
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("grad_mode", [False, True])
+def test_value_and_aux_of_a_gradient_in_a_dual_level_keep_their_tangents(
+    grad_mode: bool, compiled: bool
+) -> None:
+    """They were detached, which drops tangents as well: their derivatives were zero."""
+
+    def loss(x: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return (x**3).sum(), [x.sin(), torch.arange(2)]
+
+    def tangents(x: Tensor, t: Tensor) -> list[Tensor]:
+        with forward_ad.dual_level(), torch.set_grad_enabled(grad_mode):
+            (value, aux), grad = ftrain.value_and_grad(loss, has_aux=True)(
+                forward_ad.make_dual(x, t)
+            )
+            assert not value.requires_grad
+            assert not aux[0].requires_grad
+            return [forward_ad.unpack_dual(each).tangent for each in (value, aux[0], grad)]
+
+    x, t = torch.tensor([0.5, -0.3]), torch.tensor([0.2, 1.0])
+    found = (ftrain.compile(tangents, backend="eager") if compiled else tangents)(x, t)
+    torch.testing.assert_close(found, [(3 * x**2) @ t, x.cos() * t, 6 * x * t])
