@@ -19,6 +19,7 @@ from ftrain.optim._checked import checked
 from ftrain.optim._leaves import compute_dtype, first_device, matching_leaves, parameters
 from ftrain.optim._partial_trees import Masked
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
+from ftrain.optim._torch_hidden_state import preserved_generator, refuse_hidden_state
 from ftrain.optim._torch_step import Entries, first_entries, own_algorithm, step_once
 from ftrain.optim.protocol import Count, GradientTransformation, PyTree
 
@@ -70,8 +71,9 @@ def from_torch(
     Raises:
         TypeError: `optimizer` is not an optimizer class, an option is unknown, or the algorithm needs a
             closure (L-BFGS).
-        ValueError: an option is out of the class's range, or the class stores state in its parameter
-            groups.
+        ValueError: an option is out of the class's range, or the class has other state than that of
+            its parameters: in its parameter groups, its attributes, or a hook; or what it does with a
+            gradient depends on whether it is the first.
         NotImplementedError: an update is differentiated (`ftrain.transforms.differentiable`).
         TraceError: raised by a compiled or mapped update if the class's step reads values of tensors,
             as `torch.optim.Adafactor`'s does; the message names ftrain's algorithm, if there is one.
@@ -86,7 +88,7 @@ def from_torch(
     """
     if lr is not None:
         check_learning_rate(lr)
-    options, default, numbers, scalars = _probed(optimizer, options)
+    options, default, numbers, scalars = _probed(optimizer, options, lr)
     rate: LearningRate = default if lr is None else lr
 
     @functools.cache  # a dict in the closure would be state that a step changes
@@ -160,7 +162,7 @@ def _refuse_derivatives(optimizer: type, inputs: list[torch.Tensor]) -> None:
 
 
 def _probed(
-    optimizer: type[torch.optim.Optimizer], options: dict[str, Any]
+    optimizer: type[torch.optim.Optimizer], options: dict[str, Any], lr: LearningRate | None
 ) -> tuple[dict[str, Any], float, frozenset[str], frozenset[str]]:
     """Return a torch optimizer's options, default learning rate, and the names of scalars in its state.
 
@@ -193,13 +195,20 @@ def _probed(
         )
     if "foreach" in inspect.signature(optimizer).parameters:
         options = {"foreach": False, **options}
+    options = _with_rate(optimizer, options, lr)
     param = torch.zeros(2, 2)
     param.grad = torch.zeros(2, 2)
     probe = optimizer([param], **options)
     (group,) = probe.param_groups
     before = {key: value for key, value in group.items() if key != "params"}
+    if lr is None and "lr" in before and not isinstance(before["lr"], (int, float, torch.Tensor)):
+        raise TypeError(
+            f"lr: expected a number or a schedule, got {before['lr']!r}, the default of {name}. Write "
+            f"`from_torch({name}, lr=1e-3)`."
+        )
     try:
-        probe.step()
+        with preserved_generator():
+            probe.step()
     except Exception as error:
         own = own_algorithm(name)
         instead = "" if own is None else f" Write `optim.{own}`, which does."
@@ -223,7 +232,36 @@ def _probed(
             )
     numbers = frozenset(key for key, value in entries.items() if isinstance(value, (int, float)))
     zero_d = {k for k, v in entries.items() if isinstance(v, torch.Tensor) and v.ndim == 0}
+    refuse_hidden_state(optimizer, options, numbers)
     return options, before.get("lr", 0.0), numbers, numbers | zero_d
+
+
+def _with_rate(
+    optimizer: type[torch.optim.Optimizer], options: dict[str, Any], lr: LearningRate | None
+) -> dict[str, Any]:
+    """Add a number as learning rate to an optimizer's options, for the values that it derives from it.
+
+    Raises:
+        ValueError: the class derives other values from the rate, and the rate is not a number.
+    """
+    parameter = inspect.signature(optimizer).parameters.get("lr")
+    if parameter is None or lr is None:
+        return options
+    if isinstance(lr, (int, float)):
+        return {"lr": float(lr), **options}
+    make: Any = optimizer
+    groups = []
+    for number in (1e-3, 2e-3):
+        (group,) = make([torch.zeros(2, 2)], lr=number, **options).param_groups
+        groups.append({key: value for key, value in group.items() if key not in ("params", "lr")})
+    derived = [key for key, value in groups[0].items() if repr(value) != repr(groups[1][key])]
+    if derived:
+        raise ValueError(
+            f"lr: expected a number for {optimizer.__name__}, whose constructor computes {derived[0]!r} "
+            "from it, got a schedule or a tensor. Write `lr=1e-3`, or the class as a "
+            "GradientTransformation."
+        )
+    return {"lr": 1e-3, **options} if parameter.default is inspect.Parameter.empty else options
 
 
 def _by_name(
