@@ -94,6 +94,8 @@ def differentiate(
                     checked, leaves, seed, differentiable, outside_leaves, name
                 )
         except RuntimeError as error:
+            if "differentiated Tensors does not require grad" in str(error):
+                raise _turned_off(name) from error
             if (refusal := no_second_derivative(error)) is None:
                 raise
             raise refusal from error
@@ -334,6 +336,15 @@ def _writes(name: str, line: str = "", tensor: torch.Tensor | None = None) -> Im
         tensor,
     )
     return error.at(line) if line else error
+
+
+def _turned_off(name: str) -> ValueError:
+    return ValueError(
+        f"{name} turned off requires_grad of a tensor that its gradient is taken by: expected it to "
+        "require a gradient until the end. Freeze parameters where the model is built, "
+        "requires_grad_(False), or in the optimizer, ftrain.optim.freeze(optimizer, pattern); to cut a "
+        "single path of the gradient, detach() the input or turn requires_grad on again after it."
+    )
 
 
 def _independent(name: str) -> ValueError:

@@ -21,12 +21,22 @@ import torch
 from torch import nn
 
 from ftrain.core import _torch
+from ftrain.core._aliases import Alias, aliases_of
 from ftrain.core._hooks import Hooks, parameter_hooks
 from ftrain.core._kept_buffers import KeptBuffers
 from ftrain.core._object_contents import Change
+from ftrain.core._own_modes import has_own_modes, settled
+from ftrain.core._parameter_marks import marked, not_required, turn_off, unmark
 from ftrain.core._reachable_objects import spell
 from ftrain.core._recursion import deep_enough, depth_of
 from ftrain.core._restored_objects import Owned
+from ftrain.core._skeleton_errors import (
+    PARAMETER_REMEDY,
+    STRAY_REMEDY,
+    refuse_changes,
+    refuse_parting,
+    replacement,
+)
 from ftrain.core._structure import (
     Tensors,
     copy_structure,
@@ -45,15 +55,6 @@ from ftrain.core.errors import ImpureFunctionError
 
 __all__ = ["Skeleton", "skeleton_of"]
 
-_PARAMETER_REMEDY = (
-    "A step must leave its inputs as they are: compute with a changed copy instead, or change the "
-    "parameters between steps with state.replace(params=...)"
-)
-_STRAY_REMEDY = (
-    "It is not part of the state, so the next step would not be a function of its inputs. "
-    "Register it: self.register_buffer(name, tensor)"
-)
-
 
 class _Outer(NamedTuple):
     """State of an outer call, which a nested call of the same module has to restore."""
@@ -71,9 +72,12 @@ class Skeleton:
         original: the module of which `module` is a copy, or another one built by the same function.
             Objects that both reach are shared with the caller, who may change them between calls.
         hooks: the hooks of the module's parameters, by name.
+        aliases: the views of its tensors that `module` holds.
 
     Attributes:
         module: the skeleton itself, with every tensor on the meta device.
+        has_aliases: True if the module holds views of its parameters or buffers.
+        settles: True if the module's own `train()` changed more than the flags of its submodules.
         trainable: names of the parameters with `requires_grad`, sorted.
         carried: names of all other tensors (buffers, frozen parameters), sorted.
         buffers: the names in `carried` that are not parameters.
@@ -81,14 +85,28 @@ class Skeleton:
             takes 5 µs per call.
     """
 
-    def __init__(self, module: nn.Module, original: nn.Module, hooks: Hooks) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        original: nn.Module,
+        hooks: Hooks,
+        aliases: Sequence[tuple[torch.Tensor, Alias]] = (),
+    ) -> None:
         self._nesting = depth_of(module)
         with deep_enough(self._nesting):
-            self._bind(module, original, hooks)
+            self._bind(module, original, hooks, aliases)
 
-    def _bind(self, module: nn.Module, original: nn.Module, hooks: Hooks) -> None:
+    def _bind(
+        self,
+        module: nn.Module,
+        original: nn.Module,
+        hooks: Hooks,
+        aliases: Sequence[tuple[torch.Tensor, Alias]],
+    ) -> None:
         refuse_lazy(module)
         self.module = module
+        own_modes = has_own_modes(module)
+        self.settles = own_modes and settled(module)
         tensors = named_tensors(module)
         self.trainable = sorted(
             name for name, t in tensors.items() if isinstance(t, nn.Parameter) and t.requires_grad
@@ -101,7 +119,11 @@ class Skeleton:
         self._owned = Owned(roots, outside=outside)
         self._hollow = {name: hollow(t) for name, t in tensors.items()}
         self._shapes = [(name, t.shape) for name, t in tensors.items()]
-        names = {id(t): name for name, t in tensors.items()}
+        self._aliases = {f"{alias.path} (a view of {alias.name})": alias for _, alias in aliases}
+        self.has_aliases = bool(aliases)
+        views = dict(zip(self._aliases, (t for t, _ in aliases), strict=True))
+        self._hollow |= {name: hollow(t) for name, t in views.items()}
+        names = {id(t): name for name, t in (tensors | views).items()}
         refuse_fixed(module, names)
         for slot in slots_of(self._owned.found, names):
             slot.holder[slot.key] = self._hollow[slot.name]
@@ -110,16 +132,16 @@ class Skeleton:
             id(registry): prefix for prefix, m in modules.items() for registry in registries(m)
         }
         self._flags = [(m, m.training) for m in modules.values()]
-        train = [(m, m.training or not module.training) for m in modules.values()]
+        whole = not module.training and not own_modes  # then `train()` sets all flags
+        train = [(m, m.training or whole) for m in modules.values()]
         self._modes = {
             training: [
                 (m, flag and training) for m, flag in train if m.training != (flag and training)
             ]
             for training in (False, True)
         }
-        self.buffers = {
-            name for name in self.carried if not isinstance(tensors[name], nn.Parameter)
-        }
+        self._frozen = [name for name in self.carried if isinstance(tensors[name], nn.Parameter)]
+        self.buffers = set(self.carried) - set(self._frozen)
         self._held: Tensors | None = None  # the installed parameters, inside `holding`
         self._lock = threading.RLock()
         self._depth = 0
@@ -127,6 +149,19 @@ class Skeleton:
         self._firsts = FirstCalls()
         self._owned.look()
         self._place()
+        self._own_eval = own_modes and self._evaluated()
+
+    def _evaluated(self) -> bool:
+        """Record what the module's own `eval()` does; return True if it changes more than flags."""
+        try:
+            self.module.eval()
+        except Exception:  # it reads values, which a skeleton does not have
+            self._put_back()
+            return True
+        after = [(m, m.training) for m, _ in self._flags]
+        changes, refusals = self._put_back()
+        self._modes[False] = [(m, flag) for m, flag in after if m.training != flag]
+        return bool(changes or refusals)
 
     def _place(self) -> None:
         """Record where the module holds tensors of the state, and which other tensors it holds."""
@@ -137,6 +172,12 @@ class Skeleton:
         self._slots = sorted(
             slots_of(found, names), key=lambda slot: id(slot.holder) not in self._registries
         )
+        trainable = set(self.trainable)
+        self._registered = [
+            (slot.holder, slot.key, slot.name)
+            for slot in self._slots
+            if slot.name in trainable and id(slot.holder) in self._registries
+        ]
         self._stray = {
             spell(path): t for path, t in found.tensors if id(t) not in names and not t.is_meta
         }
@@ -157,14 +198,20 @@ class Skeleton:
             self._depth += 1
             held, self._held = self._held, params
             guard(self.module)
+            for name, alias in self._aliases.items():
+                tensors[name] = alias.of(tensors[alias.name])
+            marks = marked([*params.values(), *(buffers[name] for name in self._frozen)])
+            plain = not_required(params.values())
             try:
                 for holder, key, name in self._slots:
                     holder[key] = tensors[name]
                 _set_flags(self._modes[training])
+                if self._own_eval and not training:
+                    self.module.eval()
                 first = self._firsts.is_first(training, params.values())
                 with (
-                    unchanged(params, "parameter", _PARAMETER_REMEDY, compare_bytes=first),
-                    unchanged(self._stray, "tensor attribute", _STRAY_REMEDY, compare_bytes=first),
+                    unchanged(params, "parameter", PARAMETER_REMEDY, compare_bytes=first),
+                    unchanged(self._stray, "tensor attribute", STRAY_REMEDY, compare_bytes=first),
                     around_regions(lambda: self._again(params, training)),
                 ):
                     yield
@@ -174,8 +221,17 @@ class Skeleton:
                 self._leave(outer)
                 raise
             else:
-                self._refuse(*self._leave(outer))
+                replaced = [
+                    name
+                    for holder, key, name in self._registered
+                    if holder.get(key) is not tensors[name]
+                ]
+                refuse_changes(*self._leave(outer), self._registries)
+                if replaced:
+                    raise replacement(replaced[0])
             finally:
+                unmark(marks)
+                turn_off(plain)
                 self._depth -= 1
                 self._held = held
 
@@ -192,7 +248,7 @@ class Skeleton:
             return
         try:
             first = self._firsts.is_first("backward", self._stray.values())
-            with unchanged(self._stray, "tensor attribute", _STRAY_REMEDY, compare_bytes=first):
+            with unchanged(self._stray, "tensor attribute", STRAY_REMEDY, compare_bytes=first):
                 yield
             if first:
                 self._firsts.passed("backward")
@@ -200,7 +256,7 @@ class Skeleton:
             self._put_back()
             raise
         else:
-            self._refuse(*self._put_back())
+            refuse_changes(*self._put_back(), self._registries)
         finally:
             self._depth -= 1
 
@@ -272,19 +328,8 @@ class Skeleton:
                         "buffer's shape, such as torch.zeros_like(...)."
                     )
             elif slot.name in wanted and slot.holder[slot.key] is not found[slot.name]:
-                self._refuse_parting(slot)
+                refuse_parting(slot, self._registries)
         return {name: found[name] for name in names}
-
-    def _refuse_parting(self, slot: Slot) -> None:
-        """Raise if modules that shared a buffer now have different tensors registered for it."""
-        prefix = self._registries.get(id(slot.holder))
-        if prefix is not None:
-            other = f"{prefix}.{slot.key}".lstrip(".")
-            raise ImpureFunctionError(
-                f"the buffers {slot.name!r} and {other!r}: expected one shared tensor after a forward "
-                "pass, as before it, got two, because the model assigned one of them. Write into the "
-                "tensor in place, or give each module a buffer of its own."
-            )
 
     def counts(self) -> dict[str, int]:
         """Return the number of places in the module that hold each tensor of the state, by name."""
@@ -323,37 +368,6 @@ class Skeleton:
                     )
         return tensors
 
-    def _refuse(self, changes: list[Change], refusals: list[str]) -> None:
-        """Raise if a call added or removed a tensor, or made a change that cannot be undone.
-
-        Args:
-            changes: the changes that were undone after the call.
-            refusals: a sentence for each change that could not be undone.
-
-        Raises:
-            ImpureFunctionError: a parameter or buffer was registered, removed, or set in place of None;
-                or a change could not be undone.
-        """
-        for node, keys, values, _ in changes:
-            prefix = self._registries.get(id(node))
-            if prefix is None or keys is None:
-                continue
-            for name in set(keys) ^ set(node):
-                raise ImpureFunctionError(
-                    f"the model registered or removed `{f'{prefix}.{name}'.lstrip('.')}` during a "
-                    "forward or backward pass: expected the same tensors before and after. "
-                    "Do it in __init__."
-                )
-            for name, value in zip(keys, values, strict=True):
-                if node[name] is None and value is not None:
-                    raise ImpureFunctionError(
-                        f"the model filled its buffer {name!r}, which was None, during a "
-                        "forward or backward pass: expected the same buffers before and after. Give "
-                        "the buffer its shape in __init__."
-                    )
-        for refusal in refusals:
-            raise ImpureFunctionError(f"{refusal}.")
-
 
 def _set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
     for module, flag in flags:
@@ -368,4 +382,8 @@ def skeleton_of(module: nn.Module) -> Skeleton:
     """Make a `Skeleton`: copy the structure of a module, but not the weights."""
     refuse_lazy(module)
     refuse_scripted(module)
-    return Skeleton(copy_structure(module), module, parameter_hooks(module))
+    refuse_overlap(named_tensors(module))
+    aliases = [(tensor, hollow(tensor), alias) for tensor, alias in aliases_of(module)]
+    copy = copy_structure(module, {id(tensor): empty for tensor, empty, _ in aliases})
+    views = [(empty, alias) for _, empty, alias in aliases]
+    return Skeleton(copy, module, parameter_hooks(module), views)

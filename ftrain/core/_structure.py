@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -34,13 +34,23 @@ def read_tensors(module: nn.Module) -> tuple[Tensors, Tensors]:
     )
 
 
-def fill(module: nn.Module, tensors: Tensors) -> None:
+def fill(
+    module: nn.Module, tensors: Tensors, views: Iterable[tuple[torch.Tensor, Any]] = ()
+) -> None:
     """Set each parameter and buffer of a module to a copy of the tensor of its name in `tensors`.
 
     The dtype and the device of `tensors` replace those of the module.
+
+    Args:
+        module: the module.
+        tensors: the new values.
+        views: tensors in the module that are views of its parameters and buffers, each with its `Alias`.
     """
-    for name, own in named_tensors(module).items():
+    named = named_tensors(module)
+    for name, own in named.items():
         own.data = tensors[name].detach().clone()
+    for view, alias in views:
+        view.data = alias.of(named[alias.name].detach())
 
 
 def built_again(factory: Callable[[], nn.Module]) -> nn.Module:
@@ -87,9 +97,14 @@ def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
     return copy_of
 
 
-def copy_structure(module: nn.Module) -> nn.Module:
-    """Return a deep copy of a module with all tensors on the meta device, where they need no memory."""
-    memo: dict[int, Any] = {id(t): hollow(t) for t in named_tensors(module).values()}
+def copy_structure(module: nn.Module, others: Mapping[int, Any] | None = None) -> nn.Module:
+    """Return a deep copy of a module with all tensors on the meta device, where they need no memory.
+
+    Args:
+        module: the module.
+        others: copies of other objects in it, by `id`.
+    """
+    memo = {id(t): hollow(t) for t in named_tensors(module).values()} | dict(others or {})
     try:
         return copied(module, memo)
     except Exception as error:

@@ -120,9 +120,16 @@ def _check_same_layout(old: TrainState, olds: list[torch.Tensor], news: list[Any
         ):
             if was != now:
                 path = tree.paths(old)[index]
+                remedy = (
+                    f"Convert the new tensor to this {what}: a change would compile the step again."
+                )
+                if not a.numel():
+                    remedy = (
+                        "It was empty: run one batch through the model before passing it on, or create "
+                        "the buffer with its final shape."
+                    )
                 raise ValueError(
-                    f"a step changed the {what} of state{path}: expected {was}, got {now}. Convert the "
-                    f"new tensor to this {what}, because a change would compile the step again."
+                    f"a step changed the {what} of state{path}: expected {was}, got {now}. {remedy}"
                 )
 
 

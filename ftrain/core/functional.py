@@ -15,10 +15,12 @@ import torch
 from torch import nn
 
 from ftrain.core import _torch, random, tree
+from ftrain.core._aliases import aliases_of
 from ftrain.core._differentiate import differentiate
 from ftrain.core._hooks import Hooks, hooked, note_call, parameter_hooks
 from ftrain.core._loop_bodies import own_memory
 from ftrain.core._loss_notes import note_arguments
+from ftrain.core._own_modes import in_training_mode
 from ftrain.core._row_buffers import copy_of
 from ftrain.core._skeleton import Skeleton, skeleton_of
 from ftrain.core._structure import (
@@ -71,7 +73,8 @@ class Bound:
             self._shares = is_shared(built, again)
             if not self._shares:
                 self._parameter_hooks = parameter_hooks(built)
-                self.skeleton = Skeleton(built, again, self._parameter_hooks)
+                views = aliases_of(built)
+                self.skeleton = Skeleton(built, again, self._parameter_hooks, views)
                 self._watch = Watch(built)
                 return
         else:
@@ -107,6 +110,9 @@ class Bound:
         module = self._start
         if module is None:  # `or` would be wrong, because a module without children can be falsy
             module = construct(self._build, key, self._plan)
+        if self.skeleton.settles:
+            is_own = self._start is None and not self._shares
+            module = in_training_mode(module if is_own else copied(module))
         found = read_tensors(module)
         for names, given in zip(
             (self.skeleton.trainable, self.skeleton.carried), found, strict=True
@@ -192,12 +198,16 @@ class Bound:
     def module(self, params: Tensors, buffers: Tensors) -> nn.Module:
         """Return an nn.Module in eval mode with copies of `params` and `buffers`; weights stay tied."""
         tensors = self.skeleton.checked(params, buffers)
-        if self._start is not None:
-            module = copied(self._start)
-        else:
-            module = construct(self._build, random.key(0), self._plan)
-            module = copied(module) if self._shares else module
-        fill(module, tensors)
+        own = self._start
+        module = construct(self._build, random.key(0), self._plan) if own is None else own
+        views = aliases_of(module) if self.skeleton.has_aliases else []
+        if own is not None or self._shares:
+            memo: dict[int, Any] = {}
+            module = copied(module, memo)
+            views = [(memo[id(view)], alias) for view, alias in views]
+        if self.skeleton.settles:
+            in_training_mode(module)
+        fill(module, tensors, views)
         return module.eval()
 
     def __repr__(self) -> str:

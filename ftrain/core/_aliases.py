@@ -1,0 +1,124 @@
+"""Tensors in a module that are views of a parameter or buffer: `self.flat = self.weight.data.view(-1)`.
+
+In torch, they follow every update. A state stores each parameter and buffer as an independent tensor,
+so that each call makes these views anew.
+
+Read next: `_skeleton.py`, which installs them together with the tensors of a state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from ftrain.core import _torch
+from ftrain.core._reachable_objects import reach, spell
+from ftrain.core._structure import named_tensors
+from ftrain.core._torch_tensors import storage_id
+
+__all__ = ["Alias", "aliases_of"]
+
+
+class Alias(NamedTuple):
+    """View of a parameter or buffer that a module holds.
+
+    Attributes:
+        path: its place in the module.
+        name: the name of the parameter or buffer.
+        size: the shape of the view.
+        stride: its strides.
+        offset: the number of elements before it.
+        requires_grad: a gradient flows through it.
+    """
+
+    path: str
+    name: str
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+    requires_grad: bool
+
+    def of(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return the same view of another tensor, which has the strides of the first one."""
+        base = tensor if self.requires_grad else tensor.detach()
+        return base.as_strided(self.size, self.stride, self.offset)
+
+
+def aliases_of(module: nn.Module) -> list[tuple[torch.Tensor, Alias]]:
+    """Return the tensors in a module that are views of its parameters and buffers.
+
+    Raises:
+        ValueError: a tensor or an array shares memory with a parameter, but is not a view of it.
+    """
+    named = named_tensors(module)
+    bases: dict[int, list[tuple[str, torch.Tensor]]] = {}
+    for name, tensor in named.items():
+        if _has_storage(tensor):
+            bases.setdefault(storage_id(tensor), []).append((name, tensor))
+    found = reach([("", module)])
+    own = {id(tensor) for tensor in named.values()}
+    aliases = []
+    for path, tensor in found.tensors:
+        if id(tensor) not in own and _has_storage(tensor) and storage_id(tensor) in bases:
+            sharing = bases[storage_id(tensor)]
+            fitting = [name for name, base in sharing if _is_view(tensor, base)]
+            if fitting:
+                aliases.append((tensor, _alias(tensor, spell(path), fitting[0], named)))
+            elif any(base.requires_grad for _, base in sharing):
+                raise _shares(spell(path), next(n for n, base in sharing if base.requires_grad))
+    for array in found.buffers:
+        if isinstance(array, np.ndarray):
+            _refuse_array(array, spell(found.paths.get(id(array))), named)
+    return aliases
+
+
+def _alias(tensor: torch.Tensor, path: str, name: str, named: dict[str, torch.Tensor]) -> Alias:
+    offset = int(tensor.storage_offset()) - int(named[name].storage_offset())
+    size, stride = tuple(tensor.shape), tuple(tensor.stride())
+    return Alias(path, name, size, stride, offset, tensor.requires_grad)
+
+
+def _has_storage(tensor: torch.Tensor) -> bool:
+    if tensor.layout != torch.strided or _torch.is_wrapped(tensor) or not tensor.numel():
+        return False
+    with contextlib.suppress(RuntimeError, NotImplementedError):
+        return storage_id(tensor) != 0
+    return False
+
+
+def _is_view(tensor: torch.Tensor, base: torch.Tensor) -> bool:
+    """Return True if `tensor` is inside of `base`, whose copies have the same strides."""
+    if tensor.dtype != base.dtype or base.is_conj() != tensor.is_conj():
+        return False
+    if torch.empty_like(base, device="meta").stride() != base.stride():
+        return False
+    first, last = (_last(x) - x.storage_offset() for x in (tensor, base))
+    start = tensor.storage_offset() - base.storage_offset()
+    return start >= 0 and start + first <= last
+
+
+def _last(x: torch.Tensor) -> int:
+    """Return the position of a tensor's last element in its storage."""
+    steps = ((n - 1) * stride for n, stride in zip(x.shape, x.stride(), strict=True))
+    return int(x.storage_offset()) + sum(steps)
+
+
+def _refuse_array(array: np.ndarray[Any, Any], path: str, named: dict[str, torch.Tensor]) -> None:
+    address = array.__array_interface__["data"][0]
+    for name, tensor in named.items():
+        if tensor.requires_grad and tensor.device.type == "cpu" and _has_storage(tensor):
+            storage = tensor.untyped_storage()
+            if 0 <= address - storage.data_ptr() < max(storage.nbytes(), 1):
+                raise _shares(path, name)
+
+
+def _shares(path: str, name: str) -> ValueError:
+    return ValueError(
+        f"`{path}` shares memory with the parameter {name!r}: expected memory of its own, because a "
+        "state stores each parameter by itself, and this would keep the first values. "
+        "Compute it from the parameter in forward, or copy it: x.clone()."
+    )

@@ -1,0 +1,48 @@
+"""Models whose `train()` or `eval()` does more than to set the flags of all submodules.
+
+A class may keep a BatchNorm in evaluation mode, merge adapters into weights or set attributes there, so
+that a step is that of a loop which calls these methods only if they are called here, too.
+
+Read next: `_skeleton.py`, which records what they do.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from ftrain.core._restored_objects import Owned
+
+__all__ = ["has_own_modes", "in_training_mode", "settled"]
+
+
+def has_own_modes(module: nn.Module) -> bool:
+    """Return True if the class of a submodule overrides `train` or `eval`."""
+    return any(
+        type(m).train is not nn.Module.train or type(m).eval is not nn.Module.eval
+        for m in module.modules()
+    )
+
+
+def in_training_mode(module: nn.Module) -> nn.Module:
+    """Call `module.train()`, keep what was frozen in evaluation mode inside of it; return the module."""
+    frozen = [m for m in module.modules() if module.training and not m.training]
+    module.train()
+    for m in frozen:
+        m.training = False
+    return module
+
+
+def settled(module: nn.Module) -> bool:
+    """Call a module's own `train()`; return True if that changed more than the flags of its modules."""
+    owned = Owned([("", module)])
+    before = [(m, m.training) for m in module.modules()]
+    after = [(m, m.training) for m in in_training_mode(module).modules()]
+    for m, flag in before:
+        m.training = flag
+    changes, refusals = owned.restore()
+    if changes or refusals:
+        in_training_mode(module)
+        return True
+    for m, flag in after:
+        m.training = flag
+    return False

@@ -1,0 +1,51 @@
+"""Marks on tensors in the places of parameters, and their flags `requires_grad`.
+
+The marks make `isinstance(x, nn.Parameter)` True. A loss may add up the squares of the parameters that
+it finds in this way among a module's attributes; with plain tensors, the sum would be empty.
+`nn.Parameter` accepts every tensor with the attribute `_is_param` (torch 1.12 and later).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import torch
+
+from ftrain.core import _torch
+
+__all__ = ["marked", "not_required", "turn_off", "unmark"]
+
+_MARK = "_is_param"
+
+
+def marked(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Mark tensors as parameters; return those that had no mark before."""
+    if torch.compiler.is_dynamo_compiling():
+        return []
+    new = [tensor for tensor in tensors if _MARK not in tensor.__dict__]
+    for tensor in new:
+        tensor.__dict__[_MARK] = True
+    return new
+
+
+def unmark(tensors: Iterable[torch.Tensor]) -> None:
+    """Remove the marks of `marked`."""
+    for tensor in tensors:
+        tensor.__dict__.pop(_MARK, None)
+
+
+def not_required(tensors: Collection[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the tensors that do not require a gradient."""
+    with _torch.unwatched():
+        return [tensor for tensor in tensors if not tensor.requires_grad]
+
+
+def turn_off(tensors: Collection[torch.Tensor]) -> None:
+    """Turn `requires_grad` off again where a call turned it on.
+
+    An evaluation runs on the tensors of the state itself. A loss may turn the flags of some parameters
+    off and on again, for a part of it whose gradient they do not take.
+    """
+    if len(not_required(tensors)) < len(tensors):
+        for tensor in tensors:
+            tensor.requires_grad_(False)

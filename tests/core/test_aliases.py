@@ -1,0 +1,126 @@
+"""Test modules that hold views of their own parameters and buffers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import ftrain
+from ftrain import optim
+
+RATE = 0.1
+
+
+class Holds(nn.Module):
+    """Weight with a view of it, which `place` stores in the module."""
+
+    def __init__(self, place: Callable[[nn.Module], None]) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(3, 2))
+        self.register_buffer("sums", torch.zeros(4))
+        self.views: list[torch.Tensor] = []
+        place(self)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.sums += x.detach().mean()
+        return x @ self.weight + sum(view.sum() for view in self.views) * 0.1
+
+
+def attribute(module: nn.Module) -> None:
+    module.flat = module.weight.data.view(-1)
+    module.views.append(module.flat)
+
+
+def detached(module: nn.Module) -> None:
+    module.views.append(module.weight.detach())
+
+
+def column(module: nn.Module) -> None:
+    module.views.append(module.weight.data[1:, 1])
+
+
+def of_buffer(module: nn.Module) -> None:
+    module.views.append(module.sums[1:3])
+
+
+PLACES = {"attribute": attribute, "detached": detached, "column": column, "of a buffer": of_buffer}
+
+
+def loss_fn(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    return (model(x) - 1).square().mean()
+
+
+def batches() -> list[torch.Tensor]:
+    return [torch.randn(6, 3, generator=torch.Generator().manual_seed(i)) for i in range(3)]
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("place", PLACES)
+def test_views_of_a_state_s_tensors_follow_them(place: str, compiled: bool) -> None:
+    torch.manual_seed(0)
+    model = Holds(PLACES[place])
+    steps = ftrain.make_steps(model, loss_fn, optim.sgd(RATE))
+    step = ftrain.compile(steps.train_step, backend="eager") if compiled else steps.train_step
+    state = steps.init_state(0)
+    for x in batches():
+        state, metrics = step(state, x)
+        loss = loss_fn(model, x)
+        (grad,) = torch.autograd.grad(loss, model.weight)
+        with torch.no_grad():
+            model.weight.add_(grad * -RATE)
+        torch.testing.assert_close(metrics["loss"], loss.detach(), rtol=1e-6, atol=1e-7)
+        torch.testing.assert_close(state.params["weight"], model.weight.detach())
+        torch.testing.assert_close(state.buffers["sums"], model.sums)
+    exported = ftrain.export(state, model)
+    assert torch.equal(loss_fn(exported, batches()[0]), loss_fn(model, batches()[0]))
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_export_of_a_built_model_has_views_of_its_own_weights(place: str) -> None:
+    build = lambda: Holds(PLACES[place])  # noqa: E731
+    steps = ftrain.make_steps(build, loss_fn, optim.sgd(RATE))
+    state, _ = steps.train_step(steps.init_state(0), batches()[0])
+    exported = ftrain.export(state, build)
+    expected = steps.eval_step(state, batches()[1])["loss"]
+    assert torch.equal(loss_fn(exported, batches()[1]).detach(), expected)
+
+
+def test_each_row_of_a_mapped_step_has_views_of_its_own_weights() -> None:
+    steps = ftrain.make_steps(lambda: Holds(attribute), loss_fn, optim.sgd(RATE))
+    states = torch.vmap(steps.init_state)(torch.arange(2))
+    _, metrics = torch.vmap(steps.train_step, in_dims=(0, None))(states, batches()[0])
+    for seed in range(2):
+        _, single = steps.train_step(steps.init_state(seed), batches()[0])
+        torch.testing.assert_close(metrics["loss"][seed], single["loss"])
+
+
+def array(module: nn.Module) -> None:
+    module.array = module.weight.detach().numpy()
+
+
+def wider(module: nn.Module) -> None:
+    module.whole = torch.randn(10)
+    module.weight = nn.Parameter(module.whole[:6].view(3, 2))
+
+
+@pytest.mark.parametrize(("place", "path"), [(array, "array"), (wider, "whole")])
+@pytest.mark.parametrize("built", [False, True])
+def test_memory_that_a_parameter_shares_with_something_else_is_refused(
+    place: Callable[[nn.Module], None], path: str, built: bool
+) -> None:
+    build = lambda: Holds(place)  # noqa: E731
+    with pytest.raises(ValueError, match=f"`{path}` shares memory with the parameter 'weight'"):
+        ftrain.bind(build if built else build())
+
+
+@pytest.mark.parametrize("built", [False, True])
+def test_overlapping_registered_tensors_are_refused(built: bool) -> None:
+    def registered(module: nn.Module) -> None:
+        module.register_buffer("part", module.weight.data[:2])
+
+    build = lambda: Holds(registered)  # noqa: E731
+    with pytest.raises(ValueError, match="expected tensors in separate memory"):
+        ftrain.bind(build if built else build())
