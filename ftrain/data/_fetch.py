@@ -26,6 +26,7 @@ from ftrain.core.padded import Padded
 from ftrain.data._collate import collate_samples
 from ftrain.data._generators import one_thread, preserved_generators, seed_generators
 from ftrain.data._hash import words
+from ftrain.data._own_generators import own_generators, seed_own_generators
 
 Augment = Callable[[Any, Tensor], Any]
 Collate = Callable[[list[Any]], Any]
@@ -99,6 +100,7 @@ class Fetch:
         # Generators are seeded only if draws are possible, because seeding takes 7 µs per sample:
         # reading from a list draws nothing.
         self.may_draw = augment is not None or type(dataset) is not list
+        self._generators = own_generators([dataset, augment]) if self.may_draw else []
         self._travels = False
 
     def __getitem__(self, request: Request) -> Any:
@@ -164,13 +166,13 @@ class Fetch:
         keys = sample_keys(request.seed, request.epoch, request.positions)
         read: list[Any] | None = None
         if hasattr(self.dataset, "__getitems__") and not isinstance(self.dataset, Subset):
-            seed_generators(keys[0])
+            self._seed(keys[0])
             read = list(self.dataset.__getitems__(indices))
             if self.augment is None:
                 return read
         samples = []
         for row, (index, key) in enumerate(zip(indices, keys.unbind(0), strict=True)):
-            seed_generators(key)
+            self._seed(key)
             try:
                 sample = self.dataset[index] if read is None else read[row]
                 samples.append(sample if self.augment is None else self.augment(sample, key))
@@ -178,6 +180,10 @@ class Fetch:
                 error.add_note(f"while fetching sample {index} of the dataset")
                 raise
         return samples
+
+    def _seed(self, key: Tensor) -> None:
+        seed_generators(key)
+        seed_own_generators(self._generators, key)
 
 
 def _check_travels(batch: Any) -> None:

@@ -20,13 +20,14 @@ from ftrain.data._collate import collate_samples
 from ftrain.data._device import transferred
 from ftrain.data._fetch import Collate, sample_keys
 from ftrain.data._generators import preserved_generators, seed_generators
+from ftrain.data._own_generators import own_generators, seed_own_generators
 from ftrain.data._release_workers import release_workers
 from ftrain.data.cursor import Cursor, check_seed, checked, is_count
 
 __all__ = ["Stream"]
 
 _END = object()
-_PARTS = ("dataset", "sampler")
+_PARTS = ("dataset", "sampler", "batch_sampler")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -44,7 +45,8 @@ class Stream:
     The global generators of torch (CPU), numpy and Python are seeded from (seed, epoch, position) while
     the source is read, and restored for the caller, so that a plain `DataLoader(dataset, shuffle=True)`
     gives the same batches every time. If the source, or a DataLoader's dataset or sampler, has a method
-    `set_epoch`, it is called with the epoch; if it has a `generator`, that is seeded.
+    `set_epoch`, it is called with the epoch. Generators that they keep as attributes (of torch, numpy
+    or Python) are seeded at the beginning of each epoch.
 
     Attributes:
         source: an iterable that starts again each time it is iterated over, so not a generator.
@@ -171,12 +173,19 @@ class Stream:
         with preserved_generators():
             seed_generators(key)
             parts: list[Any] = [self.source, *(getattr(self.source, n, None) for n in _PARTS)]
+            inner = getattr(parts[-1], "sampler", None)
+            parts += [] if any(inner is part for part in parts) else [inner]
+            seeded = []
             for part in parts:
                 if hasattr(part, "set_epoch"):
                     part.set_epoch(cursor.epoch)
                 generator = getattr(part, "generator", None)
                 if isinstance(generator, torch.Generator) and not restored:
                     generator.manual_seed(int(torch.randint(2**62, ())))
+                    seeded.append(generator)
+            if not restored:
+                others = own_generators(self.source)
+                seed_own_generators([g for g in others if not any(g is s for s in seeded)], key)
             if restored:
                 if not hasattr(self.source, "load_state_dict"):
                     raise ValueError(
