@@ -84,7 +84,11 @@ def is_running(value: object) -> bool:
 
 
 def slot_names(cls: type) -> tuple[str, ...]:
-    """Return the names in `__slots__` of a class and its bases."""
+    """Return the names in `__slots__` of a class and its bases, without those that a subclass overrides.
+
+    Such a name, a property of the subclass over the slot of a base (as in mpmath's constants), may have
+    another value at each reading and cannot be set.
+    """
     names: dict[str, None] = {}
     for base in cls.__mro__:
         slots = vars(base).get("__slots__", ())
@@ -92,7 +96,12 @@ def slot_names(cls: type) -> tuple[str, ...]:
             if name not in ("__dict__", "__weakref__"):
                 hidden = name.startswith("__") and not name.endswith("__")
                 names[f"_{base.__name__.lstrip('_')}{name}" if hidden else name] = None
-    return tuple(names)
+    return tuple(name for name in names if isinstance(_held(cls, name), types.MemberDescriptorType))
+
+
+def _held(cls: type, name: str) -> Any:
+    """Return what a class or the first of its bases holds under a name; no descriptor is called."""
+    return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 
 def data_names(cls: type) -> tuple[str, ...]:

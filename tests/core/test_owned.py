@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import itertools
 from types import SimpleNamespace
 from typing import Any
 
@@ -231,3 +232,25 @@ def test_owned_restore_undoes_the_renaming_of_a_dict_key_or_attribute(
     changes, refusals = owned.restore()
     assert (len(changes), refusals) == (1, [])
     assert list(entries.items()) == list(before.items())
+
+
+class Counted(Slotted):
+    """Class with a property in the place of its base's slot, which has another value at each reading."""
+
+    __slots__ = ()
+    readings = itertools.count()
+
+    def __init__(self) -> None:
+        pass
+
+    @property
+    def n(self) -> int:  # type: ignore[override]
+        return next(Counted.readings)
+
+
+def test_owned_leaves_a_property_over_a_slot_alone() -> None:
+    root = SimpleNamespace(number=Counted(), other=1)
+    owned = Owned([("", root)])
+    root.other = 2
+    assert len(owned.restore()[0]) == 1
+    assert root.other == 1
