@@ -150,12 +150,24 @@ class ModelCalls:
                 raise ValueError(
                     f"{where} reads a tensor that requires a gradient and is not in the state "
                     f"({kind(leaf)}): it would never be trained. "
-                    f"{_remedy(self._bound.skeleton.stray_path(leaf))}"
+                    f"{_remedy(self._bound.skeleton.stray_path(leaf), self._bound.own_name(leaf))}"
                 )
 
 
-def _remedy(path: str | None) -> str:
-    """Return the remedy for a trainable tensor outside the state, in the model or captured."""
+def _remedy(path: str | None, name: str | None) -> str:
+    """Return the remedy for a trainable tensor outside the state, in the model or captured.
+
+    Args:
+        path: its place in the model.
+        name: its name, if it is a parameter of the module that was passed to `make_steps`.
+    """
+    if name is not None:
+        where = "A function" if path is None else f"A function in the model (`{path}`)"
+        return (
+            f"{where} captures the parameter {name!r} of the module itself, and copies of the module "
+            "have the same function. Write it as a method that reads it from self, or pass a function "
+            "that builds the module: make_steps(lambda: Net(...), ...)."
+        )
     if path is None:
         return (
             "Use the `model` argument instead of a captured module; call requires_grad_(False) on a "

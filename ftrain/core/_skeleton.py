@@ -46,7 +46,13 @@ from ftrain.core._structure import (
     refuse_overlap,
     refuse_scripted,
 )
-from ftrain.core._tensor_slots import Slot, refuse_captured, refuse_fixed, slots_of
+from ftrain.core._tensor_slots import (
+    Slot,
+    refuse_captured,
+    refuse_fixed,
+    refuse_leftovers,
+    slots_of,
+)
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_tensors import registries
 from ftrain.core._traced_leftovers import guard
@@ -149,6 +155,10 @@ class Skeleton:
         self._firsts = FirstCalls()
         self._owned.look()
         self._place()
+        if not {id(m) for m in original.modules()} & {id(m) for m in self._owned.found.modules}:
+            fixed = named_tensors(original).items()
+            rest = {id(t): name for name, t in (*fixed, *tensors.items()) if name in self.carried}
+            refuse_leftovers(self._owned.found.tensors, rest)
         self._own_eval = own_modes and self._evaluated()
 
     def _evaluated(self) -> bool:

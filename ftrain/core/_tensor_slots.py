@@ -12,9 +12,9 @@ from torch import nn
 
 from ftrain.core._hooks import Hooks
 from ftrain.core._python_objects import cell_contents
-from ftrain.core._reachable_objects import Attributes, Found, reach, spell
+from ftrain.core._reachable_objects import Attributes, Found, Path, reach, spell
 
-__all__ = ["Slot", "refuse_captured", "refuse_fixed", "slots_of"]
+__all__ = ["Slot", "refuse_captured", "refuse_fixed", "refuse_leftovers", "slots_of"]
 
 
 class Slot(NamedTuple):
@@ -112,6 +112,27 @@ def refuse_fixed(module: nn.Module, names: Mapping[int, str]) -> None:
     for m in module.modules():
         for attribute, value in m.__dict__.items():
             _refuse_fixed(value, names, attribute)
+
+
+def refuse_leftovers(
+    tensors: Iterable[tuple[Path, torch.Tensor]], names: Mapping[int, str]
+) -> None:
+    """Raise if a module still holds one of its own buffers where no other tensor can take its place.
+
+    A default argument, a tuple or a class attribute would keep the first values. (A trainable parameter
+    there raises when it is used.)
+
+    Args:
+        tensors: the tensors that the module holds after its slots were filled with others.
+        names: the name of each buffer and frozen parameter, by the tensor's `id`.
+    """
+    for path, tensor in tensors:
+        if id(tensor) in names:
+            raise ValueError(
+                f"`{spell(path)}` holds the module's own {names[id(tensor)]!r} where the state's tensor "
+                "cannot take its place (a default argument, a tuple, an attribute of a class): expected "
+                f"it in an attribute, list or dict. Read self.{names[id(tensor)]} in forward instead."
+            )
 
 
 def refuse_captured(hooks: Hooks, tensors: Iterable[torch.Tensor]) -> None:

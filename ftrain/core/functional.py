@@ -30,6 +30,7 @@ from ftrain.core._structure import (
     copied,
     fill,
     is_shared,
+    named_tensors,
     read_tensors,
 )
 from ftrain.core._torch_levels import below
@@ -188,6 +189,13 @@ class Bound:
     def hooks(self) -> Hooks:
         """The gradient hooks of the parameters, by parameter name."""
         return self._parameter_hooks
+
+    def own_name(self, tensor: torch.Tensor) -> str | None:
+        """Return the name of a tensor of the module that was bound; `None` if it is not one."""
+        if self._start is None:
+            return None
+        named = named_tensors(self._start).items()
+        return next((name for name, own in named if own is tensor), None)
 
     def dtypes(self) -> dict[str, torch.dtype]:
         """Return the dtype that each tensor of `params` has in the module, by name."""
