@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 import torch
 
 from ftrain.core import _torch
+from ftrain.core.compile._trace import is_tracing
 
 __all__ = ["marked", "not_required", "turn_off", "unmark"]
 
@@ -19,9 +20,16 @@ _MARK = "_is_param"
 
 
 def marked(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Mark tensors as parameters; return those that had no mark before."""
+    """Mark tensors as parameters; return those that had no mark before.
+
+    The tracer registers a constant that is a parameter in its own module, which refuses tensors that are
+    results of operators: those of a traced gradient of a gradient get no mark.
+    """
     if torch.compiler.is_dynamo_compiling():
         return []
+    if is_tracing():
+        with _torch.unwatched():
+            tensors = [tensor for tensor in tensors if tensor.grad_fn is None]
     new = [tensor for tensor in tensors if _MARK not in tensor.__dict__]
     for tensor in new:
         tensor.__dict__[_MARK] = True
