@@ -238,8 +238,7 @@ class Metrics(Mapping[str, torch.Tensor]):
             within = [other for other in self.entries if str(other).startswith(f"{name}/")]
             known = ", ".join(map(repr, within or self.entries)) or "none"
             raise KeyError(
-                f"metrics: expected the name of a metric ({known}), got {name!r}. Choose one of these "
-                "names."
+                f"metrics: expected a name of {known}, got {name!r}. Choose one."
             ) from None
         value = entry if isinstance(entry, torch.Tensor) else entry.value
         assert isinstance(value, torch.Tensor)
@@ -335,8 +334,7 @@ def as_metrics(values: Any, where: str, device: torch.device | None = None) -> M
     if not isinstance(values, Mapping):
         raise TypeError(
             f"{where}: expected `loss` or `(loss, metrics)` with metrics a dict of 0-d tensors, got "
-            f"{a_or_an(type(values).__name__)} in the second place. Give it a name: return loss, "
-            "{'name': x}."
+            f"{a_or_an(type(values).__name__)} in the second place. Write: return loss, {{'name': x}}."
         )
     found: dict[str, Metric] = {}
     for name, value in _flat(values):

@@ -261,11 +261,7 @@ class GradCache(OwnGradients):
         batch: Any,
         seed: Seed,
     ) -> tuple[Any, Any]:
-        """Differentiate the loss with respect to parameters and embeddings.
-
-        Returns:
-            `(buffers, metrics)`, and the gradients.
-        """
+        """Return `(buffers, metrics)`, and the loss's gradients by parameters and embeddings."""
         flat = {name: tree.flatten(x) for name, x in embeddings.items()}
         real = {name: [x for x in leaves if _is_real(x)] for name, (leaves, _) in flat.items()}
 

@@ -176,7 +176,11 @@ class OwnForward(nn.Sequential):
         ((GPT(), "blocks"), ValueError, r"'blocks', a ModuleList, .*Select .* in it: 'blocks.\*'"),
         ((GPT(), []), ValueError, "expected a pattern or class as `where`, got none"),
         ((GPT(), 3), TypeError, "expected a pattern of module paths or a module class.*got 3"),
-        ((OwnForward(), "0"), ValueError, "got '0' with a `forward` set on the instance.*Use remat"),
+        (
+            (OwnForward(), "0"),
+            ValueError,
+            "got '0' with a `forward` set on the instance.*Use remat",
+        ),
         ((GPT,), TypeError, "expected a function or an nn.Module, got the class GPT"),
         ((3, "blocks.*"), TypeError, "expected a function or an nn.Module, got an int"),
     ],
