@@ -126,7 +126,7 @@ class Subject:
     def cases(
         self, wanted: Sequence[Variant] | None, backend: Backend, notes: list[str]
     ) -> list[Case]:
-        """Return the variants of the step, called twice each; append to `notes` why one is missing.
+        """Return the step's variants, each after two calls; append to `notes` why a variant is missing.
 
         An exception in the first eager call of the step is raised.
         """

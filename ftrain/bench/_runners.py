@@ -23,7 +23,7 @@ Returns = Literal["state", "state first", "other"]
 
 
 class Pure:
-    """Pure function `(state, *rest) -> (state, ...)` that runs one step at each call.
+    """Runner of a pure step `(state, *rest) -> (state, ...)`; each call runs it on the latest state.
 
     Args:
         fn: the function, compiled or not.
@@ -61,7 +61,7 @@ class Pure:
 
 
 class Plain:
-    """Function with its arguments that updates a model in place at each call, and cannot be reset."""
+    """Runner of a step that updates a model in place at each call; it cannot be reset."""
 
     def __init__(self, fn: Callable[..., Any], args: Sequence[Any]) -> None:
         self._fn, self._args = fn, args
@@ -75,7 +75,10 @@ class Plain:
 
 
 def returned(result: Any, state: Any) -> Returns:
-    """Return where a step's result holds the next state, found by structure, shapes and dtypes."""
+    """Return the position of the next state in a step's result: `"state first"`, `"state"` or `"other"`.
+
+    The state is recognized by its structure, shapes and dtypes; `"other"`: the result contains none.
+    """
     kind = _kind(state)
     if not kind[1]:
         return "other"

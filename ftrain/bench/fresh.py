@@ -64,7 +64,10 @@ def run_fresh(
         check=False,
     )
     if done.returncode:
-        raise RuntimeError(f"the process failed:\n{done.stderr[-3000:].rstrip()}")
+        raise RuntimeError(
+            f"{command[0]!r} failed with exit status {done.returncode}; its errors end with:\n"
+            f"{done.stderr[-3000:].rstrip()}"
+        )
     return Finished(done.stdout.splitlines()[-1], started, _work() - before)
 
 

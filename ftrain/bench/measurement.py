@@ -68,7 +68,7 @@ class Measurement:
 
     @property
     def median(self) -> float:
-        """Median over the turns of the seconds of a step."""
+        """Median time of a step over all turns (rounds of timing), in seconds."""
         return statistics.median(self.seconds)
 
     @property
@@ -123,7 +123,7 @@ class Measurement:
 
     @classmethod
     def from_json(cls, found: Mapping[str, Any]) -> Measurement:
-        """Return the measurement that `to_json` converted to JSON values; its field `cost` is `None`.
+        """Return a measurement from its JSON values; its field `cost` is `None`.
 
         Raises:
             KeyError: a figure is missing.

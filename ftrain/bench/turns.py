@@ -39,7 +39,7 @@ class Turns:
     calls: Mapping[str, Sequence[float]] = dataclasses.field(default_factory=dict)
 
     def median(self, name: str) -> float:
-        """Return the median over the rounds of a contender's seconds per call."""
+        """Return a contender's seconds per call: the median over the rounds."""
         return statistics.median(self.seconds[name])
 
     def fastest(self, names: Sequence[str]) -> str:
@@ -47,12 +47,12 @@ class Turns:
         return min(names, key=self.median)
 
     def ratio(self, numerator: str, denominator: str) -> float:
-        """Return the median over the rounds of the ratio of two contenders' times in a round."""
+        """Return the ratio of two contenders' times: the median of the ratios in each round."""
         pairs = zip(self.seconds[numerator], self.seconds[denominator], strict=True)
         return statistics.median(a / b for a, b in pairs)
 
     def spread(self, numerator: str, denominator: str) -> tuple[float, float]:
-        """Return the quartiles over the rounds of the ratio of two contenders' times in a round."""
+        """Return the lower and upper quartile of the ratios of two contenders' times in each round."""
         pairs = zip(self.seconds[numerator], self.seconds[denominator], strict=True)
         low, _, high = statistics.quantiles([a / b for a, b in pairs], n=4)
         return low, high

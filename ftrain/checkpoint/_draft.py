@@ -27,7 +27,7 @@ MOST_IN_A_FILE = 4 << 30
 
 @dataclasses.dataclass(frozen=True)
 class Collected:
-    """Tensors of a state, and copies of everything else that a checkpoint of it contains.
+    """Tensors of a state, and copies of all other content of its checkpoint.
 
     Attributes:
         leaves: the tensors.

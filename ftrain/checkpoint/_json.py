@@ -24,7 +24,7 @@ def render(content: Mapping[str, Any]) -> bytes:
 
 
 def parse(data: bytes, path: str) -> dict[str, Any]:
-    """Parse JSON text that `render` wrote; raise if the text was edited.
+    """Parse canonical JSON text; raise if the text was edited.
 
     Raises:
         CheckpointCorruptError: the text is not a JSON object, or differs from the text that `render`
@@ -94,7 +94,7 @@ def encode_user(value: Any, where: str, depth: int = 0) -> Any:
 
 
 def decode_floats(value: Any) -> Any:
-    """Return the value from which `encode_user` made this JSON content."""
+    """Return the user's value that was encoded as this JSON content."""
     if isinstance(value, list):
         return [decode_floats(entry) for entry in value]
     if isinstance(value, dict):

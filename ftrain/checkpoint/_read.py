@@ -83,7 +83,7 @@ class _Part(NamedTuple):
     piece: PieceRecord | None
 
     def segments(self, target: Target | None) -> list[Segment]:
-        """Split the part into the bytes before, in and after a target; only the middle is stored."""
+        """Split these bytes at the bounds of a target buffer; only the bytes within are read into it."""
         if target is None:
             return [(self.end - self.begin, None)]
         first = min(max(target.begin, self.begin), self.end)
@@ -337,7 +337,7 @@ class _Scratch:
 
 
 def _parts_of(leaf: LeafRecord) -> dict[str, _Part]:
-    """Return by name what a file stores of a leaf: all of it, or its pieces; nothing for an alias."""
+    """Return a leaf's parts in the files, by name: the whole leaf or its pieces; none for an alias."""
     dtype = _tensors.by_name(leaf.dtype)
     if leaf.alias is not None or dtype is None:
         return {}

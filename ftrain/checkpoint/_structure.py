@@ -35,7 +35,7 @@ def describe(node: Any, depth: int = 0) -> Any:
 
 
 def first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
-    """Describe the first difference between two outputs of `describe`; `None` if they are equal."""
+    """Return the first difference between the descriptions of two trees; `None` if they are equal."""
     if saved == wanted:
         return None
     where = f"at {path}" if path else "at the root"
@@ -55,7 +55,7 @@ def first_difference(saved: Any, wanted: Any, path: str = "") -> str | None:
 
 
 def _is_container(found: Any) -> bool:
-    """Return True for a well-formed container in the output of `describe`, read from untrusted input."""
+    """Return True if JSON from an untrusted file is a well-formed description of a container."""
     return (
         isinstance(found, list)
         and len(found) == 2

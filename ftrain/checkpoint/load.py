@@ -1,4 +1,4 @@
-"""Loading of a saved state, bit for bit; an error says how the state `like` differs from it.
+"""Loading of a saved state, bit for bit; an error lists the differences from the expected state.
 
 Read next: `restore.py`, for states that are meant to differ; `_read.py`, which reads the files.
 """
@@ -92,7 +92,7 @@ def load_with_manifest(
     on_change: OnChange,
     layout: Layout,
 ) -> tuple[T, Manifest]:
-    """Load a state as `load` does; return the state and the checkpoint's manifest."""
+    """Load the saved state bit for bit; return it with the checkpoint's manifest."""
     with open_checkpoint(path) as source:
         _check_same_kind(source, like, layout)
         _check_determinism(source, fingerprint, on_change)

@@ -177,7 +177,7 @@ class Manifest:
 
     @staticmethod
     def parse(data: bytes, path: str) -> Manifest:
-        """Parse the bytes of `manifest.json`, as `render` returned them.
+        """Return the manifest that the bytes of a file `manifest.json` contain.
 
         Raises:
             CheckpointVersionError: a newer version of ftrain is needed to read it.

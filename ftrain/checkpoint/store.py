@@ -132,7 +132,7 @@ class Store:
             return self._lock.acquire()
 
     def discard_unused(self) -> None:
-        """Delete the directories that `lock` has created, if they contain nothing else."""
+        """Delete the directories that this store has created, if only its lock file is in them."""
         with self._turns.taken():
             self._lock.discard_unused()
 
@@ -182,7 +182,7 @@ class Store:
         default: Any = None,
         on_change: OnChange = "warn",
     ) -> tuple[T, Any]:
-        """Load the state of the newest valid checkpoint, or of a step, as `checkpoint.load` does.
+        """Load the state of the newest valid checkpoint, or of the given step, bit for bit.
 
         Args:
             like: a state of the same structure.
@@ -247,7 +247,8 @@ class Store:
             self._settle()
             if step not in self.steps():
                 raise CheckpointNotFoundError(
-                    f"step: expected one of {self.steps()}, the steps in {self.directory}, got {step}."
+                    f"step: expected one of {self.steps()}, the steps in {self.directory}, got {step}. "
+                    "Pass one of them."
                 )
             self._discard([step])
 

@@ -108,7 +108,8 @@ def _likeliest(logits: Tensor) -> Tensor:
     """Return each position's most likely token and its probability, as float64 `(n * length, 2)`."""
     if logits.ndim != 3:
         raise ValueError(
-            f"outputs: expected logits (n, length, vocabulary), got shape {tuple(logits.shape)}."
+            f"the model's outputs: expected logits (n, length, vocabulary), got shape "
+            f"{tuple(logits.shape)}. Return the logits of every position from the model."
         )
     shares, places = logits.double().softmax(2).max(2)
     return torch.stack([places.double(), shares], dim=2).flatten(0, 1)

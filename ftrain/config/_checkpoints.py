@@ -1,4 +1,4 @@
-"""Checkpoints of a run directory, and the model of a trained run that is the teacher of another run.
+"""Checkpoints of a run directory, and trained models that are teachers in knowledge distillation.
 
 Read next: `trained.py`, which loads a run for its user.
 """

@@ -39,12 +39,12 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Places]:
 
 
 def compose(text: str) -> yaml.Node | None:
-    """Parse YAML text into nodes with line numbers, the input of `read`; `None` if the text is empty."""
+    """Parse YAML text into nodes that have line numbers; return `None` if the text is empty."""
     return yaml.compose(text, Loader=_Loader)
 
 
 def read(node: yaml.Node | None, name: str) -> tuple[Any, Places]:
-    """Convert the nodes of `compose` to a document; return the document, and the line of each key."""
+    """Convert parsed YAML nodes to a document; return the document, and the line of each key."""
     reader = _Reader(name)
     return (None if node is None else reader.read(node, ())), reader.places
 

@@ -204,7 +204,9 @@ def build(
 def _objective(
     resolved: Resolved, model: Any, facts: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], Callable[..., Any] | None, Callable[[Steps], Steps]]:
-    """Return the loss, the evaluation loss if it differs, and the function that adds a teacher."""
+    """Return the loss, the evaluation loss or `None`, and a function that adds a teacher to the steps.
+
+    The teacher is the second model of a distillation loss; without one, the steps stay the same."""
     config, target = resolved.config, resolved.objective
     function, arguments = target.function, _filled(target, facts, resolved)
     if resolved.task is not None:
@@ -291,7 +293,7 @@ def _steps(resolved: Resolved, model: Any, loss_fn: Any, eval_fn: Any, optimizer
 def _teacher(
     resolved: Resolved, loss: Target, model: Any, arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Teacher], Callable[[Steps], Steps]]:
-    """Return `{argument: teacher model}` for the loss, and a function that adds the teacher to steps.
+    """Return a distillation loss's `{argument: teacher model}`, and a function that adds it to steps.
 
     Without a teacher, the dict is empty and the function returns the steps unchanged.
     """
@@ -321,7 +323,7 @@ def _teacher(
 
 
 def _arguments_in_common(callback: Any, written: Mapping[str, Any], make: Any) -> Mapping[str, Any]:
-    """Return the callback's argument values that its substitute for `make_steps` takes as well."""
+    """Return the callback's arguments that its replacement of `make_steps` has as extra parameters."""
     parameters = inspect.signature(callback).parameters
     values = {name: p.default for name, p in parameters.items()} | dict(written)
     own = {*inspect.signature(make).parameters} - {*inspect.signature(make_steps).parameters}

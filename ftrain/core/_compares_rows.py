@@ -38,7 +38,7 @@ def compares_rows(loss_fn: F) -> F:
 
 
 def is_declared(loss_fn: Callable[..., Any]) -> bool:
-    """Return True if `compares_rows` marks a loss, or the function inside its `functools.partial`."""
+    """Return True if a loss is declared to compare rows, itself or inside of a `functools.partial`."""
     while getattr(loss_fn, "compares_rows", False) is not True:
         if not isinstance(loss_fn, functools.partial):
             return False

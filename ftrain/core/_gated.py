@@ -68,9 +68,10 @@ class Gated(TorchFunctionMode):
 
 
 def gated_arguments(args: Sequence[Any]) -> Sequence[Any]:
-    """Return the arguments of an operator that function modes do not see, after `Gated` has gated them.
+    """Return an operator's arguments, such that untaken branches of a `cond` pass them no gradients.
 
-    Outside of branches these are `args`. In a branch, a view of each tensor passes through its gates.
+    For operators that function modes do not see: in a branch, a view of each tensor passes through the
+    function mode `Gated`. Outside of branches, the result is `args`.
     """
     if not any(isinstance(mode, Gated) for mode in _torch.function_modes()):
         return args

@@ -243,7 +243,10 @@ def requires_grad_outside(tensor: torch.Tensor) -> bool:
 
 
 def any_requires_grad_outside(leaves: Sequence[Any]) -> bool:
-    """Return True if `requires_grad_outside` is True for one of `leaves`, quickly for plain tensors."""
+    """Return True if autograd, or any transform of torch.func around the caller, tracks one of `leaves`.
+
+    For plain tensors outside of transforms, this only reads `requires_grad`.
+    """
     with _torch.unwatched():
         is_plain = _torch.inside_functorch() is None and not _torch.is_forward_mode()
         if is_plain and all(type(leaf) is torch.Tensor for leaf in leaves):

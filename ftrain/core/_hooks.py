@@ -73,18 +73,18 @@ class Gradient:
             handle.remove()
 
     def begin(self, pairs: Iterable[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Set the inputs, each paired with the tensor that it replaces."""
+        """Record pairs `(input, original)`; the function gets `input` in place of `original`."""
         self._pairs, self._by_id = list(pairs), None
 
     def copy_hooks(self) -> None:
-        """Register the hooks of the replaced tensors on the inputs that replace them."""
+        """Register each original tensor's hooks on the function input that replaces the original."""
         with _torch.unwatched():
             found = [(x, hooks) for x, leaf in self._pairs if (hooks := _hooks_of(leaf))]
         for x, hooks in found:
             self.register(x, hooks)
 
     def given_for(self, x: torch.Tensor) -> torch.Tensor | None:
-        """Return the tensor that an input replaces; `None` for a tensor that is not an input."""
+        """Return the original that the function input `x` replaces; `None` if it replaces none."""
         if self._by_id is None:
             self._by_id = {id(each): leaf for each, leaf in self._pairs}
         return self._by_id.get(id(x))
@@ -97,9 +97,9 @@ class Gradient:
         return stack
 
     def register(self, x: torch.Tensor, hooks: Sequence[Hook]) -> torch.Tensor | None:
-        """Register hooks on an input, each once; return the tensor that the input replaces.
+        """Register the missing `hooks` on the function input `x`; return the original that `x` replaces.
 
-        Returns `None` for a tensor that is not an input.
+        Returns `None`, and registers nothing, if `x` is not an input.
         """
         leaf = self.given_for(x)
         if leaf is not None and (new := _missing(x, hooks, until=leaf)):
@@ -212,7 +212,7 @@ def _add(tensor: torch.Tensor, hook: Hook) -> Any:
 
 
 class _Total:
-    """Hook on a caller's tensor that runs other hooks, but only if a gradient came through an alias.
+    """Hook on a caller's tensor that runs other hooks if a gradient came through an alias of the tensor.
 
     The hook is removed with the last graph that uses an alias. In the body of a loop, the graph is made
     again in each backward pass and freed before the gradient arrives, so there the hook is kept.
@@ -237,7 +237,7 @@ class _Total:
 
 
 def _total(tensor: torch.Tensor, hooks: Sequence[Hook]) -> _Total:
-    """Return the hook on a tensor that runs `hooks` on the total gradient; register it if necessary."""
+    """Return the hook that runs `hooks` on a tensor's total gradient; register it if it is missing."""
     registered = gradient_hooks(tensor)
     wanted = [*map(_OfRows.plain, hooks)]
     for each in registered.values() if registered else ():
@@ -312,7 +312,7 @@ def _hooks_of(tensor: torch.Tensor, until: torch.Tensor | None = None) -> list[H
 def _missing(
     tensor: torch.Tensor, hooks: Sequence[Hook], until: torch.Tensor | None = None
 ) -> list[Hook]:
-    """Return the `hooks` that are not on a tensor and that no `Gradient` has registered on it."""
+    """Return the `hooks` that are not yet registered on a tensor or on a tensor that it wraps."""
     if not hooks:
         return []
     has = [*_hooks_of(tensor, until), *getattr(tensor, _KNOWN, ())]

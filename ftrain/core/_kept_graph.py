@@ -23,7 +23,7 @@ _request = _Request()
 
 
 class keeping_graph:
-    """Context manager in which the steps of this thread keep the graph of their results."""
+    """Context manager in which the results of this thread's steps keep their autograd graph."""
 
     def __enter__(self) -> None:
         self._outer, _request.is_made = _request.is_made, True
@@ -38,10 +38,10 @@ def may_keep_graph() -> bool:
 
 
 def keeps_graph() -> bool:
-    """Return True inside of `keeping_graph` if grad mode is on."""
+    """Return True if results keep their autograd graph: inside of `keeping_graph`, with grad mode on."""
     return may_keep_graph() and torch.is_grad_enabled()
 
 
 def kept(value: torch.Tensor) -> torch.Tensor:
-    """Return `value` without its graph; inside of `keeping_graph`, return it unchanged."""
+    """Detach a tensor from its autograd graph; inside of `keeping_graph`, return it unchanged."""
     return value if keeps_graph() else value.detach()

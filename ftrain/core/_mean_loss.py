@@ -124,9 +124,9 @@ class MeanLoss:
         return mean
 
     def gradients(self, state: TrainState, key: torch.Tensor, batch: Any) -> Sums:
-        """Return the unscaled gradients of the mean loss, in the field `totals` of a `Sums`.
+        """Return the mean loss's gradients, without loss scaling, and its weight, buffers and metrics.
 
-        The gradients have the dtypes of the parameters.
+        The gradients are the field `totals`, and have the dtypes of the parameters.
         """
         scale, inverse = None, None
         if self.policy.loss_scale is not None:
@@ -168,7 +168,7 @@ class MeanLoss:
         return sums._replace(totals=tree.map(finished, sums.totals, state.params))
 
     def _extras(self, state: TrainState) -> Any:
-        """Return the extras that the loss reads, cast like the parameters; `{}` if it reads none."""
+        """Return `state.extras`, cast like the parameters, or `{}` if the loss does not read them."""
         return self.policy.cast(state.extras) if self._loss_fn.takes_extras else {}
 
     def _is_whole(self, batch: Any) -> bool:

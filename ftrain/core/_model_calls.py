@@ -143,7 +143,10 @@ class ModelCalls:
     def _refuse_outside_leaves(
         self, first: list[torch.Tensor], second: list[torch.Tensor], where: str
     ) -> None:
-        """Raise if a loss depends on an autograd leaf outside of the state: one that two runs share."""
+        """Raise if a loss depends on a tensor outside of the state that requires a gradient.
+
+        `first` and `second` are the autograd leaves of two runs; a tensor that both contain was not made
+        by a run."""
         made = {id(leaf) for leaf in first}
         for leaf in second:
             if id(leaf) in made:
@@ -155,7 +158,7 @@ class ModelCalls:
 
 
 def _remedy(path: str | None, name: str | None) -> str:
-    """Return the remedy for a trainable tensor outside the state, in the model or captured.
+    """Return the remedy for a trainable tensor outside of the state, held by the model or captured.
 
     Args:
         path: its place in the model.

@@ -128,7 +128,7 @@ def _places(differ: Callable[[Any, Any], Any], xs: Iterable[Any], ys: Iterable[A
 
 
 def groups_of(found: Found) -> list[Group]:
-    """Group the objects in `found` by kind, without the empty containers (see `empty_of`)."""
+    """Group the objects in `found` by kind (dict, list, cell, ...), without the empty containers."""
     of_kind: dict[_Kind, list[Any]] = {}
     for container in found.containers:
         if type(container) in _EMPTY and not container:
@@ -153,7 +153,7 @@ def empty_of(found: Found) -> list[Any]:
 
 
 def emptied(node: Any) -> Change:
-    """Empty a container that was empty when `empty_of` returned it; return what it held."""
+    """Empty a container that was empty before a call; return the contents that the call put into it."""
     if isinstance(node, set):
         change = Change(node, None, list(node), put_set)
         node.clear()

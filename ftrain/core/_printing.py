@@ -52,7 +52,7 @@ _lines: dict[int, Line] = {}  # lines of graphs are never removed
 
 
 def is_quiet() -> bool:
-    """Return True inside the context `quiet`."""
+    """Return True if prints are suppressed in this thread, by the context `quiet`."""
     return _here.quiet
 
 

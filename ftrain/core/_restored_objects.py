@@ -58,7 +58,9 @@ class _Watch:
                 each.restore()
 
     def restore(self, changes: list[Change]) -> list[tuple[Any, str]]:
-        """Restore all objects, record the changes, and return what cannot be restored and why."""
+        """Restore the changed objects; return those whose change has to raise, each with the reason.
+
+        Contents that were replaced are appended to `changes`."""
         changes += self.restore_contents()
         refused = []
         for each in self._prints:

@@ -247,7 +247,7 @@ class Skeleton:
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
-        """Restore the module when the context, in which a backward pass runs, ends."""
+        """Restore the module at the end of the context, in which the caller runs a backward pass."""
         with self._lock:
             inside = self._depth > 0
             if not inside:

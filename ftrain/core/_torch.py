@@ -212,7 +212,10 @@ _VIEW_MAPS: bool = torch._C._dispatch_has_kernel_for_dispatch_key(
 
 
 def of_same_bits(integers: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """Return a view of integers as another dtype of the same width (a cast in a vmap of torch 2.11)."""
+    """Convert integers to another integer dtype of the same width without changing their bits.
+
+    The result is a view, or a cast under a transform where torch has no batching rule for views (2.11).
+    """
     if _VIEW_MAPS or torch.compiler.is_dynamo_compiling() or inside_functorch() is None:
         return integers.view(dtype)
     return integers.to(dtype)

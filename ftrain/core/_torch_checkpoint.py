@@ -55,7 +55,7 @@ _active = _Active()
 
 
 class around_regions:
-    """Recompute each checkpointed region in a context that `again` recorded at the start of the region.
+    """Recompute each checkpointed region in a context recorded, by `again()`, when the region started.
 
     Contexts of nested calls are entered in the order of the calls, from the outermost.
     """
@@ -116,7 +116,7 @@ class _Recompute:
 
 @functools.cache
 def _install() -> None:
-    """Patch torch's checkpointing classes once, without effect outside of `around_regions`.
+    """Patch torch's checkpointing classes once; outside of `around_regions` they behave as before.
 
     (`_checkpoint_hook(frame)` with `frame.recompute_fn`: 2.1 and later. Without it, torch's own errors
     are raised, and a draw in a recomputation raises.)

@@ -1,4 +1,4 @@
-"""Private torch APIs that run code wrapped by `torch.compile` as plain, uncompiled Python.
+"""Private torch APIs that run `torch.compile`d functions and modules uncompiled, as plain Python.
 
 Random draws in a compiled part of a model would have other sites than in Python code (`F.dropout` in a
 graph does not run in a module), which also change after a graph break or at the recompile limit. Inside
@@ -33,7 +33,7 @@ _here = _Here()
 
 
 class Plainly:
-    """Context in which this thread runs code that is wrapped by `torch.compile` as plain Python.
+    """Context in which this thread runs `torch.compile`d functions and modules uncompiled.
 
     A warning reports each such function or module. Torch's higher-order operators still compile their
     bodies. Dynamo has one stance for the process (`torch._dynamo.eval_frame._stance`, torch 2.6 and
@@ -52,7 +52,7 @@ class Plainly:
 
 
 def plain_in_traces() -> contextlib.AbstractContextManager[Any]:
-    """Return a context in which a trace runs code that is wrapped by `torch.compile` as plain Python.
+    """Return a context in which `torch.compile`d functions may be traced; they then run uncompiled.
 
     (`torch._dynamo.config.error_on_nested_fx_trace`: torch 2.0 and later.)
     """

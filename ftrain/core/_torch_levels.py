@@ -230,7 +230,7 @@ def lower(tensor: torch.Tensor) -> list[torch.Tensor]:
 
 
 def lift(parts: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Wrap plain tensors again: the inverse of `lower`."""
+    """Wrap plain tensors (a value and its tangents) again for the running torch.func transforms."""
     stack = _functorch.get_interpreter_stack()
     if not stack:
         (tensor,) = parts

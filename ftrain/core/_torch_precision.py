@@ -33,7 +33,7 @@ CONVOLUTIONS: tuple[Part, ...] = (
 
 
 def _read_older(backend: str, kind: str) -> str:
-    """Read a precision from the switches of torch before 2.9; return its name in torch 2.9 and later."""
+    """Read a precision from the switches of torch before 2.9; return it by its name since torch 2.9."""
     if kind == "matmul":
         on_cpu = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
         precision = on_cpu[torch.get_float32_matmul_precision()]

@@ -34,7 +34,9 @@ _INDUCTOR = (
 
 
 def inductor_settings() -> dict[str, Any]:
-    """Return inductor's settings that change bits, by name (`torch._inductor.config`, 2.0 and later).
+    """Return inductor's settings that change the bits of results, by name.
+
+    (`torch._inductor.config`: torch 2.0 and later.)
 
     A setting that this version of torch does not have is left out. The first call imports inductor,
     which takes a second.

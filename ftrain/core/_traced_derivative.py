@@ -48,7 +48,7 @@ class Operator(Protocol):
         """Record the operator; return its outputs."""
 
     def saved(self, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Return the inputs and outputs that `pull` needs."""
+        """Return the inputs and outputs that the derivative needs (`pull`)."""
 
     def pull(
         self, saved: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor | None]

@@ -282,7 +282,7 @@ def test_error_while_tracing_a_donated_step_keeps_the_old_state_usable():
     assert same_bytes(state, make_state())
 
 
-def test_state_is_reported_lost_after_a_donated_program_fails(monkeypatch):
+def test_using_a_state_whose_donated_program_failed_raises(monkeypatch):
     compiled, state = donated_step(), make_state()
     state, _ = compiled(state, torch.ones(3))
 

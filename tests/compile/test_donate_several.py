@@ -107,7 +107,7 @@ def test_donating_states_that_another_container_held_keeps_values_and_bits(names
     assert same_bytes(shared, before)
 
 
-def test_call_that_loses_one_state_to_another_call_leaves_its_other_state_usable() -> None:
+def test_donating_two_states_of_which_another_call_donated_one_raises_and_keeps_the_other() -> None:
     compiled, x = compile(step, donate=True, backend="eager"), torch.tensor(0.1)
     a, b = pair(0), pair(1)
     program = compile(step, donate=True, backend="eager")
@@ -155,7 +155,7 @@ def test_donating_a_container_of_anything_but_states_raises(states: Any, match: 
 
 
 @pytest.mark.parametrize("written", [False, True])
-def test_donated_states_are_restored_if_the_program_fails_before_its_first_write_or_else_lost(
+def test_donated_states_are_restored_only_if_the_program_fails_before_its_first_write(
     written: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     compiled, x = compile(step, donate=True, backend="eager"), torch.tensor(0.1)

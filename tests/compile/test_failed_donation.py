@@ -88,7 +88,7 @@ def test_graph_of_a_donated_step_writes_the_state_after_all_allocations() -> Non
         (optim.chain(optim.clip_by_global_norm(1.0), optim.adamw(1e-3)), {"accumulate": 4}, False),
     ],
 )
-def test_out_of_memory_in_a_donated_inductor_step_keeps_or_reports_the_state(
+def test_out_of_memory_in_a_donated_inductor_step_keeps_the_state_or_makes_its_use_raise(
     optimizer: Any, options: Any, whole: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from torch._inductor.codecache import PyCodeCache

@@ -79,7 +79,7 @@ def test_program_refuses_a_captured_tensor_of_another_dtype() -> None:
         program(torch.ones(3))
 
 
-def test_program_takes_parameters_where_it_was_compiled_for_tensors() -> None:
+def test_program_compiled_for_tensors_accepts_parameters() -> None:
     program = ftrain.compile(lambda x: x + 1, backend="eager").lower(torch.ones(3)).compile()
     assert torch.equal(program(nn.Parameter(torch.ones(3), False)), torch.full((3,), 2.0))
 

@@ -145,7 +145,7 @@ def test_tensor_put_into_a_donated_state_in_place_of_an_equal_leaf_keeps_its_val
 
 
 @pytest.mark.parametrize("more", [0, 40])
-def test_recorded_leaves_fit_a_list_only_if_all_are_the_same_objects(more):
+def test_recorded_leaves_match_a_list_only_if_it_begins_with_the_same_tensor_objects(more):
     leaves = [torch.zeros(shape) for shape in [(), (1,), (0,), (2,), (3, 2), *[(2,)] * more]]
     owned = _ownership.OwnedLeaves(leaves)
     assert owned.is_of([*leaves])

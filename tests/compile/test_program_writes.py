@@ -108,7 +108,7 @@ def program(body: str, name: str) -> ProgramModule:
         "both = [arg0_1, buf0]\ncpp_fused(arg0_1, both[1], 2)",
     ],
 )
-def test_line_of_a_program_that_only_reads_arguments_is_not_a_write(line: str) -> None:
+def test_search_for_the_first_write_ignores_lines_that_only_read_arguments(line: str) -> None:
     assert program(line, f"harmless: {line}").first_write("call") is None
 
 
@@ -158,7 +158,7 @@ def test_line_of_a_program_that_only_reads_arguments_is_not_a_write(line: str) -
         "tensor = [buf0]\ntensor, = [arg0_1]\ntensor[0] = buf0",
     ],
 )
-def test_line_of_a_program_that_may_write_to_an_argument_is_a_write(line: str) -> None:
+def test_search_for_the_first_write_finds_lines_that_may_write_to_an_argument(line: str) -> None:
     assert program(line, f"write: {line}").first_write("call") is not None
 
 
@@ -239,7 +239,7 @@ def test_failure_in_a_graph_partition_before_its_first_write_is_known_to_have_wr
     assert outcome("leaving")
 
 
-def test_failure_in_a_function_decorated_with_before_writes_counts_as_without_writes() -> None:
+def test_error_of_a_function_marked_before_writes_means_that_nothing_was_written() -> None:
     @before_writes
     def fails() -> None:
         raise torch.OutOfMemoryError

@@ -60,7 +60,7 @@ def test_compiled_split_into_at_most_four_keys_calls_no_operator(
         assert len(called) == calls
 
 
-def test_compiled_split_with_folds_or_of_several_keys_equals_the_eager_split():
+def test_compiled_split_after_fold_in_or_of_several_keys_equals_the_eager_split():
     @ftrain.compile
     def folded(key, keys):
         one = _operators.threefry_split(key, [7, 9], [2])

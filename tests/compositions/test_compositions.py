@@ -146,7 +146,7 @@ def test_random_programs_match_dual_number_arithmetic_or_raise(kinds: str, mode:
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("program", FOUND, ids=range(len(FOUND)))
-def test_programs_that_failed_before_match_dual_number_arithmetic_or_raise(
+def test_formerly_failing_programs_match_dual_number_arithmetic_or_raise(
     program: Program, mode: str
 ) -> None:
     check(program, POINTS, mode)
