@@ -1,4 +1,4 @@
-"""Benchmark of a step: its variants are timed in turn with large matrix products of the same dtype.
+"""Benchmark of a step: its variants and large matrix products of the same dtype are timed in turn.
 
 Read next: `_cases.py` (the variants of a step), `turns.py` (the clock), `report.py` (the result).
 """

@@ -84,7 +84,7 @@ def _cudnn() -> bool | str:
 
 
 def _each(parts: Sequence[tuple[str, str]]) -> str:
-    """Return the float32 precision of all `parts` of torch's settings; list each if they differ."""
+    """Return the float32 precision of several torch settings; if they differ, each one with its name."""
     found = fp32_precision(tuple(parts))
     if len(set(found)) == 1:
         return found[0]

@@ -135,7 +135,7 @@ def check_logs(config: Config, folder: pathlib.Path, callbacks: Iterable[Any]) -
 
 
 def refusal(config: Config, message: str) -> ConfigError:
-    """Return an error about the run directory; its key is `output_dir`, or empty for an existing run."""
+    """Return a `ConfigError` on the run directory; its key is `output_dir`, or `""` in a saved run."""
     if config.of_run:  # named by its directory, not by a key that the user wrote
         return ConfigError.at("", "", message)
     return ConfigError.at("output_dir", config.places.of(("output_dir",)), message)

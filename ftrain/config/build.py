@@ -206,7 +206,8 @@ def _objective(
 ) -> tuple[Callable[..., Any], Callable[..., Any] | None, Callable[[Steps], Steps]]:
     """Return the loss, the evaluation loss or `None`, and a function that adds a teacher to the steps.
 
-    The teacher is the second model of a distillation loss; without one, the steps stay the same."""
+    The teacher is the second model of a distillation loss; without one, the steps stay the same.
+    """
     config, target = resolved.config, resolved.objective
     function, arguments = target.function, _filled(target, facts, resolved)
     if resolved.task is not None:

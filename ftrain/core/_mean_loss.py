@@ -77,7 +77,7 @@ class MeanLoss:
         self._warn(accumulate)
 
     def over(self, build: BuildRanks, bound: Bound | None = None) -> MeanLoss:
-        """Return the mean loss of a batch that several ranks share.
+        """Return this loss as the mean over a batch whose rows are divided among ranks.
 
         Args:
             build: returns the ranks that share a batch.

@@ -146,7 +146,8 @@ class ModelCalls:
         """Raise if a loss depends on a tensor outside of the state that requires a gradient.
 
         `first` and `second` are the autograd leaves of two runs; a tensor that both contain was not made
-        by a run."""
+        by a run.
+        """
         made = {id(leaf) for leaf in first}
         for leaf in second:
             if id(leaf) in made:

@@ -51,7 +51,7 @@ class _Watch:
         return changes
 
     def put_back(self) -> None:
-        """Restore all objects that can be restored; leave the others for `restore` to report."""
+        """Restore all objects that can be restored; leave the other objects as the call changed them."""
         self.restore_contents()
         for each in self._prints:
             if each.refusal is None and not each.same():
@@ -60,7 +60,8 @@ class _Watch:
     def restore(self, changes: list[Change]) -> list[tuple[Any, str]]:
         """Restore the changed objects; return those whose change has to raise, each with the reason.
 
-        Contents that were replaced are appended to `changes`."""
+        Contents that were replaced are appended to `changes`.
+        """
         changes += self.restore_contents()
         refused = []
         for each in self._prints:

@@ -28,7 +28,7 @@ def test_command_on_a_hostile_file_ends_in_time_and_changes_no_other_file(
 
 
 @pytest.mark.parametrize("name", choice(NAMES[1:3], NAMES))
-def test_commands_take_directories_of_any_name_and_print_them_escaped(
+def test_commands_accept_directories_of_any_name_and_print_the_name_escaped(
     base: pathlib.Path, tmp_path: pathlib.Path, name: str
 ) -> None:
     case = Case(base, tmp_path, name)

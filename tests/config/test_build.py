@@ -225,7 +225,7 @@ def test_component_that_cannot_be_built_raises_with_key_and_reason(
 @pytest.mark.parametrize(
     "text", ["24 samples make no batch of 8", "batch_size: a text of the data"]
 )
-def test_error_of_the_data_names_the_data_key_whatever_its_text_says(
+def test_error_raised_by_a_dataset_names_the_data_key_even_if_its_text_names_another(
     text: str, tmp_path: pathlib.Path
 ) -> None:
     content = f"""

@@ -93,7 +93,7 @@ def test_option_versions_numbers_the_directories_of_runs(
     assert not (project / "runs" / "tiny-4").exists()
 
 
-def test_runs_that_start_at_once_with_versions_take_different_directories(
+def test_runs_that_start_at_the_same_time_with_versions_use_different_directories(
     project: pathlib.Path,
 ) -> None:
     code = (
