@@ -170,7 +170,7 @@ def sweep(
 def subjects(
     build: Callable[..., Sequence[Any]], values: Mapping[str, Iterable[Any]]
 ) -> list[Subject]:
-    """Build a step, with its arguments, for each combination of values of the arguments of `build`."""
+    """Call `build` for each combination of argument values; return the steps with their arguments."""
     names = list(values)
     combinations = itertools.product(*(list(values[name]) for name in names))
     return [

@@ -19,7 +19,7 @@ _ALIGNMENT = 64
 
 
 class PinnedMemory:
-    """Pinned host memory for the results of `to_host`; each call overwrites earlier results."""
+    """Pinned host memory for copies of tensors; each new set of copies overwrites the previous set."""
 
     def __init__(self) -> None:
         self._pieces: list[torch.Tensor] = []

@@ -68,7 +68,7 @@ Segment = tuple[int, memoryview | None]  # number of bytes, and their buffer; `N
 
 
 class _Part(NamedTuple):
-    """Bytes `begin` to `end - 1` of a leaf, which a file holds under one name.
+    """Bytes `begin` to `end - 1` of a leaf, stored in a file under one name.
 
     Attributes:
         leaf: the record of the leaf.

@@ -27,7 +27,7 @@ _LISTED = 10
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """Report of what `restore` did with each leaf, by the leaf's path in `like`; prints as a list.
+    """Outcome of a restore for each leaf of the state, by the leaf's path; prints as a list.
 
     Attributes:
         loaded: leaves that were copied from the source.

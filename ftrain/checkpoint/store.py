@@ -100,7 +100,8 @@ class Store:
     ) -> None:
         if not os.fspath(directory):
             raise ValueError(
-                "directory: expected a path, got an empty one. Write Store('.') for the current one."
+                "directory: expected a path, got an empty text. Write Store('.') for the current "
+                "directory."
             )
         self.directory = pathlib.Path(os.path.abspath(directory))
         _check_directory(self.directory)

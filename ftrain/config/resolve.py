@@ -159,7 +159,7 @@ def resolve(config: Config) -> Resolved:
 
 
 def _held_out(config: Config, data: Target) -> list[Problem]:
-    """Return a problem if `data.held_out` names a file, but the data function takes no file."""
+    """Return a problem if `data.held_out` names a file, but the data function does not accept a file."""
     if not isinstance(config.data.held_out, str) or data.takes("held_out"):
         return []
     says = (
@@ -181,7 +181,7 @@ def reference(value: object) -> str | None:
 
 
 def _filled_in_later(kind: Kind, name: str, value: object) -> bool:
-    """Return True if `build` replaces the value: a `${data.NAME}`, or a fraction of the run's steps."""
+    """Return True if the value is replaced later: a `${data.NAME}`, or a fraction of the run's steps."""
     if kind == "schedule":
         return name.endswith("steps") and isinstance(value, float) and 0 < value < 1
     return kind in ("model", "loss", "task", "callback") and reference(value) is not None

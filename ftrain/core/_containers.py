@@ -74,7 +74,7 @@ def settle(leaves: Iterable[Any]) -> bool:
 
 
 def tensor_attribute(leaf: Any) -> str | None:
-    """Return the name of the first attribute of a leaf that holds tensors; `None` if none does.
+    """Return the name of a leaf's first attribute that contains tensors; `None` if there is none.
 
     Callable leaves (functions, modules) are skipped, because they read their tensors when called.
     """

@@ -35,7 +35,7 @@ Edge = tuple[Any, int]  # a node of an autograd graph, and the number of one of 
 
 
 class Survey(NamedTuple):
-    """Result of `survey`: properties of the autograd graph of a function's results.
+    """Properties of an autograd graph: leaves outside of a function, and operators without a derivative.
 
     Attributes:
         outside: True if a caller could differentiate with respect to something other than the inputs.

@@ -270,7 +270,7 @@ class _OfRows:
 
     @staticmethod
     def plain(hook: Hook) -> Hook:
-        """Return the hook inside an `_OfRows`; return any other hook unchanged."""
+        """Return the hook that a per-row hook applies to each row; return any other hook unchanged."""
         while isinstance(hook, _OfRows):
             hook = hook._hook
         return hook

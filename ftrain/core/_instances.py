@@ -40,7 +40,7 @@ _withheld: contextvars.ContextVar[str | None] = contextvars.ContextVar("withheld
 
 
 class ContainerError(TypeError):
-    """Error for a container that cannot be rebuilt with other tensors; `flatten` adds its path."""
+    """Error for a container that cannot be rebuilt with other tensors; the caller adds its path."""
 
     def __init__(self, container: Any, why: str) -> None:
         super().__init__(why)
@@ -165,7 +165,7 @@ class _Shell:
 
 
 class Withheld:
-    """Placeholder for an attribute that `withheld` omits; raises if its contents are read."""
+    """Placeholder for an omitted attribute of a rebuilt container; raises if its contents are read."""
 
     __slots__ = ("_why",)
 

@@ -57,8 +57,8 @@ def with_tangents(func: Callable[..., Any], args: Sequence[Any], kwargs: dict[st
     results = [x for x in torch_pytree.tree_leaves(output) if _is_differentiable(x)]
     if results and _levels((args, kwargs)) - _levels(results):
         raise NotImplementedError(
-            f"the custom operator {name} has no derivative in forward mode: torch takes its result as a "
-            f"constant, here:\n\n{current_line()}\n\nTake the derivative in reverse mode, with "
+            f"the custom operator {name} has no derivative in forward mode: torch treats its result as "
+            f"a constant, here:\n\n{current_line()}\n\nTake the derivative in reverse mode, with "
             "ftrain.value_and_grad or torch.func.grad, or call the operator in the forward of a "
             "torch.autograd.Function that has a jvp staticmethod."
         )

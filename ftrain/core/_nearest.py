@@ -9,7 +9,7 @@ __all__ = ["nearest"]
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Return the known name most similar to this one, ignoring case; `None` if no name is similar.
+    """Return the known name most similar to an unknown name, ignoring case; `None` if none is similar.
 
     >>> nearest("Parms", ["step", "params"]), nearest("loss", ["step", "params"])
     ('params', None)

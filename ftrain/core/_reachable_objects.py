@@ -107,7 +107,7 @@ class Globals(NamedTuple):
 
 @dataclasses.dataclass
 class Found:
-    """Result of `reach`: the objects that a module or function holds, each once, breadth first.
+    """Objects that can be reached from a module or function, each once, found breadth first.
 
     Attributes:
         instances: the `__dict__` of modules and other instances.

@@ -37,7 +37,7 @@ def read_tensors(module: nn.Module) -> tuple[Tensors, Tensors]:
 def fill(
     module: nn.Module, tensors: Tensors, views: Iterable[tuple[torch.Tensor, Any]] = ()
 ) -> None:
-    """Set each parameter and buffer of a module to a copy of the tensor of its name in `tensors`.
+    """Set each parameter and buffer of a module to a copy of the tensor `tensors[name]`.
 
     The dtype and the device of `tensors` replace those of the module.
 

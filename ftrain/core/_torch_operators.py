@@ -84,7 +84,7 @@ def _apart(
 
 
 def operators_of(graph: fx.GraphModule) -> Iterator[torch._ops.OpOverload[..., Any]]:
-    """Yield the operators of a graph and of the bodies of its loops and branches."""
+    """Yield all operators of a graph, including those in the bodies of loops and branches."""
     for module in graph.modules():
         if isinstance(module, fx.GraphModule):
             for node in module.graph.nodes:

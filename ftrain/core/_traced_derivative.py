@@ -94,7 +94,7 @@ def vjp(
     followed: Sequence[torch.Tensor],
     cotangents: Sequence[torch.Tensor | None],
 ) -> list[torch.Tensor | None]:
-    """Return the gradients of the inputs that `graded` marks, then those of the tensors in `followed`.
+    """Return the gradients of the inputs for which `graded` is True, then of the `followed` tensors.
 
     Each result is a partial derivative: a captured tensor that was computed from another captured tensor
     outside of `fn` is treated as independent of it.
