@@ -87,7 +87,7 @@ def test_params_may_be_an_ordered_dict() -> None:
 
 
 def test_store_with_an_empty_path_raises() -> None:
-    with pytest.raises(ValueError, match=r"expected a path, got an empty one.*Store\('.'\)"):
+    with pytest.raises(ValueError, match=r"expected a path, got an empty text.*Store\('.'\)"):
         checkpoint.Store("")
 
 
