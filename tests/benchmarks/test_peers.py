@@ -182,7 +182,7 @@ def test_results_file_keeps_the_results_of_earlier_commands(tmp_path, monkeypatc
     assert "goal scan\n  not measured: " in capsys.readouterr().out
 
 
-def test_goals_that_need_the_same_measurement_share_it(monkeypatch):
+def test_measurement_that_several_goals_need_is_made_once(monkeypatch):
     measured = []
 
     def measure_once(work, names, **settings):

@@ -40,7 +40,7 @@ def peak(compiled):
 
 
 @pytest.mark.inductor
-def test_peak_memory_of_a_donated_step_is_that_of_one_gradient():
+def test_donated_step_allocates_little_more_memory_than_one_gradient():
     donated, pure = peak(compile(step, donate=True)), peak(compile(step))
     assert donated < 1.1  # the gradient, and activations of 2 rows
     assert pure > 3.9  # the gradient and three new leaves

@@ -103,7 +103,7 @@ def test_untraceable_torch_python_code_raises_with_its_line_and_remedy(name: str
     assert "x[mask]" not in said
 
 
-def test_remedy_for_distributions_is_given_if_torch_validates_in_a_helper_function(
+def test_error_of_a_distribution_is_explained_also_if_torch_validates_in_a_helper_function(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Torch 2.15 has such a helper for distributions; earlier versions get one here."""
