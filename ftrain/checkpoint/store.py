@@ -100,8 +100,7 @@ class Store:
     ) -> None:
         if not os.fspath(directory):
             raise ValueError(
-                "directory: expected a path, got an empty text. Write Store('.') for the current "
-                "directory."
+                "directory: expected a path, got an empty text. Write Store('.') for this directory."
             )
         self.directory = pathlib.Path(os.path.abspath(directory))
         _check_directory(self.directory)
@@ -248,8 +247,7 @@ class Store:
             self._settle()
             if step not in self.steps():
                 raise CheckpointNotFoundError(
-                    f"step: expected one of {self.steps()}, the steps in {self.directory}, got {step}. "
-                    "Pass one of them."
+                    f"step: expected one of {self.steps()}, in {self.directory}, got {step}. Pass one."
                 )
             self._discard([step])
 

@@ -236,10 +236,8 @@ class Metrics(Mapping[str, torch.Tensor]):
             entry = self.entries[name]
         except KeyError:
             within = [other for other in self.entries if str(other).startswith(f"{name}/")]
-            known = ", ".join(map(repr, within or self.entries)) or "none"
-            raise KeyError(
-                f"metrics: expected a name of {known}, got {name!r}. Choose one."
-            ) from None
+            names = ", ".join(map(repr, within or self.entries)) or "none"
+            raise KeyError(f"metrics: expected one of {names}, got {name!r}. Choose one.") from None
         value = entry if isinstance(entry, torch.Tensor) else entry.value
         assert isinstance(value, torch.Tensor)
         return value
