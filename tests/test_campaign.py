@@ -12,7 +12,7 @@ from tests import campaign
 @pytest.mark.parametrize(
     ("sizes", "count"), [((4, 4, 2, 2), 16), ((4, 4, 2), 16), ((5, 2, 7, 4), 35), ((11, 7, 4), 77)]
 )
-def test_product_outside_a_campaign_covers_every_pair_of_values_of_two_factors(
+def test_reduced_product_of_test_parameters_has_every_pair_of_values_of_two_parameters(
     sizes: tuple[int, ...], count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In as few entries as there are pairs of values of the two largest factors."""
@@ -25,7 +25,7 @@ def test_product_outside_a_campaign_covers_every_pair_of_values_of_two_factors(
         assert pairs == set(itertools.product(factors[i], factors[j]))
 
 
-def test_sample_outside_a_campaign_is_deterministic_and_keeps_the_order(
+def test_sample_of_test_cases_is_deterministic_and_keeps_their_order(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(campaign, "CAMPAIGN", False)
@@ -36,7 +36,7 @@ def test_sample_outside_a_campaign_is_deterministic_and_keeps_the_order(
 @pytest.mark.parametrize(
     ("first", "second", "each"), [(9, 4, 1), (36, 11, 4), (5, 5, 2), (8, 3, 3)]
 )
-def test_spread_outside_a_campaign_covers_all_values_of_both_factors(
+def test_spread_of_two_test_parameters_has_every_value_of_both(
     first: int, second: int, each: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(campaign, "CAMPAIGN", False)
@@ -46,7 +46,7 @@ def test_spread_outside_a_campaign_covers_all_values_of_both_factors(
     assert {b for _, b in taken} == set(range(second))
 
 
-def test_campaign_takes_all_cases(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_test_case_is_left_out_in_a_full_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(campaign, "CAMPAIGN", True)
     assert campaign.choice([1], [1, 2]) == [1, 2]
     assert campaign.examples(3, 9) == 9

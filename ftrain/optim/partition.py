@@ -16,7 +16,7 @@ __all__ = ["partition"]
 
 
 def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> GradientTransformation:
-    """Combine optimizers into one, each for the parameters of its mask; the first match wins.
+    """Return an optimizer that updates each parameter by the first group whose mask selects it.
 
         optimizer = optim.partition({
             "frozen": ("^embed", optim.set_to_zero()),
@@ -64,7 +64,7 @@ def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> Grad
     optimizers = {name: optimizer for name, (_, optimizer) in groups.items()}
 
     def owners(params: PyTree) -> list[str]:
-        """Return the name of the group of each parameter leaf, in order."""
+        """Return the name of the group that updates each parameter, in the order of the leaves."""
         flat = [mask_leaves(mask, params) for mask, _ in groups.values()]
         found = []
         for index, path in enumerate(names(tree.structure(params))):

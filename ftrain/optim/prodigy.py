@@ -200,7 +200,11 @@ def _advance(
     distance: Hyperparameter,
     added: Hyperparameter,
 ) -> tuple[torch.Tensor, ...]:
-    """Return `<g, p_0 - p>`, the new moments, the new sum of gradients, and the L1 norm of the sum."""
+    """Return the new moments and sums of one leaf, from which Prodigy estimates the distance.
+
+    These are: the inner product `<g, p_0 - p>` of the gradient and the distance from the initial
+    parameter, the first and the second moment, the weighted sum of gradients, and its L1 norm.
+    """
     g, (m, v, q) = leaf.grad, leaf.memory
     dg = g * distance
     q = add_scaled(q * b3, g, added)

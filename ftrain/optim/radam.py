@@ -124,7 +124,10 @@ def radam(
 
 
 def _rectifier(b2: Hyperparameter, count: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return 1 for an adaptive step, else 0, and the rectification `r sqrt(1 - b2^t)`, always finite."""
+    """Return 1 if the step is adaptive, else 0; and the factor of an adaptive step, always finite.
+
+    The factor is the rectification with the bias correction of the second moment, `r sqrt(1 - b2^t)`.
+    """
     decay, t = double(b2, count.device), count.to(torch.float64)
     seen = debias(b2, count)
     longest = 2 / (1 - decay) - 1

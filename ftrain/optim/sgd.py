@@ -98,11 +98,13 @@ def sgd(
     decays = isinstance(weight_decay, torch.Tensor) or weight_decay > 0
     if dampens and not remembers:
         raise ValueError(
-            "dampening needs a momentum > 0, as it scales the gradients added to the momentum."
+            "momentum: expected a number > 0 with dampening, which scales the gradients added to the "
+            f"momentum, got {momentum}. Write sgd(0.1, 0.9, dampening=0.1)."
         )
     if nesterov and (dampens or not remembers):
         raise ValueError(
-            "nesterov=True needs a momentum > 0 and no dampening: `sgd(0.1, 0.9, nesterov=True)`."
+            "nesterov=True: expected momentum > 0 and dampening 0, got "
+            f"momentum={momentum} and dampening={dampening}. Write sgd(0.1, 0.9, nesterov=True)."
         )
 
     def init(params: PyTree) -> SGDState:

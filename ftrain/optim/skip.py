@@ -36,7 +36,7 @@ class SkipState(NamedTuple):
 
 
 def skip_nonfinite(inner: GradientTransformation) -> GradientTransformation:
-    """Skip the updates of non-finite gradients.
+    """Wrap an optimizer so that it skips an update if any gradient is non-finite.
 
     Parameters and the state of `inner` are unchanged, bit for bit, if any gradient is infinite or NaN.
     This is the criterion of `make_steps(nonfinite="skip")`, for custom loops and for gradients that an
@@ -64,9 +64,10 @@ def skip_nonfinite(inner: GradientTransformation) -> GradientTransformation:
 def skip_large_updates(
     inner: GradientTransformation, max_norm: Hyperparameter
 ) -> GradientTransformation:
-    """Skip the updates of gradients whose global norm exceeds `max_norm`, or is NaN.
+    """Wrap an optimizer so that it skips an update if the global gradient norm exceeds `max_norm`.
 
-    Parameters and the state of `inner` stay as they are, bit for bit.
+    An update whose norm is NaN is skipped too. A skipped update keeps the bits of the parameters and of
+    the state of `inner`.
 
     Args:
         inner: the optimizer.

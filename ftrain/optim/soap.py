@@ -274,7 +274,10 @@ def _sides(p: torch.Tensor, longest: int) -> tuple[int | None, int | None]:
 def _places(
     ps: list[torch.Tensor], longest: int, bases: int
 ) -> list[tuple[int | None, int | None]]:
-    """Return, per parameter, the indices in `state.bases` of its row and its column basis, or `None`."""
+    """Return the indices in `state.bases` of each parameter's row basis and column basis.
+
+    The index is `None` for a side without a basis.
+    """
     places, taken = [], 0
     for p in ps:
         pair: list[int | None] = []

@@ -144,8 +144,8 @@ def export_state_dict(
         for name, entry in _exported(part, twin).items():
             if name not in order:
                 raise ValueError(
-                    f"names: expected a parameter {name} in {type(twin).__name__}, as in the state, got "
-                    f"{_listed(order)}. Give the names of the parameters in the state."
+                    f"names: expected {name}, a parameter of the state, among the parameters of "
+                    f"{type(twin).__name__}, got {_listed(order)}. Give the names as in the state."
                 )
             state[order[name]] = entry
     groups = twin.state_dict()["param_groups"]
@@ -153,7 +153,7 @@ def export_state_dict(
 
 
 class _Part(NamedTuple):
-    """State of one algorithm, inside an optimizer's state, with a counterpart in `torch.optim`.
+    """Part of an optimizer's state: the state of one algorithm that `torch.optim` also has.
 
     Attributes:
         path: the path of the state.
@@ -201,7 +201,7 @@ def _column(path: str, values: PyTree) -> dict[str, tuple[str, torch.Tensor]]:
 def _imported(
     part: _Part, entries: Mapping[str, dict[str, Any]], rates: Mapping[str, Any], count: int | None
 ) -> dict[str, Any]:
-    """Return the values of the state's leaves taken from the state dict, by path."""
+    """Return `{path of a leaf of the state: its value}`, with values from a torch state dict."""
     missing = [name for name in part.names if name not in entries]
     if missing:
         raise ValueError(
@@ -287,7 +287,7 @@ def _fitted(path: str, value: Any, old: torch.Tensor) -> torch.Tensor:
 def _by_name(
     state_dict: Mapping[str, Any], names: Names
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return, by name, the entries and the learning rate of each parameter in a torch state dict."""
+    """Return `{parameter name: state entries}` and `{parameter name: rate}` of a torch state dict."""
     if not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError(
             f"state_dict: expected 'state' and 'param_groups', got {_listed(state_dict)}. "
@@ -323,7 +323,7 @@ def _check_all_taken(entries: Mapping[str, dict[str, Any]], taken: set[str]) -> 
 
 
 def _check_algorithm(state_dict: Mapping[str, Any], parts: Sequence[_Part]) -> None:
-    """Raise if the parameter groups belong to another algorithm."""
+    """Raise if a torch state dict is of SGD, but a part of the state is of another algorithm."""
     of_sgd = any("dampening" in group for group in state_dict["param_groups"])
     for part in parts if of_sgd else ():
         if not isinstance(part.state, (SGDState, FromTorchState)):
@@ -368,7 +368,7 @@ def _check_twin(part: _Part, twin: torch.optim.Optimizer) -> None:
 
 
 def _exported(part: _Part, twin: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
-    """Return, by name, the state entries of each parameter in the form of `torch.optim`."""
+    """Return `{parameter name: its state entries}`, with the entries that `torch.optim` expects."""
     step = float(part.state.count)
     if not step:
         return {}  # torch creates the entries at its first step

@@ -39,28 +39,28 @@ class Chunks(NamedTuple):
 
     @property
     def whole(self) -> int:
-        """Number of chunks of `size` rows."""
+        """Number of full chunks: those that have `size` rows."""
         return self.rows // self.size
 
     @property
     def number(self) -> int:
-        """Number of chunks."""
+        """Number of chunks, including a shorter last one."""
         return -(-self.rows // self.size)
 
     def build(self, tensors: list[Tensor]) -> Any:
-        """Return the tree of one chunk, given the chunk's rows of each tensor."""
+        """Return one chunk as a tree, given its rows of each tensor in the tree."""
         rows = iter(tensors)
         count = len(tensors) + len(self.constants)
         leaves = [self.constants[i] if i in self.constants else next(rows) for i in range(count)]
         return tree.unflatten(self.structure, leaves)
 
     def stacked(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return the rows of all chunks that have `size` rows, in the shape `(whole, size, ...)`."""
+        """Return the rows of all full chunks, reshaped to `(number of full chunks, size, ...)`."""
         end = self.whole * self.size
         return [x[:end].reshape(self.whole, self.size, *x.shape[1:]) for x in tensors]
 
     def last(self, tensors: list[Tensor]) -> list[Tensor]:
-        """Return the rows after the last chunk of `size` rows."""
+        """Return the remaining rows, after all full chunks."""
         return [x[self.whole * self.size :] for x in tensors]
 
 
@@ -124,13 +124,13 @@ Body = Callable[[Any, Tensor, Any, list[Tensor]], tuple[Any, Any]]
 def over(
     body: Body, carry: Any, chunks: Chunks, keys: Tensor, more: list[Tensor] | None = None
 ) -> tuple[Any, Any]:
-    """Call `body(carry, key, chunk, more)` for each chunk in order; concatenate the results by rows.
+    """Scan a function over chunks; return the last carry, and the results concatenated by rows.
 
     For the chunks of equal length the body is compiled once, independently of their number.
 
     Args:
-        body: a pure function `-> (carry, results)`; results are a tree of tensors, one entry for each
-            row of the chunk, or an empty tree.
+        body: a pure function `(carry, key, chunk, more) -> (carry, results)`; results are a tree of
+            tensors, one entry for each row of the chunk, or an empty tree.
         carry: the first value of `carry`, which each call returns for the next one.
         chunks: the chunks.
         keys: a key for each chunk, `(number, 2)`.

@@ -187,7 +187,7 @@ def adapted(
 def removed(
     adapter: Adapter, settings: Settings, merged: Tensor, tensors: Mapping[str, Tensor]
 ) -> Tensor:
-    """Return a weight without the adapter that `adapted` added to it, given the same arguments."""
+    """Subtract an adapter's change from a weight that was merged with it (not for DoRA)."""
     dtype = _wide(adapter, merged)
     return (merged.to(dtype) - _change(adapter, settings, tensors, dtype)).to(merged.dtype)
 
@@ -212,7 +212,7 @@ def _change(
 
 
 def _norm(weight: Tensor, adapter: Adapter) -> Tensor:
-    """Return the norm of each output's weights; the axes of the inputs keep the length one."""
+    """Return the norm of the weights of each output; the axes of the inputs have length one."""
     axes = (0,) if adapter.transposed else tuple(range(1, len(adapter.shape)))
     norm: Tensor = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
     return norm
@@ -300,7 +300,7 @@ def matched(
 
 
 def _owners(root: nn.Module) -> dict[str, tuple[Owner, ...]]:
-    """Return the modules that hold each parameter, by the first of its names if it is tied."""
+    """Return `{parameter name: modules that hold it}`; a tied parameter has only its first name."""
     first = {id(tensor): name for name, tensor in named_tensors(root).items()}
     found: dict[str, tuple[Owner, ...]] = {}
     for path, module in root.named_modules(remove_duplicate=False):

@@ -71,7 +71,7 @@ def watching_outputs(loss_fn: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _outputs_of(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Collect a flag for each module called in a `with` block: True if only its output is non-finite."""
+    """Record which modules, called in a `with` block, have finite inputs and a non-finite output."""
     flags: dict[str, Tensor] = {}
     here = place()
 

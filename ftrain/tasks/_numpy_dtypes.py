@@ -45,7 +45,7 @@ _OTHER_DTYPE = re.compile(r"(?i)(same|expected) dtype|scalar type|should be the 
 
 @contextlib.contextmanager
 def integers_explained(parameters: Iterable[Tensor], *inputs: Any) -> Iterator[None]:
-    """Convert torch's error for integer inputs of a model in a `with` block to one with a remedy.
+    """Replace torch's dtype error in a `with` block, if the inputs are integers, by a clear TypeError.
 
     Integers are not converted like float64 inputs: a model may use them as indices, and images need
     scaling.

@@ -92,7 +92,7 @@ def classes_in_range(labels: Tensor, classes: int, ignore_index: int) -> Iterato
 
 @contextlib.contextmanager
 def places_in(labels: Tensor, ignore_index: int) -> Iterator[None]:
-    """Make errors for labels out of range, raised in a `with` block, name positions in `labels`.
+    """Change out-of-range label errors in a `with` block to name the index in the full `labels`.
 
     Losses that compare only `labels[:, 1:]`, or parts of it, use this context.
     """

@@ -130,7 +130,7 @@ def call_model(
         return _called(model, entry_at(batch, input, "input"))
     if input is not None:
         raise TypeError(
-            f"batch: expected named entries with {input!r}, got {a_or_an(type(batch).__name__)}. "
+            f"batch: expected a dict with an entry {input!r}, got {a_or_an(type(batch).__name__)}. "
             "Return dicts from the data function, leave out `input`, or give an index in the tuple: "
             "input=0."
         )
@@ -219,7 +219,7 @@ def find_output(outputs: Any, output: str | int | None = None) -> Tensor:
     if isinstance(found, Tensor):
         return found
     wanted = {
-        str: f"named entries with {output!r}",
+        str: f"a dict with an entry {output!r}",
         int: f"a tuple with a tensor at {output}",
     }.get(type(output), "a tensor, a tuple with a tensor that has axes, or an entry 'logits'")
     raise TypeError(
@@ -364,7 +364,7 @@ def _check_pair(named: Mapping[str, Any], input: str, target: str) -> None:
 
 
 def _suggested(named: Mapping[str, Any], option: str) -> Any:
-    """Return a suggested name for an option: a usual name, or the only other entry; else `...`."""
+    """Return the entry name that an error message suggests for an option; `...` if it is unclear."""
     roles = {"input": (INPUTS, OF_THE_LOSS), "target": (LABELS, INPUTS)}
     if option not in roles:
         return next(iter(named), "...")

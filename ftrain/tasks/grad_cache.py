@@ -54,7 +54,7 @@ def grad_cache(
     *,
     chunk_size: int | Mapping[str | int, int],
 ) -> GradCache:
-    r"""Return a loss function whose step has the activations of one chunk of rows in memory at a time.
+    r"""Return a loss function for large batches: a step holds the activations of one chunk at a time.
 
     Pass it to `make_steps` or `gradients` like any loss. The gradients are those of
 
@@ -157,7 +157,7 @@ def grad_cache(
 
 
 class GradCache(OwnGradients):
-    """Loss function that `grad_cache` returns."""
+    """Contrastive loss function whose training step encodes a batch in chunks to save memory."""
 
     compares_rows = True  # so that `accumulate`, which would change the loss, warns
 
@@ -368,7 +368,10 @@ def _loss_input(embeddings: dict[Name, Any], batch: Any) -> dict[str, Any]:
 
 
 def _on_embeddings(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """Convert `loss(model, embeddings, batch)` to a function of the model and a dict of the others."""
+    """Convert `loss(model, embeddings, batch)` to a function of a model and one dict.
+
+    The dict contains the embeddings and the batch.
+    """
     if takes(loss, "key"):
 
         def with_key(model: nn.Module, x: dict[str, Any], key: Tensor) -> Any:

@@ -279,7 +279,7 @@ class LoraModel(Bound):
         if self.settings.dora:
             raise ValueError(
                 "unmerge: expected adapters with dora=False, got dora=True: weights merged with DoRA "
-                "do not determine the base weights. Take these from the buffers of the state."
+                "do not determine the base weights. Take the base weights from state.buffers."
             )
         self._check("params", params, self.shapes)
         self.skeleton.checked(merged_params, merged_buffers)

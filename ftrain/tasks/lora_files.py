@@ -215,7 +215,7 @@ def read_lora(
 def _base_values(
     folder: pathlib.Path, base: Bound, others: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the tensors of unfrozen modules in a file, by their names in the base model."""
+    """Return `{name in the base model: tensor}` for a file's tensors of unfrozen modules."""
     known = {name: t.shape for name, t in named_tensors(base.skeleton.module).items()}
     found = {}
     for key, tensor in others.items():
@@ -241,7 +241,7 @@ def _base_values(
 
 
 def _entries(adapter: Adapter, settings: Settings) -> dict[str, _Entry]:
-    """Return name and shape of each tensor that an adapter has in the file, by its key there."""
+    """Return `{key in the file: name and shape of the tensor}` for the tensors of an adapter."""
     owner = adapter.owners[0]
     reason = _refusal(adapter)
     if reason:
@@ -265,7 +265,7 @@ def _entries(adapter: Adapter, settings: Settings) -> dict[str, _Entry]:
 
 
 def _refusal(adapter: Adapter) -> str | None:
-    """Return the reason why peft computes another result for an adapter; `None` for the same result."""
+    """Return the reason why peft would compute other outputs with an adapter; `None` for the same."""
     owner = adapter.owners[0]
     module: Any = owner.module
     name = type(module).__name__

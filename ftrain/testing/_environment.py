@@ -80,7 +80,7 @@ def environment(
     threads: Sequence[int] | None = None,
     repeats: int = 5,
 ) -> Environment:
-    """Return the settings that bits depend on, and a step's operators with irreproducible bits.
+    """Return the settings that affect the bits of a step, and its operators with unstable bits.
 
     Each kind of operator that the step runs is repeated by itself: with equal inputs, with several
     numbers of threads, and with inputs at another memory address. The examination stores a copy of the

@@ -71,7 +71,7 @@ def pytest_pycollect_makeitem(
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Collect the subjects in the modules that the ini option lists."""
+    """Add test items for the steps in the modules that the ini option `ftrain_subjects` lists."""
     if not config.getoption("ftrain_laws", default=False):
         return
     for entry in config.getini("ftrain_subjects"):
@@ -175,9 +175,9 @@ class LawsItem(pytest.Item):
             if hasattr(self._module, name):
                 return self._object, getattr(self._module, name), {}
         raise TypeError(
-            f"{self._attribute}: expected a sequence `batches` beside these Steps, got none in "
-            f"{self._module.__name__}. Define it, or a function marked by ftrain.testing.subject that "
-            "returns (steps, batches)."
+            f"{self._attribute}: expected a global variable `batches` for these Steps, got none in "
+            f"{self._module.__name__}. Define it as a list of batches, or write a function marked by "
+            "ftrain.testing.subject that returns (steps, batches)."
         )
 
 

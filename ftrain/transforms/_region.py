@@ -1,4 +1,4 @@
-"""Functions that a backward pass computes again, and that may take gradients themselves.
+"""Rematerialization of functions that take gradients: the backward pass computes them again.
 
 `ftrain.remat` recomputes the tensors that autograd saved in a region. If a gradient is taken inside the
 region, it would recompute them in the forward pass already, once for each gradient. A region of this
@@ -23,7 +23,7 @@ __all__ = ["refuse_captured", "region"]
 
 
 def region(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that computes `fn` on trees, and saves only its inputs for the backward pass.
+    """Return `fn` with less memory: only its inputs are saved, and the backward pass calls it again.
 
     Outside of grad mode, under torch.func transforms and in forward mode, it calls `fn` directly.
     """

@@ -18,7 +18,7 @@ Mode = Literal["min", "max"]
 
 
 def stack(trees: Sequence[T]) -> T:
-    """Return trees of one structure as one tree, whose leaves have a new leading axis.
+    """Stack trees of the same structure into one tree, whose leaves have a new leading axis.
 
     Stack states for an ensemble, one batch for each member for `sweep(..., batches="own")`, and
     consecutive batches for `scan`.

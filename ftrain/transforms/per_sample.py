@@ -153,8 +153,8 @@ def count_examples(batch: Any) -> int:
     if len(set(counts.values())) != 1 or 0 in counts.values():
         got = ", ".join(f"{path} with {n}" for path, n in counts.items()) or "none"
         raise ValueError(
-            f"batch: expected leaves with a first axis of the same number of examples, got {got}. Put "
-            "what all examples share into 0-d tensors, or expand it."
+            f"batch: expected leaves with a first axis of the same number of examples, got {got}. Store "
+            "a value that all examples share as a 0-d tensor, or expand it to one row per example."
         )
     return next(iter(counts.values()))
 

@@ -145,7 +145,9 @@ def _mapped(
 def _members(n: int | None, over: Over | None) -> list[dict[str, Any]]:
     """Return one dict of values for each member, its seed included."""
     if n is None and over is None:
-        raise ValueError("sweep: expected n or over, got neither. Write sweep(steps, 16).")
+        raise ValueError(
+            "sweep: expected the argument n or over, got neither. Write sweep(steps, 16) for 16 seeds."
+        )
     if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
         raise ValueError(
             f"n: expected an integer of at least 1, got {n!r}. Write sweep(steps, 16)."
@@ -170,7 +172,7 @@ def _members(n: int | None, over: Over | None) -> list[dict[str, Any]]:
         raise ValueError("over: expected at least one member, got 0. Write over={name: values}.")
     if n is not None and "seed" in rows[0]:
         raise ValueError(
-            f"n: expected None, since over has the seeds, got {n}. Leave one of them out."
+            f"n: expected None, since `over` has an entry 'seed', got {n}. Leave one of them out."
         )
     seeds = [{}] if n is None else [{"seed": i} for i in range(n)]
     return [{"seed": 0, **row, **seed} for row in rows for seed in seeds]

@@ -106,7 +106,8 @@ def unroll(
         _checks.positive_int("truncate", truncate)
     elif detach is not None:
         raise ValueError(
-            "detach: expected `truncate` as well, got None. Write unroll(..., truncate=n, detach=fn)."
+            "truncate: expected a number of steps, which `detach` needs, got None. "
+            "Write unroll(..., truncate=n, detach=fn)."
         )
     cut = detach or detach_training
     step = differentiable(train_step)

@@ -56,9 +56,9 @@ def test_optimizer_argument_out_of_range_raises_with_its_name_and_value(build, n
         (lambda: optim.adam(0.1, b1=1.0), r"b1: expected a number in \[0, 1\), got 1.0"),
         (lambda: optim.trace(1.0), r"decay: expected a number in \[0, 1\)"),
         (lambda: optim.scale(math.nan), "factor: expected a finite number"),
-        (lambda: optim.sgd(0.1, nesterov=True), "nesterov=True needs a momentum > 0"),
-        (lambda: optim.sgd(0.1, 0.9, nesterov=True, dampening=0.1), "no dampening"),
-        (lambda: optim.sgd(0.1, dampening=0.1), "needs a momentum > 0"),
+        (lambda: optim.sgd(0.1, nesterov=True), "nesterov=True: expected momentum > 0"),
+        (lambda: optim.sgd(0.1, 0.9, nesterov=True, dampening=0.1), "and dampening 0, got"),
+        (lambda: optim.sgd(0.1, dampening=0.1), "momentum: expected a number > 0 with dampening"),
         (lambda: optim.sgd(0.1, 0.9, dampening=1.5), r"dampening: expected a number in \[0, 1\]"),
         (lambda: optim.cosine(0.1, 0), "steps: expected an integer of at least 1"),
         (

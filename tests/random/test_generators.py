@@ -103,7 +103,7 @@ def test_draws_from_another_numpy_bit_generator_are_detected_and_undone() -> Non
 
 
 @pytest.mark.parametrize("name", ["torch", "numpy", "python"])
-def test_seeded_generator_depends_on_both_words_of_the_seed(name: str) -> None:
+def test_seeded_generator_depends_on_both_32_bit_words_of_the_seed(name: str) -> None:
     draw = {"torch": lambda: torch.rand(1).item(), "numpy": np.random.rand, "python": random.random}
     drawn = []
     for words in ((1, 2), (1, 2), (1, 2**31), (2**31, 2), (2**32 - 1, 2**32 - 1)):
@@ -159,7 +159,7 @@ def test_search_for_user_generators_omits_global_generators_and_those_of_librari
     assert reachable(nn.TransformerEncoderLayer(4, 2, 8)) == ()
 
 
-def test_require_line_with_other_threads_raises_only_for_draws_from_the_given_generators() -> None:
+def test_draw_while_another_thread_runs_raises_only_for_the_given_generators() -> None:
     idle = threading.Event()
     thread = threading.Thread(target=idle.wait)
     thread.start()

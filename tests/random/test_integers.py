@@ -33,7 +33,9 @@ def test_bounds_clipped_as_numbers_equal_those_clipped_as_tensors(
 
 
 @pytest.mark.parametrize("dtype", list(_integers.RANGE), ids=str)
-def test_clipped_bounds_are_the_first_value_and_the_number_of_values(dtype: torch.dtype) -> None:
+def test_clipped_integer_range_is_given_as_its_first_value_and_its_number_of_values(
+    dtype: torch.dtype,
+) -> None:
     lowest, highest = _integers.RANGE[dtype]
     bits = max(32, _integers.WIDTH[dtype])
     assert _integers.clipped(3, 7, dtype) == (3, 4)

@@ -165,7 +165,7 @@ def test_module_called_twice_draws_different_masks() -> None:
     assert not first["a"].equal(second["a"])
 
 
-def test_submodule_called_directly_with_its_model_as_root_draws_as_inside_the_model() -> None:
+def test_submodule_called_alone_draws_the_same_masks_as_in_its_model() -> None:
     net = Net("a", "b")
     whole = masks(net)
     a, b = masks(lambda x: (net.blocks["a"](x), net.blocks["b"].inner(x)), root=net)

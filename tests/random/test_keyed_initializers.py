@@ -108,7 +108,7 @@ def test_vmapped_initial_weights_equal_those_of_single_models() -> None:
         assert all(same(rows[name][i], value) for name, value in init(one).items())
 
 
-def test_observe_returns_the_model_and_the_parameter_paths_of_its_draws() -> None:
+def test_observe_builds_a_model_and_lists_the_parameters_that_its_initial_draws_fill() -> None:
     module, plan = observe(lambda: nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1)))
     assert [type(layer) for layer in module] == [nn.Linear, nn.ReLU, nn.Linear]
     assert plan.sites == ["0.weight", "0.bias", "2.weight", "2.bias"]

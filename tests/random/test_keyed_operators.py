@@ -93,7 +93,7 @@ def test_arithmetic_gives_the_same_results_and_gradients_inside_keyed(power: flo
         assert same(written(x), expected)
 
 
-def test_without_dispatch_copies_mutually_recursive_functions() -> None:
+def test_functions_that_call_each_other_are_copied_to_bypass_torch_function_dispatch() -> None:
     def pair() -> tuple[types.FunctionType, types.FunctionType]:
         def even(n: int) -> bool:
             return n == 0 or odd(n - 1)

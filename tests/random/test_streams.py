@@ -92,7 +92,7 @@ def test_a_key_draws_what_it_drew_in_earlier_releases(name: str) -> None:
         assert abs(total - expected) <= rounding * size, (total, expected)
 
 
-def test_stream_file_has_exactly_one_entry_for_each_tested_stream() -> None:
+def test_file_of_recorded_draws_has_exactly_one_entry_for_each_tested_draw() -> None:
     assert set(json.loads(STORED.read_text())) == set(STREAMS)
 
 

@@ -35,7 +35,7 @@ def _own_settings(request: Any) -> Iterator[None]:
 
 @pytest.mark.usefixtures("_own_settings")
 @pytest.mark.parametrize("raises", [False, True])
-def test_search_for_a_draw_restores_tracing_switch_interval_and_garbage_collection(
+def test_search_for_the_line_of_a_draw_restores_trace_function_thread_switch_interval_and_gc(
     raises: bool,
 ) -> None:
     def profile(*_: Any) -> None:

@@ -86,7 +86,7 @@ def both_ways(loss: Any, mine: list[Tensor], theirs: list[Tensor]) -> tuple[Tens
 
 @pytest.mark.parametrize("name", ["byol", "dino"])
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_self_taught_steps_equal_a_plain_torch_loop(name: str, accumulate: int) -> None:
+def test_self_distillation_steps_equal_a_plain_torch_loop(name: str, accumulate: int) -> None:
     """The plain loop keeps an average of its weights and, for DINO, a center, by their formulas."""
     dtype = torch.float64
     student = Net(norm=nn.LayerNorm).to(dtype)
@@ -242,7 +242,7 @@ def test_teacher_computes_in_the_precision_of_the_policy(precision: str) -> None
     assert {x.dtype for x in tree.leaves(new.extras)} == {torch.float32}
 
 
-def test_self_taught_steps_work_with_a_float32_average_of_a_bf16_student() -> None:
+def test_self_distillation_works_with_a_float32_average_of_a_bf16_student() -> None:
     teacher = tasks.Teacher(functools.partial(Net, norm=nn.LayerNorm))
     loss_fn = functools.partial(tasks.byol, teacher=teacher)
     optimizer = optim.ema(optim.sgd(0.1), 0.9)

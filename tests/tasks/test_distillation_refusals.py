@@ -117,7 +117,7 @@ REFUSALS: dict[str, tuple[Any, type[Exception], str]] = {
     "no teacher": (
         lambda: tasks.byol(Net(), VIEWS),
         TypeError,
-        r"teacher: expected a Teacher of the student's model, got None\. Write functools\.partial",
+        r"teacher: expected tasks\.Teacher\(model\), got None\. Give the loss and the steps the same",
     ),
     "no center": (
         lambda: tasks.dino(Net(), VIEWS, {"teacher": SAME.start()}, teacher=SAME),

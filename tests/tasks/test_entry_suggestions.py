@@ -24,7 +24,9 @@ X, Y = torch.ones(2, 3), torch.zeros(2)
         (("image", "kinds"), "input: image, target: kinds"),
     ],
 )
-def test_one_error_names_both_missing_entries(names: tuple[str, str], suggested: str) -> None:
+def test_input_and_labels_both_missing_in_a_batch_are_named_in_one_error(
+    names: tuple[str, str], suggested: str
+) -> None:
     batch = dict.fromkeys(names, X)
     with pytest.raises(KeyError, match="expected the keys 'x' and 'y', got ") as found:
         tasks.cross_entropy(nn.Linear(3, 2), batch, input="x", target="y")

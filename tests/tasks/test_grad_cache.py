@@ -109,7 +109,7 @@ def test_grad_cache_step_obeys_each_law(law: str) -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "16-mixed", "bf16-true"])
-def test_grad_cache_gradients_in_low_precision_are_as_accurate_as_those_of_one_graph(
+def test_grad_cache_gradients_in_low_precision_are_as_accurate_as_those_of_an_uncached_step(
     precision: Any,
 ) -> None:
     """Both round each product; the sum over chunks is in float32."""
@@ -234,7 +234,7 @@ def test_supervised_contrastive_loss_reads_labels_of_the_batch() -> None:
     assert_equal(found, expected, 1e-12)
 
 
-def test_grad_cache_keys_and_draws_equal_those_of_one_graph() -> None:
+def test_grad_cache_keys_and_draws_equal_those_of_an_uncached_step() -> None:
     def encode(model: Any, x: Any, key: Tensor) -> Any:
         return model.query(x + ftrain.random.normal(key, x.shape))
 
@@ -293,7 +293,7 @@ def test_grad_cache_of_a_checkpointed_encoder_with_dropout_equals_the_plain_one(
     assert_same_bits(found.buffers, expected.buffers)
 
 
-def test_grad_cache_of_an_encoder_that_differentiates_its_inputs_equals_one_graph() -> None:
+def test_grad_cache_of_an_encoder_that_differentiates_its_inputs_equals_an_uncached_step() -> None:
     def encode(model: Any, x: Tensor) -> Any:
         x = x.clone().requires_grad_()
         (slope,) = torch.autograd.grad(model.query(x).square().sum(), x, create_graph=True)
@@ -328,7 +328,7 @@ def test_nan_in_one_row_skips_the_grad_cache_step() -> None:
     assert_same_bits((after.params, after.buffers), (state.params, state.buffers))
 
 
-def test_gradient_norms_and_value_fn_of_grad_cache_equal_those_of_one_graph() -> None:
+def test_gradient_norms_and_value_fn_of_grad_cache_equal_those_of_an_uncached_step() -> None:
     loss_fn, batch = cached(3), towers.batch(8)
     model = functools.partial(Towers, dropout=0.2)
     made = [monitored_steps(model, fn, optim.sgd(0.1)) for fn in (loss_fn, one_graph(loss_fn))]

@@ -181,7 +181,7 @@ def nodes(steps: ftrain.Steps, batch: Any) -> list[Any]:
     ]
 
 
-def test_monitored_steps_without_statistics_have_the_graph_of_unmonitored_steps() -> None:
+def test_monitored_steps_with_no_statistics_have_the_same_graph_as_plain_steps() -> None:
     case = ZOO["mlp"]
     batch = case.batch(0, 4)
     plain = nodes(ftrain.make_steps(case.model, case.loss_fn, optim.sgd(0.1)), batch)

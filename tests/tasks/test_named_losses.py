@@ -300,7 +300,7 @@ def test_losses_refuse_missing_entries_and_wrong_targets(
     with pytest.raises((KeyError, TypeError, ValueError), match=says):
         called(name, model, changed, options)
     if name == "triplet":
-        with pytest.raises(TypeError, match="expected named entries with 'anchor', got Tensor"):
+        with pytest.raises(TypeError, match="expected a dict with an entry 'anchor', got Tensor"):
             called(name, model, torch.ones(2), options)
 
 

@@ -145,7 +145,7 @@ def doubled(batch: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("name", TASKS)
-def test_rows_of_weight_zero_add_nothing_to_tasks(name: str) -> None:
+def test_rows_of_weight_zero_do_not_change_loss_and_metrics_of_tasks(name: str) -> None:
     make, model, batch = TASKS[name]
     module, whole = model(), batch(0)
     padded = {**whole, "weight": (torch.arange(N) < 4).float()}
@@ -271,7 +271,7 @@ def test_retrieval_warns_that_micro_batches_change_its_loss() -> None:
         ftrain.make_steps(model, make().loss_fn, optim.sgd(0.1), accumulate=2)
 
 
-def test_retrieval_finds_the_partners_of_equal_embeddings() -> None:
+def test_retrieval_metrics_are_exact_for_embeddings_with_known_ranks() -> None:
     def model(image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
         return image, text
 

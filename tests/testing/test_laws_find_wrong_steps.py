@@ -102,7 +102,9 @@ def test_check_skip_names_the_leaf_that_a_skipped_step_changes(change: Any, said
     assert found.difference.count >= 1
 
 
-def test_check_skip_finds_a_step_that_is_not_skipped_and_a_poison_without_effect() -> None:
+def test_check_skip_finds_a_step_that_is_not_skipped_and_refuses_a_batch_with_finite_gradients() -> (
+    None
+):
     def step(state: Any, batch: Any) -> Any:
         return dict(state), {"skipped": torch.tensor(0)}
 

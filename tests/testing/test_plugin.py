@@ -76,7 +76,7 @@ def test_plugin_imports_neither_torch_nor_hypothesis() -> None:
     assert done.stdout.strip() == "[]"
 
 
-def test_testing_subject_is_the_marker_function_after_only_the_plugin_was_imported() -> None:
+def test_ftrain_testing_subject_is_a_function_even_if_only_the_plugin_was_imported_before() -> None:
     script = (
         "import ftrain.testing.plugin\n"  # as pytest does, before any test module
         "from ftrain.testing import subject\n"
@@ -128,7 +128,7 @@ def test_steps_without_batches_fail_with_the_remedy(pytester) -> None:
     )
     result = run(pytester, "--ftrain-laws")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*expected a sequence `batches` beside these Steps*"])
+    result.stdout.fnmatch_lines(["*expected a global variable `batches` for these Steps*"])
 
 
 def test_subject_that_does_not_return_a_pair_fails_with_the_remedy(pytester) -> None:

@@ -24,7 +24,7 @@ def masked(text: str) -> str:
     return re.sub(r"\s+", " ", text).strip()
 
 
-def test_proving_guide_prints_the_outputs_it_shows(
+def test_code_of_the_proving_guide_prints_the_outputs_shown_in_the_guide(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     namespace: dict[str, object] = {"__name__": "proving"}

@@ -54,7 +54,7 @@ def test_check_pure_finds_a_changed_setting_and_restores_it(name: str, monkeypat
     assert torch.get_float32_matmul_precision() == "highest"  # raises if the switches disagree
 
 
-def test_variables_that_libraries_set_at_first_use_do_not_count_as_changes(
+def test_environment_variables_that_libraries_set_at_first_use_do_not_count_as_changes(
     monkeypatch: Any,
 ) -> None:
     before = world()

@@ -234,7 +234,7 @@ def test_eigenvalues_of_degenerate_matrices_are_complete(case: str, dtype: torch
 
 
 @pytest.mark.parametrize("size", [1e-25, 1e25])
-def test_eigenvalues_do_not_depend_on_the_scale_of_the_matrix(size: float) -> None:
+def test_eigenvalues_of_a_scaled_matrix_are_scaled_by_the_same_factor(size: float) -> None:
     scales = size * torch.tensor([5.0, 1.0, 0.0, -7.0, 3.0])
     found = transforms.top_eigenvalues(
         lambda v: scales * v, torch.zeros(5), random.key(1), 5, which="largest"

@@ -77,7 +77,7 @@ def test_differentiating_a_plain_step_is_refused_again_after_a_differentiable_st
         steps.train_step(tracked, torch.ones(1, 2))
 
 
-def test_gradient_by_a_captured_learning_rate_flows_through_a_step() -> None:
+def test_step_has_a_gradient_with_respect_to_a_captured_learning_rate() -> None:
     state = steps_of(optim.sgd(0.1)).init_state(0)
     batch = one(batches(1))
 

@@ -244,7 +244,7 @@ def test_metrics_that_cannot_be_merged_over_examples_are_refused() -> None:
 # -- accountant -------------------------------------------------------------------------------------
 
 
-def test_epsilon_is_that_of_the_accountant() -> None:
+def test_dp_epsilon_equals_the_epsilon_of_dp_accounting() -> None:
     library = pytest.importorskip("dp_accounting")
     pytest.importorskip("dp_accounting.pld")
     event = library.PoissonSampledDpEvent(0.02, library.GaussianDpEvent(0.9))
@@ -256,14 +256,14 @@ def test_epsilon_is_that_of_the_accountant() -> None:
         assert transforms.dp_epsilon(0.9, 0.02, 300, 1e-5, accountant=name) == expected  # type: ignore[arg-type]
 
 
-def test_epsilon_of_whole_batches_is_that_of_the_gaussian_mechanism() -> None:
+def test_dp_epsilon_with_sample_rate_1_equals_that_of_the_gaussian_mechanism() -> None:
     """Balle and Wang, "Improving the Gaussian mechanism for differential privacy", ICML 2018."""
     library = pytest.importorskip("dp_accounting")
     exact = library.get_epsilon_gaussian(4.0 / 5**0.5, 1e-5)
     assert transforms.dp_epsilon(4.0, 1.0, 5, 1e-5) == pytest.approx(exact, rel=1e-3)
 
 
-def test_noise_multiplier_is_the_inverse_of_epsilon() -> None:
+def test_dp_noise_multiplier_is_the_least_one_that_keeps_the_given_epsilon() -> None:
     pytest.importorskip("dp_accounting")
     noise = transforms.dp_noise_multiplier(2.0, 0.01, 500, 1e-5, accountant="rdp")
     assert transforms.dp_epsilon(noise, 0.01, 500, 1e-5, accountant="rdp") <= 2.0

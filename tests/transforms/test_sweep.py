@@ -146,7 +146,7 @@ def test_rows_of_a_compiled_sweep_match_single_runs_after_100_steps(
     assert_rows_are_single_runs(model, "32-true", 1, "compiled", MEMBERS, 100, chunk)
 
 
-def test_rows_under_adamw_differ_from_single_runs_only_in_a_bias_before_batch_norm() -> None:
+def test_sweep_rows_under_adamw_differ_from_single_runs_only_in_a_bias_before_batch_norm() -> None:
     """BatchNorm subtracts the bias, so its gradient is 0; Adam divides rounding noise by its own size.
 
     Measured: gradients of the bias near 2e-8, of the other leaves near 0.2; after 20 steps, the bias
@@ -185,7 +185,9 @@ def floats_of(named: dict[str, Any]) -> list[str]:
 
 @settings(max_examples=examples(8, 50))
 @given(seed=st.integers(0, 2**62), n=st.integers(1, 6))
-def test_rows_without_matrix_products_have_the_bytes_of_single_runs(seed: int, n: int) -> None:
+def test_sweep_rows_of_models_without_matrix_products_have_the_bytes_of_single_runs(
+    seed: int, n: int
+) -> None:
     assert_rows_have_the_bytes_of_single_runs(seed, n, "eager")
 
 

@@ -18,12 +18,16 @@ def partitioned(**hyperparams: Any) -> Any:
 
 
 ERRORS: dict[str, tuple[Any, type[Exception], str]] = {
-    "no member": (lambda: transforms.sweep(line_steps()), ValueError, "expected n or over"),
+    "no member": (
+        lambda: transforms.sweep(line_steps()),
+        ValueError,
+        "expected the argument n or over",
+    ),
     "n of 0": (lambda: transforms.sweep(line_steps(), 0), ValueError, "n: expected an integer"),
     "n and seeds": (
         lambda: transforms.sweep(line_steps(), 2, over={"seed": [1]}),
         ValueError,
-        "n: expected None, since over has the seeds",
+        "n: expected None, since `over` has an entry 'seed'",
     ),
     "an empty list": (lambda: transforms.sweep(line_steps(), over=[]), ValueError, "got 0"),
     "an empty axis": (

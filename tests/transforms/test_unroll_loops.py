@@ -115,13 +115,15 @@ def peak(k: int, remat: bool, compiled: bool) -> int:
     return memory.peak
 
 
-def test_recomputation_takes_less_than_a_fifth_of_the_memory() -> None:
+def test_unroll_with_recomputation_takes_less_than_a_fifth_of_the_memory_of_one_without() -> None:
     """Measured 0.11 for 36 steps; 12 states and one graph, against 36 graphs."""
     assert peak(36, remat=True, compiled=False) < peak(36, remat=False, compiled=False) / 5
 
 
 @pytest.mark.inductor
 @long
-def test_machine_code_for_100_steps_takes_less_than_a_quarter_of_the_memory() -> None:
+def test_compiled_unroll_of_100_steps_takes_less_than_a_quarter_of_the_memory_of_an_eager_one() -> (
+    None
+):
     """Measured 0.16 of the memory of the whole graph, which is that of the eager one."""
     assert peak(100, remat=True, compiled=True) < peak(100, remat=False, compiled=False) / 4

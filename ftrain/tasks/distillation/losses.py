@@ -38,7 +38,7 @@ def distillation(
     ignore_index: int = -100,
     causal: bool = False,
 ) -> Loss:
-    """Return the loss against labels and a teacher's outputs, in nats, with accuracy and agreement.
+    """Return the loss against labels and a teacher, the accuracy, and the agreement with the teacher.
 
     Args:
         model: gives logits `(n, classes)`, `(n, classes, height, width)`, or `(n, length, vocabulary)`
@@ -271,8 +271,8 @@ def _views(batch: Any, first: str | int, second: str | int) -> list[Tensor]:
 def _of_teacher(teacher: Teacher | None, extras: Any, views: list[Tensor]) -> list[Tensor]:
     if teacher is None:
         raise TypeError(
-            "teacher: expected a Teacher of the student's model, got None. Write "
-            "functools.partial(loss, teacher=tasks.Teacher(model)), and self_taught(steps, teacher)."
+            "teacher: expected tasks.Teacher(model), got None. Give the loss and the steps the same "
+            "teacher: functools.partial(loss, teacher=teacher), and tasks.self_taught(steps, teacher)."
         )
     return [find_output(teacher(extras, view)) for view in views]
 
@@ -288,7 +288,7 @@ def _features(
 
 @contextlib.contextmanager
 def _output_of(model: nn.Module, path: str, option: str) -> Iterator[Any]:
-    """Yield a function that returns the output of a module that was called once in a `with` block.
+    """Record a module's output in a `with` block; yield a function that returns this output.
 
     The output is a copy, because a later module may write to the original: `nn.ReLU(inplace=True)`.
     """

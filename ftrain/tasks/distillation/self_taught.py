@@ -30,7 +30,7 @@ __all__ = ["self_taught", "with_running_mean"]
 
 
 def self_taught(steps: Steps, teacher: Teacher, average: str = "ema") -> Steps:
-    """Return steps whose loss reads the average of the student's weights as the teacher's tensors.
+    """Return steps of self-distillation, whose teacher has the averaged weights of the student.
 
     The teacher's parameters are the average, in the dtypes of the parameters; its buffers are the
     student's. A skipped step changes neither the average nor the teacher. State and checkpoints are
@@ -149,14 +149,15 @@ def with_running_mean(
 
 
 def _lent(steps: Steps, name: str, value: Callable[[TrainState], Any]) -> Steps:
-    """Return steps whose loss finds `value(state)` as an additional entry `name` of the extras."""
+    """Return steps that compute `value(state)` and pass it to the loss as `extras[name]`."""
     step = _train_step(steps, "self_taught")
 
     def view(state: TrainState) -> TrainState:
         if name in state.extras:
             raise ValueError(
-                f"state.extras: expected no entry {name!r}, which the steps of self_taught compute, got "
-                "one. Make the state with their init_state, or name the teacher otherwise."
+                f"state.extras: expected no entry {name!r}, which self_taught computes in each step, "
+                "got one. Make the state with init_state of self_taught(steps, teacher), or give the "
+                "teacher another name: Teacher(model, name=...)."
             )
         with isolated(state.step.device.type):
             return state.replace(extras={**state.extras, name: value(state)})
@@ -184,7 +185,7 @@ def _train_step(steps: Steps, name: str) -> TrainStep:
 
 
 def _taken(metrics: Metrics, name: str, shape: tuple[int, ...]) -> tuple[Mean, Metrics]:
-    """Return the metric `name`, and the other metrics."""
+    """Split metrics into the mean called `name` and the others; raise if it has another shape."""
     found = metrics.entries.get(name)
     if not isinstance(found, Mean) or found.total.shape != torch.Size(shape):
         got = "none" if found is None else f"{type(found).__name__} of {tuple(found.value.shape)}"

@@ -25,7 +25,7 @@ __all__ = ["Teacher", "with_teacher"]
 
 
 class Teacher:
-    """Model that a loss evaluates with tensors of `state.extras`, without gradients.
+    """Teacher model, called by a loss without gradients; its tensors are in `state.extras`.
 
     Its tensors are the entry `{"params": ..., "buffers": ...}` of the extras. The step returns them
     unchanged, so they are in every checkpoint, move to another device with the state, and have their own
@@ -59,7 +59,7 @@ class Teacher:
         return self.call(extras, lambda module: module(*args, **kwargs))
 
     def call(self, extras: Any, fn: Callable[[nn.Module], Any]) -> Any:
-        """Return `fn(module)`, with the teacher's tensors in the module.
+        """Return `fn(module)`, computed with the teacher's tensors in place of the module's own.
 
         Use it to call methods and parts of the model: `teacher.call(extras, lambda m: m.features(x))`.
 
@@ -77,7 +77,7 @@ class Teacher:
         return tree.map(lambda x: x.detach() if isinstance(x, Tensor) else x, out)
 
     def start(self, seed: int = 0) -> dict[str, Any]:
-        """Return the teacher's initial tensors: copies of its module's, or new initial values."""
+        """Return initial tensors: copies of those of the given module, or drawn from `seed`."""
         params, buffers = self.model.init(random.key(seed))
         return {"params": params, "buffers": buffers}
 
@@ -141,7 +141,7 @@ class Teacher:
             raise ValueError(f"teacher {self.name!r}: {error}") from None
 
     def _key(self) -> Tensor:
-        """Return the random key of a call, which is constant in eval mode outside of a loss."""
+        """Return the key of a call's random draws; in eval mode outside of a loss, it is constant."""
         if self.training:
             return random.next_key()
         stream = innermost_stream()

@@ -184,7 +184,7 @@ def triplet(
 
 
 def _among(scores: Tensor, columns: Tensor, rows: Tensor, partners: Tensor) -> Tensor:
-    """Return each row's cross-entropy with the label `partners`, over the columns in a mask only."""
+    """Return the cross-entropy of each row for the class `partners[row]`, over unmasked columns."""
     seen = scores.masked_fill(~columns & rows[:, None], -torch.inf)
     return F.cross_entropy(seen, partners, reduction="none")
 

@@ -103,8 +103,8 @@ def distillation(
     """
     if not 0 <= soft_weight <= 1:
         raise ValueError(
-            f"soft_weight: expected a number in [0, 1], got {soft_weight}. Write 0.9: the soft loss "
-            "weighs 0.9, and the hard one 0.1."
+            f"soft_weight: expected a number in [0, 1], got {soft_weight}. Write soft_weight=0.9, which "
+            "multiplies the loss against the teacher by 0.9, and that against labels by 0.1."
         )
     if labels is None:
         if soft_weight != 1:

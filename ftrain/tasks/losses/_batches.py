@@ -60,7 +60,7 @@ def prediction_of_classes(
 
 
 def of_batch(batch: Any, name: str | int | None) -> str | int | None:
-    """Return `name` if it can select an entry; `None` for a string if the entries have no names."""
+    """Return `name`; but `None` if it is a string and the entries of the batch have no names."""
     has_names = named_entries(unpadded(batch)) is not None
     return name if has_names or not isinstance(name, str) else None
 
@@ -97,7 +97,7 @@ def entry(batch: Any, name: str | int, option: str | None = None) -> Tensor:
         return there
     if named is None:
         raise TypeError(
-            f"batch: expected named entries with {name!r}, got {type(batch).__name__}. Return "
+            f"batch: expected a dict with an entry {name!r}, got {type(batch).__name__}. Return "
             "dicts from the data function, or write your own loss: file.py:loss_fn."
         )
     found: Tensor = named_entry(named, name, "batch", option)

@@ -84,7 +84,7 @@ def cached_info_nce(
     logit_scale: str | None = None,
     symmetric: bool = True,
 ) -> GradCache:
-    """Return the loss `info_nce` computed by `grad_cache`, for batches that do not fit in memory.
+    """Return an InfoNCE loss function for large batches, which encodes one chunk of rows at a time.
 
     This function builds a loss function; a configuration names it like any loss: `loss:
     cached_info_nce`. Only the activations and scores of `chunk_size` rows are in memory at a time. The

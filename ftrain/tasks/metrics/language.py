@@ -31,13 +31,14 @@ class Perplexity(Mean):
 
 
 def perplexity(loss: Mean) -> Perplexity:
-    """Return the perplexity for a loss such as that of `causal_lm`, without smoothing and z-loss.
+    """Return the perplexity of a language model: the exponential of its mean cross-entropy in nats.
 
     The perplexity of merged batches is computed from all their tokens; it is not the mean of their
     perplexities.
 
     Args:
-        loss: in nats, weighted by tokens.
+        loss: such as that of `causal_lm`, in nats, weighted by tokens, without label smoothing and
+            z-loss.
 
     Example:
         >>> import torch

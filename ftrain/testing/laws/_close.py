@@ -118,7 +118,7 @@ def apart_by_leaf(got: Any, expected: Any, relative: float) -> Apart | None:
 
 
 def apart_by_tree(got: Any, expected: Any, relative: float) -> Apart | None:
-    """Return the leaf that differs most if the norm over all leaves exceeds `relative`, else `None`."""
+    """Return the leaf that differs most; `None` if the trees' relative distance is within `relative`."""
     exact = _apart_exactly(got, expected, is_exact=relative == 0.0)
     if exact is not None or relative == 0.0:
         return exact

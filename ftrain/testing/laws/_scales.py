@@ -64,7 +64,7 @@ def require_same_update(
     difference = dataclasses.replace(apart.difference, path=[*kept][_index(apart.difference.path)])
     raise LawViolation(
         "skip",
-        "the step after a skipped step computes a different update than with the earlier loss scale: "
+        "the new loss scale after a skipped step changes the next update: "
         f"{apart._replace(difference=difference)}",
         difference=difference,
         cause=f"the update depends on {', '.join(scales)}, which the skipped step has changed: "

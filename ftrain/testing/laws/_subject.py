@@ -170,7 +170,7 @@ def each_call(
     *,
     evaluate: bool = True,
 ) -> Iterator[Call]:
-    """Yield the calls of `calls_of`; a step is computed only when the call after it is requested.
+    """Yield the calls to check; a step is computed only when the next call is requested.
 
     In this way, checks also find what only the first call in a process changes (a cache, a seed, a
     setting).

@@ -192,7 +192,7 @@ def _listed(what: str, paths: list[str]) -> str:
 
 
 def _one_program(whole: Subject) -> Row:
-    """Run all batches compiled; raise unless one program is compiled per layout of the batch."""
+    """Run a compiled step on all batches; raise unless it compiles one program per batch layout."""
     step = whole.step
     try:
         for batch in whole.batches:

@@ -189,9 +189,9 @@ def only_the_loss_is_checked() -> Case:
 
 @broken(
     "skip",
-    says=["computes a different update", "depends on .'scale'.", "Unscale the gradients first"],
+    says=["changes the next update", "depends on .'scale'.", "Unscale the gradients first"],
     seen="https://github.com/Lightning-AI/pytorch-lightning/issues/9599",
-    compiled=["computes a different update", "depends on .'scale'.", "Unscale the gradients first"],
+    compiled=["changes the next update", "depends on .'scale'.", "Unscale the gradients first"],
 )
 def gradients_are_clipped_before_they_are_unscaled() -> Case:
     """Scaled gradients are clipped, so the update depends on the loss scale."""
