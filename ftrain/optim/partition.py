@@ -16,7 +16,7 @@ __all__ = ["partition"]
 
 
 def partition(groups: Mapping[str, tuple[Mask, GradientTransformation]]) -> GradientTransformation:
-    """Return an optimizer that updates each parameter by the first group whose mask selects it.
+    """Combine optimizers: the first group whose mask selects a parameter updates that parameter.
 
         optimizer = optim.partition({
             "frozen": ("^embed", optim.set_to_zero()),

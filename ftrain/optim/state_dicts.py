@@ -287,7 +287,7 @@ def _fitted(path: str, value: Any, old: torch.Tensor) -> torch.Tensor:
 def _by_name(
     state_dict: Mapping[str, Any], names: Names
 ) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
-    """Return `{parameter name: state entries}` and `{parameter name: rate}` of a torch state dict."""
+    """Return `{parameter: state entries}` and `{parameter: learning rate}` of a torch state dict."""
     if not {"state", "param_groups"} <= state_dict.keys():
         raise ValueError(
             f"state_dict: expected 'state' and 'param_groups', got {_listed(state_dict)}. "

@@ -1,4 +1,4 @@
-"""The members of a sweep: every combination of some values."""
+"""Members of a sweep: every combination of given hyper-parameter values."""
 
 from __future__ import annotations
 

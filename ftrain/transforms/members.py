@@ -64,7 +64,7 @@ def stack(trees: Sequence[T]) -> T:
 
 
 def member(states: T, i: int) -> T:
-    """Return member `i` of a stacked state, or of stacked metrics, in memory of its own.
+    """Return a copy of member `i` of a stacked state or of stacked metrics.
 
     Args:
         states: a tree whose leaves have the members on their first axis.

@@ -260,8 +260,8 @@ def _converted(
     lost = [row[name] for row in rows if not row[name].is_integer()]
     if lost and not old.is_floating_point():
         raise ValueError(
-            f"{where}: expected whole numbers for {kind(old)}, got {lost[0]!r}. Make the entry a "
-            "floating tensor."
+            f"{where}: expected integers, because the entry is {kind(old)}, got {lost[0]!r}. Make the "
+            "entry a floating tensor."
         )
     return value.to(old.device, old.dtype)
 

@@ -184,7 +184,7 @@ def triplet(
 
 
 def _among(scores: Tensor, columns: Tensor, rows: Tensor, partners: Tensor) -> Tensor:
-    """Return the cross-entropy of each row for the class `partners[row]`, over unmasked columns."""
+    """Return each row's cross-entropy for class `partners[row]`, over the columns of a mask only."""
     seen = scores.masked_fill(~columns & rows[:, None], -torch.inf)
     return F.cross_entropy(seen, partners, reduction="none")
 

@@ -80,9 +80,9 @@ def inputs_and_labels(
         others = [name for name, x in named.items() if x is not labels and name not in OF_THE_LOSS]
         if len(others) != 1:
             raise ValueError(
-                f"batch: expected one entry beside the labels, the input to mix, got "
-                f"{', '.join(map(repr, others)) or 'none'}. Name it with `input`, or return no others "
-                "from the data function."
+                f"batch: expected one entry besides the labels, which mixup and cutmix mix, got "
+                f"{', '.join(map(repr, others)) or 'none'}. Name the entry with the argument `input`, "
+                "or return no other entries from the data function."
             )
         (input,) = others
     return entry(batch, input, "input"), as_classes(labels)

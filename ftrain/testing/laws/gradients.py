@@ -199,7 +199,7 @@ def _check(
 
 
 def _made(make: Callable[[bool], _Function]) -> tuple[_Function, bool]:
-    """Return the function with its arguments in float64 if it runs so, else in their own dtypes."""
+    """Return the function with arguments in float64 if it accepts them, else in their own dtypes."""
     try:
         with in_float64():
             return make(True), True
