@@ -241,7 +241,7 @@ def test_mixup_refuses_a_batch_with_two_inputs() -> None:
         TASKS["image_classification"],
     )
     steps = ftrain.make_steps(model, task.loss_fn, optim.sgd(0.0))
-    with pytest.raises(ValueError, match="the input to mix, got 'image', 'depth'"):
+    with pytest.raises(ValueError, match="mixup and cutmix mix, got 'image', 'depth'"):
         steps.train_step(
             steps.init_state(0),
             {"image": batch(0)["image"], "depth": torch.ones(N), "label": batch(0)["label"]},
