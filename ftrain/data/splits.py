@@ -59,7 +59,9 @@ def split(dataset: Any, held_out: int | float, *, seed: int = 0) -> tuple[Any, A
 
 
 def concat(*datasets: Any) -> Any:
-    """Concatenate datasets into one, whose indices are those of the sampler `Mixed`.
+    """Concatenate datasets into one, in the order of the arguments.
+
+    The sampler `Mixed` yields indices into the result.
 
     Args:
         datasets: trees of tensors of one structure, or map-style datasets.

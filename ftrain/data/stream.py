@@ -32,7 +32,7 @@ _PARTS = ("dataset", "sampler", "batch_sampler")
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Stream:
-    """Loader of batches from any iterable, which yields each batch with the cursor after it.
+    """Loader of batches from any iterable; with each batch, it yields the position to resume from.
 
     Resuming: a source with `state_dict` and `load_state_dict` (torchdata's StatefulDataLoader, Hugging
     Face's IterableDataset) resumes from its own state, which is stored in the cursor. Any other source
@@ -119,7 +119,7 @@ class Stream:
 
     @property
     def _of(self) -> str:
-        """Return the description of the stream for `Cursor.of`, such as `a stream of 100`."""
+        """Return a text by which a cursor identifies its stream, such as `a stream of 100`."""
         try:
             length = f" of {len(self.source)}"  # type: ignore[arg-type]  # may have none
         except (TypeError, NotImplementedError):  # torch's iterable datasets have no length
@@ -168,7 +168,7 @@ class Stream:
         return Cursor(seed, epoch + 1, 0, state, self._of)
 
     def _begun(self, cursor: Cursor, restored: bool) -> Iterator[Any]:
-        """Start the source's iterator for an epoch, from its saved state if the cursor has one."""
+        """Return an iterator over the source for an epoch; `restored`: from the cursor's saved state."""
         key = sample_keys(cursor.seed, cursor.epoch, torch.tensor([0]))[0]
         with preserved_generators():
             seed_generators(key)
@@ -189,9 +189,9 @@ class Stream:
             if restored:
                 if not hasattr(self.source, "load_state_dict"):
                     raise ValueError(
-                        "source: expected load_state_dict for the state in the cursor, got "
-                        f"{type(self.source).__name__} without it. Pass the kind of source that the "
-                        "cursor was made for."
+                        "source: expected a method load_state_dict that restores the state in the "
+                        f"cursor, got {type(self.source).__name__} without it. Pass the kind of source "
+                        "that the cursor was made for."
                     )
                 self.source.load_state_dict(cursor.state)
             return iter(self._anew())
@@ -208,7 +208,7 @@ class Stream:
         return source
 
     def _read(self, items: Iterator[Any], seed: int, epoch: int, position: int) -> tuple[Any, Any]:
-        """Seed the random generators, read the batch at `position`; also return the source's state."""
+        """Seed the random generators; return the batch at `position` and the source's state after it."""
         stateful = hasattr(self.source, "state_dict") and hasattr(self.source, "load_state_dict")
         with preserved_generators():
             seed_generators(sample_keys(seed, epoch, torch.tensor([position + 1]))[0])

@@ -190,7 +190,7 @@ def _short(value: Any) -> str:
 
 
 def votes(leaves: Sequence[LocalLeaf]) -> list[Vote]:
-    """Return this rank's rows, strides and tied leaf, if any, of each leaf that is sharded by rows."""
+    """Return this rank's report of each sharded leaf: its rows, strides and the leaf it is tied to."""
     return [
         (i, leaf.start, leaf.rows, list(leaf.strides) if leaf.strides else None, leaf.alias)
         for i, leaf in enumerate(leaves)
@@ -201,7 +201,7 @@ def votes(leaves: Sequence[LocalLeaf]) -> list[Vote]:
 def merge(
     leaves: Sequence[LocalLeaf], ballots: Sequence[Sequence[Vote]]
 ) -> list[tuple[tuple[int, ...], int | None]]:
-    """Return strides and tied leaf, if any, of each leaf, from the reports of the ranks that hold it.
+    """Return each leaf's strides, and the leaf it is tied to, from the reports of all ranks.
 
     Raises:
         CheckpointMismatchError: two ranks report different strides or aliases of a leaf.

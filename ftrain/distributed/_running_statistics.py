@@ -34,7 +34,7 @@ class _Norm:
 
 
 class RunningStatistics:
-    """Rule that combines the buffers after each part of a batch into those after the whole batch.
+    """Rule that computes a model's buffers after a batch from its buffers after each part of it.
 
     Args:
         module: the model.

@@ -154,7 +154,7 @@ class _View(Wrapper):
 
 
 def _without_views(func: Any, args: Sequence[Any], kwargs: Any) -> tuple[Any, Any]:
-    """Return an operator's arguments with each `_View` unwrapped; raise if it writes to a `_View`."""
+    """Unwrap each `_View` among the arguments of an operator; raise if the operator writes to one."""
     kwargs = kwargs or {}
     if any(isinstance(x, _View) for x in torch_pytree.tree_leaves(written(func, args, kwargs))):
         raise _not_in_place(func)

@@ -167,7 +167,7 @@ def publish(content: Any, layout: Layout | Sharding, path: str, peers: Peers) ->
 def write_pieces(
     leaves: Sequence[LocalLeaf], pieces: Sequence[Piece], rank: int, directory: str
 ) -> dict[str, Any]:
-    """Write this rank's pieces of the state to disk; hash those it holds but another rank writes.
+    """Write this rank's pieces of the state to disk; hash its copies of pieces that others write.
 
     Returns:
         The records of `files`; for each written piece its index in `pieces`, file, first byte and

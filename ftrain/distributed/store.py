@@ -316,7 +316,7 @@ class ShardedStore(Store):
 
 
 def _only_on_leader(_: Any) -> Any:
-    raise AssertionError("expected a call on other ranks than 0, which receive its decision")
+    raise AssertionError("expected a call on a rank other than 0, which receives rank 0's decision")
 
 
 def _check_damaged(path: str, error: CheckpointExistsError) -> None:
@@ -327,7 +327,7 @@ def _check_damaged(path: str, error: CheckpointExistsError) -> None:
 
 
 def _check_outcomes(outcomes: list[dict[str, str]]) -> None:
-    """Raise on every rank if one could not read the checkpoint, or read a different one than rank 0."""
+    """Raise on all ranks if a rank cannot read the checkpoint, or read another one than rank 0."""
     for rank, outcome in enumerate(outcomes):
         if "error" in outcome:
             kinds = (CheckpointNotFoundError, CheckpointCorruptError)

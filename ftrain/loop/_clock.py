@@ -35,12 +35,12 @@ class Clock:
         return time.perf_counter() - self._start - self._away
 
     def since(self, moment: str) -> float | None:
-        """Return the seconds since the last `restart(moment)`, excluding pauses; `None` without one."""
+        """Return the seconds since the last `restart(moment)`, excluding pauses; else `None`."""
         began = self._moments.get(moment)
         return None if began is None else self.read() - began
 
     def restart(self, moment: str) -> float | None:
-        """Restart the count for `moment`; return the seconds since its last restart, as `since` does."""
+        """Restart the stopwatch `moment`; return the seconds it showed, `None` at its first start."""
         before, now = self._moments.get(moment), self.read()
         self._moments[moment] = now
         return None if before is None else now - before

@@ -95,7 +95,7 @@ class OneRank:
         """Raise unless a store can hold the state of all ranks."""
 
     def load(self, path: str | os.PathLike[str], like: Any, **options: Any) -> tuple[Any, Any]:
-        """Return state and metadata of a checkpoint, as `checkpoint.load`."""
+        """Return the state and the metadata that a checkpoint holds."""
         return checkpoint.load(path, like, **options)
 
     def load_newest(self, store: Store, like: Any) -> LoopState:

@@ -86,7 +86,7 @@ class EpochResult:
         return self.tokens / self.duration if self.duration and self.tokens else None
 
     def value(self, monitor: str) -> float:
-        """Return the value of a metric, named as for `FitResult.best`; NaN if this result has none.
+        """Return the value of a metric, such as `eval/loss`; NaN if this result does not contain it.
 
         Example:
             >>> EpochResult("eval/ema", 1, 9, {"loss": 0.5}, 8, 0).value("eval/ema/loss")

@@ -73,8 +73,7 @@ def other_options(name: str, difference: str) -> ValueError:
     """Return the error for a state that was made by the same optimizer with other options."""
     return ValueError(
         f"`{name}`: expected a state made with the same options, got one with {difference}. "
-        "Give the optimizer the options of the one that made the state, or start from its own "
-        "`init(params)`."
+        "Pass the options with which the state was made, or create a new state with `init(params)`."
     )
 
 

@@ -69,12 +69,12 @@ def matching_leaves(
                 if field.startswith("state.") and isinstance(value, tuple) and not value:
                     raise ValueError(
                         f"`{field}` is empty: the optimizer that made this state had other options. "
-                        "Give this one the same options, or start from its own `init(params)`."
+                        "Pass the same options, or create a new state with `init(params)`."
                     )
             raise ValueError(
                 f"`{name}` and `{first_name}` differ in structure "
-                f"{tree.first_difference(other, first_tree)}. Pass gradients of exactly the tree "
-                "that `init` was given (frozen parameters belong in neither)."
+                f"{tree.first_difference(other, first_tree)}. Pass gradients for exactly "
+                "the parameters that were passed to `init`; leave out frozen parameters in both calls."
             )
         for index, (ours, theirs) in enumerate(zip(expected, found, strict=True)):
             problem = _mismatch(ours, theirs, strict_dtype)
@@ -102,7 +102,7 @@ def first_device(leaves: Sequence[torch.Tensor]) -> torch.device:
 def scalars_by_device(
     *scalars: Hyperparameter,
 ) -> Callable[[torch.device, torch.dtype], tuple[Hyperparameter, ...]]:
-    """Return `f(device, dtype)`, which returns the scalars converted to both, and caches them.
+    """Return a function that converts the scalars to a given device and dtype, and caches the result.
 
     Scalars in float64 would widen 0-d parameters. Python numbers pass through. Two or more tensors
     are stacked, because inductor writes a stack to memory: otherwise it repeats the whole schedule and

@@ -87,7 +87,7 @@ def _check_link(index: int, link: object) -> None:
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         raise TypeError(
             f"chain: expected the `update` of link {index} to accept `**extra`, because each link gets "
-            "the extra arguments of all. Write `def update(grads, state, params=None, **extra):`."
+            "all extra arguments of the chain. Write `def update(grads, state, params=None, **extra):`."
         )
 
 

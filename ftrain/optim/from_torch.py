@@ -184,9 +184,9 @@ def _probed(
         )
     if issubclass(optimizer, torch.optim.SGD) and options.get("dampening", 0):
         raise ValueError(
-            "dampening: expected 0 for torch.optim.SGD, because its state does not record which "
-            "gradient is the first one, which is not dampened. Write `optim.sgd(rate, momentum, "
-            "dampening=...)`."
+            "dampening: expected 0 for torch.optim.SGD, which does not dampen the first gradient, but "
+            f"does not store in its state whether it had one, got {options['dampening']}. Write "
+            "`optim.sgd(rate, momentum, dampening=...)`."
         )
     if options.get("capturable"):
         raise ValueError(
@@ -288,8 +288,8 @@ def _by_leaf(entries: dict[str, PyTree], params: PyTree, treedef: tree.TreeDef) 
         except ValueError as error:
             raise ValueError(
                 f"`state.entries[{name!r}]` and `params` differ in structure "
-                f"{tree.first_difference(values, params)}. It is the state of other parameters: start "
-                "from this optimizer's own `init(params)`."
+                f"{tree.first_difference(values, params)}. The state was made for other "
+                "parameters: create a new one with this optimizer's `init(params)`."
             ) from error
     return [
         {name: column[i] for name, column in columns.items() if isinstance(column[i], torch.Tensor)}
@@ -310,7 +310,7 @@ def _other_state(optimizer: type, path: str, found: Shapes, expected: Shapes) ->
     return ValueError(
         f"`from_torch({optimizer.__name__})`: expected {_listed(expected)} at {path}, got "
         f"{_listed(found)}: the state of another class, of other options or of other parameters. "
-        "Pass the state of this optimizer, or start from its own `init(params)`."
+        "Pass the state of this optimizer, or create a new one with its `init(params)`."
     )
 
 

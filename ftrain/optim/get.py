@@ -41,7 +41,7 @@ def get(state: PyTree, name: str, *within: str) -> Any:
 
 
 def locate(state: PyTree, name: str, *within: str) -> tuple[str, Any]:
-    """Return the path of the value that `get` would return, and the value."""
+    """Return the path and the value of the only field called `name`."""
     path, value = _one(state, name)
     if not within:
         return path, value

@@ -15,7 +15,7 @@ from ftrain import data, tasks  # noqa: E402
 from ftrain.testing import assert_same_bits  # noqa: E402
 
 
-def test_english_text_of_the_example_uses_the_alphabet_of_its_code_text() -> None:
+def test_english_text_contains_only_characters_of_the_source_code_text() -> None:
     alphabet = data.standard_library().alphabet
     assert alphabet is not None
     text = fine_tune.english(alphabet)

@@ -35,7 +35,7 @@ def test_configuration_of_photos_has_six_lines() -> None:
     assert len(lines) == 6
 
 
-def test_photos_of_any_size_can_be_trained_on_evaluated_and_predicted(
+def test_photos_of_any_size_can_be_used_to_train_evaluate_and_predict(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos, run = take_photos(tmp_path / "photos"), tmp_path / "run"

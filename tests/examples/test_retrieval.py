@@ -79,7 +79,7 @@ def test_no_function_is_both_trained_on_and_held_out() -> None:
     assert not {*training} & {*held_out}
 
 
-def test_retrieval_example_has_the_gradients_of_the_whole_batch() -> None:
+def test_retrieval_gradients_computed_in_chunks_equal_those_of_the_whole_batch() -> None:
     def whole(model: Any, batch: Any) -> Any:
         query, document = model(batch["query"], batch["document"])
         return functional.info_nce(query, document, temperature=(-model.logit_scale).exp())

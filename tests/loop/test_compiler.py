@@ -70,7 +70,9 @@ def test_steps_on_cuda_need_no_cpp_compiler(no_compiler, monkeypatch):
         step.check_compiler(torch.device("cpu"))
 
 
-def test_steps_on_cuda_need_a_c_compiler_unless_triton_has_its_driver(no_compiler, monkeypatch):
+def test_steps_on_cuda_need_a_c_compiler_only_if_triton_reports_that_it_is_missing(
+    no_compiler, monkeypatch
+):
     monkeypatch.delenv("CC", raising=False)
     step = compile_step(lambda state, batch: (state, {"loss": batch.sum()}))
     missing = RuntimeError("Failed to find C compiler. Please specify via CC environment variable")
@@ -104,7 +106,7 @@ def test_check_compiler_passes_if_inductor_would_download_a_compiler(no_compiler
     check_compiler()
 
 
-def test_cpp_compilers_returns_the_candidates_of_inductor(monkeypatch):
+def test_cpp_compilers_returns_the_compilers_that_inductor_is_configured_to_try(monkeypatch):
     from torch._inductor import config
 
     # With torch's own `patch`: a value that monkeypatch restores in this configuration is lost.

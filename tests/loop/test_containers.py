@@ -42,7 +42,7 @@ def recovered(name: str) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(FORMS))
-def test_out_of_memory_steps_recover_equally_for_any_batch_container(name: str) -> None:
+def test_steps_repeated_after_out_of_memory_agree_for_any_batch_container(name: str) -> None:
     assert recovered(name) == recovered("dict")
 
 
@@ -58,12 +58,12 @@ def evaluated(name: str, most: int) -> str:
 
 
 @pytest.mark.parametrize("name", sorted(FORMS))
-def test_evaluations_count_and_recover_equally_for_any_batch_container(name: str) -> None:
+def test_evaluations_repeated_after_out_of_memory_agree_for_any_batch_container(name: str) -> None:
     for most in (4, 24):
         assert evaluated(name, most) == evaluated("dict", most)
 
 
-def test_list_batches_of_a_torch_loader_accumulate() -> None:
+def test_gradients_accumulate_over_list_batches_of_a_torch_dataloader() -> None:
     """torch's default collate returns a list of x and y."""
     made = steps(1)
     loader = DataLoader(TensorDataset(X, Y), batch_size=4)

@@ -21,7 +21,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, A
     return expected, everywhere.places(None, folder / "counted")
 
 
-def test_interrupted_run_has_evaluations_logs_and_checkpoints(uninterrupted: Any) -> None:
+def test_uninterrupted_run_has_evaluations_log_rows_and_checkpoints(uninterrupted: Any) -> None:
     expected, places = uninterrupted
     assert expected["status"] == ("completed", 9, 2, "2 epochs")
     assert len(places) > 5000
@@ -48,7 +48,7 @@ def test_a_signal_at_any_line_does_not_change_the_resumed_run(
     assert list(everywhere.differences(chosen, expected, tmp_path, number)) == []
 
 
-def test_signal_checks_detect_a_resume_that_loses_metrics(
+def test_comparison_with_an_uninterrupted_run_detects_metrics_lost_on_resume(
     uninterrupted: Any, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected, places = uninterrupted

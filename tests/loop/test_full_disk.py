@@ -128,7 +128,7 @@ def test_logs_are_complete_if_space_is_freed_before_the_next_row(
         assert [len(lines) for lines in found] == [len(lines) for lines in whole]
 
 
-def test_best_checkpoint_keeps_its_rank_if_its_first_save_failed(tmp_path: Path) -> None:
+def test_best_checkpoint_stays_the_best_if_its_first_save_failed(tmp_path: Path) -> None:
     """The last save of a run once wrote this checkpoint without its metric."""
     store = Store(tmp_path, keep_last=1, keep_best=1, metric="eval/loss", mode="max")
     best = callbacks.Checkpointing(best=1, mode="max")

@@ -44,7 +44,7 @@ def test_load_best_applies_to_stopped_but_not_to_interrupted_runs(
     assert (result.status, result.step, int(result.state.step)) == ("stopped", 14, 7)
 
 
-def test_run_without_a_ranked_checkpoint_warns_and_returns_its_last_state(
+def test_load_best_warns_and_returns_the_last_state_if_no_checkpoint_has_the_metric(
     tmp_path: pathlib.Path,
 ) -> None:
     store = best_store(tmp_path)

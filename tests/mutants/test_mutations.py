@@ -79,7 +79,7 @@ def test_line_that_runs_at_import_is_covered_by_all_tests_that_run_its_file() ->
     assert found.tests_of("c.py", (1, 1), FILE) == ([], False)
 
 
-def test_line_that_no_traced_test_runs_gets_the_tests_of_its_function_first() -> None:
+def test_lines_that_no_recorded_test_runs_get_the_tests_of_their_function_first() -> None:
     lines = {"a.py": {2: ["near"], 3: ["near"], 4: ["far"], 5: ["def"]}, "b.py": {1: ["near"]}}
     found = Lines(lines, {"near": 2.0, "far": 1.0, "def": 1.0})
     assert found.tests_of("a.py", (3, 3), (1, 3)) == (["near"], True)
@@ -89,7 +89,7 @@ def test_line_that_no_traced_test_runs_gets_the_tests_of_its_function_first() ->
     assert found.tests_of("a.py", (6, 6), (5, 7)) == found.tests_of("a.py", (6, 6), (6, 7))
 
 
-def test_cases_of_a_test_that_add_no_line_to_its_earlier_cases_are_left_out() -> None:
+def test_parametrized_cases_that_cover_no_new_line_are_left_out() -> None:
     lines = {"a.py": {1: ["t[1]", "t[2]", "t[3]", "u"], 2: ["t[3]"]}, "b.py": {1: ["t[2]", "t[3]"]}}
     assert with_own_lines(lines, ["t[1]", "t[2]", "t[3]", "u"]) == {"t[1]", "t[2]", "t[3]", "u"}
     assert with_own_lines(lines, ["t[3]", "t[1]", "t[2]", "u", "v"]) == {"t[3]", "u", "v"}
@@ -226,7 +226,7 @@ def test_report_counts_harmless_and_unexplained_mutants_separately(monkeypatch) 
     assert "explained as harmless, but killed by test_f; delete it" in report([wrong], 500)
 
 
-def test_mutant_of_a_function_is_swapped_in_but_not_one_of_code_run_at_import(
+def test_mutant_replaces_a_loaded_function_but_not_a_module_constant_or_a_default(
     tmp_path: Path, monkeypatch
 ) -> None:
     path = tmp_path / "clip_of_mutants.py"
@@ -246,7 +246,7 @@ def test_mutant_of_a_function_is_swapped_in_but_not_one_of_code_run_at_import(
     assert clip_of_mutants.clipped(5) is None
 
 
-def test_mutant_of_a_function_that_runs_at_import_or_is_not_imported_is_not_swapped_in(
+def test_functions_called_at_import_or_not_imported_are_not_replaced_in_memory(
     tmp_path: Path, monkeypatch
 ) -> None:
     """A swap would change nothing of a result that the import has stored."""

@@ -15,7 +15,7 @@ from tests.zoo import ZOO
 DEVICE = f"cuda:{torch.cuda.device_count() - 1}" if is_null() else "cuda:0"
 
 
-def test_advice_about_a_missing_scaler_names_the_device():
+def test_error_about_a_missing_loss_scaler_names_the_device():
     steps = [
         ftrain.make_steps(
             torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1), precision=precision

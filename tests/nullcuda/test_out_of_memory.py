@@ -152,7 +152,7 @@ def line_fails(module: ModuleType, n: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize(("mode", "accumulate"), [*((mode, 1) for mode in MODES), (None, 4)])
-def test_donated_state_survives_out_of_memory_before_the_first_write_and_is_reported_lost_after(
+def test_out_of_memory_at_any_line_keeps_a_donated_state_or_reports_that_it_was_overwritten(
     mode: str | None, accumulate: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A loop over micro-batches writes into its carry, which is no memory of the state."""
@@ -195,7 +195,7 @@ def test_out_of_memory_before_a_replay_keeps_the_state_and_its_cuda_graph(
     assert counts.graphs == 1
 
 
-def test_donated_state_survives_or_is_reported_lost_if_the_allocator_runs_out_of_memory() -> None:
+def test_allocator_out_of_memory_keeps_a_donated_state_or_reports_that_it_was_overwritten() -> None:
     """Each limit of memory, in steps of half a leaf, from what the step holds to what it needs."""
     wide = 1 << 18  # 4 MiB for a weight; the allocator reserves such blocks one by one
     steps = ftrain.make_steps(

@@ -104,13 +104,13 @@ def test_checkpoint_is_restored_to_the_device_of_the_given_state(tmp_path: Path)
     assert tree.structure(loaded) == tree.structure(state)
 
 
-def test_steps_of_a_swept_run_do_not_wait_for_the_device() -> None:
+def test_training_steps_vmapped_over_seeds_do_not_wait_for_the_device() -> None:
     steps = transforms.sweep(steps_of(), 3)
     few, many = (counts_of_run(n, steps) for n in (6, 16))
     assert (many.syncs, many.to_host) == (few.syncs, few.to_host)
 
 
-def test_benchmark_on_cuda_waits_at_the_ends_of_turns_only() -> None:
+def test_benchmark_on_cuda_measures_the_eager_compiled_and_donated_step() -> None:
     steps = steps_of()
     state, batch = on_device(steps.init_state(0)), on_device(CASE.batch(0, ROWS))
     report = ftrain.benchmark(

@@ -105,7 +105,7 @@ def test_partition_assigns_groups_by_pattern_and_predicate_in_order():
     assert no_biases(params) == {name: p.ndim == 2 for name, p in params.items()}
 
 
-def test_matching_passes_module_names_to_its_predicate_for_any_tree():
+def test_matching_passes_torch_parameter_names_to_its_predicate_for_nested_trees():
     module = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
     nested = [dict(layer.named_parameters()) for layer in module]
     seen = []

@@ -90,7 +90,7 @@ def test_power_of_a_tensor_equals_the_power_of_each_element() -> None:
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 3, 7, 8, 33])
-def test_sums_of_rows_have_the_bits_of_each_row_alone(length: int) -> None:
+def test_sums_over_rows_of_a_matrix_have_the_bits_of_each_row_summed_alone(length: int) -> None:
     x = torch.rand(4, length, dtype=F64)
     for function, wanted in (
         (_elementary.total, x.sum(-1)),

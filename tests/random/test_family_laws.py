@@ -88,7 +88,9 @@ def test_elements_of_a_draw_do_not_depend_on_the_number_of_elements(
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=2))
-def test_draws_with_folds_equal_draws_from_a_folded_key(seed: int, folds: list[int]) -> None:
+def test_draws_with_the_argument_folds_equal_draws_from_a_key_after_fold_in(
+    seed: int, folds: list[int]
+) -> None:
     key = folded = random.key(seed)
     for data in folds:
         folded = random.fold_in(folded, data)
@@ -127,7 +129,7 @@ def test_derivatives_of_a_draw_equal_finite_differences_to_second_order(name: st
 
 
 @pytest.mark.parametrize("name", SMOOTH)
-def test_derivatives_of_a_draw_pass_through_vmap_and_forward_mode(name: str) -> None:
+def test_derivatives_of_a_draw_are_right_under_vmap_and_in_forward_mode(name: str) -> None:
     """Under `vmap` in a gradient, and in forward mode, `requires_grad` of a parameter is False."""
     draw = SMOOTH[name]
     points = torch.stack([POINT, POINT + 0.3])
@@ -139,7 +141,7 @@ def test_derivatives_of_a_draw_pass_through_vmap_and_forward_mode(name: str) -> 
     torch.testing.assert_close(traced(POINT), jacobians[0])
 
 
-def test_torch_compile_traces_gamma_draws_without_their_derivatives() -> None:
+def test_torch_compile_accepts_gamma_draws_only_without_gradients() -> None:
     """Dynamo refuses autograd functions that have a `jvp`, if an input requires a gradient."""
     for name in ("gamma", "beta", "dirichlet"):
         traced = torch.compile(DRAWS[name], fullgraph=True, backend="eager")
@@ -151,7 +153,7 @@ def test_torch_compile_traces_gamma_draws_without_their_derivatives() -> None:
 
 
 @pytest.mark.parametrize("name", ["uniform", "truncated_normal"])
-def test_derivatives_of_a_draw_pass_through_torch_compile(name: str) -> None:
+def test_derivatives_of_a_draw_are_right_under_torch_compile(name: str) -> None:
     draw, p = SMOOTH[name], POINT.clone().requires_grad_()
     traced = torch.compile(draw, fullgraph=True, backend="aot_eager")(p)
     assert same_bytes(traced.detach(), draw(p).detach())

@@ -147,7 +147,7 @@ def csv_inputs(
     missing_word: str | None = None,
     fitted: Fitted = None,
 ) -> Tensor:
-    """Return the features `x` of a CSV table like the source `csv`, but without the target column.
+    """Return the features `x` of a CSV table, encoded as in training; it needs no target column.
 
     The arguments are those of `csv`; `fitted` must be the preprocessing of a run, and `held_out` is not
     used.
@@ -165,7 +165,7 @@ def csv_inputs(
 
 
 class _Options(NamedTuple):
-    """Arguments of `csv` that determine how cells of features are read.
+    """Options for reading the cells of feature columns.
 
     Attributes:
         missing: the number that replaces missing numbers; NaN if the mean of the column replaces them.
@@ -198,7 +198,7 @@ class _Options(NamedTuple):
         return cls(number, unknown == "ignore", formats, word)
 
     def column(self, table: Table, name: str) -> Column:
-        """Return a column of features, with dates converted to numbers."""
+        """Return the cells of a feature column; dates are converted to numbers of days."""
         column = table.column(name, self.missing)
         return column.days(self.dates[name]) if name in self.dates else column
 
@@ -206,7 +206,7 @@ class _Options(NamedTuple):
 def _chosen(table: Table, columns: list[str] | None, drop: list[str] | None) -> list[str]:
     """Return the names of the columns to use, including the target unless it was dropped."""
     if columns is not None and drop:
-        raise ValueError("drop: expected no value with `columns`, got both. Remove one of them.")
+        raise ValueError("columns, drop: expected at most one of them, got both. Remove one.")
     for name in drop or ():
         table.place(name)
     return [name for name in columns or table.names if name not in {*(drop or ())}]
@@ -215,7 +215,7 @@ def _chosen(table: Table, columns: list[str] | None, drop: list[str] | None) -> 
 def _kinds(
     table: Table, target: str, chosen: list[str], classes: bool | None, options: _Options
 ) -> dict[str, Any]:
-    """Return the target and feature columns; for columns of words, with their distinct words."""
+    """Return the target and the features by name; columns of words have their distinct words."""
     problems = Problems()
     for name in dict.fromkeys((*chosen, target)):
         with problems:
@@ -344,7 +344,7 @@ def _values(
     unknown: bool = False,
     missing_word: str | None = None,
 ) -> Tensor:
-    """Return the numbers of a column as float64, or the indices of its cells in `words` as int64.
+    """Return a column of numbers as float64, or the index in `words` of each cell as int64.
 
     For a cell that is not in `words`, raise; if `unknown` is True, return the index -1.
     """

@@ -1,4 +1,4 @@
-"""Data function for text, cut into windows of characters.
+"""Text file as training data: windows of characters.
 
 Read next: `ftrain/data/text.py`, which turns characters into numbers.
 """

@@ -8,10 +8,10 @@ __all__ = ["SampleSchedule"]
 
 
 class SampleSchedule:
-    """Schedule that is due every n steps or, if `every` is `None`, at each unnamed evaluation.
+    """Schedule that is due every n steps or, if `every` is `None`, at each main evaluation.
 
     Attributes:
-        every: number of steps n; `None`: each evaluation without a name.
+        every: number of steps n; `None`: each main evaluation (the one without a name).
         listens: the kind of event that `is_due` must be called with.
     """
 

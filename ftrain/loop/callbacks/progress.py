@@ -84,7 +84,7 @@ class ProgressBar:
 
     @property
     def idle_until(self) -> float:
-        """Time of the next refresh, in `Event.seconds`; infinite without a display."""
+        """Value of `Event.seconds` at the next refresh; infinite without a display."""
         return self._due
 
     def init(self) -> None:

@@ -45,7 +45,7 @@ class TimeLimit:
 
     @property
     def idle_until(self) -> float:
-        """Time of the limit, in `Event.seconds`."""
+        """Value of `Event.seconds` at which the limit is reached."""
         return self.seconds
 
     def init(self) -> None:

@@ -147,7 +147,7 @@ def test_early_stopping_and_checkpointing_decide_equally_after_a_resume(
     assert store.best().name == uninterrupted.best().name  # type: ignore[union-attr]
 
 
-def test_an_invalid_monitor_raises_with_the_correct_name() -> None:
+def test_an_invalid_metric_name_raises_with_the_correct_name() -> None:
     with pytest.raises(ValueError, match="Did you mean 'eval/loss'"):
         callbacks.EarlyStopping(1, monitor="loss")
     watching = callbacks.EarlyStopping(1, monitor="eval/acuracy")

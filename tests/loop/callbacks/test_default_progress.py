@@ -45,7 +45,7 @@ def test_fit_prints_nothing_into_files_and_pipes(capfd: pytest.CaptureFixture[st
     assert capfd.readouterr() == ("", "")
 
 
-def test_fit_trains_without_standard_error() -> None:
+def test_fit_trains_if_sys_stderr_is_none() -> None:
     with contextlib.redirect_stderr(None):  # as under pythonw, or with a closed stream
         assert fit(trainer(), epochs=1).status == "completed"
 

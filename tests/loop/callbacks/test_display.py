@@ -343,7 +343,7 @@ def test_gradient_monitor_names_vanishing_and_exploding_layers() -> None:
         fit(trainer(callbacks.GradientMonitor()), epochs=1)
 
 
-def test_gradient_monitor_findings_are_in_the_log_and_on_the_console(
+def test_gradient_monitor_reports_are_in_the_log_and_on_the_console(
     tmp_path: pathlib.Path,
 ) -> None:
     def step(state: Any, batch: Any) -> Any:

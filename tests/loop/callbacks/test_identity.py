@@ -72,7 +72,7 @@ class UnreadIterator:
     ],
     ids=lambda data: type(data).__name__,
 )
-def test_identifying_a_callback_does_not_read_its_data(data: Any) -> None:
+def test_callbacks_that_hold_data_are_identified_without_reading_the_data(data: Any) -> None:
     for each in named([Kept(data=data), Kept(data=data), Kept(data=data, n=1)]):
         assert not each.options.whole
     digests = [each.options.digests for each in named([Kept(data=data), Kept(data=data, n=1)])]

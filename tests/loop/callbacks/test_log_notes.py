@@ -54,7 +54,7 @@ def test_file_logger_writes_warnings_from_before_the_first_step(tmp_path: pathli
     assert lines[3].endswith("resumes after step 7: to epoch 2")
 
 
-def test_refused_run_writes_no_warning(tmp_path: pathlib.Path) -> None:
+def test_a_run_that_is_refused_at_its_start_writes_no_log_file(tmp_path: pathlib.Path) -> None:
     path = tmp_path / "train.log"
 
     class Odd:

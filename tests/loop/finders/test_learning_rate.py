@@ -81,7 +81,7 @@ def test_sweep_losses_equal_those_of_a_hand_written_loop():
 
 
 @pytest.mark.parametrize("look_every", [1, 7, 100])
-def test_the_suggestion_does_not_depend_on_look_every(look_every):
+def test_the_suggested_rate_does_not_depend_on_how_often_losses_are_read(look_every):
     sgd = lambda rate: of_rate(rate, optim.sgd)  # noqa: E731
     state = sgd(1.0).init_state(0)
     usual = finders.learning_rate(sgd, state, data(), compile=False)
@@ -96,7 +96,7 @@ def test_learning_rate_finder_compiles_once_for_all_rates():
     assert step.n_compiles == 1
 
 
-def test_sweep_losses_are_read_once_every_look_every_steps(monkeypatch):
+def test_sweep_losses_are_read_from_the_device_once_per_interval(monkeypatch):
     kept = settable()
     state, reads = kept.init_state(0), []
     for name in ("item", "tolist", "__float__", "__bool__"):
