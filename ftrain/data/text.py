@@ -28,7 +28,7 @@ __all__ = ["Text", "Windows", "standard_library", "text", "tokens"]
 
 
 class Windows:
-    """Dataset of windows of one length over a long token sequence; a `Loader` reads whole batches of it.
+    """Dataset of windows of equal length, cut from a long sequence of tokens.
 
     Args:
         tokens: integers `(n,)`: a tensor or array, in memory or memory-mapped.
@@ -70,8 +70,8 @@ class Windows:
     def __getitem__(self, index: int) -> Tensor:
         if not 0 <= index < len(self):
             raise IndexError(
-                f"index: expected a window from 0 to {len(self) - 1}, got {index}. Take one below "
-                "len(windows)."
+                f"index: expected a window from 0 to {len(self) - 1}, got {index}. Pass an index "
+                "below len(windows)."
             )
         return self.gather(torch.tensor([index]))[0]
 
@@ -152,8 +152,8 @@ class Text:
         strange = next((n for n in numbers if not 0 <= n < self.vocabulary), None)
         if strange is not None:
             raise ValueError(
-                f"tokens: expected integers in [0, {self.vocabulary}), got {strange}. Decode with "
-                "the text that encoded them."
+                f"tokens: expected integers in [0, {self.vocabulary}), got {strange}. Decode them "
+                "with the `Text` object that encoded them."
             )
         if self.alphabet is None:
             return bytes(numbers).decode(errors="replace")

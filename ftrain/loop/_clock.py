@@ -35,7 +35,7 @@ class Clock:
         return time.perf_counter() - self._start - self._away
 
     def since(self, moment: str) -> float | None:
-        """Return the seconds since the last `restart(moment)`, excluding pauses; else `None`."""
+        """Return the seconds since the last `restart(moment)`, minus pauses; `None` before the first."""
         began = self._moments.get(moment)
         return None if began is None else self.read() - began
 

@@ -40,8 +40,8 @@ def rate_at(learning_rate: LearningRate, count: torch.Tensor) -> torch.Tensor:
         )
     if not isinstance(rate, (torch.Tensor, float, int)):
         raise TypeError(
-            f"schedule: expected a function that returns a 0-d tensor, got {type(rate).__name__} "
-            f"{rate!r} from it."
+            f"schedule: expected a function that returns a 0-d tensor, got one that returns "
+            f"{type(rate).__name__} {rate!r}. Return a tensor, or a Python number."
         )
     return double(rate, count.device)
 

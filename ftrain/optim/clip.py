@@ -1,4 +1,4 @@
-"""Clipping of gradients: by their global norm, or for each leaf, unit or entry on its own."""
+"""Clipping of gradients by their global norm, or separately for each leaf, output unit or entry."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def clip_by_block_rms(threshold: Hyperparameter) -> GradientTransformation:
 
 
 def adaptive_clip(clipping: Hyperparameter, eps: Hyperparameter = 1e-3) -> GradientTransformation:
-    r"""Limit each unit's gradient to `clipping` times the norm of the unit's weights (AGC).
+    r"""Limit each output unit's gradient to `clipping` times the norm of the unit's weights (AGC).
 
     $$u = g \, \min\left(1, \frac{\mathrm{clipping} \, \max(\lVert p \rVert, \epsilon)}
     {\lVert g \rVert}\right)$$

@@ -84,7 +84,7 @@ def freeze(inner: GradientTransformation, mask: Mask) -> GradientTransformation:
 
 
 def set_to_zero() -> GradientTransformation:
-    """Keep every parameter unchanged, as the optimizer of a frozen group in `partition`.
+    """Return an optimizer that keeps every parameter unchanged, for frozen groups of `partition`.
 
     The updates are `-0.0`, which added to any number gives that number, to the bit.
 

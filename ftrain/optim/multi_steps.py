@@ -109,7 +109,7 @@ def multi_steps(inner: GradientTransformation, k: Steps) -> GradientTransformati
         if isinstance(weight, torch.Tensor) and weight.ndim:
             raise ValueError(
                 "weight: expected a number or a 0-d tensor, the weight of this gradient in the mean, "
-                f"got shape {tuple(weight.shape)}."
+                f"got shape {tuple(weight.shape)}. Reduce it to one number: weight.sum()."
             )
         device = state.weight.device
         share = double(1.0 if weight is None else weight, device)

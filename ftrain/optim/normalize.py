@@ -26,10 +26,10 @@ __all__ = [
 
 
 def centralize() -> GradientTransformation:
-    r"""Subtract from each unit's gradient its mean over all axes but the first.
+    r"""Subtract its mean from the gradient of each output unit (a row, or a filter of a convolution).
 
-    Vectors and scalars stay unchanged. In torch's layout a unit is a row of a matrix or a filter of
-    a convolution; `optax.centralize` takes the same axes.
+    The mean is over all axes but the first, as in `optax.centralize`. Vectors and scalars stay
+    unchanged.
 
     Example:
         >>> centralize().update({"w": torch.tensor([[1.0, 3.0]]), "b": torch.tensor([1.0, 3.0])}, ())[0]

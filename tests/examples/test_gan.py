@@ -37,7 +37,9 @@ def test_frechet_distance_of_gaussians_follows_from_their_means_and_deviations()
     assert gan.frechet(normal, normal) == pytest.approx(0, abs=1e-6)
 
 
-def test_short_run_brings_samples_nearer_to_the_digits(tmp_path: pathlib.Path, capsys: Any) -> None:
+def test_short_gan_training_brings_samples_nearer_to_the_digits(
+    tmp_path: pathlib.Path, capsys: Any
+) -> None:
     pytest.importorskip("matplotlib")
     path = tmp_path / "gan.png"
     found = gan.main(["--steps", "16", "--no-compile", "--picture", str(path)])

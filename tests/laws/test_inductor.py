@@ -39,7 +39,7 @@ def steps(model: str, precision: str, accumulate: int) -> ftrain.Steps:
 
 
 @pytest.mark.parametrize(("model", "precision", "accumulate"), CASES)
-def test_inductor_compiled_steps_satisfy_the_laws(
+def test_inductor_compiled_steps_are_pure_deterministic_resumable_and_donatable(
     model: str, precision: str, accumulate: int
 ) -> None:
     """Laws 1 to 4, 6, 7, 9 and 10; the plain and the donated step compile once each."""

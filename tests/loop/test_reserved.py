@@ -137,7 +137,7 @@ def test_a_metric_named_perplexity_keeps_its_value() -> None:
 @example(metrics={"time\r": 1.0}, logged={"a,b": 2.0, '"': 3.0})
 @example(metrics={"a\nb": 1.0, "a b": 2.0}, logged={})
 @example(metrics={"": 1.0}, logged={})
-def test_every_logged_value_is_in_every_log(
+def test_json_and_csv_logs_contain_every_logged_value(
     metrics: dict[str, float], logged: dict[str, float], tmp_path_factory: Any
 ) -> None:
     folder = tmp_path_factory.mktemp("logs")

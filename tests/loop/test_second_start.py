@@ -80,7 +80,9 @@ def test_second_process_is_refused_before_its_first_write(tmp_path: Path, resume
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv"])
-def test_second_process_without_a_store_is_refused_by_the_log(tmp_path: Path, name: str) -> None:
+def test_second_process_without_a_store_is_refused_because_the_log_is_locked(
+    tmp_path: Path, name: str
+) -> None:
     """Without a store nothing was locked, and the second start truncated the log of the first."""
     kind = callbacks.JSONLLogger if name == "metrics.jsonl" else callbacks.CSVLogger
     text = callbacks.FileLogger(tmp_path / "new" / "train.log")

@@ -259,7 +259,7 @@ def test_trainer_is_immutable_and_gives_equal_runs() -> None:
         made.log_every = 3  # type: ignore[misc]
 
 
-def test_backward_end_holds_gradient_norms_by_layer() -> None:
+def test_backward_end_event_contains_gradient_norms_by_layer() -> None:
     def step(state: Any, batch: Any) -> Any:
         return state, {"loss": batch.sum(), "grad_norm/layers.0": torch.tensor(2.0)}
 

@@ -140,7 +140,7 @@ def accepts(make, argument, value) -> bool:
 
 
 @pytest.mark.parametrize("argument", MAKERS)
-def test_set_hyperparams_refuses_values_that_every_optimizer_refuses(argument):
+def test_set_hyperparams_refuses_a_value_only_if_no_optimizer_accepts_it(argument):
     """`set_hyperparams` accepts a value if any optimizer with a number of this name does."""
     start = next(v for v in (0.5, -0.5, 1.5) if accepts(MAKERS[argument][0], argument, v))
     state = optim.with_hyperparams(MAKERS[argument][0], **{argument: start}).init({})

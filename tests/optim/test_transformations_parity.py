@@ -248,7 +248,7 @@ def test_reduce_on_plateau_equals_torch(
 @given(size=st.integers(1, 4), kind=st.sampled_from(["rel", "abs"]), **plateaus)
 @settings(max_examples=15)
 @example([1.0] * 30, 0.5, 2, 3, 0.05, 0.0, 2, "rel")
-def test_reduce_on_plateau_matches_optax_with_one_more_patience(
+def test_reduce_on_plateau_matches_optax_if_the_patience_of_optax_is_one_larger(
     values, factor, patience, cooldown, threshold, smallest, size, kind
 ):
     values = [torch.tensor(0.7 if math.isnan(v) else v).item() for v in values]

@@ -56,7 +56,7 @@ def test_draws_match_in_eager_compiled_and_vmapped_code(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_draws_of_one_key_match_when_vmapped_over_parameters_alone(name: str) -> None:
+def test_draws_vmapped_over_parameters_with_one_key_equal_separate_draws(name: str) -> None:
     draw, key = DRAWS[name], random.key(3)
     mapped = torch.vmap(lambda p: draw(key, p), randomness="error")
     expected = torch.stack([draw(key, p) for p in PARAMETERS])

@@ -1,4 +1,4 @@
-"""Preparation of the steps and the copies of the state with which a finder works."""
+"""Preparation for the finders: compile the training step and copy the state."""
 
 from __future__ import annotations
 

@@ -171,7 +171,7 @@ def test_early_stopping_without_an_evaluation_raises() -> None:
 
 
 @pytest.mark.parametrize("by", ["epoch", "step"])
-def test_accumulation_schedule_joins_the_given_number_of_batches(
+def test_accumulation_schedule_sets_the_number_of_batches_per_step(
     by: Any, tmp_path: pathlib.Path
 ) -> None:
     """Check the batches of each step, also in a run that is interrupted and resumed."""
@@ -254,7 +254,7 @@ def test_ema_evaluation_without_averaged_weights_raises_with_the_remedy() -> Non
 
 @settings(max_examples=30)
 @given(st.lists(st.floats(-4, 4, width=16), min_size=1, max_size=12), st.integers(1, 4))
-def test_windowed_and_running_average_weight_rows_by_their_steps(
+def test_windowed_and_running_average_weight_rows_by_the_steps_they_cover(
     values: list[float], rows: int
 ) -> None:
     events = [

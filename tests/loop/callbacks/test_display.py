@@ -128,7 +128,7 @@ def ended(seconds: float) -> TrainEnd:
     return TrainEnd(Progress(9, 9), seconds, None, FitResult(None, (), "completed"))
 
 
-def test_console_logger_omits_rows_within_its_interval() -> None:
+def test_console_logger_omits_rows_until_its_interval_has_passed() -> None:
     stream = io.StringIO()
     console = callbacks.ConsoleLogger(every=5.0, stream=stream)
     begin = TrainBegin(Progress(), 0.0, None, Plan(9, None, 1, 50, None))
@@ -376,7 +376,7 @@ def bar_on_a_terminal(rows: int, columns: int) -> str:
     return shown.decode()
 
 
-def test_progress_bar_works_in_a_terminal_without_a_size() -> None:
+def test_progress_bar_works_in_a_terminal_that_reports_a_size_of_zero() -> None:
     shown = bar_on_a_terminal(0, 0)
     assert "epoch 1/1: 100%" in shown
     assert "7/7" in shown

@@ -92,7 +92,7 @@ def test_module_where_nonfinite_values_begin_is_reported_though_its_step_is_skip
     assert any(each.startswith(wanted) for each in notices.said)
 
 
-def test_layer_that_is_not_finite_is_reported_again_only_after_it_recovered() -> None:
+def test_layer_with_nonfinite_output_is_reported_again_only_after_finite_outputs() -> None:
     from ftrain.loop import Progress, WindowEnd
 
     monitor = callbacks.GradientMonitor()

@@ -206,7 +206,7 @@ def test_truncating_a_log_keeps_its_first_n_lines(
     assert path.read_text() == "".join(line + "\n" for line in lines[:n])
 
 
-def test_json_logger_warns_about_a_device_file(tmp_path: pathlib.Path) -> None:
+def test_json_logger_warns_if_its_path_is_a_device_file(tmp_path: pathlib.Path) -> None:
     """Reading `/dev/stdout` of a terminal waits for input, and `/dev/zero` has no end."""
     with pytest.warns(CallbackWarning, match="/dev/zero: expected a regular file"):
         result = fit(trainer(JSONLLogger("/dev/zero")), max_steps=1)

@@ -266,7 +266,7 @@ except ImportError as error:
     assert "pip install 'ftrain[examples]'" in done.stdout
 
 
-def test_plots_take_names_with_formulas_line_ends_and_surrogates(tmp_path):
+def test_plots_accept_names_with_formulas_line_ends_and_surrogates(tmp_path):
     metrics = {"loss": 1.0, "$\\sqrt{^": 2.0, "\ud800": 3.0, "x\ny": 4.0}
     rows = [{"step": step, "split": "train", **metrics} for step in (1, 2)]
     logs = [write(tmp_path / name, rows) for name in ("$\\frac{", "$2", "a\nb")]
