@@ -156,7 +156,7 @@ def _of_whole(leaf: LocalLeaf) -> tuple[Any, Any]:
 
 
 def check_same(own: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
-    """Raise unless `describe` returned equal values on this rank (`own`) and rank 0 (`reference`).
+    """Raise unless the state on this rank (`own`) has the properties of that on rank 0 (`reference`).
 
     Raises:
         CheckpointMismatchError: the values differ; the message names the first difference.

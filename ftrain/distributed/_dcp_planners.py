@@ -229,7 +229,7 @@ class _Unpickler(pickle.Unpickler):
     )
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return the class or dtype of a name, if metadata of DCP may contain it.
+        """Return the class or dtype called `name`; raise unless metadata of DCP may contain it.
 
         Raises:
             UnpicklingError: metadata of DCP do not contain the name.

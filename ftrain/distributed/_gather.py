@@ -166,7 +166,7 @@ def sum_gradients(
     group: Group,
     share: Share,
 ) -> list[torch.Tensor]:
-    """Sum gradients over ranks; return this rank's rows of each sum, all rows if it is replicated.
+    """Sum gradients over ranks; return this rank's rows of each (all rows of a replicated parameter).
 
     Args:
         grads: the gradients on this rank.

@@ -106,7 +106,7 @@ class LogicalShards(Ranks):
         return Sums(totals, weight, now, merged(metrics, total))
 
     def _over_shards(self, totals: Any, weight: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """Sum totals and weights over the shards of all ranks, given those of this rank's shards."""
+        """Return totals and weights, summed over the shards of all ranks; each rank passes its own."""
         sums = (totals, weight)
         if self.total & (self.total - 1) == 0:
             parts_of_all = gathered(tree.map(pairwise_sum, sums), self._group)

@@ -103,7 +103,7 @@ class RunningStatistics:
     def combined(
         self, before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor], parts: int
     ) -> dict[str, torch.Tensor]:
-        """Return the buffers after the whole batch, from those after each of its parts.
+        """Compute the buffers after the whole batch from the buffers after each part of it.
 
         Args:
             before: the buffers before each part.

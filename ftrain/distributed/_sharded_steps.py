@@ -41,7 +41,7 @@ class ShardedStep(TrainStep):
 
 
 class Parts(NamedTuple):
-    """Model whose parameters are divided over ranks, and the groups of these ranks.
+    """Model whose parameters are divided over ranks, with the process groups of these ranks.
 
     Attributes:
         model: the model as a function of this rank's part of its parameters.

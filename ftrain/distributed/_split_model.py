@@ -30,7 +30,7 @@ Rules = Mapping[str, Literal["column", "row"]]
 
 
 class SplitBound(Bound):
-    """Module as a pure function of this rank's rows of the parameters of its cut layers.
+    """Module as a pure function, whose cut layers take this rank's rows of their parameters.
 
     Args:
         bound: the model as a function of whole parameters.

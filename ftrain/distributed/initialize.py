@@ -127,7 +127,7 @@ def _use_cuda_device(place: Launch) -> None:
 
 
 def _rendezvous(place: Launch, timeout: float) -> Store:
-    """Return the rendezvous store of the launcher or of rank 0, which this process runs if it is rank 0.
+    """Connect to the rendezvous store of the launcher or, without one, of rank 0, which starts it.
 
     Raises:
         RankError: the port is in use, or nothing answers there within the time-out.

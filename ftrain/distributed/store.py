@@ -90,7 +90,7 @@ class ShardedStore(Store):
         self._leads = begin("store").leads  # raises for a mesh without this process
 
     def lock(self) -> bool:
-        """Lock the directory on rank 0 by `checkpoint.Store.lock`; return its result on every rank."""
+        """Lock the directory on rank 0; return True, on every rank, if this call acquired the lock."""
         with self._turns.taken():
             return self._decide(f"lock {self.directory}", self._lock.acquire)
 
@@ -320,7 +320,7 @@ def _only_on_leader(_: Any) -> Any:
 
 
 def _check_damaged(path: str, error: CheckpointExistsError) -> None:
-    """Raise `error` unless the existing checkpoint is damaged, so that it may be replaced."""
+    """Raise `error` if the existing checkpoint is intact; a damaged one may be replaced."""
     if verifies(path):
         raise error
     warn_corrupt(path, "the next checkpoint of its step replaces it.")

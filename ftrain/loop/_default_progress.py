@@ -22,7 +22,7 @@ __all__ = ["DefaultProgress", "default_progress"]
 
 
 def default_progress(callbacks: Sequence[Any]) -> DefaultProgress | None:
-    """Return the default progress bar; `None` outside terminals, or if the callbacks have a bar.
+    """Return the default progress bar; `None` without a terminal, or if the callbacks include a bar.
 
     A notebook counts as a terminal.
     """

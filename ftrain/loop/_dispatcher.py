@@ -94,7 +94,7 @@ class Dispatcher:
         return found
 
     def idle_until(self, kind: type[Event]) -> float:
-        """Return the value of `Event.seconds` from which events of a kind must reach a callback."""
+        """Return the earliest `Event.seconds` at which a callback needs an event of this kind."""
         times = [getattr(each, "idle_until", 0.0) for _, each in self.listeners(kind)]
         return times[0] if len(times) == 1 else min(times, default=math.inf)  # saves 0.3 µs
 

@@ -105,7 +105,7 @@ def with_extremes(values: Mapping[str, float]) -> dict[str, tuple[float, str]]:
 
 
 def extremes(names: Collection[str]) -> set[str]:
-    """Return the names `NAME_min` and `NAME_max` of all metrics that are logged with both.
+    """Return the columns `NAME_min` and `NAME_max` of each metric that has both in the log.
 
     >>> sorted(extremes(["loss", "loss_min", "loss_max", "time_min"]))
     ['loss_max', 'loss_min']

@@ -42,7 +42,7 @@ def collected(add: Callable[[str], Any]) -> Iterator[None]:
 
 
 class LogNotes:
-    """Warnings as notes for the callbacks that have a method `write_note`, each text once.
+    """Notes about warnings, which callbacks with a method `write_note` write; each text once.
 
     Until the run begins to write, notes are kept, because the run may still be refused.
     """

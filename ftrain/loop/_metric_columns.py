@@ -153,7 +153,7 @@ def row_names(metrics: Any, members: int | None = None) -> list[str]:
 
 
 def check_names(metrics: Any, members: int | None) -> Literal[False]:
-    """Raise for invalid metrics right after a step, with the errors that `read` would raise.
+    """Raise right after a step if its metrics are invalid or share a column of the log.
 
     Warn about metrics with one entry per example, which are not logged, unless they are `PerExample`.
 

@@ -37,7 +37,7 @@ def train_and_eval_step(steps: Any) -> tuple[Step, Callable[[Any, Any], Any] | N
 def eval_step_on_ranks(
     trainer: Any, data: Any, ranks: OneRank, argument: str
 ) -> tuple[Callable[[Any, Any], Any] | None, Callable[[Any], tuple[int, int]], OneRank]:
-    """Return the evaluation step, its `count_samples`, and the ranks among which batches are divided.
+    """Return the evaluation step, its function to count samples, and the ranks that divide batches.
 
     Args:
         trainer: the trainer.

@@ -18,7 +18,7 @@ _UNLOGGED = {PerExample, Unreduced, Histogram}
 
 
 def has_examples(metrics: Any) -> bool:
-    """Return True if the metrics contain per-example values, which `without_examples` leaves out.
+    """Return True if the metrics contain per-example values, which have no column in the log.
 
     A run asks once: a step that returns per-example values only later keeps them until the next read.
     """

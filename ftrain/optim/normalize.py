@@ -26,7 +26,7 @@ __all__ = [
 
 
 def centralize() -> GradientTransformation:
-    r"""Subtract its mean from the gradient of each output unit (a row, or a filter of a convolution).
+    r"""Center the gradient of each output unit (matrix row or convolution filter): subtract its mean.
 
     The mean is over all axes but the first, as in `optax.centralize`. Vectors and scalars stay
     unchanged.

@@ -33,7 +33,7 @@ def state(run: Any, name: str) -> dict[str, bytes]:
     return found
 
 
-def test_laws_2_and_7_runs_in_fresh_and_resumed_processes_have_the_same_bits(
+def test_runs_in_fresh_and_resumed_processes_have_the_same_bits(
     tmp_path: Path,
 ) -> None:
     """One process trains from a seed; another repeats that and resumes the first run from halfway.

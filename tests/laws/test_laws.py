@@ -228,7 +228,7 @@ def test_law_9_donated_step_reuses_memory_and_gives_the_same_bits(
     scale=st.sampled_from([0.0, 1e-30, 1.0, 1e4, 1e30]),
     precision=st.sampled_from(PRECISIONS),
 )
-def test_laws_1_to_3_hold_for_any_seed_batch_size_and_input_magnitude(
+def test_train_step_is_pure_and_deterministic_for_any_seed_batch_size_and_input_magnitude(
     seed: int, rows: int, scale: float, precision: str
 ) -> None:
     """The magnitudes include values that overflow."""

@@ -23,7 +23,7 @@ DIGITS = {
 @pytest.mark.parametrize(
     ("epochs", "steps"), [(0.5, 4), (2.5, 18), (2.0, 14), (1 / 7, 1), (0.0, 0)]
 )
-def test_fit_takes_the_steps_of_fractional_epochs(epochs: float, steps: int) -> None:
+def test_fit_rounds_fractional_epochs_up_to_whole_steps(epochs: float, steps: int) -> None:
     result = fit(trainer(), epochs=epochs)  # 7 steps per epoch
     assert (result.status, result.step) == ("completed", steps)
     assert digest(result) == digest(fit(trainer(), max_steps=steps))

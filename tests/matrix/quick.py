@@ -23,7 +23,7 @@ _SCAN = "tests/core/test_scan_gradients.py"
 # Whole files where most tests are short; of the others, those that call most of torch's private code.
 QUICK = (
     f"{_LAWS}::test_law_3_step_compiles_once_over_200_steps_with_schedule_and_skips",
-    f"{_LAWS}::test_laws_1_to_3_hold_for_any_seed_batch_size_and_input_magnitude",
+    f"{_LAWS}::test_train_step_is_pure_and_deterministic_for_any_seed_batch_size_and_input_magnitude",
     f"{_FROM_TORCH}::test_from_torch_steps_match_the_torch_optimizer",
     f"{_FROM_TORCH}::test_compiled_from_torch_update_matches_the_eager_one",
     f"{_FROM_TORCH}::test_each_row_of_a_vmapped_from_torch_update_matches_a_single_run",

@@ -58,7 +58,7 @@ def test_each_mutant_differs_from_the_source_by_one_change() -> None:
     ]
 
 
-def test_float_that_adding_one_does_not_change_has_no_mutant() -> None:
+def test_a_float_so_large_that_adding_one_keeps_its_value_has_no_mutant() -> None:
     assert [each.change for each in mutants("large.py", "x, y = 1e150, 2.5")] == ["2.5 becomes 3.5"]
 
 
@@ -188,7 +188,7 @@ def test_each_listed_harmless_mutant_matches_exactly_one_mutant_of_the_source() 
     assert [key for key in HARMLESS if named[key] != 1] == []
 
 
-def test_function_of_a_mutant_is_the_innermost_one_around_it() -> None:
+def test_a_mutant_is_reported_with_the_innermost_function_that_contains_it() -> None:
     source = "class A:\n  x = 1\n  def f(self):\n    return lambda: 2\ny = 3\n"
     found = {each.change[0]: (each.function, each.scope) for each in mutants("a.py", source)}
     assert found["1"] == ("A", (1, 4))

@@ -351,7 +351,7 @@ def test_update_refuses_a_state_made_with_other_options(optimizer, other, messag
         optimizer.update(PARAMS, state, PARAMS)
 
 
-def test_update_refuses_its_own_returned_pair_as_state():
+def test_update_refuses_the_pair_of_updates_and_state_that_it_returned():
     optimizer = optim.adamw(0.1)
     pair = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
     with pytest.raises(

@@ -93,7 +93,7 @@ def test_schedule_free_eval_params_is_pure_and_finds_the_nested_state():
     assert tree.digest(mapped["w"][1]) == tree.digest(found["w"])
 
 
-def test_schedule_free_eval_params_refuses_other_states():
+def test_schedule_free_eval_params_requires_exactly_one_schedule_free_state():
     params = {"w": torch.ones(2)}
     one = optim.schedule_free_sgd(0.1).init(params)
     for state, count in ((optim.sgd(0.1).init(params), 0), ((one, one), 2)):

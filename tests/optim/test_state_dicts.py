@@ -180,7 +180,7 @@ def trained(make):
     return model, reference, params
 
 
-def test_import_state_dict_takes_parameter_names_from_the_module():
+def test_import_state_dict_reads_parameter_names_from_the_module():
     """In the order of `model.parameters()`, with frozen ones included and tied ones once."""
     model, reference, params = trained(lambda m: torch.optim.Adam(m.parameters(), 0.1))
     state = optim.import_state_dict(reference.state_dict(), optim.adam(0.1).init(params), model)

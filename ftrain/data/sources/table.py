@@ -147,7 +147,7 @@ def csv_inputs(
     missing_word: str | None = None,
     fitted: Fitted = None,
 ) -> Tensor:
-    """Return the features `x` of a CSV table, encoded as in training; it needs no target column.
+    """Return the features `x` of a CSV table, encoded as in training; no target column is needed.
 
     The arguments are those of `csv`; `fitted` must be the preprocessing of a run, and `held_out` is not
     used.
@@ -215,7 +215,7 @@ def _chosen(table: Table, columns: list[str] | None, drop: list[str] | None) -> 
 def _kinds(
     table: Table, target: str, chosen: list[str], classes: bool | None, options: _Options
 ) -> dict[str, Any]:
-    """Return the target and the features by name; columns of words have their distinct words."""
+    """Return the names of target and feature columns, and the distinct words of columns of words."""
     problems = Problems()
     for name in dict.fromkeys((*chosen, target)):
         with problems:

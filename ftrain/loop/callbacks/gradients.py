@@ -197,7 +197,7 @@ def _counted(event: WindowEnd) -> Iterator[tuple[str, str, str]]:
 
 
 def _norms(event: WindowEnd) -> dict[str, dict[str, float]]:
-    """Return `{suffix: {layer: gradient norm}}` of a window, with the suffixes of `_rows`."""
+    """Return `{suffix: {layer: gradient norm}}` of a window; the suffix names the ensemble member."""
     return {
         whose: {
             name.removeprefix(_PREFIX): value

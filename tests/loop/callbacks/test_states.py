@@ -224,7 +224,7 @@ OPTIONS = st.dictionaries(
 
 @given(options=st.lists(OPTIONS, min_size=1, max_size=5), data=st.data())
 @settings(max_examples=examples(40, 100))
-def test_each_callback_receives_the_saved_state_of_one_with_equal_attributes(
+def test_each_callback_receives_the_saved_state_of_the_callback_with_equal_attributes(
     options: list[Any], data: Any
 ) -> None:
     """Check any order; a callback with changed attributes receives the remaining state, or raises."""
@@ -290,7 +290,7 @@ def test_an_added_or_removed_callback_needs_a_name_only_if_ambiguous(
         matched(pair, saved, {})
 
 
-def test_stateless_callbacks_need_no_names() -> None:
+def test_callbacks_without_a_saved_state_need_no_names() -> None:
     pair = named([Kept(f=print), Kept(f=len)])
     kept = {each.key: each.options for each in pair}
     found = matched(named([Kept(f=len), Kept(f=print)]), dict.fromkeys(kept), kept)
