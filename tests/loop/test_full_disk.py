@@ -51,7 +51,9 @@ def test_failed_saves_are_reported_once_and_at_the_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
-def test_error_at_the_end_names_the_last_saved_step(tmp_path: Path, asynchronous: bool) -> None:
+def test_error_at_the_end_of_a_run_with_failed_saves_names_the_last_saved_step(
+    tmp_path: Path, asynchronous: bool
+) -> None:
     whole = fit(trainer(), max_steps=6)
     disk = FullDisk()
     with _files.replaced(disk), Store(tmp_path / "counted") as store:

@@ -67,7 +67,7 @@ def test_monitored_steps_refuse_padding_for_modules_with_batch_statistics() -> N
     assert made.train_step.accumulate == 2
 
 
-def test_fit_accepts_padding_without_added_rows_or_batch_statistics() -> None:
+def test_fit_accepts_padding_if_no_row_is_added_or_no_module_has_batch_statistics() -> None:
     frozen = nn.BatchNorm1d(2).eval()
     for n, layer in ((8, nn.BatchNorm1d(2)), (6, nn.LayerNorm(2)), (6, frozen)):
         made = steps(layer)

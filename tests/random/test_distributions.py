@@ -97,7 +97,7 @@ def test_every_torch_distribution_has_a_test_case() -> None:
         n for n in D.__all__ if isinstance(getattr(D, n), type) and hasattr(getattr(D, n), "sample")
     }
     abstract = {"Distribution", "ExponentialFamily"}
-    # Wishart reads values: see test_compile_refuses_distributions_that_read_values.
+    # Wishart reads values: see test_compile_refuses_distributions_that_read_tensor_values.
     assert public - abstract - {"Wishart"} <= set(DISTRIBUTIONS)
 
 
@@ -193,7 +193,7 @@ def test_first_use_of_dynamo_keeps_the_validation_default_of_distributions() -> 
     subprocess.run([sys.executable, "-c", code], check=True, timeout=300)
 
 
-def test_compile_refuses_distributions_that_read_values() -> None:
+def test_compile_refuses_distributions_that_read_tensor_values() -> None:
     def asks(p: Tensor) -> Tensor:
         return D.Normal(p, p, validate_args=True).log_prob(p)
 

@@ -102,7 +102,7 @@ def test_sums_over_rows_of_a_matrix_have_the_bits_of_each_row_summed_alone(lengt
         assert torch.equal(found[2], function(x[2]))
 
 
-def test_total_is_a_pairwise_sum() -> None:
+def test_total_adds_the_elements_in_pairs() -> None:
     x = torch.tensor([1.0, 2.0**-53, -1.0, 2.0**-53], dtype=F64)
     assert float(_elementary.total(x)) == 2.0**-52  # in the order of the elements: 2^-53
 
@@ -122,7 +122,10 @@ def test_logarithm_of_a_poisson_probability_is_right_to_1e_10(rate: float) -> No
 def test_logarithm_of_a_ratio_of_binomial_probabilities_is_right_to_1e_8(
     count: int, prob: float
 ) -> None:
-    """The series of four factorials are off by 1e-9 each at most (test_stirling_tail_matches_lgamma)."""
+    """The series of four factorials are off by 1e-9 each at most.
+
+    `test_remainder_of_stirlings_formula_matches_lgamma` checks this bound.
+    """
     spread = torch.linspace(-4, 6, 60, dtype=F64) * math.sqrt(count * prob * (1 - prob))
     k = (count * prob + spread).round().clamp(0, count)
     found = _rejection._log_binomial(k, torch.full_like(k, count), torch.full_like(k, prob))

@@ -299,7 +299,7 @@ def test_poisson_and_binomial_have_the_derivatives_of_torch() -> None:
                 torch.autograd.grad(count.sum(), rate)
 
 
-def test_stirling_tail_matches_lgamma() -> None:
+def test_remainder_of_stirlings_formula_matches_lgamma() -> None:
     k = torch.arange(200.0, dtype=torch.float64)
     n = k + 1
     approximation = math.log(2 * math.pi) / 2 + (k + 0.5) * n.log() - n

@@ -80,7 +80,9 @@ def test_progress_bar_prints_lines_without_a_terminal() -> None:
     assert stream.getvalue() == "epoch 0/0  step 0  0:00 done\n"  # without a speed
 
 
-def test_progress_bar_of_a_resumed_run_starts_at_its_progress(tmp_path: pathlib.Path) -> None:
+def test_progress_bar_of_a_resumed_run_starts_at_the_step_it_resumes_from(
+    tmp_path: pathlib.Path,
+) -> None:
     fit(trainer(store=tmp_path), epochs=1)
     stream = Terminal()
     bar = callbacks.ProgressBar(refresh=1e9, stream=stream)

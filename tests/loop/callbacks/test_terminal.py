@@ -61,7 +61,9 @@ def test_run_completes_with_one_warning_if_the_console_cannot_write() -> None:
     assert "No space left on device" in str(found[0].message)
 
 
-def test_callbacks_run_without_standard_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_callbacks_run_if_sys_stdout_and_sys_stderr_are_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", None)
     fit([callbacks.ConsoleLogger(None, every=0), callbacks.ProgressBar(every=0)])
