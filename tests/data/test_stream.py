@@ -124,7 +124,7 @@ class Empty:
         (
             lambda: list(Stream(range(3)).batches(Cursor(0, 0, 1, {}))),
             ValueError,
-            "expected load_state_dict",
+            "expected a method load_state_dict",
         ),
         (lambda: Stream(range(3)).batches(epochs=1.5), ValueError, "epochs: expected"),
         (
