@@ -90,7 +90,7 @@ class Stream:
             )
 
     def start(self) -> Cursor:
-        """Return the cursor before the first batch of the first epoch."""
+        """Return the cursor (position in the data) before the first batch of the first epoch."""
         return Cursor(self.seed, of=self._of)
 
     def __iter__(self) -> Iterator[Any]:

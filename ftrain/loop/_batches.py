@@ -26,7 +26,7 @@ class Batches(Protocol):
     """Protocol of training data, implemented by `Loader` and `Stream`."""
 
     def start(self) -> Cursor:
-        """Return the cursor before the first batch."""
+        """Return the cursor (position in the data) before the first batch."""
 
     def batches(
         self, cursor: Cursor | None = None, epochs: int | None = 1
@@ -109,7 +109,7 @@ def length(data: Any) -> int | None:
 def opened(
     data: Batches, cursor: Cursor | None, epochs: int | None
 ) -> Iterator[Iterator[tuple[Any, Cursor]]]:
-    """Open the batches from a cursor up to the end of epoch `epochs`; stop the workers on exit."""
+    """Iterate from a cursor to the end of epoch `epochs`; on exit, stop the workers that load data."""
     left = epochs if epochs is None or cursor is None else epochs - cursor.epoch
     batches = iter(data.batches(cursor, left))
     try:
