@@ -1,4 +1,7 @@
-"""Retention policy: a pure function that returns the checkpoints of a run to keep."""
+"""Retention policy: a pure function that returns the checkpoints of a run to keep.
+
+Read next: `store.py`, which deletes the others.
+"""
 
 from __future__ import annotations
 

@@ -107,8 +107,8 @@ def parse_header(text: bytes, data_size: int, path: str) -> list[TensorEntry]:
         end = entry.end
     if end != data_size:
         raise fail(
-            f"expected tensors of {data_size} bytes in all, the bytes after the header, got tensors "
-            f"of {end} bytes"
+            f"expected tensors whose sizes add up to the {data_size} bytes after the header, got "
+            f"{end} bytes"
         )
     return entries
 

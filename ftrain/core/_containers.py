@@ -48,7 +48,7 @@ _lock = threading.RLock()
 
 
 def settle(leaves: Iterable[Any]) -> bool:
-    """Register the class of each leaf that is a container as a tree node; return True if there is one.
+    """Register the classes of leaves that are containers as tree nodes; return True if any was found.
 
     Raises:
         ContainerError: one holds tensors and cannot be rebuilt.

@@ -117,7 +117,7 @@ def refuse_fixed(module: nn.Module, names: Mapping[int, str]) -> None:
 def refuse_leftovers(
     tensors: Iterable[tuple[Path, torch.Tensor]], names: Mapping[int, str]
 ) -> None:
-    """Raise if a module still holds one of its own buffers where no other tensor can take its place.
+    """Raise if a module holds a buffer where it cannot be replaced, such as in a default argument.
 
     A default argument, a tuple or a class attribute would keep the first values. (A trainable parameter
     there raises when it is used.)

@@ -88,7 +88,7 @@ class FirstCalls:
         self._known: set[Any] = set()
 
     def is_first(self, kind: Any, tensors: Collection[torch.Tensor]) -> bool:
-        """Return True if `passed` has not recorded this kind of call, and all tensors can be compared.
+        """Return True for the first call of a kind whose tensors' bytes can be compared afterwards.
 
         Under a fake tensor mode, operators return no values, even for a captured tensor with real data.
         """

@@ -261,7 +261,7 @@ class Column:
         return np.where(self.is_missing, self.missing, self.values)
 
     def days(self, format: str | None = None) -> Column:
-        """Return a column of dates as days since 1970, in UTC unless a cell has an offset.
+        """Return a column of dates as days since 1970; a cell without an offset is read as UTC.
 
         Args:
             format: the format for `datetime.strptime`; `None` for ISO 8601.

@@ -1,4 +1,4 @@
-"""Ranks of a run in several processes.
+"""Agreement of the processes (ranks) of one run: on its start, signals, failures and boundaries.
 
 All ranks take the same steps and run the same callbacks; rank 0 alone writes. Decisions that depend on
 a clock or a signal are made for all ranks: at a boundary the ranks exchange their signals and the time

@@ -14,7 +14,7 @@ __all__ = ["get", "locate", "nodes"]
 
 
 def get(state: PyTree, name: str, *within: str) -> Any:
-    """Return the value of the only field called `name`: a tensor, or a tree such as `mu` or `ema`.
+    """Return the value of a field of an optimizer's state, found by its name, which must be unique.
 
     Fields of states are searched before keys of dicts, so that a parameter called `count` does not hide
     the field `count`. Several names select from the outermost entry inwards: `get(state, "backbone",

@@ -88,7 +88,7 @@ def test_tensors_of_donated_states_referenced_elsewhere_keep_their_values(steps:
 
 
 @pytest.mark.parametrize("names", ["a", "abc"])
-def test_donating_states_that_another_container_held_keeps_values_and_bits(names: str) -> None:
+def test_states_donated_in_one_dict_after_another_keep_their_bits(names: str) -> None:
     """The record of a container is found by its first state, which may be in another container too."""
 
     def halved(states: Any) -> Any:

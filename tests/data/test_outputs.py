@@ -61,7 +61,9 @@ KINDS: dict[str, Any] = {"arrays": rows, "samples": Samples, "gathered": Gathere
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_with_outputs_adds_each_samples_own_outputs_in_any_order(kind: str, tmp_path: Path) -> None:
+def test_teacher_outputs_are_added_to_the_samples_they_belong_to_in_any_order(
+    kind: str, tmp_path: Path
+) -> None:
     calls = []
 
     def fn(batch: Any) -> Tensor:

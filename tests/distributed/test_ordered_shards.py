@@ -186,7 +186,7 @@ def test_operators_on_parts_of_a_tensor_give_the_bits_of_the_whole(name: str) ->
 
 @pytest.mark.parametrize("name", ["add", "sub", "rsub"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_sums_with_alpha_have_the_same_bits_on_parts_as_on_the_whole_in_float32_only(
+def test_add_with_alpha_by_rows_has_the_bits_of_the_whole_tensor_in_float32_but_not_in_16_bits(
     name: str, dtype: torch.dtype
 ) -> None:
     operator = getattr(torch.ops.aten, name).Tensor

@@ -147,7 +147,7 @@ REFUSED: dict[str, tuple[Callable[[Tensor], Any], str]] = {
 
 
 @pytest.mark.parametrize("what", REFUSED)
-def test_functions_that_torchs_operators_refuse_raise_a_trace_error_that_names_ftrains(
+def test_error_for_a_body_that_torchs_loops_do_not_accept_names_the_loops_of_ftrain(
     what: str,
 ) -> None:
     fn, reason = REFUSED[what]

@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _with_log(name: str) -> pathlib.Path:
-    """Return the path of a run's directory, which may contain a log without a configuration."""
+    """Return the path of a run's directory; it must contain a log, but need not have a configuration."""
     folder = pathlib.Path(name)
     folder = folder.parent if folder.name == "metrics.jsonl" else folder
     return folder if (folder / "metrics.jsonl").exists() else run_folder(name)

@@ -231,7 +231,7 @@ class Compiled(Generic[P, R]):
         return self._run(program, args, tensors)
 
     def _check(self, call: Call) -> None:
-        """Raise, before the trace, for arguments that no program accepts."""
+        """Raise, before the trace, for arguments that no compiled program can take."""
         transform = _torch.inside_functorch()
         if transform is not None:
             raise RuntimeError(

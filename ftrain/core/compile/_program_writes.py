@@ -307,7 +307,7 @@ class _Reader:
         return operator is None or _may_write(operator)
 
     def _given(self, call: ast.Call) -> Given:
-        """Return, per item of the list passed in a call, if it may be an argument; `None` if unknown."""
+        """Return for each item of the list that a call passes if it may be an input of the program."""
         if len(call.args) != 1 or call.keywords or not isinstance(call.args[0], ast.Name):
             return None
         items = self._items.get(call.args[0].id)

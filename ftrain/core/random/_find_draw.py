@@ -181,7 +181,7 @@ class _Tracer:
         return [Draw(tuple(dict.fromkeys(found)), line) for line, found in names.items()]
 
     def begin_operator(self) -> None:
-        """Ignore draws of other threads before an operator; called by `KeyedOperators`."""
+        """Exclude what other threads have drawn so far from the search; called before each operator."""
         if self._has_others and self._has_waited():
             raise _Waited
         self._forgive()  # `_profile` has already processed the frame of the mode
@@ -284,7 +284,7 @@ class _Tracer:
                 draws.append((self._count, before, line))
 
     def _settle(self, with_torch: bool) -> None:
-        """Read the generators again, since other threads may have drawn meanwhile."""
+        """Take the generators' present states as those before the next operator."""
         self._here.returned.clear()
         if with_torch:
             self._last = _generators.read_again(self._last)

@@ -250,7 +250,7 @@ class KeyStream:
         return stream
 
     def _chain(self, frame: FrameType | None) -> list[Running]:
-        """Return the modules called inside the context that are running at a frame, innermost first."""
+        """Return the modules whose calls are in progress at a stack frame, the innermost first."""
         return _running(frame)[: -self._outside or None] + self._around
 
     def _path(self, chain: list[Running]) -> str:

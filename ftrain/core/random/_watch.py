@@ -108,7 +108,7 @@ class Watch:
         return out
 
     def _is_due(self) -> bool:
-        """Return True if a search for the line that draws is due: ever rarer if other threads draw."""
+        """Return True if it is time to look for the line of a draw, less often if other threads draw."""
         if self._others == 0 or is_alone():
             return True
         self._others += 1

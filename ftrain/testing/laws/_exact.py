@@ -1,4 +1,4 @@
-"""Tools to compare gradients in float64 with constant random numbers, without rounding or chance.
+"""Tools to compare gradients in float64, with every random draw replaced by a constant.
 
 Read next: `accumulation.py`, `gradients.py`.
 """
