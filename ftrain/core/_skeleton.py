@@ -241,7 +241,8 @@ class Skeleton:
                     raise replacement(replaced[0])
             finally:
                 unmark(marks)
-                turn_off(plain)
+                if plain:
+                    turn_off(plain)
                 self._depth -= 1
                 self._held = held
 
