@@ -12,6 +12,7 @@ from torch import nn
 
 import ftrain
 from ftrain import optim, transforms
+from ftrain.core import _torch_inductor
 from ftrain.core.compile._cpp_wrapper import why_no_cpp_wrapper
 from ftrain.core.errors import DonatedStateError, NonFiniteError
 
@@ -99,3 +100,18 @@ def test_program_on_another_device_calls_its_kernels_from_python() -> None:
 def test_cpp_wrapper_with_another_backend_or_mode_raises(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="cpp_wrapper: expected backend='inductor' and mode=None"):
         ftrain.compile(torch.sin, cpp_wrapper=True, **options)
+
+
+@pytest.mark.parametrize("cpp_wrapper", [False, True])
+def test_cpp_wrapper_reaches_inductor_as_its_option(
+    cpp_wrapper: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+
+    def compiled(graph: Any, tensors: Any, mode: Any, config: dict[str, Any]) -> Any:
+        seen.append(config["cpp_wrapper"])
+        return graph.forward
+
+    monkeypatch.setattr(_torch_inductor, "inductor_compile", compiled)
+    ftrain.compile(lambda x: x.sin(), cpp_wrapper=cpp_wrapper)(torch.ones(2))
+    assert seen == [cpp_wrapper]
