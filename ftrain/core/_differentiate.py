@@ -67,6 +67,7 @@ def differentiate(
     _check_leaves(x, leaves)
     in_dynamo = torch.compiler.is_dynamo_compiling()
     before = [] if in_dynamo else versions(leaves)
+    returned: list[bool] = []  # True, once the function has returned
 
     def checked(inputs: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
         try:
@@ -81,6 +82,7 @@ def differentiate(
         _check_value(value, name)
         if leaves and not value.requires_grad:
             raise _independent(name)
+        returned.append(True)
         return value, aux
 
     if in_dynamo:
@@ -94,7 +96,7 @@ def differentiate(
                     checked, leaves, seed, differentiable, outside_leaves, name
                 )
         except RuntimeError as error:
-            if "differentiated Tensors does not require grad" in str(error):
+            if returned and "differentiated Tensors does not require grad" in str(error):
                 raise _turned_off(name) from error
             if (refusal := no_second_derivative(error)) is None:
                 raise

@@ -260,3 +260,14 @@ def test_gradient_in_another_layout_than_a_sparse_argument_raises_with_a_remedy_
         x.to_dense()
     )
     assert grad.equal(weights)
+
+
+def test_error_of_an_inner_derivative_is_not_taken_for_one_of_the_outer() -> None:
+    def inner(x: torch.Tensor) -> torch.Tensor:
+        torch.autograd.grad(x.sum(), torch.ones(2), allow_unused=True)
+        return x.sum()
+
+    with pytest.raises(
+        RuntimeError, match="One of the differentiated Tensors does not require grad"
+    ):
+        ftrain.value_and_grad(inner)(torch.ones(2))
