@@ -7,6 +7,7 @@ it finds in this way among a module's attributes; with plain tensors, the sum wo
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Collection, Iterable
 
 import torch
@@ -17,10 +18,14 @@ from ftrain.core.compile._trace import is_tracing
 __all__ = ["marked", "not_required", "turn_off", "unmark"]
 
 _MARK = "_is_param"
+# Two threads may evaluate one state with two models at a time.
+_LOCK = threading.Lock()
 
 
 def marked(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Mark tensors as parameters; return those that had no mark before.
+    """Mark tensors as parameters until `unmark`; return those that were no parameters before.
+
+    The mark of a tensor is the number of running calls that marked it.
 
     The tracer registers a constant that is a parameter in its own module, which refuses tensors that are
     results of operators: those of a traced gradient of a gradient get no mark.
@@ -30,16 +35,20 @@ def marked(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     if is_tracing():
         with _torch.unwatched():
             tensors = [tensor for tensor in tensors if tensor.grad_fn is None]
-    new = [tensor for tensor in tensors if _MARK not in tensor.__dict__]
-    for tensor in new:
-        tensor.__dict__[_MARK] = True
+    with _LOCK:
+        new = [tensor for tensor in tensors if tensor.__dict__.get(_MARK) is not True]
+        for tensor in new:
+            tensor.__dict__[_MARK] = tensor.__dict__.get(_MARK, 0) + 1
     return new
 
 
 def unmark(tensors: Iterable[torch.Tensor]) -> None:
-    """Remove the marks of `marked`."""
-    for tensor in tensors:
-        tensor.__dict__.pop(_MARK, None)
+    """Remove the marks that `marked` returned, unless another running call needs them."""
+    with _LOCK:
+        for tensor in tensors:
+            calls = tensor.__dict__.pop(_MARK, 1)
+            if calls > 1:
+                tensor.__dict__[_MARK] = calls - 1
 
 
 def not_required(tensors: Collection[torch.Tensor]) -> list[torch.Tensor]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import torch
 from torch import nn
@@ -20,6 +22,7 @@ class Net(nn.Module):
         return self.last(torch.tanh(self.first(x)))
 
 
+KEY = ftrain.random.key(0)
 X = torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
 
 
@@ -52,6 +55,31 @@ def test_installed_parameters_are_instances_of_parameter(form: str) -> None:
         torch.testing.assert_close(evaluate(state, X)["loss"], expected)
     for each in (state, new):
         assert not any(isinstance(leaf, nn.Parameter) for leaf in tree.leaves(each))
+
+
+def test_end_of_a_call_in_another_thread_leaves_the_parameters_of_a_running_call() -> None:
+    started, finish = threading.Event(), threading.Event()
+
+    class Waits(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            started.set()
+            finish.wait(60)
+            return super().forward(x)
+
+    def loss_fn(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        finish.set()
+        thread.join()
+        return penalized(model, x)
+
+    other = ftrain.bind(Waits())
+    steps = ftrain.make_steps(Net(), loss_fn, optim.sgd(0.1))
+    state = steps.init_state(0)
+    thread = threading.Thread(target=lambda: other(state.params, state.buffers, KEY, X))
+    thread.start()
+    started.wait(60)
+    loss = steps.eval_step(state, X)["loss"]
+    torch.testing.assert_close(loss, penalized(ftrain.export(state, Net()), X).detach())
+    assert not any(isinstance(leaf, nn.Parameter) for leaf in tree.leaves(state))
 
 
 def test_state_of_parameters_keeps_them() -> None:
