@@ -24,7 +24,7 @@ __all__ = ["Alias", "aliases_of"]
 
 
 class Alias(NamedTuple):
-    """View of a parameter or buffer that a module holds.
+    """Tensor in a module that is a view of one of the module's parameters or buffers.
 
     Attributes:
         path: its place in the module.
@@ -43,7 +43,10 @@ class Alias(NamedTuple):
     requires_grad: bool
 
     def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the same view of another tensor, which has the strides of the first one."""
+        """Return the view of `tensor` with the shape, strides and offset of this view.
+
+        `tensor` needs the strides of the parameter or buffer that it replaces.
+        """
         base = tensor if self.requires_grad else tensor.detach()
         return base.as_strided(self.size, self.stride, self.offset)
 
@@ -91,7 +94,7 @@ def _has_storage(tensor: torch.Tensor) -> bool:
 
 
 def _is_view(tensor: torch.Tensor, base: torch.Tensor) -> bool:
-    """Return True if `tensor` is inside of `base`, whose copies have the same strides."""
+    """Return True if `tensor` is a view of `base`, and copies of `base` keep the strides of `base`."""
     if tensor.dtype != base.dtype or base.is_conj() != tensor.is_conj():
         return False
     if torch.empty_like(base, device="meta").stride() != base.stride():

@@ -1,4 +1,4 @@
-"""Memory that this process can still allocate; larger content is refused before it is allocated."""
+"""Estimate of the memory that this process can still allocate."""
 
 from __future__ import annotations
 

@@ -18,9 +18,10 @@ from ftrain.core.state import TrainState
 
 
 def isolated(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """Return a context without autocast, grad and inference mode, which must be entered immediately.
+    """Return a context manager that turns off autocast, grad mode and inference mode.
 
-    Inside of `keeping_graph` grad mode stays unchanged.
+    It depends on the modes that are on now, so enter it immediately. Inside of `keeping_graph` grad mode
+    stays unchanged.
     """
     if may_keep_graph():
         return without_autocast(device_type)
@@ -36,7 +37,10 @@ def _isolated(device_type: str) -> Iterator[None]:
 
 
 def without_autocast(device_type: str) -> contextlib.AbstractContextManager[Any]:
-    """Return a context without autocast, which must be entered immediately."""
+    """Return a context manager that turns off autocast for a type of device.
+
+    It depends on the mode that is on now, so enter it immediately.
+    """
     if not torch.is_autocast_enabled(device_type):
         return _NOTHING
     return torch.autocast(device_type, enabled=False)
@@ -75,7 +79,7 @@ def check_state(state: Any) -> None:
         )
     if getattr(state.step, "dtype", None) is not torch.int64:
         is_tensor = isinstance(state.step, torch.Tensor)
-        got = f"one of {state.step.dtype}" if is_tensor else repr(state.step)
+        got = f"a {state.step.dtype} tensor" if is_tensor else repr(state.step)
         raise TypeError(
             f"state.step: expected an int64 0-d tensor, got {got}. Write state.replace(step=n), with an "
             "int n, which keeps dtype and device."

@@ -1,4 +1,4 @@
-"""Implementation of `cond` and `switch`: call one of several functions, which a tensor selects.
+"""Implementation of `cond` and `switch`: call the one of several functions that a tensor selects.
 
 Eager code reads the tensor and calls the chosen function. A trace records an operator that calls it.
 Under `torch.vmap` each row may choose another function, so all are called, and `torch.where` selects

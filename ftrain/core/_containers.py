@@ -48,7 +48,7 @@ _lock = threading.RLock()
 
 
 def settle(leaves: Iterable[Any]) -> bool:
-    """Register the classes of leaves that are containers as tree nodes; return True if any was found.
+    """Register as a tree node the class of each leaf that is a container; return True if there was one.
 
     Raises:
         ContainerError: one holds tensors and cannot be rebuilt.
@@ -179,7 +179,7 @@ def _kind_of(value: Any) -> Any:
 
 
 def _is_plain_object(cls: type) -> bool:
-    """Return True if all bases of a class are written in Python, so that it stores attributes only."""
+    """Return True if a class has no base written in C: its instances hold values in attributes only."""
     try:
         object.__new__(cls)
     except TypeError:  # the class derives from one written in C

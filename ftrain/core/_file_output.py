@@ -31,7 +31,7 @@ _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 def new_draft(path: pathlib.Path) -> pathlib.Path:
-    """Create an empty file beside `path`, with a random hidden name and its suffix; return the new path.
+    """Create an empty file beside `path`, with a random hidden name and the same suffix; return it.
 
     Raises:
         OSError: it cannot be created; `path` is a device, a pipe or a directory.

@@ -41,7 +41,7 @@ class Fingerprint(Protocol):
         """Return True if the present contents of the object equal the recorded contents."""
 
     def restore(self) -> Change | None:
-        """Restore the recorded contents; return the replaced ones, `None` if restoring is impossible."""
+        """Restore the recorded contents; return the replaced contents, or `None` if it is impossible."""
 
 
 def fingerprints_of(found: Found) -> list[Fingerprint]:

@@ -1,4 +1,4 @@
-"""Stopping of gradients through the branches of a `cond` that a row of `torch.vmap` did not take.
+"""Blocking of gradients through `cond` branches that a row of `torch.vmap` did not take.
 
 Read next: `_choose.py`, which calls all branches under `torch.vmap`.
 """

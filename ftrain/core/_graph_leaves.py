@@ -106,8 +106,8 @@ def refuse_cuts(found: Survey, twice: bool, what: str) -> None:
     """Raise if an operator in the graph has no derivative or, if `twice`, no second derivative."""
     if found.cuts:
         raise ValueError(
-            f"{what} depends on an operator that has no derivative{_named(found.cuts[0])}: its gradient "
-            "would count as zero. Register a derivative with torch.library.register_autograd, or "
+            f"{what} depends on an operator that has no derivative{_named(found.cuts[0])}: the gradient "
+            "through it would be zero. Register a derivative with torch.library.register_autograd, or "
             "detach the operator's input."
         )
     if twice and found.once:

@@ -53,7 +53,7 @@ class WatchedLoss:
         self.calls = FirstCalls()
 
     def __call__(self, model: Any, batch: Any, extras: Any = None) -> Any:
-        """Call the loss; pass a key derived from the active `keyed` context to a parameter `key`."""
+        """Call the loss; pass a key for its draws, and `extras`, if it has parameters for them."""
         guard(self.function)
         more = {"key": key_of("loss")} if self._takes_key else {}
         if self.takes_extras:

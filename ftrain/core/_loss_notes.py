@@ -163,7 +163,6 @@ def refuse_torch_loss(argument: str, fn: Callable[..., Any] | Any) -> None:
     Raises:
         TypeError: the argument is a name, another object that is not callable, or a loss of torch.
     """
-    expected = f"{argument}: expected a function (model, batch) -> loss"
     if not callable(fn):
         remedy = (
             "Names stand for losses in configurations; in Python pass the function itself, such as "
@@ -171,13 +170,16 @@ def refuse_torch_loss(argument: str, fn: Callable[..., Any] | Any) -> None:
             if isinstance(fn, str)
             else "Pass a function, such as ftrain.tasks.cross_entropy"
         )
-        raise TypeError(f"{expected}, got {fn!r}. {remedy}.")
+        raise TypeError(
+            f"{argument}: expected a function (model, batch) -> loss, got {fn!r}. {remedy}."
+        )
     kind_of = fn if isinstance(fn, type) else type(fn)
     of_torch = kind_of.__module__ == "torch.nn.modules.loss"
     if of_torch or getattr(fn, "__module__", None) == "torch.nn.functional":
         name = kind_of.__name__ if of_torch else getattr(fn, "__name__", "loss")
         made = f"nn.{name}()" if of_torch else f"F.{name}"
         raise TypeError(
-            f"{expected}, got torch's {name}, which takes an output and labels. Write "
+            f"{argument}: expected a function (model, batch) -> loss, got torch's {name}, which takes "
+            "an output and labels. Write "
             f"lambda model, batch: {made}(model(batch['x']), batch['y'])."
         )

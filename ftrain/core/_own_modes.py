@@ -1,7 +1,7 @@
-"""Models whose `train()` or `eval()` does more than to set the flags of all submodules.
+"""Models whose `train()` or `eval()` does more than set the `training` flag of each submodule.
 
-A class may keep a BatchNorm in evaluation mode, merge adapters into weights or set attributes there, so
-that a step is that of a loop which calls these methods only if they are called here, too.
+Such a method may keep a BatchNorm in evaluation mode, merge adapters into weights or set attributes. A
+step calls these methods, as an ordinary training loop does, so that both compute the same.
 
 Read next: `_skeleton.py`, which records what they do.
 """
@@ -24,7 +24,7 @@ def has_own_modes(module: nn.Module) -> bool:
 
 
 def in_training_mode(module: nn.Module) -> nn.Module:
-    """Call `module.train()`, keep what was frozen in evaluation mode inside of it; return the module."""
+    """Call `module.train()`, but leave submodules that are in evaluation mode so; return the module."""
     frozen = [m for m in module.modules() if module.training and not m.training]
     module.train()
     for m in frozen:
@@ -33,7 +33,7 @@ def in_training_mode(module: nn.Module) -> nn.Module:
 
 
 def settled(module: nn.Module) -> bool:
-    """Call a module's own `train()`; return True if that changed more than the flags of its modules."""
+    """Call a module's own `train()`; return True if it changed more than flags `training`."""
     owned = Owned([("", module)])
     before = [(m, m.training) for m in module.modules()]
     after = [(m, m.training) for m in in_training_mode(module).modules()]

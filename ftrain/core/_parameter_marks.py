@@ -1,4 +1,4 @@
-"""Marks on tensors in the places of parameters, and their flags `requires_grad`.
+"""Marks that make plain tensors count as `nn.Parameter`, and resetting of their `requires_grad`.
 
 The marks make `isinstance(x, nn.Parameter)` True. A loss may add up the squares of the parameters that
 it finds in this way among a module's attributes; with plain tensors, the sum would be empty.
@@ -43,7 +43,7 @@ def marked(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def unmark(tensors: Iterable[torch.Tensor]) -> None:
-    """Remove the marks that `marked` returned, unless another running call needs them."""
+    """Remove the marks that `marked` set on tensors, unless another running call needs them."""
     with _LOCK:
         for tensor in tensors:
             calls = tensor.__dict__.pop(_MARK, 1)

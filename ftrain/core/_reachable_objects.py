@@ -143,7 +143,7 @@ class Found:
     _alive: list[Any] = dataclasses.field(default_factory=list)  # so that no id is used again
 
     def split(self, ids: Set[int]) -> tuple[Found, Found]:
-        """Split into objects whose `id` is in `ids`, and others; global variables are always others."""
+        """Return the objects whose `id` is in `ids`, and the other objects with all global variables."""
         mine, others = Found(), Found()
         for name in _WATCHED:
             for node in getattr(self, name):

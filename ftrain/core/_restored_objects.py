@@ -58,7 +58,7 @@ class _Watch:
                 each.restore()
 
     def restore(self, changes: list[Change]) -> list[tuple[Any, str]]:
-        """Restore the changed objects; return those whose change has to raise, each with the reason.
+        """Restore the changed objects; return pairs `(object, reason)` for changes that must raise.
 
         Contents that were replaced are appended to `changes`.
         """

@@ -32,7 +32,7 @@ _mapping = _Mapping()
 
 
 class RowBuffers:
-    """Runner of functions that, under vmap, retries with buffers per row if torch refuses a write."""
+    """Callable that runs a function and, if vmap refuses a write, runs it again with buffers per row."""
 
     def __init__(self) -> None:
         self._are_needed = False

@@ -162,7 +162,7 @@ class Skeleton:
         self._own_eval = own_modes and self._evaluated()
 
     def _evaluated(self) -> bool:
-        """Record what the module's own `eval()` does; return True if it changes more than flags."""
+        """Record the effects of the module's own `eval()`; return True if it changes more than flags."""
         try:
             self.module.eval()
         except Exception:  # it reads values, which a skeleton does not have
@@ -274,7 +274,7 @@ class Skeleton:
     def _again(
         self, params: Tensors, training: bool
     ) -> Callable[[], contextlib.AbstractContextManager[None]]:
-        """Return a function that makes a context in which the tensors installed now are installed again.
+        """Return a function whose contexts install the module's current tensors in the module again.
 
         A backward pass enters such a context to recompute a checkpointed region, when the forward pass
         may have written to its buffers, or `holding` may have ended.

@@ -1,4 +1,4 @@
-"""Errors for models that a call changes in a way that no state can hold.
+"""Errors for calls that change a model in a way that a state cannot store.
 
 Read next: `_skeleton.py`, which finds the changes.
 """
@@ -70,7 +70,7 @@ def refuse_changes(
             raise ImpureFunctionError(
                 f"the model registered or removed `{f'{prefix}.{name}'.lstrip('.')}` during a "
                 "forward or backward pass: expected the same tensors before and after. "
-                "Do it in __init__."
+                "Register and remove tensors in __init__ only."
             )
         for name, value in zip(keys, values, strict=True):
             if node[name] is None and value is not None:

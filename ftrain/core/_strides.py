@@ -29,7 +29,7 @@ def contiguous(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def dense(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a tensor with the strides that `torch.empty_like` gives: itself, or a contiguous copy.
+    """Return `tensor` if it has the strides that `torch.empty_like` gives, else a contiguous copy.
 
     An expanded or sliced tensor is copied. So is a fake one with other strides in dimensions of size 1
     than a new tensor has, since there `empty_like` and `clone` of a fake tensor differ (torch 2.13).

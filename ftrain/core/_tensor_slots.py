@@ -136,7 +136,7 @@ def refuse_leftovers(
 
 
 def refuse_captured(hooks: Hooks, tensors: Iterable[torch.Tensor]) -> None:
-    """Raise if a hook captures one of `tensors`, since a hook's tensors cannot be replaced by a state's.
+    """Raise if a hook captures one of `tensors`, because a state's tensor cannot replace it there.
 
     Args:
         hooks: the hooks of a module's parameters, by name.

@@ -38,7 +38,7 @@ Again = Callable[[], Callable[[], AbstractContextManager[Any]]]
 
 
 class _Active(threading.local):
-    """Contexts and recomputations of this thread.
+    """Active `around_regions` contexts of this thread, and its recomputation in progress.
 
     Attributes:
         again: the functions that `around_regions` has been called with.
@@ -55,9 +55,10 @@ _active = _Active()
 
 
 class around_regions:
-    """Recompute each checkpointed region in a context recorded, by `again()`, when the region started.
+    """Context manager that lets checkpointed regions be recomputed in the context of their first run.
 
-    Contexts of nested calls are entered in the order of the calls, from the outermost.
+    `again()` is called when a region starts; it returns a function that makes such a context. Contexts
+    of nested calls are entered in the order of the calls, from the outermost.
     """
 
     def __init__(self, again: Again) -> None:
@@ -170,13 +171,13 @@ def _is_plain() -> bool:
 
 
 def _transforms() -> tuple[int, bool]:
-    """Return the number of running transforms of torch.func, and True in forward mode."""
+    """Return the number of running transforms of torch.func, and True if forward mode is on."""
     return place()[0], _torch.is_forward_mode()
 
 
 @contextlib.contextmanager
 def without_saved_tensor_hooks() -> Iterator[None]:
-    """Let autograd save tensors themselves inside the context, without the hooks of a region.
+    """Disable the saved-tensor hooks of a checkpointed region inside the context.
 
     The body of a loop or branch is traced on its own. If a region recomputed what the body has saved, it
     would do so in the trace of another body, whose tensors do not exist outside of it.

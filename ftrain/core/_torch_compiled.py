@@ -67,7 +67,7 @@ _stances: list[type] = []
 
 
 def _stance_of(dynamo: Any) -> type:
-    """Return this file's subclass of Dynamo's stance class, which the first call defines."""
+    """Return a subclass of Dynamo's stance class; the first call defines it."""
     if not _stances:
         _stances.append(_define(dynamo))
     return _stances[0]
@@ -75,7 +75,7 @@ def _stance_of(dynamo: Any) -> type:
 
 def _define(dynamo: Any) -> type:
     class Stance(dynamo.DynamoStance):  # type: ignore[misc]  # a class known at run time only
-        """Compiler stance of the process, except for "force_eager" in threads inside of `Plainly`."""
+        """Dynamo's stance: "force_eager" in threads inside of `Plainly`, else that of the process."""
 
         def __init__(self, own: Any) -> None:
             object.__setattr__(self, "_own", own)

@@ -111,7 +111,7 @@ class DispatchMode(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch
 
 
 def is_generated_function(function: type) -> bool:
-    """Return True for an autograd function that torch has made for a mapped call of another (2.0)."""
+    """Return True for an autograd function that torch generated to run another one under vmap (2.0)."""
     return function.__module__ == type(CUSTOM_FUNCTION_CALL).__module__
 
 

@@ -80,7 +80,7 @@ def _kernels() -> dict[Any, Any]:
 def _softplus_backward(
     mode: Any, func: Any, grad: torch.Tensor, x: torch.Tensor, beta: float, threshold: float
 ) -> torch.Tensor:
-    """Return a fake gradient with the strides of `grad * x`; torch's own has those of `x` (2.13)."""
+    """Return a fake gradient with the strides of `grad * x`; torch's kernel uses those of `x` (2.13)."""
     with mode:
         return grad * x
 

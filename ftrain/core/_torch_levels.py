@@ -86,9 +86,9 @@ def at_depth(depth: int) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recorded() -> Iterator[None]:
-    """Follow derivatives inside the context, in reverse and in forward mode (torch 2.0 and later).
+    """Turn on autograd in reverse and in forward mode inside the context (torch 2.0 and later).
 
-    The forward of an autograd function runs with both turned off.
+    Torch runs the forward of an autograd function with both turned off.
     """
     with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
         yield
@@ -111,7 +111,7 @@ def vmap_levels() -> list[int]:
 
 
 def moved(tensor: torch.Tensor, vmaps: Sequence[int]) -> torch.Tensor | None:
-    """Return a tensor without a derivative as one of the transforms that run now.
+    """Return a tensor without its derivative, mapped by the `torch.vmap`s that run now.
 
     Torch runs the forward of an autograd function inside of new vmaps, which map over its arguments as
     those around the call do, and below all other transforms.

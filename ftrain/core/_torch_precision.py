@@ -33,7 +33,7 @@ CONVOLUTIONS: tuple[Part, ...] = (
 
 
 def _read_older(backend: str, kind: str) -> str:
-    """Read a precision from the switches of torch before 2.9; return it by its name since torch 2.9."""
+    """Read a precision from the switches of torch before 2.9; return its name in torch 2.9 and later."""
     if kind == "matmul":
         on_cpu = {"highest": "ieee", "high": "tf32", "medium": "bf16"}
         precision = on_cpu[torch.get_float32_matmul_precision()]
@@ -87,7 +87,7 @@ if torch.backends.cuda.is_built():  # type: ignore[no-untyped-call]  # torch's
     COMPILED += (("cuda", "matmul"), ("cuda", "conv"))
 
     def compiled_fp32_precision() -> tuple[str, ...]:
-        """Return the float32 precisions that compiled programs depend on (takes 0.5 µs for each)."""
+        """Return the float32 precisions that compiled programs depend on (each takes 0.5 µs)."""
         return (
             _precision("mkldnn", "matmul"),
             _precision("cuda", "matmul"),

@@ -1,4 +1,4 @@
-"""Choice of the CPU kernels of recurrent layers, where oneDNN has none.
+"""Choice of torch's own CPU kernels for recurrent layers that oneDNN does not support.
 
 Each docstring names the torch versions that have the API.
 """

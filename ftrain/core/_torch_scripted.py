@@ -33,7 +33,7 @@ def attributes_of(module: Any) -> dict[str, Any]:
 
 
 def set_attribute(module: Any, name: str, value: Any) -> None:
-    """Set an attribute of a scripted module, which TorchScript holds (torch 1.5 and later)."""
+    """Set an attribute that TorchScript stores for a scripted module (torch 1.5 and later)."""
     module._c.setattr(name, value)
 
 

@@ -32,7 +32,7 @@ def tcp_store(host: str, port: int, server: bool, timeout: timedelta) -> Store:
 
 
 def clone(store: Store) -> Store:
-    """Return another client of a store, because a client that waits blocks its other threads."""
+    """Return another client of a store: one thread that waits on a client blocks its other threads."""
     found: Any = store
     cloned: Store = found.clone()
     return cloned

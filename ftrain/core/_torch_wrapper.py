@@ -65,7 +65,7 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def is_pointwise(operator: Any) -> bool:
-    """Return True if an operator computes each element from one of each input (tags: torch 2.1)."""
+    """Return True if an operator computes each element from one element of each input (torch 2.1)."""
     tags = operator.tags
     return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
 

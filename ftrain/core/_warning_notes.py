@@ -1,4 +1,4 @@
-"""Text of a warning as a note, without category and source lines of ftrain."""
+"""Formatting of a warning as one line for a user, without its category and lines of ftrain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _PACKAGE = re.compile(r"[/\\](?:site|dist)-packages[/\\]([^/\\]+)")
 
 
 def shown(message: str, category: type[Warning], filename: str, lineno: int) -> str:
-    """Return a warning as a note, with file and line of the user's code, or with a package's name.
+    """Format a warning as a note that names the user's file and line, or the package that warned.
 
     Example:
         >>> shown("the rate is 0", UserWarning, "model.py", 12)

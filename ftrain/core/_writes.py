@@ -88,7 +88,7 @@ class FirstCalls:
         self._known: set[Any] = set()
 
     def is_first(self, kind: Any, tensors: Collection[torch.Tensor]) -> bool:
-        """Return True for the first call of a kind whose tensors' bytes can be compared afterwards.
+        """Return True if no call of this kind has passed and the bytes of all `tensors` can be read.
 
         Under a fake tensor mode, operators return no values, even for a captured tensor with real data.
         """

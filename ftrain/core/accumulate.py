@@ -363,7 +363,7 @@ def split_batch(batch: Any, k: int) -> Stacked | Separate:
 
 
 def _signature(leaves: list[Any]) -> list[Any]:
-    """Return the shapes, dtypes, devices and constants; if they agree, micro-batches can be stacked."""
+    """Return shapes, dtypes, devices and constants of a micro-batch; if equal, they can be stacked."""
     return [
         (leaf.shape, leaf.dtype, leaf.device)
         if isinstance(leaf, torch.Tensor)

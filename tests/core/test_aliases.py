@@ -59,7 +59,9 @@ def batches() -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("place", PLACES)
-def test_views_of_a_state_s_tensors_follow_them(place: str, compiled: bool) -> None:
+def test_views_of_weights_that_a_model_holds_follow_the_weights_of_the_state(
+    place: str, compiled: bool
+) -> None:
     torch.manual_seed(0)
     model = Holds(PLACES[place])
     steps = ftrain.make_steps(model, loss_fn, optim.sgd(RATE))
@@ -79,7 +81,7 @@ def test_views_of_a_state_s_tensors_follow_them(place: str, compiled: bool) -> N
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_export_of_a_built_model_has_views_of_its_own_weights(place: str) -> None:
+def test_exported_module_of_a_model_function_holds_views_of_its_own_weights(place: str) -> None:
     build = lambda: Holds(PLACES[place])  # noqa: E731
     steps = ftrain.make_steps(build, loss_fn, optim.sgd(RATE))
     state, _ = steps.train_step(steps.init_state(0), batches()[0])
@@ -88,7 +90,7 @@ def test_export_of_a_built_model_has_views_of_its_own_weights(place: str) -> Non
     assert torch.equal(loss_fn(exported, batches()[1]).detach(), expected)
 
 
-def test_each_row_of_a_mapped_step_has_views_of_its_own_weights() -> None:
+def test_model_in_each_row_of_a_vmapped_step_holds_views_of_the_weights_of_that_row() -> None:
     steps = ftrain.make_steps(lambda: Holds(attribute), loss_fn, optim.sgd(RATE))
     states = torch.vmap(steps.init_state)(torch.arange(2))
     _, metrics = torch.vmap(steps.train_step, in_dims=(0, None))(states, batches()[0])
@@ -108,7 +110,7 @@ def wider(module: nn.Module) -> None:
 
 @pytest.mark.parametrize(("place", "path"), [(array, "array"), (wider, "whole")])
 @pytest.mark.parametrize("built", [False, True])
-def test_memory_that_a_parameter_shares_with_something_else_is_refused(
+def test_parameter_that_shares_memory_with_an_array_or_a_larger_tensor_is_refused(
     place: Callable[[nn.Module], None], path: str, built: bool
 ) -> None:
     build = lambda: Holds(place)  # noqa: E731

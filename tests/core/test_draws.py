@@ -287,7 +287,7 @@ class DrawsInAdd:
     __add__ = staticmethod(np.random.rand)
 
 
-def test_search_for_unkeyed_draws_beside_an_idle_thread_finds_draws_in_calls_but_not_inside_operators(
+def test_search_for_unkeyed_draws_skips_operators_but_not_calls_if_another_thread_exists(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # Less than the pause: only the time that other threads use counts.

@@ -278,13 +278,13 @@ class SharesCounter(nn.Module):
 
 
 @pytest.mark.parametrize("assigns", ["one", "two"])
-def test_shared_buffer_that_one_of_its_modules_assigns_raises(assigns: str) -> None:
+def test_assigning_a_shared_buffer_in_only_one_of_its_modules_raises(assigns: str) -> None:
     with pytest.raises(ImpureFunctionError, match="'one.count' and 'two.count': expected one"):
         apply_to(SharesCounter(assigns), torch.ones(1, 2))
 
 
 @pytest.mark.parametrize("assigns", ["neither", "both"])
-def test_shared_buffer_that_all_of_its_modules_hold_is_returned(assigns: str) -> None:
+def test_buffer_that_its_modules_still_share_after_a_call_is_returned_once(assigns: str) -> None:
     _, buffers = apply_to(SharesCounter(assigns), torch.ones(1, 2))
     assert {name: float(x) for name, x in buffers.items()} == {"one.count": 2.0}
 

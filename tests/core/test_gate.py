@@ -66,7 +66,7 @@ def test_gated_values_pass_gradients_only_if_the_step_was_applied(keeps: bool, m
         assert x.grad == (slope if keeps else 3)
 
 
-def test_gated_returns_its_values_unchanged_if_the_flag_is_none_or_known() -> None:
+def test_gated_returns_its_values_unchanged_if_its_flag_is_none_or_an_untraced_tensor() -> None:
     values = {"x": torch.ones((), requires_grad=True)}
     with keeping_graph():
         assert _skip_nonfinite.gated(values, None) is values

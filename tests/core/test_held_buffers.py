@@ -72,7 +72,7 @@ def loss_fn(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("place", FOLLOW)
-def test_a_buffer_in_a_closure_or_list_is_that_of_the_state(place: Any) -> None:
+def test_buffer_in_a_closure_or_list_of_the_model_has_its_value_in_the_state(place: Any) -> None:
     steps = ftrain.make_steps(lambda: Holds(place), loss_fn, optim.sgd(0.1))
     state = steps.init_state(0)
     larger = state.replace(buffers={"scale": state.buffers["scale"] * 2})
@@ -81,7 +81,7 @@ def test_a_buffer_in_a_closure_or_list_is_that_of_the_state(place: Any) -> None:
 
 
 @pytest.mark.parametrize("place", REFUSED)
-def test_a_buffer_where_no_tensor_can_be_put_is_refused(place: Any) -> None:
+def test_buffer_in_a_place_where_it_cannot_be_replaced_is_refused(place: Any) -> None:
     with pytest.raises(ValueError, match=r"holds the module's own 'scale' .* Read self.scale in"):
         ftrain.make_steps(lambda: Holds(place), loss_fn, optim.sgd(0.1))
 

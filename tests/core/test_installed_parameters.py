@@ -36,7 +36,9 @@ def penalized(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("form", ["eager", "compiled", "mapped", "micro-batches"])
-def test_installed_parameters_are_instances_of_parameter(form: str) -> None:
+def test_parameters_that_a_loss_reads_from_the_model_are_instances_of_nn_parameter(
+    form: str,
+) -> None:
     model = Net()
     accumulate = 2 if form == "micro-batches" else 1
     steps = ftrain.make_steps(model, penalized, optim.sgd(0.1), accumulate=accumulate)
@@ -82,8 +84,7 @@ def test_end_of_a_call_in_another_thread_leaves_the_parameters_of_a_running_call
     assert not any(isinstance(leaf, nn.Parameter) for leaf in tree.leaves(state))
 
 
-def test_state_of_parameters_keeps_them() -> None:
-    """A caller's own `nn.Parameter` objects are parameters after a call, too."""
+def test_parameters_passed_to_a_bound_model_are_instances_of_parameter_after_the_call() -> None:
     model = Net()
     apply = ftrain.bind(model)
     params, buffers = apply.init(ftrain.random.key(0))
@@ -115,7 +116,9 @@ def toggled(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return loss
 
 
-def test_turning_requires_grad_off_and_on_in_a_loss_leaves_the_state_alone() -> None:
+def test_turning_requires_grad_off_and_on_in_a_loss_does_not_change_the_flags_of_the_state() -> (
+    None
+):
     steps = ftrain.make_steps(Net(), toggled, optim.sgd(0.1))
     state = steps.init_state(0)
     steps.eval_step(state, X)

@@ -41,7 +41,7 @@ def notes(batch: Any, loss: Any = loss_fn) -> str:
         (0, r"got 0\. Pass a function"),
     ],
 )
-def test_make_steps_refuses_a_loss_that_is_no_function_of_model_and_batch(argument, wrong, hint):
+def test_make_steps_refuses_a_loss_that_is_not_a_function_of_model_and_batch(argument, wrong, hint):
     with pytest.raises(TypeError, match=rf"^{argument}: expected a function .*{hint}"):
         ftrain.make_steps(
             lambda: nn.Linear(3, 3),

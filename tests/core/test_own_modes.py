@@ -141,7 +141,9 @@ def by_hand(model: nn.Module, name: str) -> tuple[dict[str, torch.Tensor], torch
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("name", MODELS)
-def test_steps_follow_the_models_own_train_and_eval(name: str, compiled: bool) -> None:
+def test_steps_call_the_train_and_eval_methods_that_a_model_overrides(
+    name: str, compiled: bool
+) -> None:
     torch.manual_seed(0)
     model = MODELS[name]()
     torch.manual_seed(0)
@@ -166,7 +168,9 @@ def test_steps_follow_the_models_own_train_and_eval(name: str, compiled: bool) -
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_a_function_that_builds_the_model_gives_the_steps_of_what_it_builds(name: str) -> None:
+def test_steps_of_a_model_function_call_the_train_and_eval_methods_of_the_built_model(
+    name: str,
+) -> None:
     steps = ftrain.make_steps(MODELS[name], loss_fn, optim.sgd(RATE))
     state = steps.init_state(0)
     model = MODELS[name]().train()

@@ -187,7 +187,7 @@ def test_owned_restore_undoes_the_writes_since_the_last_settle(
 
 
 @given(root=OBJECTS, shared=OBJECTS, writes=WRITES, later=WRITES)
-def test_owned_settle_undoes_changes_except_those_of_objects_that_are_also_reachable_from_outside(
+def test_owned_settle_undoes_changes_only_of_objects_that_are_not_reachable_from_outside(
     root: Any, shared: Any, writes: Any, later: Any
 ) -> None:
     """A backward pass that a caller runs between two calls makes such changes."""
@@ -248,7 +248,7 @@ class Counted(Slotted):
         return next(Counted.readings)
 
 
-def test_owned_leaves_a_property_over_a_slot_alone() -> None:
+def test_owned_does_not_read_a_property_that_overrides_a_slot() -> None:
     root = SimpleNamespace(number=Counted(), other=1)
     owned = Owned([("", root)])
     root.other = 2

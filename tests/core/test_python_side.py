@@ -102,7 +102,7 @@ def own_step(state: Own, batch: torch.Tensor) -> Any:
     return Own(w, state.rng + 1), {"skipped": (~good).to(torch.int64)}
 
 
-def test_assert_skips_accepts_and_checks_custom_state_classes() -> None:
+def test_assert_skips_checks_states_of_custom_classes() -> None:
     state, poisoned = Own(torch.zeros(2), torch.tensor(0)), torch.tensor([torch.nan, 1.0])
     assert_skips(own_step, state, poisoned)
     assert_skips(STEPS.train_step, STEPS.init_state(0), X * torch.nan)

@@ -91,7 +91,7 @@ def test_single_rank_gives_the_gradients_of_one_process(
         shared.over(build)
 
 
-def test_gradients_with_grad_reduce_cannot_be_shared_among_ranks() -> None:
+def test_gradients_with_grad_reduce_cannot_be_reduced_over_ranks_once_more() -> None:
     reduced = ftrain.gradients(model, loss_fn, grad_reduce=lambda totals, weight: (totals, weight))
     with pytest.raises(ValueError, match="over ranks, got steps with grad_reduce"):
         reduced.over(lambda module, parts: OneRank(module, parts, 1, False))

@@ -89,7 +89,9 @@ def test_lines_appended_during_a_read_are_left_for_the_next_read(tmp_path: pathl
     assert list(lines) == ["2"]
 
 
-def test_deeply_nested_json_and_wrong_bytes_are_value_errors(tmp_path: pathlib.Path) -> None:
+def test_read_json_raises_value_error_for_deep_nesting_and_invalid_content(
+    tmp_path: pathlib.Path,
+) -> None:
     for content in (b"[" * 100_000, b"\xff", b"{", b"1" * 10_000):
         (tmp_path / "a.json").write_bytes(content)
         with pytest.raises(ValueError, match=r"."):

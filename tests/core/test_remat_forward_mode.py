@@ -75,7 +75,7 @@ def test_gradients_of_tangents_through_remat_regions_equal_those_without_remat(
 
 
 @pytest.mark.parametrize("region", [ftrain.remat(plain), nested])
-def test_remat_regions_are_recomputed_inside_transforms_that_their_forward_has_not_seen(
+def test_remat_regions_are_recomputed_inside_transforms_that_start_after_their_forward_pass(
     region: Callable[[Tensor], Tensor],
 ) -> None:
     def pulled(f: Callable[[Tensor], Tensor]) -> list[Any]:

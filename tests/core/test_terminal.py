@@ -49,7 +49,9 @@ def test_escapes_of_control_characters_are_those_of_python_and_yaml() -> None:
     assert printable("a\nb\tc", one_line=True) == r"a\nb\tc"
 
 
-def test_say_escapes_data_for_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_say_escapes_raw_lines_only_if_it_writes_to_a_terminal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for is_terminal, expected in ((False, "\x1b\n"), (True, "\\x1b\n")):
         out = io.StringIO()
         monkeypatch.setattr(out, "isatty", lambda is_terminal=is_terminal: is_terminal)

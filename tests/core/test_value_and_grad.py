@@ -262,7 +262,7 @@ def test_gradient_in_another_layout_than_a_sparse_argument_raises_with_a_remedy_
     assert grad.equal(weights)
 
 
-def test_error_of_an_inner_derivative_is_not_taken_for_one_of_the_outer() -> None:
+def test_error_of_autograd_in_a_differentiated_function_is_raised_unchanged() -> None:
     def inner(x: torch.Tensor) -> torch.Tensor:
         torch.autograd.grad(x.sum(), torch.ones(2), allow_unused=True)
         return x.sum()

@@ -350,7 +350,7 @@ class Compiled(Generic[P, R]):
         _donate.check_memory(tensors[:n], names[:n], zip(names[n:], rest, strict=True))
 
     def _reason(self, call: Call, instead_of: Program | None) -> str:
-        """Return the text of the warning that the function is compiled again, with what has changed."""
+        """Return the text of the recompilation warning, with the changed arguments and a remedy."""
         if instead_of is not None:
             changes, remedy = instead_of.captured.changes(), "Pass it in as an argument."
         else:

@@ -60,7 +60,7 @@ def why_not_captured(
 
 
 def acts_outside(graph: fx.GraphModule) -> str | None:
-    """Return which operator of a traced graph acts on the host or on other processes, or `None`."""
+    """Describe the first operator that acts on the host or on other processes; `None` without one."""
     for operator in operators_of(graph):
         if torch.Tag.cudagraph_unsafe in operator.tags:
             return f"its operator `{names_of(operator)[0]}` acts on the host"
@@ -222,7 +222,7 @@ class CapturedProgram:
 
     @before_writes
     def _prepare(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Allocate the outputs, which may run out of memory, and copy the inputs."""
+        """Allocate the outputs and copy the inputs; the allocation may run out of memory."""
         outputs = [_like(output) for output in self._outputs]
         for places in self._incoming:
             copy_all([self._buffers[i] for i in places], [_dense(inputs[i]) for i in places])
