@@ -134,7 +134,7 @@ def check_batch(batch: Any, device: torch.device) -> None:
             if leaf.device != device and not (leaf.ndim == 0 and leaf.device.type == "cpu"):
                 path = tree.paths(batch)[index]
                 raise ValueError(
-                    f"batch{path}: expected a tensor on {device}, as the state's are, got one on "
+                    f"batch{path}: expected a tensor on {device}, the device of the state, got one on "
                     f"{leaf.device}. Move the batch first: "
                     f"ftrain.tree.map(lambda x: x.to({str(device)!r}), batch)."
                 )

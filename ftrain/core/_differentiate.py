@@ -190,7 +190,7 @@ def _by_autograd(
 
 
 def _without_graph(tensor: torch.Tensor) -> torch.Tensor:
-    """Detach a tensor from the autograd graph, but not from its tangent, as `detach()` would."""
+    """Detach a tensor from the autograd graph, but keep its tangent, which `detach()` would drop."""
     if not _torch.is_dual(tensor):
         return tensor.detach()
     value, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
@@ -361,7 +361,7 @@ def _check_value(value: Any, name: str) -> None:
     if not isinstance(value, torch.Tensor):
         raise TypeError(
             f"{name} must return a 0-d tensor to differentiate: expected a tensor, got "
-            f"{type(value).__name__}. Return the loss itself."
+            f"{type(value).__name__}. Return only the loss, as a tensor (not loss.item())."
         )
     if value.ndim != 0:
         raise TypeError(

@@ -1,4 +1,4 @@
-"""Results of micro-batches kept separate, so that their sum has the same order on any number of ranks.
+"""Results of micro-batches kept separate, to be summed in the same order on any number of ranks.
 
 Read next: `accumulate.py`, which adds each result to a sum at once.
 """

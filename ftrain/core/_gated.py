@@ -68,7 +68,7 @@ class Gated(TorchFunctionMode):
 
 
 def gated_arguments(args: Sequence[Any]) -> Sequence[Any]:
-    """Return an operator's arguments, such that untaken branches of a `cond` pass them no gradients.
+    """Return an operator's arguments, changed so that untaken `cond` branches give them no gradients.
 
     For operators that function modes do not see: in a branch, a view of each tensor passes through the
     function mode `Gated`. Outside of branches, the result is `args`.

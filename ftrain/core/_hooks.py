@@ -84,7 +84,7 @@ class Gradient:
             self.register(x, hooks)
 
     def given_for(self, x: torch.Tensor) -> torch.Tensor | None:
-        """Return the original that the function input `x` replaces; `None` if it replaces none."""
+        """Return the original tensor that the function input `x` replaces; `None` if there is none."""
         if self._by_id is None:
             self._by_id = {id(each): leaf for each, leaf in self._pairs}
         return self._by_id.get(id(x))
@@ -97,7 +97,7 @@ class Gradient:
         return stack
 
     def register(self, x: torch.Tensor, hooks: Sequence[Hook]) -> torch.Tensor | None:
-        """Register the missing `hooks` on the function input `x`; return the original that `x` replaces.
+        """Register the missing `hooks` on the function input `x`; return the tensor that `x` replaces.
 
         Returns `None`, and registers nothing, if `x` is not an input.
         """

@@ -49,7 +49,7 @@ class ContainerError(TypeError):
 
 @contextlib.contextmanager
 def withheld(where: str) -> Iterator[None]:
-    """In the context, rebuild containers without attributes that are neither tensors nor constants.
+    """In the context, keep only tensors and constants as attributes of rebuilt containers.
 
     A compiled program is called with other batches than the traced one, and a micro-batch has other rows
     than its batch, so such an attribute (the encodings in a `BatchEncoding`) would belong to another

@@ -98,7 +98,7 @@ def _define(dynamo: Any) -> type:
 
 
 def _is_called_plainly(frame: types.FrameType) -> bool:
-    """Return True, and warn, if Dynamo was called by other code than torch's own operators.
+    """Return True, and warn, if Dynamo was called by code other than torch's own operators.
 
     Args:
         frame: the frame of the code that is called.

@@ -11,7 +11,7 @@ __all__ = ["require_same"]
     "ftrain::require_same", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,)
 )
 def require_same(values: torch.Tensor, table: torch.Tensor, what: str) -> torch.Tensor:
-    """Return a copy of a tensor if all rows of a table are equal; else raise, on every rank.
+    """Return a copy of `values` if the rows of `table` are equal; raise on every rank otherwise.
 
     Args:
         values: any tensor.

@@ -124,7 +124,7 @@ class Lazy(Mapping[str, Any]):
         return 2
 
 
-def test_mappings_with_tensors_that_cannot_be_rebuilt_raise_with_their_path() -> None:
+def test_mapping_that_holds_tensors_but_cannot_be_rebuilt_raises_with_its_path() -> None:
     said = r"\['inputs'\]\[1\] is a Lazy, a mapping that cannot be rebuilt.*Pass dict\(x\) instead"
     with pytest.raises(TypeError, match=said):
         tree.leaves({"inputs": [torch.zeros(2), Lazy()]})
@@ -151,7 +151,7 @@ def test_mapping_whose_constructor_changes_its_items_is_refused() -> None:
         tree.leaves({"inputs": Doubling({"x": torch.ones(2)})})
 
 
-def test_mapping_without_tensors_that_cannot_be_rebuilt_is_a_leaf() -> None:
+def test_mapping_that_cannot_be_rebuilt_is_a_leaf_if_it_holds_no_tensors() -> None:
     assert tree.leaves([os.environ, {"x": 1}])[1] == 1
 
 

@@ -66,7 +66,9 @@ def test_recording_collects_the_names_of_the_written_buffers_only(case: str) -> 
 
 
 @pytest.mark.parametrize("norm", [nn.BatchNorm1d, nn.InstanceNorm1d])
-def test_statistics_of_a_layer_are_written_in_training_only(norm: type[nn.Module]) -> None:
+def test_recording_finds_the_statistics_that_a_layer_writes_in_training_but_none_in_evaluation(
+    norm: type[nn.Module],
+) -> None:
     layer = norm(3, track_running_stats=True)  # type: ignore[call-arg]
     written = WrittenBuffers()
     with written.recording(layer.eval()):
