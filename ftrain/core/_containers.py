@@ -48,7 +48,7 @@ _lock = threading.RLock()
 
 
 def settle(leaves: Iterable[Any]) -> bool:
-    """Register as a tree node the class of each leaf that is a container; return True if there was one.
+    """Register the class of each container among `leaves` as a tree node; return True if there is one.
 
     Raises:
         ContainerError: one holds tensors and cannot be rebuilt.

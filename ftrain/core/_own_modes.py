@@ -33,7 +33,7 @@ def in_training_mode(module: nn.Module) -> nn.Module:
 
 
 def settled(module: nn.Module) -> bool:
-    """Call a module's own `train()`; return True if it changed more than flags `training`."""
+    """Call a module's own `train()`; return True if it changed more than the `training` flags."""
     owned = Owned([("", module)])
     before = [(m, m.training) for m in module.modules()]
     after = [(m, m.training) for m in in_training_mode(module).modules()]

@@ -100,7 +100,7 @@ def slot_names(cls: type) -> tuple[str, ...]:
 
 
 def _held(cls: type, name: str) -> Any:
-    """Return an attribute of a class or its bases without calling a descriptor; `None` without one."""
+    """Return an attribute of a class or a base without calling descriptors; `None` if it is missing."""
     return next((vars(base)[name] for base in cls.__mro__ if name in vars(base)), None)
 
 

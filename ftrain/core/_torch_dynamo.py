@@ -22,7 +22,7 @@ _REASONS = (
 
 
 def dynamo_refusal(error: BaseException) -> tuple[str, str] | None:
-    """Return the operator that Dynamo refused, and its reason; `None` for an error of other code.
+    """Return the operator that Dynamo refused, and the reason; `None` if the error is not Dynamo's.
 
     In a trace only torch's higher-order operators run Dynamo, on the functions that they are given.
     (`torch._dynamo.exc.TorchDynamoException`, torch 2.0 and later; without it, `None`.)

@@ -88,7 +88,7 @@ class FirstCalls:
         self._known: set[Any] = set()
 
     def is_first(self, kind: Any, tensors: Collection[torch.Tensor]) -> bool:
-        """Return True if no call of this kind has passed and the bytes of all `tensors` can be read.
+        """Return True if a call is the first of its kind and the bytes of `tensors` can be compared.
 
         Under a fake tensor mode, operators return no values, even for a captured tensor with real data.
         """

@@ -57,7 +57,7 @@ def test_second_derivative_of_a_cond_branch_that_takes_a_gradient_has_its_known_
     torch.testing.assert_close(found, (6 * WEIGHT * TANGENT).expand(2, 2), rtol=1e-12, atol=0)
 
 
-def test_requires_grad_outside_sees_outer_transforms_from_inside_a_function_mode() -> None:
+def test_requires_grad_outside_detects_outer_transforms_inside_a_function_mode() -> None:
     seen = []
 
     def f(x: Tensor) -> Tensor:
