@@ -36,7 +36,7 @@ _INPUT_REMEDY = "Compute with a changed copy instead: x = x + 1, not x += 1"
 
 
 class WatchedLoss:
-    """Wrapper of a loss function that knows its captured tensors, to detect writes to them.
+    """Loss function with the tensors that it captures, to detect writes to them.
 
     Attributes:
         function: the loss function.

@@ -33,7 +33,7 @@ _NOTE = "(frames of ftrain and of torch's machinery are left out; FTRAIN_TRACEBA
 
 
 def shortened(error: E) -> E:
-    """Remove frames from the tracebacks of an error and its causes, and return it.
+    """Remove frames of ftrain and torch from the tracebacks of `error` and its causes; return `error`.
 
     Frames of user code are kept, and frames of torch's library that follow one. A traceback without any
     user code is kept whole, unless ftrain raised the error: then only its last frame is kept.
