@@ -76,7 +76,7 @@ def _is_number(text: str) -> bool:
 
 
 def _override(name: str, value: str | None, fuzzy: bool) -> str | None:
-    """Return the override for an option, such as `optimizer.learning_rate=0.1` for `--lr 0.1`.
+    """Return the `key=value` argument to write instead of an option: `epochs=3` for `--epochs 3`.
 
     Return `None` if the option resembles no configuration key, of ftrain or of another trainer.
     """

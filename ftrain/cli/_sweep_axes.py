@@ -1,4 +1,4 @@
-"""Values of a sweep on the command line: `1e-4..1e-1:16`, `0..3`, `0.1,0.2`."""
+"""Parser of sweep values: a range with a count (`1e-4..1e-1:16`), integers (`0..3`), a list (`1,5`)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Axes = dict[str, list[float]]
 
 
 def sweep_axes(arguments: Sequence[str]) -> tuple[Axes, list[str]]:
-    """Split `key=values` arguments into values of a sweep and plain overrides.
+    """Separate the arguments with several values, which a sweep varies, from those with one value.
 
     Returns:
         Values by key, in the order of the arguments; the other arguments.

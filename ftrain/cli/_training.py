@@ -90,7 +90,7 @@ def _check_end(config: Config, before: Mapping[str, Any]) -> None:
 
 
 def _check_changes(config: Config, before: Mapping[str, Any]) -> None:
-    """Raise if a configuration value of a complete run is changed, but no steps are added."""
+    """Raise if a complete run is resumed with changed values, but without additional steps."""
     ends = ((config.epochs, before.get("epoch")), (config.max_steps, before.get("step")))
     longer = any(
         wanted is not None and isinstance(done, int) and wanted > done for wanted, done in ends

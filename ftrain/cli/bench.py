@@ -122,7 +122,7 @@ def _target(
 
 
 def _of_function(name: str, overrides: Sequence[str], swept: Sequence[str]) -> Build:
-    """Return a function from a file or module, with `KEY=VALUE` arguments of the command line bound."""
+    """Return a function from a file or module, with `KEY=VALUE` arguments filled in."""
     function = find("task", name, pathlib.Path(), "", f"the command line ({name})")
     given = {}
     for override in overrides:
@@ -223,7 +223,7 @@ def _written(path: pathlib.Path, report: BenchmarkReport) -> None:
 
 
 def _with_latency(one: Measurement, options: argparse.Namespace) -> Measurement:
-    """Add to a measurement the times of first calls in fresh processes, with cold and warm caches."""
+    """Time first calls in fresh processes, with a cold and a warm cache; add both times."""
     if one.variant == "eager":
         return one
     command = [sys.executable, "-m", "ftrain", "bench", options.target, *options.overrides]

@@ -84,14 +84,14 @@ def dry_run(config: Config, world_size: int | None = None) -> str:
 
 
 def _gathered(parts: Parts) -> int:
-    """Return the bytes of gathered parameters of a sharded step, and of their gradients."""
+    """Return the bytes of parameters and gradients that a sharded step gathers from all ranks."""
     step = parts.steps.train_step
     is_sharded = parts.config.distributed.strategy == "fully_sharded" and parts.mesh is not None
     return 2 * step.model.gathered_bytes() if is_sharded else 0  # type: ignore[attr-defined]
 
 
 def _ranks(traffic: Any, config: Config, flops: int) -> list[tuple[str, str]]:
-    """Return the rows of the table about ranks and their traffic."""
+    """Return the table rows about the ranks and the bytes that each of them sends per step."""
     options = config.distributed
     strategy: str = "data_parallel" if options.strategy == "none" else options.strategy
     if options.mesh is not None:

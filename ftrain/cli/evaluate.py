@@ -76,7 +76,7 @@ def _check(parts: Parts, folder: pathlib.Path, stored_fitted: Mapping[str, Any])
 
 
 def _epoch(state: Any, metadata: Any, step: int) -> int:
-    """Return the epoch of a checkpoint's step; 0 if no `Trainer` saved the checkpoint."""
+    """Return the epoch in which a checkpoint was saved; 0 if it was not saved by a `Trainer`."""
     try:
         saved = LoopState.from_metadata(state, metadata)
     except ValueError:

@@ -133,7 +133,7 @@ def _write(
     members: Sequence[Mapping[str, float]],
     metrics: Mapping[str, Sequence[float]],
 ) -> None:
-    """Write the table of a sweep: one row per member, with its values, then its metrics."""
+    """Write the results of a sweep as CSV: a row per member, with its values, then its metrics."""
     with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow([*members[0], *metrics])

@@ -186,7 +186,7 @@ def component_alias(kind: str, name: str, names: Iterable[str]) -> str | None:
 
 
 def unquoted(value: object) -> str | None:
-    """Return a string that needs quotes in YAML, since it looks like a number or boolean; else `None`.
+    """Return `value` if it is a string that YAML reads as a number or boolean; otherwise `None`.
 
     Example:
         >>> unquoted("1e-3"), unquoted("true"), unquoted("fast"), unquoted(3)

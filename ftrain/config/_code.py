@@ -34,7 +34,7 @@ _OF_A_RUN = (ORIGIN, "metrics.jsonl", "result.json")
 
 
 def check_code(config: Config) -> None:
-    """Raise if a configuration names code despite `--no-code`; print a note if another user wrote it.
+    """Raise if `--no-code` is set and code is named; print a note about another user's code.
 
     Raises:
         ConfigError: the configuration may use built-in names only, but names code; the message lists
@@ -85,7 +85,7 @@ def origin(text: str) -> str:
 
 
 def _named(config: Config) -> list[tuple[Path, str]]:
-    """Return key and name of each component or import of a configuration that is not built in."""
+    """Return the key and the name of each import, and of each component that is user code."""
     components: list[tuple[Path, Component | None]] = [
         (("model",), config.model),
         (("data",), config.data),

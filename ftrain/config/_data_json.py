@@ -1,4 +1,4 @@
-"""Contents of a run's `data.json`, and their comparison with the data of a configuration.
+"""Fitted preprocessing in a run's `data.json`, and its comparison with that of the current data.
 
 Read next: `ftrain/data/fitted.py`, which reads and writes the file.
 """

@@ -93,7 +93,7 @@ def unused(config: Config) -> Config:
 
 
 def check_replaceable(config: Config, folder: pathlib.Path) -> None:
-    """Raise if `checkpoints` is a file or a link, or if a file of the run is a directory."""
+    """Raise if `checkpoints` is a file or link, or if a directory has the name of a run's file."""
     there = folder / "checkpoints"
     if there.exists() and not there.is_dir():
         raise refusal(
@@ -135,7 +135,10 @@ def check_logs(config: Config, folder: pathlib.Path, callbacks: Iterable[Any]) -
 
 
 def refusal(config: Config, message: str) -> ConfigError:
-    """Return a `ConfigError` on the run directory; its key is `output_dir`, or `""` in a saved run."""
+    """Return a `ConfigError` about the run directory, at the key `output_dir`.
+
+    The error has no key if the configuration was read from a run's directory.
+    """
     if config.of_run:  # named by its directory, not by a key that the user wrote
         return ConfigError.at("", "", message)
     return ConfigError.at("output_dir", config.places.of(("output_dir",)), message)

@@ -91,7 +91,7 @@ def call_source(config: Config, target: Target, function: Any, arguments: Mappin
 
 
 def _only_held_out(target: Target, elsewhere: bool) -> dict[str, Any]:
-    """Return arguments that make the data function read held-out data only; `{}` if there are none."""
+    """Return the arguments that make the data function read only held-out data; `{}` if it cannot."""
     if "path" not in target.arguments or not target.takes_file("held_out"):
         return {}
     if elsewhere:
@@ -137,7 +137,7 @@ def loaders(
         if training and ranks > 1 and not hasattr(dataset, "__getitem__"):
             got = a_or_an(type(dataset).__name__)
             raise TypeError(
-                f"expected data with a length and items from {config.data.name}, which {ranks} ranks "
+                f"{config.data.name}: expected data with `len(data)` and `data[i]`, which {ranks} ranks "
                 f"can divide, got {got}. Return a dict of tensors or a dataset."
             )
         if isinstance(dataset, (loading.Loader, loading.Stream)):

@@ -91,7 +91,7 @@ class Parts:
         return self.resolved.config
 
     def trainer(self, callbacks: Sequence[Any] = (), **options: Any) -> Trainer:
-        """Return a trainer of the run's steps, which counts samples with the data source's function."""
+        """Return a trainer of the run's steps; it counts samples by the data source's own function."""
         if self.sizes is not None:
             options["count_samples"] = self.sizes
         return Trainer(self.steps, callbacks, mesh=self.mesh, **options)
@@ -204,7 +204,7 @@ def build(
 def _objective(
     resolved: Resolved, model: Any, facts: Mapping[str, Any]
 ) -> tuple[Callable[..., Any], Callable[..., Any] | None, Callable[[Steps], Steps]]:
-    """Return the loss, the evaluation loss or `None`, and a function that adds a teacher to the steps.
+    """Return the loss, the evaluation loss (or `None`), and a function that adds a teacher to steps.
 
     The teacher is the second model of a distillation loss; without one, the steps stay the same.
     """
@@ -294,7 +294,7 @@ def _steps(resolved: Resolved, model: Any, loss_fn: Any, eval_fn: Any, optimizer
 def _teacher(
     resolved: Resolved, loss: Target, model: Any, arguments: Mapping[str, Any]
 ) -> tuple[dict[str, Teacher], Callable[[Steps], Steps]]:
-    """Return a distillation loss's `{argument: teacher model}`, and a function that adds it to steps.
+    """Return `{loss argument: teacher model}`, and a function that adds the teacher to the steps.
 
     Without a teacher, the dict is empty and the function returns the steps unchanged.
     """
@@ -324,7 +324,7 @@ def _teacher(
 
 
 def _arguments_in_common(callback: Any, written: Mapping[str, Any], make: Any) -> Mapping[str, Any]:
-    """Return the callback's arguments that its replacement of `make_steps` has as extra parameters."""
+    """Return the callback's arguments that its own variant of `make_steps` takes as well."""
     parameters = inspect.signature(callback).parameters
     values = {name: p.default for name, p in parameters.items()} | dict(written)
     own = {*inspect.signature(make).parameters} - {*inspect.signature(make_steps).parameters}

@@ -1,4 +1,4 @@
-"""Declaration of what a component needs from a run.
+"""Declaration of the values that a component needs from a run, such as its number of steps.
 
 Read next: `registry.py`, which stores the needs with the component's name.
 """

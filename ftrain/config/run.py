@@ -180,7 +180,7 @@ def train(config: Config, *, resume: bool = False, overwrite: bool = False) -> F
 
 
 def numbered(config: Config, mesh: Any = None) -> Config:
-    """Create an unused run directory, numbered if `versions` is true; return a configuration with it.
+    """If `versions` is true, create a new, numbered run directory; return the config that names it.
 
     Raises:
         ConfigError: a directory cannot be created.
@@ -257,7 +257,7 @@ def prepare(
 
 @contextlib.contextmanager
 def _locked(store: Store, ranks: OneRank) -> Iterator[None]:
-    """Lock a store on the ranks that write to it; close it at the end of the `with` block."""
+    """Lock a checkpoint store on the ranks that write to it; close it when the `with` block ends."""
     if not (ranks.is_main or store.collective):
         yield
         return
@@ -268,7 +268,7 @@ def _locked(store: Store, ranks: OneRank) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _closed(store: Store) -> Iterator[None]:
-    """Close a store at the end of the `with` block; an exception of the block takes precedence."""
+    """Close a checkpoint store after a `with` block; if the block raises, ignore errors of closing."""
     try:
         yield
     except BaseException:
@@ -317,7 +317,7 @@ def _check_free(
 
 @contextlib.contextmanager
 def _usable(config: Config, folder: pathlib.Path) -> Iterator[None]:
-    """Convert errors of a `with` block that writes the run's directory to `ConfigError`."""
+    """Raise a `ConfigError` in place of an error of a `with` block that writes a run directory."""
     try:
         yield
     except ConfigError:

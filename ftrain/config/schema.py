@@ -316,7 +316,7 @@ class Config(_Section):
 
     @property
     def folder(self) -> pathlib.Path:
-        """The run's directory: `output_dir` or, by default, `runs/` and the name of the file."""
+        """The run's directory: `output_dir` or, by default, `runs/NAME` for a file `NAME.yaml`."""
         if self.output_dir is not None:
             return pathlib.Path(self.output_dir).expanduser()
         source = pathlib.PurePath(self._places.name)

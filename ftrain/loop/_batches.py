@@ -1,4 +1,4 @@
-"""Conversion of training data to `(batch, cursor)` pairs."""
+"""Conversion of training data to pairs of a batch and the position (cursor) after it."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def length(data: Any) -> int | None:
 def opened(
     data: Batches, cursor: Cursor | None, epochs: int | None
 ) -> Iterator[Iterator[tuple[Any, Cursor]]]:
-    """Iterate from a cursor to the end of epoch `epochs`; on exit, stop the workers that load data."""
+    """Iterate from a cursor until `epochs` epochs are complete; on exit, stop the data workers."""
     left = epochs if epochs is None or cursor is None else epochs - cursor.epoch
     batches = iter(data.batches(cursor, left))
     try:

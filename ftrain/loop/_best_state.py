@@ -29,7 +29,7 @@ def check_keeps_best(store: Any) -> None:
 
 
 def with_best_state(result: FitResult, store: Any, ranks: OneRank) -> FitResult:
-    """Return a run's result with the state and path of its best checkpoint, unless interrupted."""
+    """Put the best checkpoint's state and path in a run's result, unless the run was interrupted."""
     if result.status not in ("completed", "stopped"):
         return result
     best = store.best() if ranks.is_main or store.collective else None

@@ -94,7 +94,7 @@ def named(callbacks: Iterable[Callback]) -> tuple[Named, ...]:
 def matched(
     callbacks: Sequence[Named], saved: Mapping[str, Any], options: Mapping[str, AttributeDigests]
 ) -> dict[str, str]:
-    """Return `{key of a callback: key of its state in saved}` for the callbacks that have a saved state.
+    """Return `{callback's key: key of its saved state}` for the callbacks that have a saved state.
 
     Args:
         callbacks: callbacks of the resumed run.
@@ -169,7 +169,7 @@ def _matched_group(
         raise ValueError(
             f"callbacks: expected arguments that match each of the {len(ours)} callbacks named {name!r} "
             f"to its state in the checkpoint, got {states} without a match. "
-            "Name the callbacks that the saved run had, in their original order "
+            "Set the names of the callbacks that the saved run had, in their original order "
             f"({listed}), and give each new callback another name."
         )
     return found

@@ -76,7 +76,7 @@ class CheckpointWriter:
 
     @property
     def last(self) -> int | None:
-        """Step of the newest checkpoint of the run; `None`: there is none."""
+        """Step of the newest checkpoint of the run; `None` if there is none."""
         return self._written.last
 
     def is_due(self, step: int) -> bool:
@@ -131,7 +131,7 @@ class CheckpointWriter:
             self._store.close()
 
     def _settle(self) -> None:
-        """Wait until the last save is durable; if it failed, count only the checkpoints before it."""
+        """Wait until the last checkpoint is on disk; if its save failed, record the error."""
         if self._store is None or self._before is self._written:
             return
         step = self._written.last

@@ -33,7 +33,7 @@ ONE = 0
 
 
 def members_of(state: Any) -> int | None:
-    """Return the number of ensemble members in a state: `ONE` for a single run, `None` if unknown.
+    """Return the number of ensemble members in a state; 0 (`ONE`) for a single run, `None` if unknown.
 
     `step`, a scalar for a single run, has an axis in an ensemble. If a state has no `step`, the
     number is determined from the loss.
@@ -88,7 +88,7 @@ def expanded(members: Mapping[str, Sequence[float]]) -> dict[str, float]:
 
 
 def with_extremes(values: Mapping[str, float]) -> dict[str, tuple[float, str]]:
-    """Pair each logged value with a text of its range over ensemble members, or an empty text.
+    """Pair each logged value with its range over ensemble members, as a text such as ` (1 to 3)`.
 
     Example:
         >>> with_extremes({"loss": 2.0, "loss_max": 3.0, "loss_min": 1.0, "time_min": 4.0})

@@ -23,7 +23,7 @@ __all__ = ["eval_columns"]
 def eval_columns(
     eval_step: Callable[..., Any] | None, state: Any, data: Batches | None
 ) -> tuple[str, ...] | None:
-    """Return the names of an evaluation's metrics; `None` if only an evaluation can determine them.
+    """Return the names of an evaluation's metrics, from a trial on one batch; `None` if that fails.
 
     The step is called on the first batch, if reading that batch has no side effects: a loader or a list
     returns the same batches again. A compiled step is run on fake tensors, as in its own first call.

@@ -27,7 +27,7 @@ def evaluate(
     interrupted: Callable[[], bool] = lambda: False,
     turns: OneRank = ALONE,
 ) -> MetricTotals | None:
-    """Evaluate a state in one pass over a data set; `None` if `interrupted()` becomes true meanwhile.
+    """Evaluate a state over a data set; return `None` if `interrupted()` becomes true meanwhile.
 
     Metrics without a weight are weighted by the samples of their batch. If a batch runs out of memory,
     the evaluation restarts with all batches cut into more parts.

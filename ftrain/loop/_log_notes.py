@@ -42,7 +42,7 @@ def collected(add: Callable[[str], Any]) -> Iterator[None]:
 
 
 class LogNotes:
-    """Notes about warnings, which callbacks with a method `write_note` write; each text once.
+    """Texts of warnings (notes), each passed once to the callbacks with a method `write_note`.
 
     Until the run begins to write, notes are kept, because the run may still be refused.
     """
@@ -59,13 +59,13 @@ class LogNotes:
         return collected(self.add) if self._write else contextlib.nullcontext()
 
     def begin(self) -> None:
-        """Write the notes that were kept; write later notes at once."""
+        """Write the notes added so far; from now on, write each note at once."""
         self._begun = True
         for note in self._notes:
             self._send(note)
 
     def add(self, note: str) -> None:
-        """Add a note: write it to the logs or, before `begin`, keep the note."""
+        """Add a note: write it to the logs or, until `begin` is called, store it."""
         if note not in self._notes:
             self._notes[note] = None
             if self._begun:

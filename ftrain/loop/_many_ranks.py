@@ -1,4 +1,4 @@
-"""Agreement of the processes (ranks) of one run: on its start, signals, failures and boundaries.
+"""Agreement of the ranks (processes) of a run on its start, on signals, failures and clock time.
 
 All ranks take the same steps and run the same callbacks; rank 0 alone writes. Decisions that depend on
 a clock or a signal are made for all ranks: at a boundary the ranks exchange their signals and the time
@@ -321,7 +321,7 @@ class RankSignals(Signals):
 
 
 def _ended_alike(channel: Channel) -> bool:
-    """Return True if all ranks report an exception of their own in the same phase of the same step."""
+    """Return True if every rank itself raised an exception in the same phase of the same step."""
     here = (channel.step, channel.phase())
     try:
         reports = channel.reports()

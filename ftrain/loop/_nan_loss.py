@@ -1,4 +1,4 @@
-"""Messages about a loss that is NaN while gradients or parameters are finite, and about bad batches."""
+"""Messages about a NaN loss despite finite gradients or parameters, and about non-finite batches."""
 
 from __future__ import annotations
 

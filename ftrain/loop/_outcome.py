@@ -1,4 +1,4 @@
-"""Outcome of a run: its status and its result, from the plan and the state."""
+"""Status and result of a run, computed from its limits (`Plan`) and its state."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def status_of(plan: Plan, state: LoopState, signal: int | None) -> Status | None
 
 
 def epoch_result(state: LoopState, clock: Clock, *, whole: bool) -> EpochResult:
-    """Return the metrics of the current epoch so far, from a state whose metrics have been read.
+    """Return the metrics of the current epoch so far; the state must have no unread metrics.
 
     Args:
         state: the state.

@@ -69,7 +69,7 @@ def check_metrics(names: tuple[Any, ...], members: int = _ensemble_members.ONE) 
     for name in sorted(plain.keys() & computed.keys()):
         raise ValueError(
             f"metric {name!r}: expected a name that the log does not use, got the name of a column that "
-            f"it computes from {computed[name]!r}. Rename it, for instance to 'my_{name}'."
+            f"the log computes from {computed[name]!r}. Rename it, for instance to 'my_{name}'."
         )
 
 

@@ -16,7 +16,7 @@ __all__ = ["note_unreadable_metrics", "state_to_save", "state_to_save_after_fail
 
 
 def state_to_save(state: LoopState) -> LoopState:
-    """Return the state to save: metrics are numbers, and only evaluations and saves remain pending."""
+    """Return the state to save: metrics as numbers; of pending actions, only `Evaluate` and `Save`."""
     state = read_metrics(state)
     pending = tuple(each for each in state.pending if isinstance(each, (Evaluate, Save)))
     return begin_epoch(

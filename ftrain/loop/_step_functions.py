@@ -37,7 +37,7 @@ def train_and_eval_step(steps: Any) -> tuple[Step, Callable[[Any, Any], Any] | N
 def eval_step_on_ranks(
     trainer: Any, data: Any, ranks: OneRank, argument: str
 ) -> tuple[Callable[[Any, Any], Any] | None, Callable[[Any], tuple[int, int]], OneRank]:
-    """Return the evaluation step, its function to count samples, and the ranks that divide batches.
+    """Return the step, the sample counter and the group of ranks with which to evaluate `data`.
 
     Args:
         trainer: the trainer.

@@ -215,7 +215,7 @@ class BatchEnd(Event):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class WindowEnd(Event):
-    """End of a log window, after the metrics of its steps were read.
+    """End of a log window (the steps of one log row), after their metrics were read.
 
     Values that callbacks add with `Log` join the same row.
 

@@ -321,7 +321,7 @@ class Run(Emitter):
             yield from self.emit(Saved(*self.header(), tag, runtime.checkpoints.path))
 
     def _end(self) -> Events:
-        """End the run: evaluate if the last evaluation is missing, write the last checkpoint and row."""
+        """End the run: evaluate the last step if due, write the last checkpoint and log row."""
         runtime, status, step = self.runtime, self._status(), self.state.progress.step
         evaluates = status == "completed" and runtime.eval_data is not None and step
         if evaluates and not self.state.has_result("eval"):

@@ -35,7 +35,7 @@ UnreadMetrics = tuple[Any, int, int, Any]
 
 
 class _Json(NamedTuple):
-    """Entry for a field in a checkpoint's metadata: its key and its conversions to and from JSON.
+    """Rule for storing a field in a checkpoint's metadata: its key, its conversions to and from JSON.
 
     An `optional` field takes its default value if the metadata has no such key.
     """

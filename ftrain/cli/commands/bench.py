@@ -93,7 +93,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Measure steps and print the report; return 1 if a step is worse than in the report `--against`."""
+    """Measure steps and print the report; return 1 if a step is worse than in `--against REPORT`."""
     from ftrain.cli.bench import bench  # noqa: PLC0415  # imports torch
 
     return bench(options)

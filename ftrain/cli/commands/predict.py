@@ -1,4 +1,4 @@
-"""Print one prediction per sample, in order: table rows, images, arrays or characters of a text.
+"""Print one prediction per sample (table row, image, array, or character of a text), in order.
 
     ftrain predict runs/irises data.path=new.csv --out predictions.csv
     ftrain predict runs/photos data.path=folder       # images at any depth, or one image

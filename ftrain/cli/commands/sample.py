@@ -35,7 +35,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print a prompt, and the characters with which a run continues the prompt."""
+    """Print a prompt, followed by the text that the run's model generates after it."""
     folder = run_folder(options.run)
     from ftrain.cli.sample import sample  # noqa: PLC0415  # imports torch: after the run is found
     from ftrain.config.trained import load_run  # noqa: PLC0415

@@ -35,7 +35,7 @@ def need(module: str, who: str, package: str) -> Any:
 
 
 def refused(who: str, error: Exception, remedy: str) -> tuple[Notify]:
-    """Return the notice that a service refused a run's log; the run continues without that log.
+    """Return a notice about a service that refused a run's log; the run continues without that log.
 
     Example:
         >>> refused("WandbLogger", ConnectionError("no network"), "Write mode='offline'.")[0].message

@@ -55,7 +55,7 @@ class RowLogger(abc.ABC):
 
     @property
     def exclusive_files(self) -> tuple[pathlib.Path, ...]:
-        """Path of the log, which no other run may write at the same time; empty except on rank 0."""
+        """Files that no other run may write meanwhile: the log on rank 0, none on other ranks."""
         return (self.path,) if is_main() else ()
 
     def init(self) -> Rows:
@@ -108,7 +108,7 @@ class RowLogger(abc.ABC):
 
     @abc.abstractmethod
     def _begin(self, rows: int) -> tuple[int, float]:
-        """Truncate the file to `rows` rows; return the number left and the last row's time."""
+        """Truncate the file to `rows` rows; return how many it then has, and the last row's time."""
 
     @abc.abstractmethod
     def _write(self, row: Mapping[str, Any]) -> None:

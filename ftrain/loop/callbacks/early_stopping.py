@@ -80,7 +80,7 @@ class EarlyStopping:
     def __call__(
         self, state: EarlyStoppingState, event: Event
     ) -> tuple[EarlyStoppingState, tuple[Action, ...]]:
-        """Compare a new value with the best; request a stop after `patience` without progress."""
+        """Compare a new value with the best; request a stop after `patience` values without progress."""
         monitor, best = self._monitor, state["best"]
         if isinstance(event, TrainEnd):
             if best is None and not state["waited"] and event.result.status == "completed":

@@ -52,7 +52,7 @@ class EMAEvaluation:
         """Return `None` as the state of this callback: the training state holds the average."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Request an evaluation of the averaged parameters after each main evaluation."""
+        """Request an evaluation of the averaged parameters after each evaluation of the current ones."""
         assert isinstance(event, EvaluateEnd)
         if event.name:
             return None, ()

@@ -176,7 +176,10 @@ class GradientMonitor:
 
 
 def _rows(event: WindowEnd) -> dict[str, dict[str, float]]:
-    """Return `{suffix: metrics}` of a window; the suffix names the ensemble member: ` of member 2`."""
+    """Return a window's metrics by ensemble member, under keys such as ` of member 2`.
+
+    The metrics of a single run have the key `""`.
+    """
     rows: dict[str, dict[str, float]] = {}
     if not event.members:
         rows[""] = dict(event.values)
@@ -187,7 +190,7 @@ def _rows(event: WindowEnd) -> dict[str, dict[str, float]]:
 
 
 def _counted(event: WindowEnd) -> Iterator[tuple[str, str, str]]:
-    """Yield layer, kind and text of a report for each layer that had bad gradients in some steps."""
+    """Yield layer, kind and message for each layer with vanishing, exploding or non-finite values."""
     for whose, row in _rows(event).items():
         for prefix, (kind, text) in _COUNTED.items():
             for name, value in row.items():
@@ -197,7 +200,7 @@ def _counted(event: WindowEnd) -> Iterator[tuple[str, str, str]]:
 
 
 def _norms(event: WindowEnd) -> dict[str, dict[str, float]]:
-    """Return `{suffix: {layer: gradient norm}}` of a window; the suffix names the ensemble member."""
+    """Return a window's gradient norms by ensemble member (as in `_rows`) and layer."""
     return {
         whose: {
             name.removeprefix(_PREFIX): value

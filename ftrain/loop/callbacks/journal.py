@@ -58,7 +58,7 @@ class FileLogger:
 
     @property
     def exclusive_files(self) -> tuple[pathlib.Path, ...]:
-        """Path of the log, which no other run may write at the same time; empty except on rank 0."""
+        """Files that no other run may write meanwhile: the log on rank 0, none on other ranks."""
         return (self.path,) if is_main() else ()
 
     def init(self) -> None:

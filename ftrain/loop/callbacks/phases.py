@@ -58,7 +58,7 @@ class PhaseTimes:
         """Return `None` as the state of this callback: clock times are not saved in checkpoints."""
 
     def __call__(self, state: None, event: Event) -> tuple[None, tuple[Action, ...]]:
-        """Add the seconds since the previous event to the phase that an event ends."""
+        """Add the seconds since the previous event to `data`, `step` or `other`, by the event's type."""
         passed, self._last = event.seconds - self._last, event.seconds
         if isinstance(event, TrainBegin):
             self._spent = dict.fromkeys(self._spent, 0.0)

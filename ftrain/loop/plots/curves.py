@@ -209,7 +209,7 @@ def _splits(log: RunLog, metric: str) -> dict[str, Curve]:
 
 
 def _look(logs: Sequence[RunLog], index: int, split: str, dark: bool) -> tuple[str, str]:
-    """Return the colour and line style of a curve; each run, or each split of one run, has a colour."""
+    """Return a curve's colour and line style: one colour per run or, for a single run, per split."""
     if len(logs) == 1:
         every = [s for s in _all_splits(logs) if s != "train"]
         return theme(dark).hue(0 if split == "train" else 1 + every.index(split)), "o-"

@@ -171,7 +171,7 @@ def _rows(file: pathlib.Path) -> Iterable[dict[str, Any]]:
 
 
 def _passes(step: float, ends: Sequence[float]) -> float:
-    """Return the fractional epoch at a step; an unfinished epoch is assumed as long as the previous."""
+    """Return the fractional epoch at a step; an unfinished epoch counts as long as the previous one."""
     done = bisect.bisect_right(ends, step)
     if done == len(ends):
         begin, size = ends[-1], ends[-1] - (ends[-2] if len(ends) > 1 else 0)
