@@ -84,7 +84,7 @@ def dry_run(config: Config, world_size: int | None = None) -> str:
 
 
 def _gathered(parts: Parts) -> int:
-    """Return the bytes of parameters and gradients that a sharded step gathers from all ranks."""
+    """Return the bytes of unsharded parameters and gradients in memory during a sharded step."""
     step = parts.steps.train_step
     is_sharded = parts.config.distributed.strategy == "fully_sharded" and parts.mesh is not None
     return 2 * step.model.gathered_bytes() if is_sharded else 0  # type: ignore[attr-defined]

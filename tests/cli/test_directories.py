@@ -23,7 +23,7 @@ def folder(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.P
     return tmp_path
 
 
-def test_runs_and_plot_accept_the_directory_of_a_trainer_in_python(
+def test_commands_runs_and_plot_accept_a_directory_written_by_a_python_program(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     steps = ftrain.make_steps(torch.nn.Linear(3, 1), lambda m, b: m(b).mean(), optim.sgd(0.1))
@@ -42,7 +42,7 @@ def test_runs_and_plot_accept_the_directory_of_a_trainer_in_python(
     assert main(["eval", "runs/python"]) == 2
 
 
-def test_runs_command_notes_a_file_that_is_not_regular_and_lists_the_others(
+def test_runs_command_lists_runs_despite_a_log_or_configuration_that_is_a_pipe(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     for name in ("good", "log", "config"):
@@ -61,7 +61,7 @@ def test_runs_command_notes_a_file_that_is_not_regular_and_lists_the_others(
     assert "note: runs/log/metrics.jsonl: expected a regular file, got a pipe" in printed.err
 
 
-def test_runs_and_plot_execute_no_code_of_a_configuration(
+def test_commands_runs_and_plot_do_not_execute_code_named_in_a_configuration(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     (folder / "runs/received").mkdir(parents=True)

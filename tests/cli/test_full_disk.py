@@ -47,7 +47,7 @@ def test_run_beyond_a_file_size_limit_prints_an_error_of_one_sentence_and_can_be
     assert outcome.code
 
 
-def test_full_disk_checks_detect_repeated_notes_tracebacks_and_leftover_files(
+def test_checks_of_the_full_disk_tests_detect_repeated_notes_tracebacks_and_leftover_files(
     tmp_path: pathlib.Path,
 ) -> None:
     (tmp_path / ".draft-0").touch()

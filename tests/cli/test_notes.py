@@ -40,7 +40,7 @@ def project(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> pathlib.
     return tmp_path
 
 
-def test_printed_warning_names_the_line_of_user_code_or_the_package_of_other_code() -> None:
+def test_printed_warning_names_a_line_of_user_code_or_the_package_that_warned() -> None:
     with notes():
         pass
     ours = shown("no gradient", CallbackWarning, "/anywhere/x.py", 3)

@@ -146,7 +146,7 @@ def test_error_for_a_missing_device_names_the_available_devices(
         assert said.rstrip().endswith(". Write cpu or auto.")
 
 
-def test_key_error_with_a_sentence_is_printed_without_quotes(
+def test_message_of_a_key_error_is_printed_without_quotes(
     flowers: pathlib.Path, capsys: Captured
 ) -> None:
     np.savez("data.npz", X=np.ones((8, 2), "float32"), labels=np.zeros(8, "int64"))

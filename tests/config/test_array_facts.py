@@ -29,7 +29,7 @@ X = np.zeros((6, 2, 3))
         ({"x": X, "y": np.zeros(6, bool)}, {"features": 6}),
     ],
 )
-def test_array_file_reports_features_and_classes(
+def test_array_file_gives_the_numbers_of_features_and_classes(
     arrays: dict[str, Any], facts: dict[str, int], tmp_path: pathlib.Path
 ) -> None:
     path = tmp_path / "arrays.npz"

@@ -73,7 +73,7 @@ def said(capsys: Captured, *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def test_code_named_by_a_run_of_the_same_user_runs_without_a_note(
+def test_commands_print_no_note_about_code_in_a_run_of_the_same_user(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     for arguments in ON_RUNS[:2]:
@@ -147,7 +147,7 @@ def test_option_no_code_accepts_a_run_that_uses_only_built_in_names(
     assert load_run("plain", code=False).config.model.name == "mlp"
 
 
-def test_load_with_code_false_refuses_user_code_also_in_the_run_of_a_teacher(
+def test_load_with_code_false_refuses_user_code_in_a_run_and_in_its_teachers_run(
     folder: pathlib.Path,
 ) -> None:
     with pytest.raises(ConfigError, match=r"model.name: expected a built-in name"):
@@ -179,7 +179,7 @@ def test_option_no_code_refuses_callbacks_that_write_outside_of_the_run(
     assert not (folder / "elsewhere.log").exists()
 
 
-def test_code_named_on_the_command_line_runs_without_a_note(
+def test_commands_print_no_note_about_code_named_on_the_command_line(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["train", "built_in.yaml", "output_dir=plain"]) == 0

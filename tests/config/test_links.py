@@ -38,7 +38,7 @@ def again(folder: pathlib.Path, *overrides: str, **options: Any) -> Any:
 
 @pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic", "hard"])
 @pytest.mark.parametrize("how", ["resume", "overwrite"])
-def test_run_keeps_the_files_that_links_in_its_directory_point_to(
+def test_run_does_not_change_the_targets_of_links_in_its_directory(
     folder: pathlib.Path, link: Callable[[Any, Any], None], how: str
 ) -> None:
     outside = folder.parent / "outside"

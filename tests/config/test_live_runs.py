@@ -87,7 +87,7 @@ def test_load_run_raises_for_a_damaged_checkpoint(
         load_run(folder)
 
 
-def test_error_on_a_file_system_without_locks_names_the_key_of_the_lock(
+def test_error_on_a_file_system_without_locks_suggests_checkpoint_lock_false(
     tmp_path: pathlib.Path,
 ) -> None:
     with _files.replaced(Without("lock", errno.ENOLCK)):

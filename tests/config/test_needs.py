@@ -54,7 +54,7 @@ def test_schedule_without_declaration_receives_total_steps(
     assert int(parts.schedule(torch.tensor(0))) == 9
 
 
-def test_schedule_declared_as_chained_multiplies_the_updates_of_the_optimizer() -> None:
+def test_schedule_with_needs_chained_multiplies_the_updates_of_the_optimizer() -> None:
     @register("schedule", "test-chained", Needs(chained=True))
     def halved(factor: float = 0.5) -> optim.GradientTransformation:
         return optim.scale(factor)

@@ -45,7 +45,7 @@ def test_errors_about_a_whole_table_name_its_file(tmp_path: pathlib.Path) -> Non
         sources.csv(table, "y", large, standardize=False)
 
 
-def test_words_absent_from_training_rows_are_refused_or_get_no_feature(
+def test_words_absent_from_training_rows_are_refused_or_encoded_as_zeros(
     tmp_path: pathlib.Path,
 ) -> None:
     table = write(tmp_path / "t.csv", ["kind", "y"], [("cat", "a"), ("dog", "b")] * 3)

@@ -58,7 +58,7 @@ def test_compiled_run_leaves_out_columns_of_texts_and_names_them(
         assert torch.equal(batch["x"], torch.ones(6, 3))
 
 
-def test_eager_runs_and_samples_that_are_not_mappings_keep_columns_of_texts(
+def test_columns_of_texts_are_kept_in_eager_runs_and_in_samples_that_are_not_mappings(
     tmp_path: pathlib.Path,
 ) -> None:
     with warnings.catch_warnings():

@@ -244,7 +244,7 @@ def test_loaded_run_trains_at_a_constant_learning_rate(project: pathlib.Path) ->
 
 
 @pytest.mark.parametrize("shared", [False, True])
-def test_module_built_from_params_equals_the_bound_apply_function(shared: bool) -> None:
+def test_module_built_from_params_gives_the_outputs_of_the_bound_function(shared: bool) -> None:
     """The model is a function or an instance, which stays unchanged; an LSTM has lists of weights."""
 
     def model() -> torch.nn.Module:

@@ -106,7 +106,7 @@ def test_runs_that_start_at_the_same_time_with_versions_use_different_directorie
     assert found == [f"{project}/run", f"{project}/run-2", f"{project}/run-3"]
 
 
-def test_option_versions_is_ignored_by_overwrite_and_by_fast_dev_runs(
+def test_option_versions_has_no_effect_with_overwrite_or_fast_dev_run(
     project: pathlib.Path,
 ) -> None:
     start(project, "epochs=1")

@@ -88,7 +88,9 @@ def test_steps_on_cuda_need_a_c_compiler_only_if_triton_reports_that_it_is_missi
 
 
 @pytest.mark.parametrize("named", ["CXX", "torch"])
-def test_check_compiler_finds_a_compiler_of_another_name(no_compiler, monkeypatch, named):
+def test_check_compiler_finds_a_compiler_set_by_cxx_or_in_inductors_configuration(
+    no_compiler, monkeypatch, named
+):
     own = no_compiler / "my-compiler"
     own.write_text("#!/bin/sh\n")
     own.chmod(0o755)

@@ -77,7 +77,9 @@ def _noted(batches: Any, seen: list[Any]) -> Any:
     return epoch
 
 
-def test_an_unknown_ensemble_statistic_is_refused_at_the_first_evaluation() -> None:
+def test_an_unknown_ensemble_statistic_is_refused_at_the_first_evaluation_over_any_iterable() -> (
+    None
+):
     """The evaluation data cannot be inspected before the first step."""
     made = trainer(callbacks.EarlyStopping(1, monitor="eval/loss/min"))
     batches = [batch for batch, _ in eval_data().batches()]

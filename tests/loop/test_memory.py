@@ -210,7 +210,7 @@ def test_number_of_parts_after_out_of_memory_is_a_multiple_of_accumulate() -> No
     assert int(result.state.step) == 1
 
 
-def test_an_evaluation_whose_batches_are_split_midway_has_the_same_average() -> None:
+def test_an_evaluation_that_splits_batches_after_out_of_memory_has_the_same_average() -> None:
     """The metrics have no weight, and the last batch is short."""
 
     def plain(module: Any, batch: Any) -> Any:

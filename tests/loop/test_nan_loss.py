@@ -37,13 +37,13 @@ def notices(loss_fn: Any, train: Any, held_out: Any = None, **options: Any) -> l
     return [event.message for event in events]
 
 
-def test_micro_batch_without_a_label_is_named_once_with_the_remedy() -> None:
+def test_micro_batch_without_labels_is_reported_once_with_the_remedy() -> None:
     (message,) = notices(mean_loss, HALF, accumulate=2)
     assert message.startswith("the training loss is NaN although its gradients are finite. ")
     assert "Write Mean(total, n) with the sum of the losses" in message
 
 
-def test_evaluation_batch_without_a_label_is_named_once() -> None:
+def test_evaluation_batch_without_labels_is_reported_once() -> None:
     (message,) = notices(mean_loss, FULL, NONE)
     assert message.startswith("the evaluation loss is NaN although the parameters are finite. ")
 
@@ -86,7 +86,7 @@ class Reads(list[Any]):
         return super().__iter__()
 
 
-def test_run_of_skipped_steps_names_the_non_finite_input_at_its_end() -> None:
+def test_run_that_skipped_every_step_names_the_non_finite_input_in_a_notice() -> None:
     steps = ftrain.make_steps(lambda: nn.Linear(3, 3), mean_loss, optim.sgd(0.1))
     trainer = Trainer(steps, compile=False)
     bad = {"x": X * float("inf"), "y": FULL["y"]}

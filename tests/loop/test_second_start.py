@@ -66,7 +66,9 @@ def logged(folder: Path, **options: Any) -> Any:
 
 
 @pytest.mark.parametrize("resume", [None, "auto"])
-def test_second_process_is_refused_before_its_first_write(tmp_path: Path, resume: Any) -> None:
+def test_second_process_of_a_run_is_refused_before_its_first_write(
+    tmp_path: Path, resume: Any
+) -> None:
     """A second process once truncated the log of the first, trained to the end, and only then raised."""
     with first_process(tmp_path, "store") as first:
         before = files(tmp_path)
@@ -80,7 +82,7 @@ def test_second_process_is_refused_before_its_first_write(tmp_path: Path, resume
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "metrics.csv"])
-def test_second_process_without_a_store_is_refused_because_the_log_is_locked(
+def test_second_process_of_a_run_without_a_store_is_refused_because_the_log_is_locked(
     tmp_path: Path, name: str
 ) -> None:
     """Without a store nothing was locked, and the second start truncated the log of the first."""

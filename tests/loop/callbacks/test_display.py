@@ -188,7 +188,7 @@ def test_console_prints_notices_and_the_step_at_which_a_run_resumes(tmp_path: pa
     assert "resuming after step 7, epoch 1" in stream.getvalue()
 
 
-def test_image_grid_text_and_curves_callbacks_write_their_files(tmp_path: pathlib.Path) -> None:
+def test_image_grid_text_samples_and_curves_write_their_files(tmp_path: pathlib.Path) -> None:
     g = torch.Generator().manual_seed(0)
     images = torch.rand(5, 3, 8, 6, generator=g)
     made = trainer(

@@ -165,7 +165,7 @@ def test_ensembles_have_a_histogram_for_each_member(
 @pytest.mark.parametrize(
     ("edges", "message"), [(None, "got none. Make the steps"), ((0.0,), "with 8 edges, got 1")]
 )
-def test_gradient_histograms_refuses_steps_without_the_same_histogram_edges(
+def test_gradient_histograms_refuses_steps_with_other_histogram_edges_or_none(
     edges: Any,
     message: str,
     calls: Calls,  # noqa: F811

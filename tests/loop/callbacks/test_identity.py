@@ -72,7 +72,7 @@ class UnreadIterator:
     ],
     ids=lambda data: type(data).__name__,
 )
-def test_callbacks_that_hold_data_are_identified_without_reading_the_data(data: Any) -> None:
+def test_identifying_a_callback_does_not_read_the_data_that_it_holds(data: Any) -> None:
     for each in named([Kept(data=data), Kept(data=data), Kept(data=data, n=1)]):
         assert not each.options.whole
     digests = [each.options.digests for each in named([Kept(data=data), Kept(data=data, n=1)])]
@@ -95,14 +95,14 @@ class Colour(enum.Enum):
     ],
     ids=lambda option: type(option).__name__,
 )
-def test_attributes_that_are_plain_values_identify_a_callback_completely(option: Any) -> None:
+def test_digests_of_a_callback_cover_plain_attribute_values_completely(option: Any) -> None:
     (each,) = named([Kept(option=option)])
     assert each.options.whole
     (each,) = named([EarlyStopping(3)])
     assert each.options.whole
 
 
-def test_callbacks_that_differ_only_in_a_partial_function_are_not_matched() -> None:
+def test_callbacks_that_differ_only_in_a_functools_partial_are_not_matched_to_states() -> None:
     """The attributes of `functools.partial` do not identify the function."""
     pair = [Kept(f=functools.partial(print, i)) for i in (1, 2)]
     kept = {each.key: each.options for each in named(pair)}
@@ -110,7 +110,7 @@ def test_callbacks_that_differ_only_in_a_partial_function_are_not_matched() -> N
         matched(named(pair[::-1]), {"Kept": 1, "Kept_2": 2}, kept)
 
 
-def test_callbacks_with_unset_dataclass_fields_are_named_by_class_and_number() -> None:
+def test_callbacks_with_unset_dataclass_fields_get_their_class_name_and_a_number() -> None:
     @dataclasses.dataclass
     class Late:
         filled: Any = dataclasses.field(init=False)

@@ -107,7 +107,7 @@ def test_mlflow_logger_continues_the_same_run_after_a_resume(
         ("matplotlib", lambda: callbacks.ImageGrid(lambda state: state, "x")),
     ],
 )
-def test_callbacks_name_a_missing_package_on_construction(
+def test_constructing_a_logger_without_its_package_raises_with_the_package_name(
     module: str, make: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # type: ignore[arg-type]  # import then fails
@@ -132,7 +132,7 @@ def refuse(*_: Any, **__: Any) -> Any:
         ),
     ],
 )
-def test_service_that_refuses_the_run_is_named_once_with_the_remedy(
+def test_logger_whose_service_refuses_the_run_warns_once_with_the_remedy(
     calls: Calls, module: str, function: str, make: Any, remedy: str
 ) -> None:
     setattr(sys.modules[module], function, refuse)
