@@ -1,4 +1,4 @@
-"""Benchmark of a configuration's step, or of a step that a function in a file builds.
+"""Benchmark of the training step of a configuration, or of a step built by a user's function.
 
 Read next: `ftrain/bench/benchmark.py`.
 """

@@ -20,7 +20,7 @@ def sample(
     top_k: int | None = None,
     seed: int = 0,
 ) -> str:
-    """Return a prompt, followed by `length` characters that a model of text generates.
+    """Return a prompt, followed by `length` characters that the run's model generates.
 
     Args:
         run: a run that was trained on `data: text`, or on data with the fact `alphabet`.

@@ -59,7 +59,7 @@ def total_steps(config: Config, train: Any) -> int | None:
 
 
 def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, Any]:
-    """Return the schedule's arguments: convert fractions of the run to steps, add missing lengths."""
+    """Return the schedule's arguments: fractions of the run as steps, missing step counts added."""
     arguments = dict(course.arguments)
     shares = [
         name

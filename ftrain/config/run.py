@@ -346,7 +346,7 @@ def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
         if error.errno not in NO_LOCKS:
             raise
         says = f"the file system of {folder} supports no locks ({error.strerror}). If no other "
-        raise refusal(config, f"{says}process trains in it, write checkpoint.lock=false.") from None
+        raise refusal(config, f"{says}process trains there, write checkpoint.lock=false.") from None
     with found as lock:
         if not lock.held:
             raise refusal(

@@ -90,7 +90,7 @@ class Trained:
             if name not in inputs:
                 there = ", ".join(map(repr, inputs))
                 raise KeyError(
-                    f"expected a batch with {name!r}, the model's input, got {there}. Add it to "
+                    f"inputs: expected a batch with {name!r}, the model's input, got {there}. Add it to "
                     "the batch."
                 )
             inputs = inputs[name]

@@ -9,7 +9,7 @@ __all__ = ["Clock"]
 
 
 class Clock:
-    """Clock with the seconds since its creation, and with named stopwatches.
+    """Clock that counts the seconds since its creation, and has named stopwatches.
 
     Example:
         >>> clock = Clock()
@@ -35,7 +35,7 @@ class Clock:
         return time.perf_counter() - self._start - self._away
 
     def since(self, moment: str) -> float | None:
-        """Return the seconds since the last `restart(moment)`, minus pauses; `None` before the first."""
+        """Return the seconds since stopwatch `moment` was restarted, minus pauses; `None` if it never was."""
         began = self._moments.get(moment)
         return None if began is None else self.read() - began
 

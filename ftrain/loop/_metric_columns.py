@@ -186,7 +186,7 @@ def check_names(metrics: Any, members: int | None) -> Literal[False]:
 
 
 def _members_in(entries: Mapping[Any, Any], members: int | None) -> int:
-    """Return the number of ensemble members: `members`, or if `None` the number of loss values."""
+    """Return `members`; if it is `None`, determine the number of ensemble members from the loss."""
     if members is not None:
         return members
     loss = entries.get("loss")

@@ -73,7 +73,7 @@ class OneRank:
         return True
 
     def check_turns(self, batch: Any) -> None:
-        """Raise unless all ranks have the same first batch of the data that they evaluate in turn."""
+        """Raise unless all ranks, which take evaluation batches in turn, have the same first batch."""
 
     def owes_a_call(self, evaluated: int) -> bool:
         """Return True if other ranks wait for one more call of this rank's evaluation step.

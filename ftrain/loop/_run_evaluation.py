@@ -39,8 +39,8 @@ def run_evaluation(run: Emitter, action: Evaluate) -> Generator[Any, Any, bool]:
     if runtime.eval_data is None or runtime.eval_step is None:
         missing = "eval_data" if runtime.eval_data is None else "an eval_step"
         raise ValueError(
-            f"Evaluate: expected a run with {missing}, got one without. Pass it to the "
-            "trainer, or do not request evaluations."
+            f"Evaluate: expected a run with {missing}, got one without. Write "
+            "Trainer((step, eval_step)) and fit(..., eval_data=...), or do not request evaluations."
         )
     runtime.phase = "evaluate"
     yield from run.emit(EvaluateBegin(*run.header(), name, length(runtime.eval_data)))

@@ -73,7 +73,7 @@ def test_bench_sweeps_the_number_of_models_and_the_batch_size_of_a_configuration
     assert not (folder / "runs").exists()
 
 
-def test_bench_latency_times_first_calls_in_fresh_processes(capsys: Captured) -> None:
+def test_bench_option_latency_measures_first_calls_in_fresh_processes(capsys: Captured) -> None:
     assert bench("steps.py:pure", "--variants", "eager,donated", "--latency", "--json") == 0
     eager, donated = json.loads(capsys.readouterr().out)["measurements"]
     assert eager["cold_call"] is None

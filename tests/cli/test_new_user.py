@@ -34,7 +34,7 @@ def project(
     sys.path[:] = path
 
 
-def test_override_that_does_not_match_the_checkpoint_changes_no_file(
+def test_resume_with_an_override_that_does_not_fit_the_checkpoint_changes_no_file(
     project: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["train", "config.yaml"]) == 0

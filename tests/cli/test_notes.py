@@ -70,7 +70,7 @@ def test_notes_print_a_remedy_of_several_lines_once(capsys: Captured) -> None:
     assert capsys.readouterr().err == f"{first}note: compiled again (program 3)\n"
 
 
-def test_notes_obey_the_filters_of_python_warnings(capsys: Captured) -> None:
+def test_python_warning_filters_apply_to_warnings_printed_as_notes(capsys: Captured) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error", LoopWarning)
         with notes(), pytest.raises(LoopWarning):
@@ -82,7 +82,7 @@ def test_notes_obey_the_filters_of_python_warnings(capsys: Captured) -> None:
 
 
 @pytest.mark.parametrize("closed", [None, "closed"])
-def test_notes_do_not_fail_without_standard_error(
+def test_printing_notes_does_not_fail_if_standard_error_is_missing(
     closed: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
     stream = None

@@ -91,7 +91,7 @@ def test_sweep_writes_a_picture_and_a_table_and_names_the_best_member(
     assert main([*command, "max_steps=4"]) == 0  # a directory with picture and table holds no run
 
 
-def test_each_sweep_member_has_the_loss_of_a_single_run_of_train(config: str) -> None:
+def test_each_sweep_member_has_the_loss_of_the_same_run_by_the_train_command(config: str) -> None:
     """Batches are in the order of the configuration's seed, as in a single run with that seed."""
     assert main(["sweep", config, "optimizer.learning_rate=0.003,0.03", "seed=5"]) == 0
     for row in rows("runs/digits/sweep.csv"):

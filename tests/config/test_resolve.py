@@ -41,7 +41,7 @@ def test_component_is_resolved_by_name_or_import_path() -> None:
     assert found.schedule.function.__name__ == "cosine"
 
 
-def test_user_file_that_two_components_name_is_imported_once() -> None:
+def test_user_file_named_by_two_components_is_imported_once() -> None:
     found = resolved(loss="project.py:loss_fn")
     assert (
         sys.modules[found.loss.function.__module__] is sys.modules[found.model.function.__module__]

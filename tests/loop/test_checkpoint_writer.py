@@ -28,7 +28,7 @@ def loop(version: int) -> Any:
     )
 
 
-def test_checkpoint_that_a_run_resumed_from_exists_until_its_replacement_is_saved(
+def test_a_resumed_run_keeps_its_starting_checkpoint_until_it_has_saved_another(
     tmp_path: Path,
 ) -> None:
     """The checkpoint was once deleted before its replacement was written: a full disk left none."""

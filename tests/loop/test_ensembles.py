@@ -81,7 +81,7 @@ def test_ensemble_members_equal_single_runs_over_200_steps(tmp_path: pathlib.Pat
         assert (each["loss_min"], each["loss_max"]) == (min(values), max(values))
 
 
-def test_an_ensemble_member_that_always_skips_does_not_fail_the_run() -> None:
+def test_an_ensemble_member_that_skips_every_step_does_not_fail_the_run() -> None:
     """A list of zeros once counted as a skipped step, so a healthy ensemble failed."""
     notices, data = Notices(), train_data(40, poisoned=range(12, 40))
     found = trainer(notices, max_skipped=8).fit(ensemble(), data, max_steps=40)

@@ -255,7 +255,7 @@ def test_a_full_disk_warns_and_the_run_completes(tmp_path: Any) -> None:
     assert digest(result) == digest(fit(trainer(), max_steps=6))
 
 
-def test_a_full_disk_at_the_last_save_fails_the_run_with_its_state(tmp_path: Any) -> None:
+def test_error_of_a_full_disk_at_the_last_save_contains_the_final_state(tmp_path: Any) -> None:
     store = Full(tmp_path)
     store.full = (6,)
     with pytest.warns(LoopWarning), pytest.raises(OSError, match="No space left") as found:

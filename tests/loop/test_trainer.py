@@ -212,7 +212,7 @@ def test_a_callback_result_other_than_state_and_actions_is_refused(answer: Any, 
         fit(trainer(Wrong()), epochs=1)
 
 
-def test_attributes_of_a_plain_callback_survive_a_resume(tmp_path: Any) -> None:
+def test_a_callback_with_state_dict_is_restored_on_resume(tmp_path: Any) -> None:
     class Counter:
         def __init__(self) -> None:
             self.epochs = 0

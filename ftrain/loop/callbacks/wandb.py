@@ -62,7 +62,7 @@ class WandbLogger:
         return {"id": self._options.get("id")}
 
     def __call__(self, state: WandbState, event: Event) -> tuple[WandbState, Iterable[Action]]:
-        """Log a row of the log to Weights & Biases; create or continue its run at the start."""
+        """Log a row to Weights & Biases; at the start of training, create or continue the run there."""
         if not is_main():
             return state, ()
         if isinstance(event, TrainBegin):

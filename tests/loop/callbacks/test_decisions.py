@@ -123,7 +123,7 @@ def test_checkpointing_saves_every_n_steps_or_minutes(tmp_path: pathlib.Path) ->
 
 
 @pytest.mark.parametrize("monitor", ["eval/loss", "train/loss"])
-def test_early_stopping_and_checkpointing_decide_equally_after_a_resume(
+def test_early_stopping_and_checkpointing_make_the_same_decisions_after_a_resume(
     monitor: Any, tmp_path: pathlib.Path
 ) -> None:
     def made(folder: str) -> Any:
@@ -254,7 +254,7 @@ def test_ema_evaluation_without_averaged_weights_raises_with_the_remedy() -> Non
 
 @settings(max_examples=30)
 @given(st.lists(st.floats(-4, 4, width=16), min_size=1, max_size=12), st.integers(1, 4))
-def test_windowed_and_running_average_weight_rows_by_the_steps_they_cover(
+def test_windowed_and_running_averages_are_weighted_by_the_steps_of_each_row(
     values: list[float], rows: int
 ) -> None:
     events = [

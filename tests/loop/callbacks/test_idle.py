@@ -91,7 +91,7 @@ class Woken(Counter):
         return super().__call__(state, event)
 
 
-def test_a_callback_that_wakes_at_the_end_of_a_window_is_called_for_the_next_step() -> None:
+def test_a_callback_that_becomes_active_at_a_window_end_is_called_for_the_next_step() -> None:
     woken = Woken("woken", math.inf)
     trainer(woken, log_every=2).fit(STEPS.init_state(0), train_data(), epochs=1)
     assert N_STEPS > 2

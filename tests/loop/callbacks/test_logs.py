@@ -213,7 +213,7 @@ def test_json_logger_warns_if_its_path_is_a_device_file(tmp_path: pathlib.Path) 
     assert result.status == "completed"
 
 
-def test_logs_accept_metrics_of_any_name_over_a_resume(tmp_path: pathlib.Path) -> None:
+def test_logs_of_a_resumed_run_accept_metrics_of_any_name(tmp_path: pathlib.Path) -> None:
     """The names have quotes, commas and line ends; a resumed run continues after the same rows."""
     names = ('a,b"c', "two\nlines", "é\u2028x")
 

@@ -28,7 +28,7 @@ from tests.loop.runs import STEPS, eval_data, fit, rows, train_data, trainer
     ],
 )
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
-def test_an_unknown_metric_is_refused_at_step_0_for_eval_and_after_the_first_window_for_train(
+def test_an_unknown_eval_metric_is_refused_at_step_0_and_a_train_metric_after_the_first_window(
     make: str, monitor: str, options: Any, at: int, said: str
 ) -> None:
     watch = (

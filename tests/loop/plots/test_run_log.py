@@ -67,7 +67,7 @@ def test_read_run_computes_fractional_epochs_from_logged_epoch_ends(tmp_path):
     assert curve.epochs == (0.5, 1.0, 1.5, 2.0, 2.5)
 
 
-def test_read_runs_gives_runs_with_equal_directory_names_distinct_names(tmp_path):
+def test_read_runs_gives_distinct_names_to_runs_with_equal_directory_names(tmp_path):
     row = [{"step": 1, "split": "train", "loss": 1.0}]
     folders = [write(tmp_path / name, row) for name in ("x/lr", "y/lr", "z")]
     names = [log.name for log in plots.read_runs([*folders, folders[2]])]

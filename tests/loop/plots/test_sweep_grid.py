@@ -52,6 +52,6 @@ def test_sweep_of_two_hyperparameters_is_drawn_as_a_map_of_means_over_seeds(
     assert (tmp_path / "map.svg").stat().st_size > 1000
 
 
-def test_sweep_grid_refuses_another_number_of_values_than_members() -> None:
+def test_sweep_grid_requires_one_value_per_member() -> None:
     with pytest.raises(ValueError, match="got 1 for 2 members"):
         plots.sweep_grid(transforms.grid(seed=range(2)), [1.0])
