@@ -35,7 +35,7 @@ class Clock:
         return time.perf_counter() - self._start - self._away
 
     def since(self, moment: str) -> float | None:
-        """Return the seconds since stopwatch `moment` was restarted, minus pauses; `None` if it never was."""
+        """Return the seconds since `restart(moment)`, minus pauses; `None` if it was never called."""
         began = self._moments.get(moment)
         return None if began is None else self.read() - began
 

@@ -122,7 +122,7 @@ class Monitor:
         )
 
     def is_better(self, value: float, than: float | None, by: float = 0.0) -> bool:
-        """Return True if `value` is better than `than` by more than `by`; NaN is never better."""
+        """Return True if `value` improves on `than` by more than `by`; False if `value` is NaN."""
         if math.isnan(value):
             return False
         if than is None:

@@ -36,7 +36,7 @@ class RunningState(TypedDict):
 
 
 class WindowedAverage:
-    """Log the mean of a metric over its last few rows, as `loss_windowed`.
+    """Log the mean of a metric over the last few log rows, as `loss_windowed`.
 
     Args:
         metric: `train/NAME` (one value per window, weighted by the window's steps) or `eval/NAME`.

@@ -22,7 +22,7 @@ class CheckpointingState(TypedDict):
 
 
 class Checkpointing:
-    """Request a checkpoint every n steps or minutes, and when a metric is among its k best values.
+    """Request a checkpoint every n steps or minutes, and when a metric's value is one of the k best.
 
     The trainer writes the checkpoints to its store, which decides how long each is kept. To keep the
     best three by accuracy, configure both:
