@@ -18,7 +18,7 @@ def closing(folder: pathlib.Path, capsys: Captured, *overrides: str) -> list[str
     return capsys.readouterr().out.partition("completed at")[2].splitlines()
 
 
-def test_train_command_ends_with_the_best_epoch_and_its_checkpoint(
+def test_train_command_prints_the_best_epoch_and_its_checkpoint_at_the_end(
     tmp_path: pathlib.Path, capsys: Captured
 ) -> None:
     lines = closing(tmp_path, capsys, "optimizer.learning_rate=3.0", "epochs=6")

@@ -73,7 +73,7 @@ def said(capsys: Captured, *arguments: str) -> str:
     return capsys.readouterr().err
 
 
-def test_commands_print_no_note_about_code_in_a_run_of_the_same_user(
+def test_code_in_a_run_of_the_same_user_causes_no_note(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     for arguments in ON_RUNS[:2]:
@@ -179,7 +179,7 @@ def test_option_no_code_refuses_callbacks_that_write_outside_of_the_run(
     assert not (folder / "elsewhere.log").exists()
 
 
-def test_commands_print_no_note_about_code_named_on_the_command_line(
+def test_code_named_on_the_command_line_causes_no_note(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     assert main(["train", "built_in.yaml", "output_dir=plain"]) == 0

@@ -67,7 +67,7 @@ def test_schedule_with_needs_chained_multiplies_the_updates_of_the_optimizer() -
     torch.testing.assert_close(states[0].params, states[1].params)
 
 
-def test_loss_receives_the_values_about_the_data_that_it_declares() -> None:
+def test_loss_receives_the_number_of_classes_of_the_data_if_its_needs_declare_it() -> None:
     @register("loss", "test-facts", Needs(facts={"count": "classes", "other": "absent"}))
     def loss_fn(model: Any, batch: Any, count: int, other: int = 3) -> Any:
         return model(batch["x"]).square().mean() * count + other

@@ -42,7 +42,7 @@ def test_default_loss_is_cross_entropy_only_without_a_task(tmp_path: pathlib.Pat
         assert dump(parse(dump(config), tmp_path / "run.yaml")) == dump(config)
 
 
-def test_task_receives_the_value_about_the_data_that_it_declares() -> None:
+def test_task_receives_the_number_of_classes_of_the_data() -> None:
     task = {"name": "image_classification", "mixup": 1.0}
     parts = built(task=task, data="digits", model={"name": "mlp", "inputs": 64, "outputs": 10})
     _, metrics = parts.steps.train_step(parts.init_state(), next(iter(parts.train)))
