@@ -223,7 +223,7 @@ def _written(path: pathlib.Path, report: BenchmarkReport) -> None:
 
 
 def _with_latency(one: Measurement, options: argparse.Namespace) -> Measurement:
-    """Time first calls in fresh processes, with a cold and a warm cache; add both times."""
+    """Measure first calls in fresh processes, with a cold and a warm cache; add both durations."""
     if one.variant == "eager":
         return one
     command = [sys.executable, "-m", "ftrain", "bench", options.target, *options.overrides]

@@ -34,7 +34,7 @@ _OF_A_RUN = (ORIGIN, "metrics.jsonl", "result.json")
 
 
 def check_code(config: Config) -> None:
-    """Raise if `--no-code` is set and code is named; print a note about another user's code.
+    """Raise if a configuration names code despite `--no-code`; print a note on another user's code.
 
     Raises:
         ConfigError: the configuration may use built-in names only, but names code; the message lists

@@ -58,7 +58,7 @@ def fetch(fields: Iterable[Field]) -> None:
 
 
 def _one_by_one(name: Any, of_members: bool, field: list[Any]) -> None:
-    """Copy a metric field to the host with one copy per step: its values differ in type or shape."""
+    """Copy a metric field to the host, one copy per step, because values differ in type or shape."""
     shapes = [tuple(x.shape) if isinstance(x, torch.Tensor) else () for x in field]
     other = next((shape for shape in shapes if shape != shapes[0]), None)
     # `_metric_columns._turned` checks the number of ensemble members.

@@ -16,7 +16,7 @@ __all__ = ["repeat_step"]
 
 
 def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, Any, tuple[Any, Any]]:
-    """Repeat a step that ran out of memory, with the same key and at least twice the micro-batches.
+    """Repeat a step that ran out of memory: the same key, and at least twice as many micro-batches.
 
     Later steps use the same number.
 
