@@ -191,7 +191,7 @@ class Bound:
         return self._parameter_hooks
 
     def own_name(self, tensor: torch.Tensor) -> str | None:
-        """Return the name of a tensor of the module that was bound; `None` if it is not one."""
+        """Return the name of a tensor of the bound module; `None` if the module does not have it."""
         if self._start is None:
             return None
         named = named_tensors(self._start).items()

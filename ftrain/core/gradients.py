@@ -56,7 +56,7 @@ class GradientResult(NamedTuple):
     metrics: Metrics
 
     def __repr__(self) -> str:
-        """Return sizes instead of values; reads only `finite` and the metrics."""
+        """Describe tensors by their sizes; only the values of `finite` and of the metrics are read."""
         if not all(isinstance(x, torch.Tensor) for x in tree.leaves(tuple(self))):
             return f"{type(self).__name__}{tuple(self)!r}"
         finite = None if self.finite is None else brief(self.finite)

@@ -332,7 +332,7 @@ def as_metrics(values: Any, where: str, device: torch.device | None = None) -> M
     if not isinstance(values, Mapping):
         raise TypeError(
             f"{where}: expected `loss` or `(loss, metrics)` with metrics a dict of 0-d tensors, got "
-            f"{a_or_an(type(values).__name__)} in the second place. Write: return loss, {{'name': x}}."
+            f"{a_or_an(type(values).__name__)} as the second element. Write: return loss, {{'name': x}}."
         )
     found: dict[str, Metric] = {}
     for name, value in _flat(values):

@@ -70,7 +70,7 @@ def finite_norm(values: Any) -> GlobalNorm:
 
 
 def row_norms(values: Any) -> GlobalNorm:
-    """Return the norm and a finite flag for each row of the leaves (index of axis 0): both `(n,)`."""
+    """Return, for each index of axis 0, the norm of all leaves and a finite flag, both `(n,)`."""
     return _finite_norm(tree.leaves(values), rows=True)
 
 
@@ -84,7 +84,7 @@ _RANGE = {
 
 
 def _finite_norm(leaves: list[torch.Tensor], rows: bool = False) -> GlobalNorm:
-    """Return the norm of all leaves or, with `rows`, the norm of each row of their common first axis."""
+    """Return norm and finite flag of all leaves together or, with `rows`, for each index of axis 0."""
     wide = any(leaf.dtype == torch.float64 for leaf in leaves)
     dtype = torch.float64 if wide else torch.float32
     up, least = _RANGE[dtype]
@@ -140,7 +140,7 @@ def _norm_of_norms(norms: list[torch.Tensor]) -> torch.Tensor:
 
 
 def _as_rows(factor: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-    """Reshape one factor per row so that it multiplies the rows of `x`; return a 0-d one unchanged."""
+    """Reshape factors `(n,)` to multiply `x` along axis 0; return a 0-d factor unchanged."""
     return factor.reshape(-1, *(1,) * (x.ndim - 1)) if factor.ndim else factor
 
 

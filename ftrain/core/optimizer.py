@@ -67,7 +67,7 @@ def apply_updates(params: Any, updates: Any) -> Any:
             path = tree.paths(params)[index] or "the root"
             raise ValueError(
                 f"`updates` at {path}: expected shape {tuple(old.shape)}, as in `params`, got "
-                f"{tuple(delta.shape)}. Updates are not broadcast: give it the same shape."
+                f"{tuple(delta.shape)}. Updates are not broadcast: reshape this one."
             )
         news.append(like(old + delta, old))
     return tree.unflatten(treedef, news)

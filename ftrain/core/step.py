@@ -56,7 +56,7 @@ class Steps(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Composition:
-    """Function `(state, batch) -> (state, metrics)` in a `TrainStep`: gradients, update and commit."""
+    """Function `(state, batch) -> (state, metrics)` that runs gradients, then update, then commit."""
 
     gradients: GradientFn
     optimizer: Optimizer

@@ -70,7 +70,7 @@ def test_step_that_raises_for_nonfinite_gradients_keeps_its_error_and_state() ->
     assert ftrain.tree.digest(state) == digest
 
 
-def test_program_with_an_lstm_calls_its_kernels_from_python() -> None:
+def test_program_with_an_lstm_gets_no_cpp_wrapper() -> None:
     steps = ftrain.make_steps(
         lambda: nn.LSTM(3, 3), lambda net, x: net(x)[0].square().mean(), optim.sgd(0.1)
     )
@@ -81,7 +81,7 @@ def test_program_with_an_lstm_calls_its_kernels_from_python() -> None:
     assert "quotes" in reason
 
 
-def test_program_that_prints_calls_its_kernels_from_python() -> None:
+def test_program_that_prints_gets_no_cpp_wrapper() -> None:
     def printed(x: torch.Tensor) -> torch.Tensor:
         ftrain.debug.print("x {}", x)
         return x + 1
@@ -90,7 +90,7 @@ def test_program_that_prints_calls_its_kernels_from_python() -> None:
     assert "acts on the host" in str(why_no_cpp_wrapper(traced, [torch.ones(2)]))
 
 
-def test_program_on_another_device_calls_its_kernels_from_python() -> None:
+def test_program_on_a_device_other_than_the_cpu_gets_no_cpp_wrapper() -> None:
     traced = ftrain.compile(torch.sin).graph(torch.ones(2))
     assert why_no_cpp_wrapper(traced, [torch.ones(2)]) is None
     assert why_no_cpp_wrapper(traced, [torch.ones(2, device="meta")]) == "an input is on meta"
@@ -103,7 +103,7 @@ def test_cpp_wrapper_with_another_backend_or_mode_raises(options: dict[str, Any]
 
 
 @pytest.mark.parametrize("cpp_wrapper", [False, True])
-def test_cpp_wrapper_reaches_inductor_as_its_option(
+def test_cpp_wrapper_argument_is_passed_to_inductor_as_an_option(
     cpp_wrapper: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []

@@ -60,7 +60,7 @@ def test_function_with_a_rejection_sampler_is_not_captured_as_a_cuda_graph(
     assert named is None or (named in str(found) and "acts on the host" in str(found))
 
 
-def test_reason_against_a_cuda_graph_names_inputs_on_two_devices() -> None:
+def test_reason_for_not_capturing_a_cuda_graph_names_inputs_on_two_devices() -> None:
     graph = ftrain.compile(lambda x: x * 2).graph(torch.ones(2))
     inputs = [torch.ones(2), torch.ones(2, device="meta")]
     assert why_not_captured(graph, inputs, ["a", "b"]) == (

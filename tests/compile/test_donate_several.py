@@ -88,7 +88,7 @@ def test_tensors_of_donated_states_referenced_elsewhere_keep_their_values(steps:
 
 
 @pytest.mark.parametrize("names", ["a", "abc"])
-def test_states_donated_in_one_dict_after_another_keep_their_bits(names: str) -> None:
+def test_states_donated_first_in_one_dict_and_then_in_another_keep_their_bits(names: str) -> None:
     """The record of a container is found by its first state, which may be in another container too."""
 
     def halved(states: Any) -> Any:
@@ -107,7 +107,9 @@ def test_states_donated_in_one_dict_after_another_keep_their_bits(names: str) ->
     assert same_bytes(shared, before)
 
 
-def test_donating_two_states_of_which_another_call_donated_one_raises_and_keeps_the_other() -> None:
+def test_donating_two_states_raises_and_keeps_one_usable_if_another_thread_donates_the_other() -> (
+    None
+):
     compiled, x = compile(step, donate=True, backend="eager"), torch.tensor(0.1)
     a, b = pair(0), pair(1)
     program = compile(step, donate=True, backend="eager")

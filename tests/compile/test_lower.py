@@ -54,7 +54,7 @@ def test_lowered_function_shows_its_graph_and_runs_nothing() -> None:
     assert "aten.sin.default" in targets
 
 
-def test_program_refuses_other_arguments_with_their_differences() -> None:
+def test_program_called_with_other_arguments_raises_with_the_differences() -> None:
     step = ftrain.compile(lambda batch, k: batch["x"] * k, backend="eager")
     program = step.lower({"x": torch.ones(3)}, 2).compile()
     with pytest.raises(TypeError, match=r"batch\['x'\]: float32\[3\] -> float32\[4\]"):
@@ -107,7 +107,7 @@ def test_lowered_function_releases_its_arguments_once_it_is_compiled() -> None:
     assert torch.equal(program(torch.ones(3)), torch.full((3,), 2.0))
 
 
-def test_program_inside_another_trace_becomes_part_of_it() -> None:
+def test_program_called_in_another_trace_becomes_part_of_that_trace() -> None:
     program = ftrain.compile(lambda x: x + 1, backend="eager").lower(torch.ones(3)).compile()
     outer = ftrain.compile(lambda x: program(x) * 2, backend="eager")
     assert torch.equal(outer(torch.ones(3)), torch.full((3,), 4.0))

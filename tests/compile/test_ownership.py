@@ -290,7 +290,7 @@ def test_one_of_two_threads_that_donate_the_same_state_raises(backend, monkeypat
     assert compiled.n_compiles == 1
 
 
-def test_concurrent_readers_of_a_donated_state_neither_change_its_step_nor_crash():
+def test_concurrent_readers_of_a_donated_state_neither_change_the_new_state_nor_crash():
     """A reader that took the tensors before the claim may read values from before and after it."""
     compiled, x = compile(step, donate=True, backend="eager"), torch.ones(())
     state = compiled(make_state(), x)[0]

@@ -239,7 +239,7 @@ def test_failure_in_a_graph_partition_before_its_first_write_is_known_to_have_wr
     assert outcome("leaving")
 
 
-def test_error_of_a_function_marked_before_writes_means_that_nothing_was_written() -> None:
+def test_error_of_a_function_decorated_with_before_writes_counts_as_before_any_write() -> None:
     @before_writes
     def fails() -> None:
         raise torch.OutOfMemoryError

@@ -128,7 +128,7 @@ def test_inductor_compiled_lstm_gradients_match_eager():
     assert_close_norm(compile(step)(params, x), step(params, x), 1e-5)
 
 
-def test_recurrent_gradients_in_one_buffer_are_separate_outputs_of_the_operator(monkeypatch):
+def test_recurrent_gradients_that_share_one_buffer_are_copied_to_separate_memory(monkeypatch):
     """cuDNN returns the gradients of the weights as parts of one buffer."""
     layer, params, x = make("lstm two layers")
     expected = gradient_step(layer)(params, x)

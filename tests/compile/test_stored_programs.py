@@ -44,7 +44,9 @@ CASES: dict[str, tuple[Make, Callable[[float], float]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_inductor_caches_programs_with_branches_or_loops_by_their_bodies(name: str) -> None:
+def test_inductor_cache_distinguishes_programs_by_the_bodies_of_branches_and_loops(
+    name: str,
+) -> None:
     make, right = CASES[name]
 
     def compiled(c: float) -> tuple[float, int]:

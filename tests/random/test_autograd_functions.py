@@ -182,7 +182,9 @@ def test_draws_in_the_forward_of_an_autograd_function_equal_those_outside(
 
 
 @pytest.mark.parametrize("name", ["gradient of vmap", "vmap", "jvp", "func.grad"])
-def test_draws_in_a_forward_use_a_key_from_outside_of_the_transforms(name: str) -> None:
+def test_draws_in_the_forward_of_an_autograd_function_use_a_key_made_outside_of_transforms(
+    name: str,
+) -> None:
     for draw in DRAWS.values():
         found = []
         for f in (inside, outside):

@@ -159,7 +159,7 @@ def test_search_for_user_generators_omits_global_generators_and_those_of_librari
     assert reachable(nn.TransformerEncoderLayer(4, 2, 8)) == ()
 
 
-def test_draw_while_another_thread_runs_raises_only_for_the_given_generators() -> None:
+def test_repeated_draw_with_other_threads_raises_only_if_it_advances_the_same_generator() -> None:
     idle = threading.Event()
     thread = threading.Thread(target=idle.wait)
     thread.start()

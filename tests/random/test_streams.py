@@ -96,7 +96,7 @@ def test_file_of_recorded_draws_has_exactly_one_entry_for_each_tested_draw() -> 
     assert set(json.loads(STORED.read_text())) == set(STREAMS)
 
 
-def test_summary_of_a_random_mask_differs_if_one_element_differs() -> None:
+def test_recorded_summary_of_a_random_mask_changes_if_one_element_changes() -> None:
     mask = draw(torch.nn.functional.dropout, torch.ones(2000), 0.5)
     other = mask.clone()
     other[1234] = 2.0 - other[1234]

@@ -24,7 +24,7 @@ _before: set[types.CodeType] = set()
 
 
 def before_writes(fn: F) -> F:
-    """Mark a function whose errors are raised before a program has written to its arguments."""
+    """Mark a function as called before any write: if it raises, the arguments are unchanged."""
     _before.add(fn.__code__)
     return fn
 
@@ -67,7 +67,10 @@ def _has_written(trace: types.TracebackType) -> bool:
 
 
 def _first_copy(filename: str) -> int | None:
-    """Return the line number of the first copy in an eager graph (all copies come last)."""
+    """Return the number of the first line in an eager graph's code that writes to an argument.
+
+    Copies write, and all of them come last. `None` if there are none; 0 if the code cannot be read.
+    """
     lines = linecache.getlines(filename)
     if not lines:
         return 0

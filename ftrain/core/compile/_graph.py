@@ -88,9 +88,9 @@ class GraphEditor:
             node.target = aten.zeros.default
 
     def _replace_tangent_copies(self) -> None:
-        """Clone a tangent where forward mode copies it into memory with the strides of its value.
+        """Clone a tangent where forward mode copies it into memory with the strides of the primal.
 
-        The value may be expanded (the gradient of a sum), and kernels cannot write into expanded
+        The primal may be expanded (the gradient of a sum), and kernels cannot write into expanded
         memory.
         """
         zeros = aten._new_zeros_with_same_feature_meta.default
@@ -155,8 +155,8 @@ class GraphEditor:
         if changed is not None:
             raise DonationError(
                 f"`{function}` cannot write the new state into the old one's memory: {changed}. A state "
-                "keeps its shapes, dtypes and devices from step to step: cast or reshape where it is "
-                "made, or compile with donate=False."
+                "keeps its shapes, dtypes and devices from step to step: cast or reshape the new "
+                "tensor in the step, or compile with donate=False."
             )
         donated = {storage_of(node) for node in self.inputs[:n]}
         copies = []

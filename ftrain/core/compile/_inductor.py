@@ -25,7 +25,7 @@ copy_ = torch.ops.aten.copy_.default
 
 
 def passes(donates: bool) -> dict[str, Any]:
-    """Return inductor's settings for a graph; `donates` is True if the graph writes to its inputs."""
+    """Return inductor's settings with ftrain's passes; `donates`: the graph writes to its inputs."""
     inline_small_splits(threefry_split, PARITY, ROTATIONS)
     first = _InTurn(MergeEqual(), LoopSmallProducts())
     last = _InTurn(OneDNNProducts(), *([ReadBeforeWrite()] if donates else []))

@@ -173,11 +173,11 @@ def _forget(graph: fx.GraphModule) -> None:
 def separate(
     run: Lowered, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
 ) -> tuple[Lowered, list[torch.Tensor]]:
-    """Wrap `run` to clone the outputs that shared memory with another output or input in its first call.
+    """Wrap `run` to clone each output that shares memory with an input or another output.
 
     Compilers merge equal expressions and remove copies, so that two outputs, or an output and a donated
     input, may share memory although they were separate in the graph. This depends only on the compiled
-    code, so that one check suffices.
+    code, so that a check of the first call's `outputs` suffices.
 
     A zero derivative (such as that of `torch.sgn`) may be returned as a tensor without memory, which
     cannot be written to. It is copied into new memory.

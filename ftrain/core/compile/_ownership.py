@@ -74,7 +74,7 @@ class OwnedLeaves:
 
 
 def held_elsewhere(tensors: Sequence[torch.Tensor], n: int, containers: int = 0) -> list[int]:
-    """Return the positions of those of the first `n` tensors that are referenced outside of the list.
+    """Return which of the first `n` tensors are referenced from outside of the list, by position.
 
     References from other containers are not counted, up to `containers` for each tensor.
     """

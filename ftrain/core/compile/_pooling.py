@@ -125,7 +125,7 @@ def _rewrite(graph: fx.Graph, pool: _Pool) -> None:
 
 
 def _gradient(graph: fx.Graph, pool: _Pool, node: fx.Node, place: fx.Node) -> None:
-    """Replace a gradient of max pooling: the maximum of a window gets its gradient, the others zero."""
+    """Rewrite a gradient of max pooling: each window's gradient goes to the maximum of the window."""
     rows, columns = pool.window
     source = pool.source.meta["val"]
     *leading, height, width = source.shape

@@ -200,7 +200,10 @@ class _Reader:
         return self._refer(target, is_argument)
 
     def _known_items(self, value: ast.expr) -> Sequence[bool]:
-        """Return, per item of a list or result of a call, if it may be an argument; () if unknown."""
+        """Return, for each item of a list or of a call's result, whether it may be an argument.
+
+        () if the items are unknown.
+        """
         if isinstance(value, ast.Name):
             return self._items.get(value.id, ())
         function = _function(ast.unparse(value.func)) if isinstance(value, ast.Call) else ""
@@ -222,7 +225,10 @@ class _Reader:
         self._seen.add(name)
 
     def _refer(self, target: ast.expr, is_argument: bool) -> bool:
-        """Record if an assigned name or item may be an argument; return False for a possible write."""
+        """Record whether an assigned name or item may be an argument.
+
+        Return False if the assignment may write to an argument.
+        """
         name = target.value if isinstance(target, ast.Subscript) else target
         if not isinstance(name, ast.Name):
             return False
@@ -307,7 +313,7 @@ class _Reader:
         return operator is None or _may_write(operator)
 
     def _given(self, call: ast.Call) -> Given:
-        """Return for each item of the list that a call passes if it may be an input of the program."""
+        """Return, for each item of the list that is passed to a call, whether it may be an argument."""
         if len(call.args) != 1 or call.keywords or not isinstance(call.args[0], ast.Name):
             return None
         items = self._items.get(call.args[0].id)

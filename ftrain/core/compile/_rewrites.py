@@ -65,7 +65,7 @@ class Rewrites(TorchFunctionMode):
 
 
 def _set_data(func: Callable[..., Any], tensor: torch.Tensor, value: torch.Tensor) -> Any:
-    """Trace `tensor.data = value`: make the tensor another view of the value's memory.
+    """Trace `tensor.data = value`, after which `tensor` shares the memory of `value`.
 
     No operator runs for it, so a trace would continue with the old value.
     """

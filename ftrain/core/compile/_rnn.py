@@ -85,7 +85,7 @@ class _Layer(NamedTuple):
         return torch.promote_types(start[0].dtype, dtype) if is_decomposed else dtype
 
     def time_major(self, y: torch.Tensor) -> torch.Tensor:
-        """Return `y` with time outermost in memory, as in torch, so that sums of `y` have equal bits."""
+        """Return `y` with time outermost in memory, so that its sums have the bits of torch's."""
         if not self.batch_first or y.ndim < 3:
             return y.contiguous()
         return y.transpose(0, 1).contiguous().transpose(0, 1)

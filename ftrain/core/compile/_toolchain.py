@@ -1,4 +1,4 @@
-"""Check for the compiler that inductor needs (C++) or Triton (C), and the error if it is missing."""
+"""Check that a compiler is installed (C++ for inductor, C for Triton), and the error if it is not."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def check_compiler(remedy: str = _REMEDY, device_type: str = "cpu") -> None:
 
 
 def _check_triton_compiler(remedy: str) -> None:
-    """Raise if Triton finds no C compiler for the Python module through which it calls the driver.
+    """Raise if Triton finds no C compiler to build the Python module that calls the CUDA driver.
 
     Without a compiler, the driver is loaded to see whether that module is in Triton's cache.
     """

@@ -162,7 +162,7 @@ def trace(
         raise UnkeyedRandomError(
             f"`{function}` draws from torch's global generator ({', '.join(sorted(set(draws)))}): it is "
             "not a function of its arguments. Draw inside `with ftrain.random.keyed(key):`, with a key "
-            "among the arguments, or with ftrain.random.uniform(key, shape) and its like."
+            "among the arguments, or draw from a key, as in ftrain.random.uniform(key, shape)."
         )
     editor.eliminate_dead_code()
     run.graph.graph.lint()

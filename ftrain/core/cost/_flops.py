@@ -35,7 +35,7 @@ class Work(NamedTuple):
     bytes: int
 
     def plus(self, other: Work, times: int = 1) -> Work:
-        """Return the sum of this work and `times` times the other work."""
+        """Return this work plus `other`, counted `times` times."""
         flops = Counter(self.flops)
         for dtype, count in other.flops.items():
             flops[dtype] += count * times

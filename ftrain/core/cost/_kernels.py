@@ -21,7 +21,7 @@ __all__ = ["Kernel", "kernels_of"]
 
 
 class Kernel(NamedTuple):
-    """One kernel of a call.
+    """Kernel that a call ran, with its time, FLOPs and bytes.
 
     Attributes:
         name: the operator, or the name that inductor gave to a fused kernel.

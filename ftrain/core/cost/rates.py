@@ -65,7 +65,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def fastest_product(dtype: str, device: torch.device, size: int | None = None) -> Product:
-    """Return the fastest product of square matrices of a dtype: `torch.mm`, or oneDNN's on the CPU."""
+    """Return the fastest way to multiply square matrices of a dtype: `torch.mm` or, on a CPU, oneDNN."""
     of = getattr(torch, dtype)
     n = size or (8192 if device.type == "cuda" else 1024)
     with torch.no_grad():

@@ -87,7 +87,7 @@ class Kernel:
     def randint(
         self, key: Tensor, folds: Sequence[int], out: Tensor, base: int, span: int
     ) -> Tensor:
-        """Fill `out` `(*batch, ...)`, of any integer dtype, with `base + random bits mod span`."""
+        """Fill `out` `(*batch, ...)`, of any integer dtype, with `base + (random bits mod span)`."""
         key = key.contiguous()
         rows, count = key.numel() >> 1, out.numel()
         if count:
@@ -100,7 +100,7 @@ class Kernel:
         return out
 
     def fold(self, key: Tensor, folds: Sequence[int], data: Tensor | None, out: Tensor) -> Tensor:
-        """Write the keys `(*batch, 2)`, with `folds` and then `data` `(*batch)` folded in, to `out`."""
+        """Fold `folds`, then `data` `(*batch)`, into keys `(*batch, 2)`; write the new keys to `out`."""
         packed = struct.pack(f"{len(folds)}I", *folds)
         key = key.contiguous()
         data = None if data is None else low_word(data).contiguous()

@@ -96,7 +96,7 @@ class CudaKernel:
     def randint(
         self, key: Tensor, folds: Sequence[int], out: Tensor, base: int, span: int
     ) -> Tensor:
-        """Fill `out` `(*batch, ...)` of any integer dtype with `base + (128 or 64 bits) mod span`."""
+        """Fill `out` `(*batch, ...)` of any integer dtype with `base + (random bits mod span)`."""
         count = out.numel()
         if count:
             kind = INTEGERS64 if out.itemsize == 8 else INTEGERS32
@@ -154,7 +154,7 @@ class CudaKernel:
 
 @functools.cache
 def _packer(folded: int) -> struct.Struct:
-    """Return the `struct.Struct` of kernel arguments (`task` in threefry.cu) with `folded` folds."""
+    """Return the packer of kernel arguments (`task` in threefry.cu), with `folded` ints to fold in."""
     return struct.Struct(f"@PqqPqqP QQQ qqq dd I{folded}I{4 * (FOLDS - folded)}x4x")
 
 
@@ -222,7 +222,7 @@ def _current(driver: ctypes.CDLL, context: ctypes.c_void_p) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _uncaptured(driver: ctypes.CDLL) -> Iterator[None]:
-    """Allow calls that a CUDA graph capture in progress forbids, such as allocations of the driver."""
+    """Allow calls that a running CUDA graph capture forbids, such as allocations by the CUDA driver."""
     mode = ctypes.c_int(_RELAXED)
     driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
     try:

@@ -1,4 +1,4 @@
-"""Samples that have the exact bits of an operator, and the derivatives of a formula.
+"""Samples that take their bits from an operator and their derivatives from a formula.
 
 An operator draws the same bits in eager, compiled and vmapped code, but has no derivative; a formula of
 torch operations has derivatives of every order, but its last bits depend on the machine, and on whether

@@ -133,7 +133,7 @@ _von_mises = _define("von_mises", "Tensor concentration", _von_mises_kernel)
 
 
 def _define_slope(name: str, arguments: str, kernel: Callable[..., Tensor]) -> Any:
-    """Define an operator with a vmap rule for an elementwise torch function that has none."""
+    """Define an operator, with a vmap rule, for a torch function that differentiates a sample."""
 
     def rule(info: Any, dims: Any, *tensors: Tensor) -> Any:
         return operator(*_rows(info.batch_size, dims, tensors)), 0

@@ -284,7 +284,7 @@ class _Tracer:
                 draws.append((self._count, before, line))
 
     def _settle(self, with_torch: bool) -> None:
-        """Take the generators' present states as those before the next operator."""
+        """Store the generators' current states for the next comparison; torch's only if `with_torch`."""
         self._here.returned.clear()
         if with_torch:
             self._last = _generators.read_again(self._last)

@@ -1,4 +1,4 @@
-"""Torch operators that draw the samples of `continuous`, `discrete`, `gammas` and `vectors`.
+"""Torch operators that draw samples for the modules `continuous`, `discrete`, `gammas` and `vectors`.
 
 As in `_operators.py`, an operator takes keys `(*batch, 2)` and returns `(*batch, *shape)`; each row
 equals the draw from that row's key and parameters alone.

@@ -109,7 +109,7 @@ def _knuth(keys: Tensor, rate: Tensor) -> Tensor:
 
 
 def _transformed_rejection(keys: Tensor, rate: Tensor) -> Tensor:
-    """Return draws for `rate` `(rows, n)`; repeat a row's draws until all its elements are accepted.
+    """Return Poisson draws for rates `(rows, n)`; redraw a row until all its elements are accepted.
 
     As in JAX, an element that accepts several proposals during these rounds takes the last one.
     """

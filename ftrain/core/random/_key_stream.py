@@ -120,7 +120,7 @@ class KeyStream:
         return self._key
 
     def folds(self) -> tuple[int, int, int]:
-        """Return three integers to fold into the context's key, which give the key of the next draw."""
+        """Return three integers; folded into the context's key, they give the key of the next draw."""
         if self._refusal is not None:
             raise self._refusal()
         if backward_pass() != self._backward:
@@ -152,7 +152,7 @@ class KeyStream:
 
     @contextlib.contextmanager
     def below_functions(self) -> Iterator[None]:
-        """Count the draws of `KeyedOperators` in the context separately; they get keys of their own."""
+        """Count draws in the context at sites of their own, so that they change no other draw's key."""
         self._suffix = "!"
         try:
             yield
@@ -160,12 +160,12 @@ class KeyStream:
             self._suffix = ""
 
     def inside_operator(self) -> contextlib.AbstractContextManager[None]:
-        """Refuse draws in the context: the body of a torch operator, which a trace runs only once."""
+        """Return a context that refuses draws, for the body of a torch loop, which a trace runs once."""
         return self.refusing(lambda: UnkeyedRandomError(_ENTER_INSIDE.format(**_LOOP)))
 
     @contextlib.contextmanager
     def refusing(self, refusal: Refusal) -> Iterator[None]:
-        """Make draws raise the error that `refusal` returns; of nested contexts, the outermost."""
+        """Make draws raise the error that `refusal` returns; the outermost of these contexts decides."""
         outer = self._refusal
         self._refusal = outer or refusal
         try:
@@ -175,7 +175,7 @@ class KeyStream:
 
     @contextlib.contextmanager
     def moved(self, vmaps: Sequence[int], refusal: Refusal) -> Iterator[None]:
-        """Wrap the key for the transforms that run at the start of the context.
+        """In the context, draw from the key as wrapped for the vmaps that are active when it begins.
 
         Args:
             vmaps: the levels of the vmaps around the key.
@@ -227,9 +227,9 @@ class KeyStream:
         yield numbered
 
     def again(self) -> Callable[[], contextlib.AbstractContextManager[Any]]:
-        """Return a function that makes contexts, each of which repeats the draws that follow this call.
+        """Return a function that makes contexts in which the draws after this call are repeated.
 
-        A backward pass enters it to recompute a checkpointed region, once or several times.
+        A backward pass enters one to recompute a checkpointed region, once or several times.
         """
         key, counts, around = self._key, self._counts.copy(), self._chain(sys._getframe(1))
 

@@ -30,7 +30,7 @@ class _Drawing:
     """Mixin of the classes that `drawing` returns."""
 
     def __init_subclass__(cls) -> None:
-        """Do nothing, since the user's class may register subclasses, or require arguments for them."""
+        """Skip the user class's `__init_subclass__`, which may register classes or need arguments."""
 
 
 def drawing(function: Function, stream: KeyStream) -> Function:
@@ -62,7 +62,7 @@ def _refusing(stream: KeyStream, function: Function, name: str) -> Callable[[], 
 
 
 def _inside(context: Callable[[], Any], method: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a method that runs in a context."""
+    """Wrap a method to run inside a context."""
 
     @functools.wraps(method)
     def inside(*args: Any, **kwargs: Any) -> Any:

@@ -108,7 +108,7 @@ def _built(build: Callable[[], T], stream: _Initial, plan: InitializerPlan) -> T
 
 
 def _watched(run: Callable[[], T], plan: InitializerPlan) -> T:
-    """Call `run()` again until `plan` seeds each generator that it advances; return the last result.
+    """Call `run()` until `plan` seeds every generator that the call advances; return the last result.
 
     A generator that a call advances is added to `plan.seeded` before the next call.
     """

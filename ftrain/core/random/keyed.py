@@ -263,7 +263,7 @@ def _enter_operator(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: A
 
 
 def _enter_function(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-    """Run an autograd function under transforms of torch.func."""
+    """Run an autograd function under torch.func, with keys for the draws of its `forward`."""
     refuse_second_tangents(func, args)
     function, *operands = gated_arguments(args)
     function = drawing(function, mode.stream)

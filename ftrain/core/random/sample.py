@@ -261,7 +261,7 @@ def permutation(
     if x.ndim == 0:
         raise ValueError(
             "permutation: expected x to be an int or a tensor with at least one axis, got a 0-d tensor. "
-            "Pass x.item() for its range."
+            "Pass x.item() to permute range(x)."
         )
     if independent or x.ndim == 1:
         return _shuffle(key, x, axis, folds)
