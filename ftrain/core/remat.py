@@ -291,8 +291,8 @@ def _make_region(module: nn.Module, path: str) -> None:
     if "forward" in vars(module):
         raise ValueError(
             f"remat: expected modules whose `forward` is that of their class, got {path!r} with a "
-            "`forward` set on the instance, which would not be checkpointed. Use remat(fn) in that "
-            "function."
+            "`forward` set on the instance, which would not be checkpointed. Use remat(fn) inside that "
+            "`forward`."
         )
     kind: Any = type(module)
     module.__class__ = _region_class(kind)

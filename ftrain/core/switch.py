@@ -49,7 +49,9 @@ def switch(index: torch.Tensor | int, branches: Sequence[Callable[..., T]], *ope
     """
     branches = list(branches)
     if not branches:
-        raise ValueError("switch: expected at least one branch, got 0. Pass one for each index.")
+        raise ValueError(
+            "switch: expected at least one branch, got 0. Pass one branch for each index."
+        )
     if not isinstance(index, torch.Tensor):
         if isinstance(index, bool) or not isinstance(index, int):
             raise TypeError(

@@ -47,7 +47,7 @@ def parts(states: Any) -> list[Pair]:
 
 @pytest.mark.parametrize("name", CONTAINERS)
 @pytest.mark.parametrize("alone", [False, True], ids=["with metrics", "alone"])
-def test_donated_states_have_the_bytes_of_the_plain_step_and_keep_their_memory(
+def test_donating_several_states_gives_the_bytes_of_the_plain_step_in_the_same_memory(
     name: str, alone: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies: list[Any] = []

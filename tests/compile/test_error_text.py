@@ -41,7 +41,9 @@ def test_float_in_a_call_signature_is_described_by_its_value(value: float) -> No
     assert describe_key((float, value.hex())) == repr(value)
 
 
-def test_tensor_or_constant_in_a_call_signature_is_described_like_its_value() -> None:
+def test_tensor_in_a_call_signature_is_described_by_dtype_and_shape_and_an_int_by_its_value() -> (
+    None
+):
     x = torch.zeros(2, 3)
     assert describe_key((x.shape, x.dtype, x.device, x.stride())) == "float32[2, 3]"
     assert describe_key((int, 3)) == "3"
@@ -71,7 +73,7 @@ def test_first_line_of_an_error_is_its_type_if_it_has_no_message() -> None:
         ("shapes cannot be multiplied", False),
     ],
 )
-def test_note_about_an_index_is_added_to_errors_about_indices_only(
+def test_only_errors_about_an_index_out_of_range_get_a_note_to_call_without_compile(
     text: str, is_noted: bool
 ) -> None:
     error = IndexError(text)

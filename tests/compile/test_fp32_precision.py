@@ -82,7 +82,7 @@ def test_assert_pure_detects_a_changed_fp32_precision():
         testing.assert_pure(switches, torch.ones(2))
 
 
-def test_checkpoints_record_tf32_under_the_names_of_the_settings_before_torch_2_9():
+def test_checkpoints_record_tf32_under_the_setting_names_from_before_torch_2_9():
     """Checkpoints of earlier versions recorded these."""
     with restored():
         for name in ("highest", "high", "medium"):
@@ -104,7 +104,7 @@ def test_checkpoints_record_tf32_under_the_names_of_the_settings_before_torch_2_
 
 
 @pytest.mark.parametrize("name", ["highest", "high", "medium"])
-def test_fp32_precision_read_as_before_torch_2_9_equals_the_new_settings(name):
+def test_older_reading_of_fp32_precision_for_torch_before_2_9_equals_the_newer_reading(name):
     """They serve torch before 2.9."""
     with restored():
         torch.set_float32_matmul_precision(name)

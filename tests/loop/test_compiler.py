@@ -79,7 +79,7 @@ def test_steps_on_cuda_need_a_c_compiler_only_if_triton_reports_that_it_is_missi
     monkeypatch.setattr(_torch_inductor, "triton_error", lambda: missing)
     with pytest.raises(CompilerMissingError, match=r"no C compiler.*install gcc.*variable CC") as e:
         step.check_compiler(torch.device("cuda"))
-    assert "Looked for gcc and clang, as Triton did, which reports: Failed" in str(e.value)
+    assert "Looked for gcc and clang; Triton reports: Failed" in str(e.value)
     monkeypatch.setattr(_torch_inductor, "triton_error", lambda: RuntimeError("no device"))
     step.check_compiler(torch.device("cuda"))
     monkeypatch.setattr(_torch_inductor, "triton_error", lambda: None)
@@ -154,4 +154,6 @@ def test_check_compiler_raises_in_a_process_without_a_compiler(tmp_path):
         [sys.executable, "-c", asked], capture_output=True, text=True, env=environment, check=False
     )
     assert "CompilerMissingError" in done.stdout, done
-    assert "Looked for no-such-compiler-anywhere, which CXX names." in done.stdout
+    assert (
+        "Looked for no-such-compiler-anywhere, as the environment variable CXX says." in done.stdout
+    )

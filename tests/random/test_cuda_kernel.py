@@ -175,7 +175,7 @@ def test_cuda_source_draws_the_bits_of_the_c_kernel_in_a_large_draw(
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
-def test_cuda_source_draws_many_exponential_laplace_and_gumbel_values_of_the_reference(
+def test_exponential_laplace_and_gumbel_draws_of_the_cuda_source_equal_the_reference(
     host: Host, dtype: torch.dtype
 ) -> None:
     """In 16 bits the draws meet every number; the smallest uniforms come up in 32 and 64 bits too."""

@@ -45,8 +45,8 @@ def refuse_hidden(output: Any, function: str) -> None:
     found = _traced_inside(treedef)
     if found is not None:
         raise TypeError(
-            f"`{function}` returned a tree with a tensor, {describe(found)}, in a key or in the static "
-            "data of a node. Return tensors as leaves."
+            f"`{function}` returned a tree with a tensor, {describe(found)}, in a dict key or in the "
+            "static data of a node. Return tensors as leaves."
         )
 
 

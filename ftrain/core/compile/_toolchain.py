@@ -37,7 +37,7 @@ def check_compiler(remedy: str = _REMEDY, device_type: str = "cpu") -> None:
         return
     tried = _torch_inductor.cpp_compilers()
     if tried is not None and not any(map(shutil.which, tried)):
-        named = ", which CXX names" if os.environ.get("CXX") in tried else ""
+        named = ", as the environment variable CXX says" if os.environ.get("CXX") in tried else ""
         raise no_compiler(f"Looked for {' and '.join(tried)}{named}.", remedy)
 
 
@@ -50,9 +50,7 @@ def _check_triton_compiler(remedy: str) -> None:
         return
     error = _torch_inductor.triton_error()
     if error is not None and "C compiler" in str(error):
-        raise no_compiler(
-            f"Looked for gcc and clang, as Triton did, which reports: {error}", remedy, "C"
-        )
+        raise no_compiler(f"Looked for gcc and clang; Triton reports: {error}", remedy, "C")
 
 
 def no_compiler(reason: str, remedy: str = _REMEDY, language: str = "C++") -> CompilerMissingError:

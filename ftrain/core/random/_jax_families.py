@@ -267,7 +267,7 @@ def _poisson_kernel(key: Tensor, folds: Ints, rate: Tensor, bits: int = 64) -> T
     if not bool((rate <= 2.0 ** (bits - 2)).all()):
         raise ValueError(
             f"poisson: expected rates of at most 2^{bits - 2} for counts of {bits} bits, got "
-            f"{float(rate.max())}. Draw from a normal distribution."
+            f"{float(rate.max())}. Draw from a normal distribution of this mean and variance."
         )
     return _jax_samplers.poisson(key, folds, rate)
 

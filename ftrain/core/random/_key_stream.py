@@ -160,7 +160,7 @@ class KeyStream:
             self._suffix = ""
 
     def inside_operator(self) -> contextlib.AbstractContextManager[None]:
-        """Return a context that refuses draws, for the body of a torch loop, which a trace runs once."""
+        """Return a context that refuses draws, for bodies of torch's loops and branches, traced once."""
         return self.refusing(lambda: UnkeyedRandomError(_ENTER_INSIDE.format(**_LOOP)))
 
     @contextlib.contextmanager

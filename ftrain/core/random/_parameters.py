@@ -23,7 +23,7 @@ def filled(
     shape: int | Sequence[int] | None,
     dtype: torch.dtype | None,
 ) -> tuple[Sequence[int], list[Tensor]]:
-    """Return the shape of the result, and the parameters expanded to this shape in its dtype.
+    """Return the shape of the result, and the parameters expanded to this shape, in the result's dtype.
 
     The default shape is the one to which the parameters broadcast. The default dtype is the promoted
     dtype of the floating-point tensors among them; float32 if there are none.
