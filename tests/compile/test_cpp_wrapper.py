@@ -59,7 +59,7 @@ def test_scan_of_clipped_steps_with_dropout_has_the_same_bits_with_a_cpp_wrapper
 
 
 @pytest.mark.inductor
-def test_step_that_raises_for_nonfinite_gradients_keeps_its_error_and_state() -> None:
+def test_step_with_a_cpp_wrapper_raises_nonfinite_error_and_keeps_the_state() -> None:
     steps = clipped(nonfinite="raise")
     step = ftrain.compile(steps.train_step, donate=True, cpp_wrapper=True)
     with pytest.warns(UserWarning, match="from Python: its operator .*require_finite"):

@@ -47,7 +47,7 @@ def dtypes_after_decomposition(graph: fx.GraphModule) -> list[torch.dtype]:
 @pytest.mark.parametrize(
     "operator", [aten._softmax_backward_data.default, aten._log_softmax_backward_data.default]
 )
-def test_softmax_derivative_compiled_by_inductor_has_its_traced_dtype(
+def test_softmax_derivative_compiled_by_inductor_keeps_the_traced_dtype(
     operator: Any, traced: torch.dtype
 ) -> None:
     graph = graph_of(operator, [torch.float32, torch.float32], -1, traced)

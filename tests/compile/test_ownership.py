@@ -109,7 +109,7 @@ def test_tensors_of_a_donated_state_referenced_elsewhere_keep_their_values_over_
 @pytest.mark.parametrize("name", HOLDS)
 @pytest.mark.parametrize("buffers", [0, 40])  # use counts are read one by one, or all at once
 @pytest.mark.parametrize("steps", [0, 2])  # before the first call, and in a run
-def test_every_kind_of_reference_to_a_tensor_of_a_donated_state_keeps_its_values(
+def test_tensor_of_a_donated_state_keeps_its_values_for_every_kind_of_other_reference(
     name, buffers, steps
 ):
     compiled, x = compile(step, donate=True, backend="eager"), torch.ones(())

@@ -74,7 +74,7 @@ def test_dropout_modules_in_eval_mode_or_of_rate_0_draw_no_masks(masks: list[Ten
     assert not masks
 
 
-def test_dropout_gradient_equals_its_scaled_mask() -> None:
+def test_dropout_gradient_equals_the_scaled_mask() -> None:
     x = torch.linspace(-1, 1, 64).requires_grad_()
     out = draw(F.dropout, x, 0.25)
     (grad,) = torch.autograd.grad(out.sum(), x)
@@ -124,7 +124,7 @@ def attention(
 
 
 @pytest.mark.parametrize("form", ["plain", "causal", "bool", "float", "gqa"])
-def test_attention_dropout_matches_float64_attention_with_its_mask(
+def test_attention_dropout_matches_float64_attention_with_the_same_mask(
     form: str, masks: list[Tensor]
 ) -> None:
     torch.manual_seed(0)
@@ -161,7 +161,7 @@ def test_attention_dropout_matches_float64_attention_with_its_mask(
 
 
 @pytest.mark.parametrize("weights", [True, False])
-def test_multihead_attention_dropout_matches_float64_attention_with_its_mask(
+def test_multihead_attention_dropout_matches_float64_attention_with_the_same_mask(
     weights: bool, masks: list[Tensor]
 ) -> None:
     torch.manual_seed(0)

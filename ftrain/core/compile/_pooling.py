@@ -183,7 +183,7 @@ def _source(x: Any) -> fx.Node:
 
 
 def _is_view(x: fx.Node) -> bool:
-    """Return True for a node whose elements are those of its first argument, in the same order."""
+    """Return True for a node that has the elements of its first argument, in the same order."""
     if x.target is aten.permute.default:
         axes: Any = x.args[1]
         return list(axes) == [*range(len(axes))]

@@ -213,7 +213,7 @@ class _Reader:
         return ()
 
     def _new_list(self, name: str, items: list[bool]) -> None:
-        """Record the list assigned to a name; merge it with one that another branch has assigned."""
+        """Record the list assigned to a name; merge it with a list assigned to it in another branch."""
         before = self._items.get(name)
         if name not in self._seen:
             self._items[name] = items

@@ -101,7 +101,7 @@ def moved_quietly(before: Marks) -> tuple[str, ...]:
 
 
 def settled(marks: Marks) -> Marks:
-    """Return `marks` with its states of NumPy's and Python's generators replaced by the current ones."""
+    """Return `marks` with the current states of NumPy's and Python's generators in place of the old."""
     return marks._replace(numpy=_read_numpy(), python=_read_python())
 
 
