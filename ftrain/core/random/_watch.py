@@ -108,7 +108,7 @@ class Watch:
         return out
 
     def _is_due(self) -> bool:
-        """Return True if a draw's line should be searched for: ever more rarely once other threads drew."""
+        """Return True if a draw's line should be searched for, more rarely once other threads drew."""
         if self._others == 0 or is_alone():
             return True
         self._others += 1
