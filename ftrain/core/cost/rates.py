@@ -30,7 +30,7 @@ class Rates:
     bandwidth: Mapping[int, float]
 
     def floor(self, flops: Mapping[str, int], size: int) -> float:
-        """Return the least possible seconds: the larger of the times for the FLOPs and for the bytes.
+        """Return the larger of the times (s) that these FLOPs and bytes take at the measured rates.
 
         Args:
             flops: floating-point operations by dtype; dtypes that were not measured take no time.

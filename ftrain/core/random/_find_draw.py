@@ -181,7 +181,7 @@ class _Tracer:
         return [Draw(tuple(dict.fromkeys(found)), line) for line, found in names.items()]
 
     def begin_operator(self) -> None:
-        """Exclude what other threads have drawn so far from the search; called before each operator."""
+        """Ignore the earlier draws of other threads; called before each operator."""
         if self._has_others and self._has_waited():
             raise _Waited
         self._forgive()  # `_profile` has already processed the frame of the mode

@@ -113,7 +113,7 @@ class KeyedOperators(DispatchMode):
 
 
 def _decide(func: Any) -> Action:
-    """Choose how to run an operator (with a key, with a check that it draws nothing, unchanged)."""
+    """Choose how to run an operator: with a key, with a check that it draws nothing, or unchanged."""
     if isinstance(func, HigherOrderOperator) or func.namespace not in _TAGGED:
         action: Action = _check if not _is_drawing(func) else _draw
     else:
