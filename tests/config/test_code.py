@@ -77,10 +77,10 @@ def test_code_in_a_run_of_the_same_user_causes_no_note(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
     for arguments in ON_RUNS[:2]:
-        assert "note" not in said(capsys, *arguments)
+        assert "note:" not in said(capsys, *arguments)
     (folder / "run").rename(folder / "moved")
-    assert "note" not in said(capsys, "eval", "moved")
-    assert "note" not in said(capsys, "train", "own.yaml", "--dry-run")
+    assert "note:" not in said(capsys, "eval", "moved")
+    assert "note:" not in said(capsys, "train", "own.yaml", "--dry-run")
 
 
 def test_note_names_another_users_run_and_its_code_before_the_code_runs(
@@ -107,7 +107,7 @@ def test_note_names_another_users_run_and_its_code_before_the_code_runs(
     line("run/config.yaml: expected a regular file, got a pipe")
     (folder / "run/.origin").unlink()
     assert "note: run has no record" in said(capsys, "resume", "run", "epochs=2")
-    assert "note" not in said(capsys, "eval", "run")  # the resumed run is one's own
+    assert "note:" not in said(capsys, "eval", "run")  # the resumed run is one's own
 
 
 @pytest.mark.parametrize("arguments", ON_RUNS, ids=lambda arguments: arguments[0])
@@ -130,7 +130,7 @@ def test_option_no_code_refuses_each_key_that_names_code_and_runs_none(
             in found
         )
     assert not (folder / "executed").exists()
-    assert "note" not in found
+    assert "note:" not in found
     assert "antigravity" not in sys.modules
 
 
@@ -184,7 +184,7 @@ def test_code_named_on_the_command_line_causes_no_note(
 ) -> None:
     assert main(["train", "built_in.yaml", "output_dir=plain"]) == 0
     (folder / "plain/.origin").unlink()
-    assert "note" not in said(capsys, "eval", "plain", "model=model.py:Net")
+    assert "note:" not in said(capsys, "eval", "plain", "model=model.py:Net")
 
 
 @pytest.mark.parametrize(
