@@ -15,6 +15,12 @@ import torch
 from torch.autograd import forward_ad
 
 from ftrain.core import _torch, tree
+from ftrain.core._accumulated import (
+    accumulated,
+    refuse_accumulated,
+    refuse_called_backward,
+    with_accumulated,
+)
 from ftrain.core._graph_leaves import (
     Survey,
     innermost,
@@ -165,10 +171,12 @@ def _by_autograd(
         if require:
             gradient.copy_hooks()
         start = _torch.sequence_number()
+        leaves_before = accumulated(leaves) if given else []
         with _one_thread() if outside else contextlib.nullcontext():
             value, aux = checked(inputs)
         if outside_leaves is not None:
             outside_leaves += unknown_leaves([value], inputs, ends=inputs)
+            refuse_called_backward(inputs, name)
         cotangent = None if seed is None else seed(aux)
         keep = differentiable or given
         if outside or keep or _must_survey(outside_leaves):
@@ -181,6 +189,12 @@ def _by_autograd(
             grads: Sequence[torch.Tensor | None] = leaves and torch.autograd.grad(
                 value, inputs, cotangent, create_graph=keep, allow_unused=True
             )
+        if given:
+            refuse_accumulated(leaves_before, leaves, name)
+        elif keep:
+            refuse_accumulated([(None, 0)] * len(inputs), inputs, name)
+        else:
+            grads = with_accumulated(grads, inputs)
     if leaves and all(grad is None for grad in grads):
         raise _independent(name)
     if not keep:
