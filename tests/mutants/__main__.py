@@ -134,11 +134,14 @@ class _Judge:
         stages: list[tuple[dict[str, float], int | None]] = []
         if is_traced:
             stages.append((first, lines.EXAMPLES))
+        ran = set(first) if is_traced else set()
         if is_traced and self._budget > 0:
-            stages.append((_within(others, self._budget), lines.EXAMPLES))
+            more = _within(others, self._budget)
+            ran |= set(more)
+            stages.append((more, lines.EXAMPLES))
         if self._budget > 0:
             # All cases of the functions, and as many examples of a property as it asks for.
-            stages.append((_within(self._found.whole(tests), self._budget), None))
+            stages.append((_within(self._found.whole(tests, ran), self._budget), None))
         for chosen, examples in stages:
             if chosen and outcome.result in (NOT_RUN, SURVIVED):
                 given = [*chosen, *(f"--deselect={test}" for test in self._without)]
@@ -151,8 +154,8 @@ class _Judge:
                         raise RuntimeError(f"expected tests that pytest can run, got {chosen}")
                     if control.result == TIMED_OUT:
                         outcome = Outcome(SURVIVED)
-        # Files of tests that name the module, those with marks too. They were not traced.
-        files = relatives(name) if self._budget > 0 else []
+        # Files of tests nearest to the function, those with marks too. They were not traced.
+        files = relatives(name, mutant.function) if self._budget > 0 else []
         if files and outcome.result in (NOT_RUN, SURVIVED):
             given = [*files, *(f"--deselect={test}" for test in self._without)]
             judged = trial(install, given, 2 * self._budget, marks="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import math
@@ -9,7 +10,7 @@ import os
 import random
 import signal
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ import pytest
 
 from tests.mutants.subjects import CORE, MARKS, ROOT
 from tests.mutants.swap import import_tests
-from tests.mutants.trial import WithoutShrinking, forked, run_pytest
+from tests.mutants.trial import WithoutShrinking, forked, is_property, run_pytest
 
 __all__ = ["BETWEEN_TESTS", "EXAMPLES", "Lines", "Tests", "of_files", "record", "with_own_lines"]
 
@@ -54,20 +55,28 @@ class Lines:
         lines: the tests of each line in a function of each file; also `BETWEEN_TESTS`.
         seconds: the seconds of a processor that each test takes which passed, traced.
         cases: the number of cases of each parametrized test, of which few were traced.
+        properties: the tests of which few examples were traced.
     """
 
     lines: dict[str, dict[int, list[str]]]
     seconds: dict[str, float]
     cases: dict[str, int] = field(default_factory=dict)
+    properties: set[str] = field(default_factory=set)
 
-    def whole(self, tests: Sequence[str]) -> dict[str, float]:
-        """Return the functions of these tests, with the seconds that all of their cases take."""
+    def whole(self, tests: Sequence[str], ran: Collection[str] = ()) -> dict[str, float]:
+        """Return the functions of these tests, with the seconds that all of their cases take.
+
+        Functions without further examples or cases than those that ran are left out.
+        """
         functions: dict[str, list[float]] = defaultdict(list)
         for test in tests:
             functions[test.partition("[")[0]].append(self.seconds[test])
+        finished = Counter(test.partition("[")[0] for test in ran)
+        cases = {function: self.cases.get(function, len(of)) for function, of in functions.items()}
         return {
-            function: sum(traced) / len(traced) * self.cases.get(function, len(traced))
+            function: sum(traced) / len(traced) * cases[function]
             for function, traced in functions.items()
+            if function in self.properties or finished[function] < cases[function]
         }
 
     def tests_of(self, path: str, lines: tuple[int, int], scope: tuple[int, int]) -> Tests:
@@ -118,11 +127,13 @@ class Lines:
 def of_files(files: Sequence[str], saved: Path, again: bool = False) -> Lines:
     """Return the lines that files of tests run, traced or read from the folder `saved`.
 
-    A file is traced if it has not been, or if it or a module of `ftrain/core` that it runs has changed
-    since; all are if `again`.
+    A file is traced if it has not been, or if it has changed since; all are if `again`. Docstrings are
+    traced again after each change of `ftrain/core`. The lines of a module that has changed since a file
+    was traced are found by comparing both sources: a line without a counterpart counts as not traced, so
+    that a mutant in it gets the tests of the function around it.
     """
     paths = {file: saved / f"{file.replace('/', '.')}.json" for file in files}
-    stale = [file for file, path in paths.items() if again or _read(path) is None]
+    stale = [file for file, path in paths.items() if again or _read(file, path) is None]
 
     def trace() -> dict[str, Any]:
         import_tests(stale)
@@ -135,7 +146,7 @@ def of_files(files: Sequence[str], saved: Path, again: bool = False) -> Lines:
         found = forked(trace, LIMIT, idle=math.inf)  # it waits for forks of its own
         if found.get("code") != 0:
             raise RuntimeError(f"expected to trace all files, got {found}. Run one with pytest.")
-    parts = [_read(path) for path in paths.values()]
+    parts = [_read(file, path) for file, path in paths.items()]
     if None in parts:
         raise RuntimeError("expected no file to change while it is traced. Run it again.")
     return _merged([part for part in parts if part is not None])
@@ -157,17 +168,35 @@ def _merged(parts: Sequence[Lines]) -> Lines:
             for line, tests in of_file.items():
                 lines[path][line] += tests
     seconds = {test: s for part in parts for test, s in part.seconds.items()}
-    return Lines(lines, seconds, {f: n for part in parts for f, n in part.cases.items()})
+    cases = {f: n for part in parts for f, n in part.cases.items()}
+    return Lines(lines, seconds, cases, {f for part in parts for f in part.properties})
 
 
-def _read(path: Path) -> Lines | None:
-    """Return what was saved; None if there is nothing, or if a file has changed since."""
+def _read(file: str, path: Path) -> Lines | None:
+    """Return what was saved; None if there is nothing, or if the file has changed since."""
     if not path.exists():
         return None
-    found = json.loads(path.read_text())
-    if any(_digest(Path(name)) != digest for name, digest in found["digests"].items()):
+    saved = json.loads(path.read_text())
+    found, digests, test = _from_json(saved), saved["digests"], ROOT / file
+    changed = [name for name, digest in digests.items() if _digest(Path(name)) != digest]
+    if str(test) in changed or (changed and test.is_dir()):
         return None
-    return _from_json(found)
+    for name in changed:
+        source = _source(path.parent, digests[name])
+        if not source.exists():
+            return None
+        now = Path(name).read_text() if Path(name).exists() else ""
+        moved = _moved(source.read_text(), now)
+        of_file = found.lines.pop(name)
+        found.lines[name] = {moved[line]: of_file[line] for line in of_file.keys() & moved.keys()}
+    return found
+
+
+def _moved(before: str, now: str) -> dict[int, int]:
+    """Return the number that each line of a source has now, for lines that are still there."""
+    lines = before.splitlines(), now.splitlines()
+    blocks = difflib.SequenceMatcher(None, *lines, autojunk=False).get_matching_blocks()
+    return {a + i + 1: b + i + 1 for a, b, size in blocks for i in range(size)}
 
 
 def _write(found: Lines, file: str, path: Path) -> None:
@@ -177,9 +206,19 @@ def _write(found: Lines, file: str, path: Path) -> None:
         "lines": found.lines,
         "seconds": found.seconds,
         "cases": found.cases,
+        "properties": sorted(found.properties),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
+    for name in found.lines:
+        source = _source(path.parent, content["digests"][name])
+        source.parent.mkdir(exist_ok=True)
+        source.write_bytes(Path(name).read_bytes())
+
+
+def _source(saved: Path, digest: str) -> Path:
+    """Return the file that keeps a source of `ftrain/core` as it was when tests were traced."""
+    return saved / "sources" / f"{digest}.py"
 
 
 def _digest(path: Path) -> str:
@@ -188,7 +227,7 @@ def _digest(path: Path) -> str:
 
 def _from_json(found: dict[str, Any]) -> Lines:
     lines = {p: {int(n): t for n, t in of.items()} for p, of in found["lines"].items()}
-    return Lines(lines, found["seconds"], found["cases"])
+    return Lines(lines, found["seconds"], found["cases"], set(found["properties"]))
 
 
 def _record(tests: Sequence[str]) -> dict[str, Any]:
@@ -211,7 +250,8 @@ def _record(tests: Sequence[str]) -> dict[str, Any]:
     for of_file in lines.values():
         for line, tests in of_file.items():
             of_file[line] = [test for test in tests if test in kept]
-    return {"code": code, "lines": lines, "seconds": seconds, "cases": contexts.cases}
+    counted = {"cases": contexts.cases, "properties": contexts.properties}
+    return {"code": code, "lines": lines, "seconds": seconds, **counted}
 
 
 def with_own_lines(
@@ -244,6 +284,7 @@ class _Contexts:
     def __init__(self, tracer: Any) -> None:
         self.seconds: dict[str, float] = {}
         self.cases: dict[str, int] = {}
+        self.properties: list[str] = []
         self._spent: Counter[str] = Counter()
         self._tracer = tracer
         self._failed = self._stopped = False
@@ -254,6 +295,7 @@ class _Contexts:
         for item in items:
             of_function[item.nodeid.partition("[")[0]].append(item)
         self.cases = {function: len(cases) for function, cases in of_function.items()}
+        self.properties = [name for name, cases in of_function.items() if is_property(cases[0])]
         draw = random.Random(0)
         items[:] = [
             item for cases in of_function.values() for item in draw.sample(cases, len(cases))

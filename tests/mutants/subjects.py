@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -20,6 +21,8 @@ JUDGES = (
     "tests/laws",
     "tests/compile",
 )
+# Files that may contain a word for it to choose tests.
+_FEW = 6
 
 
 def subjects() -> dict[str, Path]:
@@ -42,19 +45,50 @@ def judges() -> list[str]:
     return found
 
 
-def relatives(name: str) -> list[str]:
-    """Return the files of tests that are named after a module, or that name it if it is private."""
+def relatives(name: str, function: str = "") -> list[str]:
+    """Return the files of tests, in all folders, that are nearest to a function of a module.
+
+    First the files named after the module, or that name it if it is private. Then those that name the
+    function or a class around it, and those named after a module outside `ftrain/core` that does, if
+    they are few: a word that many files contain says little.
+
+    Args:
+        name: the module, such as `random.keys`.
+        function: the qualified name of the function; "" for none.
+    """
     last = name.rpartition(".")[2]
-    word = re.compile(rf"\b{last}\b")
-    return [
-        str(file.relative_to(ROOT))
-        for file in sorted((ROOT / "tests").rglob("test_*.py"))
-        if file.parent.name != "mutants"
-        and (
-            file.stem.removeprefix("test_") == last.strip("_")
-            or (last.startswith("_") and word.search(file.read_text()))
-        )
+    words = _words(str(ROOT / "tests"))
+    tests = [
+        file for file in words if Path(file).stem.startswith("test_") and "/mutants/" not in file
     ]
+
+    def named(*stems: str) -> list[str]:
+        return [file for file in tests if Path(file).stem.removeprefix("test_") in stems]
+
+    found = named(last.strip("_"))
+    if last.startswith("_"):
+        found += [file for file in tests if last in words[file]]
+    code = _words(str(CORE.parent))
+    outside = [file for file in code if not file.startswith("ftrain/core/")]
+    for part in (*reversed(function.split(".")), last):
+        naming = [file for file in tests if part in words[file]]
+        is_word = part.strip("_").isalpha() and part.islower()  # perhaps English, as `written`
+        found += naming if len(naming) <= _FEW and not is_word else []
+        users = [Path(file).stem for file in outside if part in code[file]]
+        if len(users) <= _FEW and not is_word:
+            hidden = {stem for stem in users if stem.startswith("_")}  # tested through their users
+            users += [Path(file).stem for file in outside if hidden & code[file]]
+            found += named(*(stem.strip("_") for stem in users))
+    return list(dict.fromkeys(found))
+
+
+@cache
+def _words(folder: str) -> dict[str, frozenset[str]]:
+    """Return the words of each Python file of a folder."""
+    return {
+        str(file.relative_to(ROOT)): frozenset(re.findall(r"\w+", file.read_text()))
+        for file in sorted(Path(folder).rglob("*.py"))
+    }
 
 
 def _name(path: Path) -> str:

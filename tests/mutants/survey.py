@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests.mutants import harmless
 from tests.mutants.harmless import HARMLESS
 from tests.mutants.mutations import Mutant
 from tests.mutants.trial import KILLED, SURVIVED, TIMED_OUT
@@ -52,8 +53,12 @@ class Result:
 
     @property
     def reason(self) -> str | None:
-        """The reason why no test need find this mutant, out of `HARMLESS`."""
-        return HARMLESS.get((self.module, self.function, self.before, self.after))
+        """The reason why no test need find this mutant, out of `harmless.py`."""
+        return harmless.reason(*self._name)
+
+    @property
+    def _name(self) -> tuple[str, str, str, str]:
+        return self.module, self.function, self.before, self.after
 
 
 def key(module: str, mutant: Mutant) -> Key:
@@ -83,17 +88,17 @@ def report(results: Sequence[Result], population: int) -> str:
     lines.append(f"{'all':28}" + "".join(f"{counts[column]:>11}" for column in columns))
     alive = [each for each in results if not each.is_killed]
     killed = len(results) - len(alive)
-    harmless = sum(each.reason is not None for each in alive)
+    explained = sum(each.reason is not None for each in alive)
     lines += [
         "",
         f"{len(results)} of {population} mutants were tried.",
         _share("killed of all", killed, len(results)),
-        _share(f"killed of all but {harmless} harmless ones", killed, len(results) - harmless),
-        f"{len(alive) - harmless} are not killed and not explained.",
+        _share(f"killed of all but {explained} harmless ones", killed, len(results) - explained),
+        f"{len(alive) - explained} are not killed and not explained.",
         *(
             f"explained as harmless, but killed by {each.test}; delete it from `HARMLESS`: {each.key}"
             for each in results
-            if each.result == KILLED and each.reason is not None
+            if each.result == KILLED and each._name in HARMLESS
         ),
     ]
     return "\n".join(lines)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import random
 import subprocess
@@ -17,10 +18,10 @@ from hypothesis import given, settings
 
 from tests.mutants import lines, trial
 from tests.mutants.__main__ import _by_file, _spread, _within
-from tests.mutants.harmless import HARMLESS
+from tests.mutants.harmless import HARMLESS, STRICT, reason
 from tests.mutants.lines import BETWEEN_TESTS, Lines, with_own_lines
 from tests.mutants.mutations import mutants
-from tests.mutants.subjects import subjects
+from tests.mutants.subjects import ROOT, relatives, subjects
 from tests.mutants.survey import NOT_RUN, Result, interval, report
 from tests.mutants.swap import changed_functions, functions_of, swap, swappable
 from tests.mutants.trial import KILLED, SURVIVED, WithoutShrinking
@@ -93,6 +94,41 @@ def test_parametrized_cases_that_cover_no_new_line_are_left_out() -> None:
     lines = {"a.py": {1: ["t[1]", "t[2]", "t[3]", "u"], 2: ["t[3]"]}, "b.py": {1: ["t[2]", "t[3]"]}}
     assert with_own_lines(lines, ["t[1]", "t[2]", "t[3]", "u"]) == {"t[1]", "t[2]", "t[3]", "u"}
     assert with_own_lines(lines, ["t[3]", "t[1]", "t[2]", "u", "v"]) == {"t[3]", "u", "v"}
+
+
+def test_lines_of_a_module_that_has_changed_keep_their_tests_by_their_text(tmp_path: Path) -> None:
+    before, now = "a = 1\nb = 2\nc = 3\n", "new = 0\na = 1\nb = 4\nc = 3\n"
+    assert lines._moved(before, now) == {1: 2, 3: 4}
+    module, saved = tmp_path / "module.py", tmp_path / "saved.json"
+    module.write_text(before)
+    test = str(Path(__file__).relative_to(ROOT))
+    lines._write(Lines({str(module): {1: ["t"], 2: ["u"]}}, {"t": 1.0}), test, saved)
+    module.write_text(now)
+    found = lines._read(test, saved)
+    assert found is not None
+    assert found.lines == {str(module): {2: ["t"]}}
+    # Docstrings are tests that change with the modules, so a folder of them is traced again.
+    lines._write(Lines({str(module): {1: ["t"]}}, {"t": 1.0}), "ftrain/core", saved)
+    assert lines._read("ftrain/core", saved) is not None
+    module.write_text(before)
+    assert lines._read("ftrain/core", saved) is None
+
+
+def test_functions_whose_cases_all_ran_are_not_run_again_unless_they_are_properties() -> None:
+    seconds = {"plain": 1.0, "cases[1]": 2.0, "cases[2]": 4.0, "few[1]": 1.0, "law": 1.0}
+    found = Lines({}, seconds, {"plain": 1, "cases": 2, "few": 9, "law": 1}, {"law"})
+    assert found.whole(list(seconds), ran=list(seconds)) == {"few": 9.0, "law": 1.0}
+    assert found.whole(["plain", "cases[1]"], ran=["cases[1]"]) == {"plain": 1.0, "cases": 4.0}
+
+
+def test_test_files_of_other_folders_that_name_a_function_or_use_its_module_are_chosen() -> None:
+    assert relatives("_file_output")[0] == "tests/core/test_file_output.py"
+    assert "tests/distributed/test_launch.py" in relatives("_torch_stores", "tcp_store")
+    # Used by a private module, which is tested through the one that imports it.
+    assert "tests/distributed/test_fully_sharded.py" in relatives(
+        "_torch_tensors", "has_call_hooks"
+    )
+    assert "tests/checkpoint/test_save.py" not in relatives("tree", "leaves")
 
 
 @pytest.mark.filterwarnings("ignore:No data was collected")
@@ -172,6 +208,19 @@ def test_number_of_hypothesis_examples_is_limited_after_the_import_of_a_test() -
         counted: list[int] = []
         function()
         assert 0 < len(counted) <= most
+
+
+def test_strict_is_an_argument_of_zip_only_so_that_a_dropped_check_is_harmless() -> None:
+    calls = [
+        ast.unparse(node.func)
+        for path in subjects().values()
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call) and any(each.arg == "strict" for each in node.keywords)
+    ]
+    assert set(calls) == {"zip"}
+    pair = "zip(a, b, strict=True), x(True)", "zip(a, b, strict=False), x(True)"
+    assert reason("norm", "f", *pair) == STRICT
+    assert reason("norm", "f", pair[0], "zip(a, b, strict=True), x(False)") is None
 
 
 def test_each_listed_harmless_mutant_matches_exactly_one_mutant_of_the_source() -> None:

@@ -35,6 +35,7 @@ __all__ = [
     "failures",
     "forked",
     "importing",
+    "is_property",
     "passed_on",
     "prepare",
     "run_pytest",
@@ -216,6 +217,11 @@ def _processor_time(group: int) -> float:
     return (
         ticks / os.sysconf("SC_CLK_TCK") if Path("/proc/self/stat").exists() else time.monotonic()
     )
+
+
+def is_property(item: Any) -> bool:
+    """Return True if a test that pytest has collected is run on examples of Hypothesis."""
+    return hasattr(getattr(item, "function", None), SETTINGS)
 
 
 class WithoutShrinking:
