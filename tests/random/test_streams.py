@@ -8,16 +8,19 @@ tests.random.test_streams` writes it anew, which only a deliberate change of the
 from __future__ import annotations
 
 import json
+import random as python
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+import ftrain
 from ftrain import random
 from ftrain.core.random import _families, keyed
 from tests.random import test_operator_mode as by_operator
@@ -49,6 +52,22 @@ FAMILIES: dict[str, Callable[[], Tensor]] = {
 }
 
 
+class NumpyLayer(nn.Module):
+    """A layer that draws its weights from the global generators of NumPy and of Python."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.as_tensor(numpy.random.uniform(-1, 1, (40, 50))))
+        self.bias = nn.Parameter(torch.tensor([python.uniform(-1, 1) for _ in range(50)]))
+
+
+#: Models whose initial weights belong to the key.
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "stock layers": lambda: nn.Sequential(nn.Linear(40, 50), nn.GRU(50, 9), nn.Embedding(30, 9)),
+    "weights by NumPy": NumpyLayer,
+}
+
+
 def _by_operator(call: Callable[[], Any]) -> Any:
     with by_operator.operators(KEY):
         return call()
@@ -66,6 +85,10 @@ STREAMS: dict[str, Callable[[], Any]] = {
         for name, (call, _, _) in by_operator.CASES.items()
     },
     **{f"family {name}": call for name, call in FAMILIES.items()},
+    **{
+        f"model of {name}": lambda of=of: ftrain.bind(of).init(KEY)[0]
+        for name, of in MODELS.items()
+    },
 }
 
 
