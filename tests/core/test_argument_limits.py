@@ -1,10 +1,10 @@
-"""An argument is accepted at the end of its range, and refused one step beyond it."""
+"""An argument is accepted at the end of its range, and refused beyond it or for another reason."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -92,6 +92,87 @@ def test_argument_is_accepted_at_its_limit_and_refused_beyond(name: str) -> None
     call(last)
     with pytest.raises(ValueError, match="expected"):
         call(beyond)
+
+
+class Rows(nn.Module):
+    """A loss's argument that is not used."""
+
+
+def loss(value: object) -> object:
+    steps = ftrain.make_steps(nn.Linear(1, 1), lambda m, b: value, optim.sgd(0.1))
+    return steps.train_step(steps.init_state(0), torch.zeros(1))
+
+
+SCALAR, DTYPES = torch.tensor(1.0), (torch.bool, torch.float32, torch.complex64)
+
+#: Refusals for more than one reason: calls that have one of the reasons each.
+REASONS: dict[str, tuple[Callable[[Any], object], Sequence[object]]] = {
+    "dtype of a seed": (lambda d: random.key(torch.zeros((), dtype=d)), DTYPES),
+    "dtype of a fold": (lambda d: random.fold_in(KEY, torch.zeros((), dtype=d)), DTYPES),
+    "number of keys": (lambda n: random.split(KEY, n), ("a", 1.5, (1, 2.0), (1, -1), (-1, 1))),
+    "array of keys": (
+        lambda k: random.split(k), (KEY.float(), KEY[0], KEY[None], torch.zeros(3, dtype=torch.int32))
+    ),
+    "key": (
+        lambda k: random.fold_in(k, 0), (KEY.float(), KEY[0], torch.zeros(3, dtype=torch.int32))
+    ),
+    "dtype of a bound": (
+        lambda d: random.randint(KEY, (2,), 0, torch.ones((), dtype=d)),
+        (torch.uint64, torch.float32, torch.complex64),
+    ),
+    "logits": (lambda x: random.categorical(KEY, x), ([1.0, 2.0], SCALAR)),
+    "weights": (lambda p: random.choice(KEY, 2, p=p), ([0.5, 0.5], torch.ones(3), SCALAR)),
+    "dtype of signs": (
+        lambda d: random.rademacher(KEY, (2,), d), (torch.complex64, torch.uint8, torch.bool)
+    ),
+    "parameters": (lambda a: random.dirichlet(KEY, a), ([1.0], SCALAR, torch.ones(3, 0))),
+    "real parameters": (
+        lambda d: random.gamma(KEY, torch.ones(2, dtype=d)), (torch.complex64, torch.bool)
+    ),
+    "mean": (lambda m: random.multivariate_normal(KEY, m, torch.eye(2)), ([0.0, 0.0], SCALAR)),
+    "exponent": (lambda p: random.ball(KEY, 2, p), ("2", -1.0)),
+    "shape of a result": (
+        lambda shape: random.gamma(KEY, torch.ones(2, 3), shape), ((3,), (2, 2), (3, 3))
+    ),
+    "factory": (
+        lambda options: drawn(lambda: torch.rand(2, **options)),
+        ({"layout": torch.sparse_coo}, {"names": ("a",)}),
+    ),
+    "index": (lambda i: ftrain.switch(i, [abs, abs], SCALAR), (True, 1.0, "a")),
+    "index tensor": (
+        lambda d: ftrain.switch(torch.zeros((), dtype=d), [abs, abs], SCALAR), DTYPES
+    ),
+    "condition": (
+        lambda found: ftrain.while_loop(lambda _: found, lambda x: x, SCALAR), (True, SCALAR.int())
+    ),
+    "updates": (
+        lambda delta: optim.apply_updates({"w": SCALAR}, {"w": delta}), (0.5, SCALAR.int())
+    ),
+    "target of remat": (ftrain.remat, (3, Rows)),
+    "scan's result": (
+        lambda out: ftrain.scan(lambda c, _: out, SCALAR, length=2), (SCALAR, (SCALAR,), (SCALAR,) * 3)
+    ),
+    "loss": (loss, (0.5, torch.zeros(2), None)),
+    "mean loss": (
+        loss,
+        (
+            ftrain.Mean(0.5, SCALAR), ftrain.Mean(SCALAR, 0.5),  # type: ignore[arg-type]
+            ftrain.Mean(torch.zeros(2), SCALAR), ftrain.Mean(SCALAR, torch.zeros(2)),
+        ),
+    ),
+    "accumulate": (steps, (1.5, "2", 0)),
+    "argument of a gradient": (
+        ftrain.value_and_grad(lambda x: SCALAR), (0.5, SCALAR.int(), SCALAR.bool(), [SCALAR, 1])
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REASONS)
+def test_argument_is_refused_for_each_of_several_reasons_alone(name: str) -> None:
+    call, arguments = REASONS[name]
+    for argument in arguments:
+        with pytest.raises((TypeError, ValueError), match="expected"):
+            call(argument)
 
 
 @pytest.mark.parametrize(
