@@ -191,8 +191,8 @@ def check_memory(
         if any(s == 0 and n > 1 for s, n in zip(leaf.stride(), leaf.shape, strict=True)):
             raise DonationError(
                 f"`{name}` ({describe(leaf)}) is expanded: several of its elements share one memory "
-                "location, so it cannot be written to. Use .clone(memory_format="
-                "torch.contiguous_format) where it is made."
+                "location, so it cannot be written to. Give each element its own: "
+                "tensor.clone(memory_format=torch.contiguous_format)."
             )
         address = storage_of(leaf)
         if address and address in owners:
