@@ -34,8 +34,10 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 
 # Before torch is imported, and for the processes that tests start. Bits on the CPU depend on the number
 # of threads; more than one only slows tests this small, above all where waiting threads keep a core.
@@ -50,6 +52,9 @@ for _name in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES"):
 # A shell without job control starts background processes with SIGINT ignored, and a run respects that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Those of pytest-xdist, in its workers.
+_FIRST_THREADS = sys._current_frames().keys() - {threading.get_ident()}
 
 # Before torch is imported: the cache must not be shared with another process that could clean it.
 _OWN_CACHE = "TORCHINDUCTOR_CACHE_DIR" not in os.environ
@@ -124,6 +129,42 @@ def pytest_collect_file(file_path: Path) -> Iterator[None]:
 def _own_import_path(monkeypatch):
     """Restore the import path after each test, because spawned processes inherit it."""
     monkeypatch.setattr(sys, "path", list(sys.path))
+
+
+@pytest.fixture(autouse=True)
+def _frozen_objects(monkeypatch):
+    """Freeze modules and items again after a test whose code unfreezes them.
+
+    Otherwise each collection of the following tests takes a second.
+    """
+    unfreeze, calls = gc.unfreeze, []
+    # `gc.get_freeze_count` would take 0.1 s.
+    monkeypatch.setattr(gc, "unfreeze", lambda: calls.append(unfreeze()))
+    yield
+    if calls:
+        gc.freeze()
+
+
+def without_older_threads() -> Callable[[], dict[int, FrameType]]:
+    """Return `sys._current_frames` without the threads, other than this, that exist now."""
+    frames, older = sys._current_frames, threading.enumerate()
+    this = threading.get_ident()
+
+    def newer() -> dict[int, FrameType]:
+        hidden = _FIRST_THREADS | {thread.ident for thread in older if thread.is_alive()}
+        return {thread: at for thread, at in frames().items() if thread not in hidden - {this}}
+
+    return newer
+
+
+@pytest.fixture(autouse=True)
+def _only_threads_of_the_test(monkeypatch):
+    """Hide the threads that are older than the test: those of xdist, tqdm and inductor draw nothing.
+
+    Beside a thread that may draw, ftrain searches for an unkeyed draw eight times, and compares
+    generators at every instruction: 17 s instead of 1 s for each compiled step that is refused.
+    """
+    monkeypatch.setattr(sys, "_current_frames", without_older_threads())
 
 
 def pytest_unconfigure() -> None:

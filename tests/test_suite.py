@@ -1,0 +1,51 @@
+"""Test what `conftest.py` sets up for every test."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import pytest
+
+from ftrain.core.random._find_draw import is_alone
+from tests import conftest
+
+
+def test_search_for_draws_counts_only_threads_that_the_test_has_started() -> None:
+    """A worker of pytest-xdist has a thread of its own."""
+    assert is_alone()
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    assert not is_alone()
+    done.set()
+    thread.join()
+    assert is_alone()
+
+
+def test_thread_that_the_test_has_started_is_not_alone() -> None:
+    found: list[bool] = []
+    thread = threading.Thread(target=lambda: found.append(is_alone()))
+    thread.start()
+    thread.join()
+    assert found == [False]
+
+
+def test_threads_left_by_an_earlier_test_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait)
+    thread.start()
+    assert not is_alone()
+    monkeypatch.setattr("sys._current_frames", conftest.without_older_threads())
+    assert is_alone()
+    done.set()
+    thread.join()
+
+
+def test_code_under_test_can_unfreeze_objects() -> None:
+    gc.unfreeze()
+    assert gc.get_freeze_count() == 0
+
+
+def test_objects_that_the_test_above_unfroze_are_frozen_again() -> None:
+    assert gc.get_freeze_count() > 100_000
