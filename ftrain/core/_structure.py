@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ftrain.core import _torch
+from ftrain.core._reachable_objects import reach
 from ftrain.core._torch_scripted import is_scripted
 from ftrain.core._torch_tensors import storage_id
 
@@ -87,8 +88,16 @@ def build(factory: Callable[[], nn.Module]) -> nn.Module:
 
 
 def copied(module: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """Return a deep copy of a module, whose submodules may be nested to any depth."""
+    """Return a deep copy of a module, whose submodules may be nested to any depth.
+
+    Results of an earlier forward pass that the module keeps with their graph (`self.features = h`, the
+    weight of a pruned layer) have no copy in torch. Their copies are leaves that require a gradient:
+    if a loss reads one before the forward pass replaces it, the step raises.
+    """
     memo = {} if memo is None else memo
+    for _, tensor in reach([("", module)]).tensors:
+        if not tensor.is_leaf and id(tensor) not in memo:
+            memo[id(tensor)] = tensor.detach().clone().requires_grad_()
     copy_of = module
     # Children are copied first, so that deepcopy finds them in its memo and recurses only one module
     # deep.
