@@ -20,6 +20,7 @@ from ftrain.core._differentiate import differentiate
 from ftrain.core._hooks import Hooks, hooked, note_call, parameter_hooks
 from ftrain.core._loop_bodies import own_memory
 from ftrain.core._loss_notes import note_arguments
+from ftrain.core._not_copied import NotCopied
 from ftrain.core._own_modes import in_training_mode
 from ftrain.core._row_buffers import copy_of
 from ftrain.core._skeleton import Skeleton, skeleton_of
@@ -42,7 +43,7 @@ from ftrain.core.random._watch import Watch
 __all__ = ["Bound", "bind", "value_and_grad"]
 
 
-class Bound:
+class Bound(NotCopied):
     """Module as a pure function of its tensors and a key; see `bind`.
 
     Attributes:

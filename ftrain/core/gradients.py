@@ -18,6 +18,7 @@ from ftrain.core._checks import check_batch, check_state, isolated, without_auto
 from ftrain.core._loss import LossFn, WatchedLoss
 from ftrain.core._loss_notes import refuse_torch_loss
 from ftrain.core._mean_loss import GradReduce, MeanLoss
+from ftrain.core._not_copied import NotCopied
 from ftrain.core._raise_nonfinite import require_finite
 from ftrain.core._skip_nonfinite import Gate
 from ftrain.core._words import brief
@@ -66,7 +67,7 @@ class GradientResult(NamedTuple):
 
 
 @dataclass(frozen=True)
-class GradientFn:
+class GradientFn(NotCopied):
     """Function `(state, batch) -> GradientResult`, with `closures` for optimizers that call the loss."""
 
     _result: Callable[[TrainState, Any], GradientResult]

@@ -23,6 +23,7 @@ from ftrain.core._checks import checked, isolated
 from ftrain.core._loss import LossFn
 from ftrain.core._mean_loss import GradReduce
 from ftrain.core._new_memory import copied
+from ftrain.core._not_copied import NotCopied
 from ftrain.core._skip_nonfinite import gated
 from ftrain.core._torch_levels import is_batched
 from ftrain.core._torch_tensors import BatchNorm, InstanceNorm
@@ -70,7 +71,7 @@ class Composition:
 
 
 @dataclass(frozen=True, eq=False)
-class TrainStep:
+class TrainStep(NotCopied):
     """Function `(state, batch) -> (state, metrics)` that composes `gradients`, `update` and `commit`.
 
     Attributes:

@@ -21,6 +21,7 @@ import torch
 from torch import fx
 
 from ftrain.core import _torch, tree
+from ftrain.core._not_copied import NotCopied
 from ftrain.core._short_traceback import shortened
 from ftrain.core.compile import _donate, _ownership
 from ftrain.core.compile._call import Call, global_settings
@@ -45,7 +46,7 @@ _RECENT = 4  # number of programs whose guards are tried before the arguments ar
 _lock = threading.RLock()  # tracing sets global modes, so only one thread may trace at a time
 
 
-class Compiled(Generic[P, R]):
+class Compiled(NotCopied, Generic[P, R]):
     """Function that runs as one compiled program for each kind of arguments; made by `compile`.
 
     Attributes:
