@@ -218,4 +218,8 @@ def _scalar_remedy(loss: Any) -> str:
         )
     if isinstance(loss, dict):
         return "Return the loss first and named values second: return loss, metrics."
+    if isinstance(loss, (list, tuple)):
+        return (
+            "Return the loss, or a tuple of the loss and a dict of metrics: return loss, metrics."
+        )
     return "Reduce it: loss.mean()."

@@ -378,21 +378,21 @@ def on_device(value: torch.Tensor | float, device: torch.device | None) -> torch
 
 def _as_metric(name: str, value: Any, where: str, device: torch.device | None) -> Metric:
     if _is_metric(value):
-        own: Metric = tree.map(lambda x: _on_device_copy(x, device), value)
-        return own
+        return tree.map(lambda x: _on_device_copy(x, device), value)  # type: ignore[no-any-return]
     if isinstance(value, (int, float, torch.Tensor)):
         value = on_device(value, device)
-    if not isinstance(value, torch.Tensor):
-        raise TypeError(
-            f"metric {name!r} returned by {where}: expected a tensor, a number, or a metric such as "
-            f"ftrain.Mean(total, weight), got {a_or_an(type(value).__name__)} {value!r}. Return a 0-d "
-            "tensor, value.mean(), or values of each example."
-        )
-    if value.ndim:
-        return Unreduced(kept(value).clone())
-    if not value.is_floating_point():  # the sum of two bools would be a bool
-        value = value.to(torch.float32)
-    return BatchMean(kept(value).clone(), torch.ones_like(value))
+    if isinstance(value, torch.Tensor):
+        if value.ndim:
+            return Unreduced(kept(value).clone())
+        if value.is_floating_point():
+            return BatchMean(kept(value).clone(), torch.ones_like(value))
+        if not value.is_complex():  # the sum of two bools would be a bool
+            return _as_metric(name, value.to(torch.float32), where, device)
+    raise TypeError(
+        f"metric {name!r} returned by {where}: expected a real tensor, a number, or a metric such as "
+        f"ftrain.Mean(total, weight), got {a_or_an(type(value).__name__)} {value!r}. Return a real 0-d "
+        "tensor, value.mean() or value.abs(), or values of each example."
+    )
 
 
 def _on_device_copy(value: Any, device: torch.device | None) -> torch.Tensor:

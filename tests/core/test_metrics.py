@@ -95,3 +95,12 @@ def test_step_does_not_compute_the_value_of_a_metric() -> None:
     found = as_metrics({"a": {"b": Unread(torch.tensor(1.0))}}, "loss_fn")
     merged = found.merge(found).entries["a/b"]
     assert float(merged.total) == 2
+
+
+def test_complex_number_is_refused_as_a_metric_that_would_lose_its_imaginary_part() -> None:
+    with pytest.raises(TypeError, match=r"metric 'z' .*expected a real tensor.*value\.abs\(\)"):
+        as_metrics({"z": torch.tensor(1j)}, "loss_fn")
+    kept = as_metrics({"z": torch.tensor([1j, 2])}, "loss_fn")[
+        "z"
+    ]  # values of examples keep theirs
+    assert kept.tolist() == [1j, 2]

@@ -33,6 +33,11 @@ def loss_fn(model: Any, batch: Any) -> torch.Tensor:
         (lambda loss: loss.item(), r"got float\. .*left the graph, by \.item\(\)"),
         (lambda loss: None, r"got NoneType\. Is a `return` missing\?"),
         (lambda loss: {"loss": loss}, r"got dict\. .*return loss, metrics"),
+        (
+            lambda loss: (loss, {}, 1),
+            r"got tuple\. Return the loss, or a tuple of the loss and a dict",
+        ),
+        (lambda loss: [loss, {}], r"got list\. Return the loss, or a tuple of the loss and a dict"),
         (lambda loss: loss.expand(2), r"got float32\[2\]\. Reduce it: loss\.mean\(\)"),
     ],
 )
