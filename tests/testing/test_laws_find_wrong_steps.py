@@ -115,6 +115,26 @@ def test_check_skip_finds_a_step_that_is_not_skipped_and_refuses_a_batch_with_fi
         testing.check_skip(lambda s, b: (dict(s), {}), [torch.tensor([1])], state=STATE)
 
 
+def validated(model: Any, batch: Any) -> torch.Tensor:
+    normal = torch.distributions.Normal(model(batch["x"]), 1.0, validate_args=True)
+    return -normal.log_prob(batch["y"]).mean()
+
+
+@pytest.mark.parametrize(
+    ("loss_fn", "nonfinite", "reason"),
+    [(validated, "skip", "raised ValueError"), (masked_mean, "raise", "raised NonFiniteError")],
+)
+def test_check_all_reports_that_a_step_which_raises_for_a_poisoned_batch_skips_none(
+    loss_fn: Any, nonfinite: Any, reason: str
+) -> None:
+    steps = ftrain.make_steps(nn.Linear(4, 2), loss_fn, optim.sgd(0.1), nonfinite=nonfinite)
+    reports = testing.check_all(steps, masked_batches() * 2, fast=True)
+    assert not reports["skip"].applies
+    assert reason in str(reports["skip"].reason)
+    assert "Pass poison=" in str(reports["skip"].reason)
+    assert reports.passed
+
+
 # Law 7
 
 

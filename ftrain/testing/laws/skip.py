@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
+from ftrain.core._words import one_line
 from ftrain.core.state import TrainState
 from ftrain.testing._copies import copied
 from ftrain.testing.difference import Difference, dense, first_difference
@@ -60,7 +61,8 @@ def check_skip(
 
     Raises:
         LawViolation: the state changes, or the metric `skipped`, if there is one, is not 1.
-        ValueError: the batch cannot be poisoned, or all results of the poisoned batch are finite.
+        ValueError: the batch cannot be poisoned, the step raises for the poisoned batch, or all results
+            of it are finite.
 
     Example:
         >>> def step(state, batch):
@@ -81,7 +83,7 @@ def check_skip(
     whole = subject_of(subject, batches, state, seed)
     last = whole.states()[-1]
     before, batch = poisoned(last, whole.batches[-1], poison)
-    after, metrics = whole.stepped(before, batch)
+    after, metrics = _poisoned_step(whole, before, batch)
     _require_poison(whole, after, metrics)
     row = require_kept(before, after, metrics, free=free)
     rows = [Row("state after a poisoned step", amount(before), "same bytes"), row]
@@ -109,6 +111,22 @@ def poisoned(state: Any, batch: Any, poison: Poison | None = None) -> tuple[Any,
         "poison: expected a function, since the batch has no floats that could become NaN, got None. "
         "Pass poison=lambda batch: ..., which returns a batch with non-finite gradients."
     )
+
+
+def _poisoned_step(whole: Subject, state: Any, batch: Any) -> tuple[Any, Any]:
+    """Run the step on a poisoned batch, which a step or a loss may refuse.
+
+    `nonfinite="raise"` does, and a loss that validates its values, as torch's distributions do.
+    """
+    try:
+        return whole.stepped(state, batch)
+    except Exception as error:
+        raise InapplicableError(
+            f"poison: expected a batch that {name_of(whole.step)} skips, but it raised "
+            f"{type(error).__name__} for a batch with non-finite values: {one_line(error)} Pass "
+            "poison=lambda batch: ..., which returns a batch that the loss accepts and whose gradients "
+            "are not finite; steps that raise for such gradients skip none."
+        ) from error
 
 
 def _nan(leaf: Any) -> Any:
