@@ -80,7 +80,9 @@ def tensor_attribute(leaf: Any) -> str | None:
     """
     if callable(leaf) or isinstance(leaf, (type, torch.Tensor)):
         return None
-    return next((name for name, x in attributes_of(leaf) if _holds_tensors(x)), None)
+    # A SimpleNamespace has its `__dict__` in a slot.
+    attributes = (pair for pair in attributes_of(leaf) if pair[0] != "__dict__")
+    return next((name for name, x in attributes if _holds_tensors(x)), None)
 
 
 def with_item(mapping: Any, key: Any, value: Any) -> Any:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 
@@ -238,15 +238,19 @@ def split_evenly(batch: Any, k: int) -> Stacked:
 
     Raises:
         ValueError: k does not divide the batch, or the leaves disagree about its size.
-        TypeError: the batch holds an object, or a list of numbers or strings, which cannot be cut.
+        TypeError: the batch holds an object, a list of numbers or strings, or a nested or sparse tensor,
+            which cannot be cut.
     """
     leaves, structure = tree.flatten(batch)
+    if not all(map(_can_be_cut, leaves)):
+        _refuse_layout(batch, k)
     sizes = {
         path: leaf.shape[0]
         for path, leaf in zip(tree.paths(batch), leaves, strict=True)
         if isinstance(leaf, torch.Tensor) and leaf.ndim
     }
     if not sizes:
+        check_constants(batch, f"accumulate={k}")
         raise ValueError(
             f"accumulate={k}: expected a batch with a tensor whose first axis can be cut, got a batch "
             "without one. Pass the parts yourself: ftrain.MicroBatches((first, second, ...))."
@@ -275,6 +279,22 @@ def split_evenly(batch: Any, k: int) -> Stacked:
         if isinstance(leaf, torch.Tensor)
     ]
     return Stacked(tensors, structure, _constants(leaves), k)
+
+
+def _can_be_cut(leaf: Any) -> bool:
+    is_tensor = isinstance(leaf, torch.Tensor)
+    return not is_tensor or (leaf.layout == torch.strided and not leaf.is_nested)
+
+
+def _refuse_layout(batch: Any, k: int) -> NoReturn:
+    """Raise for the first tensor that is nested or sparse."""
+    named = zip(tree.paths(batch), tree.leaves(batch), strict=True)
+    path, leaf = next((path, leaf) for path, leaf in named if not _can_be_cut(leaf))
+    got = "a nested tensor" if leaf.is_nested else f"one of layout {leaf.layout}"
+    raise TypeError(
+        f"accumulate={k}: batch{path}: expected a strided tensor, whose first axis can be cut, got "
+        f"{got}. Pass the parts yourself: ftrain.MicroBatches((first, second, ...))."
+    )
 
 
 def check_constants(batch: Any, what: str) -> None:
@@ -354,7 +374,10 @@ def split_batch(batch: Any, k: int) -> Stacked | Separate:
                 "batches the same structure."
             )
     flat = [tree.leaves(part) for part in parts]
-    if any(_signature(leaves) != _signature(flat[0]) for leaves in flat[1:]):
+    can_be_stacked = all(_can_be_cut(leaf) for leaves in flat for leaf in leaves) and all(
+        _signature(leaves) == _signature(flat[0]) for leaves in flat[1:]
+    )
+    if not can_be_stacked:
         return Separate(parts, weights)
     columns = zip(*flat, strict=True)
     tensors = [torch.stack(column) for column in columns if isinstance(column[0], torch.Tensor)]

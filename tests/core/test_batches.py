@@ -191,3 +191,29 @@ def test_numpy_arrays_in_a_batch_raise_an_error_that_suggests_torch_as_tensor() 
         for step in (steps.train_step, ftrain.compile(steps.train_step, backend="eager")):
             with pytest.raises(TypeError, match=r"torch.as_tensor\("):
                 step(state, batch)
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_nested_and_sparse_batches_are_refused_by_accumulate_and_taken_as_micro_batches() -> None:
+    def loss_fn(model: Any, batch: Any) -> Any:
+        if batch["x"].is_nested:
+            return model(batch["x"]).values().square().mean()
+        return (torch.sparse.mm(batch["x"], model.weight.T) + model.bias).square().mean()
+
+    rows = [torch.randn(2, 3), torch.randn(3, 3)]
+    nested = torch.nested.nested_tensor(rows, layout=torch.jagged)
+    for x, found in ((nested, "a nested tensor"), (torch.eye(3).to_sparse_csr(), "sparse_csr")):
+        for accumulate in (1, 2):
+            steps = ftrain.make_steps(
+                torch.nn.Linear(3, 1), loss_fn, ftrain.optim.sgd(0.1), accumulate=accumulate
+            )
+            state = steps.init_state(0)
+            if accumulate == 2:
+                with pytest.raises(TypeError, match=rf"batch\['x'\].*got .*{found}.*MicroBatches"):
+                    steps.train_step(state, {"x": x})
+            micro = ftrain.MicroBatches(({"x": x}, {"x": x}))  # twice the same, so the same mean
+            new, _ = steps.train_step(state, micro)
+            whole, _ = ftrain.make_steps(
+                torch.nn.Linear(3, 1), loss_fn, ftrain.optim.sgd(0.1)
+            ).train_step(state, {"x": x})
+            torch.testing.assert_close(new.params, whole.params)

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import os
 import threading
+import types
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -275,10 +276,17 @@ def test_compiled_function_refuses_an_object_that_holds_tensors() -> None:
         def __init__(self, x: Any) -> None:
             self.features = {"x": x}
 
+    unhashable_graph = type("Unhashable", (Graph,), {"__hash__": None})
     compiled = ftrain.compile(lambda graph: graph.features["x"] * 2, backend="eager")
     with pytest.raises(
         TypeError, match="is a Graph, whose attribute 'features' holds a tensor.*dataclass"
     ):
         compiled(Graph(torch.ones(2)))
+    for unhashable in (
+        unhashable_graph(torch.ones(2)),
+        types.SimpleNamespace(features=torch.ones(2)),
+    ):
+        with pytest.raises(TypeError, match="whose attribute 'features' holds a tensor"):
+            compiled(unhashable)
     by_module = ftrain.compile(lambda module, x: module(x), backend="eager")
     assert by_module(torch.nn.Identity(), torch.ones(2)).tolist() == [1.0, 1.0]

@@ -102,14 +102,6 @@ class Call:
         """Convert each tensor to a plain, detached one; raise for a leaf that no program accepts."""
         for i, leaf in enumerate(self.leaves):
             if not isinstance(leaf, torch.Tensor):
-                try:
-                    hash(leaf)
-                except TypeError:
-                    raise TypeError(
-                        f"`{self.names[i]}` of `{function}`: expected a tensor or a hashable value, got "
-                        f"{a_or_an(type(leaf).__name__)}. Pass torch.as_tensor(...) of it, or register "
-                        "its class as a tree node."
-                    ) from None
                 held = tensor_attribute(leaf)
                 if held is not None:
                     raise TypeError(
@@ -118,6 +110,14 @@ class Call:
                         "tensor after it is replaced. Pass a dict, or make its class a dataclass, which "
                         "is a tree."
                     )
+                try:
+                    hash(leaf)
+                except TypeError:
+                    raise TypeError(
+                        f"`{self.names[i]}` of `{function}`: expected a tensor or a hashable value, got "
+                        f"{a_or_an(type(leaf).__name__)}. Pass torch.as_tensor(...) of it, or register "
+                        "its class as a tree node."
+                    ) from None
                 continue
             if leaf.requires_grad and torch.is_grad_enabled():
                 raise RuntimeError(
