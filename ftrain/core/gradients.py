@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -185,7 +186,7 @@ def gradients(
     _check_options(accumulate, nonfinite, policy.loss_scale)
     _check_parameters(bound)
     return _gradients(
-        MeanLoss(bound, loss_fn, policy, accumulate, grad_reduce),
+        MeanLoss(bound, loss_fn, policy, int(accumulate), grad_reduce),
         nonfinite,
         Watch(loss_fn, bound.skeleton.module, grad_reduce),
     )
@@ -274,7 +275,7 @@ def _check_parameters(bound: Bound) -> None:
 
 
 def _check_options(accumulate: Any, nonfinite: Any, scaling: LossScale | None) -> None:
-    if not isinstance(accumulate, int) or accumulate < 1:
+    if not isinstance(accumulate, (int, np.integer)) or accumulate < 1:
         raise ValueError(
             f"accumulate: expected a whole number of at least 1, got {accumulate!r}. Write accumulate=1."
         )

@@ -201,7 +201,7 @@ def make_steps(
     train_step = TrainStep(
         Composition(gradients_of, optimizer),
         gradients_of,
-        accumulate,
+        int(accumulate),
         bound,
         policy,
         batch_statistics(bound),

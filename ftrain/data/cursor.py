@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from types import NoneType
 from typing import Any
 
+import numpy as np
+
 from ftrain.data import _json
 
 __all__ = ["Cursor"]
@@ -184,3 +186,11 @@ def check_seed(seed: object) -> None:
 def is_count(value: object, least: int) -> bool:
     """Return True if the value is an integer of at least `least`."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def convert_integers(owner: object, *names: str) -> None:
+    """Convert attributes of a frozen object that are integers of another kind, such as NumPy's."""
+    for name in names:
+        value = getattr(owner, name)
+        if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+            object.__setattr__(owner, name, int(value))

@@ -30,7 +30,7 @@ from ftrain.core.errors import ArgumentError
 from ftrain.data._device import transferred
 from ftrain.data._fetch import Augment, Collate, Fetch, Gather, Request, as_dataset
 from ftrain.data._release_workers import release_workers
-from ftrain.data.cursor import Cursor, check_seed, checked, is_count
+from ftrain.data.cursor import Cursor, check_seed, checked, convert_integers, is_count
 from ftrain.data.samplers import Sampler, Sequential, Shuffled
 
 __all__ = ["Loader"]
@@ -118,6 +118,7 @@ class Loader:
     _of: str = dataclasses.field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        convert_integers(self, "batch_size", "seed", "workers", "prefetch", "rank", "ranks")
         _check_options(self)
         source = as_dataset(self.dataset)
         if not len(source):

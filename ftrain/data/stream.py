@@ -22,7 +22,7 @@ from ftrain.data._fetch import Collate, sample_keys
 from ftrain.data._generators import preserved_generators, seed_generators
 from ftrain.data._own_generators import own_generators, seed_own_generators
 from ftrain.data._release_workers import release_workers
-from ftrain.data.cursor import Cursor, check_seed, checked, is_count
+from ftrain.data.cursor import Cursor, check_seed, checked, convert_integers, is_count
 
 __all__ = ["Stream"]
 
@@ -78,6 +78,7 @@ class Stream:
     device: torch.device | str | None = None
 
     def __post_init__(self) -> None:
+        convert_integers(self, "batch_size", "seed")
         check_seed(self.seed)
         if self.batch_size is not None and not is_count(self.batch_size, 1):
             raise ValueError(

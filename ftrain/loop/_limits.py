@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
+
+import numpy as np
 
 __all__ = ["check_limits", "steps_of", "whole_limits"]
+
+_INTEGERS: tuple[Any, ...] = (int, np.integer)
+_NUMBERS: tuple[Any, ...] = (*_INTEGERS, float, np.floating)
 
 
 def check_limits(epochs: float | None, max_steps: int | None) -> None:
@@ -14,7 +20,7 @@ def check_limits(epochs: float | None, max_steps: int | None) -> None:
             "fit: expected epochs or max_steps, got neither. Write fit(..., epochs=10) or fit(..., "
             "max_steps=1000)."
         )
-    for name, value, kinds in (("epochs", epochs, (int, float)), ("max_steps", max_steps, int)):
+    for name, value, kinds in (("epochs", epochs, _NUMBERS), ("max_steps", max_steps, _INTEGERS)):
         known = isinstance(value, kinds) and not isinstance(value, bool)
         if value is None or (known and 0 <= value < math.inf):
             continue
@@ -39,6 +45,7 @@ def whole_limits(
         >>> whole_limits(2.5, None, 10), whole_limits(2.5, 8, 10), whole_limits(2.0, None, None)
         ((3, 25), (3, 8), (2, None))
     """
+    max_steps = None if max_steps is None else int(max_steps)  # an integer of NumPy too
     if epochs is None or epochs == int(epochs):
         return None if epochs is None else int(epochs), max_steps
     if per_epoch is None:

@@ -27,6 +27,7 @@ from ftrain.core.compile import Compiled
 from ftrain.core.compile import compile as compile_step
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
+from ftrain.data.cursor import convert_integers
 from ftrain.loop._batches import Batches, as_batches, check_padding, length
 from ftrain.loop._best_state import check_keeps_best, with_best_state
 from ftrain.loop._callback_identity import Named, named
@@ -142,7 +143,9 @@ class Trainer:
     _named: tuple[Named, ...] = dataclasses.field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        for name in ("log_every", "eval_every", "save_every", "accumulate", "max_skipped"):
+        counts = ("log_every", "eval_every", "save_every", "accumulate", "max_skipped")
+        convert_integers(self, *counts)
+        for name in counts:
             value = getattr(self, name)
             if value is None and name not in ("log_every", "accumulate"):
                 continue

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 
 from ftrain.core._words import a_or_an
@@ -80,7 +81,7 @@ def at_least_zero(name: str, value: Hyperparameter) -> None:
 
 def positive_int(name: str, value: int, at_least: int = 1) -> None:
     """Raise unless `value` is an integer of at least `at_least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
         raise TypeError(f"{name}: expected an integer, got {value!r}. Write an integer.")
     if value < at_least:
         raise _out_of_range(name, f"an integer of at least {at_least}", value)

@@ -6,6 +6,8 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ftrain.core.scan import scan as core_scan
 from ftrain.transforms._order import check_not_compiled
 from ftrain.transforms.members import size
@@ -52,7 +54,7 @@ def scan(train_step: Callable[[S, Any], tuple[S, M]], k: int) -> Callable[[S, An
     Source: `jax.lax.scan`.
     """
     check_not_compiled("scan", train_step)
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
+    if isinstance(k, bool) or not isinstance(k, (int, np.integer)) or k < 1:
         raise ValueError(
             f"k: expected an integer of at least 1, got {k!r}. Write scan(train_step, 8)."
         )

@@ -15,6 +15,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 
 from ftrain import optim
@@ -148,7 +149,7 @@ def _members(n: int | None, over: Over | None) -> list[dict[str, Any]]:
         raise ValueError(
             "sweep: expected the argument n or over, got neither. Write sweep(steps, 16) for 16 seeds."
         )
-    if n is not None and (isinstance(n, bool) or not isinstance(n, int) or n < 1):
+    if n is not None and (isinstance(n, bool) or not isinstance(n, (int, np.integer)) or n < 1):
         raise ValueError(
             f"n: expected an integer of at least 1, got {n!r}. Write sweep(steps, 16)."
         )
@@ -181,12 +182,12 @@ def _members(n: int | None, over: Over | None) -> list[dict[str, Any]]:
 def _check_value(where: str, name: str, value: Any) -> None:
     if isinstance(value, torch.Tensor) and value.ndim == 0:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(
             f"{where}: expected a number, got {type(value).__name__} {value!r}. Sweep over numbers; "
             "train other choices in runs of their own."
         )
-    if name == "seed" and not isinstance(value, int):
+    if name == "seed" and not isinstance(value, (int, np.integer)):
         raise TypeError(f"{where}: expected an integer, got {value!r}. Write seed=range(4).")
     if not math.isfinite(value):
         raise ValueError(f"{where}: expected a finite number, got {value!r}. Leave the member out.")
@@ -199,7 +200,7 @@ def _initial_states(
     names = [name for name in members[0] if name != "seed"]
     rows = [{name: float(row[name]) for name in names} for row in members]
     offsets = [int(row["seed"]) for row in members]
-    if isinstance(seed, int):
+    if isinstance(seed, (int, np.integer)):
         for offset in offsets:  # this raises for a seed of more than 64 bits
             torch.tensor(seed + offset, dtype=torch.int64)
 

@@ -348,3 +348,15 @@ def test_an_augmentation_that_cannot_be_vmapped_raises_with_a_remedy():
 
 def test_stream_iterates_over_batches_with_a_partial_last_one():
     assert [b.tolist() for b in Stream(OnlyIterable(), 2)] == [[0, 1], [2]]
+
+
+def test_numpy_integers_give_the_same_batches_and_cursors_as_those_of_python():
+    found = Loader(DATA, np.int64(5), seed=np.uint32(3))
+    expected = Loader(DATA, 5, seed=3)
+    for (batch, cursor), (other, at) in zip(found.batches(), expected.batches(), strict=True):
+        assert_same_bits(batch, other)
+        assert json.dumps(cursor.to_json()) == json.dumps(at.to_json())
+    streamed = [
+        cursor.to_json() for _, cursor in Stream(range(5), np.int64(2), seed=np.int64(1)).batches()
+    ]
+    assert json.loads(json.dumps(streamed)) == streamed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 
+import numpy as np
 import pytest
 
 from ftrain.config import ConfigError, load
@@ -77,3 +78,10 @@ def test_configuration_refuses_an_invalid_number_of_epochs(epochs: object) -> No
 def test_configuration_keeps_whole_epochs_as_integers() -> None:
     assert load({**DIGITS, "epochs": 3.0}).epochs == 3
     assert isinstance(load({**DIGITS, "epochs": 3.0}).epochs, int)
+
+
+def test_numpy_integers_limit_and_log_a_run_like_those_of_python() -> None:
+    expected = digest(fit(trainer(log_every=2, save_every=3), max_steps=5))
+    made = trainer(log_every=np.int64(2), save_every=np.int64(3))
+    assert digest(fit(made, max_steps=np.int64(5))) == expected
+    assert fit(trainer(), epochs=np.float32(0.5)).step == 4

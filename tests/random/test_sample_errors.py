@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -44,3 +45,20 @@ from ftrain.core import random
 def test_sampling_functions_refuse_invalid_arguments_with_a_remedy(draw: Any, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         draw(random.key(0))
+
+
+def test_integers_of_numpy_give_the_same_keys_and_draws_as_those_of_python() -> None:
+    key = random.key(np.uint64(2**63 + 5))
+    assert torch.equal(key, random.key(2**63 + 5))
+    assert torch.equal(random.split(key, np.int64(3)), random.split(key, 3))
+    assert torch.equal(random.split(key, (np.int32(2), 3)), random.split(key, (2, 3)))
+    bounds = np.int64(-(2**62)), np.int64(2**62)
+    drawn = random.randint(key, (4,), *bounds)
+    assert torch.equal(drawn, random.randint(key, (4,), -(2**62), 2**62))
+
+
+def test_randint_and_key_refuse_fractions_with_a_remedy() -> None:
+    with pytest.raises(TypeError, match="randint: expected bounds that are integers .*, got 0.5"):
+        random.randint(random.key(0), (2,), 0.5, 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="seed: expected an integer, got float"):
+        random.key(np.float64(1.0))  # type: ignore[arg-type]

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 from typing import Any
 
+import numpy as np
 import pytest
 
 import ftrain
-from ftrain import optim, transforms
+from ftrain import optim, testing, transforms
 from tests.transforms.cases import Line, line_steps, squares
 
 
@@ -119,3 +120,12 @@ def test_sweep_refuses_arguments_that_it_cannot_train(case: str) -> None:
     call, kind, message = ERRORS[case]
     with pytest.raises(kind, match=message):
         call()
+
+
+def test_numpy_numbers_sweep_the_same_members_as_numbers_of_python() -> None:
+    swept = transforms.sweep(line_steps(), np.int64(3)).init_state(np.int64(1))
+    testing.assert_same_bits(swept, transforms.sweep(line_steps(), 3).init_state(1))
+    over = {"learning_rate": np.array([0.5, 0.25], np.float32), "seed": np.arange(2)}
+    expected = {"learning_rate": [0.5, 0.25], "seed": [0, 1]}
+    found = transforms.sweep(line_steps(), over=over).init_state(0)
+    testing.assert_same_bits(found, transforms.sweep(line_steps(), over=expected).init_state(0))

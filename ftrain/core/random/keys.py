@@ -9,9 +9,11 @@ Read next: `sample.py`, which draws from a key.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -54,8 +56,12 @@ def key(seed: int | Tensor, *, device: torch.device | str | None = None) -> Tens
         high = (seed >> 32).to(torch.int32) if wide else torch.zeros_like(low)
         words = torch.stack([high, low], dim=-1)
         return words if device is None else words.to(device)
-    if not isinstance(seed, int):
-        raise TypeError(f"seed: expected an integer, got {type(seed).__name__}. Write key(0).")
+    try:
+        seed = operator.index(seed)  # integers of NumPy too
+    except TypeError:
+        raise TypeError(
+            f"seed: expected an integer, got {type(seed).__name__}. Write key(0)."
+        ) from None
     if not -(2**63) <= seed < 2**64:
         raise ValueError(
             f"seed: expected an integer of 64 bits, in [-2**63, 2**64), got {seed}. Write key(0)."
@@ -94,13 +100,13 @@ def split(key: Tensor, num: int | Sequence[int] = 2, *, folds: Sequence[int] = (
     torch.Size([3, 4, 2])
     """
     _check_single(key, "split")
-    shape = (num,) if isinstance(num, int) else num
-    if not isinstance(shape, Sequence) or not all(isinstance(n, int) and n >= 0 for n in shape):
+    shape = tuple(num) if isinstance(num, Sequence) else (num,)
+    if not all(isinstance(n, (int, np.integer)) and n >= 0 for n in shape):
         raise ValueError(
             f"num: expected an int >= 0, the number of keys, or a tuple of such ints, got {num!r}. "
             "Write `split(key, 3)` or `split(key, (2, 3))`."
         )
-    return _operators.threefry_split(key, _folds(folds), shape)
+    return _operators.threefry_split(key, _folds(folds), [int(n) for n in shape])
 
 
 def fold_in(key: Tensor, data: int | Tensor, *, folds: Sequence[int] = ()) -> Tensor:

@@ -10,6 +10,7 @@ Read next: `_operators.py`, the operators of these functions.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 
 import torch
@@ -213,7 +214,7 @@ def randint(
         )
     size = _shape(shape)
     if not isinstance(minval, Tensor) and not isinstance(maxval, Tensor):
-        base, span = _integers.clipped(minval, maxval, dtype)
+        base, span = _integers.clipped(_bound(minval), _bound(maxval), dtype)
         return _operators.threefry_randint(key, _folds(folds), size, dtype, base, span)
     _check_broadcast("randint", size, *(v for v in (minval, maxval) if isinstance(v, Tensor)))
     width = max(32, _integers.WIDTH[dtype])
@@ -281,6 +282,16 @@ def _shuffle(key: Tensor, x: Tensor, axis: int, folds: Sequence[int]) -> Tensor:
 
 def _shape(shape: int | Sequence[int]) -> Sequence[int]:
     return shape if isinstance(shape, (tuple, list)) else (shape,)
+
+
+def _bound(value: int) -> int:
+    try:
+        return operator.index(value)  # integers of NumPy too
+    except TypeError:
+        raise TypeError(
+            f"randint: expected bounds that are integers or integer tensors, got {value!r}. Write an "
+            "integer."
+        ) from None
 
 
 def _check_float(dtype: torch.dtype, name: str) -> None:
