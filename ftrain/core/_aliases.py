@@ -9,6 +9,7 @@ Read next: `_skeleton.py`, which installs them together with the tensors of a st
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from ftrain.core._reachable_objects import reach, spell
 from ftrain.core._structure import named_tensors
 from ftrain.core._torch_tensors import storage_id
 
-__all__ = ["Alias", "aliases_of"]
+__all__ = ["Alias", "add_views", "aliases_of"]
 
 
 class Alias(NamedTuple):
@@ -29,26 +30,39 @@ class Alias(NamedTuple):
     Attributes:
         path: its place in the module.
         name: the name of the parameter or buffer.
+        base_stride: the strides of that parameter or buffer.
         size: the shape of the view.
         stride: its strides.
-        offset: the number of elements before it.
+        offset: the number of the base's elements before it in memory.
         requires_grad: a gradient flows through it.
     """
 
     path: str
     name: str
+    base_stride: tuple[int, ...]
     size: tuple[int, ...]
     stride: tuple[int, ...]
     offset: int
     requires_grad: bool
 
-    def of(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return the view of `tensor` with the shape, strides and offset of this view.
+    def base(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Return `tensor` with the strides of the base: itself, or a copy if it has others.
 
-        `tensor` needs the strides of the parameter or buffer that it replaces.
+        Rows of stacked states are contiguous, whatever the strides in the module are.
         """
-        base = tensor if self.requires_grad else tensor.detach()
-        return base.as_strided(self.size, self.stride, self.offset)
+        if tensor.stride() == self.base_stride:
+            return tensor
+        order = sorted(range(tensor.ndim), key=lambda i: self.base_stride[i], reverse=True)
+        places = [order.index(i) for i in range(tensor.ndim)]
+        return tensor.permute(order).clone(memory_format=torch.contiguous_format).permute(places)
+
+    def of(self, base: torch.Tensor) -> torch.Tensor:
+        """Return the same view of another base, which may begin anywhere in its storage.
+
+        A row of a stacked tensor, or a slice of a flat one, begins behind others in one storage.
+        """
+        base = base if self.requires_grad else base.detach()
+        return base.as_strided(self.size, self.stride, base.storage_offset() + self.offset)
 
 
 def aliases_of(module: nn.Module) -> list[tuple[torch.Tensor, Alias]]:
@@ -79,10 +93,22 @@ def aliases_of(module: nn.Module) -> list[tuple[torch.Tensor, Alias]]:
     return aliases
 
 
+def add_views(
+    tensors: dict[str, torch.Tensor], aliases: Mapping[str, Alias], buffers: Collection[str]
+) -> None:
+    """Add the views of a module's parameters and buffers to the tensors that will be installed in it."""
+    for name, alias in aliases.items():
+        base = alias.base(tensors[alias.name])
+        if alias.name in buffers:  # a module may write to a buffer through a view of it
+            tensors[alias.name] = base
+        tensors[name] = alias.of(base)
+
+
 def _alias(tensor: torch.Tensor, path: str, name: str, named: dict[str, torch.Tensor]) -> Alias:
-    offset = int(tensor.storage_offset()) - int(named[name].storage_offset())
+    base = named[name]
+    offset = int(tensor.storage_offset()) - int(base.storage_offset())
     size, stride = tuple(tensor.shape), tuple(tensor.stride())
-    return Alias(path, name, size, stride, offset, tensor.requires_grad)
+    return Alias(path, name, tuple(base.stride()), size, stride, offset, tensor.requires_grad)
 
 
 def _has_storage(tensor: torch.Tensor) -> bool:

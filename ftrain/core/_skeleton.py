@@ -21,7 +21,7 @@ import torch
 from torch import nn
 
 from ftrain.core import _torch
-from ftrain.core._aliases import Alias, aliases_of
+from ftrain.core._aliases import Alias, add_views, aliases_of
 from ftrain.core._hooks import Hooks, parameter_hooks
 from ftrain.core._kept_buffers import KeptBuffers
 from ftrain.core._object_contents import Change
@@ -208,8 +208,7 @@ class Skeleton:
             self._depth += 1
             held, self._held = self._held, params
             guard(self.module)
-            for name, alias in self._aliases.items():
-                tensors[name] = alias.of(tensors[alias.name])
+            add_views(tensors, self._aliases, self.buffers)
             marks = marked([*params.values(), *(buffers[name] for name in self._frozen)])
             plain = not_required(params.values())
             try:

@@ -51,7 +51,9 @@ def fill(
     for name, own in named.items():
         own.data = tensors[name].detach().clone()
     for view, alias in views:
-        view.data = alias.of(named[alias.name].detach())
+        own = named[alias.name]
+        own.data = alias.base(own.detach())
+        view.data = alias.of(own.detach())
 
 
 def built_again(factory: Callable[[], nn.Module]) -> nn.Module:

@@ -10,6 +10,7 @@ import re
 import traceback
 
 import torch
+from torch import nn
 
 from ftrain.core._row_buffers import is_refused_write
 from ftrain.core._user_line import user_line
@@ -52,12 +53,27 @@ _CAPTURED = (
     "tensor)",
     "Write the out-of-place form: x = x + 1, not x += 1.",
 )
+_VALUE = (
+    "the value of a tensor that torch.vmap maps over cannot be read (`if`, bool(), float(), .item())",
+    "Compute with tensors: torch.where(condition, a, b) or ftrain.cond instead of `if`.",
+)
+_CUMULATIVE = (
+    "a batch norm with momentum=None cannot be mapped by torch.vmap, because it reads the number of "
+    "batches so far",
+    "Give it a momentum, such as torch's default momentum=0.1.",
+)
+_BATCH_NORM = os.path.join(os.path.dirname(nn.__file__), "modules", "batchnorm.py")
 _DATA = ("x.data cannot be used under torch's transforms", "Write x.detach().")
 
 
-def under_transforms(error: Exception) -> RuntimeError | None:
-    """Return a clearer error for code that torch's transforms refuse; `None` for any other error."""
-    found = _found(error)
+def under_transforms(error: Exception, *, in_trace: bool = False) -> RuntimeError | None:
+    """Return a clearer error for code that torch's transforms refuse; `None` for any other error.
+
+    Args:
+        error: the error.
+        in_trace: a trace raised it. Traces refuse reads of values too, and have their own message.
+    """
+    found = _found(error, in_trace)
     if found is None:
         return None
     what, remedy = found
@@ -86,14 +102,17 @@ def no_second_derivative(error: RuntimeError) -> NotImplementedError | None:
     )
 
 
-def _found(error: Exception) -> tuple[str, str] | None:
+def _found(error: Exception, in_trace: bool) -> tuple[str, str] | None:
     """Return the operation that torch's transforms refused and a remedy; `None` for other errors."""
     if not isinstance(error, RuntimeError):
         return None
     text = str(error)
     if "must override the setup_context staticmethod" in text:
-        files = [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]
-        return _CUSTOM if any(file.startswith(_LIBRARY) for file in files[-3:]) else _OLD_FUNCTION
+        return (
+            _CUSTOM if any(file.startswith(_LIBRARY) for file in _files(error)) else _OLD_FUNCTION
+        )
+    if text.startswith("vmap:") and ".item()" in text and not in_trace:
+        return _CUMULATIVE if _BATCH_NORM in _files(error) else _VALUE
     if "does not have vmap support" in text:
         return _NO_RULE
     if "attempting to call Tensor.requires_grad_()" in text:
@@ -103,3 +122,9 @@ def _found(error: Exception) -> tuple[str, str] | None:
     if text.startswith("accessing `data` under"):
         return _DATA
     return _WRITE if is_refused_write(error) else None
+
+
+def _files(error: Exception) -> list[str]:
+    """Return the files of the last frames of an error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return [frame.f_code.co_filename for frame in frames[-3:]]

@@ -167,6 +167,19 @@ def test_compiled_sequence_of_writes_to_created_tensors_equals_eager(steps):
     assert same_bytes(compile(fn, backend="eager")(x), fn(x.clone()))
 
 
+@pytest.mark.parametrize("traced_with_rows", [False, True])
+@pytest.mark.parametrize("index", [slice(None), 1])
+def test_parameter_made_of_a_mapped_argument_follows_it_to_any_place_in_a_storage(
+    index, traced_with_rows
+):
+    fn = torch.vmap(lambda x: x + nn.Parameter(x[index], requires_grad=False).sum())
+    table = torch.arange(24.0).reshape(6, 4)
+    arguments = [table[:2].clone(), table[3:5]]
+    compiled = compile(fn, backend="eager")
+    for x in reversed(arguments) if traced_with_rows else arguments:
+        assert same_bytes(compiled(x), fn(x))
+
+
 def sets_data_of_an_argument(x):
     x.data = x + 1  # here
     return x

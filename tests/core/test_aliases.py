@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
 import ftrain
-from ftrain import optim
+from ftrain import optim, tree
 
 RATE = 0.1
 
@@ -97,6 +98,81 @@ def test_model_in_each_row_of_a_vmapped_step_holds_views_of_the_weights_of_that_
     for seed in range(2):
         _, single = steps.train_step(steps.init_state(seed), batches()[0])
         torch.testing.assert_close(metrics["loss"][seed], single["loss"])
+
+
+def transposed(module: nn.Module) -> None:
+    module.weight = nn.Parameter(torch.randn(2, 3).T)
+    module.views.append(module.weight.data.T.view(-1)[:4])
+
+
+def row_of_a_stack(x: torch.Tensor) -> torch.Tensor:
+    return torch.stack([x + 1, x, x - 1])[1]
+
+
+def slice_of_flat_memory(x: torch.Tensor) -> torch.Tensor:
+    return torch.cat([torch.ones(5), x.flatten(), torch.ones(5)])[5:-5].view(x.shape)
+
+
+def other_strides(x: torch.Tensor) -> torch.Tensor:
+    return x.mT.contiguous().mT if x.ndim > 1 else torch.stack([x, x], 1)[:, 0]
+
+
+LAYOUTS = [row_of_a_stack, slice_of_flat_memory, other_strides]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("place", [*PLACES.values(), transposed])
+def test_views_follow_tensors_anywhere_in_a_storage_and_with_any_strides(
+    place: Callable[[nn.Module], None], layout: Callable[[torch.Tensor], torch.Tensor]
+) -> None:
+    apply = ftrain.bind(lambda: Holds(place))
+    params, buffers = apply.init(ftrain.random.key(0))
+    x, key = batches()[0], ftrain.random.key(1)
+
+    def loss(params: Any, buffers: Any) -> tuple[torch.Tensor, Any]:
+        out, after = apply(params, buffers, key, x)
+        return out.square().sum(), after
+
+    gradients = ftrain.value_and_grad(loss, has_aux=True)
+    expected = gradients(params, buffers)
+    moved = gradients(tree.map(layout, params), tree.map(layout, buffers))
+    mapped = torch.vmap(gradients)(
+        *tree.map(lambda t: torch.stack([t + 1, t])[1:], (params, buffers))
+    )
+    for found in (moved, tree.map(lambda t: t[0], mapped)):
+        for a, b in zip(tree.leaves(found), tree.leaves(expected), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_writes_to_a_view_of_a_buffer_reach_a_buffer_of_other_strides() -> None:
+    class Counts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("table", torch.zeros(2, 3))
+            self.flat = self.table.view(-1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.flat[1] += x.sum()
+            return self.flat
+
+    apply, key = ftrain.bind(Counts), ftrain.random.key(0)
+    table = torch.arange(6.0).view(2, 3)
+    expected = apply({}, {"table": table}, key, torch.ones(4))
+    found = apply({}, {"table": other_strides(table)}, key, torch.ones(4))
+    for a, b in zip(tree.leaves(found), tree.leaves(expected), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_export_keeps_views_of_weights_that_have_other_strides() -> None:
+    build = lambda: Holds(transposed)  # noqa: E731
+    steps = ftrain.make_steps(build, loss_fn, optim.sgd(RATE))
+    state = tree.map(lambda x: x[1], torch.vmap(steps.init_state)(torch.arange(2)))
+    exported = ftrain.export(state, build)
+    expected = steps.eval_step(steps.init_state(1), batches()[1])["loss"]
+    torch.testing.assert_close(loss_fn(exported, batches()[1]).detach(), expected)
+    with torch.no_grad():
+        exported.weight.add_(1)
+    assert torch.equal(exported.views[0], exported.weight.T.reshape(-1)[:4])
 
 
 def array(module: nn.Module) -> None:

@@ -81,6 +81,10 @@ def writes(x: Tensor) -> Tensor:
     return x + total
 
 
+def branches(x: Tensor) -> Tensor:
+    return x if x.sum() > 0 else -x
+
+
 CASES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "custom operator": (twice, r"custom operator(?s:.*)layer\(x\)(?s:.*)autograd\.Function"),
     "no rule": (Square.apply, r"no rule for torch\.vmap(?s:.*)generate_vmap_rule"),
@@ -120,6 +124,25 @@ def test_code_that_torch_vmap_refuses_raises_with_its_line_and_a_remedy(
     with pytest.raises(RuntimeError, match=message) as raised:
         step(state, ROWS)
     assert any("while computing" in note for note in raised.value.__notes__)
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: Net(branches), r"value of a tensor(?s:.*)if x\.sum\(\) > 0(?s:.*)torch\.where"),
+        (lambda: nn.BatchNorm1d(3, momentum=None), r"momentum=None(?s:.*)momentum=0\.1"),
+    ],
+    ids=["if", "batch norm without momentum"],
+)
+def test_model_that_reads_values_of_mapped_states_raises_with_the_remedy(
+    model: Callable[[], nn.Module], message: str
+) -> None:
+    steps = ftrain.make_steps(model, lambda m, x: m(x).square().mean(), optim.sgd(0.1))
+    states = torch.vmap(steps.init_state)(torch.arange(2))
+    step = torch.vmap(steps.train_step, in_dims=(0, None))
+    for each in (step, ftrain.compile(step, backend="eager")):
+        with pytest.raises(RuntimeError, match=message):
+            each(states, ROWS[0])
 
 
 def test_error_names_a_custom_operator_that_two_nested_compiled_functions_call() -> None:

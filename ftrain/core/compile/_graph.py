@@ -63,19 +63,35 @@ class GraphEditor:
 
         `nn.Parameter(x)` of a vmapped `x` is made without any dispatch mode (`Tensor._make_subclass`,
         torch 2.13), so that the trace records no view; later writes to the parameter change `x`.
+
+        Only a node at the same place in memory is taken. A view by offsets into a storage would be wrong
+        in a call whose argument begins elsewhere in its own storage, as a row of a stack does.
         """
-        owners: dict[int, fx.Node | None] = {}  # node by its storage; None for memory from outside
+        nodes: dict[int, list[fx.Node] | None] = {}  # by storage; None for memory from outside
         for node in list(self.graph.nodes):
             value = node.meta.get("val")
             if node.op == "get_attr":
                 if not isinstance(getattr(self.module, node.target, None), _torch.FakeTensor):
                     continue
-                owner = owners.get(storage_of(node))
-                if owner is not None:
-                    self._replace_by_view(node, value, owner)
-                owners.setdefault(storage_of(node), None)
+                twins = [
+                    other
+                    for other in nodes.setdefault(storage_of(node), None) or ()
+                    if _same_place(value, _val(other))
+                    and (value.shape, value.dtype) == (_val(other).shape, _val(other).dtype)
+                ]
+                if twins:
+                    self._replace_by_view(node, twins[0])
             elif isinstance(value, torch.Tensor) and value.layout is torch.strided:
-                owners.setdefault(storage_id(value), node)
+                known = nodes.setdefault(storage_id(value), [])
+                if known is not None:
+                    known.append(node)
+
+    def _replace_by_view(self, node: fx.Node, source: fx.Node) -> None:
+        with self.graph.inserting_before(node):
+            view = self.graph.call_function(aten.detach.default, (source,))
+        view.meta["val"] = _val(node)
+        node.replace_all_uses_with(view)
+        self.graph.erase_node(node)
 
     def _materialize_zeros(self) -> None:
         """Allocate the zero tangents of forward mode.
@@ -104,17 +120,6 @@ class GraphEditor:
                 == (_val(source).shape, _val(source).dtype)
             ):
                 node.target, node.args = aten.clone.default, (source,)
-
-    def _replace_by_view(self, node: fx.Node, value: torch.Tensor, owner: fx.Node) -> None:
-        with self.graph.inserting_before(node):
-            if _same_place(value, _val(owner)) and value.shape == _val(owner).shape:
-                view = self.graph.call_function(aten.detach.default, (owner,))
-            else:
-                placing = (list(value.shape), list(value.stride()), value.storage_offset())
-                view = self.graph.call_function(aten.as_strided.default, (owner, *placing))
-        view.meta["val"] = value
-        node.replace_all_uses_with(view)
-        self.graph.erase_node(node)
 
     def lift_captured(self, *, literals: bool = False) -> list[torch.Tensor]:
         """Make captured tensors inputs, so that every call reads their current values."""

@@ -136,7 +136,7 @@ def require_line(run: Callable[[], Any] | None, before: Marks, names: tuple[str,
         raise unkeyed_draw(names, "at a line that cannot be found." if found_again else _ONCE)
 
 
-def failed(error: Exception, before: Marks) -> Exception:
+def failed(error: Exception, before: Marks, *, in_trace: bool = False) -> Exception:
     """Restore the generators after a call raised `error`; return the exception to raise instead.
 
     If the program has other threads, generators are restored only if the error shows that the call has
@@ -144,7 +144,7 @@ def failed(error: Exception, before: Marks) -> Exception:
     """
     if is_alone() or isinstance(error, UnkeyedRandomError):
         _generators.restore(before, _generators.moved(before))
-    return mapped_draw(error) or under_transforms(error) or error
+    return mapped_draw(error) or under_transforms(error, in_trace=in_trace) or error
 
 
 def watched_trace(run: Callable[[], T], *roots: Any) -> T:
@@ -172,7 +172,7 @@ def watched_trace(run: Callable[[], T], *roots: Any) -> T:
     try:
         traced = seen()
     except Exception as error:
-        raise failed(with_line(error, seen), before) from error.__cause__
+        raise failed(with_line(error, seen), before, in_trace=True) from error.__cause__
     names = _generators.moved(before)
     if names:
         require_line(seen, before, names)
