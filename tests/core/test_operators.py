@@ -12,7 +12,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from ftrain.core import _printing, random, tree
 from ftrain.core._raise_nonfinite import require_finite
 from ftrain.core._recomputation import start_recomputation
-from ftrain.core.random import _families, _jax_families
+from ftrain.core.random import _bounded, _families, _jax_families, _jax_vectors
 
 KEY = random.key(0)
 #: Positive numbers below 1, in another order of memory than that of the dimensions.
@@ -33,12 +33,16 @@ OPERATORS: dict[str, tuple[Any, tuple[Any, ...]]] = {
     "truncated_normal": (_jax_families.truncated_normal, (KEY, [], -X, X)),
     "gamma_draw": (_jax_families._gamma_draw, (KEY, [], X)),
     "log_gamma_draw": (_jax_families._log_gamma_draw, (KEY, [], X)),
-    "poisson_draw": (_jax_families.poisson, (KEY, [], X)),
+    "poisson_draw": (_jax_families.poisson, (KEY, [], X, torch.int32)),
+    "signs": (_jax_families.signs, (KEY, [], [3], torch.float64)),
+    "row_share": (_jax_families.share, (X, X)),
+    "uniform_between": (_bounded.uniform, (KEY, [], -X, X)),
+    "randint_between": (_bounded.randint, (KEY, [], X.long(), X.long() + 9, torch.int16)),
     "log_weights": (_jax_families.log_weights, (X, 2)),
     "choice": (_jax_families.choice, (KEY, [], [2, 3], X[:, 0].contiguous())),
-    "ball": (_jax_families.ball, (KEY, [], [2], torch.float32, 3, 2.0)),
+    "ball": (_jax_vectors.ball, (KEY, [], [2], torch.float32, 3, 2.0)),
     "row_softmax": (_jax_families.softmax, (X,)),
-    "product": (_jax_families.product, (X[:, :, None].expand(4, 3, 3), X)),
+    "product": (_jax_vectors.product, (X[:, :, None].expand(4, 3, 3), X)),
 }
 
 

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 CORE = ROOT / "ftrain" / "core"
 
 # Modules that run on a CUDA device only, where these tests do not.
-NEED_CUDA = ("_torch_cuda", "compile._cuda_graph", "random._cuda_kernel")
+NEED_CUDA = ("_torch_cuda", "compile._cuda_graph", "random._cuda_kernel", "random._cuda_samplers")
 # Tests, and docstrings with examples. Those that compile machine code take an hour under a tracer.
 MARKS = "not inductor"
 JUDGES = (

@@ -18,6 +18,21 @@ from ftrain.core.random import _cuda_kernel
 from tests.nullcuda.device import counted
 
 FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+
+def floats(n: int, dtype: torch.dtype = torch.float32) -> list[Tensor]:
+    """Return parameters of five elements, which no launch fills."""
+    return [torch.empty(5, dtype=dtype, device="cuda") for _ in range(n)]
+
+
+def bounds(n: int) -> list[Tensor]:
+    return [torch.empty(n, dtype=torch.int64, device="cuda") for _ in range(2)]
+
+
+def between(dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+    return lambda key: random.uniform(key, (5,), dtype, *floats(2, dtype))
+
+
 MANY = tuple(range(40))  # more than the 32 folds of one launch
 
 DRAWS: dict[str, tuple[int, Callable[[Tensor], Any]]] = {
@@ -48,6 +63,23 @@ DRAWS: dict[str, tuple[int, Callable[[Tensor], Any]]] = {
     **{f"exponential {d}": (1, lambda key, d=d: random.exponential(key, (7,), d)) for d in FLOATS},
     **{f"laplace {d}": (1, lambda key, d=d: random.laplace(key, (7,), d)) for d in FLOATS},
     **{f"gumbel {d}": (1, lambda key, d=d: random.gumbel(key, (7,), d)) for d in FLOATS},
+    **{f"between tensors {d}": (1, between(d)) for d in FLOATS},
+    "randint between tensors": (1, lambda key: random.randint(key, (5,), *bounds(5))),
+    "truncated normal": (1, lambda key: random.truncated_normal(key, *floats(2))),
+    "truncated normal of numbers": (3, lambda key: random.truncated_normal(key, -2.0, 2.0, (5,))),
+    "gamma": (1, lambda key: random.gamma(key, *floats(1))),
+    "gamma of a number": (2, lambda key: random.gamma(key, 2.0, (5,))),
+    "beta": (3, lambda key: random.beta(key, *floats(2))),
+    "beta of numbers": (5, lambda key: random.beta(key, 2.0, 3.0, (5,))),
+    "dirichlet": (2, lambda key: random.dirichlet(key, *floats(1))),
+    "poisson": (3, lambda key: random.poisson(key, *floats(1))),
+    "poisson of a number": (4, lambda key: random.poisson(key, 4.0, (5,))),
+    "ball": (1, lambda key: random.ball(key, 3, 2.0, (5,))),
+    "rademacher": (1, lambda key: random.rademacher(key, (5,))),
+    "rademacher of 16 bits": (1, lambda key: random.rademacher(key, (5,), torch.bfloat16)),
+    "categorical": (3, lambda key: random.categorical(key, *floats(1))),
+    "choice": (1, lambda key: random.choice(key, 9, (3,))),
+    "weighted choice": (2, lambda key: random.choice(key, 5, (3,), p=floats(1)[0])),
     "keys": (1, lambda key: torch.vmap(lambda k: random.normal(k, (3,)))(key.expand(6, 2))),
 }
 
@@ -58,7 +90,7 @@ def key() -> Tensor:
 
 
 @pytest.mark.parametrize("name", DRAWS)
-def test_a_random_draw_launches_one_or_two_kernels_without_a_sync_or_a_copy(
+def test_a_random_draw_launches_few_kernels_without_a_sync_or_a_copy(
     name: str, key: Tensor
 ) -> None:
     launches, draw = DRAWS[name]
@@ -168,8 +200,9 @@ def test_random_kernels_round_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(_cuda_kernel, "_nvrtc", Readable)
     for kind in range(_cuda_kernel.KINDS):
         text = _cuda_kernel.compiled.__wrapped__(kind, "sm_90").decode()
-        assert ".entry ftrain_kernel" in text
+        assert f".entry ftrain_{'sampler' if kind >= _cuda_kernel.SAMPLERS else 'kernel'}" in text
         uniform = (_cuda_kernel.UNIFORM32, _cuda_kernel.LAPLACE, _cuda_kernel.GUMBEL)
+        uniform = (*uniform, _cuda_kernel.TRUNCATED, _cuda_kernel.BETWEEN)
         asked = kind in (*uniform, *(k + 1 for k in uniform))  # of 32 and of 64 bits
         assert len(re.findall(r"\bfma\.", text)) == asked, kind
         assert not re.findall(r"\S*\.(?:ftz|approx|full|local)\b", text), kind

@@ -12,6 +12,7 @@ import ctypes
 import functools
 import itertools
 import subprocess
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,20 +29,44 @@ from ftrain.core import random
 from ftrain.core.random import _cpu_kernel, _cuda_kernel, _jax_families, _operators
 
 HOST = """
+#include <pthread.h>
+#include <thread>
+#include <vector>
 #include "threefry.h"
 #define __global__
 #define __grid_constant__
+#define __syncthreads() pthread_barrier_wait(&barrier)
 static int KIND;
-static struct { unsigned x; } blockIdx, blockDim, threadIdx;
+static struct { unsigned x; } blockIdx, blockDim;
+static thread_local struct { unsigned x; } threadIdx;
+static pthread_barrier_t barrier;
+static void atomicMax(uint32_t *at, uint32_t value) { if (value > *at) *at = value; }
 #include "threefry.cu"
-extern "C" void launch(int kind, unsigned blocks, unsigned threads, const struct task *t) {
+#include "elementary.cu"
+#include "samplers.cu"
+/* Threads run one after the other, those of a group together. */
+extern "C" void launch(int kind, unsigned blocks, unsigned threads, bool grouped, const struct task *t) {
     KIND = kind;
     blockDim.x = threads;
-    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++)
-        for (threadIdx.x = 0; threadIdx.x < threads; threadIdx.x++) ftrain_kernel(*t);
+    pthread_barrier_init(&barrier, 0, threads);
+    for (blockIdx.x = 0; blockIdx.x < blocks; blockIdx.x++) {
+        std::vector<std::thread> group;
+        for (unsigned x = 0; x < threads; x++)
+            if (grouped) group.emplace_back([=] { threadIdx.x = x; ftrain_sampler(*t); });
+            else if (threadIdx.x = x, kind >= TRUNCATED32) ftrain_sampler(*t);
+            else ftrain_kernel(*t);
+        for (auto &thread : group) thread.join();
+    }
 }
 extern "C" int size_of_task() { return sizeof(struct task); }
 """
+
+
+GROUPED = [
+    kind + wide
+    for kind in (_cuda_kernel.SOFTMAX, _cuda_kernel.SUMS, _cuda_kernel.BALL)
+    for wide in (0, 1)
+]
 
 
 class Host:
@@ -51,17 +76,20 @@ class Host:
         source, library = folder / "host.cpp", folder / "host.so"
         source.write_text(HOST)
         include = f"-I{Path(_cuda_kernel.__file__).parent}"
-        flags = ("-O1", "-ffp-contract=off", "-fno-math-errno", "-w", "-shared", "-fPIC", include)
-        subprocess.run(("c++", *flags, str(source), "-o", str(library)), check=True)
+        flags = ("-O1", "-ffp-contract=off", "-fno-math-errno", "-w", "-pthread", include)
+        subprocess.run(
+            ("c++", *flags, "-shared", "-fPIC", str(source), "-o", str(library)), check=True
+        )
         self.library = ctypes.CDLL(str(library))
         self.launches: list[tuple[int, int]] = []
         self.kernel = _cuda_kernel.CudaKernel(lambda kind: kind, self.launch)
 
-    def launch(self, kind: int, threads: int, parameters: bytes) -> None:
+    def launch(self, kind: int, blocks: int, threads: int, parameters: bytes) -> None:
         assert len(parameters) == self.library.size_of_task()
-        self.launches.append((kind, threads))
-        blocks = -(-threads // _cuda_kernel._BLOCK)
-        self.library.launch(kind, blocks, _cuda_kernel._BLOCK, parameters)
+        assert threads % 32 == 0
+        assert threads <= _cuda_kernel._BLOCK
+        self.launches.append((kind, blocks * threads))
+        self.library.launch(kind, blocks, threads, kind in GROUPED, parameters)
 
     @contextlib.contextmanager
     def draws(self) -> Iterator[None]:
@@ -77,9 +105,15 @@ def using(kernel: Any) -> Iterator[None]:
         yield
 
 
+@functools.cache
+def compiled_for_the_host() -> Host:
+    with tempfile.TemporaryDirectory() as folder:
+        return Host(Path(folder))
+
+
 @pytest.fixture(scope="module")
-def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
-    return Host(tmp_path_factory.mktemp("host"))
+def host() -> Host:
+    return compiled_for_the_host()
 
 
 def same(a: Tensor, b: Tensor) -> bool:
@@ -294,8 +328,8 @@ def test_kernel_launch_makes_the_cuda_context_of_its_device_current_if_it_is_not
     ):
         done.clear()
         statuses = iter(results)
-        _cuda_kernel._launcher(driver, index, ctypes.c_void_p(1))(None, 300, b"")
+        _cuda_kernel._launcher(driver, index, ctypes.c_void_p(1))(None, 2, 256, b"")
         assert done == expected
     statuses = iter([700])
     with pytest.raises(RuntimeError, match="CUDA error: error 700, in a draw on cuda:0"):
-        _cuda_kernel._launcher(driver, 0, ctypes.c_void_p(1))(None, 300, b"")
+        _cuda_kernel._launcher(driver, 0, ctypes.c_void_p(1))(None, 2, 256, b"")

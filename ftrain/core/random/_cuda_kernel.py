@@ -1,9 +1,9 @@
 """CUDA kernels that draw random numbers with one launch per draw, compiled by NVRTC when first used.
 
-`threefry.cu` is made of the same functions as the CPU's `threefry.c`, so that the bits are the same.
-Tests compare the two, both compiled for the CPU; no GPU has run it yet. Without NVRTC, or with a driver
-that cannot load the kernels, one warning is issued, and `_threefry.py` draws the same numbers with a
-few hundred launches per draw.
+`threefry.cu` is made of the same functions as the CPU's `threefry.c`, so that the bits are the same;
+`samplers.cu` repeats the CPU's tensor operations one by one. Tests compare both, compiled for the CPU,
+with the CPU's draws; no GPU has run them yet. Without NVRTC, or with a driver that cannot load the
+kernels, one warning is issued, and tensor operations draw the same numbers with a few hundred launches.
 
 A launch needs no synchronization and no copy: keys are read on the device; folds and bounds are passed
 by value. A CUDA graph can capture it, including the first draw of a process. NVRTC compiles a kind of
@@ -12,7 +12,7 @@ draw in 0.2 to 0.3 s of processor time, so nothing is cached on disk.
 NVRTC and the driver are called through ctypes: `torch.cuda._compile_kernel` (as of torch 2.14) needs
 an installed CUDA toolkit (`CUDA_HOME`), and its launcher truncates integers to 32 bits.
 
-Read next: `threefry.cu`.
+Read next: `threefry.cu`; `_cuda_samplers.py`, the samplers that take parameters.
 """
 
 from __future__ import annotations
@@ -34,12 +34,21 @@ from torch import Tensor
 from ftrain.core._torch_cuda import raw_stream
 from ftrain.core.random._cpu_kernel import NORMAL32, NORMAL64, PAIRS, UNIFORM32, UNIFORM64
 
-_SOURCES = tuple(Path(__file__).with_name(name) for name in ("threefry.h", "threefry.cu"))
+_SOURCES = tuple(
+    Path(__file__).with_name(name)
+    for name in ("threefry.h", "threefry.cu", "elementary.cu", "samplers.cu")
+)
 
 # The order of `enum more` in threefry.cu, which follows that of `enum kind`.
 UNIFORM16, UNIFORMB16, NORMAL16, NORMALB16, INTEGERS32, INTEGERS64, FOLD = range(10, 17)
 EXPONENTIAL, LAPLACE, GUMBEL, GUMBEL_HIGH = range(FOLD + 1, FOLD + 17, 4)  # each of four dtypes
-KINDS = FOLD + 17
+# The order of `enum sampler` in samplers.cu, each of float32 and float64.
+SAMPLERS = FOLD + 17
+(TRUNCATED, GAMMA, LOG_GAMMA, SHARE, SOFTMAX, LOG, SUMS, CHOICE, PRODUCT, BALL) = range(
+    SAMPLERS, SAMPLERS + 20, 2
+)
+ROUNDS, POISSON, SIGN, BETWEEN, RANGE = (SAMPLERS + i for i in (20, 21, 22, 24, 28))
+KINDS = RANGE + 2
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 
@@ -52,8 +61,8 @@ _EACH, _FILL = 8, 2**18
 _INVALID_CONTEXT = 201
 _RELAXED = 2  # CU_STREAM_CAPTURE_MODE_RELAXED
 
-#: Launch a kernel: the function, the number of threads, `struct task`.
-Launch = Callable[[Any, int, bytes], None]
+#: Launch a kernel: the function, the number of blocks, the threads of a block, `struct task`.
+Launch = Callable[[Any, int, int, bytes], None]
 
 
 class CudaKernel:
@@ -124,16 +133,7 @@ class CudaKernel:
         b: float = 0.0,
     ) -> None:
         """Launch a kernel for `count` elements; with more than 32 folds, launch fold kernels first."""
-        while len(folds) > FOLDS:
-            key = self.fold(key, folds[:FOLDS], None, key.new_empty(key.shape))
-            folds = folds[FOLDS:]
-        rows = 1
-        if key.ndim == 1:
-            key_row, key_word = 0, key.stride(0)
-        else:
-            rows = key.numel() >> 1
-            key = key if key.ndim == 2 else key.contiguous()
-            key_row, key_word = key.stride()[-2:]
+        key, folds, rows, key_row, key_word = self._keys(key, folds)
         address = data_row = data_size = 0
         if data is not None:
             data = data if data.ndim < 2 else data.contiguous()
@@ -144,18 +144,92 @@ class CudaKernel:
         per_row = each if count <= _FILL else -(-each // _EACH)
         parameters = _packer(len(folds)).pack(
             *(key.data_ptr(), key_row, key_word, address, data_row, data_size, out.data_ptr()),
-            *(rows, each, per_row, base, span, out.itemsize, a, b, len(folds), *folds),
+            *(rows, each, per_row, base, span, out.itemsize, a, b, 0, 0, 0, 0, len(folds), *folds),
         )
+        self._start(kind, -(-rows * per_row // _BLOCK), _BLOCK, parameters)
+
+    def sampler(
+        self,
+        kind: int,
+        key: Tensor | None,
+        folds: Sequence[int],
+        out: Tensor,
+        parameters: Sequence[tuple[Tensor, int]] = (),
+        *,
+        base: int = 0,
+        span: int = 0,
+        a: float = 0.0,
+        b: float = 0.0,
+        work: Tensor | None = None,
+        inner: int = 0,
+        group: int = 0,
+    ) -> Tensor:
+        """Fill `out` by a kernel of samplers.cu, with one launch.
+
+        Args:
+            kind: the kernel.
+            key: keys `(*batch, 2)`; `None` for a function of the parameters only.
+            folds: integers to fold into the keys first.
+            out: the result, or memory of its shape that the kernel does not use.
+            parameters: at most two tensors, each with the step from one element to the next.
+            base: first integer of the kernel; the others are `span` and `inner`.
+            span: see base.
+            a: first number of the kernel; the other is `b`.
+            b: see a.
+            work: memory to compute in.
+            inner: see base.
+            group: the elements that a block of threads computes together; 0 if each is computed alone.
+        """
+        rows, key_row, key_word, address = 1, 0, 0, 0
+        if not out.numel():
+            return out
+        if key is not None:
+            key, folds, rows, key_row, key_word = self._keys(key, folds)
+            address = key.data_ptr()
+        (first, step), (other, other_step) = (*parameters, (None, 0), (None, 0))[:2]
+        each = out.numel() // rows
+        if group:
+            count, per_row = group, each // group
+            blocks = rows * per_row
+            threads = min(_BLOCK, max(32, -(-group // 64) * 32))
+        else:
+            count, per_row = each, each if out.numel() <= _FILL else -(-each // _EACH)
+            blocks, threads = -(-rows * per_row // _BLOCK), _BLOCK
+        parameters_of_launch = _packer(len(folds)).pack(
+            *(address, key_row, key_word, _address(first), step, 0, out.data_ptr()),
+            *(rows, count, per_row, base, span, out.itemsize, a, b),
+            *(_address(other), other_step, _address(work), inner, len(folds), *folds),
+        )
+        self._start(kind, blocks, threads, parameters_of_launch)
+        return out
+
+    def _keys(
+        self, key: Tensor, folds: Sequence[int]
+    ) -> tuple[Tensor, Sequence[int], int, int, int]:
+        """Return the keys, the remaining folds (at most 32), the number of keys and their strides."""
+        while len(folds) > FOLDS:
+            key = self.fold(key, folds[:FOLDS], None, key.new_empty(key.shape))
+            folds = folds[FOLDS:]
+        if key.ndim == 1:
+            return key, folds, 1, 0, key.stride(0)
+        key = key if key.ndim == 2 else key.contiguous()
+        return key, folds, key.numel() >> 1, key.stride(-2), key.stride(-1)
+
+    def _start(self, kind: int, blocks: int, threads: int, parameters: bytes) -> None:
         function = self._functions.get(kind)
         if function is None:
             function = self._functions[kind] = self._load(kind)
-        self._launch(function, rows * per_row, parameters)
+        self._launch(function, blocks, threads, parameters)
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
 
 
 @functools.cache
 def _packer(folded: int) -> struct.Struct:
     """Return the packer of kernel arguments (`task` in threefry.cu), with `folded` ints to fold in."""
-    return struct.Struct(f"@PqqPqqP QQQ qqq dd I{folded}I{4 * (FOLDS - folded)}x4x")
+    return struct.Struct(f"@PqqPqqP QQQ qqq dd PqPQ I{folded}I{4 * (FOLDS - folded)}x4x")
 
 
 def kernel(device: torch.device) -> CudaKernel | None:
@@ -203,8 +277,8 @@ def _load(index: int) -> CudaKernel:
             module, function = ctypes.c_void_p(), ctypes.c_void_p()
             _check(driver, driver.cuModuleLoadData(ctypes.byref(module), binary))
             # This loads the function now instead of at its first launch.
-            status = driver.cuModuleGetFunction(ctypes.byref(function), module, b"ftrain_kernel")
-            _check(driver, status)
+            name = b"ftrain_sampler" if kind >= SAMPLERS else b"ftrain_kernel"
+            _check(driver, driver.cuModuleGetFunction(ctypes.byref(function), module, name))
         return function
 
     return CudaKernel(load, _launcher(driver, index, context))
@@ -236,12 +310,11 @@ def _launcher(driver: ctypes.CDLL, index: int, context: ctypes.c_void_p) -> Laun
     launch = driver.cuLaunchKernel
     pointer, count = ctypes.c_void_p, ctypes.c_uint
     launch.argtypes = (pointer, *[count] * 7, pointer, pointer, pointer)
-    sizes = (1, 1, _BLOCK, 1, 1, 0)
     current_device, byref, text = torch.cuda.current_device, ctypes.byref, ctypes.c_char_p
 
-    def run(function: Any, threads: int, parameters: bytes) -> None:
+    def run(function: Any, blocks: int, threads: int, parameters: bytes) -> None:
         task = byref(text(parameters))  # an array with a pointer to the only argument, a struct
-        how = (function, -(-threads // _BLOCK), *sizes, raw_stream(index), task, None)
+        how = (function, blocks, 1, 1, threads, 1, 1, 0, raw_stream(index), task, None)
         status = launch(*how) if current_device() == index else _INVALID_CONTEXT
         if status == _INVALID_CONTEXT:  # the context of another device, or none in this thread
             with _current(driver, context):
@@ -274,7 +347,8 @@ def compiled(kind: int, architecture: str) -> bytes:
         *("--fmad=false", "--prec-div=true", "--prec-sqrt=true", "--ftz=false"),
         "--device-as-default-execution-space",
     )
-    source = "\n".join(path.read_text() for path in _SOURCES).encode()
+    sources = _SOURCES if kind >= SAMPLERS else _SOURCES[:2]
+    source = "\n".join(path.read_text() for path in sources).encode()
     program, size = ctypes.c_void_p(), ctypes.c_size_t()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"threefry.cu", 0, None, None)
     try:

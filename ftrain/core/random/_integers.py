@@ -73,7 +73,7 @@ def clipped_tensors(
     """Return the result of `clipped` as tensors, for bounds that are tensors (one of them or both)."""
     lowest, highest = RANGE[dtype]
     highest = min(highest, 2**63 - 1)
-    least, most = (_int64(bound, device) for bound in (minval, maxval))
+    least, most = (int64(bound, device) for bound in (minval, maxval))
     base, end = least.clamp(lowest, highest), most.clamp(lowest, highest)
     span = end - base + (most > highest)
     if WIDTH[dtype] < 64:
@@ -81,7 +81,8 @@ def clipped_tensors(
     return base, torch.where(end <= base, 1, span)
 
 
-def _int64(bound: int | Tensor, device: torch.device) -> Tensor:
+def int64(bound: int | Tensor, device: torch.device) -> Tensor:
+    """Return a bound as an int64 tensor; raise for a tensor that int64 does not hold."""
     if not isinstance(bound, Tensor):
         return torch.full((), bound, dtype=torch.int64, device=device)
     if bound.dtype == torch.uint64 or bound.is_floating_point() or bound.is_complex():

@@ -19,6 +19,7 @@ from torch import Tensor
 from ftrain.core._torch_dispatch import SLOPES
 from ftrain.core.random import (
     _cuda_kernel,
+    _cuda_samplers,
     _elementary,
     _floats,
     _jax_samplers,
@@ -51,8 +52,8 @@ def _on_cuda(
     b: float = 0.0,
 ) -> Tensor | None:
     """Return the draws of one kernel launch; `None` without the CUDA kernels."""
-    kernel = _operators._for(key)
-    if not isinstance(kernel, _cuda_kernel.CudaKernel):
+    kernel = _cuda_samplers.kernel_of(key)
+    if kernel is None:
         return None
     return kernel.sample(family, key, folds, _operators._drawn(key, shape, dtype), a, b)
 
@@ -126,6 +127,8 @@ gumbel = _operators._define(
 
 
 def _truncated_kernel(key: Tensor, folds: Ints, lower: Tensor, upper: Tensor) -> Tensor:
+    if kernel := _cuda_samplers.kernel_of(key):
+        return _cuda_samplers.truncated_normal(kernel, key, folds, lower, upper)
     dtype, shape = lower.dtype, lower.shape[key.ndim - 1 :]
     lower, upper = _compact(lower), _compact(upper)
     if lower.is_cpu and bool((lower >= upper).any()):  # on an accelerator, the draw would wait
@@ -157,6 +160,12 @@ def _compact(x: Tensor) -> Tensor:
     return x
 
 
+def _gamma_kernel(key: Tensor, folds: Ints, alpha: Tensor, log_space: bool = False) -> Tensor:
+    if kernel := _cuda_samplers.kernel_of(key):
+        return _cuda_samplers.gamma(kernel, key, folds, alpha, log_space)
+    return _jax_samplers.gamma(key, folds, alpha, log_space)
+
+
 def _log_gamma_slope_kernel(alpha: Tensor, log_sample: Tensor) -> Tensor:
     """Return d log(x) / d alpha of samples x of Gamma(alpha, 1), given log(x).
 
@@ -170,28 +179,35 @@ def _log_gamma_slope_kernel(alpha: Tensor, log_sample: Tensor) -> Tensor:
 
 
 def _softmax_kernel(x: Tensor) -> Tensor:
+    if kernel := _cuda_samplers.kernel_of(x):
+        return _cuda_samplers.softmax(kernel, x)
     wide = _wide(x)
     powers = _elementary.exp(wide - wide.amax(-1, True))
     return (powers / _elementary.total(powers).unsqueeze(-1)).to(x.dtype)
 
 
+def _share_kernel(log_x: Tensor, log_y: Tensor) -> Tensor:
+    """Return x / (x + y) from the logarithms of x and y."""
+    if kernel := _cuda_samplers.kernel_of(log_x):
+        return _cuda_samplers.share(kernel, log_x, log_y)
+    return _softmax_kernel(torch.stack([log_x, log_y], -1))[..., 0]
+
+
 truncated_normal = _define(
     "truncated_normal", "Tensor lower, Tensor upper", _truncated_kernel, reads_values=False
 )
-_gamma_draw = _define(
-    "gamma_draw",
-    "Tensor alpha",
-    lambda key, folds, alpha: _jax_samplers.gamma(key, folds, alpha, False),
-)
+_gamma_draw = _define("gamma_draw", "Tensor alpha", _gamma_kernel, reads_values=False)
 _log_gamma_draw = _define(
     "log_gamma_draw",
     "Tensor alpha",
-    lambda key, folds, alpha: _jax_samplers.gamma(key, folds, alpha, True),
+    functools.partial(_gamma_kernel, log_space=True),
+    reads_values=False,
 )
 _log_gamma_slope = _define_slope(
     "log_gamma_slope", "Tensor alpha, Tensor log_sample", _log_gamma_slope_kernel
 )
 softmax = _define_slope("row_softmax", "Tensor x", _softmax_kernel)
+share = _define_slope("row_share", "Tensor log_x, Tensor log_y", _share_kernel)
 
 
 def gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
@@ -258,7 +274,10 @@ class _LogGammaDraw(_Sample):
 # Integers.
 
 
-def _poisson_kernel(key: Tensor, folds: Ints, rate: Tensor, bits: int = 64) -> Tensor:
+def _poisson_kernel(key: Tensor, folds: Ints, rate: Tensor, dtype: torch.dtype) -> Tensor:
+    if kernel := _cuda_samplers.kernel_of(key):
+        return _cuda_samplers.poisson(kernel, key, folds, rate, dtype)
+    bits = torch.iinfo(dtype).bits
     if not bool((rate >= 0).all() & (rate < math.inf).all()):
         raise ValueError(
             "poisson: expected finite rates of 0 or more, got a negative, infinite or NaN one. Map them "
@@ -269,7 +288,14 @@ def _poisson_kernel(key: Tensor, folds: Ints, rate: Tensor, bits: int = 64) -> T
             f"poisson: expected rates of at most 2^{bits - 2} for counts of {bits} bits, got "
             f"{float(rate.max())}. Draw from a normal distribution of this mean and variance."
         )
-    return _jax_samplers.poisson(key, folds, rate)
+    return _jax_samplers.poisson(key, folds, rate).to(dtype)
+
+
+def _poisson_rule(
+    info: Any, dims: Any, key: Tensor, folds: Ints, rate: Tensor, dtype: torch.dtype
+) -> Any:
+    key, rate = _rows(info.batch_size, (dims[0], dims[2]), (key, rate))
+    return poisson(key, folds, rate, dtype), 0
 
 
 def _check_weights(p: Tensor) -> None:
@@ -293,6 +319,8 @@ def _log_weights_kernel(p: Tensor, draws: int) -> Tensor:
             f"choice: expected at least {draws} positive weights p for {draws} draws without "
             f"replacement, got {int(fewest)}. Draw fewer, or give more elements a positive weight."
         )
+    if kernel := _cuda_samplers.kernel_of(p):
+        return _cuda_samplers.log(kernel, p)
     return _elementary.log(p)
 
 
@@ -302,6 +330,9 @@ def _log_weights_rule(info: Any, dims: Any, p: Tensor, draws: int) -> Any:
 
 def _choice_kernel(key: Tensor, folds: Ints, shape: Ints, p: Tensor) -> Tensor:
     """Return indices into the last dimension of p `(*batch, n)`, with probabilities p."""
+    if kernel := _cuda_samplers.kernel_of(key):
+        out = _operators._drawn(key, shape, torch.int64)
+        return _cuda_samplers.choice(kernel, key, folds, out, p)
     _check_weights(p)
     sums = _elementary.cumulative(p).contiguous()
     u = _operators._uniform(key, folds, (math.prod(shape),), p.dtype, 0.0, 1.0)
@@ -314,8 +345,30 @@ def _choice_rule(info: Any, dims: Any, key: Tensor, folds: Ints, shape: Ints, p:
     return choice(key, folds, shape, p), 0
 
 
-poisson = _define("poisson_draw", "Tensor rate", _poisson_kernel)
-poisson32 = _define("poisson_draw32", "Tensor rate", functools.partial(_poisson_kernel, bits=32))
+def _signs_kernel(key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype) -> Tensor:
+    """Return -1 and 1."""
+    if kernel := _cuda_samplers.kernel_of(key):
+        return _cuda_samplers.signs(kernel, key, folds, _operators._drawn(key, shape, dtype))
+    wide = torch.float64 if dtype.itemsize == 8 else torch.float32
+    return sign_of(_operators._uniform(key, folds, shape, wide, 0.0, 1.0), dtype)
+
+
+def sign_of(u: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return 1 for uniform floats below 1/2, -1 for others."""
+    return (u < 0.5).to(dtype) * 2 - 1
+
+
+poisson = _operators._define(
+    "threefry_poisson_draw(Tensor key, int[] folds, Tensor rate, ScalarType dtype)",
+    _poisson_kernel,
+    lambda key, folds, rate, dtype: rate.new_empty(rate.shape, dtype=dtype),
+    _poisson_rule,
+)
+signs = _operators._define(
+    "threefry_signs(Tensor key, int[] folds, SymInt[] shape, ScalarType dtype)",
+    _signs_kernel,
+    _fake,
+)
 log_weights = _operators._define(
     "log_weights(Tensor p, SymInt draws)",
     _log_weights_kernel,
@@ -327,57 +380,4 @@ choice = _operators._define(
     _choice_kernel,
     lambda key, folds, shape, p: _operators._drawn(key, shape, torch.int64),
     _choice_rule,
-)
-
-
-# Vectors.
-
-_MOST_POWER = (
-    5.0  # above, |x|^p underflows, of float32 x below 0.03 at p = 30; JAX draws zeros then
-)
-
-
-def _ball_kernel(
-    key: Tensor, folds: Ints, shape: Ints, dtype: torch.dtype, d: int, p: float
-) -> Tensor:
-    size = (*shape, d)
-    alpha = torch.full((*key.shape[:-1], *size), 1.0 / p, dtype=dtype, device=key.device)
-    is_positive = _operators._uniform(key, (*folds, 0, 1), size, dtype, 0.0, 1.0) < 0.5
-    beyond = _wide(_exponential_kernel(key, (*folds, 1), shape, dtype))
-    in_logs = p > _MOST_POWER
-    powers = _wide(_jax_samplers.gamma(key, (*folds, 0, 0), alpha, in_logs))  # |x|^p
-    logs, powers = (powers, _elementary.exp(powers)) if in_logs else (None, powers)
-    norm = _elementary.total(powers) + beyond
-    if logs is None:
-        radius = _elementary.power(powers / norm.unsqueeze(-1), 1.0 / p).to(dtype)
-    else:
-        radius = _elementary.exp((logs - _elementary.log(norm).unsqueeze(-1)) / p).to(dtype)
-    return torch.where(is_positive, radius, -radius)
-
-
-ball = _operators._define(
-    "threefry_ball(Tensor key, int[] folds, SymInt[] shape, ScalarType dtype, SymInt d, float p)",
-    _ball_kernel,
-    lambda key, folds, shape, dtype, d, p: _operators._drawn(key, (*shape, d), dtype),
-    reads_values=True,
-)
-
-
-def _product_kernel(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Return `matrix @ vector`, added column after column: the same bits for any number of rows."""
-    out = torch.zeros_like(vector, memory_format=torch.contiguous_format)
-    for column, x in zip(matrix.unbind(-1), vector.unbind(-1), strict=True):
-        out += column * x.unsqueeze(-1)
-    return out
-
-
-def _product_rule(info: Any, dims: Any, matrix: Tensor, vector: Tensor) -> Any:
-    return product(*_rows(info.batch_size, dims, (matrix, vector))), 0
-
-
-product = _operators._define(
-    "row_product(Tensor matrix, Tensor vector)",
-    _product_kernel,
-    lambda matrix, vector: torch.empty_like(vector, memory_format=torch.contiguous_format),
-    _product_rule,
 )

@@ -242,7 +242,8 @@ def poisson(
 
     Raises:
         ValueError: for a rate out of range or NaN, another dtype, a rate that does not broadcast
-            to `shape`, or an array of keys (`torch.vmap` over them instead).
+            to `shape`, or an array of keys (`torch.vmap` over them instead). On CUDA, where a check
+            would wait for the device, a rate out of range gives -1.
 
     References:
         Hörmann, "The transformed rejection method for generating Poisson random variables", Insurance:
@@ -263,8 +264,7 @@ def poisson(
         rate = torch.full((), lam, dtype=torch.float32, device=key.device)
     size = rate.shape if shape is None else _shape(shape)
     _check_broadcast("poisson", size, rate)
-    draw = _jax_families.poisson if dtype == torch.int64 else _jax_families.poisson32
-    return draw(key, _folds(folds), rate.expand(size)).to(dtype)
+    return _jax_families.poisson(key, _folds(folds), rate.expand(size), dtype)
 
 
 def rademacher(
@@ -301,10 +301,12 @@ def rademacher(
             f"rademacher: expected a signed integer or floating dtype, got {dtype}. Write "
             "dtype=torch.int32."
         )
+    if key.is_cuda:
+        return _jax_families.signs(key, _folds(folds), _shape(shape), dtype)
     # JAX draws uniforms of its default float for `bernoulli(key, 0.5)`.
     uniform = torch.float64 if dtype.itemsize == 8 else torch.float32
     u = _operators.threefry_uniform(key, _folds(folds), _shape(shape), uniform, 0.0, 1.0)
-    return (u < 0.5).to(dtype) * 2 - 1
+    return _jax_families.sign_of(u, dtype)
 
 
 def _inserted(shape: Sequence[int], axis: int, count: int) -> tuple[int, ...]:

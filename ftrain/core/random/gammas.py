@@ -53,6 +53,7 @@ def gamma(
         ValueError: for another dtype, `a` that does not broadcast to `shape`, or an array of keys
             (`torch.vmap` over them instead).
         NotImplementedError: in the second derivative with respect to `a`.
+        RuntimeError: if 1,000 proposals in a row are rejected; on CUDA, such a sample is NaN.
 
     References:
         Marsaglia and Tsang, "A simple method for generating gamma variables", ACM TOMS 26 (2000).
@@ -104,8 +105,8 @@ def beta(
     _, parameters = filled("beta", key, (a, b), shape, dtype)
     folds = _folds(folds)
     logs = [_jax_families.log_gamma(key, (*folds, i), alpha) for i, alpha in enumerate(parameters)]
-    shares = _jax_families.softmax(torch.stack([log.detach() for log in logs], -1))
-    return exact(shares[..., 0], torch.sigmoid(logs[0] - logs[1]))
+    value = _jax_families.share(*(log.detach() for log in logs))
+    return exact(value, lambda: torch.sigmoid(logs[0] - logs[1]), *logs)
 
 
 def dirichlet(
@@ -152,4 +153,5 @@ def dirichlet(
     size = alpha.shape if shape is None else (*_shape(shape), alpha.shape[-1])
     _check_broadcast("dirichlet", size, parameters)
     logs = _jax_families.log_gamma(key, _folds(folds), parameters.expand(size))
-    return exact(_jax_families.softmax(logs.detach()), torch.softmax(logs, -1))
+    value = _jax_families.softmax(logs.detach())
+    return exact(value, lambda: torch.softmax(logs, -1), logs)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ftrain.core._torch import of_same_bits
-from ftrain.core.random import _floats, _integers, _operators
+from ftrain.core.random import _bounded, _floats, _integers, _operators
 from ftrain.core.random._exact import exact
 from ftrain.core.random.keys import _check_single, _folds
 
@@ -103,9 +103,21 @@ def uniform(
         for v in (minval, maxval)
     )
     _check_broadcast("uniform", size, low, high)
-    unit = _operators.threefry_uniform(key, _folds(folds), size, dtype, 0.0, 1.0)
-    floats = _floats.scale(unit, low.detach(), high.detach())
-    return exact(floats, unit * (high - low) + low)
+    if key.is_cuda:
+        bounds = (v.detach().expand(size) for v in (low, high))
+        floats = _bounded.uniform(key, _folds(folds), *bounds)
+        unit = None
+    else:
+        unit = _operators.threefry_uniform(key, _folds(folds), size, dtype, 0.0, 1.0)
+        floats = _floats.scale(unit, low.detach(), high.detach())
+
+    def formula() -> Tensor:
+        u = unit
+        if u is None:
+            u = _operators.threefry_uniform(key, _folds(folds), size, dtype, 0.0, 1.0)
+        return u * (high - low) + low
+
+    return exact(floats, formula, low, high)
 
 
 def normal(
@@ -217,6 +229,9 @@ def randint(
         base, span = _integers.clipped(_bound(minval), _bound(maxval), dtype)
         return _operators.threefry_randint(key, _folds(folds), size, dtype, base, span)
     _check_broadcast("randint", size, *(v for v in (minval, maxval) if isinstance(v, Tensor)))
+    if key.is_cuda:
+        limits = [_integers.int64(v, key.device).expand(size) for v in (minval, maxval)]
+        return _bounded.randint(key, _folds(folds), *limits, dtype)
     width = max(32, _integers.WIDTH[dtype])
     # split(key)[i] is fold_in(key, i)
     high, low = (_operators.threefry_bits(key, (*_folds(folds), i), size, width) for i in (0, 1))

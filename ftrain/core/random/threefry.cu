@@ -25,6 +25,10 @@ struct task {
     u64 base, span;
     i64 size; /* bytes of a result */
     double a, b;
+    const void *other; /* of samplers.cu: the second parameter, and memory to compute in */
+    i64 other_row;
+    void *work;
+    u64 inner;
     u32 folded, folds[FOLDS];
 };
 
@@ -110,12 +114,12 @@ static inline float infinity32(void) {
 /* log(x) for x >= 0 and log(1 + x) for -1 <= x <= 0: see `log` and `log1p` in _elementary.py. */
 static inline float full_log(float x) {
     const float least = 1.17549435082228750797e-38f;
-    return x >= infinity32() ? x : x > 0.0f ? log32(x < least ? least : x) : -infinity32();
+    return !(x < infinity32()) ? x : x > 0.0f ? log32(x < least ? least : x) : -infinity32();
 }
 
 static inline double full_log(double x) {
     const double least = 2.22507385850720138309e-308;
-    return x >= (double)infinity32() ? x : x > 0.0 ? log64(x < least ? least : x) : -(double)infinity32();
+    return !(x < (double)infinity32()) ? x : x > 0.0 ? log64(x < least ? least : x) : -(double)infinity32();
 }
 
 static inline float full_log1p(float x) {

@@ -196,16 +196,20 @@ static inline float normal32(float unit) {
     return 1.41421356237309504880f * erfinv32(u);
 }
 
-static inline double normal64(double unit) {
-    const double lowest = 1.1102230246251565e-16 - 1.0;
-    double u = unit * 2.0 + lowest;
-    u = u < lowest ? lowest : u;
+static inline double erfinv64(double u) {
     double w = -log1p64(u * -u), root = sqrt(w), centre, middle, tail;
     double a = w - 3.125, b = root - 3.25, c = root - 5.0;
     HORNER(CENTRE64, a, centre)
     HORNER(MIDDLE64, b, middle)
     HORNER(TAIL64, c, tail)
-    return 1.41421356237309504880 * ((w < 6.25 ? centre : w < 16.0 ? middle : tail) * u);
+    return (w < 6.25 ? centre : w < 16.0 ? middle : tail) * u;
+}
+
+static inline double normal64(double unit) {
+    const double lowest = 1.1102230246251565e-16 - 1.0;
+    double u = unit * 2.0 + lowest;
+    u = u < lowest ? lowest : u;
+    return 1.41421356237309504880 * erfinv64(u);
 }
 
 /* a mod n by the reciprocal floor((2^64 - 1) / n), whose quotient is at most two too small: three divisions

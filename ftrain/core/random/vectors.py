@@ -3,7 +3,7 @@
 Factorizations are computed by LAPACK, so their last bits depend on the machine. Everything else has the
 same bits on every machine, as in `continuous.py`.
 
-Read next: `_jax_families.py`, the operators.
+Read next: `_jax_vectors.py`, the operators.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ftrain.core.random import _jax_families
+from ftrain.core.random import _jax_vectors
 from ftrain.core.random._exact import exact
 from ftrain.core.random._parameters import check_wide, tensors_of
 from ftrain.core.random._threefry import broadcast
@@ -82,9 +82,12 @@ def multivariate_normal(
     lower, info = torch.linalg.cholesky_ex((cov + cov.mT) / 2)
     lower = torch.where((info == 0)[..., None, None], lower, math.nan)
     z = normal(key, size, cov.dtype, folds=folds)
-    drawn = _jax_families.product(lower.detach().expand(*size, n), z)
-    formula = mean + (lower @ z.unsqueeze(-1)).squeeze(-1)
-    return exact(mean.detach() + drawn, formula)
+    drawn = _jax_vectors.product(lower.detach().expand(*size, n), z)
+    return exact(
+        mean.detach() + drawn,
+        lambda: mean + (lower @ z.unsqueeze(-1)).squeeze(-1),
+        *(mean, lower),
+    )
 
 
 def orthogonal(
@@ -181,4 +184,4 @@ def ball(
         raise ValueError(f"ball: expected p to be a positive finite number, got {p!r}. Write p=2.")
     if d < 0:
         raise ValueError(f"ball: expected d to be 0 or more, got {d}. Pass a positive dimension.")
-    return _jax_families.ball(key, _folds(folds), _shape(shape), dtype, d, float(p))
+    return _jax_vectors.ball(key, _folds(folds), _shape(shape), dtype, d, float(p))

@@ -1,0 +1,129 @@
+"""Samplers that take parameters, on CUDA, with one to three kernel launches.
+
+Each function takes the compiled kernels and the arguments of a function of `_jax_families.py`, and gives
+its bits. The kernels do not read a value on the host: where the CPU raises for a parameter out of range,
+they return NaN, or -1 in place of a count.
+
+Read next: `samplers.cu`, the kernels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ftrain.core.random import _cuda_kernel, _integers, _operators
+from ftrain.core.random._cuda_kernel import CudaKernel
+
+Ints = Sequence[int]
+
+
+def kernel_of(tensor: Tensor) -> CudaKernel | None:
+    """Return the CUDA kernels for the device of a tensor; `None` if there are none for it."""
+    kernel = _operators._for(tensor)
+    return kernel if isinstance(kernel, CudaKernel) else None
+
+
+def truncated_normal(
+    kernel: CudaKernel, key: Tensor, folds: Ints, lower: Tensor, upper: Tensor
+) -> Tensor:
+    kind, eps = _cuda_kernel.TRUNCATED + _wide(lower), torch.finfo(lower.dtype).eps
+    out = _like(lower)
+    return kernel.sampler(kind, key, folds, out, (_stepped(lower), _stepped(upper)), a=eps)
+
+
+def gamma(kernel: CudaKernel, key: Tensor, folds: Ints, alpha: Tensor, log_space: bool) -> Tensor:
+    family = _cuda_kernel.LOG_GAMMA if log_space else _cuda_kernel.GAMMA
+    return kernel.sampler(family + _wide(alpha), key, folds, _like(alpha), (_stepped(alpha),))
+
+
+def share(kernel: CudaKernel, x: Tensor, y: Tensor) -> Tensor:
+    kind = _cuda_kernel.SHARE + _wide(x)
+    return kernel.sampler(kind, None, (), _like(x), (_stepped(x), _stepped(y)))
+
+
+def softmax(kernel: CudaKernel, x: Tensor) -> Tensor:
+    x, kind = x.contiguous(), _cuda_kernel.SOFTMAX + _wide(x)
+    work = torch.empty_like(x, dtype=torch.float64)
+    return kernel.sampler(kind, None, (), _like(x), ((x, 1),), work=work, group=x.shape[-1])
+
+
+def log(kernel: CudaKernel, x: Tensor) -> Tensor:
+    return kernel.sampler(_cuda_kernel.LOG + _wide(x), None, (), _like(x), (_stepped(x),))
+
+
+def choice(kernel: CudaKernel, key: Tensor, folds: Ints, out: Tensor, p: Tensor) -> Tensor:
+    p, n, wide = p.contiguous(), p.shape[-1], _wide(p)
+    sums, work = _like(p), torch.empty_like(p)
+    kernel.sampler(_cuda_kernel.SUMS + wide, None, (), sums, ((p, 1),), work=work, group=n)
+    return kernel.sampler(_cuda_kernel.CHOICE + wide, key, folds, out, ((sums, 1),), inner=n)
+
+
+def product(kernel: CudaKernel, matrix: Tensor, vector: Tensor) -> Tensor:
+    n = vector.shape[-1]
+    if all(matrix.stride(i) == 0 or matrix.shape[i] == 1 for i in range(matrix.ndim - 2)):
+        for _ in range(matrix.ndim - 2):
+            matrix = matrix.select(0, 0)
+    step = n * n if matrix.ndim > 2 else 0
+    matrices, vector = (matrix.contiguous(), step), vector.contiguous()
+    kind = _cuda_kernel.PRODUCT + _wide(vector)
+    return kernel.sampler(kind, None, (), _like(vector), (matrices, (vector, 1)), inner=n)
+
+
+def ball(kernel: CudaKernel, key: Tensor, folds: Ints, out: Tensor, p: float) -> Tensor:
+    """Fill `out` `(*batch, *shape, d)` with points of the unit ball in the norm of exponent p."""
+    work = torch.empty_like(out, dtype=torch.float64)
+    kind, d = _cuda_kernel.BALL + _wide(out), out.shape[-1]
+    return kernel.sampler(kind, key, folds, out, a=1.0 / p, b=p, work=work, group=d)
+
+
+def poisson(
+    kernel: CudaKernel, key: Tensor, folds: Ints, rate: Tensor, dtype: torch.dtype
+) -> Tensor:
+    out = torch.empty(rate.shape, dtype=dtype, device=rate.device)
+    rates, most = (_stepped(rate),), 2.0 ** (torch.iinfo(dtype).bits - 2)
+    rounds = torch.zeros(key.shape[:-1], dtype=torch.int32, device=key.device)
+    kernel.sampler(_cuda_kernel.ROUNDS, key, folds, out, rates, a=most, work=rounds)
+    return kernel.sampler(_cuda_kernel.POISSON, key, folds, out, rates, a=most, work=rounds)
+
+
+def signs(kernel: CudaKernel, key: Tensor, folds: Ints, out: Tensor) -> Tensor:
+    """Fill `out` with -1 and 1."""
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[out.itemsize]
+    pair = torch.tensor([1, -1], dtype=out.dtype, device="cpu").view(integers)
+    plus, minus = pair.tolist()
+    kind = _cuda_kernel.SIGN + (out.itemsize == 8)
+    return kernel.sampler(kind, key, folds, out, base=plus, span=minus)
+
+
+def uniform(kernel: CudaKernel, key: Tensor, folds: Ints, low: Tensor, high: Tensor) -> Tensor:
+    kind = _cuda_kernel.BETWEEN + _cuda_kernel._DTYPES.index(low.dtype)
+    return kernel.sampler(kind, key, folds, _like(low), (_stepped(low), _stepped(high)))
+
+
+def randint(
+    kernel: CudaKernel, key: Tensor, folds: Ints, minval: Tensor, maxval: Tensor, out: Tensor
+) -> Tensor:
+    """Fill `out` with integers between int64 bounds."""
+    lowest, highest = _integers.RANGE[out.dtype]
+    bounds, highest = (_stepped(minval), _stepped(maxval)), min(highest, 2**63 - 1)
+    kind = _cuda_kernel.RANGE + (out.itemsize == 8)
+    return kernel.sampler(kind, key, folds, out, bounds, base=lowest, span=highest)
+
+
+def _wide(x: Tensor) -> int:
+    """Return 1 for float64, 0 for float32: the distance between their kernels."""
+    return int(x.dtype == torch.float64)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _stepped(x: Tensor) -> tuple[Tensor, int]:
+    """Return a parameter and the step from one element to the next: 0 for one number, expanded."""
+    if all(x.stride(i) == 0 or x.shape[i] == 1 for i in range(x.ndim)):
+        return x, 0
+    return x.contiguous(), 1
