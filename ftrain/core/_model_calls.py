@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import abc
 import contextlib
+import dataclasses
 import functools
+import threading
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-from ftrain.core import random
-from ftrain.core._differentiate import differentiate, outside_leaves_of
+from ftrain.core import random, tree
+from ftrain.core._differentiate import differentiate, entry, outside_leaves_of
 from ftrain.core._kept_graph import keeps_graph
 from ftrain.core._loss import WatchedLoss, call_loss
+from ftrain.core._lost_attributes import LostAttributes
 from ftrain.core._words import kind
 from ftrain.core._written_buffers import WrittenBuffers
 from ftrain.core.compile._trace import unrecorded
@@ -29,6 +32,7 @@ __all__ = ["ModelCalls", "OwnGradients", "Run", "Seed", "own_gradients"]
 
 #: `(until, x) -> (value, aux)`; `until` must be passed to the calls of the model.
 Run = Callable[[contextlib.ExitStack, Any], tuple[torch.Tensor, Any]]
+_NOTHING = contextlib.nullcontext()
 #: `aux -> cotangent`, the gradient with which the backward pass starts at the value.
 Seed = Callable[[Any], torch.Tensor]
 
@@ -46,6 +50,7 @@ class ModelCalls:
         self._bound, self._policy, self._written = bound, policy, written
         # Sites already searched for parameters outside of the state.
         self._searched: set[str] = set()
+        self._rerun: _Rerun | None = None
 
     def keyed(self, key: torch.Tensor) -> contextlib.AbstractContextManager[None]:
         """Return a context in which calls of the model draw random numbers from `key`."""
@@ -75,19 +80,20 @@ class ModelCalls:
             extras: the extras of the state, for an `fn` with a parameter of this name.
             until: as in `Bound.call`.
         """
-        device, written = key.device.type, self._written
+        device, written, rerun = key.device.type, self._written, self._rerun
+        if rerun is not None and rerun.thread == threading.get_ident():
+            part, buffers = rerun.arguments(part, buffers)
+        else:
+            rerun = None
 
         def call(module: nn.Module) -> Any:
             with contextlib.nullcontext() if written is None else written.recording(module):
                 return call_loss(fn, module, part, extras, self._policy, device, where, until)
 
-        return self._bound.call(
-            call,
-            params,
-            buffers,
-            True,
-            until,
-        )
+        out, after = self._bound.call(call, params, buffers, True, until)
+        if rerun is not None:
+            rerun.after = after
+        return out, after
 
     def gradients(
         self,
@@ -118,11 +124,12 @@ class ModelCalls:
         # If graphs are kept, they may lead to other tensors than the parameters.
         is_searched = site in self._searched or keeps_graph()
         outside_leaves: list[torch.Tensor] | None = None if is_searched else []
+        lost = None if is_searched else LostAttributes(self._bound.skeleton)
         until = contextlib.ExitStack()
         try:
             # Both contexts also cover the backward pass, in which a recomputed forward pass needs
             # weights and key.
-            with self.keyed(key), until:
+            with lost.recorded() if lost else _NOTHING, self.keyed(key), until:
                 _, aux, grads = differentiate(
                     functools.partial(run, until),
                     x,
@@ -136,9 +143,24 @@ class ModelCalls:
                 with unrecorded(), self.keyed(key), until:
                     again = outside_leaves_of(functools.partial(run, until), x)
                 self._refuse_outside_leaves(outside_leaves, again, where)
-        if not is_searched:
+        if lost:
             self._searched.add(site)
+            lost.warn(functools.partial(self._again, run, x, key), where)
         return aux, grads
+
+    def _again(self, run: Run, x: Any, key: torch.Tensor, buffers: Any) -> tuple[Any, Any]:
+        """Return the results of `run` with other buffers, and the buffers after it.
+
+        If `buffers` is `None`, use the own ones, but half the parameters and half the batch.
+        """
+        until, rerun = contextlib.ExitStack(), _Rerun(threading.get_ident(), buffers)
+        self._rerun = rerun
+        try:
+            with torch.enable_grad(), self.keyed(key), until:  # a gradient may need other operators
+                x = _halved(x) if buffers is None else x
+                return run(until, tree.map(lambda leaf: entry(leaf, follow=False), x)), rerun.after
+        finally:
+            self._rerun = None
 
     def _refuse_outside_leaves(
         self, first: list[torch.Tensor], second: list[torch.Tensor], where: str
@@ -156,6 +178,31 @@ class ModelCalls:
                     f"({kind(leaf)}): it would never be trained. "
                     f"{_remedy(self._bound.skeleton.stray_path(leaf), self._bound.own_name(leaf))}"
                 )
+
+
+@dataclasses.dataclass
+class _Rerun:
+    """Repeated calls of a loss with other arguments, in one thread; see `LostAttributes`.
+
+    Attributes:
+        thread: the thread.
+        buffers: the buffers with which the calls start; `None`: their own, and half of each batch.
+        after: the buffers after the last call.
+    """
+
+    thread: int
+    buffers: Any
+    after: Any = None
+
+    def arguments(self, part: Any, buffers: Any) -> tuple[Any, Any]:
+        return (_halved(part), buffers) if self.buffers is None else (part, self.buffers)
+
+
+def _halved(values: Any) -> Any:
+    """Return a tree with each floating-point tensor multiplied by 0.5."""
+    return tree.map(
+        lambda t: t * 0.5 if isinstance(t, torch.Tensor) and t.is_floating_point() else t, values
+    )
 
 
 def _remedy(path: str | None, name: str | None) -> str:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from ftrain.core._reachable_objects import MISSING, Attributes, Class, Found, Globals
 
-__all__ = ["Change", "Group", "emptied", "empty_of", "groups_of", "put_set"]
+__all__ = ["Change", "Group", "emptied", "empty_of", "groups_of", "put_all", "put_set"]
 
 _chain = itertools.chain.from_iterable
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -162,6 +162,12 @@ def emptied(node: Any) -> Change:
     change = _read(kind, node)
     node.clear()
     return change
+
+
+def put_all(changes: Iterable[Change]) -> None:
+    """Make changes again that were undone."""
+    for change in changes:
+        change.put(change.node, change.keys, change.values)
 
 
 def put_set(node: set[Any], _: Any, values: Any) -> None:

@@ -8,11 +8,13 @@ Read next: `_skeleton.py`, which records what they do.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from ftrain.core._restored_objects import Owned
 
-__all__ = ["has_own_modes", "in_training_mode", "settled"]
+__all__ = ["has_own_modes", "in_training_mode", "set_flags", "settled"]
 
 
 def has_own_modes(module: nn.Module) -> bool:
@@ -46,3 +48,13 @@ def settled(module: nn.Module) -> bool:
     for m, flag in after:
         m.training = flag
     return False
+
+
+def set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
+    """Set the attribute `training` of each module."""
+    for module, flag in flags:
+        attributes = module.__dict__
+        if "training" in attributes:  # avoids nn.Module.__setattr__, which takes 2 µs
+            attributes["training"] = flag
+        else:
+            module.training = flag

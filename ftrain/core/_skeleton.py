@@ -24,8 +24,8 @@ from ftrain.core import _torch
 from ftrain.core._aliases import Alias, add_views, aliases_of
 from ftrain.core._hooks import Hooks, parameter_hooks
 from ftrain.core._kept_buffers import KeptBuffers
-from ftrain.core._object_contents import Change
-from ftrain.core._own_modes import has_own_modes, settled
+from ftrain.core._object_contents import Change, put_all
+from ftrain.core._own_modes import has_own_modes, set_flags, settled
 from ftrain.core._parameter_marks import marked, not_required, turn_off, unmark
 from ftrain.core._reachable_objects import spell
 from ftrain.core._recursion import deep_enough, depth_of
@@ -89,6 +89,10 @@ class Skeleton:
         buffers: the names in `carried` that are not parameters.
         has_left_graphs: True if a caller may run a backward pass after `holding`, for which a check
             takes 5 µs per call.
+        undone: the changes of Python objects that the last call undid; `None`: do not record them.
+        carried_over: the changes of an earlier call with which a call starts; normally none.
+        path: a function that returns the Python expression for an object of the module.
+        lock: held during each call.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class Skeleton:
         roots = [("", module), *((f"{name}.hooks", each) for name, each in hooks.items())]
         outside = [original, *parameter_hooks(original).values()]
         self._owned = Owned(roots, outside=outside)
+        self.path = self._owned.path
         self._hollow = {name: hollow(t) for name, t in tensors.items()}
         self._shapes = [(name, t.shape) for name, t in tensors.items()]
         self._aliases = {f"{alias.path} (a view of {alias.name})": alias for _, alias in aliases}
@@ -149,9 +154,11 @@ class Skeleton:
         self._frozen = [name for name in self.carried if isinstance(tensors[name], nn.Parameter)]
         self.buffers = set(self.carried) - set(self._frozen)
         self._held: Tensors | None = None  # the installed parameters, inside `holding`
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
         self._depth = 0
         self.has_left_graphs = False
+        self.undone: list[Change] | None = None
+        self.carried_over: list[Change] = []
         self._firsts = FirstCalls()
         self._owned.look()
         self._place()
@@ -177,8 +184,7 @@ class Skeleton:
         """Record where the module holds tensors of the state, and which other tensors it holds."""
         found = self._owned.found
         names = {id(t): name for name, t in self._hollow.items()}
-        # Registered tensors come first, so that `read` returns them: if the model assigns a buffer, a
-        # list still has the old tensor.
+        # `read` returns the first: if the model assigns a buffer, a list still has the old tensor.
         self._slots = sorted(
             slots_of(found, names), key=lambda slot: id(slot.holder) not in self._registries
         )
@@ -200,11 +206,12 @@ class Skeleton:
         so), or calls `train()` if the whole module was in eval mode.
         """
         tensors = self.checked(params, buffers)
-        # A recomputation may run in another thread, that of the backward pass, while its call holds the
-        # lock.
-        lock = contextlib.nullcontext() if self._held is params else self._lock
+        # A recomputation may run in the thread of the backward pass, while its call holds the lock.
+        lock = contextlib.nullcontext() if self._held is params else self.lock
         with lock, deep_enough(self._nesting):
             outer = self._enter()
+            if self.carried_over and outer is None:
+                put_all(self.carried_over)
             self._depth += 1
             held, self._held = self._held, params
             guard(self.module)
@@ -214,7 +221,7 @@ class Skeleton:
             try:
                 for holder, key, name in self._slots:
                     holder[key] = tensors[name]
-                _set_flags(self._modes[training])
+                set_flags(self._modes[training])
                 if self._own_eval and not training:
                     self.module.eval()
                 first = self._firsts.is_first(training, params.values())
@@ -235,7 +242,10 @@ class Skeleton:
                     for holder, key, name in self._registered
                     if holder.get(key) is not tensors[name]
                 ]
-                refuse_changes(*self._leave(outer), self._registries)
+                changes, refusals = self._leave(outer)
+                if self.undone is not None and outer is None:
+                    self.undone = changes
+                refuse_changes(changes, refusals, self._registries)
                 if replaced:
                     raise replacement(replaced[0])
             finally:
@@ -248,7 +258,7 @@ class Skeleton:
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
         """Restore the module at the end of the context, in which the caller runs a backward pass."""
-        with self._lock:
+        with self.lock:
             inside = self._depth > 0
             if not inside:
                 self._settle()
@@ -292,8 +302,7 @@ class Skeleton:
         if not self._depth:
             self._settle()
             return None
-        # This is a nested call of the module, after which the outer call continues with its earlier
-        # changes.
+        # After this nested call of the module, the outer call continues with its earlier changes.
         slots = [(slot, slot.get()) for slot in self._slots]
         flags = [(m, m.training) for m, _ in self._flags]
         changes, _ = self._put_back()
@@ -311,17 +320,16 @@ class Skeleton:
         """
         changes, refusals = self._put_back()
         if outer is not None:
-            for change in outer.changes:
-                change.put(change.node, change.keys, change.values)
+            put_all(outer.changes)
             for slot, value in outer.slots:
                 slot.set(value)
-            _set_flags(outer.flags)
+            set_flags(outer.flags)
         return changes, refusals
 
     def _put_back(self) -> tuple[list[Change], list[str]]:
         for slot in self._slots:
             slot.set(self._hollow[slot.name])
-        _set_flags(self._flags)
+        set_flags(self._flags)
         return self._owned.restore()
 
     def read(self, names: Sequence[str]) -> Tensors:
@@ -377,15 +385,6 @@ class Skeleton:
                         "belongs to another model. Make one with the init_state of this model."
                     )
         return tensors
-
-
-def _set_flags(flags: Sequence[tuple[nn.Module, bool]]) -> None:
-    for module, flag in flags:
-        attributes = module.__dict__
-        if "training" in attributes:  # avoids nn.Module.__setattr__, which takes 2 µs
-            attributes["training"] = flag
-        else:
-            module.training = flag
 
 
 def skeleton_of(module: nn.Module) -> Skeleton:
