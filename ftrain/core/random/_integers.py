@@ -34,7 +34,11 @@ WIDTH = {dtype: torch.iinfo(dtype).bits for dtype in RANGE}
 
 
 def between(high: Tensor, low: Tensor, base: Tensor, span: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return `base + (2^n high + low) mod span` for n-bit words; `clipped` gives base and span."""
+    """Return `base + (2^n high + low) mod span` for n-bit words; `clipped` gives base and span.
+
+    As in JAX, products are taken modulo 2^n. For spans above 2^(n / 2), the upper word therefore has a
+    factor other than 2^n.
+    """
     if WIDTH[dtype] == 64:
         a, b = (of_same_bits(word, torch.int64) for word in (high, low))
         factor = _remainder64(torch.full_like(span, 2**32), span)
