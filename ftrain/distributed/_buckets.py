@@ -51,7 +51,7 @@ def gathered(values: Any, group: Group) -> Any:
 
 
 def _buckets(leaves: list[torch.Tensor], limit: int | None = BUCKET_BYTES) -> Iterator[list[int]]:
-    """Group tensors of one dtype into buckets, last tensors first; yield each bucket's indices.
+    """Yield the indices of the tensors in each bucket: tensors of one dtype, the last tensors first.
 
     A backward pass computes the gradients of the last layers first, and parameters are often in the
     order of the layers.

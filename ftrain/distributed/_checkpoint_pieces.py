@@ -1,4 +1,4 @@
-"""Plan of a checkpoint of several ranks: the pieces of each leaf, and the rank that writes each piece.
+"""Plan of a checkpoint that several ranks write: the pieces of each leaf, and each piece's writer.
 
 Pure functions of the descriptions that ranks give of their states. Read next: `save.py`, which carries
 out the plan.
@@ -67,7 +67,7 @@ class LocalLeaf(NamedTuple):
     tensor: torch.Tensor
 
     def part(self, piece: Piece) -> torch.Tensor | None:
-        """Return the rows that `piece` names; `None` if some of them are not on this rank."""
+        """Return the leaf's rows that `piece` describes; `None` if some of them are not on this rank."""
         if not self.shape:
             return self.tensor
         first = piece.start - self.start
@@ -156,7 +156,7 @@ def _of_whole(leaf: LocalLeaf) -> tuple[Any, Any]:
 
 
 def check_same(own: Mapping[str, Any], reference: Mapping[str, Any]) -> None:
-    """Raise unless the state on this rank (`own`) has the properties of that on rank 0 (`reference`).
+    """Raise unless this rank's state and rank 0's have equal properties (`own` and `reference`).
 
     Raises:
         CheckpointMismatchError: the values differ; the message names the first difference.

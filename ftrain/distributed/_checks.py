@@ -1,4 +1,4 @@
-"""Check that raises if a step over ranks is differentiated or vmapped: its results would be wrong."""
+"""Error for a step on several ranks that is differentiated or vmapped: its results would be wrong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["refuse_derivatives"]
 
 
 def refuse_derivatives(totals: Any) -> None:
-    """Raise if the sums over ranks in `totals` would be differentiated, or mapped by `torch.func`.
+    """Raise if `totals` have an autograd graph, or a `torch.func` transform is active.
 
     The derivative of a sum over ranks is itself a sum over ranks, but autograd would compute it on one
     rank only.

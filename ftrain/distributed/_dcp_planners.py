@@ -67,7 +67,7 @@ class Entry(NamedTuple):
 
 
 class Saving(DefaultSavePlanner):
-    """Planner that writes entries; an entry that several ranks hold is written by one of them."""
+    """DCP planner that writes each entry (some rows of a leaf) once, even if several ranks hold it."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class Saving(DefaultSavePlanner):
 
 
 class Loading(DefaultLoadPlanner):
-    """Planner that reads a checkpoint into entries, and raises if the two do not match."""
+    """DCP planner that reads a checkpoint into a state's entries; raises if shapes or dtypes differ."""
 
     def __init__(self, entries: Sequence[Entry], directory: str, strict: bool) -> None:
         super().__init__()
@@ -172,7 +172,7 @@ def _difference(saved: Any, entry: Entry) -> str | None:
 
 
 class SafeReader(FileSystemReader):
-    """Reader of DCP's files that unpickles DCP's own classes only, and stays in its directory."""
+    """Reader of DCP's files that unpickles only DCP's own classes, and reads in its directory only."""
 
     def __init__(self, directory: str) -> None:
         super().__init__(directory)
@@ -195,7 +195,7 @@ class SafeReader(FileSystemReader):
         for place in found.storage_data.values():
             name = place.relative_path
             if os.path.basename(name) != name or name in ("", ".", ".."):
-                raise _bad(path, f"the file name {name!a}, which is not one in its directory")
+                raise _bad(path, f"the file name {name!a}, not the name of a file in its directory")
         return dataclasses.replace(found, storage_meta=None)
 
 
@@ -207,7 +207,7 @@ def _bad(path: str, got: str) -> CheckpointCorruptError:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickler that allows only the classes in metadata of DCP."""
+    """Unpickler that raises for all classes except those that DCP's metadata may contain."""
 
     _CLASSES = frozenset(
         {
@@ -239,5 +239,5 @@ class _Unpickler(pickle.Unpickler):
         if module == "torch" and isinstance(dtype := getattr(torch, name, None), torch.dtype):
             return dtype
         raise pickle.UnpicklingError(
-            f"the global {module}.{name} is not allowed in metadata of a DCP checkpoint"
+            f"the class or function {module}.{name} is not allowed in metadata of a DCP checkpoint"
         )

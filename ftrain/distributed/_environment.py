@@ -21,7 +21,7 @@ _STEP = ("SLURM_STEP_NUM_TASKS", "SLURM_STEP_NODELIST")
 
 
 class Launch(NamedTuple):
-    """Place of this process among the processes of a job.
+    """Rank of this process among the processes of a job, and the address where they meet.
 
     Attributes:
         rank: number of this process, from 0.
@@ -43,7 +43,7 @@ class Launch(NamedTuple):
 
 
 def launch(environment: Mapping[str, str] | None = None) -> Launch:
-    """Return the place of this process in its job, from the variables of torchrun or SLURM, if set.
+    """Read this process's rank in its job from torchrun's or SLURM's environment variables, if set.
 
     Args:
         environment: the environment variables; `None`: those of this process.

@@ -34,7 +34,7 @@ __all__ = ["LogicalShards", "sharded_evaluation"]
 
 
 class LogicalShards(Ranks):
-    """Ranks that each compute some of the shards of a batch; the number S of shards is fixed.
+    """Ranks that divide a fixed number S of shards of a batch, so that sums do not depend on the ranks.
 
     Args:
         group: the ranks.
@@ -106,7 +106,7 @@ class LogicalShards(Ranks):
         return Sums(totals, weight, now, merged(metrics, total))
 
     def _over_shards(self, totals: Any, weight: torch.Tensor) -> tuple[Any, torch.Tensor]:
-        """Return totals and weights, summed over the shards of all ranks; each rank passes its own."""
+        """Sum totals and weights over the shards of all ranks, given those of this rank's shards."""
         sums = (totals, weight)
         if self.total & (self.total - 1) == 0:
             parts_of_all = gathered(tree.map(pairwise_sum, sums), self._group)

@@ -23,7 +23,7 @@ class OrderedGroup(Group):
 
 
 def halving_sum(stacked: torch.Tensor) -> torch.Tensor:
-    """Return the sum over the leading axis: add its second half to the first until one entry is left.
+    """Return the sum over the leading axis, computed by adding the second half to the first repeatedly.
 
     The length of the axis is a power of two.
 

@@ -243,7 +243,7 @@ class Peers:
         return CheckpointRankError(action, rank, host, cause)
 
     def _poll(self, look: Callable[[], bool], signs: Callable[[], bool], deadline: float) -> bool:
-        """Call `look` often and `signs` less often; return True if one does, False at the deadline."""
+        """Call `look` often and `signs` rarely until one returns True; return False at the deadline."""
         pause, looked = _FIRST_PAUSE, time.monotonic()
         while not look():
             now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Ranks with equal states that share a batch, and sum over ranks in the backend's own order."""
+"""Ranks with equal states that share a batch, whose gradients the backend sums in its own order."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = ["Replicas"]
 
 
 class Replicas(Ranks):
-    """Ranks that each sum over their own micro-batches, and then sum the results over ranks.
+    """Ranks that sum the gradients of their own micro-batches, and then sum these over ranks.
 
     Rank `r` has the micro-batches `r * k` to `r * k + k - 1` of one process with `W * k` micro-batches.
 
@@ -66,7 +66,7 @@ class Replicas(Ranks):
         parts: Stacked | Separate,
         written: Set[str],
     ) -> Sums:
-        """Return the sums over the micro-batches of all ranks, the same bits on each rank."""
+        """Return gradients and metrics, summed over all micro-batches, the same bits on each rank."""
         group, k = self._group, parts.k
         if k == group.size * k == 1:
             keys = key[None]  # one process without micro-batches does not split its key

@@ -1,4 +1,4 @@
-"""Running statistics of BatchNorm over parts of a batch, as if one process had seen the parts in order.
+"""BatchNorm's running statistics, computed from parts of a batch as if one process had run them all.
 
 A part with `k` updates turns a statistic `r` into `d * r + z`, where `d = (1 - momentum)**k` does not
 depend on the data. Each part starts from the same `r` and gives its own `z`, and these maps are composed
@@ -133,7 +133,7 @@ def _decayed(
     momentum: float | None,
     parts: int,
 ) -> torch.Tensor:
-    """Return a running statistic `r` after the updates `d * r + z` of all parts, in order."""
+    """Return a running statistic `r` after one update `r = d * r + z` for each part, in order."""
     assert momentum is not None
     wide = torch.promote_types(old.dtype, torch.float32)
     updates = (counts[1] - counts[0]).to(wide)

@@ -61,7 +61,7 @@ class TensorShards(Replicas):
         parts: Stacked | Separate,
         written: Set[str],
     ) -> Sums:
-        """Return the sums over the micro-batches of all ranks; the gradients are `ShardedTensor`s."""
+        """Return gradients, as `ShardedTensor`s, and metrics, summed over micro-batches of all ranks."""
         sums = super().summed(of_part, zeros, buffers, key, parts, written)
         if self._holders.size > 1:
             refuse_derivatives(sums.totals)

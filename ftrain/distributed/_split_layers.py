@@ -123,7 +123,7 @@ class SplitActivation(LazyTensor):
         return self.local
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # torch gives a default
-        """Return shape and rank; reads no values."""
+        """Return a text with the shape and the rank, without reading values."""
         rank = f"rank={self.group.rank} of {self.group.size}"
         return f"SplitActivation(shape={tuple(self.shape)}, {rank})"
 

@@ -107,7 +107,7 @@ class ShardedBound(Bound):
             self._prefetch.set_order([self._names[path] for path in self._in_order()])
 
     def gathered_bytes(self) -> int:
-        """Return the bytes of the whole parameters that are in memory at once while the model runs.
+        """Return how many bytes of whole (gathered) parameters are in memory at one time.
 
         They are those outside of units, and those of the largest unit, of two with `prefetch`.
         """

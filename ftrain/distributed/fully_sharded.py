@@ -1,4 +1,4 @@
-"""Fully sharded training: each rank has some rows of parameters, optimizer state and averages.
+"""Fully sharded training: each rank has some rows of the parameters and of the optimizer state.
 
 Read next: `_units.py` (when parameters are gathered), `_gather.py` (the collectives),
 `_sharded_optimizer.py` (why every optimizer is right).

@@ -127,7 +127,7 @@ def _use_cuda_device(place: Launch) -> None:
 
 
 def _rendezvous(place: Launch, timeout: float) -> Store:
-    """Connect to the rendezvous store of the launcher or, without one, of rank 0, which starts it.
+    """Connect to the launcher's rendezvous store; if the launcher has none, rank 0 starts one.
 
     Raises:
         RankError: the port is in use, or nothing answers there within the time-out.

@@ -1,4 +1,4 @@
-"""Tensor parallelism: each rank computes a part of every cut layer, on the same rows.
+"""Tensor parallelism: each rank computes a part of every cut layer, on the same rows of the batch.
 
 Read next: `_split_model.py` (which layers are cut), `_split_layers.py` (what they compute).
 """
@@ -28,7 +28,7 @@ def tensor_parallel(
     *,
     buffers: Mapping[str, BufferChoice] | None = None,
 ) -> Steps:
-    """Return steps on ranks that each compute a part of the selected layers, for the same rows.
+    """Return steps on ranks that each compute a part of the selected layers, on the same batch rows.
 
     They compute what one process computes on the batch, but for rounding. A rule names `nn.Linear` and
     `nn.Embedding` layers by a pattern of their paths:

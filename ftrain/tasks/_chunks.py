@@ -1,4 +1,4 @@
-"""Chunks of rows of a tree (of equal length, except for a shorter last one), and a loop over them.
+"""Division of a tree's rows into chunks of equal size (the last may be smaller), and a scan over them.
 
 Read next: `grad_cache.py`, which encodes a batch chunk by chunk.
 """

@@ -212,7 +212,7 @@ def _change(
 
 
 def _norm(weight: Tensor, adapter: Adapter) -> Tensor:
-    """Return the norm of the weights of each output; the axes of the inputs have length one."""
+    """Return the norm of each output's weights; keep the input axes, with length one."""
     axes = (0,) if adapter.transposed else tuple(range(1, len(adapter.shape)))
     norm: Tensor = torch.linalg.vector_norm(weight, dim=axes, keepdim=True)
     return norm

@@ -92,7 +92,7 @@ def classes_in_range(labels: Tensor, classes: int, ignore_index: int) -> Iterato
 
 @contextlib.contextmanager
 def places_in(labels: Tensor, ignore_index: int) -> Iterator[None]:
-    """Change out-of-range label errors in a `with` block to name the index in the full `labels`.
+    """Rewrite out-of-range label errors in a `with` block, with the label's index in the full `labels`.
 
     Losses that compare only `labels[:, 1:]`, or parts of it, use this context.
     """

@@ -261,7 +261,7 @@ class GradCache(OwnGradients):
         batch: Any,
         seed: Seed,
     ) -> tuple[Any, Any]:
-        """Return `(buffers, metrics)`, and the loss's gradients by parameters and embeddings."""
+        """Return `(buffers, metrics)`, and the loss's gradients for parameters and embeddings."""
         flat = {name: tree.flatten(x) for name, x in embeddings.items()}
         real = {name: [x for x in leaves if _is_real(x)] for name, (leaves, _) in flat.items()}
 
@@ -368,10 +368,7 @@ def _loss_input(embeddings: dict[Name, Any], batch: Any) -> dict[str, Any]:
 
 
 def _on_embeddings(loss: Callable[..., Any]) -> Callable[..., Any]:
-    """Convert `loss(model, embeddings, batch)` to a function of a model and one dict.
-
-    The dict contains the embeddings and the batch.
-    """
+    """Convert `loss(model, embeddings, batch)` to `fn(model, {"embeddings": ..., "batch": ...})`."""
     if takes(loss, "key"):
 
         def with_key(model: nn.Module, x: dict[str, Any], key: Tensor) -> Any:

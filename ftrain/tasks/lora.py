@@ -137,9 +137,9 @@ class LoraModel(Bound):
     ) -> None:
         if isinstance(model, LoraModel):
             raise TypeError(
-                "model: expected a model without adapters, got one of `lora`. Give all targets in one "
-                'call, targets=["attention", nn.Embedding], or merge the first adapters into a module '
-                "with ftrain.export."
+                "model: expected a model without adapters, got one that `lora` returned. Give all "
+                'targets in one call, targets=["attention", nn.Embedding], or merge the first adapters '
+                "into a module with ftrain.export."
             )
         self.base = bind(model)
         self.skeleton, self._watch = self.base.skeleton, self.base._watch

@@ -97,8 +97,8 @@ def write_lora(path: str | os.PathLike[str], state: TrainState, model: LoraModel
     """
     if not isinstance(model, LoraModel):
         raise TypeError(
-            f"model: expected a model of tasks.lora, got {a_or_an(type(model).__name__)}. Write a model "
-            "without adapters with ftrain.export(state, model)."
+            f"model: expected the result of tasks.lora, got {a_or_an(type(model).__name__)}. Write a "
+            "model without adapters with ftrain.export(state, model)."
         )
     model.merge(state.params, state.buffers)  # raises unless the tensors fit
     root = model.skeleton.module
@@ -246,8 +246,9 @@ def _entries(adapter: Adapter, settings: Settings) -> dict[str, _Entry]:
     reason = _refusal(adapter)
     if reason:
         raise ValueError(
-            f"{adapter.name!r}: expected a weight that peft adapts in the same way, got {reason}. "
-            "Exclude it from the targets, or store the whole state with ftrain.checkpoint."
+            f"{adapter.name!r}: expected a weight whose adapter gives the same outputs in peft, "
+            f"got {reason}. Exclude it from the targets, or store the whole state with "
+            "ftrain.checkpoint."
         )
     names = list(adapter.shapes(settings))
     ones = (1,) * (len(adapter.shape) - 2)
@@ -265,7 +266,7 @@ def _entries(adapter: Adapter, settings: Settings) -> dict[str, _Entry]:
 
 
 def _refusal(adapter: Adapter) -> str | None:
-    """Return the reason why peft would compute other outputs with an adapter; `None` for the same."""
+    """Return the reason why peft would compute other outputs with an adapter; `None` if it would not."""
     owner = adapter.owners[0]
     module: Any = owner.module
     name = type(module).__name__

@@ -61,7 +61,7 @@ class _Watch:
                 torch.cuda.set_sync_debug_mode(before)
 
     def refuse(self, what: str, tensor: torch.Tensor) -> None:
-        """Raise for a read of a tensor's value, except in compilation, or by ftrain on the CPU."""
+        """Raise because a tensor's value is read, unless in compilation or by ftrain on the CPU."""
         if self.compiling:
             return
         frame = innermost()

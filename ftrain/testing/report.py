@@ -150,7 +150,7 @@ class LawViolation(AssertionError):
         super().__init__(self._message())
 
     def under(self, law: str) -> LawViolation:
-        """Return this violation with the name of another law, one that includes the violated one."""
+        """Return this violation under the name of a law that includes the violated law."""
         return LawViolation(
             law,
             self.summary,

@@ -185,7 +185,7 @@ def _train_step(steps: Steps, name: str) -> TrainStep:
 
 
 def _taken(metrics: Metrics, name: str, shape: tuple[int, ...]) -> tuple[Mean, Metrics]:
-    """Split metrics into the mean called `name` and the others; raise if it has another shape."""
+    """Split metrics into the mean called `name` and the others; raise unless it has shape `shape`."""
     found = metrics.entries.get(name)
     if not isinstance(found, Mean) or found.total.shape != torch.Size(shape):
         got = "none" if found is None else f"{type(found).__name__} of {tuple(found.value.shape)}"

@@ -162,7 +162,11 @@ def triplet(
     swap: bool = False,
     row_weights: Tensor | None = None,
 ) -> Mean:
-    r"""Return the mean of $\max(0, |a - p| - |a - n| + m)$, as `F.triplet_margin_loss` does.
+    r"""Return the mean triplet margin loss, as `F.triplet_margin_loss` computes it.
+
+    $$\max(0, |a - p| - |a - n| + m)$$
+
+    for anchors $a$, positives $p$ and negatives $n$.
 
     Args:
         anchors: `(n, width)`.

@@ -75,7 +75,7 @@ def distillation(
     ignore_index: int = -100,
     row_weights: Tensor | None = None,
 ) -> Mean:
-    r"""Return the mean of the weighted losses against labels and against a teacher, in nats.
+    r"""Return the mean weighted sum of the losses against labels and against a teacher, in nats.
 
     $$(1 - \alpha) \, \ell_{\mathrm{hard}} + \alpha \, T^2 \, \mathrm{KL}(p \| q)$$
 

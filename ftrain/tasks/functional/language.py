@@ -141,7 +141,8 @@ def chunked_causal_lm(
     _check(hidden, labels, "hidden")
     if chunk_size < 0:
         raise ValueError(
-            f"chunk_size: expected a number of tokens or 0, got {chunk_size}. Write 1024."
+            f"chunk_size: expected a number of tokens or 0, got {chunk_size}. Write "
+            "chunk_size=1024."
         )
     states, wanted = hidden[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     weights = _shifted(row_weights)

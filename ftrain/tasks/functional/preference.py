@@ -79,8 +79,9 @@ def dpo(
     shapes = {tuple(x.shape) for x in (chosen, rejected, reference_chosen, reference_rejected)}
     if len(shapes) != 1 or chosen.ndim != 1:
         raise ValueError(
-            f"chosen: expected four tensors of shape (n,), got shapes {sorted(shapes)}. Sum the "
-            "log-probabilities of each text: sequence_log_probs(logits, labels)."
+            "chosen, rejected and the references: expected four tensors of one shape (n,), got shapes "
+            f"{sorted(shapes)}. Sum the log-probabilities of each text: sequence_log_probs(logits, "
+            "labels)."
         )
     margins = chosen - rejected - (reference_chosen - reference_rejected).detach()
     values = -(

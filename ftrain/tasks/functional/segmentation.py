@@ -127,7 +127,8 @@ def tversky(
     """
     if false_negatives <= 0:
         raise ValueError(
-            f"false_negatives: expected a positive factor, got {false_negatives}. Write 0.7."
+            f"false_negatives: expected a positive factor, got {false_negatives}. Write "
+            "false_negatives=0.7."
         )
     p, truth, counts = _pixels(logits, labels, ignore_index)
     p = p * counts

@@ -60,7 +60,7 @@ def prediction_of_classes(
 
 
 def of_batch(batch: Any, name: str | int | None) -> str | int | None:
-    """Return `name`; but `None` if it is a string and the entries of the batch have no names."""
+    """Return `name`; `None` if it is a string, and the batch is a tuple or tensor, without names."""
     has_names = named_entries(unpadded(batch)) is not None
     return name if has_names or not isinstance(name, str) else None
 
@@ -105,7 +105,7 @@ def entry(batch: Any, name: str | int, option: str | None = None) -> Tensor:
 
 
 def row_weights(batch: Any) -> Tensor | None:
-    """Return the weights of the rows, `(n,)`, from a `Padded` or the entry `weight`, else `None`."""
+    """Return the row weights `(n,)` of a `Padded` batch, or the entry `weight`; `None` without them."""
     if isinstance(batch, Padded):
         return batch.weight
     named = named_entries(batch)

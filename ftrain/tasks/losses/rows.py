@@ -306,7 +306,7 @@ def _mixed(
     alphas: dict[str, float],
     classes: int | None,
 ) -> tuple[Tensor, Tensor]:
-    """Return inputs and soft labels, mixed by mixup or CutMix (drawn, if both have a nonzero alpha)."""
+    """Mix inputs and labels by mixup or CutMix, chosen at random if both have a nonzero alpha."""
     if row_weights(batch) is not None:
         raise ValueError(
             "batch: expected no entry 'weight' with mixup or cutmix, because rows of different weights "

@@ -16,7 +16,9 @@ __all__ = ["CalibrationError", "calibration_error"]
 
 
 class CalibrationError(NamedTuple):
-    r"""Expected calibration error, $\sum_b |\mathrm{confidence}_b - \mathrm{hits}_b| / \sum_b n_b$.
+    r"""Expected calibration error over bins of confidence.
+
+    $$\sum_b |\mathrm{confidence}_b - \mathrm{hits}_b| / \sum_b \mathrm{weight}_b$$
 
     Attributes:
         weight: `(bins,)`: the total weight of the labels in each bin of confidence.
@@ -68,7 +70,7 @@ def calibration_error(
         tensor(0.2500)
     """
     if bins < 1:
-        raise ValueError(f"bins: expected a positive number, got {bins}. Write 15.")
+        raise ValueError(f"bins: expected a positive number, got {bins}. Write bins=15.")
     confidence, found = logits.detach().softmax(class_axis).max(class_axis)
     if found.shape != labels.shape:
         raise ValueError(

@@ -146,5 +146,5 @@ def _relevant(scores: Tensor, relevant: Tensor, ignore_index: int) -> Tensor:
 
 def _positive(k: int) -> int:
     if k < 1:
-        raise ValueError(f"k: expected a positive number, got {k}. Write 1 for the best alone.")
+        raise ValueError(f"k: expected a positive number, got {k}. Write k=1.")
     return k

@@ -15,7 +15,7 @@ __all__ = ["TextCNN"]
 
 
 class TextCNN(nn.Module):
-    """Convolutions of several sizes over embedded tokens, and their maxima (arXiv 1408.5882).
+    """Text classifier: convolutions of several sizes and max pooling over positions (arXiv 1408.5882).
 
     `forward` takes tokens, int64 `(n, length)` with at least as many tokens as the largest size, and
     returns logits `(n, classes)`.

@@ -57,7 +57,7 @@ def retrieval(
     """
     if k < 2:
         raise ValueError(
-            f"k: expected 2 or more, because recall_at_1 is always evaluated, got {k}. Write 5."
+            f"k: expected 2 or more, because recall_at_1 is always evaluated, got {k}. Write k=5."
         )
     options: Any = {
         "first": first,

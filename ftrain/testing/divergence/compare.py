@@ -123,7 +123,7 @@ def compare_recorded(
 
 
 def _before(trace: Trace, steps: Mapping[int, StepRecord], number: int) -> Leaves:
-    """Return the leaves of the state before a step: after the previous step, or of the first state."""
+    """Return the recorded leaves of the state that a step started from."""
     return steps[number - 1].state if number - 1 in steps else trace.initial
 
 

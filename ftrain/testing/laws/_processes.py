@@ -63,7 +63,7 @@ def outputs_in_new_process(subject: Any, calls: Sequence[Call], *, hash_seed: in
 
 
 def recorded_in_new_process(subject: Any, call: Call, *, hash_seed: int) -> tuple[Any, list[Event]]:
-    """Make a call of the subject (the steps under test) in a new process; return outputs, operators."""
+    """Call the subject (steps under test) in a new process; return its outputs and its operators."""
     payload = (_part(subject, call), call.args)
     found: tuple[Any, list[Event]] = in_new_process(_record, subject, payload, hash_seed=hash_seed)
     return found

@@ -164,5 +164,5 @@ def _is_used(call: Call, output: Any, place: int) -> bool:
 
 
 def _other(key: torch.Tensor) -> torch.Tensor:
-    """Return a different key: flip low bits of each word, so that a count stays in range."""
+    """Return a different key, with some low bits flipped; a step count stays in its range."""
     return key.logical_not() if key.dtype == torch.bool else key ^ 0x2A5

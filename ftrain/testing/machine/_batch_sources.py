@@ -12,7 +12,7 @@ __all__ = ["Feed", "ListFeed", "LoaderFeed", "feed_of"]
 
 
 class ListFeed:
-    """Batches of a sequence, repeated endlessly; the cursor is the position."""
+    """Batches of a sequence, repeated endlessly; the cursor counts the batches already taken."""
 
     has_workers = False
 
@@ -32,7 +32,7 @@ class ListFeed:
 
 
 class LoaderFeed:
-    """Batches of a `ftrain.data.Loader`; the cursor is the loader's, as JSON."""
+    """Batches of a `ftrain.data.Loader`; the cursor is the loader's own cursor as JSON."""
 
     has_workers = True
 

@@ -176,7 +176,7 @@ class TrainingMachine(RuleBasedStateMachine):
 
     @rule(save=st.integers(0, 3))
     def rollback(self, save: int) -> None:
-        """Return to an earlier checkpoint, counted back from the newest (0), and drop the later ones."""
+        """Drop the newest `save` checkpoints, but keep at least one, and resume from the newest left."""
         if self._saves:
             self._saves = self._saves[: max(1, len(self._saves) - save)]
         self.restore()
