@@ -178,7 +178,7 @@ def buffered(mesh: Any, how: str, choice: Any, backend: str | None) -> Any:
 
 @pytest.mark.parametrize("backend", [None, "eager"])
 @pytest.mark.parametrize("how", ["add", "assign"])
-def test_buffers_outside_of_batchnorm_that_are_written_are_refused_or_averaged_by_a_rule(
+def test_buffers_written_by_other_layers_than_batchnorm_are_refused_or_averaged_by_a_rule(
     how: str, backend: str | None
 ) -> None:
     with pytest.raises(

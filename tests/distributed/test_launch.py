@@ -52,7 +52,7 @@ def test_launch_reads_the_number_of_restarts_of_torchrun() -> None:
 
 
 @given(st.sets(st.integers(0, 60), min_size=1))
-def test_phrase_that_names_ranks_lists_exactly_these_ranks(ranks: set[int]) -> None:
+def test_ranks_in_a_message_are_listed_completely(ranks: set[int]) -> None:
     noun, _, listed = named(ranks).partition(" ")
     found = [part.split("-") for part in listed.split(", ")]
     assert {n for part in found for n in range(int(part[0]), int(part[-1]) + 1)} == ranks

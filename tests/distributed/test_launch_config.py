@@ -145,7 +145,7 @@ def test_incomplete_variables_of_a_launcher_raise_a_configuration_error(
         ),
     ],
 )
-def test_configuration_key_in_a_data_parallel_error_is_not_guessed_from_the_error_text(
+def test_data_parallel_error_names_the_key_of_the_invalid_argument_not_of_a_word_in_its_text(
     error: Exception, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any, **__: Any) -> Any:

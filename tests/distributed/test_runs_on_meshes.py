@@ -115,7 +115,7 @@ def refusals(mesh: Any) -> dict[str, Any]:
     return found
 
 
-def test_ranks_that_share_a_cut_layer_refuse_different_rows() -> None:
+def test_ranks_that_share_a_cut_layer_refuse_different_rows_of_a_batch() -> None:
     for found in run(refusals, 4):
         assert "rank=0, ranks=1)" in found["own rows"][0]
         assert "mesh.get_local_rank(0)" in found["own rows on two axes"][0]

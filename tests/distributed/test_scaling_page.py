@@ -50,7 +50,7 @@ def test_scaling_table_of_the_guide_follows_from_its_formulas(ranks: int) -> Non
     assert row(ranks) in GUIDE, row(ranks)
 
 
-def test_published_figures_of_fsdp2_agree_with_the_formulas() -> None:
+def test_published_memory_and_throughput_of_fsdp2_agree_with_the_formulas_of_the_guide() -> None:
     # Memory falls by 16 P / 8 - 16 P / 128 from 8 to 128 ranks; published: 77.0 and 62.0 GiB.
     assert pytest.approx(77.0 - 62.0, rel=0.07) == (16 * P / 8 - 16 * P / 128) / GIB
     # The rate is that of the published throughput on 8 ranks.

@@ -138,7 +138,7 @@ def evaluated(mesh: Any, same: bool) -> str:
         return str(error)
 
 
-def test_evaluation_whose_batches_ranks_take_in_turn_needs_equal_data_on_all_ranks() -> None:
+def test_evaluation_divided_over_ranks_equals_one_process_and_refuses_data_that_differs() -> None:
     steps = steps_of()
     expected = Trainer(steps, compile=False).evaluate(steps.init_state(0), HELD_OUT).loss
     assert run(evaluated, 2, True) == [repr(expected)] * 2

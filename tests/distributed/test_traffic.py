@@ -12,7 +12,9 @@ from tests.distributed.test_fully_sharded import Language, Setup, batch_of, step
 
 
 @pytest.mark.parametrize("strategy", ["data_parallel", "fully_sharded"])
-def test_traffic_formula_equals_the_bytes_counted_in_a_step(strategy: str) -> None:
+def test_traffic_formula_equals_the_bytes_that_the_collectives_of_a_step_send(
+    strategy: str,
+) -> None:
     ranks, share = 4, 3 / 4
 
     def padded(x: torch.Tensor) -> int:

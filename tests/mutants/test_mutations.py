@@ -80,7 +80,7 @@ def test_line_that_runs_at_import_is_covered_by_all_tests_that_run_its_file() ->
     assert found.tests_of("c.py", (1, 1), FILE) == ([], False)
 
 
-def test_lines_that_no_recorded_test_runs_get_the_tests_of_their_function_first() -> None:
+def test_line_without_a_recorded_test_gets_the_tests_of_its_function_first() -> None:
     lines = {"a.py": {2: ["near"], 3: ["near"], 4: ["far"], 5: ["def"]}, "b.py": {1: ["near"]}}
     found = Lines(lines, {"near": 2.0, "far": 1.0, "def": 1.0})
     assert found.tests_of("a.py", (3, 3), (1, 3)) == (["near"], True)
@@ -295,7 +295,7 @@ def test_mutant_replaces_a_loaded_function_but_not_a_module_constant_or_a_defaul
     assert clip_of_mutants.clipped(5) is None
 
 
-def test_functions_called_at_import_or_not_imported_are_not_replaced_in_memory(
+def test_mutants_of_functions_called_at_import_or_not_imported_are_not_swapped_in_memory(
     tmp_path: Path, monkeypatch
 ) -> None:
     """A swap would change nothing of a result that the import has stored."""

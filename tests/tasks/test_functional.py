@@ -63,7 +63,7 @@ def test_loss_and_gradients_equal_the_independent_formula(name: str, n: int, see
 @pytest.mark.parametrize("name", SPLITTING)
 @settings(max_examples=10)
 @given(n=st.integers(2, 7), cuts=st.sets(st.integers(1, 6), max_size=3), seed=seeds)
-def test_any_ragged_split_gives_the_loss_and_gradients_of_the_whole(
+def test_any_ragged_split_gives_the_loss_and_gradients_of_the_whole_batch(
     name: str, n: int, cuts: set[int], seed: int
 ) -> None:
     case, params, data = made(name, n, seed)

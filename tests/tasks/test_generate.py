@@ -63,7 +63,7 @@ def test_generate_depends_on_the_key_alone_and_leaves_global_generators_unchange
     assert generate(fixed, PROMPT, random.key(0), length=30)[:, :21].equal(first)
 
 
-def test_generate_passes_the_last_tokens_that_fit_the_context() -> None:
+def test_generate_calls_the_model_with_the_last_tokens_that_fit_its_context() -> None:
     seen = []
 
     def counted(tokens: torch.Tensor) -> object:

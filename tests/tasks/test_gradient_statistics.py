@@ -142,7 +142,7 @@ def test_gradient_statistics_refuse_invalid_arguments(options: Any, message: str
         ({"histogram_edges": "abc"}, "edges: expected a tuple of numbers, got 'abc'"),
     ],
 )
-def test_gradient_statistics_refuse_arguments_of_other_types(options: Any, message: str) -> None:
+def test_gradient_statistics_refuse_arguments_of_wrong_types(options: Any, message: str) -> None:
     with pytest.raises(TypeError, match=message):
         gradient_statistics({}, **options)
     with pytest.raises(TypeError, match=message):
@@ -154,7 +154,7 @@ def test_gradient_statistics_error_names_a_statistic_that_is_not_a_string() -> N
         gradient_statistics({}, statistics=(1,))  # type: ignore[arg-type]
 
 
-def test_log_edges_refuse_a_range_without_a_logarithm() -> None:
+def test_log_edges_refuse_a_lowest_edge_of_zero() -> None:
     with pytest.raises(ValueError, match=r"log_edges: expected 0 < low < high .*got 0.0"):
         log_edges(0.0)
 

@@ -174,7 +174,7 @@ def test_only_adapters_are_in_params_gradients_and_optimizer_state() -> None:
     testing.assert_same_bits(dict(module.state_dict()), state.buffers)
 
 
-def test_lora_starts_with_the_bits_of_its_base() -> None:
+def test_new_lora_model_computes_the_bits_of_its_base_model() -> None:
     torch.manual_seed(0)
     module = Parts()
     model = tasks.lora(module, [Parts], rank=2, dora=True)

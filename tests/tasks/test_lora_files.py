@@ -243,7 +243,7 @@ def test_adapters_that_peft_cannot_express_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_statistics_that_training_changed_are_written_with_their_module_or_refused(
+def test_running_statistics_changed_by_training_are_written_with_their_module_or_refused(
     tmp_path: pathlib.Path,
 ) -> None:
     model = tasks.lora(parts(), "mix", rank=2)
@@ -327,5 +327,5 @@ def test_write_lora_replaces_existing_files_and_read_lora_reads_the_new_ones(
         "adapter_config.json",
         "adapter_model.safetensors",
     ]
-    with pytest.raises(TypeError, match=r"expected a model of tasks\.lora, got a Parts"):
+    with pytest.raises(TypeError, match=r"expected the result of tasks\.lora, got a Parts"):
         tasks.write_lora(tmp_path, state, module)  # type: ignore[arg-type]

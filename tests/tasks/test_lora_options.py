@@ -149,7 +149,7 @@ class WritesToItsTarget(nn.Module):
         return out
 
 
-def test_write_to_a_frozen_parameter_of_a_lora_model_is_kept_or_refused() -> None:
+def test_frozen_parameter_of_a_lora_model_may_be_written_unless_it_has_an_adapter() -> None:
     module = WritesToItsTarget()
     steps = ftrain.make_steps(tasks.lora(module, "online"), loss_fn, optim.sgd(0.1))
     state, _ = steps.train_step(steps.init_state(0), batches()[0])

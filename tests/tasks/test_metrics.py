@@ -146,7 +146,7 @@ def test_calibration_error_equals_a_naive_implementation(n: int, bins: int, seed
     assert float(found.value) == pytest.approx(expected / total)
 
 
-def test_uniform_logits_give_the_perplexity_of_the_vocabulary_size() -> None:
+def test_uniform_logits_give_a_perplexity_equal_to_the_vocabulary_size() -> None:
     loss = functional.causal_lm(torch.zeros(1, 5, 8), torch.zeros(1, 5).long())
     assert float(metrics.perplexity(loss).value) == pytest.approx(8)
     assert float(metrics.bits_per_byte(loss, 6).value) == pytest.approx(4 * 3 / 6)

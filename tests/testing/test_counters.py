@@ -208,7 +208,7 @@ def test_deterministic_sets_and_restores_its_settings() -> None:
         assert (torch.rand(2).tolist(), np.random.rand(), random.random()) == drawn
 
 
-def test_deterministic_restores_after_an_error() -> None:
+def test_deterministic_restores_its_settings_after_an_error() -> None:
     start = world()
     with pytest.raises(KeyError), deterministic(threads=2, seed=0):
         raise KeyError

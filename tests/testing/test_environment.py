@@ -170,6 +170,6 @@ def test_environment_reports_no_line_for_backward_operators() -> None:
     assert rows["aten.embedding_dense_backward"].line == "(backward)"
 
 
-def test_a_comparison_of_one_repeat_is_refused() -> None:
+def test_environment_refuses_a_single_repeat() -> None:
     with pytest.raises(ValueError, match="at least 2 repeats"):
         environment(mlp, torch.ones(2, 2), repeats=1)

@@ -89,7 +89,9 @@ def test_assert_close_norm_compares_imaginary_parts() -> None:
         testing.assert_close_norm(one, one.conj(), 1e-3)
 
 
-def test_check_skip_accepts_a_python_metric_as_proof_of_a_non_finite_batch() -> None:
+def test_check_skip_accepts_a_metric_that_is_a_python_float_as_proof_of_a_non_finite_batch() -> (
+    None
+):
     def step(state: Any, batch: Any) -> Any:
         good = batch.isfinite().all()
         new = {"w": sgd(state["w"], batch), "count": state["count"] + 1}
@@ -161,7 +163,7 @@ def test_check_pure_passes_on_steps_compiled_by_torch() -> None:
     torch._dynamo.reset()
 
 
-def test_check_pure_names_a_changed_step_object_with_slots() -> None:
+def test_check_pure_names_the_class_of_a_changed_object_with_slots() -> None:
     class Step:
         __slots__ = ("n",)
 

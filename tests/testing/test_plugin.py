@@ -58,7 +58,7 @@ def run(pytester: pytest.Pytester, *arguments: str) -> pytest.RunResult:
     return pytester.runpytest_inprocess(*PLUGIN, *arguments)
 
 
-def test_entry_point_names_the_plugin_and_the_extra_names_its_requirements() -> None:
+def test_package_metadata_lists_the_pytest_plugin_and_its_requirements() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["pytest11"] == {"ftrain": "ftrain.testing.plugin"}
     names = {each.partition(">")[0] for each in project["optional-dependencies"]["testing"]}

@@ -137,7 +137,7 @@ def test_trees_have_every_kind_of_container_and_shrink_to_one_node(kind) -> None
     assert found == small[kind]
 
 
-def test_trees_shrink_to_the_path_that_fails() -> None:
+def test_trees_shrink_to_the_leaf_that_fails() -> None:
     found = smallest(
         strategies.trees(st.integers(0, 9)),
         lambda drawn: ("['a'][0]", 3) in zip(tree.paths(drawn), tree.leaves(drawn), strict=True),

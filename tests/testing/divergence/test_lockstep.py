@@ -73,7 +73,7 @@ def test_recorded_inputs_of_an_in_place_operator_are_those_before_the_write() ->
     assert found.cause == "its arguments differ: (_, 1.0) in A, (_, 2.0) in B"
 
 
-def test_backward_operators_are_located_at_the_operator_with_the_derivative() -> None:
+def test_backward_operator_has_the_line_of_the_forward_operator_that_it_differentiates() -> None:
     def loss_fn(model: nn.Module, batch: torch.Tensor) -> Tree:
         out = model(batch).exp()
         largest = out.detach().amax()

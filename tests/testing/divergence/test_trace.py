@@ -44,7 +44,7 @@ def test_distance_of_tensors_that_differ_in_one_element_is_exact() -> None:
     )
 
 
-def test_distance_is_infinite_for_other_shapes_and_nan() -> None:
+def test_distance_of_tensors_of_different_shapes_or_with_nan_is_infinite() -> None:
     a = record_tensor(torch.ones(3))
     assert a.distance(record_tensor(torch.ones(4))) == math.inf
     assert a.distance(record_tensor(torch.tensor([1.0, math.nan, 1.0]))) == math.inf

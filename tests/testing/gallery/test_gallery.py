@@ -29,7 +29,9 @@ def named(found: list[Any]) -> Any:
 
 
 @named(entries.BROKEN)
-def test_law_check_finds_the_mistake_and_names_its_remedy(entry: entries.Broken) -> None:
+def test_law_check_finds_each_mistake_of_the_gallery_and_names_its_remedy(
+    entry: entries.Broken,
+) -> None:
     with pytest.raises(testing.LawViolation) as raised:
         run(entry.law, entry.make())
     assert raised.value.law == entry.law
@@ -38,7 +40,9 @@ def test_law_check_finds_the_mistake_and_names_its_remedy(entry: entries.Broken)
 
 @pytest.mark.filterwarnings("ignore::ftrain.core.errors.RecompileWarning")
 @named([entry for entry in entries.BROKEN if entry.compiled])
-def test_law_check_finds_the_mistake_in_a_compiled_step(entry: entries.Broken) -> None:
+def test_law_check_finds_each_mistake_of_the_gallery_in_a_compiled_step(
+    entry: entries.Broken,
+) -> None:
     with pytest.raises((testing.LawViolation, *REFUSALS)) as raised:
         run(entry.compiled_law, compiled(entry.make()))
     assert_says(str(raised.value), entry.compiled)
@@ -52,7 +56,9 @@ def test_law_check_finds_the_mistake_in_a_compiled_step(entry: entries.Broken) -
         for law in entry.laws
     ],
 )
-def test_check_passes_on_a_correct_step(entry: entries.Correct, law: str) -> None:
+def test_law_check_passes_on_each_correct_step_of_the_gallery(
+    entry: entries.Correct, law: str
+) -> None:
     options = {**SAMPLED.get(law, {}), **entry.options.get(law, {})}
     assert run(law, entry.make(), **options).passed
 
