@@ -61,7 +61,7 @@ class Entry(NamedTuple):
         return bool(self.shape) and self.shape[0] > 0 and len(self.tensor) == 0
 
     def chunk(self) -> ChunkStorageMetadata:
-        """Return the offsets and sizes of the rows in the whole leaf."""
+        """Return the position of this entry's rows in the whole leaf, as DCP's offsets and sizes."""
         offsets = torch.Size([self.start, *[0] * (len(self.shape) - 1)][: len(self.shape)])
         return ChunkStorageMetadata(offsets, self.tensor.shape)
 

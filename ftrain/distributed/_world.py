@@ -16,14 +16,14 @@ __all__ = ["World", "control_group", "current", "set_current"]
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class World:
-    """Process group of this process, with its mesh, store and side channel.
+    """Process group of all ranks, with its mesh, its rendezvous store and its heartbeat channel.
 
     Attributes:
         mesh: the mesh of all ranks, with one axis.
         control: a gloo group of all ranks for Python values, whose collectives cannot be mixed up with
             those of a step.
         store: the rendezvous store.
-        channel: the side channel; `None` for a single rank.
+        channel: the heartbeats and stop requests of the ranks; `None` for a single rank.
         timeout: seconds after which a collective fails.
     """
 

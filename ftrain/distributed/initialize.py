@@ -154,7 +154,7 @@ def _rendezvous(place: Launch, timeout: float) -> Store:
 
 
 def _joined(store: Store, place: Launch, timeout: float) -> Store:
-    """Wait until all ranks have reached the rendezvous store; return a store for this attempt only.
+    """Wait until all ranks have reached the rendezvous store; return a store for this restart only.
 
     Raises:
         RankError: a rank does not reach the store within the time-out.

@@ -247,7 +247,10 @@ def selected(root: nn.Module, targets: Targets) -> list[Adapter]:
                 'targets="attention", or targets=nn.Linear.'
             )
     if not chosen:
-        raise ValueError("targets: expected at least one, got none. Write targets=nn.Linear.")
+        raise ValueError(
+            "targets: expected at least one pattern or module class, got none. Write "
+            "targets=nn.Linear."
+        )
     return [known[name] for name in sorted(chosen)]
 
 

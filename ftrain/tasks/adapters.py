@@ -274,7 +274,7 @@ def _weights(model: Callable[..., Any]) -> Iterable[Tensor]:
 def _call_with_names(
     model: Callable[..., Any], named: Mapping[str, Any], target: str | int | None
 ) -> Any:
-    """Call a model with the batch entries that its signature names, else with the only input."""
+    """Call a model with the batch entries that its signature names; if none, with the only input."""
     takes = _parameters(model)
     labels = target if target is not None else next((x for x in LABELS if x in named), None)
     own = {name: x for name, x in named.items() if name != labels}

@@ -141,7 +141,7 @@ def grad_cache(
     if set(sizes) != set(encoders):
         raise ValueError(
             f"chunk_size: expected a size for each of the encoders {list(encoders)}, got "
-            f"{list(sizes)}. Name the same encoders."
+            f"{list(sizes)}. Pass one number, or a dict with these keys."
         )
     for size in sizes.values():
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:

@@ -55,7 +55,7 @@ _UNSUPPORTED = (
 
 
 class _Entry(NamedTuple):
-    """Tensor of an adapter in the file.
+    """Name and shape of one tensor of an adapter file.
 
     Attributes:
         name: its name in `state.params`.

@@ -1,4 +1,4 @@
-"""Checks of the laws of pure training, for steps of ftrain or your own.
+"""Checks that training steps, ftrain's or your own, are pure, deterministic and resumable.
 
 `strategies` and `machine` need Hypothesis (`pip install 'ftrain[testing]'`). All names are imported
 when they are first accessed, because pytest imports this package for its plugin in every run.

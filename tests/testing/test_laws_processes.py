@@ -45,7 +45,7 @@ def test_check_deterministic_finds_bits_that_depend_on_the_hash_seed() -> None:
     assert "importable.py" in str(e.value.line)
 
 
-def test_check_resume_in_a_new_process_finds_state_that_one_process_hides() -> None:
+def test_check_resume_in_a_new_process_finds_state_kept_in_global_variables() -> None:
     batches = [torch.ones(3), torch.arange(3.0) * 2]
     importable.ONCE["mean"] = batches[0].mean()
     try:

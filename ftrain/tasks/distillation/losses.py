@@ -1,4 +1,4 @@
-"""Losses of a student and its teacher, as functions of model, batch and the state's extras.
+"""Losses of a student and its teacher, as functions of model, batch and `state.extras`.
 
 Read next: `ftrain/tasks/functional/distillation.py`, which has the same losses as functions of tensors.
 """

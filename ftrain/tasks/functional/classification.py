@@ -210,6 +210,6 @@ def _soft(labels: Tensor, classes: int | None, dtype: torch.dtype) -> Tensor:
     if classes is None:
         raise ValueError(
             f"classes: expected the number of classes, because labels are {labels.dtype}, got "
-            "None. Give it, or soft labels (n, classes)."
+            "None. Write classes=10, or pass soft labels (n, classes)."
         )
     return one_hot(labels, classes).to(dtype)

@@ -121,7 +121,7 @@ class Places:
         return _Around(modules, line, is_backward, is_recomputed and is_backward)
 
     def _has_lines(self, code: CodeType) -> bool:
-        """Return True for user code, and for ftrain's code that itself computes values."""
+        """Return True if lines of `code` are reported: user code, or code of ftrain that computes."""
         found = self._known.get(code)
         if found is None:
             name = code.co_filename

@@ -199,7 +199,7 @@ def _check(
 
 
 def _made(make: Callable[[bool], _Function]) -> tuple[_Function, bool]:
-    """Return the function with arguments in float64 if it accepts them, else in their own dtypes."""
+    """Build the function to check, in float64 if it runs in float64, else in its own dtypes."""
     try:
         with in_float64():
             return make(True), True

@@ -177,7 +177,7 @@ def _is_finite(leaf: Any) -> bool:
 
 
 def _is_free(path: str, free: Sequence[str]) -> bool:
-    """Return True if a leaf is in a field that `free` names, by the field's name or its path."""
+    """Return True if `free` contains the name of a leaf's top-level field, or the start of its path."""
     top = path.lstrip(".['").split("'")[0].split("[")[0].split(".")[0]
     return top in free or any(name[:1] in (".", "[") and path.startswith(name) for name in free)
 

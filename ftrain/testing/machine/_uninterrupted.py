@@ -75,5 +75,5 @@ class Uninterrupted:
 
 
 def digest(metrics: Any) -> str:
-    """Return the sha256 of metrics, tensors or Python numbers."""
+    """Return the sha256 of a step's metrics, which are tensors or Python numbers."""
     return tree.digest(tree.map(torch.as_tensor, metrics))
