@@ -88,7 +88,7 @@ class LogicalShards(Ranks):
         parts: Stacked | Separate,
         written: Set[str],
     ) -> Sums:
-        """Return the sums over all shards, the same bits on each rank and for each number of ranks."""
+        """Sum gradients and metrics over all shards, with the same bits for any number of ranks."""
         group, k, total = self._group, self.parts, self.total
         if parts.k != k:
             raise ValueError(

@@ -117,7 +117,7 @@ class ShardedTensor(Wrapper):
 
 
 class _View(Wrapper):
-    """Whole tensor in place of a view of a `ShardedTensor`; it raises if it is written to.
+    """Read-only result of a view operator on a `ShardedTensor`; in-place writes to it raise.
 
     Attributes:
         content: the tensor.
@@ -246,7 +246,7 @@ ELEMENTWISE = frozenset(
 
 
 def rounds_alike(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> bool:
-    """Return True if an elementwise operator gives an element the same bits at every index."""
+    """Return True if an element's bits do not depend on its index in an elementwise operator's input."""
     if kwargs.get("alpha", 1) != 1 and any(torch.is_tensor(x) and x.itemsize < 4 for x in args):
         return (
             False  # x.add(y, alpha=0.3) in 16 bits does not (torch 2.13, with vector instructions)

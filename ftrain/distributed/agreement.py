@@ -226,7 +226,7 @@ def lost_rank(error: BaseException, where: str) -> RankError:
 
 
 def _split(column: Sequence[Any]) -> tuple[list[int], list[list[int]]]:
-    """Return the ranks of the most frequent value, and the ranks of each other value."""
+    """Group ranks by their values; return the largest group, and a list of the other groups."""
     groups: list[list[int]] = []
     for rank, value in enumerate(column):
         for group in groups:

@@ -327,7 +327,7 @@ def _check_damaged(path: str, error: CheckpointExistsError) -> None:
 
 
 def _check_outcomes(outcomes: list[dict[str, str]]) -> None:
-    """Raise on all ranks if a rank cannot read the checkpoint, or read another one than rank 0."""
+    """Raise on all ranks if one cannot read the checkpoint, or has read a different one than rank 0."""
     for rank, outcome in enumerate(outcomes):
         if "error" in outcome:
             kinds = (CheckpointNotFoundError, CheckpointCorruptError)

@@ -1,4 +1,4 @@
-"""Task of retrieval with embeddings: finding the partner of each row.
+"""Retrieval task: embeddings by which a query finds its own document among others.
 
 Read next: `ftrain/tasks/losses/embeddings.py`.
 """
@@ -28,10 +28,10 @@ def retrieval(
     symmetric: bool = True,
     k: int = 5,
 ) -> Task:
-    """Return the task of retrieval: finding the partner of each row among all partners of a batch.
+    """Return the retrieval task: find each query's own document among the documents of a batch.
 
     The loss is `losses.info_nce`. Its negatives are the other rows of the batch, and evaluation ranks
-    the partner among these rows too, so loss and metrics depend on the batch size. Merged over batches,
+    the document among these rows too, so loss and metrics depend on the batch size. Merged over batches,
     they are means over queries, each compared with the documents of its own batch. `accumulate` changes
     the loss, and warns; use `grad_cache` for batches that do not fit in memory.
 

@@ -111,7 +111,7 @@ class TrainingMachine(RuleBasedStateMachine):
         )
 
     def write(self, directory: Path, state: Any, cursor: Any) -> None:
-        """Save a state and a data position `cursor` (JSON) in a new directory; override as needed."""
+        """Save a state and a data cursor in a new directory, by default with `checkpoint.save`."""
         checkpoint.save(directory, state, metadata={"cursor": cursor})
 
     def read(self, directory: Path, like: Any) -> tuple[Any, Any]:
