@@ -58,7 +58,7 @@ class Sharding:
         }
 
     def local_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the shape, padding included, of a rank's part of a sharded leaf of shape `shape`."""
+        """Return the shape of one rank's part, with padding, of a sharded leaf of shape `shape`."""
         return (rows_of(shape[0], self.group)[0], *shape[1:])
 
     def leaves(

@@ -173,7 +173,7 @@ def byol(
     second: str | int = "second",
     predictor: str | None = "predictor",
 ) -> Mean:
-    """Return the BYOL loss: the distance of a view's predictions from the teacher's for the other view.
+    """Return the BYOL loss: the distance of predictions for one view from teacher outputs for the other.
 
     The teacher is the average of the student: `self_taught`.
 
@@ -211,7 +211,7 @@ def dino(
     temperature: float = 0.1,
     teacher_temperature: float = 0.04,
 ) -> Loss:
-    """Return the DINO loss: a view's cross-entropy against the teacher's outputs for the other view.
+    """Return the DINO loss: the cross-entropy of one view against teacher outputs for the other view.
 
     The teacher is the average of the student: `self_taught`; the center is kept by
     `with_running_mean(steps, "center", (width,))`, which takes this loss's metric of that name.

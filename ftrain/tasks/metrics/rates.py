@@ -80,7 +80,7 @@ def top_k_accuracy(
 def recall_at_k(
     scores: Tensor, relevant: Tensor, *, k: int, row_weights: Tensor | None = None
 ) -> Mean:
-    """Return recall at `k`: the mean share of a query's relevant documents among its `k` best ones.
+    """Return recall at `k`: the mean share of each query's relevant documents ranked in the first `k`.
 
     Args:
         scores: `(queries, documents)`. Equal scores are ranked by position.

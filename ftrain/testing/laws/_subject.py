@@ -221,7 +221,7 @@ def name_of(fn: Any) -> str:
 
 
 def imported(path: str) -> Any:
-    """Import the object that `module:name` or `path/file.py:name` names.
+    """Import the object at `module:name` or `path/file.py:name`.
 
     Raises:
         ValueError: the text has no colon.

@@ -24,7 +24,7 @@ class ListFeed:
         return self._batches[position % len(self._batches)]
 
     def stream(self, cursor: Any, workers: int) -> Iterator[tuple[Any, Any]]:
-        """Yield each batch after a cursor, with the cursor after that batch; `None` is the start."""
+        """Yield `(batch, cursor after it)` from a cursor onwards; `None` is the start of the data."""
         position = 0 if cursor is None else int(cursor)
         while True:
             yield self.expected(position), position + 1
@@ -49,7 +49,7 @@ class LoaderFeed:
         return self._known[position]
 
     def stream(self, cursor: Any, workers: int) -> Iterator[tuple[Any, Any]]:
-        """Yield each batch after a cursor, with the cursor after that batch; `None` is the start."""
+        """Yield `(batch, cursor after it)` from a cursor onwards; `None` is the start of the data."""
         loader = dataclasses.replace(self._loader, workers=workers)
         at = loader.start() if cursor is None else Cursor.from_json(cursor)
         for batch, after in loader.batches(at, epochs=None):
