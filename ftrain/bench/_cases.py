@@ -79,7 +79,7 @@ class Subject:
     def of(
         cls, step: Any, state: Any, batch: Any, settings: Mapping[str, Any] | None = None
     ) -> Subject:
-        """Return a step with its arguments; `MISSING` stands for an argument that it does not take."""
+        """Return a step with its arguments; `MISSING` means that the step does not take the argument."""
         if not callable(step):
             raise TypeError(
                 f"step: expected a function, got {a_or_an(type(step).__name__)}. Pass the step itself: "

@@ -75,9 +75,10 @@ class Plain:
 
 
 def returned(result: Any, state: Any) -> Returns:
-    """Return the position of the next state in a step's result: `"state first"`, `"state"` or `"other"`.
+    """Return the place of the state in a step's result: first in a tuple, the whole result, or none.
 
-    The state is recognized by its structure, shapes and dtypes; `"other"`: the result contains none.
+    These are `"state first"`, `"state"` and `"other"`. The state is recognized by its structure, shapes
+    and dtypes.
     """
     kind = _kind(state)
     if not kind[1]:

@@ -152,7 +152,7 @@ class BenchmarkReport:
             found = read_json(path)
             if not isinstance(found, dict) or found.get("format") != _FORMAT:
                 got = found.get("format") if isinstance(found, dict) else type(found).__name__
-                raise ValueError(f"expected the format {_FORMAT!r}, got {got!r}")
+                raise ValueError(f"its format is {got!r}, not {_FORMAT!r}")
             return cls(
                 tuple(Measurement.from_json(each) for each in found["measurements"]),
                 found["machine"],
@@ -194,9 +194,9 @@ class BenchmarkReport:
         changes = tuple(self._changes(earlier, limit))
         if not changes:
             raise BenchmarkFileError(
-                "expected an earlier report that shares a variant with this report, got one of "
-                f"{', '.join(each.name for each in earlier.measurements) or 'none'}. Measure the same "
-                "variants and settings."
+                "expected an earlier report that shares a variant with this report, got "
+                f"{', '.join(each.name for each in earlier.measurements) or 'no variant'}. Measure the "
+                "same variants and settings."
             )
         here = {each.name for each in self.measurements}
         missing = tuple(each.name for each in earlier.measurements if each.name not in here)
@@ -238,6 +238,6 @@ def check_machine(earlier: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     if differing:
         raise BenchmarkFileError(
             f"expected an earlier report of this machine, got a report of another one: "
-            f"{'; '.join(differing)}. Measure the earlier version here, or write any_machine=True "
-            "(--any-machine)."
+            f"{'; '.join(differing)}. Measure the earlier version of the step on this machine, or write "
+            "any_machine=True (--any-machine)."
         )

@@ -47,12 +47,12 @@ class Turns:
         return min(names, key=self.median)
 
     def ratio(self, numerator: str, denominator: str) -> float:
-        """Return the ratio of two contenders' times: the median of the ratios in each round."""
+        """Return the median, over the rounds, of the ratio of two contenders' times."""
         pairs = zip(self.seconds[numerator], self.seconds[denominator], strict=True)
         return statistics.median(a / b for a, b in pairs)
 
     def spread(self, numerator: str, denominator: str) -> tuple[float, float]:
-        """Return the lower and upper quartile of the ratios of two contenders' times in each round."""
+        """Return the lower and upper quartile of two contenders' time ratios over the rounds."""
         pairs = zip(self.seconds[numerator], self.seconds[denominator], strict=True)
         low, _, high = statistics.quantiles([a / b for a, b in pairs], n=4)
         return low, high

@@ -57,7 +57,7 @@ class Background:
             raise job.failure
 
     def close(self) -> None:
-        """Wait for the running function and end the thread; `start` begins a new thread."""
+        """Wait for the running function and end the thread; a later `start` creates a new thread."""
         try:
             self.wait()
         finally:

@@ -84,7 +84,7 @@ def _cudnn() -> bool | str:
 
 
 def _each(parts: Sequence[tuple[str, str]]) -> str:
-    """Return the float32 precision of several torch settings; if they differ, each one with its name."""
+    """Return the float32 precision of torch settings: one value, or each by name if they differ."""
     found = fp32_precision(tuple(parts))
     if len(set(found)) == 1:
         return found[0]

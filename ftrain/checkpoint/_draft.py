@@ -261,5 +261,5 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _checked(value: Any, where: str) -> Any:
-    """Return user metadata as after loading (tuples as lists); raise if JSON cannot hold the value."""
+    """Return user metadata as `load` returns them (tuples as lists); raise if JSON cannot hold them."""
     return _json.decode_floats(_json.encode_user(value, where))

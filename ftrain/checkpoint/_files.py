@@ -43,7 +43,7 @@ class Files:
         while data:
             written = self.call("write", path, os.write, descriptor, data)
             if written <= 0:
-                raise OSError(errno.EIO, "nothing was written", path)
+                raise OSError(errno.EIO, "the operating system wrote no bytes", path)
             data = data[written:]
 
     def sync(self, descriptor: int, path: str) -> None:

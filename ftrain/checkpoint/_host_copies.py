@@ -1,4 +1,4 @@
-"""Copies of tensors on a device to pinned host memory, all enqueued before the host waits once."""
+"""Copies of device tensors in pinned host memory; the host waits once, after it enqueued all copies."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def _streams(after: Events) -> Iterator[None]:
 
 
 def _laid_out(copy: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
-    """Return a copy on the host with the strides of the leaf."""
+    """Return the copy of a leaf on the CPU, with the strides of the leaf; return a CPU leaf itself."""
     if leaf.is_cpu:
         return copy
     copy = copy.cpu()  # copies from devices other than CUDA, or without elements

@@ -103,13 +103,13 @@ class OpenCheckpoint:
         sha256 = hashlib.sha256(rendered).hexdigest().encode()
         if sha256 + b"  " + MANIFEST.encode() not in sums.splitlines():
             raise CheckpointCorruptError(
-                f"{self._path(MANIFEST)} is not what was written: expected a sha256 that {SUMS} lists, "
+                f"{self._path(MANIFEST)} is damaged or edited: expected a sha256 that {SUMS} lists, "
                 f"got {sha256.decode()}. {RESTORE}"
             )
         self.manifest = Manifest.parse(rendered, self._path(MANIFEST))
         if self.manifest.sums(rendered) != sums:
             raise CheckpointCorruptError(
-                f"{self._path(SUMS)} is not what was written: expected the files that {MANIFEST} lists, "
+                f"{self._path(SUMS)} is damaged or edited: expected the files that {MANIFEST} lists, "
                 f"got others. {RESTORE}"
             )
 
@@ -175,7 +175,7 @@ class OpenCheckpoint:
             read_body(descriptor, path, [(name, part.segments(target))], hashing.feed)
             if hashing.hexdigest() != part.piece.sha256:
                 raise CheckpointCorruptError(
-                    f"{path}: {ascii(name)[:120]} is not what was written: expected the sha256 "
+                    f"{path}: {ascii(name)[:120]} is damaged or edited: expected the sha256 "
                     f"{part.piece.sha256} of the manifest, got {hashing.hexdigest()}. {RESTORE}"
                 )
 
@@ -190,7 +190,7 @@ class OpenCheckpoint:
             read_body(descriptor, path, tensors, hashing.feed)
             if hashing.hexdigest() != record.sha256:
                 raise CheckpointCorruptError(
-                    f"{path} is not what was written: expected the sha256 {record.sha256} of the "
+                    f"{path} is damaged or edited: expected the sha256 {record.sha256} of the "
                     f"manifest, got {hashing.hexdigest()}. {RESTORE}"
                 )
 
@@ -376,8 +376,8 @@ def _check_listed(
             )
         if part.piece is not None and part.piece.begin != body + entry.begin:
             raise CheckpointCorruptError(
-                f"{path}: {entry.name}: expected to begin at byte {part.piece.begin}, as in the "
-                f"manifest, got {body + entry.begin}. {RESTORE}"
+                f"{path}: {entry.name}: expected the tensor to begin at byte {part.piece.begin}, as in "
+                f"the manifest, got {body + entry.begin}. {RESTORE}"
             )
     if len(entries) != len(parts):
         missing = sorted(parts.keys() - {entry.name for entry in entries})

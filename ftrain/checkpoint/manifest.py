@@ -286,7 +286,7 @@ def _leaves(entries: Any, files: Any, in_pieces: bool) -> tuple[LeafRecord, ...]
 
 
 def _fits(leaf: LeafRecord, itemsize: int, room: dict[str, int]) -> bool:
-    """Return True if a leaf fits in the unused bytes (`room`) of its files; subtract its bytes there.
+    """Return True if a leaf fits in the unused bytes of its files (`room`), and subtract its size there.
 
     Otherwise a small checkpoint could list the same bytes many times, as leaves that fill the memory.
     """
@@ -339,7 +339,7 @@ def _pieces(leaf: LeafRecord, entries: Any) -> tuple[PieceRecord, ...]:
             return tuple(pieces)
     raise _MalformedError(
         f"the leaf {leaf.path!a}: expected pieces that cover all its {rows} rows in order, or no "
-        "pieces for an alias, got others"
+        "pieces for a leaf that is an alias, got others"
     )
 
 

@@ -185,8 +185,8 @@ def _import_parts(directory: str) -> dict[str, torch.Tensor]:
     if found.keys() != names.keys():
         odd = sorted(found.keys() ^ names.keys())[0]
         raise CheckpointCorruptError(
-            f"{index}: expected the same names as in its files, got a difference at {odd!a}. Download "
-            "or export the files again."
+            f"{index}: expected the same tensor names in the index and in its files, got {odd!a} in "
+            "only one of them. Download or export the files again."
         )
     return found
 

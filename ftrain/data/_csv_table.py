@@ -212,7 +212,10 @@ class Column:
     expected: str = "a number"
 
     def missing_words(self, known: Sequence[str] = ()) -> np.ndarray:
-        """Return a mask, bool `(n,)`, of cells that are empty or say `NA` or similar, except `known`."""
+        """Return a mask, bool `(n,)`: True for cells that are empty or say `NA` or similar.
+
+        The words in `known` do not count as missing.
+        """
         encoded = self.cells.dictionary_encode()
         absent = np.array(
             [

@@ -84,7 +84,7 @@ class OutputFile(NamedTuple):
 
 
 def opened(path: Path) -> OutputFile:
-    """Return the header of a file.
+    """Read and check the header of a file of outputs.
 
     Raises:
         DataError: the file has another format, or its length differs from its header.

@@ -20,7 +20,7 @@ _ITEMS, _DEPTH = 64, 8
 
 
 def own_generators(source: Any) -> list[Any]:
-    """Return the generators among the attributes of an object, of what these hold, and so on.
+    """Return the random generators that an object holds in its attributes, directly or nested.
 
     Large lists and dicts, which hold samples, are not searched.
     """

@@ -74,7 +74,7 @@ class _Selected:
 
 
 class _SelectedMany(_Selected):
-    """Dataset with some entries of the samples of a dataset that reads several samples at once."""
+    """Dataset of samples with some of their entries, which can read several samples at once."""
 
     def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
         return [_kept(each, self.columns) for each in self.dataset.__getitems__(indices)]

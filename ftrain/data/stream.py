@@ -169,7 +169,10 @@ class Stream:
         return Cursor(seed, epoch + 1, 0, state, self._of)
 
     def _begun(self, cursor: Cursor, restored: bool) -> Iterator[Any]:
-        """Return an iterator over the source for an epoch; `restored`: from the cursor's saved state."""
+        """Return an iterator over the source for the epoch of a cursor.
+
+        If `restored`, the source first loads the state that the cursor holds.
+        """
         key = sample_keys(cursor.seed, cursor.epoch, torch.tensor([0]))[0]
         with preserved_generators():
             seed_generators(key)
@@ -198,7 +201,7 @@ class Stream:
             return iter(self._anew())
 
     def _anew(self) -> Iterable[Any]:
-        """Return the source, or for a `DataLoader` with persistent workers a copy with new workers."""
+        """Return the source, or a copy with new workers if it is a `DataLoader` whose workers persist."""
         source = self.source
         if not (isinstance(source, DataLoader) and source.persistent_workers):
             return source

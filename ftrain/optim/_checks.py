@@ -92,7 +92,7 @@ def optimizer(wrapper: str, inner: object) -> None:
     if not isinstance(inner, GradientTransformation):
         raise TypeError(
             f"`{wrapper}`: expected an optimizer such as `optim.adamw(1e-3)` as its first argument, got "
-            f"{a_or_an(type(inner).__name__)}."
+            f"{a_or_an(type(inner).__name__)}. Pass an optimizer, not the function that builds it."
         )
 
 

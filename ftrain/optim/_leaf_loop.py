@@ -108,7 +108,7 @@ def each_leaf(
 def _named(
     scalars: Mapping[str, Hyperparameter], shrink: Hyperparameter
 ) -> Callable[[torch.device, torch.dtype], tuple[dict[str, Hyperparameter], Hyperparameter]]:
-    """Return a function that converts the named scalars and `shrink` to a given device and dtype."""
+    """Return a function that converts the named scalars and the weight decay to a device and dtype."""
     place = scalars_by_device(*scalars.values(), shrink)
 
     @functools.cache

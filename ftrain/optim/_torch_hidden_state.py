@@ -83,7 +83,7 @@ def _refuse(make: type, what: str) -> None:
 
 
 def _plain_attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the numbers and strings among an optimizer's attributes, without those of torch's class."""
+    """Return the numbers and strings that a class adds to the attributes of `torch.optim.Optimizer`."""
     return {
         name: value
         for name, value in vars(optimizer).items()

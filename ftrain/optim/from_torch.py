@@ -184,8 +184,8 @@ def _probed(
         )
     if issubclass(optimizer, torch.optim.SGD) and options.get("dampening", 0):
         raise ValueError(
-            "dampening: expected 0 for torch.optim.SGD, which does not dampen the first gradient, but "
-            f"does not store in its state whether it had one, got {options['dampening']}. Write "
+            f"dampening: expected 0, got {options['dampening']}: torch.optim.SGD does not dampen the "
+            "first gradient, and its state does not record whether there was one. Write "
             "`optim.sgd(rate, momentum, dampening=...)`."
         )
     if options.get("capturable"):
@@ -239,7 +239,7 @@ def _probed(
 def _with_rate(
     optimizer: type[torch.optim.Optimizer], options: dict[str, Any], lr: LearningRate | None
 ) -> dict[str, Any]:
-    """Add a number as learning rate to an optimizer's options, for the values that it derives from it.
+    """Add a learning rate to an optimizer's options, since a class may compute other values from it.
 
     Raises:
         ValueError: the class derives other values from the rate, and the rate is not a number.

@@ -119,7 +119,7 @@ def _found(pattern: str | re.Pattern[str], treedef: tree.TreeDef) -> tuple[bool,
         found = tuple(re.search(pattern, name) is not None for name in names(treedef))
     except re.error as error:
         raise ValueError(
-            f"mask: expected a regular expression, got {pattern!r}: {error}."
+            f"mask: expected a regular expression, got {pattern!r}: {error}. Correct the pattern."
         ) from error
     if found and not any(found):
         listed = ", ".join(names(treedef)[:5]) + (", ..." if len(found) > 5 else "")

@@ -124,10 +124,14 @@ def _check_groups(groups: object) -> None:
     if not isinstance(groups, Mapping):
         raise TypeError(
             "groups: expected a dict from a group's name to its mask and its optimizer, got "
-            f"{a_or_an(type(groups).__name__)}."
+            f"{a_or_an(type(groups).__name__)}. Write "
+            '`{"rest": (optim.everything, optim.adamw(1e-3))}`.'
         )
     if not groups:
-        raise ValueError("groups: expected at least one group, got an empty dict.")
+        raise ValueError(
+            "groups: expected at least one group, got an empty dict. Write "
+            '`{"rest": (optim.everything, optim.adamw(1e-3))}`.'
+        )
 
 
 def _check_group(name: str, group: object) -> None:

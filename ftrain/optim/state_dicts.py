@@ -268,7 +268,8 @@ def _one(key: str, mine: Mapping[str, dict[str, Any]]) -> float:
             raise ValueError(
                 f"state_dict: expected the same `{key}` for all parameters, got {value:g} for {first} "
                 f"and {other:g} for {name}. ftrain counts updates once for all parameters, so it cannot "
-                "continue with parameters that were updated unequally often."
+                "continue with parameters that were updated unequally often. Pass the state of a run in "
+                "which every step updated all parameters."
             )
     return value
 

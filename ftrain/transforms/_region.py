@@ -1,4 +1,4 @@
-"""Rematerialization of functions that take gradients: the backward pass computes them again.
+"""Rematerialization of functions that compute gradients: the backward pass runs the functions again.
 
 `ftrain.remat` recomputes the tensors that autograd saved in a region. If a gradient is taken inside the
 region, it would recompute them in the forward pass already, once for each gradient. A region of this

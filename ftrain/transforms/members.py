@@ -145,7 +145,7 @@ def best(states: T, values: torch.Tensor, mode: Mode = "min") -> T:
 
 
 def size(states: Any, name: str, axis: str = "members") -> int:
-    """Return the length of the leading axis of a stacked tree; raise unless all leaves have the same.
+    """Return the length of the leading axis of a stacked tree; raise if leaves differ in this length.
 
     Args:
         states: the tree.

@@ -112,7 +112,7 @@ def images(
 def arrays_inputs(
     path: pathlib.Path, held_out: Share | pathlib.Path = 0.2, fitted: Fitted = None
 ) -> Inputs:
-    """Read from a file the arrays that a run was trained on; the array of targets may be missing.
+    """Read new arrays with the names and dtypes of a run's training data; targets may be missing.
 
     The arguments are those of `arrays`; `fitted` must be the preprocessing of a run, and `held_out` is
     not used.

@@ -53,7 +53,7 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
         if index and boundary <= boundaries[index - 1]:
             raise ValueError(
                 f"boundaries[{index}] is {boundary}, but boundaries[{index - 1}] is "
-                f"{boundaries[index - 1]}: each schedule must begin after the one before it. They are "
+                f"{boundaries[index - 1]}: each schedule must begin after the one before it. Give "
                 "numbers of updates since the start of the run, not lengths of schedules."
             )
     begins = (0, *boundaries)
