@@ -116,7 +116,7 @@ def test_modules_have_no_import_cycles() -> None:
     assert circle(ROOT) == []
 
 
-def test_modules_of_tests_that_hold_no_test_can_be_imported() -> None:
+def test_every_helper_module_in_the_tests_directory_can_be_imported() -> None:
     """The suite itself imports only what its tests need, not the campaigns."""
     scripts = {"tests.checkpoint.by_hand"}  # it trains at its import
     for path in sorted((ROOT / "tests").rglob("*.py")):
@@ -153,7 +153,9 @@ def test_tasks_and_transforms_may_import_core_and_optim_only(
     assert len(violations(tmp_path)) == count
 
 
-def test_import_cycle_through_a_function_and_type_checking_is_reported(tmp_path: Path) -> None:
+def test_import_cycle_by_imports_in_a_function_and_under_type_checking_is_reported(
+    tmp_path: Path,
+) -> None:
     write(tmp_path, "core/a.py", "def late():\n    from ftrain.core import b")
     write(
         tmp_path,

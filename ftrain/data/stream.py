@@ -201,7 +201,7 @@ class Stream:
             return iter(self._anew())
 
     def _anew(self) -> Iterable[Any]:
-        """Return the source, or a copy with new workers if it is a `DataLoader` whose workers persist."""
+        """Return the source; copy a `DataLoader` with persistent workers, so that it starts new ones."""
         source = self.source
         if not (isinstance(source, DataLoader) and source.persistent_workers):
             return source

@@ -18,7 +18,7 @@ from tests.bench import steps
 QUICK: dict[str, Any] = {"rounds": 2, "seconds": 0.0, "backend": "eager"}
 
 
-def test_benchmark_measures_a_step_of_ftrain_eager_compiled_and_donated() -> None:
+def test_benchmark_measures_eager_compiled_and_donated_variants_of_an_ftrain_step() -> None:
     step, state, batch = steps.pure()
     before = ftrain.tree.digest(state)
     report = ftrain.benchmark(step, state, batch, **QUICK)
@@ -51,7 +51,7 @@ def test_benchmark_measures_a_hand_written_pure_step_without_donation() -> None:
     assert "donated was not measured: donation needs a state that is a frozen dataclass" in note
 
 
-def test_benchmark_measures_an_in_place_step_eager_and_under_torch_compile() -> None:
+def test_benchmark_measures_an_in_place_step_in_eager_mode_and_under_torch_compile() -> None:
     step, batch = steps.plain()
     report = ftrain.benchmark(step, batch=batch, **QUICK)
     assert [row.variant for row in report.measurements] == ["eager", "compiled"]
@@ -61,7 +61,7 @@ def test_benchmark_measures_an_in_place_step_eager_and_under_torch_compile() -> 
     assert "tokens/s" in str(report)
 
 
-def test_benchmark_measures_an_impure_step_eager_and_notes_missing_variants() -> None:
+def test_benchmark_measures_an_impure_step_in_eager_mode_and_notes_missing_variants() -> None:
     def step(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         return w.add_(x.mean(0))
 
@@ -70,7 +70,7 @@ def test_benchmark_measures_an_impure_step_eager_and_notes_missing_variants() ->
     assert report.notes[0].startswith("compiled was not measured: ImpureFunctionError: ")
 
 
-def test_benchmark_advances_the_state_within_a_turn_and_resets_it_for_the_next_turn() -> None:
+def test_benchmark_advances_the_state_within_a_timing_round_and_resets_it_for_the_next() -> None:
     seen: list[float] = []
 
     def step(count: torch.Tensor) -> torch.Tensor:
@@ -90,7 +90,7 @@ def test_benchmark_passes_the_same_arguments_to_a_function_that_returns_no_state
     assert [row.variant for row in report.measurements] == ["eager", "compiled"]
 
 
-def test_reported_peak_memory_is_the_state_plus_what_a_pure_step_allocates() -> None:
+def test_reported_peak_memory_of_a_pure_step_is_its_arguments_plus_its_allocations() -> None:
     n = 1000
 
     def step(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:

@@ -80,7 +80,7 @@ def test_differences_within_one_percent_are_not_reported_as_real(
 
 
 @given(st.lists(seconds, min_size=8, max_size=40))
-def test_runs_are_reported_as_different_only_if_their_times_do_not_overlap(
+def test_runs_are_reported_as_different_only_if_the_ranges_of_their_times_do_not_overlap(
     times: list[float],
 ) -> None:
     above = [max(times) * 1.02 / min(times) * t for t in times]
@@ -112,7 +112,7 @@ def test_twice_the_time_is_reported_as_a_difference_in_nearly_every_run() -> Non
     assert sum(compare_turns(*pair).is_real for pair in pairs) > 0.95 * trials
 
 
-def test_median_interval_contains_the_median_at_least_as_often_as_its_confidence() -> None:
+def test_median_interval_contains_the_median_at_least_as_often_as_its_confidence_level() -> None:
     rng, trials, covered = random.Random(1), 4000, 0
     for _ in range(trials):
         low, high = median_interval([rng.random() for _ in range(11)], 0.9)

@@ -19,7 +19,7 @@ def test_learning_rate_search_widens_its_grid_until_the_best_rate_is_not_at_its_
     assert len(tuned(lambda rate: math.inf if rate > 4 else -rate, (1, 2, 4), widen=3)) == 4
 
 
-def test_updates_to_reach_a_loss_is_the_first_evaluated_update_below_it():
+def test_number_of_updates_to_reach_a_loss_is_that_of_the_first_evaluation_below_it():
     curve = Curve([(0, 4.0), (10, 3.0), (20, 3.5), (30, math.nan)], 0.0)
     assert curve.updates_to(3.2) == 10
     assert curve.updates_to(1.0) == math.inf

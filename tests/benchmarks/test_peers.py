@@ -116,7 +116,7 @@ def test_contender_that_fails_or_is_not_installed_is_reported_with_the_reason(mo
 
 @settings(max_examples=10)
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(0, 2))
-def test_batch_feed_measures_seconds_per_step_of_a_trainer_that_prefetches_batches(
+def test_timed_data_feed_measures_seconds_per_step_of_a_trainer_that_prefetches_batches(
     steps, accumulate, ahead
 ):
     now = 0.0

@@ -70,28 +70,28 @@ def test_allocated_returns_the_known_peak_memory():
 
 
 @long
-def test_speed_benchmark_runs(capsys):
+def test_benchmark_of_speed_prints_the_ratio_to_the_best_loop(capsys):
     speed.run(True, sizes=TINY, leaves=5, backend="eager")
     assert "GPT: speed over the best compiled loop" in capsys.readouterr().out
 
 
-def test_sweep_benchmark_runs():
+def test_benchmark_of_sweeps_returns_a_report():
     report = sweep.run(True, sizes=(1, 2), backend="eager")
     assert "mlp 2: one graph" in report.content["figures"]
     assert len(report.content["targets"]) == 3
 
 
-def test_memory_benchmark_runs():
+def test_benchmark_of_memory_returns_a_report():
     report = memory.run(True, width=32, backend="eager")
     assert report.content["figures"]["step: by hand: eager, fused AdamW"]["value"] > 1
 
 
-def test_draws_benchmark_runs():
+def test_benchmark_of_random_draws_returns_a_report():
     report = draws.run(True, numbers=1000, backend="eager")
     assert len(report.content["targets"]) == 4
 
 
-def test_loading_benchmark_runs():
+def test_benchmark_of_data_loading_returns_a_report():
     report = loading.run(True)
     assert len(report.content["targets"]) == 3
 
@@ -102,23 +102,23 @@ def test_latency_of_the_first_step_is_positive(kind):
 
 
 @long
-def test_latency_benchmark_runs_in_a_fresh_process():
+def test_benchmark_of_latency_works_in_a_fresh_process():
     report = latency.run(True, sizes=TINY, backend="eager", kinds=("ours",))
     assert report.content["figures"]["cold: ours"]["value"] > 0
 
 
-def test_trainers_benchmark_runs():
+def test_benchmark_of_trainers_returns_a_report():
     report = trainers.run(True, backend="eager")
     assert len(report.content["targets"]) == 1
 
 
-def test_checkpoints_benchmark_runs():
+def test_benchmark_of_checkpoints_returns_a_report():
     report = checkpoints.run(True, megabytes=1, sizes=TINY, backend="eager")
     assert len(report.content["targets"]) == 3
     assert report.content["figures"]["compile: speed-up"]["value"] > 0
 
 
-def test_chains_benchmark_runs():
+def test_benchmark_of_optimizer_chains_returns_a_report():
     report = chains.run(True, size=chains.Size(layers=2, width=8, batch=4), backend="eager")
     whats = [target["what"] for target in report.content["targets"]]
     assert whats == [
@@ -127,7 +127,7 @@ def test_chains_benchmark_runs():
     ]
 
 
-def test_digests_benchmark_runs():
+def test_benchmark_of_state_digests_returns_a_report():
     report = digests.run(True, sizes=TINY, backend="eager")
     whats = [target["what"] for target in report.content["targets"]]
     assert whats == [
@@ -136,14 +136,14 @@ def test_digests_benchmark_runs():
     ]
 
 
-def test_grad_cache_benchmark_runs():
+def test_benchmark_of_grad_cache_returns_a_report():
     report = grad_cache.run(True, width=8, compiled=False)
     whats = [target["what"] for target in report.content["targets"]]
     assert whats == ["GradCache: 128 rows over 64", "eager: GradCache over one graph"]
 
 
 @long
-def test_distributed_benchmark_runs():
+def test_benchmark_of_distributed_training_returns_a_report():
     report = distributed.run(True, "eager")
     assert [target["what"] for target in report.content["targets"]] == [
         "eager: time of ftrain over DDP",

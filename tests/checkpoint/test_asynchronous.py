@@ -36,7 +36,7 @@ class Gate(_files.Files):
         super().write(descriptor, data, path)
 
 
-def test_asynchronous_save_stores_the_state_at_the_call(tmp_path):
+def test_asynchronous_save_stores_the_state_as_it_was_at_the_call(tmp_path):
     """A donated step reuses the memory of the saved state before the thread writes it."""
     init_state, train_step, _ = ftrain.make_steps(
         lambda: torch.nn.Linear(4, 2), lambda m, x: m(x).square().mean(), optim.adamw(1e-1)
@@ -219,7 +219,9 @@ def test_a_forked_child_starts_its_own_checkpoint_thread(tmp_path):
     store.close()
 
 
-def test_asynchronous_save_writes_in_the_caller_if_no_thread_starts(tmp_path, monkeypatch):
+def test_asynchronous_save_writes_in_the_calling_thread_if_no_thread_can_start(
+    tmp_path, monkeypatch
+):
     """The store once waited forever for a thread that had not started."""
 
     def start(thread):

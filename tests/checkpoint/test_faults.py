@@ -48,7 +48,7 @@ def operations(act: Callable[[Path], None], directory: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("act", [save_third, replace_second])
-def test_saves_tested_for_faults_perform_every_kind_of_file_operation(tmp_path, act):
+def test_saves_in_the_fault_tests_perform_every_kind_of_file_operation(tmp_path, act):
     found = operations(act, tmp_path)
     assert {
         "open", "write", "fsync", "fsync directory", "rename", "unlink", "mkdir", "rmdir", "close",
@@ -138,7 +138,9 @@ def test_a_failed_save_leaves_no_temporary_files(memory_path, code):
     assert failing.failed is None
 
 
-def test_save_raises_for_a_write_error_that_only_an_early_sync_reports(memory_path, monkeypatch):
+def test_save_raises_for_a_write_error_that_only_an_fsync_before_the_last_one_reports(
+    memory_path, monkeypatch
+):
     """Linux reports a failed write-back once for each open file, so the last sync may succeed."""
     from ftrain.checkpoint import _hashing
 

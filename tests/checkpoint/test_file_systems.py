@@ -70,7 +70,7 @@ def test_store_on_a_file_system_without_locks_raises_and_proposes_lock_false(
         assert sorted(os.listdir(tmp_path)) == [".lock", "step-000000000002"]
 
 
-def test_save_on_a_file_system_without_locks_keeps_temporary_directories_of_others(
+def test_save_on_a_file_system_without_locks_keeps_temporary_directories_of_other_saves(
     tmp_path: Path,
 ) -> None:
     """Without locks, it is unknown whether the writers of the drafts are alive."""

@@ -64,7 +64,7 @@ def test_saving_keeps_directories_of_other_programs_with_names_like_temporary_on
 
 
 @pytest.mark.parametrize("length", [200, 255])
-def test_save_accepts_names_as_long_as_the_system_allows(tmp_path, length):
+def test_save_accepts_file_names_of_the_maximum_length_of_the_file_system(tmp_path, length):
     """The name was once part of the temporary directory's name, which became too long."""
     checkpoint.save(tmp_path / ("n" * length), WEIGHTS)
     checkpoint.write_state_dict(tmp_path / ("é" * (length // 2)), WEIGHTS)

@@ -19,7 +19,7 @@ from tests.checkpoint.states import train_state, trees
     wanted=st.dictionaries(st.sampled_from("abcdef"), st.tuples(st.integers(1, 3), st.sampled_from(
         [torch.float32, torch.bfloat16, torch.int64]))),
 )  # fmt: skip
-def test_restore_accounts_for_every_leaf_in_its_report(memory_path_factory, saved, wanted):
+def test_report_of_restore_lists_every_leaf_by_its_outcome(memory_path_factory, saved, wanted):
     source = {name: torch.full((n,), 2, dtype=dtype) for name, (n, dtype) in saved.items()}
     like = {name: torch.full((n,), 5, dtype=dtype) for name, (n, dtype) in wanted.items()}
     path = memory_path_factory()
@@ -92,7 +92,7 @@ def test_restore_into_a_model_with_another_head_and_optimizer_keeps_the_body(tmp
     assert_same_bits(params["0.bias"], pretrained.params["0.bias"])
 
 
-def test_restore_keeps_layout_and_dtype_of_like(tmp_path):
+def test_restore_keeps_the_layout_and_dtype_of_the_state_passed_as_like(tmp_path):
     checkpoint.save(tmp_path / "one", {"w": torch.arange(6.0).reshape(2, 3).t()})
     like = {"w": torch.zeros(3, 2, dtype=torch.float64, requires_grad=True)}
     new, report = checkpoint.restore(tmp_path / "one", like)

@@ -78,7 +78,7 @@ def test_store_deletes_checkpoints_outside_its_retention_policy(
     assert sorted(os.listdir(directory)) == [".lock", *(f"step-{s:012d}" for s in sorted(model))]
 
 
-def test_keep_every_hours_uses_the_time_a_checkpoint_was_finished(tmp_path):
+def test_keep_every_hours_uses_the_time_at_which_a_checkpoint_was_finished(tmp_path):
     store = checkpoint.Store(tmp_path, keep_last=1, keep_every_hours=1.0)
     for step in range(5):
         path = store.save(train_state(step), step=step)

@@ -172,7 +172,7 @@ def test_save_refuses_metadata_that_are_not_json(tmp_path, metadata, says):
         checkpoint.save(tmp_path / "one", {"w": torch.ones(1)}, metadata=metadata)
 
 
-def test_load_refuses_a_state_that_differs_from_like_in_any_way(tmp_path):
+def test_load_refuses_a_checkpoint_that_differs_in_any_way_from_the_state_passed_as_like(tmp_path):
     state = train_state(3)
     checkpoint.save(tmp_path / "one", state)
     moments = state.opt_state

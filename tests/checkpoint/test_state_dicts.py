@@ -30,7 +30,9 @@ NATIVE = [d for d in DTYPES if d not in (torch.complex32, torch.complex128, torc
         max_size=5,
     )
 )
-def test_state_dicts_are_interchangeable_with_the_safetensors_package(memory_path_factory, weights):
+def test_state_dict_files_are_interchangeable_with_those_of_the_safetensors_package(
+    memory_path_factory, weights
+):
     """The safetensors package reads files of ftrain, and ftrain reads files of the package."""
     ours, theirs = memory_path_factory(), memory_path_factory()
     checkpoint.write_state_dict(ours, weights)
@@ -106,7 +108,7 @@ def test_read_state_dict_refuses_damaged_hugging_face_directories(tmp_path):
     weight_map = hub(tmp_path / "model", weights, 2)
     index = tmp_path / "model" / "model.safetensors.index.json"
     for content, says in [
-        ({"weight_map": weight_map | {"more": weight_map["0"]}}, "a difference at 'more'"),
+        ({"weight_map": weight_map | {"more": weight_map["0"]}}, "got 'more' in only one of them"),
         ({"weight_map": weight_map | {"0": "../../secret"}}, "got '../../secret'"),
         ({"weight_map": [1]}, "whose `weight_map` gives the file"),
         ([], "whose `weight_map` gives the file"),

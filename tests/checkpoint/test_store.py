@@ -312,7 +312,7 @@ def test_deleting_a_link_keeps_the_checkpoint_it_points_to(tmp_path, what, how):
 
 
 @pytest.mark.parametrize("what", ["file", "pipe", "link to nothing"])
-def test_save_deletes_other_files_named_like_a_replacement(tmp_path, what):
+def test_save_deletes_a_file_or_link_that_has_the_name_of_a_checkpoint_to_replace(tmp_path, what):
     """Such a file once made every save fail."""
     store = filled(tmp_path, (1, 2))
     for name in ("step-000000000002.new", "step-000000000003"):

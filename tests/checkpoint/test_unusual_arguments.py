@@ -175,7 +175,7 @@ def test_settings_recorded_by_a_save_compare_equal_when_loaded_unchanged(value, 
         checkpoint.load(tmp_path / "one", ONE, fingerprint={"mine": 3}, on_change="raise")
 
 
-def test_load_refuses_an_unknown_on_change(tmp_path):
+def test_load_refuses_an_unknown_value_of_on_change(tmp_path):
     checkpoint.save(tmp_path / "one", ONE)
     with pytest.raises(ValueError, match="on_change: expected one of"):
         checkpoint.load(tmp_path / "one", ONE, on_change="raises")  # type: ignore[arg-type]

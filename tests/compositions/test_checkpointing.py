@@ -41,7 +41,7 @@ COMPOSED: dict[str, Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Te
 
 
 @pytest.mark.parametrize("name", COMPOSED)
-def test_compiled_checkpointed_function_matches_the_plain_one(name: str) -> None:
+def test_compiled_function_with_activation_checkpointing_matches_the_plain_one(name: str) -> None:
     found = ftrain.compile(COMPOSED[name](region), backend="eager")(X)
     assert is_close(found, COMPOSED[name](plain)(X))
 
@@ -56,7 +56,7 @@ class Checkpointed(nn.Module):
 
 
 @pytest.mark.parametrize("name", COMPOSED)
-def test_checkpointing_in_a_bound_module_matches_the_plain_function(name: str) -> None:
+def test_activation_checkpointing_in_a_bound_module_matches_the_plain_function(name: str) -> None:
     apply = ftrain.bind(Checkpointed)
     params, buffers = apply.init(ftrain.random.key(0))
 
@@ -69,7 +69,7 @@ def test_checkpointing_in_a_bound_module_matches_the_plain_function(name: str) -
 @pytest.mark.parametrize(
     "name", ["gradient of vmap", "vmap of gradient", "jvp of gradient", "gradient of func.grad"]
 )
-def test_eager_checkpointed_function_matches_the_plain_one(name: str) -> None:
+def test_eager_function_with_activation_checkpointing_matches_the_plain_one(name: str) -> None:
     assert is_close(COMPOSED[name](region)(X), COMPOSED[name](plain)(X))
 
 
@@ -95,7 +95,7 @@ REGIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("region", REGIONS.values(), ids=REGIONS)
 @pytest.mark.parametrize("again", ["checkpoint", "remat"])
-def test_compiled_gradient_through_a_region_with_a_gradient_of_a_loop_equals_that_without_it(
+def test_activation_checkpointing_of_a_function_that_takes_a_gradient_keeps_its_derivative(
     region: Callable[[Tensor], Tensor], again: str
 ) -> None:
     def value(x: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ print(torch.func.grad(f)(x).tolist(), torch.func.jvp(f, (x,), (x,))[1].item())
 
 
 @pytest.mark.parametrize("first", ["ftrain.scan", "ftrain.optim", "ftrain.loop"])
-def test_first_use_of_ftrain_may_be_inside_a_transform(first: str) -> None:
+def test_first_use_of_ftrain_may_be_inside_a_torch_func_transform(first: str) -> None:
     program = PROGRAM.replace("FIRST", first)
     found = subprocess.run(
         [sys.executable, "-c", program], check=False, capture_output=True, text=True

@@ -167,7 +167,9 @@ def test_second_tangent_of_an_autograd_function_under_keyed_is_refused() -> None
         tangent(tangent(keyed))(X)
 
 
-def test_compiled_autograd_function_in_nested_jvp_is_right_if_one_level_differentiates_it() -> None:
+def test_compiled_nested_jvp_is_right_if_only_one_level_differentiates_an_autograd_function() -> (
+    None
+):
     def inner(x: Tensor) -> Tensor:
         return x * tangent(turned)(T)
 
@@ -212,7 +214,7 @@ SAMPLED: dict[str, Callable[[Tensor], Tensor]] = {
 
 @pytest.mark.parametrize("is_compiled", [False, True], ids=["eager", "compiled"])
 @pytest.mark.parametrize("name", SAMPLED)
-def test_second_tangent_of_a_sample_by_its_parameters_matches_finite_differences(
+def test_second_tangent_of_a_random_sample_by_the_parameters_matches_finite_differences(
     name: str, is_compiled: bool
 ) -> None:
     run = compiled if is_compiled else (lambda g: g)

@@ -71,7 +71,7 @@ def poisoned(batch: Any) -> Any:
 
 @values
 @each
-def test_step_is_pure_deterministic_and_keeps_the_structure(model, precision, mode):
+def test_step_is_pure_deterministic_and_keeps_the_structure_of_the_state(model, precision, mode):
     step, state, batches = start(model, precision, mode)
     for batch in batches[:2]:
         testing.assert_pure(step, state, batch)
@@ -82,7 +82,7 @@ def test_step_is_pure_deterministic_and_keeps_the_structure(model, precision, mo
 
 @values
 @each
-def test_resumed_run_has_the_same_bits(model, precision, mode):
+def test_resumed_run_has_the_bits_of_an_uninterrupted_run(model, precision, mode):
     testing.assert_resumes(*start(model, precision, mode))
 
 
@@ -103,7 +103,7 @@ def test_evaluation_does_not_change_training(model, precision, mode):
 
 @values
 @each
-def test_donated_step_gives_the_same_bits(model, precision, mode):
+def test_donated_step_has_the_bits_of_the_plain_step(model, precision, mode):
     """Compare three donated steps with plain ones."""
     _, state, batches = start(model, precision, mode)
     backend = "eager" if mode == "eager" else "inductor"
@@ -136,7 +136,7 @@ def test_each_row_of_a_vmapped_step_matches_a_single_step(model):
 
 
 @values
-def test_a_checkpoint_resumes_with_the_same_bits(tmp_path):
+def test_step_from_a_loaded_checkpoint_has_the_bits_of_the_step_from_the_saved_state(tmp_path):
     step, state, batches = start("gpt", "16-mixed", "eager")
     state, _ = step(state, batches[0])
     checkpoint.save(tmp_path / "a", state)
@@ -154,7 +154,9 @@ def test_a_checkpoint_resumes_with_the_same_bits(tmp_path):
         pytest.param("gpt", "32-true", "inductor", marks=pytest.mark.inductor),
     ],
 )
-def test_run_finished_in_a_new_process_has_the_same_bits(model, precision, mode, tmp_path):
+def test_run_finished_in_a_new_process_has_the_bits_of_a_run_in_one_process(
+    model, precision, mode, tmp_path
+):
     step, state, batches = start(model, precision, mode)
     state, _ = step(state, batches[0])
     checkpoint.save(tmp_path / "a", state)

@@ -58,7 +58,9 @@ def test_table_with_a_guessed_delimiter_equals_that_with_the_given_delimiter(
     assert lists(table(folder, content)) == lists(table(folder, content, delimiter=delimiter))
 
 
-def test_decimal_comma_reads_numbers_and_refuses_decimal_points(tmp_path: pathlib.Path) -> None:
+def test_csv_with_decimal_comma_reads_numbers_and_refuses_decimal_points(
+    tmp_path: pathlib.Path,
+) -> None:
     found = table(tmp_path, "a;b\n1,5;-2e3\n,5;+3\n", decimal=",")
     assert lists(found) == {"a": [1.5, 0.5], "b": [-2000, 3]}
     with pytest.raises(DataError, match=r"line 2, column 'a': expected a number, got '1\.000'"):
@@ -70,7 +72,9 @@ def test_decimal_comma_reads_numbers_and_refuses_decimal_points(tmp_path: pathli
 
 
 @pytest.mark.parametrize("encoding", ["latin-1", "cp1252", "utf-16", "utf-8", "UTF8", "utf-8-sig"])
-def test_encoding_option_reads_names_and_cells(tmp_path: pathlib.Path, encoding: str) -> None:
+def test_csv_decodes_column_names_and_cells_by_the_encoding_option(
+    tmp_path: pathlib.Path, encoding: str
+) -> None:
     content = "Größe,Ort\n1,Zürich\n2,Köln\n".encode(encoding)
     found = table(tmp_path, content, encoding=encoding, categories={"Ort": ["Köln", "Zürich"]})
     assert lists(found) == {"Größe": [1, 2], "Ort": [1, 0]}

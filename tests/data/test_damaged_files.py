@@ -234,7 +234,7 @@ def test_message_of_a_damaged_state_dict_is_short_and_gives_no_dangerous_advice(
     assert len(str(caught.value)) < 500
 
 
-def test_state_dict_with_an_offset_before_its_start_is_reported_as_damaged(
+def test_state_dict_with_a_negative_file_offset_is_reported_as_damaged(
     tmp_path: pathlib.Path,
 ) -> None:
     """Torch seeks to the negative position, which the operating system refuses."""

@@ -287,7 +287,7 @@ def test_loader_drops_the_last_partial_batch_by_default_only_if_shuffled():
     assert [len(b["i"]) for b in Loader(DATA, 10)] == [10] * 5
 
 
-def test_epochs_none_is_endless_and_epochs_zero_is_empty():
+def test_loader_with_epochs_none_is_endless_and_with_epochs_zero_is_empty():
     loader = Loader(DATA, 50)
     assert [c.epoch for _, c in itertools.islice(loader.batches(epochs=None), 5)] == [1, 2, 3, 4, 5]
     assert list(loader.batches(epochs=0)) == []

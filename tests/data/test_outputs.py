@@ -111,7 +111,7 @@ def test_named_outputs_of_any_dtype_and_shape_keep_their_bytes(
         assert_same_bits(safetensors.torch.load_file(path), whole)  # the library reads it too
 
 
-def test_with_outputs_accepts_numpy_arrays_and_another_name(tmp_path: Path) -> None:
+def test_with_outputs_accepts_numpy_arrays_and_a_name_for_the_outputs(tmp_path: Path) -> None:
     arrays = {"x": np.ones((4, 3), np.float32)}
     path = tmp_path / "file"
     found = data.with_outputs(arrays, teacher, path, source={"w": WEIGHT, "layer": 3}, name="soft")
@@ -204,7 +204,7 @@ def test_outputs_whose_shape_differs_between_batches_are_refused(tmp_path: Path)
         data.with_outputs(rows(), growing, tmp_path / "file", source=0, batch_size=4)
 
 
-def test_stored_outputs_get_the_name_that_the_call_of_with_outputs_gives(
+def test_stored_outputs_get_the_name_passed_to_with_outputs(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "file"

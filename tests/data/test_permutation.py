@@ -95,7 +95,7 @@ def test_shuffle_gives_even_and_odd_permutations_equally_often():
 
 
 @pytest.mark.parametrize("n", [4096, 4097, 5000])
-def test_positions_that_share_feistel_halves_give_unrelated_samples(n):
+def test_shuffle_maps_positions_with_equal_halves_of_bits_to_unrelated_samples(n):
     """Too few rounds show first at positions (l, r), (l, r'), (l', r), (l', r')."""
     a = math.isqrt(n - 1) + 1
     b = -(-n // a) + -(-n // a) % 2
@@ -129,7 +129,7 @@ def test_every_sample_is_equally_likely_at_every_position(n):
 
 
 @pytest.mark.parametrize("n", [1797, 10**6, 10**9])
-def test_adjacent_samples_epochs_and_seeds_are_unrelated(n):
+def test_shuffled_orders_of_adjacent_epochs_and_seeds_are_unrelated(n):
     shuffled, places = Shuffled(n), np.arange(min(n, 40_000))
     here = shuffled.at(places, seed=0, epoch=0)
     for other in (

@@ -48,12 +48,12 @@ def test_samplers_return_different_orders_for_seeds_and_epochs(name):
     weights=st.lists(st.floats(0, 1e300), min_size=1, max_size=30).filter(any),
     seed=st.integers(0, 99),
 )
-def test_weighted_never_draws_samples_of_weight_zero(weights, seed):
+def test_weighted_sampler_never_draws_samples_of_weight_zero(weights, seed):
     drawn = whole(Weighted(weights, samples=100), seed)
     assert all(weights[index] > 0 for index in drawn)
 
 
-def test_weighted_draws_samples_in_proportion_to_their_weights():
+def test_weighted_sampler_draws_samples_in_proportion_to_their_weights():
     weights = np.array([0.0, 1, 2, 3, 4])
     counts = np.bincount(whole(Weighted(weights, samples=100_000)), minlength=5)
     assert counts[0] == 0
@@ -65,7 +65,7 @@ def test_weighted_draws_samples_in_proportion_to_their_weights():
     group=st.integers(1, 20),
     window=st.integers(1, 9),
 )
-def test_by_length_visits_each_sample_once(lengths, group, window):
+def test_by_length_sampler_visits_each_sample_once(lengths, group, window):
     found = whole(ByLength(lengths, group, window))
     assert sorted(found.tolist()) == list(range(len(lengths)))
 
@@ -88,7 +88,7 @@ def test_by_length_sampler_shuffles_groups_of_similar_length():
     assert_uniform(np.bincount((np.array(first) / 2048 * 8).astype(int), minlength=8))
 
 
-def test_mixed_keeps_its_proportions_in_every_block():
+def test_mixed_sampler_keeps_its_proportions_in_every_block():
     drawn = whole(Mixed([1000, 1000, 1000], weights=[0.7, 0.2, 0.1], samples=102_400)) // 1000
     for stretch in drawn.reshape(-1, 1024):
         assert np.bincount(stretch).tolist() == [717, 205, 102]

@@ -41,7 +41,7 @@ def test_text_with_unit_bytes_reads_any_file(tmp_path):
     stride=st.integers(1, 12),
     dtype=st.sampled_from([np.uint8, np.uint16, np.uint32, np.int32, np.int64]),
 )
-def test_windows_equal_slices_of_the_tokens(n, length, stride, dtype):
+def test_each_window_is_a_slice_of_the_tokens(n, length, stride, dtype):
     if n < length:
         return
     tokens = torch.from_numpy(np.arange(n).astype(dtype))
@@ -51,7 +51,7 @@ def test_windows_equal_slices_of_the_tokens(n, length, stride, dtype):
     assert_same_bits(windows[len(windows) - 1], expected[-1].contiguous())
 
 
-def test_windows_with_a_stride_of_the_context_cover_each_target_once():
+def test_windows_with_a_stride_equal_to_the_context_length_cover_each_target_once():
     text = data.standard_library(1000)
     rest, held_out = text.split(0.1)
     assert (len(rest), len(held_out)) == (900, 100)

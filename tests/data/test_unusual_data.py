@@ -117,7 +117,7 @@ def test_concat_refuses_datasets_that_do_not_match(second):
 
 
 @pytest.mark.parametrize("held_out", ["1", True, float("nan"), None])
-def test_split_refuses_an_invalid_held_out(held_out):
+def test_split_refuses_an_invalid_share_of_held_out_samples(held_out):
     with pytest.raises(ValueError, match="held_out"):
         split(torch.arange(4), held_out)
 

@@ -72,7 +72,7 @@ def test_loader_resumes_with_the_same_batches_for_any_number_of_workers(before, 
 
 
 @pytest.mark.parametrize("prefetch", [0, 1, 5])
-def test_batches_do_not_depend_on_prefetch(prefetch, undisturbed):
+def test_batches_do_not_depend_on_the_number_of_prefetched_batches(prefetch, undisturbed):
     assert_same(list(loader(2, prefetch=prefetch).batches(epochs=3)), undisturbed)
 
 

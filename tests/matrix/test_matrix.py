@@ -64,7 +64,7 @@ def test_version_page_shows_the_command_that_runs_the_quick_tests() -> None:
     assert words == ["pytest", *quick.ARGUMENTS]
 
 
-def test_new_outcome_replaces_that_of_the_same_versions_unless_no_test_was_run() -> None:
+def test_new_outcome_with_finished_tests_replaces_the_outcome_of_the_same_versions() -> None:
     again = dataclasses.replace(RAN, passed=901, failed=0, failures=())
     missing = Cell("3.12", "newest", "2026-01-03", reason="not installed")
     assert Outcomes("A", 2).with_cell(missing).with_cell(RAN).cells == (RAN,)
@@ -80,7 +80,7 @@ def test_outcomes_of_the_version_matrix_are_sorted_by_version() -> None:
     assert [(cell.python, cell.torch) for cell in outcomes.cells] == keys
 
 
-def test_version_constraints_equal_the_development_constraints_without_torch() -> None:
+def test_version_constraints_equal_the_development_constraints_except_that_of_torch() -> None:
     kept = environment.constraints_without_torch().splitlines()
     lines = (cells.ROOT / "constraints.txt").read_text().splitlines()
     assert [line for line in lines if line not in kept] == [

@@ -72,7 +72,9 @@ def test_donated_step_is_one_cuda_graph_launch_without_a_wait(
     assert not addresses[0] & addresses[1]
 
 
-def test_a_cuda_graph_is_used_only_for_the_state_memory_and_shapes_of_its_capture() -> None:
+def test_a_cuda_graph_is_replayed_only_for_shapes_and_state_memory_equal_to_those_captured() -> (
+    None
+):
     steps, state = steps_of()
     step = ftrain.compile(steps.train_step, donate=True, mode="reduce-overhead")
 

@@ -74,7 +74,9 @@ def test_a_leaf_larger_than_a_block_of_pinned_memory_gets_its_own_block():
     assert len(memory._pieces) == 3
 
 
-def test_save_of_an_undonated_state_waits_for_the_stream_that_called_save(monkeypatch, tmp_path):
+def test_save_of_an_undonated_state_waits_for_the_current_stream_of_the_caller(
+    monkeypatch, tmp_path
+):
     """Record which streams wait for an event of the call."""
     waited = []
     wait = torch.cuda.Stream.wait_event

@@ -243,7 +243,7 @@ ROOTS = [n for n in OPTIMIZERS if n != "rprop"]
 
 
 @pytest.mark.parametrize("name", ROOTS)
-def test_derivatives_by_hyperparameters_are_finite_where_gradients_are_zero(name):
+def test_hyperparameter_derivatives_are_finite_where_gradients_are_zero(name):
     """Keep the infinite slope of a square root at 0 out of entries that no batch has used."""
 
     def after(rate):

@@ -351,7 +351,7 @@ def test_update_refuses_a_state_made_with_other_options(optimizer, other, messag
         optimizer.update(PARAMS, state, PARAMS)
 
 
-def test_update_refuses_the_pair_of_updates_and_state_that_it_returned():
+def test_update_refuses_its_returned_pair_of_updates_and_state_as_state():
     optimizer = optim.adamw(0.1)
     pair = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
     with pytest.raises(
@@ -373,6 +373,6 @@ def test_update_refuses_the_pair_of_updates_and_state_that_it_returned():
         optim.from_torch(torch.optim.SGD, lr=0.1),
     ],
 )  # fmt: skip
-def test_scale_by_transformations_refuse_the_state_of_adam(link):
+def test_update_of_each_scale_by_function_refuses_the_state_of_adam(link):
     with pytest.raises(TypeError, match=r"expected its own \w+State, got an AdamState"):
         link.update(PARAMS, optim.adam(0.1).init(PARAMS), PARAMS)

@@ -190,11 +190,11 @@ def test_from_torch_refuses_a_class_with_state_that_is_not_of_a_parameter(make, 
         (Unset, {"lr": 0.3}),
     ],
 )
-def test_from_torch_takes_the_steps_of_a_class_that_it_accepts(make, options):
+def test_from_torch_steps_match_those_of_each_class_that_it_accepts(make, options):
     assert distance_of_runs(make, **options) <= 1e-6
 
 
-def test_from_torch_takes_a_schedule_for_a_class_that_requires_a_learning_rate():
+def test_from_torch_accepts_a_schedule_for_a_class_that_requires_a_learning_rate():
     optimizer = optim.from_torch(NeedsRate, lr=optim.linear_warmup(1.0, 4, start=0.25))
     params = {"w": torch.ones(2)}
     updates, _ = optimizer.update(params, optimizer.init(params), params)
@@ -215,7 +215,7 @@ def test_from_torch_refuses_a_class_whose_default_learning_rate_is_none():
         optim.from_torch(Unset)
 
 
-def test_from_torch_leaves_the_global_generator_alone():
+def test_from_torch_does_not_advance_the_global_generator():
     class Noisy(Plain):
         def direction(self, p):
             return p.grad + torch.randn_like(p)

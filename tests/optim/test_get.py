@@ -229,7 +229,7 @@ def test_set_hyperparams_refuses_a_state_without_hyperparameters():
         optim.set_hyperparams(optim.sgd(0.1).init(PARAMS), learning_rate=0.1)
 
 
-def test_with_hyperparams_accepts_a_partial_with_fixed_integers():
+def test_with_hyperparams_accepts_a_functools_partial_with_fixed_integers():
     build = functools.partial(optim.lookahead, optim.sgd(0.1), 3)
     optimizer = optim.with_hyperparams(build, alpha=0.5)
     _, state = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)

@@ -228,7 +228,7 @@ def test_one_cycle_schedule_matches_torch(peak, steps, pct, div, final, anneal):
 
 @given(peaks, st.integers(1, 30), lengths, st.floats(1, 50), st.floats(1, 1e5))
 @settings(max_examples=examples(20, 30))
-def test_one_cycle_schedule_matches_the_optax_schedule_of_one_step_less(
+def test_one_cycle_schedule_matches_the_optax_schedule_with_one_step_less(
     peak, rise, fall, div, final
 ):
     steps = rise + fall

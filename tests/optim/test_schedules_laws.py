@@ -41,7 +41,7 @@ every_schedule = pytest.mark.parametrize("name", EVERY)
 
 
 @every_schedule
-def test_schedules_accept_vmapped_traced_and_compiled_counts(name):
+def test_schedules_can_be_vmapped_traced_and_compiled_over_the_count(name):
     """The graph holds no tensor constants, and one compiled program serves every count."""
     schedule, counts = EVERY[name](0.5), torch.arange(20)
     mapped = torch.vmap(schedule)(counts)
@@ -69,7 +69,7 @@ def test_schedules_vmapped_over_hyperparameters_match_separate_calls(name, value
 
 
 @every_schedule
-def test_derivatives_of_schedules_by_hyperparameters_are_finite_at_every_count(name):
+def test_derivatives_of_schedules_for_their_hyperparameters_are_finite_at_every_count(name):
     """Branches that `where` discards may overflow or divide by zero without a NaN gradient."""
     for count in [*range(16), 10**7]:
         peak = torch.tensor(0.5, dtype=torch.float64, requires_grad=True)

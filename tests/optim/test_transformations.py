@@ -119,7 +119,7 @@ def test_compiled_transformation_equals_eager_and_compiles_once(name):
 
 
 @every_transformation
-def test_transformations_trace_on_fake_tensors_without_constants(name):
+def test_transformations_traced_on_fake_tensors_have_no_tensor_constants(name):
     """No code reads a tensor's value, and the graph holds no tensor constant."""
     transformation = EVERY[name](0.5)
     params = random_tree(0, [(), (3, 2)], torch.bfloat16)

@@ -28,7 +28,7 @@ print("done")
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="libraries are preloaded on Linux")
 @pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler")
-def test_preloaded_library_changes_the_order_of_sums_with_the_shape_of_a_matrix_product(
+def test_preloaded_matrix_product_is_correct_and_its_order_of_sums_depends_on_the_shape(
     tmp_path: Path,
 ) -> None:
     environment = {**os.environ, "LD_PRELOAD": library("order", str(tmp_path))}

@@ -37,7 +37,7 @@ def test_wav2vec2_spectrum_mask_drawn_with_numpy_raises_with_the_line_of_the_dra
         steps.train_step(state, batch)
 
 
-def test_wav2vec2_layerdrop_is_deterministic_eager_and_raises_compiled() -> None:
+def test_wav2vec2_layerdrop_is_deterministic_in_eager_mode_and_raises_if_compiled() -> None:
     steps, batch = steps_of("Wav2Vec2ForSequenceClassification", layerdrop=0.5)
     state = steps.init_state(0)
     testing.assert_pure(steps.train_step, state, batch)

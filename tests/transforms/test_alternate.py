@@ -111,6 +111,6 @@ def test_alternate_refuses_turns_that_do_not_name_each_player(turns: tuple[str, 
         alternate(PLAYERS, turns)
 
 
-def test_alternate_refuses_a_number_of_batches_other_than_that_of_turns() -> None:
+def test_alternate_refuses_a_number_of_batches_that_differs_from_the_number_of_turns() -> None:
     with pytest.raises(ValueError, match="one batch for each of 3 turns, got 2"):
         STEPS.train_step(STEPS.init_state(0), batches(0)[:2])

@@ -108,7 +108,7 @@ def test_curvature_products_are_symmetric_and_linear(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_curvature_products_compile_and_map_over_vectors(name: str) -> None:
+def test_curvature_products_can_be_compiled_and_vmapped_over_vectors(name: str) -> None:
     product, expected = PRODUCTS[name], PRODUCTS[name](PARAMS, VECTOR)
     compiled = ftrain.compile(product, backend="eager")(PARAMS, VECTOR)
     torch.testing.assert_close(compiled, expected)
@@ -225,7 +225,7 @@ DEGENERATE = {
 
 @pytest.mark.parametrize("case", DEGENERATE)
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_eigenvalues_of_degenerate_matrices_are_complete(case: str, dtype: torch.dtype) -> None:
+def test_all_eigenvalues_of_degenerate_matrices_are_found(case: str, dtype: torch.dtype) -> None:
     """Find no zero that the matrix does not have, although the Krylov space ends early."""
     scales = torch.tensor(DEGENERATE[case], dtype=dtype)
     found = transforms.top_eigenvalues(lambda v: scales * v, scales, KEY, len(scales))

@@ -37,7 +37,7 @@ def system(seed: int, n: int) -> tuple[Any, torch.Tensor, torch.Tensor]:
     ("size", "dtype", "rtol"),
     [(1e-25, torch.float32, 1e-4), (1e25, torch.float32, 1e-4), (1e3, torch.float16, 1e-2)],
 )
-def test_conjugate_gradients_solve_systems_whose_squares_leave_the_range_of_the_dtype(
+def test_conjugate_gradients_solve_systems_whose_squared_norm_overflows_or_underflows(
     size: float, dtype: torch.dtype, rtol: float
 ) -> None:
     right_side = torch.full((3,), size, dtype=dtype)
@@ -72,7 +72,7 @@ def test_solvers_equal_a_dense_solution(seed: int, n: int, damping: float) -> No
         assert relative(torch.cat([each["head"], each["tail"]]), expected) < 1e-8
 
 
-def test_conjugate_gradients_for_a_right_side_of_zero_return_zero() -> None:
+def test_conjugate_gradients_return_zero_for_a_right_hand_side_of_zero() -> None:
     assert_same_bits(conjugate_gradients(lambda x: x, torch.zeros(2), iterations=3), torch.zeros(2))
 
 

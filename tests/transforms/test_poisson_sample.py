@@ -30,7 +30,7 @@ def test_samples_hold_distinct_examples_in_order(
     assert bool((held < count).all())
 
 
-def test_samples_of_rate_1_hold_every_example_and_of_rate_0_none() -> None:
+def test_poisson_samples_hold_every_example_at_rate_1_and_none_at_rate_0() -> None:
     assert bool(transforms.poisson_sample(random.key(0), 9, 1.0, 9).mask.all())
     assert not bool(transforms.poisson_sample(random.key(0), 9, 0.0, 9).mask.any())
 

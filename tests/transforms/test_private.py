@@ -61,7 +61,7 @@ def test_private_gradients_equal_a_loop_that_clips_each_example() -> None:
     assert float(result.metrics["clipped"]) == clipped / 8
 
 
-def test_without_clipping_and_noise_the_gradient_is_that_of_the_batch() -> None:
+def test_private_gradient_without_clipping_and_noise_is_the_gradient_of_the_batch() -> None:
     smooth = lambda module, batch: F.cross_entropy(module(batch["x"]), batch["y"])  # noqa: E731
     plain = lambda: nn.Linear(5, 3)  # noqa: E731
     state = ftrain.make_steps(plain, smooth, optim.sgd(0.1)).init_state(0)
@@ -114,7 +114,7 @@ def test_rows_of_weight_0_and_examples_that_are_not_finite_add_nothing() -> None
 
 
 @pytest.mark.parametrize("size", [1e25, 1e-25])
-def test_a_gradient_whose_square_leaves_the_range_of_float32_is_clipped(size: float) -> None:
+def test_a_gradient_whose_square_overflows_or_underflows_float32_is_clipped(size: float) -> None:
     linear = lambda module, batch: size * module(batch["x"])[:, 0].mean()  # noqa: E731
     clip_norm = size / 1e3
     grads_of = transforms.private_gradients(
@@ -158,7 +158,7 @@ def test_private_steps_are_pure_and_deterministic() -> None:
     ftrain.testing.check_fixpoint(steps, [BATCH, BATCH])
 
 
-def test_private_steps_compile_and_map_over_states() -> None:
+def test_private_steps_can_be_compiled_and_vmapped_over_states() -> None:
     steps = steps_of()
     state, metrics = steps.train_step(STATE, BATCH)
     compiled, _ = ftrain.compile(steps.train_step, backend="eager")(STATE, BATCH)
@@ -297,7 +297,7 @@ EXTREME: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.filterwarnings("ignore:divide by zero")
 @pytest.mark.parametrize("case", EXTREME)
-def test_epsilon_raises_a_clear_error_for_extreme_arguments(case: str) -> None:
+def test_dp_epsilon_raises_an_error_with_a_remedy_for_extreme_arguments(case: str) -> None:
     pytest.importorskip("dp_accounting")
     arguments, message = EXTREME[case]
     with pytest.raises(ValueError, match=message):

@@ -65,7 +65,7 @@ CASES: dict[str, tuple[Callable[[], ftrain.Steps], Callable[[Any], Any]]] = {
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_transformed_step_obeys_the_laws(name: str) -> None:
+def test_transformed_step_passes_the_checks_of_ftrain_testing(name: str) -> None:
     build, arrange = CASES[name]
     steps = build()
     # Evaluation takes one batch, not one for each task.
@@ -90,7 +90,7 @@ def test_compiled_transformed_step_has_the_bits_of_the_eager_one(name: str) -> N
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_step_without_finite_gradients_changes_key_only(name: str) -> None:
+def test_transformed_step_with_non_finite_gradients_changes_only_the_random_key(name: str) -> None:
     build, arrange = CASES[name]
     steps = build()
     state = steps.init_state(0)
@@ -132,7 +132,7 @@ def test_target_network_equals_a_copy_made_by_hand(options: dict[str, Any]) -> N
     assert_same_bits(trained(steps.train_step, steps.init_state(1)).extras["target"], target)
 
 
-def test_soft_target_of_bfloat16_parameters_moves_by_less_than_their_spacing() -> None:
+def test_target_network_of_bfloat16_parameters_moves_by_less_than_their_spacing() -> None:
     steps = with_target(steps_of(precision="bf16-true"), rate=1e-3)
     state = steps.init_state(0)
     params = tree.map(lambda p: p * 1.1, state.params)
@@ -143,7 +143,7 @@ def test_soft_target_of_bfloat16_parameters_moves_by_less_than_their_spacing() -
     assert not torch.equal(target["0.weight"], old["0.weight"])
 
 
-def test_loss_reads_the_average_and_the_target_network() -> None:
+def test_loss_can_read_the_parameter_average_and_the_target_network() -> None:
     def loss(model: Any, batch: Any, extras: Any) -> torch.Tensor:
         old, _ = BOUND(extras["target"], {}, ftrain.random.key(0), batch["x"], training=False)
         return (model(batch["x"]) - old).square().mean() + 0 * extras["ema"]["0.bias"].sum()
@@ -211,7 +211,7 @@ def test_branch_keeps_the_step_with_the_lower_score(wins: int) -> None:
     assert is_nan(state, data)[1]["branch"] == wins
 
 
-def test_loss_of_interleaved_tasks_is_their_mean_whatever_the_weights() -> None:
+def test_loss_of_interleaved_tasks_is_the_mean_of_their_losses_whatever_their_weights() -> None:
     losses = {
         name: lambda model, batch, shift=shift, n=n: ftrain.Mean(
             (model(batch["x"]) - shift).square().sum(), torch.tensor(n)

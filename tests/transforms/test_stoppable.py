@@ -146,12 +146,12 @@ def test_successive_halving_keeps_the_best_part_of_the_active_members(
     testing.assert_same_bits(traced_mask, mask)
 
 
-def test_successive_halving_of_30_members_by_a_tenth_keeps_3() -> None:
+def test_successive_halving_that_keeps_a_tenth_of_30_members_keeps_3() -> None:
     """0.1 * 30 is 3.0000000000000004."""
     assert transforms.successive_halving(torch.arange(30.0), 0.1).sum() == 3
 
 
-def test_successive_halving_refuses_fractions_and_shapes_out_of_range() -> None:
+def test_successive_halving_refuses_invalid_fractions_and_shapes() -> None:
     values = torch.arange(4.0)
     refused(
         lambda: transforms.successive_halving(values, 0.0), r"keep: expected a fraction in \(0, 1\]"

@@ -274,7 +274,7 @@ def test_members_may_have_batches_of_their_own(chunk: int | None) -> None:
         swept.train_step(start, transforms.stack(own[:4]))
 
 
-def test_a_sweep_compiles_once_with_schedules_skips_and_donation() -> None:
+def test_a_sweep_with_schedules_skipped_steps_and_donation_compiles_once() -> None:
     swept = transforms.sweep(steps("convnet"), 3)
     step = ftrain.compile(swept.train_step, backend="eager", donate=True)
     plain, states, kept = swept.train_step, swept.init_state(0), swept.init_state(0)

@@ -46,7 +46,7 @@ def test_recomputed_gradient_equals_that_of_the_whole_graph(k: int, seed: int) -
     assert relative(hypergradient(k, seed), hypergradient(k, seed, remat=False)) < 1e-12
 
 
-def test_reverse_and_forward_mode_equal_finite_differences() -> None:
+def test_reverse_and_forward_mode_derivatives_equal_finite_differences() -> None:
     loss = validation(STEPS, unroll(STEPS.train_step, 3), 0.02, 3)
     expected = difference(loss, ZERO, 1e-4)
     assert relative(hypergradient(3), expected) < 1e-8
