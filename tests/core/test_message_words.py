@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ import ftrain
 from ftrain import optim
 from ftrain.core import _checks, _differentiate, _file_output, _graph_leaves, _model_calls, export
 from ftrain.core._loss_notes import not_tensors
+from ftrain.core._warning_notes import shown
 from ftrain.core.accumulate import split_evenly
 from ftrain.core.compile import _donate, _toolchain
 from ftrain.core.errors import DonationError
@@ -91,3 +93,18 @@ def test_words_of_an_error_fit_its_case(
 ) -> None:
     with pytest.raises(error, match=words):
         call()
+
+
+def test_note_names_a_file_by_its_shorter_path_or_by_its_whole_path_on_another_drive(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = str(tmp_path / "model.py")
+    assert shown("slow", UserWarning, model, 3) == "note: slow (model.py:3)"
+    assert shown("slow", UserWarning, "/a.py", 3) == "note: slow (/a.py:3)"
+
+    def refuse(path: str) -> str:
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr(os.path, "relpath", refuse)
+    assert shown("slow", UserWarning, model, 3) == f"note: slow ({model}:3)"
