@@ -22,12 +22,14 @@ _FOREIGN = (
     ),
     str(pathlib.Path(__file__).resolve().parents[1]) + os.sep,
 )
+#: Names that Python gives to code typed at its prompt, or piped into it.
+_TYPED = ("<stdin", "<python-input")
 
 
 @functools.lru_cache(maxsize=4096)  # called for each stack frame of each operator
 def is_foreign(filename: str) -> bool:
     """Return True if a file belongs to torch, optree or ftrain, or is generated code."""
-    return filename.startswith(("<", *_FOREIGN))
+    return filename.startswith(("<", *_FOREIGN)) and not filename.startswith(_TYPED)
 
 
 def user_line(frames: Iterable[traceback.FrameSummary]) -> str:

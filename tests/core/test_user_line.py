@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+import ftrain
 from ftrain.core._user_line import is_foreign, show, show_line, user_line
+from ftrain.core.errors import TraceError
 
 LINE = "    total = first + missing(second)"
 START, END = LINE.index("missing"), len(LINE)
@@ -80,3 +82,23 @@ def test_line_of_running_code_is_shown_with_its_source() -> None:
         f"  {__file__}:{line} in {code.co_name}\n"
         "    code = test_line_of_running_code_is_shown_with_its_source.__code__"
     )
+
+
+def test_code_that_is_typed_or_piped_into_python_is_user_code_and_generated_code_is_not() -> None:
+    assert not is_foreign("<stdin>")
+    assert not is_foreign("<stdin-3>")
+    assert not is_foreign("<python-input-0>")
+    assert is_foreign("<eval_with_key>.7")
+    assert is_foreign("<string>")
+
+
+@pytest.mark.parametrize(("file", "place"), [("<stdin>", "<stdin>:2 in loss"), ("<string>", None)])
+def test_error_of_a_trace_names_code_without_a_file_and_no_backward_pass(
+    file: str, place: str | None
+) -> None:
+    names: dict[str, Any] = {}
+    exec(compile("def loss(x):\n    return x if x > 0 else -x", file, "exec"), names)
+    with pytest.raises(TraceError) as caught:
+        ftrain.compile(names["loss"], backend="eager")(torch.tensor(1.0))
+    assert "in a backward pass" not in str(caught.value)
+    assert (place or "in code without a file") in str(caught.value)

@@ -152,7 +152,8 @@ def untraceable(error: BaseException, function: str, calls: Calls) -> TraceError
         if place.torch_line is None
         else f"\n\nwhich runs this line of torch:\n\n{place.torch_line}"
     )
-    here = f", here:\n\n{place.line}{below}" if place.line or below else ", in a backward pass"
+    unknown = ", in a backward pass" if place.backward else ", in code without a file"
+    here = f", here:\n\n{place.line}{below}" if place.line or below else unknown
     return TraceError(f"`{function}` cannot become one graph: {what}{here}\n\n{remedy}")
 
 
