@@ -107,8 +107,9 @@ def _check_same_layout(old: TrainState, olds: list[torch.Tensor], news: list[Any
     for index, (a, b) in enumerate(zip(olds, news, strict=True)):
         if not isinstance(b, torch.Tensor):
             path = tree.paths(old)[index]
+            place = f"a step changed state{path}" if isinstance(a, torch.Tensor) else f"state{path}"
             raise ValueError(
-                f"a step changed state{path}: expected a tensor, got {a_or_an(type(b).__name__)}. "
+                f"{place}: expected a tensor, got {a_or_an(type(b).__name__)}. "
                 "Convert it: torch.as_tensor(...)."
             )
         if a.shape == b.shape and a.dtype == b.dtype and a.device == b.device:

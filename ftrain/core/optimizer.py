@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import torch
 
 from ftrain.core import tree
+from ftrain.core._words import dtype_and_shape
 
 __all__ = ["Optimizer", "apply_updates"]
 
@@ -80,4 +81,13 @@ def like(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
     if new.stride() == old.stride():
         return new
     # Made from `new`, over which a vmap may map even if it does not map over `old`.
-    return new.new_empty_strided(old.shape, old.stride()).copy_(new)
+    empty = new.new_empty_strided(old.shape, old.stride())
+    try:
+        return empty.copy_(new)
+    except RuntimeError as error:
+        shown = dtype_and_shape(old.dtype, old.shape)
+        raise ValueError(
+            f"a tensor of the state, {shown} with strides {list(old.stride())}: expected elements "
+            "with memory of their own, got an expanded tensor, in which several share one location. Use "
+            ".clone(memory_format=torch.contiguous_format) where it is made."
+        ) from error

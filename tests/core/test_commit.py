@@ -80,3 +80,16 @@ def test_commit_refuses_changes_of_the_state_structure() -> None:
         ftrain.commit(
             state, state.replace(params={k: p[:1] for k, p in state.params.items()}), result
         )
+
+
+def test_state_with_an_expanded_tensor_or_a_python_number_is_refused_by_name() -> None:
+    steps = ftrain.make_steps(
+        lambda: torch.nn.Linear(2, 1), lambda m, x: m(x).sum(), ftrain.optim.sgd(0.1)
+    )
+    state = steps.init_state(0)
+    expanded = state.replace(extras={"v": torch.ones(2).expand(3, 2)})
+    with pytest.raises(ValueError, match=r"float32\[3, 2\] with strides \[0, 1\].*Use \.clone"):
+        steps.train_step(expanded, torch.ones(4, 2))
+    number = state.replace(extras={"v": 1})
+    with pytest.raises(ValueError, match=r"^state\.extras\['v'\]: expected a tensor, got an int"):
+        steps.train_step(number, torch.ones(4, 2))
