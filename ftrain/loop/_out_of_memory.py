@@ -13,10 +13,19 @@ from typing import Any
 import torch
 
 from ftrain.core import tree
+from ftrain.core._words import one_line
 from ftrain.core.accumulate import MicroBatches, check_constants
 from ftrain.core.state import TrainState
 
-__all__ = ["advice", "cut", "is_out_of_memory", "next_cut", "next_micro_batches", "release"]
+__all__ = [
+    "advice",
+    "cut",
+    "is_out_of_memory",
+    "next_cut",
+    "next_micro_batches",
+    "refusal",
+    "release",
+]
 
 _SIGNS = (
     "DefaultCPUAllocator: can't allocate memory",
@@ -110,9 +119,27 @@ def next_micro_batches(error: Exception, state: Any, batch: Any, k: int, own: in
     return more
 
 
-def advice(state: Any, batch: Any, k: int, error: BaseException) -> str:
+def refusal(
+    error: Exception, again: Exception, state: Any, batch: Any, k: int
+) -> torch.OutOfMemoryError:
+    """Return the error for a step that ran out of memory and then raised for `MicroBatches`.
+
+    Args:
+        error: the out-of-memory error of the step.
+        again: what the step raised for the micro-batches.
+        state: the training state before the step.
+        batch: its batch.
+        k: the number of parts before the step.
+    """
+    why = (
+        f"the step raised {type(again).__name__} for ftrain.MicroBatches of it ({one_line(again)})"
+    )
+    return torch.OutOfMemoryError(advice(state, batch, k, error, why))
+
+
+def advice(state: Any, batch: Any, k: int, error: BaseException, why: str | None = None) -> str:
     """Return the message of an out-of-memory error: why the batch cannot be cut, and remedies."""
-    rows, why = _rows_of(batch), _why_whole(batch)
+    rows, why = _rows_of(batch), why or _why_whole(batch)
     lines = [f"out of memory ({_brief(error)})."]
     if why:
         lines.append(f"The batch cannot be cut: {why}.")

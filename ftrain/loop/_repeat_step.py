@@ -29,7 +29,8 @@ def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, An
         The result of the step.
 
     Raises:
-        torch.OutOfMemoryError: the batch cannot be cut further; the message lists remedies.
+        torch.OutOfMemoryError: the batch cannot be cut further, or the step does not take micro-batches;
+            the message lists remedies.
         Exception: any other error of the step; a `NonFiniteError` has a note on the source of the
             non-finite values.
     """
@@ -41,7 +42,8 @@ def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, An
             raise error
         if isinstance(error, NonFiniteError):
             error.add_note(nonfinite_source(run, batch, step + 1, position + 1))
-        k = _out_of_memory.next_micro_batches(error, train, batch, run.state.micro_batches, own)
+        before = run.state.micro_batches
+        k = _out_of_memory.next_micro_batches(error, train, batch, before, own)
         run.state = run.state.replace(micro_batches=k)
         yield from run.notice(
             f"out of memory at step {step + 1}: this step is repeated with {k} micro-batches, and later "
@@ -52,4 +54,8 @@ def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, An
                 warnings.simplefilter("ignore", RecompileWarning)  # the notice gives the reason
                 return runtime.step(run.state.train, _out_of_memory.cut(batch, k))
         except Exception as again:
+            is_refusal = not _out_of_memory.is_out_of_memory(again)
+            if is_refusal and not isinstance(again, NonFiniteError):
+                run.state = run.state.replace(micro_batches=before)
+                raise _out_of_memory.refusal(error, again, train, batch, before) from again
             error = again

@@ -9,11 +9,12 @@ from typing import Any
 
 import torch
 
+from ftrain.core._words import a_or_an
 from ftrain.core.metrics import Metrics
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps, TrainStep
 
-__all__ = ["Step", "check_free", "is_applied", "named", "wrapped"]
+__all__ = ["Step", "check_free", "check_one_state", "is_applied", "named", "wrapped"]
 
 #: `(state, batch) -> (state, metrics)`.
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
@@ -28,11 +29,22 @@ def wrapped(steps: Steps, init_state: Callable[[int], TrainState], fn: Step) -> 
 
 
 def check_free(function: str, state: TrainState, name: str) -> None:
-    """Raise if the state's extras have an entry `name` already."""
+    """Raise unless `state` is a `TrainState` whose extras have no entry `name`."""
+    check_one_state(function, state)
     if name in state.extras:
         raise ValueError(
             f"{function}: expected extras without an entry {name!r}, got {sorted(state.extras)}. Choose "
             f"another name: {function}(..., name=...)."
+        )
+
+
+def check_one_state(function: str, state: Any) -> None:
+    """Raise unless `state` is a single `TrainState`."""
+    if not isinstance(state, TrainState):
+        raise TypeError(
+            f"{function}: expected the steps of one model, on a TrainState, got steps on "
+            f"{a_or_an(type(state).__name__)}. Apply {function} to the steps of each model, before "
+            "transforms.alternate combines them."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ftrain.core.accumulate import MicroBatches
 from ftrain.core.metrics import Metrics
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
@@ -38,8 +39,8 @@ def alternate(players: Mapping[str, Steps], turns: Sequence[str] | None = None) 
 
     Returns:
         Steps of a dict of states by name. `train_step(states, batches)` takes one batch for each turn, a
-        tuple or list; metrics are those of each player under `name/`, merged over its turns.
-        `eval_step(states, batch)` evaluates each player on the same batch.
+        tuple or list, or `MicroBatches` of these; metrics are those of each player under `name/`, merged
+        over its turns. `eval_step(states, batch)` evaluates each player on the same batch.
 
     Raises:
         ValueError: `turns` leaves out a player, or has an unknown name; in a call, the number of batches
@@ -84,8 +85,11 @@ def alternate(players: Mapping[str, Steps], turns: Sequence[str] | None = None) 
         }
 
     def train_step(states: Any, batches: Any) -> tuple[Any, Metrics]:
-        if not isinstance(batches, (tuple, list)) or len(batches) != len(order):
-            got = len(batches) if isinstance(batches, (tuple, list)) else type(batches).__name__
+        if isinstance(batches, MicroBatches):
+            batches = _by_turn(batches)
+        is_list = isinstance(batches, (tuple, list)) and not isinstance(batches, MicroBatches)
+        if not is_list or len(batches) != len(order):
+            got = len(batches) if is_list else type(batches).__name__
             raise ValueError(
                 f"batches: expected one batch for each of {len(order)} turns, got {got}. Write "
                 f"train_step(states, (batch,) * {len(order)})."
@@ -109,6 +113,14 @@ def alternate(players: Mapping[str, Steps], turns: Sequence[str] | None = None) 
         return Metrics(entries)
 
     return Steps(init_state, train_step, eval_step)
+
+
+def _by_turn(batches: MicroBatches) -> Any:
+    """Return the micro-batches of each turn, from micro-batches that each have a batch for each turn."""
+    if not all(isinstance(part, (tuple, list)) for part in batches.batches):
+        return batches
+    columns = zip(*batches.batches, strict=True)
+    return tuple(MicroBatches(column, batches.weights) for column in columns)
 
 
 def _seeing(states: States, name: str) -> TrainState:

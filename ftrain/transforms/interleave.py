@@ -25,9 +25,9 @@ def interleave(tasks: Mapping[str, Step]) -> Step:
         tasks: `(state, batch) -> (state, metrics)` by name, all for states of one structure.
 
     Returns:
-        `(state, batches) -> (state, metrics)` with `batches` a mapping by task name. Metrics are
-        `loss`, the mean over the tasks; `skipped`, the number of skipped steps; and the metrics of each
-        task under `name/`.
+        `(state, batches) -> (state, metrics)` with `batches` a mapping by task name, or `MicroBatches`
+        of such mappings. Metrics are `loss`, the mean over the tasks; `skipped`, the number of skipped
+        steps; and the metrics of each task under `name/`.
 
     Raises:
         ValueError: there is no task; in a call, the batches have other names.
@@ -53,7 +53,7 @@ def interleave(tasks: Mapping[str, Step]) -> Step:
         )
 
     def train_step(state: TrainState, batches: Any) -> tuple[TrainState, Metrics]:
-        check_names("interleave", batches, tasks)
+        batches = check_names("interleave", batches, tasks)
         entries: dict[str, Any] = {}
         for name, step in tasks.items():
             state, metrics = step(state, batches[name])

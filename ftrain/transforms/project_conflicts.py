@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ftrain.core import random, tree
+from ftrain.core.accumulate import MicroBatches
 from ftrain.core.gradients import GradientResult
 from ftrain.core.metrics import Mean, Metrics, Sum
 from ftrain.core.norm import global_norm
@@ -73,7 +74,7 @@ def project_conflicts(tasks: Mapping[str, Gradients]) -> Gradients:
         )
 
     def projected(state: TrainState, batches: Any) -> GradientResult:
-        check_names("project_conflicts", batches, tasks)
+        batches = check_names("project_conflicts", batches, tasks)
         results: list[GradientResult] = []
         after = state
         for name, gradients in tasks.items():
@@ -99,14 +100,22 @@ def project_conflicts(tasks: Mapping[str, Gradients]) -> Gradients:
     return projected
 
 
-def check_names(function: str, batches: Any, expected: Mapping[str, Any]) -> None:
-    """Raise unless `batches` is a mapping with the expected names."""
+def check_names(function: str, batches: Any, expected: Mapping[str, Any]) -> Any:
+    """Return batches by name; raise unless `batches` is a mapping with the expected names.
+
+    Micro-batches that each are such a mapping become micro-batches by name.
+    """
+    if isinstance(batches, MicroBatches):
+        parts = [check_names(function, part, expected) for part in batches.batches]
+        by_name = {name: tuple(part[name] for part in parts) for name in expected}
+        return {name: MicroBatches(each, batches.weights) for name, each in by_name.items()}
     if not isinstance(batches, Mapping) or batches.keys() != expected.keys():
         got = sorted(batches) if isinstance(batches, Mapping) else type(batches).__name__
         raise ValueError(
             f"{function}: expected a batch for each of {sorted(expected)}, got {got}. Write "
             "{name: batch, ...}."
         )
+    return batches
 
 
 def _combined(grads: list[Any], key: torch.Tensor) -> Any:

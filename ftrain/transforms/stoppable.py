@@ -17,6 +17,7 @@ from ftrain.core.optimizer import like
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps, TrainStep
 from ftrain.transforms._order import check_not_compiled
+from ftrain.transforms._wrapped import check_one_state
 
 __all__ = ["deactivate", "stoppable"]
 
@@ -42,7 +43,7 @@ def stoppable(steps: Steps, diverged: Diverged | None = None) -> Steps:
     Raises:
         ValueError: in `init_state`, the extras have an entry `active` already; in a step, they have
             none; `diverged` does not return a bool 0-d tensor.
-        TypeError: the train step is compiled already.
+        TypeError: the train step is compiled already, or its state is not a `TrainState`.
 
     Example:
         >>> import ftrain
@@ -62,6 +63,7 @@ def stoppable(steps: Steps, diverged: Diverged | None = None) -> Steps:
 
     def init_state(seed: int) -> TrainState:
         state = steps.init_state(seed)
+        check_one_state("stoppable", state)
         if _NAME in state.extras:
             raise ValueError(
                 "state.extras: expected no entry 'active', which stoppable adds, got one. Apply "
@@ -129,7 +131,7 @@ _NAME = "active"
 
 
 def _active(state: TrainState) -> torch.Tensor:
-    active = state.extras.get(_NAME)
+    active = state.extras.get(_NAME) if isinstance(state, TrainState) else None
     if not isinstance(active, torch.Tensor):
         raise ValueError(
             "state.extras: expected an entry 'active', got none. Make the state with the init_state "

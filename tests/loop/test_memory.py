@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import pathlib
+import warnings
 from typing import Any
 
 import pytest
@@ -253,3 +255,62 @@ def test_out_of_memory_errors_of_libraries_are_recognized(message):
     assert is_out_of_memory(wrapped)
     assert not is_out_of_memory(ValueError(message))
     assert not is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_EXECUTION_FAILED"))
+
+
+def exhausted(model: Any, batch: Any) -> torch.Tensor:
+    """A loss that has memory for at most 4 rows."""
+    if len(batch["x"]) > 4:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    return (model(batch["x"]) - batch["y"]).square().mean()
+
+
+def small(model: Any, batch: Any) -> torch.Tensor:
+    return (model(batch["x"]) - batch["y"]).square().mean()
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_steps_of_several_tasks_are_repeated_in_micro_batches(accumulate: int) -> None:
+    net = lambda: torch.nn.Linear(3, 1)  # noqa: E731
+    batch = {"x": torch.randn(8, 3), "y": torch.randn(8, 1)}
+    runs = {}
+    for loss_fn in (exhausted, small):
+        made = ftrain.make_steps(net, loss_fn, ftrain.optim.sgd(0.1))
+        both = ftrain.transforms.interleave({"a": made.train_step, "b": made.train_step})
+        players = ftrain.transforms.alternate({"a": made, "b": made})
+        for step, init, data in (
+            (both, made.init_state, {"a": batch, "b": batch}),
+            (players.train_step, players.init_state, (batch, batch)),
+        ):
+            loop = Trainer(step, compile=False, progress=False, accumulate=accumulate)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", LoopWarning)
+                result = loop.fit(init(0), [data] * 4, epochs=1)
+            runs.setdefault(type(data), []).append(result.state)
+    for repeated, whole in runs.values():
+        assert tree.structure(repeated) == tree.structure(whole)
+        for a, b in zip(tree.leaves(repeated), tree.leaves(whole), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+def test_step_that_takes_no_micro_batches_ends_the_run_with_the_out_of_memory_error(
+    tmp_path: pathlib.Path,
+) -> None:
+    made = ftrain.make_steps(lambda: torch.nn.Linear(3, 1), exhausted, ftrain.optim.sgd(0.1))
+
+    def step(state: Any, batch: Any) -> Any:
+        return made.train_step(state, batch["inner"])
+
+    def of(rows: int) -> Any:
+        return {"inner": {"x": torch.ones(rows, 3), "y": torch.ones(rows, 1)}}
+
+    loop = Trainer(step, compile=False, progress=False, store=tmp_path)
+    with (
+        pytest.warns(LoopWarning, match="2 micro-batches"),
+        pytest.raises(
+            torch.OutOfMemoryError, match="cannot be cut: the step raised TypeError"
+        ) as e,
+    ):
+        loop.fit(made.init_state(0), [of(4), of(8)], epochs=1)
+    assert isinstance(e.value.__cause__, TypeError)
+    resumed = loop.fit(made.init_state(0), [of(4), of(4)], epochs=1, resume=True)
+    assert (resumed.status, resumed.step) == ("completed", 2)  # whole batches again

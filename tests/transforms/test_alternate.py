@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from ftrain import optim
 from ftrain.core import tree
 from ftrain.core.errors import DonatedStateError
 from ftrain.testing import assert_same_bits
-from ftrain.transforms import alternate
+from ftrain.transforms import alternate, stoppable, with_ema, with_target
 from tests.transforms.small import spoiled
 
 GENERATE = ftrain.bind(lambda: nn.Sequential(nn.Linear(2, 4), nn.ReLU(), nn.Linear(4, 1)))
@@ -114,3 +115,24 @@ def test_alternate_refuses_turns_that_do_not_name_each_player(turns: tuple[str, 
 def test_alternate_refuses_a_number_of_batches_that_differs_from_the_number_of_turns() -> None:
     with pytest.raises(ValueError, match="one batch for each of 3 turns, got 2"):
         STEPS.train_step(STEPS.init_state(0), batches(0)[:2])
+
+
+def test_micro_batches_of_all_turns_train_each_player_on_those_of_its_turn() -> None:
+    first, second = batches(0), batches(1)
+    states = STEPS.init_state(0)
+    found = STEPS.train_step(states, ftrain.MicroBatches((first, second), weights=(1, 2)))
+    each = zip(first, second, strict=True)
+    turns = tuple(ftrain.MicroBatches(parts, weights=(1, 2)) for parts in each)
+    assert_same_bits(found, STEPS.train_step(states, turns))
+    with pytest.raises(ValueError, match="one batch for each of 3 turns, got 2"):
+        STEPS.train_step(states, ftrain.MicroBatches((first[:2], second[:2])))
+    with pytest.raises(ValueError, match="got MicroBatches"):
+        STEPS.train_step(states, ftrain.MicroBatches((first[0], second[0])))
+
+
+@pytest.mark.parametrize("wrap", [with_ema, functools.partial(with_target, every=2), stoppable])
+def test_transformations_of_one_state_refuse_the_states_of_several_players(wrap: Any) -> None:
+    with pytest.raises(
+        TypeError, match=r"got steps on a dict\. Apply .* to the steps of each model"
+    ):
+        wrap(STEPS).init_state(0)
