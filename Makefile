@@ -57,7 +57,8 @@ parity: $(VENV)/dev
 # on a busy machine), flips, polls, mutants, resumes of checkpoints, then commands on run directories with hostile files.
 campaign: $(VENV)/dev
 	FTRAIN_CAMPAIGN=1 $(PY) -m pytest -n 2 --dist worksteal tests/optim/test_products.py tests/laws \
-	  tests/testing/test_laws_accept.py tests/transforms/test_sweep.py tests/core/test_body_memory.py \
+	  tests/testing/test_laws_accept.py tests/transforms/test_sweep.py tests/transforms/test_unroll_loops.py \
+	  tests/core/test_body_memory.py tests/core/test_draws.py tests/data/test_permutation.py \
 	  tests/cli/test_hostile.py tests/cli/test_processes.py tests/cli/test_notes.py tests/loop/test_resume.py \
 	  tests/loop/test_failures.py tests/loop/test_signals.py tests/loop/test_memory.py \
 	  tests/loop/test_second_start.py tests/benchmarks \

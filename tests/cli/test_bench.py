@@ -16,6 +16,7 @@ from tests.bench import steps as of_tests
 
 Captured = pytest.CaptureFixture[str]
 QUICK = ["--rounds", "2", "--seconds", "0", "--backend", "eager"]
+BY_HAND = ["steps.py:by_hand", "--variants", "eager"]
 
 
 @pytest.fixture(autouse=True)
@@ -82,37 +83,37 @@ def test_bench_option_latency_measures_first_calls_in_fresh_processes(capsys: Ca
 
 
 def test_bench_exits_with_1_if_a_step_is_worse_than_in_the_earlier_report(capsys: Captured) -> None:
-    assert bench("steps.py:by_hand", "--out", "a.json") == 0
+    assert bench(*BY_HAND, "--out", "a.json") == 0
     # Two turns are too few for a decision.
-    assert bench("steps.py:by_hand", "--against", "a.json") == 0
+    assert bench(*BY_HAND, "--against", "a.json") == 0
     content = json.loads(pathlib.Path("a.json").read_text())
     for row in content["measurements"]:
         row["peak_bytes"] //= 2
     pathlib.Path("b.json").write_text(json.dumps(content))
     capsys.readouterr()
-    assert bench("steps.py:by_hand", "--against", "b.json") == 1
+    assert bench(*BY_HAND, "--against", "b.json") == 1
     said = capsys.readouterr().out
     assert "WORSE eager: time" in said
     assert "peak memory 2.00 times" in said
-    assert bench("steps.py:by_hand", "--against", "b.json", "--limit", "2.1") == 0
+    assert bench(*BY_HAND, "--against", "b.json", "--limit", "2.1") == 0
 
 
 def test_bench_refuses_a_report_of_another_machine_before_it_measures(
     capsys: Captured,
 ) -> None:
-    assert bench("steps.py:by_hand", "--out", "a.json") == 0
+    assert bench(*BY_HAND, "--out", "a.json") == 0
     content = json.loads(pathlib.Path("a.json").read_text())
     content["machine"]["cpu"] = "Z80"
     pathlib.Path("a.json").write_text(json.dumps(content))
     capsys.readouterr()
-    assert bench("steps.py:by_hand", "--against", "a.json") == 2
+    assert bench(*BY_HAND, "--against", "a.json") == 2
     captured = capsys.readouterr()
     assert captured.out == ""
     assert (
         "expected an earlier report of this machine, got a report of another one: cpu 'Z80'"
         in captured.err
     )
-    assert bench("steps.py:by_hand", "--against", "a.json", "--any-machine") == 0
+    assert bench(*BY_HAND, "--against", "a.json", "--any-machine") == 0
 
 
 @pytest.mark.parametrize(
