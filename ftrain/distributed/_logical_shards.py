@@ -34,7 +34,7 @@ __all__ = ["LogicalShards", "sharded_evaluation"]
 
 
 class LogicalShards(Ranks):
-    """Ranks that divide a fixed number S of shards of a batch, so that sums do not depend on the ranks.
+    """Ranks that divide a batch of S shards, so that sums do not depend on the number of ranks.
 
     Args:
         group: the ranks.

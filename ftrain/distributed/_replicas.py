@@ -28,7 +28,7 @@ __all__ = ["Replicas"]
 
 
 class Replicas(Ranks):
-    """Ranks that sum the gradients of their own micro-batches, and then sum these over ranks.
+    """Ranks that sum gradients first over their own micro-batches, then over all ranks.
 
     Rank `r` has the micro-batches `r * k` to `r * k + k - 1` of one process with `W * k` micro-batches.
 

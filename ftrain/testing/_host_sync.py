@@ -61,7 +61,7 @@ class _Watch:
                 torch.cuda.set_sync_debug_mode(before)
 
     def refuse(self, what: str, tensor: torch.Tensor) -> None:
-        """Raise because a tensor's value is read, unless in compilation or by ftrain on the CPU."""
+        """Raise for a read of a tensor's value, unless torch compiles or ftrain reads a CPU tensor."""
         if self.compiling:
             return
         frame = innermost()

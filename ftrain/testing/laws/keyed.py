@@ -164,5 +164,5 @@ def _is_used(call: Call, output: Any, place: int) -> bool:
 
 
 def _other(key: torch.Tensor) -> torch.Tensor:
-    """Return a different key, with some low bits flipped; a step count stays in its range."""
+    """Return a key that differs in some low bits (a step count that serves as key stays small)."""
     return key.logical_not() if key.dtype == torch.bool else key ^ 0x2A5
