@@ -24,7 +24,7 @@ sys.exit(3)
 
 
 @pytest.mark.parametrize("command", [["-c", PROGRAM], ["-m", "program"], ["program.py"]])
-def test_preloaded_process_prints_what_a_new_interpreter_prints(
+def test_process_with_torch_preloaded_prints_the_output_of_a_new_interpreter(
     command: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
@@ -39,7 +39,7 @@ def test_preloaded_process_prints_what_a_new_interpreter_prints(
     assert (found.returncode, found.stdout, found.stderr) == (3, new.stdout, new.stderr)
 
 
-def test_preloaded_process_reads_and_writes_pipes_and_takes_signals() -> None:
+def test_process_with_torch_preloaded_reads_and_writes_pipes_and_receives_signals() -> None:
     program = "import sys, time; print(sys.stdin.readline(), flush=True); time.sleep(600)"
     with preloaded.start(
         "-c", program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -58,7 +58,9 @@ def test_python_snippets_of_the_readme_and_of_docs_runs_md_execute(
             assert re.sub(r"[\d.e-]+", "_", printed) == re.sub(r"[\d.e-]+", "_", shown)
 
 
-def test_killed_and_resumed_loop_ends_like_an_uninterrupted_one(tmp_path: Path) -> None:
+def test_killed_and_resumed_loop_ends_with_the_result_of_an_uninterrupted_loop(
+    tmp_path: Path,
+) -> None:
     """Run `train.py` of the page on runs, once killed and once not."""
     (snippet,) = blocks("python", first="# train.py")
     script = tmp_path / "train.py"

@@ -126,7 +126,7 @@ class Subject:
     def cases(
         self, wanted: Sequence[Variant] | None, backend: Backend, notes: list[str]
     ) -> list[Case]:
-        """Return the step's variants, each after two calls; append to `notes` why a variant is missing.
+        """Return the step's variants, each called twice; append to `notes` why a variant is missing.
 
         An exception in the first eager call of the step is raised.
         """

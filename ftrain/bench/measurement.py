@@ -94,7 +94,7 @@ class Measurement:
 
     @property
     def matrix_share(self) -> float | None:
-        """Counted FLOP/s of a step, over the measured FLOP/s of large matrix products.
+        """Counted FLOP/s of a step, divided by the measured FLOP/s of large matrix products.
 
         `None` if there are no such operations.
         """

@@ -84,7 +84,7 @@ class RetentionPolicy:
         return kept
 
     def ranked(self, entries: Iterable[StoredStep]) -> list[StoredStep]:
-        """Return the checkpoints whose metric exists and is not NaN, best first, then by step."""
+        """Return the checkpoints that have a metric other than NaN, best first; equal ones by step."""
         sign = 1.0 if self.mode == "min" else -1.0
         with_metric = [e for e in entries if not math.isnan(e.metrics.get(self.metric, math.nan))]
         return sorted(

@@ -58,7 +58,7 @@ class Shard:
 
     @staticmethod
     def even(shape: tuple[int, ...], rank: int, ranks: int) -> Shard:
-        """Return the shard of a rank if rows are divided evenly, rounded up; the last ranks have fewer.
+        """Return a rank's shard of evenly divided rows; with a remainder, the last ranks have fewer.
 
         Example:
             >>> [Shard.even((5,), rank, 4).rows for rank in range(4)]

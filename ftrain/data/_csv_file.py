@@ -167,7 +167,7 @@ def delimiter_hint(columns: int) -> str:
 
 
 def _named(names: list[str], columns: list[Any]) -> tuple[list[str], list[Any]]:
-    """Remove columns that have neither a name nor content, as a delimiter at each line's end makes."""
+    """Remove columns without name and content, which come from a delimiter at the end of each line."""
     kept = [
         place
         for place, name in enumerate(names)

@@ -1,4 +1,4 @@
-"""Adafactor: adaptive steps whose second moments of a matrix are stored as one row and one column."""
+"""Adafactor: adaptive steps that store the second moments of a matrix as one row and one column."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def test_exchanging_the_contenders_inverts_the_difference(pairs: list[tuple[floa
 
 
 @given(turns, st.lists(st.floats(0.1, 10.0), min_size=40, max_size=40))
-def test_load_on_both_contenders_of_a_turn_does_not_change_their_difference(
+def test_other_load_on_both_contenders_of_a_round_does_not_change_the_ratio_of_their_times(
     pairs: list[tuple[float, float]], load: list[float]
 ) -> None:
     quiet = compare_turns(*zip(*pairs, strict=True))

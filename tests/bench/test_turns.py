@@ -10,7 +10,7 @@ from ftrain.bench import Turns, take_turns
 from ftrain.bench.turns import call_times
 
 
-def test_take_turns_interleaves_contenders_and_starts_each_round_with_another_one() -> None:
+def test_take_turns_interleaves_contenders_and_starts_each_round_with_another_contender() -> None:
     order: list[str] = []
     turns = take_turns(
         {"a": lambda: order.append("a"), "b": lambda: order.append("b")},

@@ -49,7 +49,9 @@ def test_the_next_writer_deletes_files_of_a_killed_writer(tmp_path, killed, afte
 
 
 @pytest.mark.parametrize("write", [export, save, save_to_a_store])
-def test_saving_keeps_directories_of_other_programs_with_names_like_temporary_ones(tmp_path, write):
+def test_saving_keeps_directories_of_other_programs_named_like_its_temporary_directories(
+    tmp_path, write
+):
     """Saving once deleted every directory `.tmp-...` and `.trash-...` beside a checkpoint."""
     elsewhere = tmp_path / "elsewhere"
     kept = [tmp_path / name for name in (".tmp-mine", ".trash-1000", ".tmp-7-notmine1")]

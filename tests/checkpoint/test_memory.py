@@ -52,7 +52,7 @@ def dense(path: Path) -> dict[str, torch.Tensor]:
         return read_dense(source, [leaf.path for leaf in source.manifest.leaves])
 
 
-def test_manifest_that_names_a_file_larger_than_memory_is_refused_by_its_size(path: Path) -> None:
+def test_manifest_that_states_a_size_larger_than_memory_is_refused(path: Path) -> None:
     """`ftrain diff` once allocated the size in the manifest, and failed with torch's allocator error."""
     claim(path, 0, HUGE, 1 << 40)
     with pytest.raises(

@@ -76,7 +76,7 @@ def test_corrupt_checkpoints_do_not_count_toward_keep_last(tmp_path):
         assert store.latest() == tmp_path / "step-000000000003"
 
 
-def test_deleting_the_latest_step_makes_the_one_before_it_the_latest(tmp_path):
+def test_after_deleting_the_latest_step_the_step_before_it_is_the_latest(tmp_path):
     store = filled(tmp_path)
     store.delete(3)
     assert store.load(like=train_state(0))[1] == {"at": 2}

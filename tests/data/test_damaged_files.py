@@ -97,7 +97,9 @@ def test_zip_that_holds_no_arrays_raises_data_error(
         data.npz(tmp_path / "it.npz")
 
 
-def test_run_refuses_a_single_number_among_arrays(tmp_path: pathlib.Path) -> None:
+def test_data_source_refuses_a_file_with_a_single_number_among_its_arrays(
+    tmp_path: pathlib.Path,
+) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, x=np.zeros(4), scale=np.float32(2))
     assert data.npz(path)["scale"] == 2

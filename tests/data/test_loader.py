@@ -346,7 +346,7 @@ def test_an_augmentation_that_cannot_be_vmapped_raises_with_a_remedy():
     assert len(list(Loader(list(torch.zeros(4)), 2, augment=branching))) == 2
 
 
-def test_stream_iterates_over_batches_with_a_partial_last_one():
+def test_stream_yields_a_partial_last_batch():
     assert [b.tolist() for b in Stream(OnlyIterable(), 2)] == [[0, 1], [2]]
 
 

@@ -88,7 +88,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_stream_resumes_exactly_whatever_its_source_has_drawn(name):
+def test_a_stream_resumes_exactly_whatever_random_numbers_its_source_drew(name):
     source = SOURCES[name]()
     whole = list(data.Stream(source, seed=3).batches(epochs=3))
     again = list(data.Stream(source, seed=3).batches(epochs=3))
@@ -100,7 +100,7 @@ def test_a_stream_resumes_exactly_whatever_its_source_has_drawn(name):
 
 
 @pytest.mark.parametrize("name", GENERATORS)
-def test_a_loader_reads_the_same_samples_from_any_cursor_whatever_the_dataset_has_drawn(name):
+def test_a_loader_reads_the_same_samples_from_any_cursor_whatever_numbers_the_dataset_drew(name):
     loader = data.Loader(Items(GENERATORS[name]()), batch_size=2, seed=3)
     whole = list(loader.batches(epochs=2))
     assert [b.tolist() for b, _ in loader.batches(epochs=2)] == [b.tolist() for b, _ in whole]
@@ -109,7 +109,7 @@ def test_a_loader_reads_the_same_samples_from_any_cursor_whatever_the_dataset_ha
         assert next(fresh.batches(cursor))[0].tolist() == whole[place + 1][0].tolist(), place
 
 
-def test_workers_read_what_one_process_reads_from_a_dataset_with_a_generator():
+def test_workers_and_one_process_read_the_same_samples_from_a_dataset_with_a_generator():
     loaders = [
         data.Loader(Items(np.random.default_rng(0)), batch_size=2, seed=3, workers=workers)
         for workers in (0, 2)

@@ -15,7 +15,9 @@ MAKE = shutil.which("make")
 
 
 @pytest.mark.skipif(MAKE is None, reason="make is not installed")
-def test_demo_says_what_it_installs_and_ends_with_the_accuracy(tmp_path: pathlib.Path) -> None:
+def test_make_demo_prints_the_packages_to_install_and_ends_with_the_accuracy(
+    tmp_path: pathlib.Path,
+) -> None:
     options = ["--dry-run", "demo", f"VENV={tmp_path}/new", f"PYTHON={sys.executable}"]
     assert MAKE is not None
     planned = subprocess.run(

@@ -165,7 +165,7 @@ READS_NO_PARAMETERS = (
 
 
 @stateful
-def test_update_without_params_raises_unless_the_optimizer_does_not_read_them(name):
+def test_update_without_params_raises_if_the_optimizer_reads_params(name):
     optimizer, extra = CASES[name].build(0.1), handed_in(PARAMS)
     state = optimizer.init(PARAMS)
     grads = tree.map(lambda p: 2 * p, PARAMS)
@@ -351,7 +351,7 @@ def test_update_refuses_a_state_made_with_other_options(optimizer, other, messag
         optimizer.update(PARAMS, state, PARAMS)
 
 
-def test_update_refuses_its_returned_pair_of_updates_and_state_as_state():
+def test_update_refuses_the_pair_that_it_returned_as_optimizer_state():
     optimizer = optim.adamw(0.1)
     pair = optimizer.update(PARAMS, optimizer.init(PARAMS), PARAMS)
     with pytest.raises(

@@ -106,7 +106,7 @@ def test_hutchinson_diagonal_of_a_linear_loss_is_zero():
     assert torch.equal(found["w"], torch.zeros(3))
 
 
-def test_sophia_estimates_the_hessian_and_advances_its_key_every_update_interval():
+def test_sophia_estimates_the_hessian_and_advances_its_key_once_per_update_interval():
     optimizer = optim.sophia(1e-2, update_interval=3)
     params = start()
     state, calls, moved = optimizer.init(params), 0, []

@@ -47,7 +47,7 @@ def test_wav2vec2_layerdrop_is_deterministic_in_eager_mode_and_raises_if_compile
 
 
 @pytest.mark.parametrize("backend", [None, "eager"])
-def test_train_step_on_a_batch_encoding_equals_that_on_its_dict(backend: str | None) -> None:
+def test_train_step_on_a_batch_encoding_equals_the_step_on_its_dict(backend: str | None) -> None:
     steps, batch = steps_of("BertForMaskedLM")
     step: Any = (
         steps.train_step if backend is None else ftrain.compile(steps.train_step, backend="eager")

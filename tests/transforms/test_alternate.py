@@ -89,7 +89,7 @@ def test_donated_alternating_step_has_the_bits_of_the_plain_one_and_reuses_its_m
             repr(old[name])
 
 
-def test_turn_without_finite_gradients_keeps_the_parameters_of_its_player() -> None:
+def test_turn_with_non_finite_gradients_keeps_the_parameters_of_its_player() -> None:
     states = STEPS.init_state(0)
     one, two, _ = batches(0)
     found, metrics = STEPS.train_step(states, (one, two, spoiled(one)))

@@ -30,7 +30,7 @@ def test_member_and_select_return_copies_of_the_stacked_states() -> None:
     testing.assert_same_bits(masked, transforms.stack(states[1:]))
 
 
-def test_the_best_member_trains_on_as_an_ordinary_state() -> None:
+def test_the_best_member_continues_training_as_an_ordinary_state() -> None:
     each = steps("convnet")
     swept = transforms.sweep(each, 3)
     states, _ = swept.train_step(swept.init_state(0), batches("convnet", 1)[0])
@@ -55,7 +55,7 @@ def test_best_returns_the_first_member_with_the_best_value_and_ignores_nan(
     assert int(transforms.best(states, torch.tensor(values), mode)["i"]) == expected
 
 
-def test_infinite_values_are_better_than_nan() -> None:
+def test_best_prefers_a_member_with_an_infinite_value_to_one_with_nan() -> None:
     values = torch.tensor([float("nan"), float("inf")])
     assert int(transforms.best({"i": torch.arange(2)}, values)["i"]) == 1
 

@@ -211,7 +211,9 @@ def test_chunk_sizes_below_1_are_refused() -> None:
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 9), st.floats(0.1, 10))
-def test_gradient_noise_equals_the_covariance(seed: int, count: int, factor: float) -> None:
+def test_gradient_noise_equals_the_trace_of_the_covariance(
+    seed: int, count: int, factor: float
+) -> None:
     draw = random.normal(random.key(seed), (count, 7), torch.float64)
     grads = {"a": draw[:, :4].reshape(count, 2, 2), "b": draw[:, 4:]}
     trace, squared_norm = transforms.gradient_noise_scale(grads)

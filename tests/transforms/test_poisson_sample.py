@@ -15,7 +15,7 @@ from tests.compile.cases import same_bytes
 
 @settings(deadline=None, max_examples=examples(20, 50))
 @given(st.integers(0, 2**32 - 1), st.integers(1, 60), st.floats(0, 1), st.data())
-def test_samples_hold_distinct_examples_in_order(
+def test_poisson_samples_hold_distinct_examples_in_order(
     seed: int, count: int, rate: float, data: st.DataObject
 ) -> None:
     capacity = data.draw(st.integers(1, count))
@@ -35,7 +35,7 @@ def test_poisson_samples_hold_every_example_at_rate_1_and_none_at_rate_0() -> No
     assert not bool(transforms.poisson_sample(random.key(0), 9, 0.0, 9).mask.any())
 
 
-def test_examples_enter_independently_with_the_sample_rate() -> None:
+def test_examples_enter_a_poisson_sample_independently_with_the_sample_rate() -> None:
     """Compare frequencies and the variance of the size over 4,000 batches, within 5 standard errors."""
     draw = lambda key: transforms.poisson_sample(key, 20, 0.3, 20)  # noqa: E731
     sample = torch.vmap(draw)(random.split(random.key(1), 4000))
@@ -45,7 +45,7 @@ def test_examples_enter_independently_with_the_sample_rate() -> None:
     assert abs(float(sizes.var()) / (20 * 0.21) - 1) < 5 * (2 / 4000) ** 0.5
 
 
-def test_compiled_samples_equal_eager_ones() -> None:
+def test_compiled_poisson_samples_equal_eager_samples() -> None:
     draw = lambda key: transforms.poisson_sample(key, 50, 0.2, 20)  # noqa: E731
     ours, expected = ftrain.compile(draw, backend="eager")(random.key(3)), draw(random.key(3))
     for a, b in zip(ours, expected, strict=True):

@@ -75,7 +75,7 @@ def test_private_gradient_without_clipping_and_noise_is_the_gradient_of_the_batc
 
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.integers(0, 7), st.floats(-1e4, 1e4, width=32))
-def test_an_example_moves_the_sum_by_the_clipping_norm_at_most(
+def test_an_example_changes_the_gradient_sum_by_at_most_the_clipping_norm(
     seed: int, place: int, value: float
 ) -> None:
     """Sensitivity: adding an example adds a vector of norm `clip_norm` or less."""
@@ -98,7 +98,7 @@ def masked(module: nn.Module, batch: Any) -> Mean:
     return Mean((losses * batch["mask"]).sum(), batch["mask"].sum())
 
 
-def test_rows_of_weight_0_and_examples_that_are_not_finite_add_nothing() -> None:
+def test_rows_of_weight_0_and_non_finite_examples_add_nothing_to_the_gradient() -> None:
     grads_of = transforms.private_gradients(model, masked, **OPTIONS, batch_size=4)
     mask = torch.tensor([1.0] * 6 + [0.0] * 2)
     expected = grads_of(STATE, {**BATCH, "mask": mask})

@@ -42,7 +42,7 @@ def test_projected_gradients_equal_the_definition_of_pcgrad(n: int, seed: int) -
         assert all(float(found @ each) > -1e-10 for each in grads)
 
 
-def test_gradient_of_zero_conflicts_with_nothing() -> None:
+def test_gradient_of_zero_conflicts_with_no_other_gradient() -> None:
     grads = [torch.zeros(5), torch.ones(5)]
     found = _combined(as_trees(grads), ftrain.random.key(0))
     assert all(torch.equal(x, torch.ones_like(x)) for x in tree.leaves(found))

@@ -41,7 +41,9 @@ def test_unroll_has_the_bits_of_k_steps(k: int, seed: int) -> None:
 
 @given(st.integers(1, 6), st.integers(0, 99))
 @settings(max_examples=8)
-def test_recomputed_gradient_equals_that_of_the_whole_graph(k: int, seed: int) -> None:
+def test_gradient_with_recomputation_equals_the_gradient_of_the_whole_graph(
+    k: int, seed: int
+) -> None:
     """Sums of cotangents in another order: rounding only, dropout masks are the same."""
     assert relative(hypergradient(k, seed), hypergradient(k, seed, remat=False)) < 1e-12
 

@@ -165,7 +165,7 @@ def images_inputs(
 
 
 class _Images:
-    """Dataset of `data.images` with the names of entries that losses take by default."""
+    """Dataset of images whose entries have the names that losses read by default."""
 
     def __init__(self, found: Any) -> None:
         self._found, self.files = found, found.files
