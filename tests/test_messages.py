@@ -28,7 +28,7 @@ PYTHONS = {"ValueError", "TypeError", "KeyError", "IndexError", "FileNotFoundErr
 
 #: Raised inside of a reader, which adds the file and a remedy: (file, beginning of the message).
 COMPOSED = {
-    ("bench/report.py", "expected the format"),
+    ("bench/report.py", "its format is"),
     ("checkpoint/_safetensors.py", "expected unique tensor names"),
     ("checkpoint/state_dicts.py", "the parts of the archive"),
     ("config/_json.py", "expected a finite number"),

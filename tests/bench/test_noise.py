@@ -27,7 +27,9 @@ def test_confidence_interval_contains_the_median_of_the_ratios(
 
 
 @given(turns)
-def test_exchanging_the_contenders_inverts_the_difference(pairs: list[tuple[float, float]]) -> None:
+def test_exchanging_the_contenders_inverts_the_ratio_of_their_times(
+    pairs: list[tuple[float, float]],
+) -> None:
     first, second = zip(*pairs, strict=True)
     forth, back = compare_turns(first, second), compare_turns(second, first).inverted()
     assert forth.ratio == pytest.approx(back.ratio)

@@ -32,7 +32,7 @@ def test_loss_scale_equals_that_of_grad_scaler_bit_for_bit():
 
 
 @values
-def test_asynchronous_save_on_a_side_stream_waits_for_the_values(tmp_path):
+def test_asynchronous_save_on_a_side_stream_waits_until_the_values_are_computed(tmp_path):
     with (
         checkpoint.Store(tmp_path, asynchronous=True, copy=False) as store,
         torch.cuda.stream(torch.cuda.Stream()),

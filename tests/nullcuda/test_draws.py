@@ -164,7 +164,7 @@ def test_first_draw_of_a_process_can_be_captured_in_a_cuda_graph(
     graph.replay()
 
 
-def test_random_kernels_are_compiled_once_per_kind(
+def test_random_kernels_are_compiled_once_for_each_kind_of_draw(
     key: Tensor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[int] = []
@@ -231,7 +231,7 @@ def test_a_random_draw_in_a_new_thread_launches_one_kernel_without_a_wait(key: T
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two devices (NC_DEVICES=2)")
-def test_a_draw_runs_on_the_device_and_the_stream_of_its_key() -> None:
+def test_a_random_draw_runs_on_the_device_of_its_key_and_the_current_stream_there() -> None:
     key = random.key(0, device="cuda:1")
     assert torch.cuda.current_device() == 0
     side = torch.cuda.Stream("cuda:1")

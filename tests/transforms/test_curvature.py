@@ -207,7 +207,7 @@ def test_eigenvalues_equal_those_of_the_dense_matrix(which: Any) -> None:
         torch.testing.assert_close(image, found.values[i] * flat(vector), rtol=1e-6, atol=1e-9)
 
 
-def test_few_iterations_find_the_top_eigenvalue_within_the_residual() -> None:
+def test_top_eigenvalues_after_few_iterations_are_right_within_their_residuals() -> None:
     values = torch.linalg.eigvalsh(dense("hessian"))
     found = transforms.top_eigenvalues(hessian_product, PARAMS, KEY, 2, iterations=12)
     for found_value, residual in zip(found.values, found.residuals, strict=True):
