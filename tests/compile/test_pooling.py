@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import ftrain
 from ftrain import optim, testing, transforms, tree
-from ftrain.core.compile._one_channel import convolve_channels_last
+from ftrain.core.compile._one_channel import convolve_channels_last, filters_of_one_channel
 from ftrain.core.compile._pooling import BACKWARD, POOL, split_pools
 from ftrain.tasks import models
 
@@ -126,6 +126,45 @@ def test_convolution_of_one_channel_equals_conv2d_with_channels_last(
     (found,) = graph(x, w)
     testing.assert_close_norm(found, F.conv2d(x, w, **options), 4e-7)
     assert found.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "transposed"])
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"dilation": 2}])
+def test_gradient_of_filters_of_one_channel_has_the_bits_of_conv2d(
+    layout: str, options: dict[str, Any]
+) -> None:
+    x, w = torch.randn(2, 1, 9, 8), torch.randn(16, 1, 3, 3)
+    x = x if layout == "contiguous" else x.transpose(2, 3)
+
+    def total(w: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        return F.conv2d(x, w, **options).sin().sum()
+
+    graph = ftrain.compile(ftrain.value_and_grad(total)).graph(w, x)
+    expected = graph(w, x)
+    convolve_channels_last(graph.graph)
+    graph.recompile()
+    assert "filters_of_one_channel" in graph.code
+    assert "convolution_backward" not in graph.code
+    testing.assert_close_norm(tuple(graph(w, x)), tuple(expected), 4e-7)
+    grad = torch.randn_like(F.conv2d(x, w, **options)).contiguous(memory_format=torch.channels_last)
+    pair = [options.get(name, default) for name, default in _DEFAULTS.items()]
+    stride, padding, dilation = ([n, n] for n in pair)
+    found = filters_of_one_channel(grad, x, [*w.shape], stride, padding, dilation)
+    (alone,) = torch.func.vjp(lambda w: F.conv2d(x.contiguous(), w, **options), w)[1](grad)
+    testing.assert_same_bits(found, alone)
+
+
+def test_gradient_of_images_of_one_channel_is_not_rewritten() -> None:
+    x, w = torch.randn(2, 1, 9, 8), torch.randn(16, 1, 3, 3)
+    both = ftrain.value_and_grad(lambda pair: F.conv2d(*pair).sin().sum())
+    graph = ftrain.compile(both).graph((x, w))
+    convolve_channels_last(graph.graph)
+    assert graph.graph.find_nodes(
+        op="call_function", target=torch.ops.aten.convolution_backward.default
+    )
+
+
+_DEFAULTS = {"stride": 1, "padding": 0, "dilation": 1}
 
 
 @pytest.mark.inductor

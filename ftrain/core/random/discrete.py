@@ -238,7 +238,8 @@ def poisson(
         A tensor of `shape` and `dtype`, without a derivative. Equal to `jax.random.poisson` for rates up
         to 100. For higher rates, rounding changes which proposals are accepted: 6 counts in 100,000
         differ at a rate of 1,000, and 450 at 10^6. As in JAX, an element with a rate above 10 depends on
-        the other elements of the array.
+        the other elements of the array: each round of proposals replaces those accepted before. Where
+        rounding changes the number of rounds, most counts of the array differ.
 
     Raises:
         ValueError: for a rate out of range or NaN, another dtype, a rate that does not broadcast
