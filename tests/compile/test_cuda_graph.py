@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ftrain
-from ftrain import optim, tree
+from ftrain import optim, random, tree
 from ftrain.core.compile._cuda_graph import replays, why_not_captured
 
 
@@ -47,17 +47,20 @@ def test_function_that_prints_is_not_captured_as_a_cuda_graph() -> None:
     assert found == "its operator `print` acts on the host"
 
 
-@pytest.mark.parametrize(
-    ("sample", "named"),
-    [(ftrain.random.gamma, "threefry_gamma"), (ftrain.random.exponential, None)],
-)
-def test_function_with_a_rejection_sampler_is_not_captured_as_a_cuda_graph(
-    sample: Any, named: str | None
-) -> None:
-    given = torch.ones(3) if named else (3,)
-    found = reason(lambda key: sample(key, given), ftrain.random.key(0))
-    assert (found is None) == (named is None)
-    assert named is None or (named in str(found) and "acts on the host" in str(found))
+@pytest.mark.parametrize("sample", [random.gamma, random.poisson, random.exponential])
+def test_function_with_a_sampler_of_one_kernel_may_be_captured_as_a_cuda_graph(sample: Any) -> None:
+    given = (3,) if sample is random.exponential else torch.ones(3)
+    assert reason(lambda key: sample(key, given), random.key(0)) is None
+
+
+def test_function_with_a_keyed_rejection_sampler_is_not_captured_as_a_cuda_graph() -> None:
+    def sample(key: torch.Tensor) -> torch.Tensor:
+        with random.keyed(key):
+            return torch.distributions.Gamma(torch.ones(3), torch.ones(3)).sample()
+
+    found = str(reason(sample, random.key(0)))
+    assert "threefry_gamma" in found
+    assert "acts on the host" in found
 
 
 def test_reason_for_not_capturing_a_cuda_graph_names_inputs_on_two_devices() -> None:

@@ -151,6 +151,17 @@ def test_a_compiled_step_with_a_dropout_launches_few_kernels() -> None:
     assert counts.waits == 0
 
 
+def test_samplers_that_reject_proposals_can_be_captured_in_a_cuda_graph(key: Tensor) -> None:
+    names = ("gamma", "beta", "dirichlet", "poisson", "ball", "weighted choice")
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), counted() as counts:
+        for name in names:
+            DRAWS[name][1](key)
+    assert counts.launches == sum(DRAWS[name][0] for name in names)
+    assert (counts.waits, counts.bad_captures) == (0, 0)
+    graph.replay()
+
+
 @pytest.mark.parametrize("mode", ["global", "thread_local"])
 def test_first_draw_of_a_process_can_be_captured_in_a_cuda_graph(
     mode: str, key: Tensor, monkeypatch: pytest.MonkeyPatch
