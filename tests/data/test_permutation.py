@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from ftrain.data import Shuffled
 from ftrain.data._hash import uniform, words
 from ftrain.data._permutation import permuted
+from tests.campaign import CAMPAIGN, choice
 
 LENGTHS = st.integers(1, 10**9)
 SEEDS = st.integers(-(2**63), 2**64 - 1)
@@ -42,9 +43,14 @@ def test_shuffle_is_a_bijection_for_every_length_up_to_4096():
         assert np.bincount(order(n, seed=n), minlength=n).max() == 1, n
 
 
-@pytest.mark.parametrize("power", range(13, 25))
+# A float32 holds no odd number above 2**24.
+FEW_POWERS = [*range(13, 21), 24]
+
+
+@pytest.mark.parametrize("power", choice(FEW_POWERS, range(13, 25)))
 def test_shuffle_is_a_bijection_for_lengths_around_powers_of_two(power):
-    for n in (2**power - 1, 2**power, 2**power + 1):
+    lengths = [2**power + 1] if power == 24 and not CAMPAIGN else [2**power + i for i in (-1, 0, 1)]
+    for n in lengths:
         seen = np.zeros(n, dtype=bool)
         keys = words("shuffled", power, 0)
         for start in range(0, n, 1 << 18):
