@@ -50,7 +50,7 @@ def test_threads_that_read_simultaneously_get_the_batches_of_a_single_thread(bat
     assert torch.get_num_threads() == 2
 
 
-def test_dataset_that_reads_another_loader_gives_the_same_batches() -> None:
+def test_dataset_that_reads_another_loader_gives_the_same_batches_each_time() -> None:
     class Outer(Samples):
         def __getitem__(self, index: int) -> Any:
             (inner, *_) = Loader(Samples(), 2, seed=index)

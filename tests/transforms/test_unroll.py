@@ -29,7 +29,7 @@ def hypergradient(k: int, seed: int = 0, **options: Any) -> torch.Tensor:
 
 @given(st.integers(1, 6), st.integers(0, 99))
 @settings(max_examples=8)
-def test_unroll_has_the_bits_of_k_steps(k: int, seed: int) -> None:
+def test_unroll_has_the_bits_of_k_steps_called_one_by_one(k: int, seed: int) -> None:
     state, data = STEPS.init_state(seed), batches(k, seed)
     found = unroll(STEPS.train_step, k)(state, data)
     each = []
@@ -67,7 +67,7 @@ def test_second_order_gradient_equals_finite_differences() -> None:
     assert relative(found, difference(slope, ZERO, 1e-4)) < 1e-7
 
 
-def test_vmapped_row_equals_a_single_hypergradient() -> None:
+def test_each_row_of_a_vmapped_hypergradient_equals_a_single_hypergradient() -> None:
     gradient = ftrain.value_and_grad(validation(STEPS, unroll(STEPS.train_step, 2), 0.02, 2))
     shifts = torch.stack([ZERO, ZERO + 0.1])
     _, rows = torch.vmap(gradient)(shifts)
