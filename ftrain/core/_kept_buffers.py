@@ -2,54 +2,91 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from typing import Any, NoReturn, cast
 
 import torch
 
-from ftrain.core._torch_tensors import version
+from ftrain.core import _torch
+from ftrain.core._torch_tensors import storage_id, version
 from ftrain.core.errors import ImpureFunctionError
 
 __all__ = ["KeptBuffers"]
 
-# Buffers of up to this number of elements are copied at the start of each region (statistics, but not
+# Tensors of up to this number of elements are copied at the start of each region (statistics, but not
 # masks).
 SMALL = 65_536
 
 
 class KeptBuffers:
-    """Snapshot of a model's buffers, from which a later forward pass can start again.
+    """Snapshot of a model's buffers and frozen parameters, from which a forward pass can start again.
 
-    A forward pass may write to its buffers afterwards, as BatchNorm and spectral normalization do. Small
-    buffers are copied; a write to a large one is detected by its version counter.
+    A forward pass may write to them afterwards, as BatchNorm, spectral normalization and momentum
+    encoders do. Small tensors are copied. A write to a large one is detected by its version
+    counter, or by its storage, which an assignment to `.data` replaces.
 
     Args:
         tensors: buffers and frozen parameters, by name.
-        buffers: the names of those that a forward pass may write to.
     """
 
-    def __init__(self, tensors: dict[str, torch.Tensor], buffers: Collection[str]) -> None:
-        self._tensors = tensors
-        self._versions = {name: version(tensors[name]) for name in buffers}
-        self._copies = {
-            name: tensors[name].clone() for name in buffers if tensors[name].numel() <= SMALL
-        }
-
-    def are_current(self) -> bool:
-        """Return True if no buffer was written to after the snapshot."""
-        return all(version(self._tensors[name]) == v for name, v in self._versions.items())
+    def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.tensors = tensors
+        with _torch.unwatched():
+            self._marks = {n: _mark(t) for n, t in tensors.items() if t.numel() > SMALL}
+        self._copies = {n: t.clone() for n, t in tensors.items() if n not in self._marks}
 
     def restored(self) -> dict[str, torch.Tensor]:
-        """Return the tensors of the snapshot; raise if a large buffer was written to since then.
+        """Return the tensors of the snapshot, without the large ones that are as they were.
 
-        Raises:
-            ImpureFunctionError: a large buffer was written to after the snapshot.
+        The use of a large one that was written to since then raises an ImpureFunctionError.
         """
-        for name, before in self._versions.items():
-            if name not in self._copies and version(self._tensors[name]) != before:
-                raise ImpureFunctionError(
-                    f"the model wrote to its buffer {name!r} during or after a region under "
-                    "activation checkpointing, which the backward pass must compute again. Buffers of "
-                    f"up to {SMALL} elements are restored for that, but this one has "
-                    f"{self._tensors[name].numel()}. Write to it before the first such region."
-                )
-        return {**self._tensors, **{name: b.clone() for name, b in self._copies.items()}}
+        with _torch.unwatched():
+            now = {name: _mark(self.tensors[name]) for name in self._marks}
+        lost = [name for name, mark in self._marks.items() if now[name] != mark]
+        return {
+            **{name: cast(torch.Tensor, _Lost(name, self.tensors[name])) for name in lost},
+            **{name: copy.clone() for name, copy in self._copies.items()},
+        }
+
+
+def _mark(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return numbers of which a write to a tensor changes one."""
+    try:
+        return version(tensor), storage_id(tensor)
+    except RuntimeError:  # a wrapped tensor has no storage
+        return version(tensor), 0
+
+
+class _Lost:
+    """Substitute for a tensor whose values are lost, with its shape and dtype; any use raises."""
+
+    def __init__(self, name: str, tensor: torch.Tensor) -> None:
+        self.__dict__["_name"], self.__dict__["_tensor"] = name, tensor
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._tensor, name)
+        if callable(value) or isinstance(value, torch.Tensor):
+            self._refuse()
+        return value
+
+    def _refuse(self) -> NoReturn:
+        raise ImpureFunctionError(
+            f"the model wrote to its buffer {self._name!r} during or after a region under activation "
+            "checkpointing that reads it, and that the backward pass must compute again. Buffers and "
+            f"frozen parameters of up to {SMALL} elements are restored for that, but this one has "
+            f"{self._tensor.numel()}. Write to it before the first such region, or read it outside of "
+            "them."
+        )
+
+    def _use(self, *_: Any) -> NoReturn:
+        self._refuse()
+
+    __getitem__ = __setitem__ = __len__ = __iter__ = __neg__ = __invert__ = __bool__ = __float__ = (
+        _use
+    )
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        given = torch.utils._pytree.tree_leaves((args, kwargs))
+        next(x for x in given if isinstance(x, cls))._refuse()

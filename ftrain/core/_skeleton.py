@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from ftrain.core import _torch
 from ftrain.core._aliases import Alias, add_views, aliases_of
 from ftrain.core._hooks import Hooks, parameter_hooks
 from ftrain.core._kept_buffers import KeptBuffers
@@ -33,6 +32,8 @@ from ftrain.core._restored_objects import Owned
 from ftrain.core._skeleton_errors import (
     PARAMETER_REMEDY,
     STRAY_REMEDY,
+    check_names,
+    check_shapes,
     refuse_changes,
     refuse_parting,
     replacement,
@@ -154,6 +155,7 @@ class Skeleton:
         self._frozen = [name for name in self.carried if isinstance(tensors[name], nn.Parameter)]
         self.buffers = set(self.carried) - set(self._frozen)
         self._held: Tensors | None = None  # the installed parameters, inside `holding`
+        self._call: list[Change] = []  # the changes of the running call, filled when it ends
         self.lock = threading.RLock()
         self._depth = 0
         self.has_left_graphs = False
@@ -199,21 +201,24 @@ class Skeleton:
         }
 
     @contextlib.contextmanager
-    def holding(self, params: Tensors, buffers: Tensors, training: bool) -> Iterator[None]:
+    def holding(
+        self, params: Tensors, buffers: Tensors, training: bool, again: Sequence[Change] = ()
+    ) -> Iterator[None]:
         """Install `params` and `buffers` in the module inside the context, then restore the module.
 
         Training mode restores the original flags of the submodules (those frozen in eval mode remain
-        so), or calls `train()` if the whole module was in eval mode.
+        so), or calls `train()` if the whole module was in eval mode. A part of an earlier call that is
+        computed `again` starts with the attributes that this call assigned.
         """
         tensors = self.checked(params, buffers)
         # A recomputation may run in the thread of the backward pass, while its call holds the lock.
         lock = contextlib.nullcontext() if self._held is params else self.lock
         with lock, deep_enough(self._nesting):
             outer = self._enter()
-            if self.carried_over and outer is None:
-                put_all(self.carried_over)
+            put_all(again or (self.carried_over if outer is None else ()))
             self._depth += 1
             held, self._held = self._held, params
+            outer_call, self._call = self._call, []
             guard(self.module)
             add_views(tensors, self._aliases, self.buffers)
             marks = marked([*params.values(), *(buffers[name] for name in self._frozen)])
@@ -243,6 +248,7 @@ class Skeleton:
                     if holder.get(key) is not tensors[name]
                 ]
                 changes, refusals = self._leave(outer)
+                self._call += changes
                 if self.undone is not None and outer is None:
                     self.undone = changes
                 refuse_changes(changes, refusals, self._registries)
@@ -253,7 +259,7 @@ class Skeleton:
                 if plain:
                     turn_off(plain)
                 self._depth -= 1
-                self._held = held
+                self._held, self._call = held, outer_call
 
     @contextlib.contextmanager
     def restored(self) -> Iterator[None]:
@@ -288,14 +294,28 @@ class Skeleton:
         A backward pass enters such a context to recompute a checkpointed region, when the forward pass
         may have written to its buffers, or `holding` may have ended.
         """
-        kept = KeptBuffers(self.read(self.carried), self.buffers)
+        kept, call = KeptBuffers(self.read(self.carried)), self._call
 
         def holding() -> contextlib.AbstractContextManager[None]:
-            if self._held is params and kept.are_current():
-                return contextlib.nullcontext()
-            return self.holding(params, kept.restored(), training)
+            if self._held is params:
+                return self._replaced(kept.restored())
+            return self.holding(params, {**kept.tensors, **kept.restored()}, training, call)
 
         return holding
+
+    @contextlib.contextmanager
+    def _replaced(self, buffers: Tensors) -> Iterator[None]:
+        """Install other buffers inside of a running call, whose attributes stay as they are."""
+        views = {path: alias for path, alias in self._aliases.items() if alias.name in buffers}
+        tensors = buffers | {path: alias.of(buffers[alias.name]) for path, alias in views.items()}
+        before = [(slot, slot.get()) for slot in self._slots if slot.name in tensors]
+        for slot, _ in before:
+            slot.set(tensors[slot.name])
+        try:
+            yield
+        finally:
+            for slot, tensor in before:
+                slot.set(tensor)
 
     def _enter(self) -> _Outer | None:
         """Reset the module before a call; return the settings of an outer call, if one is running."""
@@ -359,31 +379,11 @@ class Skeleton:
 
     def checked(self, params: Tensors, buffers: Tensors) -> Tensors:
         """Merge `params` and `buffers` into one dict; raise unless they fit this module."""
-        for kind, given, names in (
-            ("params", params, self.trainable),
-            ("buffers", buffers, self.carried),
-        ):
-            if isinstance(given, dict) and list(given) == names:
-                continue
-            if not isinstance(given, dict) or given.keys() != set(names):
-                have = set(given) if isinstance(given, dict) else set()
-                missing, extra = sorted(set(names) - have), sorted(have - set(names))
-                raise ValueError(
-                    f"{kind} do not fit {type(self.module).__name__}: "
-                    + (f"missing {missing[:5]} " if missing else "")
-                    + (f"unexpected {extra[:5]} " if extra else "")
-                    + f"(expected {len(names)} names). Take them from init_state, or from "
-                    "bind(model).init()."
-                )
+        owner = type(self.module).__name__
+        check_names("params", params, self.trainable, owner)
+        check_names("buffers", buffers, self.carried, owner)
         tensors = {**params, **buffers}
-        with _torch.unwatched():
-            for name, expected in self._shapes:
-                if tensors[name].shape != expected:
-                    raise ValueError(
-                        f"{name!r}: expected shape {tuple(expected)}, as in "
-                        f"{type(self.module).__name__}, got {tuple(tensors[name].shape)}: the state "
-                        "belongs to another model. Make one with the init_state of this model."
-                    )
+        check_shapes(tensors, self._shapes, owner)
         return tensors
 
 

@@ -5,22 +5,66 @@ Read next: `_skeleton.py`, which finds the changes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
+
+from ftrain.core import _torch
 from ftrain.core._object_contents import Change
 from ftrain.core._tensor_slots import Slot
 from ftrain.core.errors import ImpureFunctionError
 
-__all__ = ["PARAMETER_REMEDY", "STRAY_REMEDY", "refuse_changes", "refuse_parting", "replacement"]
+__all__ = [
+    "PARAMETER_REMEDY", "STRAY_REMEDY", "check_names", "check_shapes", "refuse_changes",
+    "refuse_parting", "replacement",
+]  # fmt: skip
 
 PARAMETER_REMEDY = (
     "A step must leave its inputs as they are: compute with a changed copy instead, or change the "
-    "parameters between steps with state.replace(params=...)"
+    "parameters between steps with state.replace(params=...). If the model initializes parameters from "
+    "its first batch, run one batch through it before passing it on"
 )
 STRAY_REMEDY = (
     "It is not part of the state, so the next step would not be a function of its inputs. "
     "Register it: self.register_buffer(name, tensor)"
 )
+
+
+def check_names(kind: str, given: Any, names: Sequence[str], owner: str) -> None:
+    """Raise unless tensors have the names of those of a module.
+
+    Args:
+        kind: the name of the argument in the message.
+        given: the argument.
+        names: the expected names, sorted.
+        owner: the class of the module.
+    """
+    if isinstance(given, dict) and list(given) == names:
+        return
+    if not isinstance(given, dict) or given.keys() != set(names):
+        have = set(given) if isinstance(given, dict) else set()
+        missing, extra = sorted(set(names) - have), sorted(have - set(names))
+        raise ValueError(
+            f"{kind} do not fit {owner}: "
+            + (f"missing {missing[:5]} " if missing else "")
+            + (f"unexpected {extra[:5]} " if extra else "")
+            + f"(expected {len(names)} names). Take them from init_state, or from bind(model).init()."
+        )
+
+
+def check_shapes(
+    tensors: Mapping[str, torch.Tensor], shapes: Sequence[tuple[str, torch.Size]], owner: str
+) -> None:
+    """Raise unless tensors have the shapes of those of a module of the class `owner`."""
+    with _torch.unwatched():
+        for name, expected in shapes:
+            if tensors[name].shape != expected:
+                raise ValueError(
+                    f"{name!r}: expected shape {tuple(expected)}, as in {owner}, got "
+                    f"{tuple(tensors[name].shape)}: the state belongs to another model. Make one with "
+                    "the init_state of this model."
+                )
 
 
 def replacement(name: str) -> ImpureFunctionError:
@@ -77,7 +121,8 @@ def refuse_changes(
                 raise ImpureFunctionError(
                     f"the model filled its buffer {name!r}, which was None, during a "
                     "forward or backward pass: expected the same buffers before and after. Give "
-                    "the buffer its shape in __init__."
+                    "the buffer its shape in __init__, or run one batch through the model before "
+                    "passing it on."
                 )
     for refusal in refusals:
         raise ImpureFunctionError(f"{refusal}.")

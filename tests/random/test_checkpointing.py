@@ -300,7 +300,7 @@ def test_writing_a_large_buffer_after_a_checkpointed_region_raises() -> None:
 
         def forward(self, x: Tensor) -> Tensor:
             y = checkpoint(
-                lambda x: torch.tanh(self.linear(x)) + self.large[0], x, use_reentrant=False
+                lambda x: torch.tanh(self.linear(x) + self.large[0]), x, use_reentrant=False
             )
             self.large += 1
             return y
