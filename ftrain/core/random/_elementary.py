@@ -39,8 +39,9 @@ def exp(x: Tensor) -> Tensor:
     """Return `exp(x)`, by reducing x to k ln 2 + r; 0 below -708 and infinity above 709.7."""
     if x.dtype != torch.float64:
         return x.exp()
-    k = (x.clamp(-708.0, 709.7) * _LOG2_E).round()
-    r = (x.clamp(-708.0, 709.7) - k * _LN2_HIGH) - k * _LN2_LOW
+    inside = x.clamp(-708.0, 709.7)
+    k = (inside * _LOG2_E).round()
+    r = (inside - k * _LN2_HIGH) - k * _LN2_LOW
     # 2^k in two factors: 2^1024 is not a float64
     half = (k / 2).floor()
     powers = [((n.to(torch.int64) + 1023) << 52).view(torch.float64) for n in (half, k - half)]
