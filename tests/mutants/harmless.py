@@ -167,6 +167,12 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "x = log_x.clamp(-30.0, 700.0).exp()",
         "x = log_x.clamp(-30.0, 701.0).exp()",
     ): "the same result unless a parameter exceeds e^700",
+    (
+        "random._integers",
+        "_remainder64",
+        "positive = torch.where(n > 0, n, 1)",
+        "positive = torch.where(n > 0, n, 2)",
+    ): "the same result: the quotient by this number is not taken where n is not positive",
 }
 
 
