@@ -95,7 +95,7 @@ def test_argument_is_accepted_at_its_limit_and_refused_beyond(name: str) -> None
 
 
 class Rows(nn.Module):
-    """A loss's argument that is not used."""
+    """A class of modules, passed in place of a module."""
 
 
 def loss(value: object) -> object:
