@@ -105,8 +105,8 @@ def test_vmapped_step_returns_per_example_values_of_each_ensemble_member() -> No
     ("value", "said"),
     [
         (lambda: torch.zeros(5), r"'odd' is float32\[5\] of a micro-batch of 6 rows"),
-        (lambda: None, "metric 'odd' returned by .*: expected a tensor, a number.*got a NoneType"),
-        (lambda: "low", "expected a tensor, a number.*got a str 'low'"),
+        (lambda: None, "metric 'odd' returned by .*: expected a real tensor, a number.*got a NoneType"),
+        (lambda: "low", "expected a real tensor, a number.*got a str 'low'"),
     ],
 )
 def test_metrics_that_cannot_be_merged_over_micro_batches_raise(value: Any, said: str) -> None:
