@@ -61,7 +61,9 @@ def test_merging_metrics_with_different_names_raises_with_the_names() -> None:
 
 @pytest.mark.parametrize("bad", ["text", None, object()])
 def test_metrics_entry_of_an_invalid_type_raises_with_its_name(bad: object) -> None:
-    with pytest.raises(TypeError, match="metric 'm' returned by f: expected a real tensor, a number"):
+    with pytest.raises(
+        TypeError, match="metric 'm' returned by f: expected a real tensor, a number"
+    ):
         as_metrics({"m": bad}, "f")
     with pytest.raises(TypeError, match="metrics a dict of 0-d tensors"):
         as_metrics(bad if bad is not None else 3, "f")

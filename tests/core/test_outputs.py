@@ -105,7 +105,10 @@ def test_vmapped_step_returns_per_example_values_of_each_ensemble_member() -> No
     ("value", "said"),
     [
         (lambda: torch.zeros(5), r"'odd' is float32\[5\] of a micro-batch of 6 rows"),
-        (lambda: None, "metric 'odd' returned by .*: expected a real tensor, a number.*got a NoneType"),
+        (
+            lambda: None,
+            "metric 'odd' returned by .*: expected a real tensor, a number.*got a NoneType",
+        ),
         (lambda: "low", "expected a real tensor, a number.*got a str 'low'"),
     ],
 )
