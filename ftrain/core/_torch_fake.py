@@ -14,7 +14,6 @@ import torch
 from torch._decomp import meta_table
 from torch._subclasses import fake_impls, fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 __all__ = ["REWRITTEN", "fake_kernels", "fake_mode"]
 
@@ -25,6 +24,8 @@ def fake_mode() -> FakeTensorMode:
     Torch's `while_loop` needs an environment of symbolic shapes; here sizes are static and values
     unknown.
     """
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # it takes a third of `import ftrain`
+
     environment = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment, static_shapes=True)
     # `copy.deepcopy` of a fake tensor (by `nn.TransformerEncoder`, by inductor) would copy the mode with
