@@ -6,7 +6,7 @@ from typing import Any, NoReturn, cast
 
 import torch
 
-from ftrain.core import _torch
+from ftrain.core import _torch, tree
 from ftrain.core._torch_tensors import storage_id, version
 from ftrain.core.errors import ImpureFunctionError
 
@@ -88,5 +88,5 @@ class _Lost:
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        given = torch.utils._pytree.tree_leaves((args, kwargs))
+        given = tree.leaves((args, kwargs or {}))
         next(x for x in given if isinstance(x, cls))._refuse()
