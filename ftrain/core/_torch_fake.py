@@ -24,7 +24,7 @@ def fake_mode() -> FakeTensorMode:
     Torch's `while_loop` needs an environment of symbolic shapes; here sizes are static and values
     unknown.
     """
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # it takes a third of `import ftrain`
+    from torch.fx.experimental.symbolic_shapes import ShapeEnv  # noqa: PLC0415  # imports sympy
 
     environment = ShapeEnv(allow_scalar_outputs=False, allow_dynamic_output_shape_ops=False)
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=environment, static_shapes=True)
