@@ -125,7 +125,9 @@ def test_tensor_of_a_donated_state_keeps_its_values_for_every_kind_of_other_refe
 
 @pytest.mark.parametrize("buffers", [0, 40])
 @pytest.mark.parametrize("shape", [(), (1,), (0,), (3,)])
-def test_tensor_put_into_a_donated_state_in_place_of_an_equal_leaf_keeps_its_values(shape, buffers):
+def test_donated_call_does_not_overwrite_a_user_tensor_that_replaced_a_leaf_of_the_state(
+    shape, buffers
+):
     """A leaf that is not the recorded one, with as many references as that one has."""
 
     def double(state, x):

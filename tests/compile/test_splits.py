@@ -44,7 +44,7 @@ def test_compiled_split_of_a_key_equals_the_eager_split(compiled, shape, first, 
 
 
 @pytest.mark.parametrize(("shape", "calls"), [(1, 0), (2, 0), ((2, 2), 0), (5, 1)], ids=str)
-def test_compiled_split_into_at_most_four_keys_calls_no_operator(
+def test_compiled_split_into_at_most_four_keys_is_inlined_and_calls_no_custom_operator(
     compiled, shape, calls, monkeypatch
 ):
     called = []

@@ -97,7 +97,9 @@ def test_error_for_a_missing_number_suggests_the_mean(tmp_path: pathlib.Path) ->
         sources.csv(table, "y", table)
 
 
-def test_one_error_names_the_problems_of_all_columns(tmp_path: pathlib.Path) -> None:
+def test_csv_source_raises_a_single_error_that_names_every_column_with_a_problem(
+    tmp_path: pathlib.Path,
+) -> None:
     """The problems are found in three steps: kinds of columns, cells, and later files."""
     rows = [(f"n{row}", "Oslo", str(row), f"{row}", "yes") for row in range(101)]
     rows[1] = ("n1", "", "1", "inf", "yes")
@@ -133,7 +135,7 @@ def test_one_error_names_the_problems_of_all_columns(tmp_path: pathlib.Path) -> 
     ]
 
 
-def test_function_data_csv_raises_one_error_for_the_problems_of_all_columns(
+def test_data_csv_raises_a_single_error_that_names_every_column_with_a_problem(
     tmp_path: pathlib.Path,
 ) -> None:
     table = write(tmp_path / "t.csv", ["a", "b", "c"], [("1", "", "x")])

@@ -261,7 +261,7 @@ def test_register_dataclass_refuses_a_dataclass_that_is_not_frozen() -> None:
         tree.register_dataclass(Heir)
 
 
-def test_first_difference_calls_the_second_argument_expected() -> None:
+def test_first_difference_reports_its_second_argument_as_the_expected_value() -> None:
     """In the order of `ftrain.testing.first_difference`."""
     message = tree.first_difference({"a": (1, 2, 3)}, {"a": (1, 2)})
     assert message == "at ['a']: expected a tuple of 2 entries, got 3"

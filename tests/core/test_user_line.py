@@ -93,7 +93,7 @@ def test_code_that_is_typed_or_piped_into_python_is_user_code_and_generated_code
 
 
 @pytest.mark.parametrize(("file", "place"), [("<stdin>", "<stdin>:2 in loss"), ("<string>", None)])
-def test_error_of_a_trace_names_code_without_a_file_and_no_backward_pass(
+def test_trace_error_in_code_without_a_file_is_not_attributed_to_a_backward_pass(
     file: str, place: str | None
 ) -> None:
     names: dict[str, Any] = {}

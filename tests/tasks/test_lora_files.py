@@ -243,7 +243,7 @@ def test_adapters_that_peft_cannot_express_are_refused(
     assert not list(tmp_path.iterdir())
 
 
-def test_running_statistics_changed_by_training_are_written_with_their_module_or_refused(
+def test_write_lora_refuses_changed_running_statistics_unless_their_module_is_unfrozen(
     tmp_path: pathlib.Path,
 ) -> None:
     model = tasks.lora(parts(), "mix", rank=2)

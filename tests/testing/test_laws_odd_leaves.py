@@ -109,7 +109,7 @@ class Sample:
         self.x = x
 
 
-def test_checks_compare_objects_with_tensors_by_their_bytes() -> None:
+def test_checks_compare_objects_that_hold_tensors_by_the_bytes_of_the_tensors() -> None:
     def step(state: Any, batch: Any) -> Any:
         return {"w": sgd(state["w"], batch.x)}, {"batch": copy.deepcopy(batch)}
 
