@@ -193,11 +193,11 @@ class Manifest:
                 files=tuple(_file(entry) for entry in content["files"]),
                 structure=content["structure"],
                 metadata=_json.decode_floats(content["metadata"]),
-                step=None if content["step"] is None else _count(content["step"]),
+                step=None if content["step"] is None else _count(content["step"], "`step`"),
                 metrics=_numbers(_json.decode_floats(content["metrics"])),
-                determinism=_of(dict, content["determinism"]),
-                versions=_of(dict, content["versions"]),
-                prng=_of(str, content["prng"]),
+                determinism=_of(dict, content["determinism"], "`determinism`"),
+                versions=_of(dict, content["versions"], "`versions`"),
+                prng=_of(str, content["prng"], "`prng`"),
                 version=tuple(content["version"]),
                 digest=hashlib.sha256(data).hexdigest(),
             )
@@ -253,12 +253,12 @@ def _written_by(content: dict[str, Any]) -> str:
 
 
 def _leaves(entries: Any, files: Any, in_pieces: bool) -> tuple[LeafRecord, ...]:
-    records = [_file(entry) for entry in _of(list, files)]
+    records = [_file(entry) for entry in _of(list, files, "`files`")]
     room = {record.name: record.size for record in records}
     if len(room) != len(records):
         raise _MalformedError("`files`: expected each file once, got one twice")
     found: dict[str, LeafRecord] = {}
-    for entry in _of(list, entries):
+    for entry in _of(list, entries, "`leaves`"):
         leaf = _leaf(entry, in_pieces)
         if leaf.path in found:
             raise _MalformedError(f"the leaf {leaf.path!a} appears twice")
@@ -310,23 +310,25 @@ def _leaf(entry: Any, in_pieces: bool) -> LeafRecord:
         raise _MalformedError(
             f"`leaves`: expected entries with the fields {fields}, got {ascii(entry)[:80]}"
         )
-    shape = tuple(_count(n) for n in _of(list, entry["shape"]))
-    strides = tuple(_count(n) for n in _of(list, entry["strides"]))
-    path, dtype, alias = _of(str, entry["path"]), _of(str, entry["dtype"]), entry["alias"]
+    path = _of(str, entry["path"], "the path of a leaf")
+    dtype, alias = _of(str, entry["dtype"], "the dtype of a leaf"), entry["alias"]
+    shape = _counts(entry["shape"], "the shape of a leaf")
+    strides = _counts(entry["strides"], "the strides of a leaf")
     if len(shape) != len(strides) or len(shape) > 64:
         raise _MalformedError(
             f"the leaf {path!a}: expected as many strides as sizes, at most 64, got {len(strides)} and "
             f"{len(shape)}"
         )
     if alias is not None:
-        _of(str, alias)
-    leaf = LeafRecord(path, dtype, shape, strides, _of(str, entry["file"]), alias)
+        _of(str, alias, "the alias of a leaf")
+    file = _of(str, entry["file"], "the file of a leaf")
+    leaf = LeafRecord(path, dtype, shape, strides, file, alias)
     return leaf._replace(pieces=_pieces(leaf, entry["pieces"])) if in_pieces else leaf
 
 
 def _pieces(leaf: LeafRecord, entries: Any) -> tuple[PieceRecord, ...]:
     """Return the pieces of a leaf; raise unless they cover all rows of the leaf, in order."""
-    pieces = [_piece(entry) for entry in _of(list, entries)]
+    pieces = [_piece(entry) for entry in _of(list, entries, "the pieces of a leaf")]
     if leaf.alias is not None and not pieces:
         return ()
     end, rows = 0, leaf.shape[0] if leaf.shape else 1
@@ -349,13 +351,16 @@ def _piece(entry: Any) -> PieceRecord:
             f"`pieces`: expected entries with the fields {PieceRecord._fields}, got "
             f"{ascii(entry)[:80]}"
         )
-    sha256 = _of(str, entry["sha256"])
+    sha256 = _of(str, entry["sha256"], "the sha256 of a piece")
     if not _SHA256.fullmatch(sha256):
         raise _MalformedError(
             f"the sha256 of a piece: expected 64 hexadecimal digits, got {sha256[:80]!a}"
         )
-    begin, start, rows = (_count(entry[name]) for name in ("begin", "start", "rows"))
-    return PieceRecord(_of(str, entry["file"]), begin, start, rows, sha256)
+    begin, start, rows = (
+        _count(entry[name], f"the {name} of a piece") for name in ("begin", "start", "rows")
+    )
+    file = _of(str, entry["file"], "the file of a piece")
+    return PieceRecord(file, begin, start, rows, sha256)
 
 
 def _file(entry: Any) -> FileRecord:
@@ -363,29 +368,36 @@ def _file(entry: Any) -> FileRecord:
         raise _MalformedError(
             f"`files`: expected entries with the fields {FileRecord._fields}, got {ascii(entry)[:80]}"
         )
-    name, sha256 = _of(str, entry["name"]), _of(str, entry["sha256"])
+    name = _of(str, entry["name"], "the name of a file")
+    sha256 = _of(str, entry["sha256"], "the sha256 of a file")
     if not _FILE_NAME.fullmatch(name) or name in (MANIFEST, SUMS):
         raise _MalformedError(f"`files`: expected the name of a file of tensors, got {name!a}")
     if not _SHA256.fullmatch(sha256):
         raise _MalformedError(
             f"the sha256 of {name}: expected 64 hexadecimal digits, got {sha256[:80]!a}"
         )
-    return FileRecord(name, _count(entry["size"]), sha256)
+    return FileRecord(name, _count(entry["size"], "the size of a file"), sha256)
 
 
 def _numbers(value: Any) -> dict[str, float]:
-    if not all(type(number) in (int, float) for number in _of(dict, value).values()):
+    if not all(type(number) in (int, float) for number in _of(dict, value, "`metrics`").values()):
         raise _MalformedError("`metrics`: expected numbers only, got another type")
     return {name: float(number) for name, number in value.items()}
 
 
-def _count(value: Any) -> int:
+def _counts(value: Any, what: str) -> tuple[int, ...]:
+    return tuple(_count(number, what) for number in _of(list, value, what))
+
+
+def _count(value: Any, what: str) -> int:
     if type(value) is not int or not 0 <= value < 2**63:
-        raise _MalformedError(f"expected an integer >= 0, got {ascii(value)[:80]}")
+        raise _MalformedError(f"{what}: expected an integer >= 0, got {ascii(value)[:80]}")
     return value
 
 
-def _of(kind: type[T], value: Any) -> T:
+def _of(kind: type[T], value: Any, what: str) -> T:
     if not isinstance(value, kind):
-        raise _MalformedError(f"expected a value of type {kind.__name__}, got {ascii(value)[:80]}")
+        raise _MalformedError(
+            f"{what}: expected a value of type {kind.__name__}, got {ascii(value)[:80]}"
+        )
     return value

@@ -212,7 +212,7 @@ def test_every_flipped_byte_of_a_checkpoint_of_ranks_is_found(tmp_path):
         (lambda piece: piece.update(rows=10**9), "expected pieces that cover all its 4 rows"),
         (lambda piece: piece.update(file="nowhere"), "a size that fits in its file"),
         (lambda piece: piece.update(sha256="0"), "64 hexadecimal digits"),
-        (lambda piece: piece.update(begin=-1), "expected an integer >= 0"),
+        (lambda piece: piece.update(begin=-1), "the begin of a piece: expected an integer >= 0"),
         (lambda piece: piece.update(begin=1), "expected the tensor to begin at byte 1"),
         (lambda piece: piece.pop("rows"), "expected entries with the fields"),
     ],

@@ -61,7 +61,7 @@ def gamma(key: Tensor, folds: Ints, alpha: Tensor, log_space: bool) -> Tensor:
         rejected = (u >= 1.0 - _SQUEEZE * square * square) & (_elementary.log(u) >= bound)
         cube[left] = v  # rejected elements get another value in the next round
         left, own = left[rejected], _operators._fold(own[rejected], (0,))
-    _raise_if_any(left, flat)
+    _raise_if_any(left, flat, "gamma")
 
     u = _operators._uniform(keys, (1,), (), flat.dtype, 0.0, 1.0)
     if log_space:
@@ -123,7 +123,7 @@ def _transformed_rejection(keys: Tensor, rate: Tensor) -> Tensor:
         accepted[rows] |= good
         again = ~accepted[rows].all(1)
         rows, keys = rows[again], _operators._fold(keys, (0,))[again]
-    _raise_if_any((~accepted).reshape(-1).nonzero().squeeze(1), rate.reshape(-1))
+    _raise_if_any((~accepted).reshape(-1).nonzero().squeeze(1), rate.reshape(-1), "Poisson")
     return sample
 
 
@@ -185,9 +185,9 @@ def _square_root(x: Tensor) -> Tensor:
     return _normal._sqrt(x)
 
 
-def _raise_if_any(left: Tensor, parameters: Tensor) -> None:
+def _raise_if_any(left: Tensor, parameters: Tensor, name: str) -> None:
     if left.numel():
         raise RuntimeError(
-            f"a sampler rejected {_MOST_ROUNDS} proposals in a row, for the parameter "
-            f"{float(parameters[left[0]])}. Choose a less extreme parameter."
+            f"the sampler of the {name} distribution rejected {_MOST_ROUNDS} proposals in a row, for "
+            f"the parameter {float(parameters[left[0]])}. Choose a less extreme parameter."
         )

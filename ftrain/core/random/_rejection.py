@@ -58,7 +58,7 @@ def log_gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
         return torch.log(d) + 3 * torch.log1p(t.clamp_min(-1)), accepted
 
     is_valid = (alpha >= 0) & torch.isfinite(alpha)
-    sample = _rejected(key, folds, [boosted], is_valid, propose)
+    sample = _rejected("gamma", key, folds, [boosted], is_valid, propose)
     u = _uniform(key, (*folds, 2), alpha)
     return torch.where(alpha < 1, sample + torch.log1p(-u) / alpha, sample)
 
@@ -83,7 +83,7 @@ def poisson(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
         return k, (k >= 0) & (at_once | (bound <= _log_poisson(k.clamp_min(0), rate)))
 
     is_small = rate < _SMALL
-    large = _rejected(key, folds, [rate], ~is_small & torch.isfinite(rate), propose)
+    large = _rejected("Poisson", key, folds, [rate], ~is_small & torch.isfinite(rate), propose)
     # P(0) = e^-rate, P(k) = P(k - 1) rate / k
     first = torch.where(is_small, torch.exp(-rate), 1.0)
     u = _uniform(key, (*folds, 2), rate)
@@ -116,7 +116,8 @@ def binomial(key: Tensor, folds: Ints, count: Tensor, prob: Tensor) -> Tensor:
 
     is_small = count * p < _SMALL
     is_valid = torch.isfinite(count) & torch.isfinite(prob)
-    large = _rejected(key, folds, [count, p], ~is_small & ~is_certain & is_valid, propose)
+    is_large = ~is_small & ~is_certain & is_valid
+    large = _rejected("binomial", key, folds, [count, p], is_large, propose)
     # P(0) = (1 - p)^n, P(k) = P(k - 1) (n - k + 1) / k · p / (1 - p)
     first = torch.where(is_small & ~is_certain & is_valid, torch.exp(count * torch.log1p(-p)), 1.0)
     u = _uniform(key, (*folds, 2), p)
@@ -148,11 +149,16 @@ def von_mises(key: Tensor, folds: Ints, concentration: Tensor) -> Tensor:
         return torch.where(uniform(2) < 0.5, -angle, angle), accepted
 
     is_valid = (concentration > 0) & torch.isfinite(concentration)
-    return _rejected(key, folds, [concentration], is_valid, propose)
+    return _rejected("von Mises", key, folds, [concentration], is_valid, propose)
 
 
 def _rejected(
-    key: Tensor, folds: Ints, parameters: list[Tensor], is_valid: Tensor, propose: Propose
+    name: str,
+    key: Tensor,
+    folds: Ints,
+    parameters: list[Tensor],
+    is_valid: Tensor,
+    propose: Propose,
 ) -> Tensor:
     """Propose values until one is accepted for each valid element; invalid elements become NaN.
 
@@ -182,8 +188,8 @@ def _rejected(
         if not left.numel():
             return value.view(like.shape)
     raise RuntimeError(
-        f"a sampler rejected {_MOST_ROUNDS} proposals in a row, for the parameters "
-        f"{[float(p[left[0]]) for p in flat]}. Choose less extreme parameters."
+        f"the sampler of the {name} distribution rejected {_MOST_ROUNDS} proposals in a row, for the "
+        f"parameters {[float(p[left[0]]) for p in flat]}. Choose less extreme parameters."
     )
 
 
