@@ -56,7 +56,7 @@ def computed(leaves: Iterable[torch.Tensor]) -> Events:
 def to_host(
     leaves: Sequence[torch.Tensor], memory: PinnedMemory, after: Events | None = None
 ) -> list[torch.Tensor]:
-    """Return copies on the host, with the same strides, of leaves that are not on the CPU.
+    """Return all leaves as CPU tensors with the same strides; copy those that are on other devices.
 
     Args:
         leaves: the tensors; those on the CPU are returned as they are.
@@ -82,7 +82,7 @@ def to_host(
 
 @contextlib.contextmanager
 def _streams(after: Events) -> Iterator[None]:
-    """Use a new CUDA stream per device in a `with` block; it first waits for the device's event."""
+    """Run a `with` block on new CUDA streams, each of which first waits for its device's event."""
     with contextlib.ExitStack() as stack:
         for device, event in after.items():
             stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch's
@@ -92,7 +92,7 @@ def _streams(after: Events) -> Iterator[None]:
 
 
 def _laid_out(copy: torch.Tensor, leaf: torch.Tensor) -> torch.Tensor:
-    """Return the copy of a leaf on the CPU, with the strides of the leaf; return a CPU leaf itself."""
+    """Move `copy` to the CPU, with the strides of `leaf`; return it as it is if `leaf` is on the CPU."""
     if leaf.is_cpu:
         return copy
     copy = copy.cpu()  # copies from devices other than CUDA, or without elements

@@ -28,9 +28,9 @@ class _Parser(argparse.ArgumentParser):
             say(message, end="", error=file is not sys.stdout)
 
     def error(self, message: str) -> NoReturn:
-        """Print an error about the arguments and exit; list only required arguments as missing.
+        """Print argparse's error and exit; omit optional arguments from its list of missing ones.
 
-        argparse also lists a positional argument with `nargs="*"`, such as the overrides, as missing.
+        argparse calls a positional argument with `nargs="*"`, such as the overrides, required.
         """
         head, colon, names = message.partition("are required: ")
         optional = {action.metavar for action in self._actions if action.nargs == "*"}

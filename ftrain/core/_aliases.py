@@ -46,7 +46,7 @@ class Alias(NamedTuple):
     requires_grad: bool
 
     def base(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Return `tensor` with the strides of the base: itself, or a copy if it has others.
+        """Return `tensor` if it has the strides of the base, otherwise a copy that has them.
 
         Rows of stacked states are contiguous, whatever the strides in the module are.
         """
@@ -57,7 +57,7 @@ class Alias(NamedTuple):
         return tensor.permute(order).clone(memory_format=torch.contiguous_format).permute(places)
 
     def of(self, base: torch.Tensor) -> torch.Tensor:
-        """Return the same view of another base, which may begin anywhere in its storage.
+        """Return the same view of the tensor `base`, which may begin anywhere in its storage.
 
         A row of a stacked tensor, or a slice of a flat one, begins behind others in one storage.
         """
@@ -120,7 +120,10 @@ def _has_storage(tensor: torch.Tensor) -> bool:
 
 
 def _is_view(tensor: torch.Tensor, base: torch.Tensor) -> bool:
-    """Return True if `tensor` is a view of `base`, and copies of `base` keep the strides of `base`."""
+    """Return True if `tensor` is a view of `base` that can be made again from a copy of `base`.
+
+    A copy must have the strides of `base`. The two tensors are known to share a storage.
+    """
     if tensor.dtype != base.dtype or base.is_conj() != tensor.is_conj():
         return False
     if torch.empty_like(base, device="meta").stride() != base.stride():

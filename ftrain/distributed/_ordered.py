@@ -1,4 +1,4 @@
-"""Ranks whose sums have the same bits for every number of ranks.
+"""Sums over ranks whose bits do not depend on the number of ranks.
 
 gloo and NCCL sum in an order that depends on the number of ranks. Here the entries of all ranks are
 exchanged unreduced, and summed by halves: entry `i` with entry `i + n / 2`, and so on. If a rank has the
@@ -19,7 +19,7 @@ __all__ = ["OrderedGroup", "halving_sum"]
 
 @dataclass(frozen=True)
 class OrderedGroup(Group):
-    """Ranks whose sums and operators on sharded tensors give the same bits as in one process."""
+    """Group of ranks whose sums and sharded operators give the same bits as a single process."""
 
 
 def halving_sum(stacked: torch.Tensor) -> torch.Tensor:

@@ -76,7 +76,7 @@ class ShardedTensor(Wrapper):
         return whole(self.local, self.shape[0], self.group)
 
     def memory(self) -> torch.Tensor:
-        """Return the rows of this rank."""
+        """Return this rank's rows, the part of the tensor that this process has in memory."""
         return self.local
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # torch gives a default

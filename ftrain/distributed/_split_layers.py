@@ -43,7 +43,7 @@ class LayerParameter(LazyTensor, ShardedTensor):
 
     @staticmethod
     def of(local: torch.Tensor, rows: int, group: Group) -> LayerParameter:
-        """Make the parameter with `rows` rows from the tensor `local` of this rank's rows."""
+        """Return the parameter with `rows` rows in total; `local` has those of this rank."""
         local = local.contiguous()
         self: LayerParameter = _Unread.apply(local, rows, group)  # type: ignore[no-untyped-call]
         self.local = local  # with its graph
@@ -110,16 +110,16 @@ class SplitActivation(LazyTensor):
         return self
 
     def gathered(self) -> torch.Tensor:
-        """Return the columns of all ranks, gathered; all ranks must compute the same gradient."""
+        """Return the whole activation, gathered; all ranks must compute the same gradient of it."""
         found: torch.Tensor = _AllColumns.apply(self.local, self.shape[-1], self.group)  # type: ignore[no-untyped-call]
         return found
 
     def plain(self) -> torch.Tensor:
-        """Return the columns of all ranks, gathered without an autograd graph."""
+        """Return the whole activation, gathered from all ranks without an autograd graph."""
         return _joined(self.local.detach(), self.shape[-1], self.group)
 
     def memory(self) -> torch.Tensor:
-        """Return the columns of this rank."""
+        """Return this rank's columns, the part of the activation that this process has in memory."""
         return self.local
 
     def __repr__(self, **_: Any) -> str:  # type: ignore[override]  # torch gives a default

@@ -178,7 +178,10 @@ def _joined(store: Store, place: Launch, timeout: float) -> Store:
 
 
 def _leave(store: Store, place: Launch, serves: bool, seconds: float) -> None:
-    """Keep the store that rank 0 runs alive until the other ranks have ended, for at most `seconds`."""
+    """Record that this rank ends; if it serves the store, wait up to `seconds` for the other ranks.
+
+    The store ends with the process that serves it, and the other ranks may still need it.
+    """
     keys = [f"left/{rank}" for rank in range(place.size)]
     deadline = time.monotonic() + seconds
     with contextlib.suppress(Exception):  # the store may be lost already

@@ -118,11 +118,11 @@ class OneRank:
         """Raise unless logging, evaluating and saving had the same outcome on all ranks."""
 
     def clock(self) -> Clock:
-        """Return the clock of the run."""
+        """Return the clock with which the loop measures the seconds of the run."""
         return Clock()
 
     def signals(self) -> Signals:
-        """Return the signal handler of the run."""
+        """Return the context in which the loop handles Ctrl-C and SIGTERM."""
         return Signals()
 
     def publish(self, phase: Callable[[], str]) -> None:
@@ -134,7 +134,7 @@ class OneRank:
 
 
 class _Together(OneRank):
-    """Ranks that evaluate their rows of each batch; the evaluation step merges their metrics."""
+    """Coordination of ranks whose evaluation step merges the metrics of their rows of a batch."""
 
     repeats = False
 

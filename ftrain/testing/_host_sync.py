@@ -41,7 +41,7 @@ def no_host_sync() -> Iterator[None]:
 
 
 class _Watch:
-    """State of one `with` block that rejects host reads of tensor values, except in compilation."""
+    """State of one `no_host_sync` block, in which reading a tensor's value on the host raises."""
 
     def __init__(self) -> None:
         self.compiling = 0
@@ -98,7 +98,7 @@ class _Watch:
 
     @contextlib.contextmanager
     def cuda_errors(self) -> Iterator[None]:
-        """Convert torch's error for a CUDA call that waits for the device to an assertion error."""
+        """Raise AssertionError instead of torch's RuntimeError if a CUDA call waits for the device."""
         if not torch.cuda.is_available():
             yield
             return

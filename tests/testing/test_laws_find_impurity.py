@@ -167,7 +167,7 @@ def test_check_deterministic_finds_bits_that_depend_on_the_number_of_threads() -
 
     testing.check_deterministic(step, BATCHES, state=STATE)
     found = violation(testing.check_deterministic, step, BATCHES, state=STATE, threads=(3,))
-    assert found.summary.startswith("3 threads give other bits than")
+    assert found.summary.startswith("the outputs with 3 threads have other bits than with")
     assert found.operator == "aten.mul.Tensor"
 
 

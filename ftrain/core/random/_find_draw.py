@@ -306,7 +306,10 @@ def _time_of_others() -> float:
 
 
 def _place(frame: FrameType | None) -> tuple[FrameType, int] | None:
-    """Return the innermost frame of user code within the repeated call, and its line number."""
+    """Return the first frame of user code among `frame` and its callers, and the line that it runs.
+
+    The callers end at `_search`, which calls the function to search; without such a frame: `None`.
+    """
     while frame is not None and _is_below(frame.f_code.co_filename):
         frame = frame.f_back if frame.f_code is not _search.__code__ else None
     return None if frame is None else (frame, frame.f_lineno)

@@ -91,7 +91,10 @@ def moved(before: Marks) -> tuple[str, ...]:
 
 
 def moved_quietly(before: Marks) -> tuple[str, ...]:
-    """Return the changed generators except torch's, since reading torch's lets other threads run."""
+    """Return the names of the generators, except torch's, whose states differ from those in `before`.
+
+    Reading torch's states lets other threads run, whose draws would then count as draws of this one.
+    """
     names = ["numpy"] if _read_numpy() != before.numpy else []
     if _read_python() != before.python:
         names.append("python")
@@ -117,7 +120,7 @@ def differing(a: Marks, b: Marks) -> tuple[str, ...]:
 
 
 def restore(before: Marks, names: tuple[str, ...]) -> None:
-    """Restore the named generators to their states in `before`."""
+    """Restore the generators in `names` to their states in `before`."""
     if "torch" in names:
         torch.default_generator.set_state(before.torch)
     if "device" in names and before.device is not None:
@@ -133,7 +136,7 @@ def restore(before: Marks, names: tuple[str, ...]) -> None:
 
 
 def seed(name: str, words: tuple[int, int]) -> None:
-    """Seed a named global generator with two words of 32 bits."""
+    """Seed the global generator `name`, one of `NAMES`, with two words of 32 bits."""
     if name == "numpy":
         np.random.seed(list(words))
     elif name == "python":

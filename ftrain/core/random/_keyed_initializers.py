@@ -46,7 +46,9 @@ _seeding = threading.RLock()  # held while the global generators, shared by all 
 
 @dataclasses.dataclass
 class InitializerPlan:
-    """Record of the draws of a model function, made by `observe` for `construct`.
+    """Record of the random draws of a function that builds a model.
+
+    `observe` calls the function and returns the record; `construct` uses it to give each draw a key.
 
     Attributes:
         sites: for each initialisation in the order of construction, the path of the tensor that it
@@ -90,8 +92,8 @@ def construct(build: Callable[[], T], key: Tensor, plan: InitializerPlan) -> T:
         plan: from `observe`.
 
     Raises:
-        UnkeyedRandomError: a draw of the model function cannot get a key, and the global generators
-            cannot be seeded from the key, because it has no value during a trace.
+        UnkeyedRandomError: a draw of `build` cannot get a key, and the global generators cannot be
+            seeded from the key, because it has no value during a trace.
     """
     return _watched(lambda: _built(build, _Planned(key, plan.sites), plan), plan)
 

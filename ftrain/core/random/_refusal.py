@@ -70,7 +70,12 @@ def refusal(func: Any, why: str) -> UnkeyedRandomError:
 
 
 def unkeyed_draw(names: tuple[str, ...], where: str) -> UnkeyedRandomError:
-    """Return the error for draws that came from the named generators instead of a key."""
+    """Return the error for code that drew from stateful generators, such as NumPy's, instead of a key.
+
+    Args:
+        names: the generators, named as in `_generators.NAMES`.
+        where: where the code drew; the message continues with it.
+    """
     whose = " and ".join(_WHOSE[name] for name in names)
     of_torch = "torch" in names or "device" in names
     return UnkeyedRandomError(

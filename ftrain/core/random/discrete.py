@@ -86,8 +86,9 @@ def categorical(
     count = math.prod(ahead)
     if size[len(ahead) :] != batch:
         raise ValueError(
-            f"categorical: expected a shape that ends in {tuple(batch)}, the shape of the logits "
-            f"without the axis of the categories, got {size}. Append these sizes to the shape."
+            "categorical: with replace=False, expected an argument `shape` that ends in "
+            f"{tuple(batch)}, the shape of the logits without the axis of the categories, got {size}. "
+            f"Pass shape=({', '.join(map(str, ('n', *batch)))}) for n draws."
         )
     if count > logits.shape[-1]:
         raise ValueError(

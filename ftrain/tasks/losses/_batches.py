@@ -60,7 +60,7 @@ def prediction_of_classes(
 
 
 def of_batch(batch: Any, name: str | int | None) -> str | int | None:
-    """Return `name`; `None` if it is a string, and the batch is a tuple or tensor, without names."""
+    """Return `name`, or `None` if it is a string and the batch (a tuple or tensor) has no names."""
     has_names = named_entries(unpadded(batch)) is not None
     return name if has_names or not isinstance(name, str) else None
 
@@ -105,7 +105,7 @@ def entry(batch: Any, name: str | int, option: str | None = None) -> Tensor:
 
 
 def row_weights(batch: Any) -> Tensor | None:
-    """Return the row weights `(n,)` of a `Padded` batch, or the entry `weight`; `None` without them."""
+    """Return the row weights `(n,)` of a batch, `Padded` or with an entry `weight`; else `None`."""
     if isinstance(batch, Padded):
         return batch.weight
     named = named_entries(batch)
@@ -113,7 +113,7 @@ def row_weights(batch: Any) -> Tensor | None:
 
 
 def without_padding(labels: Tensor, weights: Tensor | None, ignore_index: int = -100) -> Tensor:
-    """Return labels with `ignore_index` in rows of weight 0, for metrics that count rows."""
+    """Return the labels, but `ignore_index` in rows of weight 0, so that metrics skip these rows."""
     if weights is None:
         return labels
     return labels.masked_fill(over(weights == 0, labels), ignore_index)

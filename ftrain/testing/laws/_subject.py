@@ -66,11 +66,11 @@ class Call(NamedTuple):
         return outputs_of(output) if self.outputs else output
 
     def input_named(self, difference: Difference) -> Difference:
-        """Return a difference between arguments, with a path that begins with the argument's name."""
+        """Return a copy of a difference whose path names the argument: `state['w']`, not `[0]['w']`."""
         return dataclasses.replace(difference, path=self.path(difference.path))
 
     def output_named(self, difference: Difference) -> Difference:
-        """Return a difference between outputs, with a path that begins with the output's name."""
+        """Return a copy of a difference whose path names the output: `state['w']`, not `[0]['w']`."""
         return dataclasses.replace(difference, path=self.output_path(difference.path))
 
     def path(self, path: str) -> str:

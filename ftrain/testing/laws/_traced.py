@@ -84,7 +84,7 @@ def untraceable(law: str, name: str) -> Iterator[None]:
 
 
 def _verb(error: BaseException) -> str:
-    return "donated a state" if isinstance(error, DonationError) else "compiled"
+    return "called with a donated state" if isinstance(error, DonationError) else "compiled"
 
 
 def _first_line(error: BaseException) -> str:

@@ -159,7 +159,8 @@ def _under_threads(call: Call, first: Any, number: int) -> None:
         torch.set_num_threads(before)
     raise LawViolation(
         "deterministic",
-        f"{number} threads give other bits than {before}: {call.output_named(difference)}",
+        f"the outputs with {plural(number, 'thread')} have other bits than with {before}: "
+        f"{call.output_named(difference)}",
         difference=difference,
         **located(site),
         cause="an operator cuts its sum into as many parts as there are threads, or adds in the order "

@@ -191,8 +191,9 @@ class TrainingMachine(RuleBasedStateMachine):
         if digest(metrics) != self._reference.evaluated(self._history):
             raise LawViolation(
                 "evaluation",
-                "the metrics of an evaluation differ from those in an uninterrupted run",
-                remedy="Keep all that eval_step reads in the state.",
+                f"the metrics of eval_step after {len(self._history)} training steps differ from those "
+                "in an uninterrupted run",
+                remedy="Make everything that eval_step reads a part of the state.",
             )
         self._check("evaluation")
 
@@ -253,7 +254,7 @@ class TrainingMachine(RuleBasedStateMachine):
                 f"after {len(self._history)} steps the state differs from that of an uninterrupted run",
                 self.state,
                 self._reference.after(self._history).state,
-                "Keep all that influences a step in the state, and save all of it.",
+                "Make everything that influences a step a part of the state, and save all of it.",
             )
 
     def _start_process(self) -> None:
@@ -290,7 +291,7 @@ class TrainingMachine(RuleBasedStateMachine):
             f"batch {position} differs from that of an uninterrupted run",
             batch,
             self._batch_of(position, Event(False, 1)),
-            "Let seed and position alone decide a batch, not the workers that fetch it.",
+            "Compute a batch from the seed and its position only, whichever worker fetches it.",
         )
         history = (*self._history, event)
         expected = self._reference.after(history)
@@ -306,7 +307,7 @@ class TrainingMachine(RuleBasedStateMachine):
                 "resume",
                 f"the metrics of step {position} differ from those in an uninterrupted run: expected "
                 f"{expected.metrics}, got {metrics}",
-                remedy="Keep all that train_step reads in the state.",
+                remedy="Make everything that train_step reads a part of the state.",
             )
         return metrics
 
