@@ -59,10 +59,16 @@ def with_accumulated(grads: Grads, inputs: Sequence[torch.Tensor]) -> Grads:
 def refuse_called_backward(inputs: Sequence[torch.Tensor], name: str) -> None:
     """Raise if a function added gradients to the `.grad` of its inputs before it returned its value.
 
+    Args:
+        inputs: autograd leaves that had no `.grad` before the call.
+        name: the name of the function in the message.
+
     Raises:
         ImpureFunctionError: one of the inputs has a `.grad`.
     """
-    if any(grad is not None for grad, _ in accumulated(inputs)):
+    with _torch.unwatched():
+        found = [x.grad for x in inputs]
+    if not all(map(operator.is_, found, itertools.repeat(None))):  # 70 ns per input
         raise ImpureFunctionError(
             f"{name} called backward(): expected no gradients in the attribute .grad of the parameters "
             "when the loss is returned, since they might or might not be meant to count. Call "

@@ -9,7 +9,7 @@ Read next: `_skeleton.py`, which installs them together with the tensors of a st
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +17,13 @@ import torch
 from torch import nn
 
 from ftrain.core import _torch
+from ftrain.core._kept_buffers import Lost
 from ftrain.core._reachable_objects import reach, spell
 from ftrain.core._structure import named_tensors
 from ftrain.core._torch_tensors import storage_id
+from ftrain.core.compile._trace import is_tracing
 
-__all__ = ["Alias", "add_views", "aliases_of"]
+__all__ = ["Alias", "add_views", "aliases_of", "refuse_graphs"]
 
 
 class Alias(NamedTuple):
@@ -48,10 +50,12 @@ class Alias(NamedTuple):
     def base(self, tensor: torch.Tensor) -> torch.Tensor:
         """Return `tensor` if it has the strides of the base, otherwise a copy that has them.
 
-        Rows of stacked states are contiguous, whatever the strides in the module are.
+        Rows of stacked states are contiguous, whatever the strides in the module are. A trace gets a
+        copy in any case: a view of an argument would contain where the argument begins in its storage.
         """
-        if tensor.stride() == self.base_stride:
-            return tensor
+        sizes = zip(tensor.shape, tensor.stride(), self.base_stride, strict=True)
+        if all(size == 1 or own == wanted for size, own, wanted in sizes):
+            return tensor.clone() if is_tracing() else tensor
         order = sorted(range(tensor.ndim), key=lambda i: self.base_stride[i], reverse=True)
         places = [order.index(i) for i in range(tensor.ndim)]
         return tensor.permute(order).clone(memory_format=torch.contiguous_format).permute(places)
@@ -93,11 +97,29 @@ def aliases_of(module: nn.Module) -> list[tuple[torch.Tensor, Alias]]:
     return aliases
 
 
+def refuse_graphs(views: Iterable[tuple[torch.Tensor, Alias]]) -> None:
+    """Raise if the gradient of a view flows to a parameter, which it would not in a copied module.
+
+    Raises:
+        ValueError: one of the views is a result of operators on a parameter.
+    """
+    for view, alias in views:
+        if alias.requires_grad and not view.is_leaf:
+            raise ValueError(
+                f"`{alias.path}` is a view of the parameter {alias.name!r}, through which gradients "
+                "flow: expected a model without such views, since a copy would not have them. Compute "
+                "it in forward, or pass a function that builds the model."
+            )
+
+
 def add_views(
     tensors: dict[str, torch.Tensor], aliases: Mapping[str, Alias], buffers: Collection[str]
 ) -> None:
     """Add the views of a module's parameters and buffers to the tensors that will be installed in it."""
     for name, alias in aliases.items():
+        if isinstance(tensors[alias.name], Lost):
+            tensors[name] = tensors[alias.name]
+            continue
         base = alias.base(tensors[alias.name])
         if alias.name in buffers:  # a module may write to a buffer through a view of it
             tensors[alias.name] = base

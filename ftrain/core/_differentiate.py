@@ -171,12 +171,14 @@ def _by_autograd(
         if require:
             gradient.copy_hooks()
         start = _torch.sequence_number()
-        leaves_before = accumulated(leaves) if given else []
+        tensors = [*leaves, *inputs, *gradient.outer_inputs()] if given else []
+        grads_before = accumulated(tensors)
         with _one_thread() if outside else contextlib.nullcontext():
             value, aux = checked(inputs)
+        if not given:
+            refuse_called_backward(inputs, name)
         if outside_leaves is not None:
             outside_leaves += unknown_leaves([value], inputs, ends=inputs)
-            refuse_called_backward(inputs, name)
         cotangent = None if seed is None else seed(aux)
         keep = differentiable or given
         if outside or keep or _must_survey(outside_leaves):
@@ -190,7 +192,7 @@ def _by_autograd(
                 value, inputs, cotangent, create_graph=keep, allow_unused=True
             )
         if given:
-            refuse_accumulated(leaves_before, leaves, name)
+            refuse_accumulated(grads_before, tensors, name)
         elif keep:
             refuse_accumulated([(None, 0)] * len(inputs), inputs, name)
         else:

@@ -76,6 +76,10 @@ class Gradient:
         """Record pairs `(input, original)`; the function gets `input` in place of `original`."""
         self._pairs, self._by_id = list(pairs), None
 
+    def outer_inputs(self) -> list[torch.Tensor]:
+        """Return the inputs of the gradient computations around this one."""
+        return [x for outer in _active.gradients if outer is not self for x, _ in outer._pairs]
+
     def copy_hooks(self) -> None:
         """Register each original tensor's hooks on the function input that replaces the original."""
         with _torch.unwatched():

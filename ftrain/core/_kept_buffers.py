@@ -10,7 +10,7 @@ from ftrain.core import _torch, tree
 from ftrain.core._torch_tensors import storage_id, version
 from ftrain.core.errors import ImpureFunctionError
 
-__all__ = ["KeptBuffers"]
+__all__ = ["KeptBuffers", "Lost"]
 
 # Tensors of up to this number of elements are copied at the start of each region (statistics, but not
 # masks).
@@ -31,11 +31,12 @@ class KeptBuffers:
     def __init__(self, tensors: dict[str, torch.Tensor]) -> None:
         self.tensors = tensors
         with _torch.unwatched():
-            self._marks = {n: _mark(t) for n, t in tensors.items() if t.numel() > SMALL}
-        self._copies = {n: t.clone() for n, t in tensors.items() if n not in self._marks}
+            large: dict[str, Any] = {name: t for name, t in tensors.items() if t.numel() > SMALL}
+            self._marks = {name: _mark(t) for name, t in large.items() if not isinstance(t, Lost)}
+        self._copies = {name: t.clone() for name, t in tensors.items() if name not in large}
 
     def restored(self) -> dict[str, torch.Tensor]:
-        """Return the tensors of the snapshot, without the large ones that are as they were.
+        """Return the tensors of the snapshot.
 
         The use of a large one that was written to since then raises an ImpureFunctionError.
         """
@@ -43,7 +44,8 @@ class KeptBuffers:
             now = {name: _mark(self.tensors[name]) for name in self._marks}
         lost = [name for name, mark in self._marks.items() if now[name] != mark]
         return {
-            **{name: cast(torch.Tensor, _Lost(name, self.tensors[name])) for name in lost},
+            **self.tensors,
+            **{name: cast(torch.Tensor, Lost(name, self.tensors[name])) for name in lost},
             **{name: copy.clone() for name, copy in self._copies.items()},
         }
 
@@ -56,17 +58,23 @@ def _mark(tensor: torch.Tensor) -> tuple[int, int]:
         return version(tensor), 0
 
 
-class _Lost:
+class Lost:
     """Substitute for a tensor whose values are lost, with its shape and dtype; any use raises."""
 
     def __init__(self, name: str, tensor: torch.Tensor) -> None:
         self.__dict__["_name"], self.__dict__["_tensor"] = name, tensor
+
+    def numel(self) -> int:
+        """Return the number of elements."""
+        return self._tensor.numel()  # type: ignore[no-any-return]
 
     def __getattr__(self, name: str) -> Any:
         value = getattr(self._tensor, name)
         if callable(value) or isinstance(value, torch.Tensor):
             self._refuse()
         return value
+
+    __hash__ = object.__hash__
 
     def _refuse(self) -> NoReturn:
         raise ImpureFunctionError(
@@ -80,13 +88,19 @@ class _Lost:
     def _use(self, *_: Any) -> NoReturn:
         self._refuse()
 
-    __getitem__ = __setitem__ = __len__ = __iter__ = __neg__ = __invert__ = __bool__ = __float__ = (
-        _use
-    )
-
     @classmethod
     def __torch_function__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = tree.leaves((args, kwargs or {}))
         next(x for x in given if isinstance(x, cls))._refuse()
+
+
+_COMPARISONS = ("__eq__", "__ne__", "__lt__", "__le__", "__gt__", "__ge__")
+
+# Python finds operators in the class, not through `__getattr__`.
+for _name in dir(torch.Tensor):
+    is_own = _name in _COMPARISONS or not hasattr(object, _name)
+    is_special = _name.startswith("__") and not _name.startswith("__torch")
+    if is_own and is_special and callable(getattr(torch.Tensor, _name)):
+        setattr(Lost, _name, Lost._use)

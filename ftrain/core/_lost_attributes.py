@@ -3,8 +3,9 @@
 A step restores the attributes that a model assigns in its forward pass, so that every step starts with
 the values of the first one: a counter, a running mean or the position of a queue does not advance. A
 loop by hand would go on with the assigned values. If the first call of a loss assigned attributes, the
-loss is computed three times more: with other values; then once with and once without the attributes
-that this call assigned. If the last two differ, they depend on attributes that are lost.
+loss is computed up to four times more: with other values; once with and once without the attributes
+that this call assigned; and if the results differ, once more without, since operators may not be
+deterministic. With several ranks nothing is computed again: losses may contain collectives.
 
 Read next: `_skeleton.py`, which restores the attributes; `_model_calls.py`, which calls the loss.
 """
@@ -15,6 +16,8 @@ import contextlib
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+
+from torch import distributed as dist
 
 from ftrain.core import _torch, tree
 from ftrain.core._object_contents import Change
@@ -34,7 +37,7 @@ class LostAttributes:
     def __init__(self, skeleton: Skeleton) -> None:
         # Fake and mapped tensors have no values to compare.
         has_values = not (is_tracing() or _torch.is_faking() or _torch.inside_functorch())
-        self._skeleton, self._is_on = skeleton, has_values
+        self._skeleton, self._is_on = skeleton, has_values and not _several_ranks()
         self._changes: list[Change] | None = None
 
     @contextlib.contextmanager
@@ -83,6 +86,10 @@ class LostAttributes:
                 return False
             finally:
                 skeleton.carried_over, skeleton.undone = [], None
+
+
+def _several_ranks() -> bool:
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
 def _changed(changes: Sequence[Change], path: Callable[[Any], str]) -> str:

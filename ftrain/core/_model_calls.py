@@ -195,7 +195,15 @@ class _Rerun:
     after: Any = None
 
     def arguments(self, part: Any, buffers: Any) -> tuple[Any, Any]:
-        return (_halved(part), buffers) if self.buffers is None else (part, self.buffers)
+        if self.buffers is not None:
+            return part, self.buffers
+        # On CUDA, an index that such a batch puts out of range would end the process's work there.
+        is_on_cpu = all(t.device.type == "cpu" for t in tree.leaves(buffers) + _tensors(part))
+        return (_halved(part) if is_on_cpu else part), buffers
+
+
+def _tensors(values: Any) -> list[torch.Tensor]:
+    return [leaf for leaf in tree.leaves(values) if isinstance(leaf, torch.Tensor)]
 
 
 def _halved(values: Any) -> Any:

@@ -14,9 +14,13 @@ import types
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+import torch
+
 from ftrain.core._reachable_objects import MISSING, Attributes, Class, Found, Globals
 
-__all__ = ["Change", "Group", "emptied", "empty_of", "groups_of", "put_all", "put_set"]
+__all__ = [
+    "Change", "Group", "emptied", "empty_of", "groups_of", "put_all", "put_set", "without_graphs",
+]  # fmt: skip
 
 _chain = itertools.chain.from_iterable
 _PLAIN = frozenset({type(None), bool, int, float, complex, str, bytes})
@@ -168,6 +172,17 @@ def put_all(changes: Iterable[Change]) -> None:
     """Make changes again that were undone."""
     for change in changes:
         change.put(change.node, change.keys, change.values)
+
+
+def without_graphs(change: Change) -> Change:
+    """Return a change whose tensors have no graph, so that nothing in a graph refers to the graph."""
+    return change._replace(values=[*map(_leaf_of, change.values)])
+
+
+def _leaf_of(value: Any) -> Any:
+    if not isinstance(value, torch.Tensor) or value.is_leaf:
+        return value
+    return value.detach().requires_grad_()
 
 
 def put_set(node: set[Any], _: Any, values: Any) -> None:

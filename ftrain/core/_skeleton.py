@@ -22,8 +22,8 @@ from torch import nn
 
 from ftrain.core._aliases import Alias, add_views, aliases_of
 from ftrain.core._hooks import Hooks, parameter_hooks
-from ftrain.core._kept_buffers import KeptBuffers
-from ftrain.core._object_contents import Change, put_all
+from ftrain.core._kept_buffers import KeptBuffers, Lost
+from ftrain.core._object_contents import Change, put_all, without_graphs
 from ftrain.core._own_modes import has_own_modes, set_flags, settled
 from ftrain.core._parameter_marks import marked, not_required, turn_off, unmark
 from ftrain.core._reachable_objects import spell
@@ -34,6 +34,7 @@ from ftrain.core._skeleton_errors import (
     STRAY_REMEDY,
     check_names,
     check_shapes,
+    not_a_tensor,
     refuse_changes,
     refuse_parting,
     replacement,
@@ -52,13 +53,13 @@ from ftrain.core._tensor_slots import (
     refuse_captured,
     refuse_fixed,
     refuse_leftovers,
+    replaced,
     slots_of,
 )
-from ftrain.core._torch_checkpoint import around_regions
+from ftrain.core._torch_checkpoint import around_regions, is_foreign_thread
 from ftrain.core._torch_tensors import registries
 from ftrain.core._traced_leftovers import guard
 from ftrain.core._writes import FirstCalls, unchanged
-from ftrain.core.errors import ImpureFunctionError
 
 __all__ = ["Skeleton", "skeleton_of"]
 
@@ -202,28 +203,36 @@ class Skeleton:
 
     @contextlib.contextmanager
     def holding(
-        self, params: Tensors, buffers: Tensors, training: bool, again: Sequence[Change] = ()
+        self,
+        params: Tensors,
+        buffers: Tensors,
+        training: bool,
+        again: Sequence[Change] = (),
+        outlived: bool = False,
     ) -> Iterator[None]:
         """Install `params` and `buffers` in the module inside the context, then restore the module.
 
         Training mode restores the original flags of the submodules (those frozen in eval mode remain
         so), or calls `train()` if the whole module was in eval mode. A part of an earlier call that is
-        computed `again` starts with the attributes that this call assigned.
+        computed `again` starts with the attributes that this call assigned. They are recorded if the
+        context is `outlived` by a graph, whose backward pass may compute such parts.
         """
         tensors = self.checked(params, buffers)
-        # A recomputation may run in the thread of the backward pass, while its call holds the lock.
-        lock = contextlib.nullcontext() if self._held is params else self.lock
+        # On CUDA, a recomputation runs in a thread of autograd, while its call holds the lock.
+        is_recomputed = self._held is params and is_foreign_thread()
+        lock = contextlib.nullcontext() if is_recomputed else self.lock
         with lock, deep_enough(self._nesting):
             outer = self._enter()
-            put_all(again or (self.carried_over if outer is None else ()))
-            self._depth += 1
+            marks, plain = list[torch.Tensor](), list[torch.Tensor]()
             held, self._held = self._held, params
             outer_call, self._call = self._call, []
-            guard(self.module)
-            add_views(tensors, self._aliases, self.buffers)
-            marks = marked([*params.values(), *(buffers[name] for name in self._frozen)])
-            plain = not_required(params.values())
+            self._depth += 1
             try:
+                put_all(again or (self.carried_over if outer is None else ()))
+                guard(self.module)
+                add_views(tensors, self._aliases, self.buffers)
+                marks = marked([*params.values(), *(buffers[name] for name in self._frozen)])
+                plain = not_required(params.values())
                 for holder, key, name in self._slots:
                     holder[key] = tensors[name]
                 set_flags(self._modes[training])
@@ -242,18 +251,16 @@ class Skeleton:
                 self._leave(outer)
                 raise
             else:
-                replaced = [
-                    name
-                    for holder, key, name in self._registered
-                    if holder.get(key) is not tensors[name]
-                ]
+                slots = ((holder.get(key), name) for holder, key, name in self._registered)
+                assigned = next((name for t, name in slots if t is not tensors[name]), None)
                 changes, refusals = self._leave(outer)
-                self._call += changes
+                if outlived:
+                    self._call += map(without_graphs, changes)
                 if self.undone is not None and outer is None:
                     self.undone = changes
                 refuse_changes(changes, refusals, self._registries)
-                if replaced:
-                    raise replacement(replaced[0])
+                if assigned is not None:
+                    raise replacement(assigned)
             finally:
                 unmark(marks)
                 if plain:
@@ -299,23 +306,22 @@ class Skeleton:
         def holding() -> contextlib.AbstractContextManager[None]:
             if self._held is params:
                 return self._replaced(kept.restored())
-            return self.holding(params, {**kept.tensors, **kept.restored()}, training, call)
+            return self.holding(params, kept.restored(), training, call, outlived=True)
 
         return holding
 
     @contextlib.contextmanager
     def _replaced(self, buffers: Tensors) -> Iterator[None]:
         """Install other buffers inside of a running call, whose attributes stay as they are."""
+        tensors = dict(buffers)
         views = {path: alias for path, alias in self._aliases.items() if alias.name in buffers}
-        tensors = buffers | {path: alias.of(buffers[alias.name]) for path, alias in views.items()}
-        before = [(slot, slot.get()) for slot in self._slots if slot.name in tensors]
-        for slot, _ in before:
-            slot.set(tensors[slot.name])
+        add_views(tensors, views, self.buffers)
+        marks = marked([buffers[name] for name in self._frozen])
         try:
-            yield
+            with replaced(self._slots, tensors):
+                yield
         finally:
-            for slot, tensor in before:
-                slot.set(tensor)
+            unmark(marks)
 
     def _enter(self) -> _Outer | None:
         """Reset the module before a call; return the settings of an outer call, if one is running."""
@@ -359,12 +365,8 @@ class Skeleton:
         for slot in self._slots:
             if slot.name in wanted and slot.name not in found:
                 found[slot.name] = slot.holder[slot.key]
-                if not isinstance(found[slot.name], torch.Tensor):
-                    raise ImpureFunctionError(
-                        f"the buffer {slot.name!r}: expected a tensor after a forward pass, got "
-                        f"{found[slot.name]!r}, which the model assigned. Assign a tensor of the "
-                        "buffer's shape, such as torch.zeros_like(...)."
-                    )
+                if not isinstance(found[slot.name], (torch.Tensor, Lost)):
+                    raise not_a_tensor(slot.name, found[slot.name])
             elif slot.name in wanted and slot.holder[slot.key] is not found[slot.name]:
                 refuse_parting(slot, self._registries)
         return {name: found[name] for name in names}

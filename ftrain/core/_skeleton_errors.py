@@ -16,8 +16,8 @@ from ftrain.core._tensor_slots import Slot
 from ftrain.core.errors import ImpureFunctionError
 
 __all__ = [
-    "PARAMETER_REMEDY", "STRAY_REMEDY", "check_names", "check_shapes", "refuse_changes",
-    "refuse_parting", "replacement",
+    "PARAMETER_REMEDY", "STRAY_REMEDY", "check_names", "check_shapes", "not_a_tensor",
+    "refuse_changes", "refuse_parting", "replacement",
 ]  # fmt: skip
 
 PARAMETER_REMEDY = (
@@ -65,6 +65,14 @@ def check_shapes(
                     f"{tuple(tensors[name].shape)}: the state belongs to another model. Make one with "
                     "the init_state of this model."
                 )
+
+
+def not_a_tensor(name: str, value: Any) -> ImpureFunctionError:
+    """Return the error for an object that a model assigned to the name of a buffer."""
+    return ImpureFunctionError(
+        f"the buffer {name!r}: expected a tensor after a forward pass, got {value!r}, which the model "
+        "assigned. Assign a tensor of the buffer's shape, such as torch.zeros_like(...)."
+    )
 
 
 def replacement(name: str) -> ImpureFunctionError:

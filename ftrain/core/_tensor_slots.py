@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from ftrain.core._hooks import Hooks
 from ftrain.core._python_objects import cell_contents
 from ftrain.core._reachable_objects import Attributes, Found, Path, reach, spell
 
-__all__ = ["Slot", "refuse_captured", "refuse_fixed", "refuse_leftovers", "slots_of"]
+__all__ = ["Slot", "refuse_captured", "refuse_fixed", "refuse_leftovers", "replaced", "slots_of"]
 
 
 class Slot(NamedTuple):
@@ -67,6 +68,19 @@ class _Instance:
 
     def __setitem__(self, name: str, value: Any) -> None:
         object.__setattr__(self._instance, name, value)
+
+
+@contextlib.contextmanager
+def replaced(slots: Iterable[Slot], tensors: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Store tensors at the locations of their names inside the context, then the former ones again."""
+    before = [(slot, slot.get()) for slot in slots if slot.name in tensors]
+    try:
+        for slot, _ in before:
+            slot.set(tensors[slot.name])
+        yield
+    finally:
+        for slot, tensor in before:
+            slot.set(tensor)
 
 
 def slots_of(found: Found, names: Mapping[int, str]) -> list[Slot]:

@@ -30,11 +30,18 @@ from ftrain.core import _torch
 from ftrain.core._recomputation import start_recomputation
 from ftrain.core._torch_levels import place
 
-__all__ = ["Again", "around_regions", "contexts_now", "without_saved_tensor_hooks"]
+__all__ = [
+    "Again", "around_regions", "contexts_now", "is_foreign_thread", "without_saved_tensor_hooks",
+]  # fmt: skip
 
 #: Function that is called when a region starts, and returns a function that makes the context for its
 #: recomputation.
 Again = Callable[[], Callable[[], AbstractContextManager[Any]]]
+
+
+def is_foreign_thread() -> bool:
+    """Return True in a thread that Python did not start, as those of autograd for devices."""
+    return isinstance(threading.current_thread(), threading._DummyThread)
 
 
 class _Active(threading.local):

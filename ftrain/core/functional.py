@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ftrain.core import _torch, random, tree
-from ftrain.core._aliases import aliases_of
+from ftrain.core._aliases import aliases_of, refuse_graphs
 from ftrain.core._differentiate import differentiate
 from ftrain.core._hooks import Hooks, hooked, note_call, parameter_hooks
 from ftrain.core._loop_bodies import own_memory
@@ -171,14 +171,17 @@ class Bound(NotCopied):
         checkpointing).
         """
         params = hooked(params, self._parameter_hooks)
+        outlived = until is None and torch.is_grad_enabled()
         if until is None:
             note_call(self.skeleton)
-            self.skeleton.has_left_graphs |= torch.is_grad_enabled()
+            self.skeleton.has_left_graphs |= outlived
         with _torch.unwatched():
             written = self.skeleton.buffers
             fresh = {n: copy_of(b) if n in written else b.clone() for n, b in buffers.items()}
         with contextlib.ExitStack() as own:
-            (until or own).enter_context(self.skeleton.holding(params, fresh, training))
+            (until or own).enter_context(
+                self.skeleton.holding(params, fresh, training, outlived=outlived)
+            )
             out = fn(self.skeleton.module)
             now = self.skeleton.read(self.skeleton.carried)
             with _torch.unwatched():
@@ -211,6 +214,7 @@ class Bound(NotCopied):
         module = construct(self._build, random.key(0), self._plan) if own is None else own
         views = aliases_of(module) if self.skeleton.has_aliases else []
         if own is not None or self._shares:
+            refuse_graphs(views)
             memo: dict[int, Any] = {}
             module = copied(module, memo)
             views = [(memo[id(view)], alias) for view, alias in views]

@@ -57,5 +57,7 @@ def repeat_step(run: Emitter, error: Exception, batch: Any) -> Generator[Any, An
             is_refusal = not _out_of_memory.is_out_of_memory(again)
             if is_refusal and not isinstance(again, NonFiniteError):
                 run.state = run.state.replace(micro_batches=before)
+                if not isinstance(again, (TypeError, ValueError)):
+                    raise
                 raise _out_of_memory.refusal(error, again, train, batch, before) from again
             error = again

@@ -89,18 +89,38 @@ def test_gradient_of_accumulated_gradients_raises() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x * self.weight
 
-    def value(w: Tensor) -> Tensor:
+    def value(w: Tensor, scale: Tensor | None = None) -> Tensor:
         layer = Scaled()
-        layer.weight = w
+        layer.weight = w if scale is None else scale
         out: Tensor = Recomputed.apply(x * w, layer)  # type: ignore[no-untyped-call]
         return out.square().sum()
 
     def slope(w: Tensor) -> Tensor:
         return ftrain.value_and_grad(value)(w)[1].sum()  # type: ignore[no-any-return]
 
+    def slope_of_outer(w: Tensor) -> Tensor:
+        return ftrain.value_and_grad(lambda a: value(a, w))(w * 2)[1].sum()  # type: ignore[no-any-return]
+
     assert ftrain.value_and_grad(value)(weight)[1].any()
-    with pytest.raises(ImpureFunctionError, match="can be differentiated again"):
-        ftrain.value_and_grad(slope)(weight)
+    for nested in (slope, slope_of_outer):
+        with pytest.raises(ImpureFunctionError, match="can be differentiated again"):
+            ftrain.value_and_grad(nested)(weight)
+
+
+def test_function_that_calls_backward_before_it_returns_raises_in_every_call() -> None:
+    calls = []
+
+    def value(w: Tensor) -> Tensor:
+        calls.append(w)
+        if len(calls) > 1:
+            w.square().sum().backward()
+        return (3 * w).sum()
+
+    gradient = ftrain.value_and_grad(value)
+    assert gradient(torch.ones(2))[1].tolist() == [3.0, 3.0]
+    for _ in range(2):
+        with pytest.raises(ImpureFunctionError, match=r"called backward\(\)"):
+            gradient(torch.ones(2))
 
 
 def test_loss_that_leaves_gradients_in_its_parameters_raises() -> None:

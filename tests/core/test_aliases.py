@@ -202,3 +202,36 @@ def test_overlapping_registered_tensors_are_refused(built: bool) -> None:
     build = lambda: Holds(registered)  # noqa: E731
     with pytest.raises(ValueError, match="expected tensors in separate memory"):
         ftrain.bind(build if built else build())
+
+
+def test_program_of_a_state_reads_the_views_of_a_state_that_begins_elsewhere_in_memory() -> None:
+    steps = ftrain.make_steps(Holds(attribute), loss_fn, optim.sgd(RATE))
+    step = ftrain.compile(steps.train_step, backend="eager")
+    states = [steps.init_state(0).replace(params={"weight": torch.randn(3, 2)}) for _ in range(3)]
+    rows = tree.map(lambda *t: torch.stack(t), *states)
+    for i, state in enumerate(states):
+        (x, *_), row = batches(), tree.map(lambda t, i=i: t[i], rows)
+        new, _ = step(row, x)
+        expected, _ = steps.train_step(state, x)
+        torch.testing.assert_close(new.params, expected.params)
+    assert step.n_compiles == 1
+
+
+def test_export_of_an_instance_with_a_view_that_has_gradients_raises() -> None:
+    class Viewed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 2))
+            self.flat = self.weight.view(-1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x @ self.weight + self.flat.sum()
+
+    model, x = Viewed(), torch.randn(3, 2)
+    state = ftrain.make_steps(model, loss_fn, optim.sgd(RATE)).init_state(0)
+    with pytest.raises(ValueError, match="`flat` is a view of the parameter 'weight'"):
+        ftrain.export(state, model)
+    built = ftrain.export(state, Viewed)
+    built(x).sum().backward()
+    expected = x.sum(0).unsqueeze(-1).expand(2, 2) + x.shape[0] * 2
+    torch.testing.assert_close(built.weight.grad, expected)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import ftrain
-from ftrain import testing
+from ftrain import optim, testing
 from ftrain.core import random
 from ftrain.core.errors import ImpureFunctionError
 from tests.zoo import GPT, LSTM, ConvNet
@@ -325,6 +325,31 @@ def test_concurrent_threads_can_call_one_bound_model() -> None:
     for t in threads:
         t.join()
     assert not wrong
+
+
+def test_concurrent_threads_can_evaluate_one_state_with_the_same_steps() -> None:
+    """The second call waits for the first one, although both have the same dict of parameters."""
+    inside = threading.Event()
+
+    class Waits(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if threading.current_thread() is not other:
+                inside.set()
+                other.join(1.0)
+            return super().forward(x)
+
+    steps = ftrain.make_steps(Waits(2, 2), lambda m, x: m(x).sum(), optim.sgd(0.1))
+    state, x = steps.init_state(0), torch.ones(1, 2)
+
+    def run() -> None:
+        inside.wait(60)
+        steps.eval_step(state, x)
+
+    other = threading.Thread(target=run)
+    other.start()
+    expected = (x @ state.params["weight"].T + state.params["bias"]).sum()
+    torch.testing.assert_close(steps.eval_step(state, x)["loss"], expected)
+    other.join()
 
 
 def test_adding_a_layer_does_not_change_the_initial_weights_of_other_layers() -> None:

@@ -23,7 +23,6 @@ __all__ = ["GraphEditor", "Write", "storage_of", "written", "written_by"]
 aten = torch.ops.aten
 
 
-# In training, these operators write to their running statistics, which their schemas do not declare.
 class Write(NamedTuple):
     """Operator that writes into an input of a graph.
 
