@@ -22,7 +22,8 @@ class KeptBuffers:
 
     A forward pass may write to them afterwards, as BatchNorm, spectral normalization and momentum
     encoders do. Small tensors are copied. A write to a large one is detected by its version
-    counter, or by its storage, which an assignment to `.data` replaces.
+    counter, or by its storage, which an assignment to `.data` replaces; a write to its values through
+    `.data` is not.
 
     Args:
         tensors: buffers and frozen parameters, by name.

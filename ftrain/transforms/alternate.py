@@ -119,6 +119,12 @@ def _by_turn(batches: MicroBatches) -> Any:
     """Return the micro-batches of each turn, from micro-batches that each have a batch for each turn."""
     if not all(isinstance(part, (tuple, list)) for part in batches.batches):
         return batches
+    lengths = sorted({len(part) for part in batches.batches})
+    if len(lengths) > 1:
+        raise ValueError(
+            "alternate: expected micro-batches with equal numbers of batches, one for each turn, got "
+            f"{lengths} batches. Cut the batch of every turn into the same number of parts."
+        )
     columns = zip(*batches.batches, strict=True)
     return tuple(MicroBatches(column, batches.weights) for column in columns)
 

@@ -2,7 +2,7 @@
 
 Each function takes the compiled kernels and the arguments of a function of `_jax_families.py`, and gives
 its bits. The kernels do not read a value on the host: where the CPU raises for a parameter out of range,
-they return NaN, or -1 in place of a count.
+they return NaN, -1 in place of a count, or the last index.
 
 Read next: `samplers.cu`, the kernels.
 """

@@ -224,9 +224,9 @@ static inline float poisson(const u32 first[2], u64 row, u64 i, u64 at, const st
     return sample;
 }
 
-/* The first element of n running sums that is at least x. */
+/* The first element of n running sums that is at least x; the last element if there is none, as with NaN weights. */
 template <typename T> static inline u64 searched(const T *sums, u64 n, T x) {
-    u64 low = 0, high = n;
+    u64 low = 0, high = n - 1;
     while (low < high) {
         const u64 middle = low + (high - low) / 2;
         if (sums[middle] >= x) high = middle;
