@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import statistics
 import time
@@ -104,6 +105,7 @@ def test_reported_peak_memory_of_a_pure_step_is_its_arguments_plus_its_allocatio
 
 def test_reported_memory_of_an_in_place_step_includes_gradients_and_optimizer_state() -> None:
     step, batch = steps.plain(batch_size=1)
+    gc.unfreeze()  # the collector does not list frozen objects, tensors of earlier tests among them
     before = ftrain.benchmark(step, batch=batch, variants=["eager"], **QUICK)["eager"].steady_bytes
     kept = torch.zeros(10_000)
     after = ftrain.benchmark(step, batch=batch, variants=["eager"], **QUICK)["eager"].steady_bytes
