@@ -144,12 +144,6 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "causal = torch.ones(scores.shape[-3:], dtype=torch.bool, device=scores.device).tril()",
     ): "slower only: the same triangle once for each head",
     (
-        "_kept_buffers",
-        "KeptBuffers.are_current",
-        "return all((version(self._tensors[name]) == v for name, v in self._versions.items()))",
-        "return None",
-    ): f"{PERFORMANCE}: buffers are restored from their copies where none was written to",
-    (
         "random._keyed_fills",
         "cauchy_",
         "return self.copy_((math.pi * (unit - 0.5)).tan() * sigma + median)",

@@ -96,7 +96,7 @@ def test_training_machine_finds_an_optimizer_that_forgets_its_step_at_resume() -
         ["step", "rollback", "step"],
         ["step", "save", "crash", "step"],
     )
-    assert "Keep all that" in message
+    assert "Make everything that influences" in message
 
 
 def remembering() -> Steps:

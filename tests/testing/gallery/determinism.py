@@ -89,7 +89,7 @@ def order_of_a_set_differs_between_processes() -> Case:
 
 @broken(
     "deterministic",
-    says=["give other bits than", "torch.set_num_threads", "use_deterministic_algorithms"],
+    says=["have other bits than", "torch.set_num_threads", "use_deterministic_algorithms"],
     seen="https://github.com/pytorch/pytorch/issues/51366",
 )
 def gradient_of_indexing_depends_on_the_threads() -> Case:
