@@ -67,7 +67,7 @@ def test_words_fit_the_case(text: Callable[[], str], words: str) -> None:
 @pytest.mark.parametrize(
     ("call", "error", "words"),
     [
-        (lambda: _checks.check_state(state_with(torch.tensor(1.0))), TypeError, "a torch.float32 tensor"),
+        (lambda: _checks.check_state(state_with(torch.tensor(1.0))), TypeError, "a torch.float32"),
         (lambda: _checks.check_state(state_with(3)), TypeError, "got 3. Write"),
         (lambda: split_evenly(torch.zeros(4), 3), ValueError, "a batch of 3 or 6 rows"),
         (lambda: split_evenly(torch.zeros(2), 3), ValueError, "a batch of 3 rows"),
