@@ -208,7 +208,7 @@ def _by_autograd(
 def _without_graph(tensor: torch.Tensor) -> torch.Tensor:
     """Detach a tensor from the autograd graph, but keep its tangent, which `detach()` would drop."""
     if not _torch.is_dual(tensor):
-        return tensor.detach()
+        return tensor.detach() if tensor.requires_grad else tensor
     value, tangent = forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
     return forward_ad.make_dual(value.detach(), tangent.detach())  # type: ignore[no-any-return, no-untyped-call]
 

@@ -51,34 +51,53 @@ def unchanged(
     """
     if not tensors:
         return _NOTHING
-    return _unchanged(tensors, kind, remedy, called, compare_bytes)
+    return _Unchanged(tensors, kind, remedy, called, compare_bytes)
 
 
 _NOTHING = contextlib.nullcontext()  # takes 0.2 µs, a context made from a generator 1.3 µs
 
 
-@contextlib.contextmanager
-def _unchanged(
-    tensors: Mapping[Any, torch.Tensor],
-    kind: str,
-    remedy: str,
-    called: Callable[[Any], str],
-    compare_bytes: bool,
-) -> Iterator[None]:
-    before = versions(tensors.values())
-    kept = [_kept(t) for t in tensors.values()] if compare_bytes else None
-    yield
-    after = versions(tensors.values())
-    refuse_writes(tensors, [*tensors.values()], before, after, kind, remedy, called)
-    for (name, tensor), copy in zip(tensors.items(), kept or (), strict=False):
-        if not torch.equal(_kept(tensor), copy):
-            raise ImpureFunctionError(
-                f"the {kind} `{called(name)}` was changed in place by a write that bypasses torch's "
-                "version counter (through `.data`, a NumPy view, or an operator that does not declare "
-                "its write)",
-                f"{remedy}.",
-                tensor,
-            )
+class _Unchanged:
+    """The context of `unchanged`, a class because a generator takes 1 µs longer."""
+
+    def __init__(
+        self,
+        tensors: Mapping[Any, torch.Tensor],
+        kind: str,
+        remedy: str,
+        called: Callable[[Any], str],
+        compare_bytes: bool,
+    ) -> None:
+        self._tensors, self._kind, self._remedy, self._called = tensors, kind, remedy, called
+        self._compare_bytes = compare_bytes
+
+    def __enter__(self) -> None:
+        tensors = self._tensors.values()
+        self._before = versions(tensors)
+        self._kept = [_kept(t) for t in tensors] if self._compare_bytes else []
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is not None:
+            return
+        tensors = [*self._tensors.values()]
+        refuse_writes(
+            self._tensors,
+            tensors,
+            self._before,
+            versions(tensors),
+            self._kind,
+            self._remedy,
+            self._called,
+        )
+        for (name, tensor), copy in zip(self._tensors.items(), self._kept, strict=False):
+            if not torch.equal(_kept(tensor), copy):
+                raise ImpureFunctionError(
+                    f"the {self._kind} `{self._called(name)}` was changed in place by a write that "
+                    "bypasses torch's version counter (through `.data`, a NumPy view, or an operator "
+                    "that does not declare its write)",
+                    f"{self._remedy}.",
+                    tensor,
+                )
 
 
 class FirstCalls:

@@ -23,6 +23,8 @@ from ftrain.core.state import TrainState
 
 __all__ = ["check_order", "commit", "committed"]
 
+_SMALL = 1024  # elements, which are copied in less time than the search for other references takes
+
 
 def commit(
     state: TrainState, proposed: TrainState, result: GradientResult
@@ -77,8 +79,9 @@ def committed(
     known = None if result.finite is None else value_at_hand(result.finite)
     is_copied = [True] * len(news)
     if known and is_temporary:
-        for place in unshared(news, containers=1):
-            is_copied[place] = not _is_ordinary(news[place])
+        large = [place for place, new in enumerate(news) if new.numel() > _SMALL]
+        for place in unshared([news[place] for place in large], containers=2):
+            is_copied[large[place]] = not _is_ordinary(news[large[place]])
 
     with isolated(state.step.device.type):
         leaves = old_or_new(olds, news, is_copied, result.finite, known)

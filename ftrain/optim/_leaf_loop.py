@@ -6,7 +6,6 @@ a rule that maps gradient and memory (the leaf's optimizer state) to the update 
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -110,13 +109,16 @@ def _named(
 ) -> Callable[[torch.device, torch.dtype], tuple[dict[str, Hyperparameter], Hyperparameter]]:
     """Return a function that converts the named scalars and the weight decay to a device and dtype."""
     place = scalars_by_device(*scalars.values(), shrink)
+    done: dict[tuple[torch.device, torch.dtype], Any] = {}
 
-    @functools.cache
     def named(
         device: torch.device, dtype: torch.dtype
     ) -> tuple[dict[str, Hyperparameter], Hyperparameter]:
-        *values, last = place(device, dtype)
-        return dict(zip(scalars, values, strict=True)), last
+        found = done.get((device, dtype))
+        if found is None:
+            *values, last = place(device, dtype)
+            found = done[device, dtype] = dict(zip(scalars, values, strict=True)), last
+        return found
 
     return named
 

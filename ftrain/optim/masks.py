@@ -31,7 +31,11 @@ def matrices(params: PyTree) -> PyTree:
         >>> matrices({"weight": torch.zeros(3, 2), "bias": torch.zeros(3)})
         {'weight': True, 'bias': False}
     """
-    return tree.map(lambda p: p.ndim >= 2, params)
+    return tree.map(_is_matrix, params)
+
+
+def _is_matrix(parameter: torch.Tensor) -> bool:
+    return parameter.ndim >= 2
 
 
 def everything(params: PyTree) -> PyTree:
@@ -93,6 +97,8 @@ def mask_leaves(mask: Mask, params: PyTree) -> list[bool]:
     """
     if mask is None:
         return [True] * len(tree.leaves(params))
+    if mask is matrices:  # the usual mask, without two more trees
+        return [_is_matrix(p) for p in tree.leaves(params)]
     if isinstance(mask, (str, re.Pattern)):
         return list(_found(mask, tree.structure(params)))
     bools = mask(params) if callable(mask) else mask
