@@ -147,15 +147,16 @@ def _exchange(mesh: DeviceMesh, value: Any, what: str, failure: str | None) -> l
     try:
         dist.all_gather_object(found, mine, group=control_group(mesh))
     except RuntimeError as error:
-        raise lost_rank(error, f"while the ranks exchanged {what}") from error
+        raise lost_rank(error, f'in the exchange "{what}"') from error
     failed = [rank for rank, (_, _, cause) in enumerate(found) if cause is not None]
     if failed:
         raise RankError(f"rank {failed[0]} {found[failed[0]][2]}", failed)
     others = [rank for rank, (_, of_rank, _) in enumerate(found) if of_rank != found[0][1]]
     if others:
         raise RankError(
-            f"expected all ranks to exchange {found[0][1]}, as rank 0 does, got {found[others[0]][1]} "
-            f"on {named(others)}. Call the same functions in the same order on every rank.",
+            f'expected all ranks in the exchange "{found[0][1]}", as rank 0 is, got '
+            f'"{found[others[0]][1]}" on {named(others)}. Call the same functions in the same order on '
+            "every rank.",
             others,
         )
     return [value for value, _, _ in found]

@@ -168,7 +168,9 @@ def crossed(mesh: Any) -> str:
 
 def test_ranks_that_exchange_values_of_different_names_raise() -> None:
     for says in run(crossed, 2):
-        assert says.startswith("expected all ranks to exchange a path, as rank 0 does, got a seed")
+        assert says.startswith(
+            'expected all ranks in the exchange "a path", as rank 0 is, got "a seed" on rank 1.'
+        )
 
 
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=4), st.integers(0, 3))
