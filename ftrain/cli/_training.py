@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -122,10 +123,18 @@ def _best(result: FitResult, config: Config) -> Iterator[str]:
         yield f"  best: epoch {best.epoch}  step {best.step}  {monitor} {best.value(monitor):.4g}{saved}"
 
 
+def _as_given(checkpoint: str | None, config: Config) -> str | None:
+    """Return the path of a checkpoint that begins with the run's directory as it was given."""
+    if checkpoint is None:
+        return None
+    path = config.folder / "checkpoints" / pathlib.Path(checkpoint).name
+    return str(path) if path.is_dir() else checkpoint
+
+
 def _said(result: FitResult, before: Mapping[str, Any], config: Config) -> Iterator[str]:
     """Yield the lines to print after a run: its outcome, the next command to use, the written files."""
     folder = config.folder
-    yield str(result)
+    yield str(dataclasses.replace(result, checkpoint=_as_given(result.checkpoint, config)))
     yield from _best(result, config)
     finished = (before.get("status"), before.get("step")) == ("completed", result.step)
     if result.status == "completed" and finished:

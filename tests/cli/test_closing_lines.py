@@ -30,6 +30,16 @@ def test_train_command_prints_the_best_epoch_and_its_checkpoint_at_the_end(
     assert (tmp_path / "run" / "checkpoints" / f"step-{step:012d}").is_dir()
 
 
+def test_train_command_prints_the_paths_of_checkpoints_as_the_output_directory_was_given(
+    tmp_path: pathlib.Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = closing(tmp_path, capsys, "output_dir=here")
+    paths = [line.partition("checkpoint ")[2] for line in lines if "checkpoint " in line]
+    assert len(paths) == 2
+    assert all(path.startswith("here/checkpoints/step-0000") for path in paths)
+
+
 def test_train_command_names_the_best_epoch_by_the_monitored_metric(
     tmp_path: pathlib.Path, capsys: Captured
 ) -> None:
