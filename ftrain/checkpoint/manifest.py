@@ -274,9 +274,8 @@ def _leaves(entries: Any, files: Any, in_pieces: bool) -> tuple[LeafRecord, ...]
             )
         if leaf.alias is not None:
             first = found.get(leaf.alias)
-            if first is None or first._replace(pieces=()) != leaf._replace(
-                path=leaf.alias, alias=None
-            ):
+            original = leaf._replace(path=leaf.alias, alias=None)
+            if first is None or first._replace(pieces=()) != original:
                 raise _MalformedError(
                     f"the leaf {leaf.path!a}: expected an alias of an earlier leaf with the same "
                     "dtype, shape, strides and file, got another leaf"
@@ -307,9 +306,8 @@ def _fits(leaf: LeafRecord, itemsize: int, room: dict[str, int]) -> bool:
 def _leaf(entry: Any, in_pieces: bool) -> LeafRecord:
     fields = LeafRecord._fields if in_pieces else LeafRecord._fields[:-1]
     if not isinstance(entry, dict) or not entry.keys() >= set(fields):
-        raise _MalformedError(
-            f"`leaves`: expected entries with the fields {fields}, got {ascii(entry)[:80]}"
-        )
+        got = ascii(entry)[:80]
+        raise _MalformedError(f"`leaves`: expected entries with the fields {fields}, got {got}")
     path = _of(str, entry["path"], "the path of a leaf")
     dtype, alias = _of(str, entry["dtype"], "the dtype of a leaf"), entry["alias"]
     shape = _counts(entry["shape"], "the shape of a leaf")
@@ -397,7 +395,6 @@ def _count(value: Any, what: str) -> int:
 
 def _of(kind: type[T], value: Any, what: str) -> T:
     if not isinstance(value, kind):
-        raise _MalformedError(
-            f"{what}: expected a value of type {kind.__name__}, got {ascii(value)[:80]}"
-        )
+        got = ascii(value)[:80]
+        raise _MalformedError(f"{what}: expected a value of type {kind.__name__}, got {got}")
     return value

@@ -53,10 +53,7 @@ _TWINS: dict[type, tuple[tuple[str, ...], dict[str, str]]] = {
     ),
     ASGDState: (("ASGD",), {"average": "ax"}),
     RpropState: (("Rprop",), {"step_size": "step_size", "previous": "prev"}),
-    AdafactorState: (
-        ("Adafactor",),
-        {"row": "row_var", "column": "col_var", "nu": "variance"},
-    ),
+    AdafactorState: (("Adafactor",), {"row": "row_var", "column": "col_var", "nu": "variance"}),
 }
 
 
