@@ -66,7 +66,7 @@ WRITING = dict.fromkeys(
     "writes into a tensor that it captures.*return its new value as an output",
 )
 #: Draw for some inputs only: below 0, or where there is an element.
-DRAWING_AT_TIMES = ("nn.functional.rrelu", "bernoulli")
+DRAWING_AT_TIMES = ("nn.functional.rrelu", "bernoulli", "nn.functional.fractional_max_pool3d")
 #: Without a derivative: torch's is undefined for all inputs, of an order of 0, of an empty product, or
 #: of numbers that a key draws.
 UNDEFINED = dict.fromkeys(
