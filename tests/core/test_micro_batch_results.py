@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ftrain.core import random, tree
 from ftrain.core._each_micro_batch import each_micro_batch
-from ftrain.core.accumulate import Separate, Stacked, Sums
+from ftrain.core.accumulate import MicroBatches, Separate, Stacked, Sums, split_batch
 from ftrain.core.metrics import Mean, Metrics
 
 KEYS = random.split(random.key(0), 3)
@@ -65,3 +65,10 @@ def test_single_stacked_micro_batch_keeps_its_leading_axis() -> None:
     one = stacked(())
     one = Stacked([one.tensors[0][:1]], one.structure, one.constants, 1)
     assert each_micro_batch(of_part, BUFFERS, KEYS[:1], one).weight.shape == (1,)
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 2.0, 3.0), (1.0, 0.0), (1.0, -2.0)], ids=str)
+def test_micro_batches_need_one_positive_weight_each(weights: tuple[float, ...]) -> None:
+    batch = MicroBatches((torch.zeros(3), torch.zeros(5)), weights=weights)
+    with pytest.raises(ValueError, match="one positive weight for each of 2 batches, got"):
+        split_batch(batch, 2)

@@ -62,3 +62,9 @@ def test_randint_and_key_refuse_fractions_with_a_remedy() -> None:
         random.randint(random.key(0), (2,), 0.5, 3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="seed: expected an integer, got float"):
         random.key(np.float64(1.0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.float32, torch.complex64], ids=str)
+def test_fold_in_refuses_tensors_that_are_not_integers(dtype: torch.dtype) -> None:
+    with pytest.raises(TypeError, match=rf"^fold_in: .* integer tensor, got {dtype}\. .*long"):
+        random.fold_in(random.key(0), torch.ones(3, dtype=dtype))
