@@ -264,7 +264,7 @@ def _schedule_free(
         grads: PyTree, state: ScheduleFreeState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScheduleFreeState]:
         rate = rate_at(learning_rate, state.count)
-        largest = torch.maximum(state.max_learning_rate, rate)
+        largest = rate.clamp_min(state.max_learning_rate)  # where equal, the derivative is of `rate`
         weight = largest**weight_lr_power
         weight_sum = state.weight_sum + weight
         # The sum of the weights is 0 while the rate is 0, as at the start of a warmup.
