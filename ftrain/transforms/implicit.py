@@ -44,6 +44,11 @@ def implicit(
       it is symmetric, so conjugate gradients solve the system where it is positive definite.
     - At a fixed point $x = f(x, a)$, it is $x - f(x, a)$. If $f$ contracts, `neumann` converges for any
       $f$; conjugate gradients need a symmetric derivative.
+    - For the weight decay of an optimizer, $f$ is the training step on one fixed batch, and $x$ the
+      parameters together with the running means of the optimizer. Training must settle at one fixed
+      point: with `sgd`, `adamw`, `radam` and `soap` it does. `lion`, `muon`, `lamb` and `adafactor`
+      take steps of a fixed size, and `amsgrad` keeps the largest mean of squares since the start. The
+      derivative with respect to the learning rate is 0.
 
     Args:
         condition: `(solution, *args) -> tree` like the solution, zero there.

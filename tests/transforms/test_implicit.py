@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import ftrain
-from ftrain import optim
+from ftrain import optim, tree
 from ftrain.testing import assert_same_bits
 from ftrain.transforms import conjugate_gradients, implicit, neumann, unroll
 from tests.transforms.unrolled import difference, relative
@@ -121,6 +121,77 @@ def test_gradient_at_a_minimum_equals_unrolled_training_and_finite_differences(s
     _, found = ftrain.value_and_grad(by_implicit)(penalty)
     assert relative(found, ftrain.value_and_grad(by_steps)(penalty)[1]) < 1e-6
     assert relative(found, difference(by_steps, penalty, 1e-3)) < 1e-6
+
+
+ADAPTIVE = {"b1": 0.5, "b2": 0.6, "learning_rate": 0.2, "eps": 0.5}
+AT_REST: dict[str, tuple[Any, dict[str, float]]] = {
+    "nesterov": (
+        functools.partial(optim.sgd, nesterov=True), {"learning_rate": 0.25, "momentum": 0.2}
+    ),
+    "adamw": (optim.adamw, ADAPTIVE),
+    "radam": (optim.radam, ADAPTIVE),
+    "soap": (functools.partial(optim.soap, precondition_frequency=1), ADAPTIVE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", AT_REST)
+def test_fixed_point_of_training_has_the_derivative_by_weight_decay_of_finite_differences(
+    name: str,
+) -> None:
+    """Parameters and running means are one solution; its derivative by the learning rate is 0."""
+    build, values = AT_REST[name]
+    steps = ftrain.make_steps(
+        lambda: nn.Linear(3, 1, bias=False).double(),
+        lambda model, batch: (model(batch["x"]) - batch["y"]).square().mean(),
+        optim.with_hyperparams(build, weight_decay=0.3, **values),
+    )
+    g = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(12, n, generator=g, dtype=torch.float64) for n in (3, 1))
+    batch = {"x": torch.linalg.qr(x).Q * 12**0.5, "y": y}
+    first, iterations = steps.init_state(0), 120
+
+    def at(state: Any, rates: torch.Tensor) -> Any:
+        opt_state = optim.set_hyperparams(
+            state.opt_state, weight_decay=rates[0], learning_rate=rates[1]
+        )
+        return state.replace(opt_state=opt_state)
+
+    def trained(rates: torch.Tensor) -> Any:
+        state = at(first, rates)
+        for _ in range(iterations):
+            state, _ = steps.train_step(state, batch)
+        return state
+
+    def moving(state: Any) -> list[int]:
+        leaves = tree.leaves((state.params, state.opt_state))
+        return [i for i, x in enumerate(leaves) if x.is_floating_point() and x.ndim]
+
+    def by_implicit(rates: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            state = trained(rates)
+        leaves, treedef = tree.flatten((state.params, state.opt_state))
+        places = moving(state)
+
+        def condition(solution: list[torch.Tensor], rates: torch.Tensor) -> list[torch.Tensor]:
+            put = dict(zip(places, solution, strict=True))
+            now = [put.get(i, x) for i, x in enumerate(leaves)]
+            params, opt_state = tree.unflatten(treedef, now)
+            before = at(state.replace(params=params, opt_state=opt_state), rates)
+            after, _ = steps.train_step(before, batch)
+            new = tree.leaves((after.params, after.opt_state))
+            return [x - new[i] for i, x in zip(places, solution, strict=True)]
+
+        solver = functools.partial(neumann, terms=iterations)
+        solution = [leaves[i] for i in places]
+        weight: torch.Tensor = implicit(condition, solution, rates, solver=solver)[0]
+        return weight.square().sum()
+
+    rates = torch.tensor([0.3, values["learning_rate"]], dtype=torch.float64)
+    _, found = ftrain.value_and_grad(by_implicit)(rates)
+    expected = difference(lambda r: trained(r).params["weight"].square().sum(), rates, 1e-3)
+    assert abs(found[0] / expected[0] - 1) < 1e-6
+    assert found[1].abs() < 1e-9
+    assert expected[1].abs() < 1e-9
 
 
 def test_fixed_point_has_the_derivative_of_its_closed_form() -> None:
