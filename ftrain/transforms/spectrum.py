@@ -170,7 +170,8 @@ def top_eigenvalues(
         dtype: dtype of the vectors; default: the widest of the leaves. Inner products are in float64.
 
     Returns:
-        `Eigenpairs`; its `residuals` estimate the distance of each value from an eigenvalue.
+        `Eigenpairs`; its `residuals` estimate the distance of each value from an eigenvalue. All are NaN
+        if a product is not finite, as after a training run that diverged.
 
     Raises:
         ValueError: `count` or `iterations` out of range.
@@ -195,9 +196,11 @@ def top_eigenvalues(
         return torch.cat([leaf.reshape(-1) for leaf in image])
 
     basis, diagonal, beside = _lanczos(multiply, random.split(key, rounds), size, wide)
-    values, rotations = torch.linalg.eigh(
-        torch.diag(diagonal) + torch.diag(beside[:-1], 1) + torch.diag(beside[:-1], -1)
-    )
+    matrix = torch.diag(diagonal) + torch.diag(beside[:-1], 1) + torch.diag(beside[:-1], -1)
+    # eigh raises for NaN, under vmap for all rows because of one.
+    is_finite = matrix.isfinite().all()
+    found = torch.linalg.eigh(torch.where(is_finite, matrix, 0.0))
+    values, rotations = (torch.where(is_finite, x, torch.nan) for x in found)
     rank = {"largest": -values, "smallest": values, "magnitude": -values.abs()}[which]
     chosen = rank.sort(stable=True).indices[:count]
     rotations = rotations[:, chosen]
@@ -258,7 +261,7 @@ def sharpness(
         dtype: as of `hessian_vector_product`.
 
     Returns:
-        float64, 0-d.
+        float64, 0-d; NaN if a Hessian-vector product is not finite.
 
     References:
         Cohen, Kaur, Li, Kolter and Talwalkar, "Gradient descent on neural networks typically occurs at

@@ -257,6 +257,26 @@ def test_eigenvalues_and_traces_compile_as_one_graph() -> None:
     torch.testing.assert_close(compiled, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    "run", [lambda f: f, lambda f: ftrain.compile(f, backend="eager")], ids=["eager", "compiled"]
+)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_eigenvalues_of_a_hessian_that_is_not_finite_are_nan_in_its_row_alone(
+    bad: float, run: Any
+) -> None:
+    """The Hessian of a diverged member of a sweep is such a matrix."""
+
+    def largest(diagonal: Tensor) -> Tensor:
+        product = lambda v: diagonal * v  # noqa: E731
+        return transforms.top_eigenvalues(product, diagonal, KEY, 2).values
+
+    rows = torch.tensor([[1.0, 2.0, 3.0], [1.0, bad, 3.0]])
+    found = run(torch.vmap(largest))(rows)
+    torch.testing.assert_close(found[0], torch.tensor([3.0, 2.0]).double())
+    assert found[1].isnan().all()
+    assert run(largest)(rows[1]).isnan().all()
+
+
 def test_curvature_of_a_training_step_is_computed_in_float64() -> None:
     """The value function of a step, at a state and a batch in float64."""
 

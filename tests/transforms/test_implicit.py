@@ -76,6 +76,23 @@ def test_conjugate_gradients_return_zero_for_a_right_hand_side_of_zero() -> None
     assert_same_bits(conjugate_gradients(lambda x: x, torch.zeros(2), iterations=3), torch.zeros(2))
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+def test_conjugate_gradients_return_nan_for_a_product_that_is_nan(iterations: int) -> None:
+    calls = []
+
+    def product(x: torch.Tensor) -> torch.Tensor:
+        calls.append(x)
+        return (
+            x * torch.tensor([1.0, 2.0, 4.0, 8.0, 16.0])
+            if len(calls) < iterations
+            else x * torch.nan
+        )
+
+    found = conjugate_gradients(product, torch.ones(5), iterations=iterations)
+    assert len(calls) == iterations
+    assert found.isnan().all()
+
+
 SOLVERS = {
     "conjugate gradients": functools.partial(conjugate_gradients, iterations=12),
     "neumann": functools.partial(neumann, terms=400, step_size=0.4),
