@@ -264,7 +264,8 @@ def _schedule_free(
         grads: PyTree, state: ScheduleFreeState, params: PyTree | None = None, **extra: Any
     ) -> tuple[PyTree, ScheduleFreeState]:
         rate = rate_at(learning_rate, state.count)
-        largest = rate.clamp_min(state.max_learning_rate)  # where equal, the derivative is of `rate`
+        # Where both are equal, its derivative is that of `rate`; `torch.maximum` has half of each.
+        largest = rate.clamp_min(state.max_learning_rate)
         weight = largest**weight_lr_power
         weight_sum = state.weight_sum + weight
         # The sum of the weights is 0 while the rate is 0, as at the start of a warmup.
