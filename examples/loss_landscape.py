@@ -121,6 +121,7 @@ def picture(found: Watched, path: pathlib.Path) -> None:
     figure.colorbar(lines, label="log10 of the loss")
     right.plot(*found.path.T.tolist(), color="white", marker=".", linewidth=0.5, markersize=3)
     right.set(
+        title=f"last {len(found.path)} steps (white)",
         xlabel="eigenvector 1",
         ylabel="eigenvector 2",
         xlim=(-RADIUS, RADIUS),

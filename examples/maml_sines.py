@@ -9,7 +9,7 @@ tasks, and the outer step is an ordinary step of `ftrain.make_steps`.
 
 The program shows a bar and prints the error on new sines after 0, 1, 5 and 10 steps, for the
 meta-trained network and for a network that was trained on all sines together; then it prints the path of
-a picture of both curves. The error falls from 3.2 to 0.41 with one step and to 0.11 with ten; without
+a picture of both curves. The error falls from 3.2 to 0.4 with one step and to 0.11 with ten; without
 meta-learning, to 2.5 and 1.5 (seed 0, 10,000 steps). As in the paper, the first step brings most of the
 gain.
 
