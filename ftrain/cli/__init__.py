@@ -12,7 +12,7 @@ Read next: `_dispatch.py`, which runs a command; `commands/train.py`.
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import sys
 from collections.abc import Sequence
 
@@ -36,13 +36,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     reserve_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        with contextlib.suppress(OutputClosedError):
+    try:
+        if not arguments or arguments[0] in ("-h", "--help", "help"):
             say(_overview())
-        return 0 if arguments else 2
-    from ftrain.cli._dispatch import dispatch  # noqa: PLC0415  # takes 0.1 s, which `--help` does not need
+            return 0 if arguments else 2
+        from ftrain.cli._dispatch import dispatch  # noqa: PLC0415  # takes 0.1 s, not needed by `--help`
 
-    return dispatch(arguments[0], arguments[1:])
+        return dispatch(arguments[0], arguments[1:])
+    except OutputClosedError as error:
+        if error.errno == errno.EPIPE:  # as in `ftrain runs | head`
+            return 0
+        command = " ".join(["ftrain", *arguments[:1]])
+        say(f"{command}: standard output: {error.strerror}", error=True)
+        return 1
 
 
 def _overview() -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import errno
 import importlib
 import importlib.metadata
 import sys
@@ -46,7 +45,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def dispatch(name: str, rest: Sequence[str]) -> int:
-    """Run the command of this name with its arguments, and return its exit code."""
+    """Run the command of this name with its arguments, and return its exit code.
+
+    Raises:
+        OutputClosedError: standard output cannot be written.
+    """
     if name == "--version":
         say(f"ftrain {importlib.metadata.version('ftrain')}")
         return 0
@@ -75,11 +78,8 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
             say(trimmed(error.__cause__, options.traceback), error=True)
         say(error, error=True)
         return 2
-    except OutputClosedError as error:
-        if error.errno == errno.EPIPE:  # as in `ftrain runs | head`
-            return 0
-        say(f"ftrain {name}: standard output: {error.strerror}", error=True)
-        return 1
+    except OutputClosedError:
+        raise
     except KeyboardInterrupt:
         say("interrupted", error=True)
         return 130

@@ -61,6 +61,12 @@ def test_command_that_only_prints_fails_if_its_output_is_on_a_full_disk(
     assert ended.returncode == 2
 
 
-def test_help_with_its_output_on_a_full_disk_prints_no_traceback(tmp_path: pathlib.Path) -> None:
-    ended = called(tmp_path, "--help", shell="> /dev/full")
+@pytest.mark.parametrize("option", ["--help", "--version"])
+def test_help_and_version_fail_if_their_output_is_on_a_full_disk(
+    tmp_path: pathlib.Path, option: str
+) -> None:
+    ended = called(tmp_path, option, shell="> /dev/full")
+    assert ended.returncode == 1
+    assert ended.stderr == f"ftrain {option}: standard output: No space left on device\n"
+    ended = called(tmp_path, option, shell="| true")
     assert (ended.returncode, ended.stderr) == (0, "")
