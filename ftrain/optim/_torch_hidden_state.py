@@ -23,6 +23,8 @@ __all__ = ["preserved_generator", "refuse_hidden_state"]
 #: Number of steps that are compared. Most hidden state shows in the second.
 _STEPS = 6
 _PLAIN = (type(None), bool, int, float, complex, str)
+# Torch's records of checks that it has made (2.11 to 2.14), which have no effect on a step.
+_HARMLESS = {"_need_device_dtype_check_for_fused", "_warned_capturable_if_run_uncaptured"}
 
 
 def refuse_hidden_state(
@@ -87,7 +89,9 @@ def _plain_attributes(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {
         name: value
         for name, value in vars(optimizer).items()
-        if isinstance(value, _PLAIN) and not hasattr(torch.optim.Optimizer, name)
+        if isinstance(value, _PLAIN)
+        and not hasattr(torch.optim.Optimizer, name)
+        and name not in _HARMLESS
     }
 
 

@@ -339,3 +339,17 @@ def test_from_torch_refuses_the_state_of_other_parameters():
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
             optimizer.update(params, optimizer.init(other), params)
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.AdamW])
+def test_from_torch_takes_the_steps_of_torchs_fused_kernels(make):
+    optimizer = optim.from_torch(make, lr=0.1, fused=True)
+    params = {"w": torch.tensor([1.0, -2.0, 3.0])}
+    theirs = torch.nn.Parameter(params["w"].clone())
+    reference, state = make([theirs], lr=0.1, fused=True), optimizer.init(params)
+    for step in range(3):
+        theirs.grad = torch.tensor([0.5, step - 1.0, -2.0])
+        reference.step()
+        updates, state = optimizer.update({"w": theirs.grad}, state, params)
+        params = optim.apply_updates(params, updates)
+        assert ulps(params["w"], theirs.detach()) <= 1
