@@ -14,8 +14,9 @@ from torch import nn
 
 from ftrain.core._row_buffers import is_refused_write
 from ftrain.core._user_line import user_line
+from ftrain.core._words import one_line
 
-__all__ = ["no_second_derivative", "under_transforms"]
+__all__ = ["no_second_derivative", "unbound", "under_transforms"]
 
 _LIBRARY = os.path.join(os.path.dirname(os.path.abspath(torch.__file__)), "_library") + os.sep
 
@@ -99,6 +100,23 @@ def no_second_derivative(error: RuntimeError) -> NotImplementedError | None:
     return NotImplementedError(
         f"the function cannot be differentiated twice: torch has no derivative of {operator}, an "
         f"operator of its first derivative. {remedy}"
+    )
+
+
+def unbound(error: Exception) -> Exception:
+    """Return a clearer error for a model that torch's transforms do not let `bind` read or build.
+
+    Torch refuses to read the memory of a tensor that a transform has wrapped, such as a buffer that is
+    made of a mapped value. Errors of other classes than torch's are returned unchanged.
+    """
+    if type(error) not in (RuntimeError, NotImplementedError):
+        return error
+    reason = one_line(error).rstrip(".")
+    return RuntimeError(
+        "bind: expected a model without tensors that depend on values that a transform (torch.vmap, "
+        f"torch.func.grad) maps over or differentiates, got one that torch refuses: {reason}. Call "
+        "ftrain.bind outside of the transformed function, and pass such values as params, buffers or "
+        "arguments of the bound model."
     )
 
 

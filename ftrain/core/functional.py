@@ -35,6 +35,7 @@ from ftrain.core._structure import (
     read_tensors,
 )
 from ftrain.core._torch_levels import below
+from ftrain.core._transform_errors import unbound
 from ftrain.core._writes import unchanged_at_first
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.random._keyed_initializers import construct, observe
@@ -54,11 +55,20 @@ class Bound(NotCopied):
 
     def __init__(self, model: nn.Module | Callable[[], nn.Module]) -> None:
         self._start: nn.Module | None = model if isinstance(model, nn.Module) else None
-        # The structure of a model does not depend on transforms, so it is built outside of them: in a
-        # trace, nn.Parameter calls requires_grad_(), for which transforms raise.
-        is_traced = is_tracing() and _torch.inside_functorch() is not None
-        with below() if is_traced else contextlib.nullcontext():
-            self._bind(model)
+        # The structure of a model does not depend on transforms, which refuse some initialisers of
+        # parameters and, in a trace, nn.Parameter, which calls requires_grad_().
+        is_transformed = _torch.inside_functorch() is not None
+        try:
+            with below() if is_transformed and is_tracing() else contextlib.nullcontext():
+                self._bind(model)
+        except Exception:
+            if not is_transformed:
+                raise
+            try:
+                with below():
+                    self._bind(model)
+            except Exception as error:
+                raise unbound(error) from error
 
     def _bind(self, model: nn.Module | Callable[[], nn.Module]) -> None:
         if not isinstance(model, nn.Module):

@@ -1,4 +1,4 @@
-"""Buffers that are not mapped, under a vmap whose rows write into them; models bound in a trace."""
+"""Buffers that are not mapped, under a vmap whose rows write into them; models bound in transforms."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import ftrain
-from ftrain import optim, testing
+from ftrain import optim, random, testing
 from ftrain.core import tree
 from ftrain.core._row_buffers import RowBuffers, copy_of
 
@@ -167,3 +167,47 @@ def test_only_the_first_call_of_row_buffers_runs_a_function_twice_if_vmap_refuse
     for count in (2, 3):
         assert torch.equal(torch.vmap(run)(ROWS[:, 0]), ROWS[:, 0])
         assert len(calls) == count
+
+
+def noisy() -> nn.Module:
+    return nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.3), nn.BatchNorm1d(4), nn.Linear(4, 1))
+
+
+TRANSFORMED: dict[str, Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Any]]] = {
+    "grad": lambda f: torch.func.grad(f),
+    "jvp": lambda f: lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),)),
+    "vjp": lambda f: lambda x: torch.func.vjp(f, x)[1](torch.ones(()))[0],
+    "vmap of value_and_grad": lambda f: lambda x: torch.vmap(ftrain.value_and_grad(f))(x[None]),
+    "functionalize": lambda f: torch.func.functionalize(f),
+}
+
+
+@pytest.mark.parametrize("name", TRANSFORMED)
+def test_function_that_builds_a_model_is_bound_inside_each_transform(name: str) -> None:
+    """The results are those of a model that is bound outside of the transform, to the bit."""
+
+    def loss_of(bind: Callable[[], Any]) -> Callable[[Tensor], Tensor]:
+        def loss(x: Tensor) -> Tensor:
+            apply = bind()
+            params, buffers = apply.init(random.key(0))
+            return apply(params, buffers, random.key(1), x)[0].square().mean()
+
+        return loss
+
+    outside = ftrain.bind(noisy)
+    x = torch.linspace(-1, 1, 15).reshape(5, 3)
+    transform = TRANSFORMED[name]
+    found = transform(loss_of(lambda: ftrain.bind(noisy)))(x)
+    testing.assert_same_bits(found, transform(loss_of(lambda: outside))(x))
+
+
+@pytest.mark.parametrize("built", [False, True], ids=["module", "function"])
+def test_model_that_holds_a_mapped_tensor_cannot_be_bound_inside_vmap(built: bool) -> None:
+    class Holds(nn.Module):
+        def __init__(self, x: Tensor) -> None:
+            super().__init__()
+            self.register_buffer("x", x)
+
+    for transform in (torch.vmap, torch.func.grad):
+        with pytest.raises(RuntimeError, match=r"^bind: expected a model without.*outside of the"):
+            transform(lambda x: ftrain.bind((lambda: Holds(x)) if built else Holds(x)))(ROWS[0])
