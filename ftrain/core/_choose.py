@@ -21,7 +21,7 @@ from ftrain.core._graph_leaves import innermost
 from ftrain.core._loop_bodies import Pure, check_tensors
 from ftrain.core._new_memory import copied
 from ftrain.core._strides import contiguous
-from ftrain.core._torch_levels import is_batched, is_transformed
+from ftrain.core._torch_levels import is_batched, is_transformed, running_trace
 from ftrain.core._torch_wrapper import plain
 from ftrain.core._traced_branch import traced_branch
 from ftrain.core._words import kind
@@ -54,7 +54,13 @@ def choose(
             return called.all_of(number)
         if is_tracing() or isinstance(number, _torch.FakeTensor):
             return called.traced(number, given)
-        return called.copied(int(innermost(number)))
+        try:
+            chosen = int(innermost(number))
+        except RuntimeError:
+            if running_trace() is None:
+                raise
+            return called.all_of(number)  # traces of torch's (torch.func.linearize) read no values
+        return called.copied(chosen)
 
 
 class _Sides:

@@ -253,7 +253,10 @@ def value_at_hand(flag: torch.Tensor) -> bool | None:
         or is_wrapped(flag)
     ):
         return None
-    return bool(flag)
+    try:
+        return bool(flag)
+    except RuntimeError:  # a trace of torch's, such as that of torch.func.linearize, refuses reads
+        return None
 
 
 def unwatched() -> contextlib.AbstractContextManager[Any]:

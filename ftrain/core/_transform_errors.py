@@ -58,6 +58,12 @@ _VALUE = (
     "the value of a tensor that torch.vmap maps over cannot be read (`if`, bool(), float(), .item())",
     "Compute with tensors: torch.where(condition, a, b) or ftrain.cond instead of `if`.",
 )
+_TRACED = (
+    "the value of a tensor cannot be read (`if`, bool(), float(), .item()) inside torch.func.linearize "
+    "or another trace of torch's",
+    "Compute with tensors: torch.where(condition, a, b) or ftrain.cond instead of `if`. Or write "
+    "torch.func.jvp instead of torch.func.linearize, ftrain.compile instead of make_fx.",
+)
 _CUMULATIVE = (
     "a batch norm with momentum=None cannot be mapped by torch.vmap, because it reads the number of "
     "batches so far",
@@ -131,6 +137,8 @@ def _found(error: Exception, in_trace: bool) -> tuple[str, str] | None:
         )
     if text.startswith("vmap:") and ".item()" in text and not in_trace:
         return _CUMULATIVE if _BATCH_NORM in _files(error) else _VALUE
+    if "to get value out of a tracing tensor" in text and not in_trace:
+        return _TRACED
     if "does not have vmap support" in text:
         return _NO_RULE
     if "attempting to call Tensor.requires_grad_()" in text:

@@ -17,6 +17,7 @@ import torch
 
 from ftrain.core import _torch, tree
 from ftrain.core._graph_leaves import innermost
+from ftrain.core._torch_levels import running_trace
 from ftrain.core._torch_tensors import version
 from ftrain.core._torch_wrapper import Wrapper
 from ftrain.core.errors import ImpureFunctionError
@@ -111,7 +112,7 @@ class FirstCalls:
 
         Under a fake tensor mode, operators return no values, even for a captured tensor with real data.
         """
-        return kind not in self._known and not _torch.is_faking() and all(map(_has_bytes, tensors))
+        return kind not in self._known and _can_compare(tensors)
 
     def passed(self, kind: Any) -> None:
         """Record that a call of this kind left its inputs unchanged."""
@@ -138,7 +139,7 @@ def unchanged_at_first(
 @contextlib.contextmanager
 def _compared(code: Any, x: Any, name: str) -> Iterator[None]:
     tensors = {place: t for place, t in enumerate(tree.leaves(x)) if isinstance(t, torch.Tensor)}
-    if _torch.is_faking() or not all(map(_has_bytes, tensors.values())):
+    if not _can_compare(tensors.values()):
         yield
         return
     with unchanged(
@@ -203,6 +204,12 @@ def versions(tensors: Collection[torch.Tensor]) -> list[int]:
                 pass
         plain = map(innermost, tensors)
         return [0 if t.is_inference() else version(t) for t in plain]
+
+
+def _can_compare(tensors: Iterable[torch.Tensor]) -> bool:
+    """Return True if the values of tensors can be read: not fake ones, nor any while torch traces."""
+    readable = not _torch.is_faking() and running_trace() is None
+    return readable and all(map(_has_bytes, tensors))
 
 
 def _has_bytes(tensor: torch.Tensor) -> bool:

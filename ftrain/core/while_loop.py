@@ -23,11 +23,13 @@ from ftrain.core._torch_levels import (
     lift,
     lower,
     n_mapped,
+    running_trace,
 )
 from ftrain.core._torch_operators import while_loop_operator
 from ftrain.core._words import kind
 from ftrain.core.compile._body import BodyGraph
 from ftrain.core.compile._trace import is_tracing
+from ftrain.core.errors import TraceError
 from ftrain.core.random._key_stream import Scope
 from ftrain.core.random.keyed import scoped
 
@@ -62,6 +64,7 @@ def while_loop(cond_fn: Callable[[C], torch.Tensor], body_fn: Callable[[C], C], 
         ValueError: the carry changes its structure, shapes or dtypes; `cond_fn` does not return a 0-d
             tensor; the carry requires a gradient; torch.autograd.forward_ad inside `ftrain.compile`.
         ImpureFunctionError: a function writes into the carry or into a tensor of its closure.
+        TraceError: a trace of torch's own, such as torch.func.linearize, does not know the condition.
 
     >>> while_loop(lambda x: x < 100, lambda x: x * 3, torch.tensor(2))
     tensor(162)
@@ -118,7 +121,17 @@ class _Loop:
         carry, number = tree.map(contiguous, init), 0
         while True:
             goes_on = self.goes_on(carry, number)
-            if not bool(innermost(goes_on).any()):
+            try:
+                ends = not bool(innermost(goes_on).any())
+            except RuntimeError as error:
+                if running_trace() is None:
+                    raise
+                raise TraceError(
+                    "while_loop: expected a condition whose value can be read, got one inside "
+                    "torch.func.linearize or another trace of torch's. Write torch.func.jvp, which does "
+                    "not trace, or ftrain.scan with a fixed number of iterations."
+                ) from error
+            if ends:
                 return carry
             new = self.next(carry, number)
             carry = _where(goes_on, new, carry) if is_batched(goes_on) else new
