@@ -70,6 +70,11 @@ _CUMULATIVE = (
     "Give it a momentum, such as torch's default momentum=0.1.",
 )
 _BATCH_NORM = os.path.join(os.path.dirname(nn.__file__), "modules", "batchnorm.py")
+_RECOMPUTED = (
+    "torch.func.grad, vjp, jacrev and hessian cannot run inside a region that the backward pass "
+    "recomputes (ftrain.remat, torch.utils.checkpoint)",
+    "Write ftrain.value_and_grad(fn)(x), which can, or leave this code out of the region.",
+)
 _DATA = ("x.data cannot be used under torch's transforms", "Write x.detach().")
 
 
@@ -145,6 +150,8 @@ def _found(error: Exception, in_trace: bool) -> tuple[str, str] | None:
         return _REQUIRES_GRAD
     if "that would mutate a captured Tensor" in text:
         return _CAPTURED
+    if "don't yet support saved tensor hooks" in text:
+        return _RECOMPUTED
     if text.startswith("accessing `data` under"):
         return _DATA
     return _WRITE if is_refused_write(error) else None

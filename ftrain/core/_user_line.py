@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import linecache
 import os
@@ -21,6 +22,7 @@ _FOREIGN = (
         for module in (torch, optree)
     ),
     str(pathlib.Path(__file__).resolve().parents[1]) + os.sep,
+    contextlib.__file__,  # runs the contexts of torch
 )
 #: Names that Python gives to code typed at its prompt, or piped into it.
 _TYPED = ("<stdin", "<python-input")
@@ -28,7 +30,7 @@ _TYPED = ("<stdin", "<python-input")
 
 @functools.lru_cache(maxsize=4096)  # called for each stack frame of each operator
 def is_foreign(filename: str) -> bool:
-    """Return True if a file belongs to torch, optree or ftrain, or is generated code."""
+    """Return True if a file belongs to torch, optree, ftrain or contextlib, or is generated code."""
     return filename.startswith(("<", *_FOREIGN)) and not filename.startswith(_TYPED)
 
 

@@ -21,6 +21,7 @@ from ftrain.core import _torch, tree
 from ftrain.core._structure import copied, named_tensors
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_tensors import version
+from ftrain.core._transform_errors import under_transforms
 from ftrain.core._words import a_or_an, did_you_mean, kind
 from ftrain.core.random.keyed import innermost_stream
 
@@ -180,7 +181,13 @@ def _checking(fn: Callable[..., Any], others: list[Any]) -> Callable[..., Any]:
             return fn(*saved)
         tensors = [*saved, *inside]
         before.extend(_versions(tensors))
-        out = fn(*saved)
+        try:
+            out = fn(*saved)
+        except RuntimeError as error:
+            refused = under_transforms(error)
+            if refused is None:
+                raise
+            raise refused from error
         for tensor, was, now in zip(tensors, before, _versions(tensors), strict=True):
             if was != now:
                 raise RuntimeError(

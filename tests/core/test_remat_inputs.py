@@ -124,3 +124,24 @@ def test_remat_region_can_be_traced_by_torch_compile() -> None:
     compiled = torch.compile(region, backend="eager", fullgraph=True)
     (found,) = torch.autograd.grad(compiled(x).sum(), x)
     testing.assert_same_bits(found, expected)
+
+
+@pytest.mark.parametrize("backend", [None, "eager"], ids=["plain", "compiled"])
+def test_gradient_of_torch_func_inside_a_region_raises_with_its_line_and_the_remedy(
+    backend: str | None,
+) -> None:
+    """torch refuses transforms under saved-tensor hooks; `ftrain.value_and_grad` needs none."""
+
+    def cube(x: Tensor) -> Tensor:
+        return (x.sin() ** 3).sum()
+
+    def total(inner: Any) -> Any:
+        fn = ftrain.value_and_grad(lambda x: inner(x).square().sum())
+        return fn if backend is None else ftrain.compile(fn, backend=backend)
+
+    x = torch.linspace(-1, 1, 6)
+    for transform in (torch.func.grad(cube), torch.func.jacrev(lambda x: x.sin())):
+        with pytest.raises(RuntimeError, match=r"(?s)recomputes.*transform\(x\).*value_and_grad"):
+            total(ftrain.remat(lambda x: transform(x)))(x)  # noqa: B023
+    slope = lambda x: ftrain.value_and_grad(cube)(x)[1]  # noqa: E731
+    testing.assert_same_bits(total(ftrain.remat(slope))(x), total(slope)(x))
