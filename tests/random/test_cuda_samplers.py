@@ -108,6 +108,16 @@ def test_kernels_of_weighted_choices_draw_the_bits_of_the_cpu(
 
 
 @WIDE
+def test_choice_kernel_gives_the_last_index_for_weights_of_nan(
+    host: Host, dtype: torch.dtype
+) -> None:
+    p = torch.full((7,), math.nan, dtype=dtype)
+    with host.draws():
+        found = _jax_families._choice_kernel(KEY, (), (50,), p)
+    assert set(found.tolist()) == {6}
+
+
+@WIDE
 def test_kernel_of_products_computes_the_bits_of_the_cpu(host: Host, dtype: torch.dtype) -> None:
     matrix, vector = numbers(2430, dtype).view(5, 6, 9, 9), numbers(270, dtype).view(5, 6, 9)
     for m in (matrix, matrix.mT, matrix[:1, :1].expand_as(matrix), matrix[:, :1].expand_as(matrix)):

@@ -128,6 +128,8 @@ def test_micro_batches_of_all_turns_train_each_player_on_those_of_its_turn() -> 
         STEPS.train_step(states, ftrain.MicroBatches((first[:2], second[:2])))
     with pytest.raises(ValueError, match="got MicroBatches"):
         STEPS.train_step(states, ftrain.MicroBatches((first[0], second[0])))
+    with pytest.raises(ValueError, match=r"equal numbers of batches, .* got \[2, 3\] batches"):
+        STEPS.train_step(states, ftrain.MicroBatches((first, second[:2])))
 
 
 @pytest.mark.parametrize("wrap", [with_ema, functools.partial(with_target, every=2), stoppable])
