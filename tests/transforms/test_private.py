@@ -61,6 +61,42 @@ def test_private_gradients_equal_a_loop_that_clips_each_example() -> None:
     assert float(result.metrics["clipped"]) == clipped / 8
 
 
+def test_private_steps_equal_a_loop_in_plain_pytorch() -> None:
+    """Autograd on each example, clipping one by one, noise from the same keys; five steps of SGD."""
+    double = lambda: model().double()  # noqa: E731
+    batch = {**BATCH, "x": BATCH["x"].double()}
+    init_state, step, _ = transforms.private_steps(double, loss_fn, optim.sgd(0.1), **OPTIONS)
+    state = init_state(0)
+    params, rng, counts = state.params, state.rng, []
+    for _ in range(5):
+        state, metrics = step(state, batch)
+        rng, examples_key, noise_key = random.split(rng, 3)
+        total, clipped = {name: torch.zeros_like(p) for name, p in params.items()}, 0
+        for i in range(8):
+            module = double()
+            module.load_state_dict(params)
+            key = random.split(random.fold_in(examples_key, i))[
+                1
+            ]  # one half goes to the next state
+            with random.keyed(key):
+                loss, _ = loss_fn(module, {name: x[i : i + 1] for name, x in batch.items()})
+            loss.backward()
+            grads = {name: p.grad for name, p in module.named_parameters()}
+            norm = float(flat(grads).norm())
+            clipped += norm > CLIP
+            for name, grad in grads.items():
+                total[name] += min(1.0, CLIP / norm) * grad  # type: ignore[operator]
+        for place, name in enumerate(sorted(total)):
+            shape = total[name].shape
+            noise = random.normal(random.fold_in(noise_key, place), shape, torch.float64)
+            params = {**params, name: params[name] - 0.1 * (total[name] + 1.3 * CLIP * noise) / 8}
+        assert float(metrics["clipped"]) == clipped / 8
+        counts.append(clipped)
+        assert float((flat(state.params) - flat(params)).norm() / flat(params).norm()) < 1e-14
+    assert same_bytes(state.rng, rng)
+    assert 0 < sum(counts) < 40
+
+
 def test_private_gradient_without_clipping_and_noise_is_the_gradient_of_the_batch() -> None:
     smooth = lambda module, batch: F.cross_entropy(module(batch["x"]), batch["y"])  # noqa: E731
     plain = lambda: nn.Linear(5, 3)  # noqa: E731
