@@ -99,6 +99,10 @@ def with_hyperparams(
 def set_hyperparams(state: PyTree, *within: str, **values: Hyperparameter) -> PyTree:
     """Return the state with new values of hyper-parameters kept by `with_hyperparams`.
 
+    Some values are read by `init` alone, and setting them has no effect: the learning rate of `rprop`
+    (its first step size), `b1` of the schedule-free methods, `d0` of `prodigy`, and
+    `initial_accumulator_value`. Pass these to `with_hyperparams`, or sweep over them.
+
     Args:
         state: an optimizer's state that holds a `HyperparamsState` somewhere.
         *within: names of enclosing entries, which select one of several hyper-parameters of the same

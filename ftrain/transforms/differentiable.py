@@ -36,7 +36,8 @@ def differentiable(step: F) -> F:
     or rounds, the derivative is that of the branch taken: `lion` and `rprop` step by signs, which have
     the derivative 0; `prodigy` and `lbfgs` select by comparisons. `muon` computes in bfloat16 by
     default, and so its derivatives; `optim.muon(rate, ns_dtype=None)` computes both in the dtype of the
-    parameters.
+    parameters. A hyper-parameter that only the optimizer's `init` reads, such as the learning rate of
+    `rprop`, has the derivative 0 after `init`.
 
     Args:
         step: a function made of ftrain's pieces, not compiled. Compile the function that calls the

@@ -222,3 +222,31 @@ def test_unknown_arguments_raise_with_the_correct_name(name):
     with pytest.raises(TypeError, match=r"no argument 'betas'\. Write `b1=` and `b2=`"):
         optim.with_hyperparams(make, learning_rate=0.1, betas=(0.9, 0.999))
     assert pickle.loads(pickle.dumps(make)) is make
+
+
+@pytest.mark.parametrize(
+    ("build", "name", "value"),
+    [
+        (optim.rprop, "learning_rate", 0.1),
+        (optim.schedule_free_sgd, "b1", 0.8),
+        (optim.schedule_free_adamw, "b1", 0.8),
+        (optim.prodigy, "d0", 1e-2),
+        (optim.adagrad, "initial_accumulator_value", 0.1),
+        (optim.yogi, "initial_accumulator_value", 0.1),
+    ],
+)
+def test_values_that_init_alone_reads_have_no_effect_when_set_later(build, name, value):
+    """`set_hyperparams` lists them; a new state takes them."""
+    rate = {} if name == "learning_rate" else {"learning_rate": 0.1}
+    start = {"w": torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=torch.float64)}
+
+    def after(made_with, set_to):
+        optimizer = optim.with_hyperparams(build, **rate, **{name: made_with})
+        params, state = start, optim.set_hyperparams(optimizer.init(start), **{name: set_to})
+        for _ in range(3):
+            updates, state = optimizer.update(params, state, params)
+            params = optim.apply_updates(params, updates)
+        return params["w"]
+
+    torch.testing.assert_close(after(value, value / 2), after(value, value), rtol=1e-12, atol=0)
+    assert (after(value / 2, value / 2) - after(value, value)).abs().max() > 1e-6
