@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ftrain import testing
 from ftrain.core import random
 
 
@@ -68,3 +72,72 @@ def test_randint_and_key_refuse_fractions_with_a_remedy() -> None:
 def test_fold_in_refuses_tensors_that_are_not_integers(dtype: torch.dtype) -> None:
     with pytest.raises(TypeError, match=rf"^fold_in: .* integer tensor, got {dtype}\. .*long"):
         random.fold_in(random.key(0), torch.ones(3, dtype=dtype))
+
+
+SHAPED: dict[str, Callable[[torch.Tensor, Any], torch.Tensor]] = {
+    "bits": random.bits,
+    "uniform": random.uniform,
+    "normal": random.normal,
+    "bernoulli": lambda key, shape: random.bernoulli(key, 0.5, shape),
+    "randint": lambda key, shape: random.randint(key, shape, 0, 5),
+    "exponential": random.exponential,
+    "laplace": random.laplace,
+    "gumbel": random.gumbel,
+    "rademacher": random.rademacher,
+    "truncated_normal": lambda key, shape: random.truncated_normal(key, -1.0, 1.0, shape),
+    "gamma": lambda key, shape: random.gamma(key, 2.0, shape),
+    "beta": lambda key, shape: random.beta(key, 2.0, 1.0, shape),
+    "dirichlet": lambda key, shape: random.dirichlet(key, torch.ones(3), shape),
+    "poisson": lambda key, shape: random.poisson(key, 2.0, shape),
+    "categorical": lambda key, shape: random.categorical(
+        key, torch.zeros(9), shape=shape, replace=False
+    ),
+    "choice": lambda key, shape: random.choice(key, 9, shape, replace=False),
+    "multivariate_normal": lambda key, shape: random.multivariate_normal(
+        key, torch.zeros(2), torch.eye(2), shape
+    ),
+    "orthogonal": lambda key, shape: random.orthogonal(key, 2, shape),
+    "ball": lambda key, shape: random.ball(key, 2, shape=shape),
+}
+
+
+def test_every_sampler_with_a_shape_is_in_the_table() -> None:
+    samplers = [getattr(random, name) for name in random.__all__]
+    named = {f.__name__ for f in samplers if "shape" in inspect.signature(f).parameters}
+    assert named == set(SHAPED)
+
+
+@pytest.mark.parametrize("name", SHAPED)
+def test_samplers_refuse_shapes_that_are_not_counts_by_their_name(name: str) -> None:
+    key, draw = random.key(0), SHAPED[name]
+    for shape in (-1, (-1,), [2, -3]):
+        with pytest.raises(ValueError, match=f"^{name}: expected shape .* >= 0, got .*-"):
+            draw(key, shape)
+    for other in (1.5, (2, 0.5), "ab", np.array([2, 3])):
+        with pytest.raises(TypeError, match=f"^{name}: expected shape to be an integer or a tuple"):
+            draw(key, other)
+    testing.assert_same_bits(draw(key, (np.int64(2), 3)), draw(key, (2, 3)))
+
+
+def test_parameters_beyond_the_range_of_the_dtype_are_refused() -> None:
+    key = random.key(0)
+    for draw in (
+        lambda x: random.truncated_normal(key, -x, 1.0),
+        lambda x: random.truncated_normal(key, -1.0, x),
+        lambda x: random.gamma(key, x),
+        lambda x: random.poisson(key, x),
+    ):
+        for x in (1e300, 10**400):
+            with pytest.raises(ValueError, match="within the range of torch.float32.*math.inf"):
+                draw(x)
+    with pytest.raises(TypeError, match="gamma: expected numbers or tensors .* got 'a'"):
+        random.gamma(key, "a")  # type: ignore[arg-type]
+    wide = random.truncated_normal(key, -1.0, 1e300, dtype=torch.float64)
+    testing.assert_same_bits(
+        wide, random.truncated_normal(key, -1.0, math.inf, dtype=torch.float64)
+    )
+
+
+def test_permutation_of_a_negative_number_raises_with_the_remedy() -> None:
+    with pytest.raises(ValueError, match="permutation: expected x to be an int >= 0, got -3"):
+        random.permutation(random.key(0), -3)

@@ -39,7 +39,7 @@ def filled(
                 "of them."
             ) from error
     else:
-        size = _shape(shape)
+        size = _shape(shape, name)
         _check_broadcast(name, size, *tensors)
     return size, [t.expand(size) for t in tensors]
 
@@ -62,9 +62,27 @@ def tensors_of(
             dtype = torch.promote_types(dtype, found) if i else found
     check_wide(dtype, name)
     return [
-        p.to(dtype) if isinstance(p, Tensor) else torch.full((), p, dtype=dtype, device=key.device)
+        p.to(dtype) if isinstance(p, Tensor) else scalar(name, p, dtype, key.device)
         for p in parameters
     ]
+
+
+def scalar(name: str, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return a parameter that is a number as a 0-d tensor; raise if the dtype cannot hold it."""
+    try:
+        return torch.full((), value, dtype=dtype, device=device)
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected numbers or tensors as parameters, got {value!r}. Write a number."
+        ) from None
+    except (RuntimeError, OverflowError):
+        if not isinstance(value, (int, float)):
+            raise
+        raise ValueError(
+            f"{name}: expected parameters within the range of {dtype}, up to "
+            f"{torch.finfo(dtype).max:.4g}, got {value!r:.40}. Write a number in this range, or "
+            "math.inf for infinity."
+        ) from None
 
 
 def check_wide(dtype: torch.dtype, name: str) -> None:

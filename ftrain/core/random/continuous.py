@@ -53,7 +53,7 @@ def exponential(
     """
     _check_single(key, "exponential")
     _check_float(dtype, "exponential")
-    return _jax_families.exponential(key, _folds(folds), _shape(shape), dtype)
+    return _jax_families.exponential(key, _folds(folds), _shape(shape, "exponential"), dtype)
 
 
 def laplace(
@@ -84,7 +84,7 @@ def laplace(
     """
     _check_single(key, "laplace")
     _check_float(dtype, "laplace")
-    return _jax_families.laplace(key, _folds(folds), _shape(shape), dtype)
+    return _jax_families.laplace(key, _folds(folds), _shape(shape, "laplace"), dtype)
 
 
 def gumbel(
@@ -119,7 +119,7 @@ def gumbel(
     _check_single(key, "gumbel")
     _check_float(dtype, "gumbel")
     is_high = _is_high(mode, "gumbel")
-    return _jax_families.gumbel(key, _folds(folds), _shape(shape), dtype, is_high)
+    return _jax_families.gumbel(key, _folds(folds), _shape(shape, "gumbel"), dtype, is_high)
 
 
 def truncated_normal(

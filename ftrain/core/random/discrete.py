@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ftrain.core.random import _jax_families, _operators
-from ftrain.core.random._parameters import check_wide
+from ftrain.core.random._parameters import check_wide, scalar
 from ftrain.core.random.continuous import gumbel
 from ftrain.core.random.keys import _check_single, _folds
 from ftrain.core.random.sample import _check_broadcast, _check_float, _shape, permutation, randint
@@ -78,7 +78,7 @@ def categorical(
         )
     logits = logits.detach().movedim(axis, -1)
     batch = logits.shape[:-1]
-    size = tuple(batch if shape is None else _shape(shape))
+    size = tuple(batch if shape is None else _shape(shape, "categorical"))
     _check_broadcast("categorical", size, logits[..., 0])
     ahead = size[: len(size) - len(batch)]
     if replace:
@@ -156,7 +156,7 @@ def choice(
     tensor([0, 1, 8])
     """
     _check_single(key, "choice")
-    size = tuple(_shape(shape))
+    size = tuple(_shape(shape, "choice"))
     if isinstance(a, Tensor):
         axis = _axis("choice", axis, a)
     count = a.shape[axis] if isinstance(a, Tensor) else a
@@ -263,8 +263,8 @@ def poisson(
     if isinstance(lam, Tensor):
         rate = lam.detach().to(torch.float32)
     else:
-        rate = torch.full((), lam, dtype=torch.float32, device=key.device)
-    size = rate.shape if shape is None else _shape(shape)
+        rate = scalar("poisson", lam, torch.float32, key.device)
+    size = rate.shape if shape is None else _shape(shape, "poisson")
     _check_broadcast("poisson", size, rate)
     return _jax_families.poisson(key, _folds(folds), rate.expand(size), dtype)
 
@@ -304,10 +304,12 @@ def rademacher(
             "dtype=torch.int32."
         )
     if key.is_cuda:
-        return _jax_families.signs(key, _folds(folds), _shape(shape), dtype)
+        return _jax_families.signs(key, _folds(folds), _shape(shape, "rademacher"), dtype)
     # JAX draws uniforms of its default float for `bernoulli(key, 0.5)`.
     uniform = torch.float64 if dtype.itemsize == 8 else torch.float32
-    u = _operators.threefry_uniform(key, _folds(folds), _shape(shape), uniform, 0.0, 1.0)
+    u = _operators.threefry_uniform(
+        key, _folds(folds), _shape(shape, "rademacher"), uniform, 0.0, 1.0
+    )
     return _jax_families.sign_of(u, dtype)
 
 

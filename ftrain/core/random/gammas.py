@@ -150,7 +150,7 @@ def dirichlet(
             "torch.full((n,), alpha) for n equal parameters."
         )
     (parameters,) = tensors_of("dirichlet", key, (alpha,), dtype)
-    size = alpha.shape if shape is None else (*_shape(shape), alpha.shape[-1])
+    size = alpha.shape if shape is None else (*_shape(shape, "dirichlet"), alpha.shape[-1])
     _check_broadcast("dirichlet", size, parameters)
     logs = _jax_families.log_gamma(key, _folds(folds), parameters.expand(size))
     value = _jax_families.softmax(logs.detach())

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def bits(
         raise ValueError(
             f"bits: expected width to be 8, 16, 32 or 64, got {width}. Write width=32."
         )
-    return _operators.threefry_bits(key, _folds(folds), _shape(shape), width)
+    return _operators.threefry_bits(key, _folds(folds), _shape(shape, "bits"), width)
 
 
 def uniform(
@@ -93,7 +94,7 @@ def uniform(
     """
     _check_single(key, "uniform")
     _check_float(dtype, "uniform")
-    size = _shape(shape)
+    size = _shape(shape, "uniform")
     if not isinstance(minval, Tensor) and not isinstance(maxval, Tensor):
         return _operators.threefry_uniform(
             key, _folds(folds), size, dtype, float(minval), float(maxval)
@@ -148,7 +149,7 @@ def normal(
     """
     _check_single(key, "normal")
     _check_float(dtype, "normal")
-    return _operators.threefry_normal(key, _folds(folds), _shape(shape), dtype)
+    return _operators.threefry_normal(key, _folds(folds), _shape(shape, "normal"), dtype)
 
 
 def bernoulli(
@@ -179,10 +180,10 @@ def bernoulli(
     """
     _check_single(key, "bernoulli")
     if not isinstance(p, Tensor):
-        size = () if shape is None else _shape(shape)
+        size = () if shape is None else _shape(shape, "bernoulli")
         return _operators.threefry_bernoulli(key, _folds(folds), size, float(p))
     _check_float(p.dtype, "bernoulli")
-    size = p.shape if shape is None else _shape(shape)
+    size = p.shape if shape is None else _shape(shape, "bernoulli")
     _check_broadcast("bernoulli", size, p)
     return _operators.threefry_uniform(key, _folds(folds), size, p.dtype, 0.0, 1.0) < p
 
@@ -224,7 +225,7 @@ def randint(
         raise ValueError(
             f"randint: expected an integer dtype, got {dtype}. Write dtype=torch.int64."
         )
-    size = _shape(shape)
+    size = _shape(shape, "randint")
     if not isinstance(minval, Tensor) and not isinstance(maxval, Tensor):
         base, span = _integers.clipped(_bound(minval), _bound(maxval), dtype)
         return _operators.threefry_randint(key, _folds(folds), size, dtype, base, span)
@@ -273,6 +274,8 @@ def permutation(
     _check_single(key, "permutation")
     _folds(folds)
     if not isinstance(x, Tensor):
+        if x < 0:
+            raise ValueError(f"permutation: expected x to be an int >= 0, got {x!r}. Write 5.")
         return _shuffle(key, torch.arange(x, device=key.device), 0, folds)
     if x.ndim == 0:
         raise ValueError(
@@ -295,8 +298,30 @@ def _shuffle(key: Tensor, x: Tensor, axis: int, folds: Sequence[int]) -> Tensor:
     return x
 
 
-def _shape(shape: int | Sequence[int]) -> Sequence[int]:
-    return shape if isinstance(shape, (tuple, list)) else (shape,)
+def _shape(shape: int | Sequence[int], name: str) -> Sequence[int]:
+    """Return a shape as a sequence; raise, naming the sampler, unless it consists of integers >= 0."""
+    size = shape if isinstance(shape, (tuple, list)) else (shape,)
+    for n in size:
+        if type(n) is not int or n < 0:
+            _check_length(n, shape, name)
+    return size
+
+
+def _check_length(n: Any, shape: Any, name: str) -> None:
+    if isinstance(n, torch.SymInt):
+        return
+    try:
+        is_valid = operator.index(n) >= 0  # integers of NumPy, 0-d tensors
+    except TypeError:
+        raise TypeError(
+            f"{name}: expected shape to be an integer or a tuple of integers, got {shape!r}. Write "
+            f"{name}(..., shape=(2, 3))."
+        ) from None
+    if not is_valid:
+        raise ValueError(
+            f"{name}: expected shape to consist of integers >= 0, got {shape!r}. Write the number of "
+            f"samples along each axis, {name}(..., shape=(2, 3))."
+        )
 
 
 def _bound(value: int) -> int:

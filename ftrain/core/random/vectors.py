@@ -77,7 +77,7 @@ def multivariate_normal(
     mean, cov = tensors_of("multivariate_normal", key, (mean, cov), dtype)
     if shape is None:
         shape = broadcast(mean.shape[:-1], cov.shape[:-2])
-    size = (*_shape(shape), n)
+    size = (*_shape(shape, "multivariate_normal"), n)
     _check_broadcast("multivariate_normal", size, mean, cov.diagonal(dim1=-2, dim2=-1))
     lower, info = torch.linalg.cholesky_ex((cov + cov.mT) / 2)
     lower = torch.where((info == 0)[..., None, None], lower, math.nan)
@@ -135,7 +135,7 @@ def orthogonal(
         raise ValueError(
             f"orthogonal: expected n and m to be 0 or more, got {n} and {columns}. Pass positive sizes."
         )
-    size = (*_shape(shape), max(n, columns), min(n, columns))
+    size = (*_shape(shape, "orthogonal"), max(n, columns), min(n, columns))
     q, r = torch.linalg.qr(normal(key, size, dtype, folds=folds))
     x: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)
     return x.mT if n < columns else x
@@ -184,4 +184,4 @@ def ball(
         raise ValueError(f"ball: expected p to be a positive finite number, got {p!r}. Write p=2.")
     if d < 0:
         raise ValueError(f"ball: expected d to be 0 or more, got {d}. Pass a positive dimension.")
-    return _jax_vectors.ball(key, _folds(folds), _shape(shape), dtype, d, float(p))
+    return _jax_vectors.ball(key, _folds(folds), _shape(shape, "ball"), dtype, d, float(p))
