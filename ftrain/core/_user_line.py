@@ -50,7 +50,8 @@ def show(frame: traceback.FrameSummary) -> str:
 def show_line(code: CodeType, line: int) -> str:
     """Format a line of running code as `show` does, but without `^` marks under the expression."""
     source = linecache.getline(code.co_filename, line).strip()
-    return f"  {code.co_filename}:{line} in {code.co_name}\n    {source}"
+    place = f"  {code.co_filename}:{line} in {code.co_name}"
+    return f"{place}\n    {source}" if source else place
 
 
 def current_line() -> str:

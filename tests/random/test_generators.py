@@ -14,6 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+import ftrain
+from ftrain import optim
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random import _generators, _watch
 from ftrain.core.random._own_generators import reachable
@@ -170,3 +172,26 @@ def test_repeated_draw_with_other_threads_raises_only_if_it_advances_the_same_ge
     finally:
         idle.set()
         thread.join()
+
+
+def test_type_check_of_beartype_that_draws_is_refused_by_its_name_with_the_remedy() -> None:
+    """beartype draws the index of the item that it checks, in code that it generates."""
+    generated = """
+def forward(self, x):
+    drawn = getrandbits(32)
+    return call(self, x)
+"""
+    code = compile(generated, "<@beartype(library.Model.forward) at 0x7f00>", "exec")
+    scope = {"getrandbits": random.getrandbits, "call": nn.Linear.forward}
+    exec(code, scope)
+    checked = type("Checked", (nn.Linear,), {"forward": scope["forward"]})
+    steps = ftrain.make_steps(
+        lambda: checked(3, 1), lambda model, batch: model(batch).square().mean(), optim.sgd(0.1)
+    )
+    before = random.getstate()
+    for step in (steps.train_step, ftrain.compile(steps.train_step, backend="eager")):
+        with pytest.raises(
+            UnkeyedRandomError, match=r"(?s)`random`.*<@beartype\(library\.Model\.forward.*:3 .*-O"
+        ):
+            step(steps.init_state(0), torch.ones(2, 3))
+    assert random.getstate() == before

@@ -38,6 +38,7 @@ from ftrain.core import _torch
 from ftrain.core._user_line import is_foreign, show_line
 from ftrain.core.random import _generators, _keyed_operators
 from ftrain.core.random._keyed_operators import here
+from ftrain.core.random._refusal import BEARTYPE
 
 __all__ = ["Draw", "find_draws", "is_alone"]
 
@@ -363,5 +364,7 @@ def _is_idle(filename: str) -> bool:
 
     `random` of the standard library draws and is excluded.
     """
+    if filename.startswith(BEARTYPE):
+        return False
     is_python = filename.startswith(_PYTHON) and "site-packages" not in filename
     return is_foreign(filename) or (is_python and filename != random.__file__)

@@ -11,7 +11,7 @@ from ftrain.core._torch_dispatch import OpOverload
 from ftrain.core._user_line import current_line, user_line
 from ftrain.core.errors import UnkeyedRandomError
 
-__all__ = ["in_function", "mapped_draw", "refusal", "scripted_inside", "unkeyed_draw"]
+__all__ = ["BEARTYPE", "in_function", "mapped_draw", "refusal", "scripted_inside", "unkeyed_draw"]
 
 _REMEDY = (
     "  write instead:  ftrain.random.uniform(key, shape), .normal, .bernoulli, .randint or\n"
@@ -32,6 +32,15 @@ _OF_TORCH = (
 _OF_OTHERS = (
     "Pass the numbers in with the batch, or draw them with torch (torch.rand and the like), whose draws "
     "come from the key."
+)
+
+
+#: Prefix of the names that beartype gives to the code that it generates to check types.
+BEARTYPE = "<@beartype("
+_OF_BEARTYPE = (
+    "beartype draws to choose the items of containers that it checks. No key reaches this generator, "
+    "and nothing shows that the numbers have no effect on the result. Turn the checks off: start Python "
+    "with -O, or in code of your own write @beartype(conf=BeartypeConf(strategy=BeartypeStrategy.O0))."
 )
 
 
@@ -78,11 +87,13 @@ def unkeyed_draw(names: tuple[str, ...], where: str) -> UnkeyedRandomError:
     """
     whose = " and ".join(_WHOSE[name] for name in names)
     of_torch = "torch" in names or "device" in names
-    return UnkeyedRandomError(
-        f"{whose} was drawn from or seeded {where}\n\n"
-        "No key reaches this generator, so the result would not be a function of the arguments. "
-        f"{_OF_TORCH if of_torch else _OF_OTHERS}"
-    )
+    reason = _OF_BEARTYPE
+    if BEARTYPE not in where:
+        reason = (
+            "No key reaches this generator, so the result would not be a function of the arguments. "
+            f"{_OF_TORCH if of_torch else _OF_OTHERS}"
+        )
+    return UnkeyedRandomError(f"{whose} was drawn from or seeded {where}\n\n{reason}")
 
 
 def mapped_draw(error: Exception) -> UnkeyedRandomError | None:
