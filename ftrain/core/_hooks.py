@@ -114,6 +114,11 @@ class Gradient:
         return leaf
 
 
+def inputs_in_progress() -> list[torch.Tensor]:
+    """Return the inputs of all gradient computations in progress in this thread."""
+    return [x for gradient in _active.gradients for x, _ in gradient._pairs]
+
+
 def note_call(model: Restorable) -> None:
     """Record a call of a model in each gradient computation in progress.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from ftrain.core import _torch
+from ftrain.core._graph_leaves import unknown_leaves
 from ftrain.core._reachable_objects import reach
 from ftrain.core._torch_scripted import is_scripted
 from ftrain.core._torch_tensors import storage_id
@@ -170,6 +171,35 @@ def refuse_lazy(module: nn.Module) -> None:
                 f"{name!r} of {type(module).__name__} is lazy: its shape is not known yet. Run one "
                 "batch through the model before passing it on, or use the layer that is not lazy."
             )
+
+
+def refuse_inputs(module: nn.Module, inputs: Sequence[torch.Tensor], attributes: bool) -> None:
+    """Raise if a module holds a tensor that depends on an input of a gradient in progress.
+
+    The tensors of a state have no graph, so the gradient would not flow through that tensor.
+
+    Args:
+        module: a module whose tensors become the state's.
+        inputs: the tensors with respect to which gradients are being computed.
+        attributes: True if tensors in plain attributes are copied as well.
+    """
+    if not inputs:
+        return
+    own = [*module.parameters()]
+    known = {id(x) for x in inputs}
+    for prefix, m in module.named_modules():
+        held = dict(m.named_buffers(recurse=False)) | (vars(m) if attributes else {})
+        for name, t in held.items():
+            if not isinstance(t, torch.Tensor) or not t.requires_grad:
+                continue
+            if not known.isdisjoint(map(id, (t, *unknown_leaves([t], own)))):
+                path = f"{prefix}.{name}".lstrip(".")
+                raise ValueError(
+                    f"bind: the model holds the tensor {path!r}, computed from an argument of the "
+                    "function that is being differentiated: expected tensors without such a graph, "
+                    "because a gradient does not flow through a model's own tensors. Pass it to the "
+                    f"model's forward as an argument, or set {path} to x.detach()."
+                )
 
 
 def refuse_scripted(module: nn.Module) -> None:

@@ -17,7 +17,7 @@ from torch import nn
 from ftrain.core import _torch, random, tree
 from ftrain.core._aliases import aliases_of, refuse_graphs
 from ftrain.core._differentiate import differentiate
-from ftrain.core._hooks import Hooks, hooked, note_call, parameter_hooks
+from ftrain.core._hooks import Hooks, hooked, inputs_in_progress, note_call, parameter_hooks
 from ftrain.core._loop_bodies import own_memory
 from ftrain.core._loss_notes import note_arguments
 from ftrain.core._not_copied import NotCopied
@@ -33,6 +33,7 @@ from ftrain.core._structure import (
     is_shared,
     named_tensors,
     read_tensors,
+    refuse_inputs,
 )
 from ftrain.core._torch_levels import below
 from ftrain.core._transform_errors import unbound
@@ -84,6 +85,7 @@ class Bound(NotCopied):
             # key.
             self._shares = is_shared(built, again)
             if not self._shares:
+                refuse_inputs(built, inputs_in_progress(), attributes=False)
                 self._parameter_hooks = parameter_hooks(built)
                 views = aliases_of(built)
                 self.skeleton = Skeleton(built, again, self._parameter_hooks, views)
@@ -91,6 +93,7 @@ class Bound(NotCopied):
                 return
         else:
             built = model
+        refuse_inputs(built, inputs_in_progress(), attributes=True)
         self._parameter_hooks = parameter_hooks(built)
         self.skeleton = skeleton_of(built)
         self._watch = Watch(self.skeleton.module)

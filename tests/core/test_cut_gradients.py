@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import ftrain
-from ftrain import optim
+from ftrain import optim, random
 from tests.core.differences import is_close
 
 X = torch.tensor([0.3, 0.5], dtype=torch.float64)
@@ -220,3 +220,53 @@ def test_second_derivative_of_weight_norm_is_refused() -> None:
     assert is_close(first(zero), (value(zero + h) - value(zero - h)) / (2 * h))
     with pytest.raises(ValueError, match="second derivative of weight_norm incorrectly"):
         ftrain.value_and_grad(first)(zero)
+
+
+class Holding(nn.Module):
+    """A model that holds a tensor which its caller computed."""
+
+    def __init__(self, kind: str, x: torch.Tensor) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+        if kind == "attribute":
+            self.x = x
+        else:
+            self.register_buffer("x", x)
+
+    def forward(self, y: torch.Tensor) -> torch.Tensor:
+        return self.layer(y) * self.x
+
+
+@pytest.mark.parametrize("kind", ["buffer", "attribute"])
+@pytest.mark.parametrize("is_built", [False, True], ids=["module", "function"])
+@pytest.mark.parametrize("of", [lambda x: x, lambda x: 2 * x], ids=["argument", "product"])
+def test_model_that_holds_an_argument_of_a_gradient_has_its_gradient_or_is_refused(
+    kind: str, is_built: bool, of: Any
+) -> None:
+    def bound_inside(x: torch.Tensor) -> torch.Tensor:
+        def build() -> nn.Module:
+            return Holding(kind, of(x))
+
+        apply = ftrain.bind(build if is_built else build())
+        params, buffers = apply.init(random.key(0))
+        ones = {name: torch.ones_like(p) for name, p in params.items()}
+        y, _ = apply(ones, buffers, random.key(1), torch.ones(2))
+        return y.sum() + 0 * x.sum()
+
+    gradient = ftrain.value_and_grad(bound_inside)
+    if is_built and kind == "attribute":
+        assert torch.equal(gradient(torch.ones(2))[1], 3 * of(torch.ones(2)))
+    else:
+        with pytest.raises(ValueError, match=r"^bind: the model holds the tensor 'x'.*detach"):
+            gradient(torch.ones(2))
+
+
+def test_model_that_holds_a_tensor_with_a_graph_of_its_own_is_bound_inside_a_gradient() -> None:
+    def loss(x: torch.Tensor) -> torch.Tensor:
+        model = nn.Linear(2, 1)
+        model.cached = model.weight * 2
+        apply = ftrain.bind(model)
+        params, buffers = apply.init(random.key(0))
+        return apply(params, buffers, random.key(1), x)[0].square().sum()
+
+    assert ftrain.value_and_grad(loss)(torch.ones(2))[1].abs().sum() > 0
