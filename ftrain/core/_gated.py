@@ -16,7 +16,7 @@ from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core._graph_leaves import requires_grad_outside
 from ftrain.core._torch_levels import at_depth, level_of, place, recorded, running_trace
 
-__all__ = ["Gated", "gated_arguments"]
+__all__ = ["Gated", "behind_gates", "gated_arguments"]
 
 
 class Gated(TorchFunctionMode):
@@ -81,3 +81,15 @@ def gated_arguments(args: Sequence[Any]) -> Sequence[Any]:
 
     found: Sequence[Any] = torch_pytree.tree_map_only(torch.Tensor, gated, tuple(args))
     return found
+
+
+def behind_gates(args: Any) -> Any:
+    """Return arguments with each tensor replaced by its gate in the branches around the call.
+
+    For functions that compute gradients, which a function mode runs itself: the graph begins at the
+    gates, also where `requires_grad_` was called on the tensor (torch.func.grad does).
+    """
+    for mode in reversed(_torch.function_modes()):  # the innermost branch first
+        if isinstance(mode, Gated) and place()[0] >= mode.depth:
+            args = torch_pytree.tree_map_only(torch.Tensor, mode.gated, args)
+    return args

@@ -1,0 +1,80 @@
+"""Gradients taken inside of a branch of `cond`, in rows and traces that run all branches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+import ftrain
+from ftrain import random
+
+XS = torch.tensor([[0.3, 0.5], [-0.3, 0.1], [0.0, 0.2]], dtype=torch.float64)
+
+
+def cube(x: Tensor) -> Tensor:
+    return (x**3).sum()
+
+
+def by_autograd(x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        p = x.view_as(x) if x.requires_grad else x.detach().requires_grad_()
+        return torch.autograd.grad(cube(p), p, create_graph=True)[0]
+
+
+def by_vjp(x: Tensor) -> Tensor:
+    value, pull = torch.func.vjp(cube, x)
+    return pull(torch.ones_like(value))[0]
+
+
+GRADIENTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "grad": torch.func.grad(cube),
+    "vjp": by_vjp,
+    "jacrev": torch.func.jacrev(cube),
+    "value_and_grad": lambda x: ftrain.value_and_grad(cube)(x)[1],
+    "autograd": by_autograd,
+}
+
+
+def keyed(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    def run(x: Tensor) -> Tensor:
+        with random.keyed(random.key(0)):
+            return fn(x)
+
+    return run
+
+
+PLACES: dict[str, Callable[[Callable[[Tensor], Tensor]], Callable[[Tensor], Tensor]]] = {
+    "plain": lambda fn: fn,
+    "keyed": keyed,
+    "branch": lambda fn: lambda x: ftrain.cond(x.sum() < 9, lambda: fn(x), lambda: x),
+}
+
+
+@pytest.mark.parametrize("inner", PLACES)
+@pytest.mark.parametrize("outer", PLACES)
+@pytest.mark.parametrize("name", GRADIENTS)
+def test_gradient_inside_of_a_branch_has_the_derivative_of_its_formula(
+    name: str, outer: str, inner: str
+) -> None:
+    gradient = GRADIENTS[name]
+
+    def branched(gradient: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        taken = PLACES[inner](lambda x: x - 0.1 * gradient(x))
+        whole = PLACES[outer](lambda x: ftrain.cond(x.sum() > 0.1, lambda: taken(x), lambda: x))
+        return lambda x: whole(x).square().sum()
+
+    f, by_formula = branched(gradient), branched(lambda x: 3 * x**2)
+    expected = torch.stack([ftrain.value_and_grad(by_formula)(x)[1] for x in XS])
+    found = torch.vmap(ftrain.value_and_grad(f))(XS)[1]
+    assert torch.allclose(found, expected, rtol=1e-12)
+    if name != "autograd":  # torch.autograd.grad takes no part in forward mode under torch.func
+
+        def along(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+            return lambda x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1]
+
+        compiled = ftrain.compile(ftrain.value_and_grad(along(f)), backend="eager")
+        second = torch.stack([ftrain.value_and_grad(along(by_formula))(x)[1] for x in XS])
+        assert torch.allclose(torch.stack([compiled(x)[1] for x in XS]), second, rtol=1e-12)
