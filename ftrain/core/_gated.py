@@ -16,7 +16,12 @@ from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core._graph_leaves import requires_grad_outside
 from ftrain.core._torch_levels import at_depth, level_of, place, recorded, running_trace
 
-__all__ = ["Gated", "behind_gates", "gated_arguments"]
+__all__ = ["Gated", "gated_arguments"]
+
+
+# Functions of autograd that need the very tensor whose derivative they compute: torch.func.grad calls
+# `requires_grad_` on its argument, and an inner gradient wraps that argument, which no mode sees.
+_OF_AUTOGRAD = frozenset({torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward})
 
 
 class Gated(TorchFunctionMode):
@@ -43,9 +48,13 @@ class Gated(TorchFunctionMode):
         # no meaning. Its arguments have passed through the gates already.
         if place()[0] < self.depth:
             return func(*args, **(kwargs or {}))
-        args = torch_pytree.tree_map_only(torch.Tensor, self.gated, tuple(args))
-        kwargs = torch_pytree.tree_map_only(torch.Tensor, self.gated, kwargs or {})
-        output = func(*args, **kwargs)
+        if func is torch.Tensor.requires_grad_:
+            self.gates.pop((id(args[0]), running_trace()), None)  # it has no path to the tensor
+            return func(*args, **(kwargs or {}))
+        if func not in _OF_AUTOGRAD:
+            args = torch_pytree.tree_map_only(torch.Tensor, self.gated, tuple(args))
+            kwargs = torch_pytree.tree_map_only(torch.Tensor, self.gated, kwargs)
+        output = func(*args, **(kwargs or {}))
         for leaf in torch_pytree.tree_leaves(output):
             if isinstance(leaf, torch.Tensor):
                 self.own[id(leaf)] = leaf
@@ -81,15 +90,3 @@ def gated_arguments(args: Sequence[Any]) -> Sequence[Any]:
 
     found: Sequence[Any] = torch_pytree.tree_map_only(torch.Tensor, gated, tuple(args))
     return found
-
-
-def behind_gates(args: Any) -> Any:
-    """Return arguments with each tensor replaced by its gate in the branches around the call.
-
-    For functions that compute gradients, which a function mode runs itself: the graph begins at the
-    gates, also where `requires_grad_` was called on the tensor (torch.func.grad does).
-    """
-    for mode in reversed(_torch.function_modes()):  # the innermost branch first
-        if isinstance(mode, Gated) and place()[0] >= mode.depth:
-            args = torch_pytree.tree_map_only(torch.Tensor, mode.gated, args)
-    return args

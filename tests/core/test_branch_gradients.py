@@ -78,3 +78,29 @@ def test_gradient_inside_of_a_branch_has_the_derivative_of_its_formula(
         compiled = ftrain.compile(ftrain.value_and_grad(along(f)), backend="eager")
         second = torch.stack([ftrain.value_and_grad(along(by_formula))(x)[1] for x in XS])
         assert torch.allclose(torch.stack([compiled(x)[1] for x in XS]), second, rtol=1e-12)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("outer", ["grad", "vjp", "jacrev", "value_and_grad"])
+@pytest.mark.parametrize("inner", ["grad", "vjp", "value_and_grad"])
+def test_nested_gradients_inside_of_a_branch_have_the_derivative_of_their_formula(
+    inner: str, outer: str, place: str
+) -> None:
+    def gradient_of(fn: Callable[[Tensor], Tensor], how: str) -> Callable[[Tensor], Tensor]:
+        if how == "vjp":
+            return lambda x: torch.func.vjp(fn, x)[1](torch.ones_like(fn(x)))[0]
+        if how == "value_and_grad":
+            return lambda x: ftrain.value_and_grad(fn)(x)[1]
+        return torch.func.jacrev(fn) if how == "jacrev" else torch.func.grad(fn)
+
+    def by_rows(gradient: Callable[[Tensor], Tensor]) -> list[Tensor]:
+        taken = PLACES[place](lambda x: gradient(x) * x)
+        f = ftrain.value_and_grad(
+            lambda x: (ftrain.cond(x.sum() > 0.1, lambda: taken(x), lambda: x) * x).sum()
+        )
+        return [*torch.vmap(f)(XS), *ftrain.compile(torch.vmap(f), backend="eager")(XS)]
+
+    within = gradient_of(cube, inner)
+    found = by_rows(gradient_of(lambda x: (within(x) * x).sum(), outer))
+    for a, b in zip(found, by_rows(lambda x: 9 * x**2), strict=True):
+        assert torch.allclose(a, b, rtol=1e-12)

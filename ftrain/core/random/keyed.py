@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch
-from ftrain.core._gated import behind_gates, gated_arguments
+from ftrain.core._gated import gated_arguments
 from ftrain.core._lost_tangents import refuse_second_tangents
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_compiled import Plainly
@@ -216,7 +216,7 @@ def _decide(func: Callable[..., Any]) -> Action:
     if torch.compiler.is_dynamo_compiling():
         return action
     if func in RUN_THE_GRAPH:
-        action = _run_the_graph
+        action = _enter
     elif isinstance(func, types.FunctionType):
         action = _enter_once if draws_inside(func) else _pass
     elif isinstance(func, HigherOrderOperator):
@@ -244,11 +244,6 @@ def _draw(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any
 def _enter(mode: _Keyed, func: Any, args: Any, kwargs: Any) -> Any:
     with mode:
         return without_dispatch(func)(*args, **kwargs)
-
-
-def _run_the_graph(mode: _Keyed, func: Any, args: Any, kwargs: Any) -> Any:
-    args, kwargs = behind_gates((tuple(args), kwargs))
-    return _enter(mode, func, args, kwargs)
 
 
 def _enter_once(mode: _Keyed, func: Any, args: Any, kwargs: Any) -> Any:
