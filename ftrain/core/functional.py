@@ -62,14 +62,18 @@ class Bound(NotCopied):
         try:
             with below() if is_transformed and is_tracing() else contextlib.nullcontext():
                 self._bind(model)
-        except Exception:
-            if not is_transformed:
+        except (RuntimeError, NotImplementedError) as error:
+            # Errors of these classes themselves are torch's; a user's builder is not called again.
+            if not is_transformed or type(error) not in (RuntimeError, NotImplementedError):
                 raise
             try:
                 with below():
                     self._bind(model)
-            except Exception as error:
-                raise unbound(error) from error
+            except Exception as again:
+                clearer = unbound(again)
+                if clearer is again:
+                    raise
+                raise clearer from again
 
     def _bind(self, model: nn.Module | Callable[[], nn.Module]) -> None:
         if not isinstance(model, nn.Module):

@@ -211,3 +211,16 @@ def test_model_that_holds_a_mapped_tensor_cannot_be_bound_inside_vmap(built: boo
     for transform in (torch.vmap, torch.func.grad):
         with pytest.raises(RuntimeError, match=r"^bind: expected a model without.*outside of the"):
             transform(lambda x: ftrain.bind((lambda: Holds(x)) if built else Holds(x)))(ROWS[0])
+
+
+def test_error_of_a_function_that_builds_a_model_is_raised_unchanged_inside_transforms() -> None:
+    calls = []
+
+    def build() -> nn.Module:
+        calls.append(1)
+        raise KeyError("user")
+
+    with pytest.raises(KeyError, match="user") as caught:
+        torch.func.grad(lambda x: ftrain.bind(build) and x.sum())(torch.ones(2))
+    assert len(calls) == 1
+    assert caught.value.__cause__ is None
