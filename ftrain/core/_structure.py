@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 
 from ftrain.core import _torch
 from ftrain.core._graph_leaves import unknown_leaves
-from ftrain.core._reachable_objects import reach
+from ftrain.core._reachable_objects import reach, spell
 from ftrain.core._torch_scripted import is_scripted
 from ftrain.core._torch_tensors import storage_id
 
@@ -187,19 +187,17 @@ def refuse_inputs(module: nn.Module, inputs: Sequence[torch.Tensor], attributes:
         return
     own = [*module.parameters()]
     known = {id(x) for x in inputs}
-    for prefix, m in module.named_modules():
-        held = dict(m.named_buffers(recurse=False)) | (vars(m) if attributes else {})
-        for name, t in held.items():
-            if not isinstance(t, torch.Tensor) or not t.requires_grad:
-                continue
-            if not known.isdisjoint(map(id, (t, *unknown_leaves([t], own)))):
-                path = f"{prefix}.{name}".lstrip(".")
-                raise ValueError(
-                    f"bind: the model holds the tensor {path!r}, computed from an argument of the "
-                    "function that is being differentiated: expected tensors without such a graph, "
-                    "because a gradient does not flow through a model's own tensors. Pass it to the "
-                    f"model's forward as an argument, or set {path} to x.detach()."
-                )
+    reached = ((spell(path), t) for path, t in reach([("", module)]).tensors)
+    for path, t in reached if attributes else module.named_buffers():
+        if isinstance(t, nn.Parameter) or not t.requires_grad:
+            continue
+        if not known.isdisjoint(map(id, (t, *unknown_leaves([t], own)))):
+            raise ValueError(
+                f"bind: the model holds the tensor {path!r}, computed from an argument of the function "
+                "that is being differentiated: expected tensors without such a graph, because a "
+                "gradient does not flow through a model's own tensors. Pass it to the model's forward "
+                "as an argument, or set it to x.detach()."
+            )
 
 
 def refuse_scripted(module: nn.Module) -> None:

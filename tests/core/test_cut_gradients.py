@@ -227,17 +227,19 @@ class Holding(nn.Module):
 
     def __init__(self, kind: str, x: torch.Tensor) -> None:
         super().__init__()
-        self.layer = nn.Linear(2, 2)
-        if kind == "attribute":
+        self.layer, self.kind = nn.Linear(2, 2), kind
+        if kind == "list":
+            self.x, self.held = 1.0, [x]
+        elif kind == "attribute":
             self.x = x
         else:
             self.register_buffer("x", x)
 
     def forward(self, y: torch.Tensor) -> torch.Tensor:
-        return self.layer(y) * self.x
+        return self.layer(y) * self.x * (self.held[0] if self.kind == "list" else 1)
 
 
-@pytest.mark.parametrize("kind", ["buffer", "attribute"])
+@pytest.mark.parametrize("kind", ["buffer", "attribute", "list"])
 @pytest.mark.parametrize("is_built", [False, True], ids=["module", "function"])
 @pytest.mark.parametrize("of", [lambda x: x, lambda x: 2 * x], ids=["argument", "product"])
 def test_model_that_holds_an_argument_of_a_gradient_has_its_gradient_or_is_refused(
@@ -254,10 +256,10 @@ def test_model_that_holds_an_argument_of_a_gradient_has_its_gradient_or_is_refus
         return y.sum() + 0 * x.sum()
 
     gradient = ftrain.value_and_grad(bound_inside)
-    if is_built and kind == "attribute":
+    if is_built and kind != "buffer":
         assert torch.equal(gradient(torch.ones(2))[1], 3 * of(torch.ones(2)))
     else:
-        with pytest.raises(ValueError, match=r"^bind: the model holds the tensor 'x'.*detach"):
+        with pytest.raises(ValueError, match=r"^bind: the model holds the tensor '.*detach"):
             gradient(torch.ones(2))
 
 
