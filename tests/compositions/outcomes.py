@@ -61,6 +61,7 @@ _REFUSALS: dict[str, Any] = {
     r"In order to use an autograd.Function with functorch transforms": Custom,
     r"torch.func.* don't yet support saved tensor hooks": Checkpoint,
     r"tensor may have escaped from inside a function being vmapped": Checkpoint,
+    r"^interpreter must not be None$": Checkpoint,  # the same, of a custom operator
     r"You are attempting to call Tensor.requires_grad_": "autograd",
 }
 
