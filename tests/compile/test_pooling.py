@@ -130,7 +130,7 @@ def test_convolution_of_one_channel_equals_conv2d_with_channels_last(
 
 @pytest.mark.parametrize("layout", ["contiguous", "transposed"])
 @pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1}, {"dilation": 2}])
-def test_gradient_of_filters_of_one_channel_has_the_bits_of_conv2d(
+def test_gradient_of_filters_of_one_channel_equals_that_of_conv2d(
     layout: str, options: dict[str, Any]
 ) -> None:
     x, w = torch.randn(2, 1, 9, 8), torch.randn(16, 1, 3, 3)
@@ -151,7 +151,8 @@ def test_gradient_of_filters_of_one_channel_has_the_bits_of_conv2d(
     stride, padding, dilation = ([n, n] for n in pair)
     found = filters_of_one_channel(grad, x, [*w.shape], stride, padding, dilation)
     (alone,) = torch.func.vjp(lambda w: F.conv2d(x.contiguous(), w, **options), w)[1](grad)
-    testing.assert_same_bits(found, alone)
+    # To the bit with oneDNN's kernels for AVX-512; those for AVX2 sum dilated ones in another order.
+    testing.assert_close_norm(found, alone, 4e-7)
 
 
 def test_gradient_of_images_of_one_channel_is_not_rewritten() -> None:
