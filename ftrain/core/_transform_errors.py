@@ -73,7 +73,8 @@ _BATCH_NORM = os.path.join(os.path.dirname(nn.__file__), "modules", "batchnorm.p
 _RECOMPUTED = (
     "torch.func.grad, vjp, jacrev and hessian cannot run inside a region that the backward pass "
     "recomputes (ftrain.remat, torch.utils.checkpoint)",
-    "Write ftrain.value_and_grad(fn)(x), which can, or leave this code out of the region.",
+    "Write ftrain.value_and_grad(fn)(x), which can unless torch.vmap maps over the region, or leave "
+    "this code out of the region.",
 )
 _DATA = ("x.data cannot be used under torch's transforms", "Write x.detach().")
 

@@ -60,6 +60,7 @@ _REFUSALS: dict[str, Any] = {
     # torch's own, in transforms of torch.func:
     r"In order to use an autograd.Function with functorch transforms": Custom,
     r"torch.func.* don't yet support saved tensor hooks": Checkpoint,
+    r"cannot run inside a region that the backward pass recomputes": Checkpoint,
     r"tensor may have escaped from inside a function being vmapped": Checkpoint,
     r"^interpreter must not be None$": Checkpoint,  # the same, of a custom operator
     r"You are attempting to call Tensor.requires_grad_": "autograd",
