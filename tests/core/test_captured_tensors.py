@@ -1,4 +1,4 @@
-"""A loss that writes to a captured tensor raises, however it reached the tensor."""
+"""A loss that writes to a captured tensor raises, however it reached the tensor; kept buffers too."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import ftrain
-from ftrain import optim
+from ftrain import optim, random
 from ftrain.core.errors import ImpureFunctionError
 
 BATCH = {"x": torch.linspace(-1, 1, 32).view(8, 4), "y": torch.linspace(1, -1, 24).view(8, 3)}
@@ -213,3 +213,28 @@ def test_model_that_writes_to_its_input_in_prediction_raises() -> None:
     steps = ftrain.make_steps(lambda: Writes(4, 3), mse, optim.sgd(0.1))
     with pytest.raises(ImpureFunctionError, match="input `batch` was changed in place"):
         prediction(lambda: Writes(4, 3))(steps.init_state(0), torch.ones(2, 4))
+
+
+class Capturing(nn.Module):
+    """A module whose method has one of its own buffers as a default argument."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("scale", torch.ones(2))
+        own = self.scale
+
+        def scaled(x: torch.Tensor, scale: torch.Tensor = own) -> torch.Tensor:
+            return x * scale
+
+        self.scaled = scaled
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.scaled(x)
+
+
+@pytest.mark.parametrize("model", [Capturing, Capturing()], ids=["class", "module"])
+def test_bind_refuses_a_module_whose_function_keeps_one_of_its_buffers(model: Any) -> None:
+    with pytest.raises(
+        ValueError, match="own 'scale' where the state's tensor cannot take its place"
+    ):
+        ftrain.bind(model).init(random.key(0))

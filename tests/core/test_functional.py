@@ -168,31 +168,6 @@ def test_bound_init_draws_new_weights_although_all_builds_share_one_submodule(
     assert ENCODER.training
 
 
-class Capturing(nn.Module):
-    """A module whose method has one of its own buffers as a default argument."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.register_buffer("scale", torch.ones(2))
-        own = self.scale
-
-        def scaled(x: torch.Tensor, scale: torch.Tensor = own) -> torch.Tensor:
-            return x * scale
-
-        self.scaled = scaled
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.scaled(x)
-
-
-@pytest.mark.parametrize("model", [Capturing, Capturing()], ids=["class", "module"])
-def test_bind_refuses_a_module_whose_function_keeps_one_of_its_buffers(model: Any) -> None:
-    with pytest.raises(
-        ValueError, match="own 'scale' where the state's tensor cannot take its place"
-    ):
-        ftrain.bind(model).init(random.key(0))
-
-
 def test_model_function_that_always_returns_one_module_gives_its_weights_for_every_key() -> None:
     model = nn.Linear(2, 1)
     apply = ftrain.bind(lambda: model)
