@@ -78,7 +78,7 @@ def dispatch(name: str, rest: Sequence[str]) -> int:
             say(trimmed(error.__cause__, options.traceback), error=True)
         say(error, error=True)
         return 2
-    except OutputClosedError:
+    except OutputClosedError:  # `main` reports it for all commands, `--help` and `--version`
         raise
     except KeyboardInterrupt:
         say("interrupted", error=True)

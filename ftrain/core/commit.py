@@ -80,6 +80,7 @@ def committed(
     is_copied = [True] * len(news)
     if known and is_temporary:
         large = [place for place, new in enumerate(news) if new.numel() > _SMALL]
+        # The two containers are `news` and the node of the proposed state that holds the leaf.
         for place in unshared([news[place] for place in large], containers=2):
             is_copied[large[place]] = not _is_ordinary(news[large[place]])
 
