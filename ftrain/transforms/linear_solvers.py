@@ -63,7 +63,8 @@ def conjugate_gradients(
     for _ in range(iterations):
         turned = _plus(product(direction), damping, direction)
         curvature = _inner(direction, turned)
-        is_useful = ~(square <= enough) & ~(curvature <= 0)  # a NaN reaches x
+        is_solved = (square <= enough) & enough.isfinite()
+        is_useful = ~is_solved & ~(curvature <= 0)  # so that a NaN or an infinity reaches x
         length = torch.where(is_useful, square / torch.where(is_useful, curvature, 1), 0)
         x = _plus(x, length, direction)
         residual = _plus(residual, -length, turned)

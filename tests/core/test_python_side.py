@@ -48,6 +48,15 @@ def test_random_split_refuses_an_invalid_number_of_keys(num: Any) -> None:
     assert random.split(random.key(0), 0).shape == (0, 2)
 
 
+def test_replace_copies_the_fields_of_a_state_that_has_another_attribute() -> None:
+    state = STEPS.init_state(0)
+    object.__setattr__(state, "note", 1)
+    new = state.replace(extras={"a": X})
+    assert new.params is state.params
+    assert new.extras == {"a": X}
+    assert not hasattr(new, "note")
+
+
 @pytest.mark.parametrize("compiled", [False, True])
 def test_replace_converts_an_integer_step_to_a_tensor(compiled: bool) -> None:
     state = STEPS.init_state(0).replace(step=7)

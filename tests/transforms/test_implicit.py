@@ -46,6 +46,12 @@ def test_conjugate_gradients_solve_systems_whose_squared_norm_overflows_or_under
     torch.testing.assert_close(found, right_side / scales, rtol=rtol, atol=0.0)
 
 
+@pytest.mark.parametrize("odd", [float("nan"), float("inf")])
+def test_conjugate_gradients_return_nan_for_a_right_side_that_is_not_finite(odd: float) -> None:
+    found = conjugate_gradients(lambda x: x, torch.tensor([1.0, odd]), iterations=5)
+    assert found.isnan().all()
+
+
 @pytest.mark.parametrize("iterations", [3, 12])
 def test_conjugate_gradients_are_differentiable_after_convergence(iterations: int) -> None:
     scales = torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64)
