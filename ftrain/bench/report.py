@@ -188,7 +188,9 @@ class BenchmarkReport:
             ValueError: the limit is below 1.
         """
         if not limit >= 1:
-            raise ValueError(f"limit: expected a ratio of at least 1, got {limit!r}. Write 1.1.")
+            raise ValueError(
+                f"limit: expected a ratio of at least 1, got {limit!r}. Write limit=1.1."
+            )
         if not any_machine:
             check_machine(earlier.machine, self.machine)
         changes = tuple(self._changes(earlier, limit))

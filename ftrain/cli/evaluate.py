@@ -71,7 +71,7 @@ def _check(parts: Parts, folder: pathlib.Path, stored_fitted: Mapping[str, Any])
     if (says := _data_json.missing_warning(parts, folder, stored_fitted)) is not None:
         warnings.warn(says, LoopWarning, stacklevel=2)
     if not typed and not isinstance(config.data.held_out, str):
-        remedy = "Restore the earlier file, or evaluate on a whole file: data.path=FILE."
+        remedy = "Restore the earlier file, or evaluate on all samples of a file: data.path=FILE."
         _data_json.check_unchanged(parts, stored_fitted, remedy)
 
 

@@ -72,7 +72,7 @@ def _inputs(run: Trained, in_python: str) -> Inputs:
         says = f"expected data of a file (csv, images, arrays or text), got {config.data.name}"
         raise _refusal(run, "data.name", f"{says}. {in_python}")
     if not run.fitted:
-        says = f"expected {FILE} in {run.folder}, got none. Train the run again."
+        says = f"expected {FILE} in {run.folder}, got none. Train the run again, which writes it."
         raise _refusal(run, "data", says)
     if not config.places.typed(("data", "path")):
         path = pathlib.PurePath(str(config.data.arguments.get("path", "")))

@@ -79,7 +79,7 @@ class Needs:
     self_teacher: str | None = None
 
     def check(self, kind: Kind, component: Any) -> None:
-        """Raise `ValueError` if components of this kind cannot get these values from a run."""
+        """Raise `ValueError` unless these needs fit a component: its kind, and its arguments' names."""
         for name, kinds in _DECLARED_BY.items():
             if getattr(self, name) != getattr(Needs(), name) and kind not in kinds:
                 listed = " or ".join(kinds)

@@ -71,7 +71,7 @@ def refuse_called_backward(inputs: Sequence[torch.Tensor], name: str) -> None:
     if not all(map(operator.is_, found, itertools.repeat(None))):  # 70 ns per input
         raise ImpureFunctionError(
             f"{name} called backward(): expected no gradients in the attribute .grad of the parameters "
-            "when the loss is returned, since they might or might not be meant to count. Call "
+            "when the loss is returned, since it is unclear if the step must add them to its own. Call "
             "torch.autograd.grad(outputs, inputs) instead, or model.zero_grad() after it."
         )
 

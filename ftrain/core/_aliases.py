@@ -98,7 +98,7 @@ def aliases_of(module: nn.Module) -> list[tuple[torch.Tensor, Alias]]:
 
 
 def refuse_graphs(views: Iterable[tuple[torch.Tensor, Alias]]) -> None:
-    """Raise if the gradient of a view flows to a parameter, which it would not in a copied module.
+    """Raise if a view passes gradients to a parameter, because a view in a copy would not.
 
     Raises:
         ValueError: one of the views is a result of operators on a parameter.
@@ -106,9 +106,9 @@ def refuse_graphs(views: Iterable[tuple[torch.Tensor, Alias]]) -> None:
     for view, alias in views:
         if alias.requires_grad and not view.is_leaf:
             raise ValueError(
-                f"`{alias.path}` is a view of the parameter {alias.name!r}, through which gradients "
-                "flow: expected a model without such views, since a copy would not have them. Compute "
-                "it in forward, or pass a function that builds the model."
+                f"`{alias.path}` is a view of the parameter {alias.name!r} that passes gradients to it: "
+                "expected a model without such views, because in a copy of the model the view would "
+                "pass none. Compute it in forward, or pass a function that builds the model."
             )
 
 

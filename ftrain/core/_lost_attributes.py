@@ -28,7 +28,7 @@ __all__ = ["LostAttributes"]
 
 
 class LostAttributes:
-    """Comparison of a loss with the same loss after the attributes that its first call assigned.
+    """Check of whether a loss needs the attributes that its first call assigned to the model.
 
     Args:
         skeleton: the model.
@@ -42,7 +42,7 @@ class LostAttributes:
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
-        """Record the changes of attributes that the skeleton undoes inside the context."""
+        """Record, inside the context, the attribute changes that the skeleton undoes after a call."""
         self._skeleton.undone = [] if self._is_on else None
         try:
             yield
@@ -69,7 +69,7 @@ class LostAttributes:
             )
 
     def _matter(self, again: Callable[[Any], tuple[Any, Any]]) -> bool:
-        """Return True if a call has other results where an earlier call's changes remain in place."""
+        """Return True if a call has other results if the changes of an earlier call are not undone."""
         skeleton = self._skeleton
         with skeleton.lock:  # calls of other threads must not start with these changes
             try:

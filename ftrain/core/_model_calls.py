@@ -149,9 +149,9 @@ class ModelCalls:
         return aux, grads
 
     def _again(self, run: Run, x: Any, key: torch.Tensor, buffers: Any) -> tuple[Any, Any]:
-        """Return the results of `run` with other buffers, and the buffers after it.
+        """Call `run` again, with other buffers; return its results, and the buffers after it.
 
-        If `buffers` is `None`, use the own ones, but half the parameters and half the batch.
+        If `buffers` is `None`, use the same buffers, but half the parameters and half the batch.
         """
         until, rerun = contextlib.ExitStack(), _Rerun(threading.get_ident(), buffers)
         self._rerun = rerun
@@ -182,7 +182,7 @@ class ModelCalls:
 
 @dataclasses.dataclass
 class _Rerun:
-    """Repeated calls of a loss with other arguments, in one thread; see `LostAttributes`.
+    """Arguments for a loss that is called again to find out if it needs the model's attributes.
 
     Attributes:
         thread: the thread.

@@ -23,7 +23,7 @@ _LOCK = threading.Lock()
 
 
 def marked(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
-    """Mark tensors as parameters until `unmark`; return those that were no parameters before.
+    """Mark tensors as parameters until `unmark`; return those that are not parameters themselves.
 
     The mark of a tensor is the number of running calls that marked it.
 

@@ -111,7 +111,7 @@ def vmap_levels() -> list[int]:
 
 
 def moved(tensor: torch.Tensor, vmaps: Sequence[int]) -> torch.Tensor | None:
-    """Return a tensor without its derivative, mapped by the `torch.vmap`s that run now.
+    """Return a tensor without its derivative, in the wrappers of the `torch.vmap`s that run now.
 
     Torch runs the forward of an autograd function inside of new vmaps, which map over its arguments as
     those around the call do, and below all other transforms.

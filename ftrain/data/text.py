@@ -56,7 +56,7 @@ class Windows:
         if self.tokens.ndim != 1 or self.tokens.is_floating_point():
             raise ValueError(
                 f"tokens: expected integers of shape (n,), got {self.tokens.dtype} "
-                f"{tuple(self.tokens.shape)}. Convert them."
+                f"{tuple(self.tokens.shape)}. Pass one sequence: tokens.flatten().long()."
             )
         if len(self.tokens) < length:
             raise ValueError(

@@ -113,7 +113,10 @@ def attach_result(error: Exception, result: FitResult, phase: str, last: int | N
             else f"and its newest checkpoint is that of step {last}. "
         )
     if result.state is not None:
-        note += "The state after that step: `except Exception as error: error.fit_result.state`."
+        note += (
+            "The exception holds the state after that step: write `except Exception as error:` and "
+            "read `error.fit_result.state`."
+        )
     elif result.checkpoint is None:
         note += "The state is lost: it was donated to the step that failed. No checkpoint exists."
     error.add_note(note)

@@ -160,7 +160,7 @@ def test_changed_training_data_are_refused_with_the_differences(
         assert "the training data have changed since the run fitted its preprocessing" in said
         assert "rows: expected 36, got 33" in said
         assert "columns.size.mean: " in said
-    assert "evaluate on a whole file: data.path=FILE" in said
+    assert "evaluate on all samples of a file: data.path=FILE" in said
     assert evaluated(capsys, "data.path=pets.csv")[0] == 44
     write(project / "pets.csv", [[*row[:3], "bee"] if row[3] == "cat" else row for row in rows()])
     said = refused(capsys, "resume", "run", "epochs=3")

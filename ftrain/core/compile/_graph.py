@@ -223,7 +223,7 @@ def _overlaps_itself(value: torch.Tensor) -> bool:
 
 
 def _is_literal(node: fx.Node) -> bool:
-    """Return True if the function itself creates a constant, as in `torch.tensor([1.0, 2.0])`."""
+    """Return True for a tensor that the function makes of numbers: `torch.tensor([1.0, 2.0])`."""
     return all(user.target is aten.lift_fresh_copy.default for user in node.users)
 
 

@@ -96,7 +96,7 @@ class _Mode(DispatchMode):
         return result
 
     def _watched(self, argument: Any) -> Any:
-        """Wrap the body of a loop or branch to run under this mode, which torch would disable there."""
+        """Wrap the body of a loop or branch so that this mode is active in it; return other values."""
         if not isinstance(argument, torch.nn.Module):
             return argument
 

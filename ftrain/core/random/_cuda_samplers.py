@@ -114,7 +114,7 @@ def randint(
 
 
 def _wide(x: Tensor) -> int:
-    """Return 1 for float64, 0 for float32: the distance between their kernels."""
+    """Return 1 for float64 and 0 for float32, to add to the number of the float32 kernel."""
     return int(x.dtype == torch.float64)
 
 
@@ -123,7 +123,7 @@ def _like(x: Tensor) -> Tensor:
 
 
 def _stepped(x: Tensor) -> tuple[Tensor, int]:
-    """Return a parameter and the step from one element to the next: 0 for one number, expanded."""
+    """Return a parameter, and its step in memory from element to element: 0 for a single number."""
     if all(x.stride(i) == 0 or x.shape[i] == 1 for i in range(x.ndim)):
         return x, 0
     return x.contiguous(), 1

@@ -275,7 +275,9 @@ def permutation(
     _folds(folds)
     if not isinstance(x, Tensor):
         if x < 0:
-            raise ValueError(f"permutation: expected x to be an int >= 0, got {x!r}. Write 5.")
+            raise ValueError(
+                f"permutation: expected x to be an int >= 0, got {x!r}. Pass the number of elements."
+            )
         return _shuffle(key, torch.arange(x, device=key.device), 0, folds)
     if x.ndim == 0:
         raise ValueError(

@@ -119,8 +119,8 @@ def arrays_inputs(
     """
     if not fitted:
         raise ValueError(
-            "arrays_inputs: expected the names and dtypes of the run's training arrays, got none. Train "
-            "the run again."
+            "arrays_inputs: expected as `fitted` the names and dtypes of arrays that the run stored in "
+            "data.json, got none. Train the run again, which stores them."
         )
     kinds = dict(fitted["arrays"])
     label = next((name for name in _LABELS if name in kinds), None)
@@ -150,8 +150,8 @@ def images_inputs(
     """
     if not fitted:
         raise ValueError(
-            "images_inputs: expected the classes and image size of the run's training data, got none. "
-            "Train the run again."
+            "images_inputs: expected as `fitted` the classes and image size that the run stored in "
+            "data.json, got none. Train the run again, which stores them."
         )
     found = Images.of_files(path, size, mode, (fitted["size"][0], fitted["size"][1]))
 

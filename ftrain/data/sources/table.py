@@ -154,7 +154,8 @@ def csv_inputs(
     """
     if not fitted:
         raise ValueError(
-            "csv_inputs: expected fitted preprocessing, got none. Train the run again."
+            "csv_inputs: expected as `fitted` the preprocessing that the run stored in data.json, got "
+            "none. Train the run again, which stores it."
         )
     check_same(fitted, target, columns, classes, standardize)
     table = Table.read(path, Format(delimiter, encoding, decimal))

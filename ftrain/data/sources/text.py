@@ -72,7 +72,8 @@ def text_inputs(
     """
     if not fitted:
         raise ValueError(
-            "text_inputs: expected fitted preprocessing, got none. Train the run again."
+            "text_inputs: expected as `fitted` the alphabet that the run stored in data.json, got none. "
+            "Train the run again, which stores it."
         )
     whole = data.text(path, alphabet=fitted["alphabet"])
     tokens = whole.tokens.to(torch.int64)

@@ -8,7 +8,7 @@ __all__ = ["SampleSchedule"]
 
 
 class SampleSchedule:
-    """Schedule that is due every n steps or, if `every` is `None`, at each unnamed evaluation.
+    """Schedule that is due every n steps or, if `every` is `None`, at each evaluation without a name.
 
     Attributes:
         every: number of steps n; `None`: each main evaluation (the one without a name).
