@@ -11,7 +11,7 @@ from ftrain.core.random._find_draw import is_alone
 from tests import conftest
 
 
-def test_search_for_draws_counts_only_threads_that_the_test_has_started() -> None:
+def test_only_threads_that_a_test_started_count_as_other_running_threads() -> None:
     """A worker of pytest-xdist has a thread of its own."""
     assert is_alone()
     done = threading.Event()
@@ -23,7 +23,7 @@ def test_search_for_draws_counts_only_threads_that_the_test_has_started() -> Non
     assert is_alone()
 
 
-def test_thread_that_the_test_has_started_is_not_alone() -> None:
+def test_thread_started_by_a_test_is_not_the_only_running_thread() -> None:
     found: list[bool] = []
     thread = threading.Thread(target=lambda: found.append(is_alone()))
     thread.start()
@@ -31,7 +31,9 @@ def test_thread_that_the_test_has_started_is_not_alone() -> None:
     assert found == [False]
 
 
-def test_threads_left_by_an_earlier_test_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_left_by_an_earlier_test_do_not_count_as_running(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     done = threading.Event()
     thread = threading.Thread(target=done.wait)
     thread.start()
@@ -42,10 +44,10 @@ def test_threads_left_by_an_earlier_test_are_hidden(monkeypatch: pytest.MonkeyPa
     thread.join()
 
 
-def test_code_under_test_can_unfreeze_objects() -> None:
+def test_test_can_unfreeze_the_objects_that_pytest_froze_for_the_garbage_collector() -> None:
     gc.unfreeze()
     assert gc.get_freeze_count() == 0
 
 
-def test_objects_that_the_test_above_unfroze_are_frozen_again() -> None:
+def test_objects_that_an_earlier_test_unfroze_are_frozen_for_the_next_test() -> None:
     assert gc.get_freeze_count() > 100_000

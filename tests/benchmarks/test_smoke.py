@@ -62,7 +62,7 @@ def test_benchmark_report_is_saved_with_figures_and_versions(tmp_path, monkeypat
     assert "MISSED" in capsys.readouterr().out
 
 
-def test_allocated_returns_the_known_peak_memory():
+def test_measured_allocations_of_a_function_equal_its_known_peak_memory():
     def known():
         a = torch.empty(1000)
         b = torch.empty(2000)

@@ -51,7 +51,7 @@ def test_printed_warning_names_a_line_of_user_code_or_the_package_that_warned() 
     assert shown("odd", UserWarning, str(here), 3) == "note: odd (model.py:3)"
 
 
-def test_notes_print_each_text_once_and_restore_warnings(capsys: Captured) -> None:
+def test_command_prints_each_warning_as_a_note_once_and_restores_warnings(capsys: Captured) -> None:
     before = warnings.showwarning
     with notes():
         for _ in range(3):
@@ -61,7 +61,7 @@ def test_notes_print_each_text_once_and_restore_warnings(capsys: Captured) -> No
     assert warnings.showwarning is before
 
 
-def test_notes_print_a_remedy_of_several_lines_once(capsys: Captured) -> None:
+def test_notes_of_several_lines_print_a_repeated_remedy_once(capsys: Captured) -> None:
     with notes():
         for n in (2, 3):
             text = f"compiled again (program {n})\n  x: {n}\nPad the batches."

@@ -22,7 +22,9 @@ def graph(monkeypatch):
 X = torch.ones(2)
 
 
-def test_first_run_returns_the_generated_code_if_inductors_wrappers_change_nothing(graph):
+def test_inductor_program_runs_without_its_wrappers_if_the_first_run_shows_that_they_change_nothing(
+    graph,
+):
     outputs, code = _torch_inductor.first_run(lambda *args: list(graph(list(args))), [X])
     assert outputs[0].tolist() == [2, 2]
     assert code is graph.current_callable
@@ -39,7 +41,9 @@ def test_first_run_returns_the_generated_code_if_inductors_wrappers_change_nothi
     ],
     ids=["other input", "other output", "one output more", "two calls", "no call"],
 )
-def test_first_run_returns_no_code_if_an_inductor_wrapper_changes_inputs_or_outputs(graph, wrapped):
+def test_inductor_program_keeps_its_wrappers_if_one_changes_inputs_or_outputs_in_the_first_run(
+    graph, wrapped
+):
     usual = CompiledFxGraph.__call__
     _, code = _torch_inductor.first_run(wrapped(graph), [X])
     assert code is None

@@ -104,7 +104,7 @@ def test_checkpoints_record_tf32_under_the_setting_names_from_before_torch_2_9()
 
 
 @pytest.mark.parametrize("name", ["highest", "high", "medium"])
-def test_older_reading_of_fp32_precision_for_torch_before_2_9_equals_the_newer_reading(name):
+def test_fp32_precision_read_as_before_torch_2_9_equals_that_read_by_the_newer_api(name):
     """They serve torch before 2.9."""
     with restored():
         torch.set_float32_matmul_precision(name)

@@ -169,7 +169,7 @@ def test_compiled_sequence_of_writes_to_created_tensors_equals_eager(steps):
 
 @pytest.mark.parametrize("traced_with_rows", [False, True])
 @pytest.mark.parametrize("index", [slice(None), 1])
-def test_parameter_made_of_a_mapped_argument_follows_it_to_any_place_in_a_storage(
+def test_compiled_vmap_with_a_parameter_made_of_its_argument_accepts_arguments_at_any_storage_offset(
     index, traced_with_rows
 ):
     fn = torch.vmap(lambda x: x + nn.Parameter(x[index], requires_grad=False).sum())

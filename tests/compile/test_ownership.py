@@ -147,7 +147,7 @@ def test_donated_call_does_not_overwrite_a_user_tensor_that_replaced_a_leaf_of_t
 
 
 @pytest.mark.parametrize("more", [0, 40])
-def test_recorded_leaves_match_a_list_only_if_it_begins_with_the_same_tensor_objects(more):
+def test_owned_leaves_are_those_of_a_list_only_if_it_begins_with_the_same_tensor_objects(more):
     leaves = [torch.zeros(shape) for shape in [(), (1,), (0,), (2,), (3, 2), *[(2,)] * more]]
     owned = _ownership.OwnedLeaves(leaves)
     assert owned.is_of([*leaves])

@@ -52,7 +52,7 @@ def mean_square(model: nn.Module, batch: Tensor) -> Tensor:
 @pytest.mark.parametrize("accumulate", [1, 2])
 @pytest.mark.parametrize("twice", [False, True])
 @pytest.mark.parametrize("compiled", [False, True])
-def test_step_has_gradients_that_a_backward_function_accumulates(
+def test_gradients_that_a_backward_function_adds_to_grad_attributes_reach_the_step(
     compiled: bool, twice: bool, accumulate: int
 ) -> None:
     torch.manual_seed(0)

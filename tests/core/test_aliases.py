@@ -204,7 +204,7 @@ def test_overlapping_registered_tensors_are_refused(built: bool) -> None:
         ftrain.bind(build if built else build())
 
 
-def test_program_of_a_state_reads_the_views_of_a_state_that_begins_elsewhere_in_memory() -> None:
+def test_one_program_reads_the_views_of_weights_of_states_at_any_storage_offset() -> None:
     steps = ftrain.make_steps(Holds(attribute), loss_fn, optim.sgd(RATE))
     step = ftrain.compile(steps.train_step, backend="eager")
     states = [steps.init_state(0).replace(params={"weight": torch.randn(3, 2)}) for _ in range(3)]

@@ -168,7 +168,7 @@ REASONS: dict[str, tuple[Callable[[Any], object], Sequence[object]]] = {
 
 
 @pytest.mark.parametrize("name", REASONS)
-def test_argument_is_refused_for_each_of_several_reasons_alone(name: str) -> None:
+def test_argument_that_violates_only_one_of_several_conditions_is_refused(name: str) -> None:
     call, arguments = REASONS[name]
     for argument in arguments:
         with pytest.raises((TypeError, ValueError), match="expected"):

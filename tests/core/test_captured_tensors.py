@@ -233,7 +233,9 @@ class Capturing(nn.Module):
 
 
 @pytest.mark.parametrize("model", [Capturing, Capturing()], ids=["class", "module"])
-def test_bind_refuses_a_module_whose_function_keeps_one_of_its_buffers(model: Any) -> None:
+def test_bind_refuses_a_module_whose_attribute_is_a_function_that_captures_a_buffer(
+    model: Any,
+) -> None:
     with pytest.raises(
         ValueError, match="own 'scale' where the state's tensor cannot take its place"
     ):

@@ -242,7 +242,7 @@ class Holding(nn.Module):
 @pytest.mark.parametrize("kind", ["buffer", "attribute", "list"])
 @pytest.mark.parametrize("is_built", [False, True], ids=["module", "function"])
 @pytest.mark.parametrize("of", [lambda x: x, lambda x: 2 * x], ids=["argument", "product"])
-def test_model_that_holds_an_argument_of_a_gradient_has_its_gradient_or_is_refused(
+def test_model_that_holds_the_differentiated_argument_has_its_gradient_or_is_refused(
     kind: str, is_built: bool, of: Any
 ) -> None:
     def bound_inside(x: torch.Tensor) -> torch.Tensor:

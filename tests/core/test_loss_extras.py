@@ -177,7 +177,9 @@ def test_extras_bound_by_functools_partial_are_not_replaced() -> None:
     assert float(steps.train_step(state, X)[1]["wanted"]) == 0
 
 
-def test_viewing_returns_the_gradients_at_the_state_that_its_view_function_returns() -> None:
+def test_viewing_a_state_through_a_function_gives_the_gradients_at_the_state_that_it_returns() -> (
+    None
+):
     steps, state = steps_of(towards)
     gradients = steps.train_step.gradients
 

@@ -142,7 +142,7 @@ def test_loss_key_argument_bound_by_functools_partial_is_not_replaced() -> None:
     assert train(bound)[1].eq(random.normal(random.key(3), X.shape).sum()).all()
 
 
-def test_a_builtin_without_a_signature_takes_no_key() -> None:
+def test_loss_that_is_a_builtin_without_a_signature_gets_no_key() -> None:
     with pytest.raises(ValueError, match="no signature"):
         inspect.signature(max)
     assert not takes(max, "key")

@@ -60,7 +60,9 @@ STATE = {"a": torch.zeros(2)}
         (lambda: str(_file_output._irregular(Path("."))), "got a device, pipe or directory."),
     ],
 )  # fmt: skip
-def test_words_fit_the_case(text: Callable[[], str], words: str) -> None:
+def test_message_has_the_grammar_and_the_remedy_that_its_case_requires(
+    text: Callable[[], str], words: str
+) -> None:
     assert words in text()
 
 
@@ -88,7 +90,7 @@ def test_words_fit_the_case(text: Callable[[], str], words: str) -> None:
         ),
     ],
 )  # fmt: skip
-def test_words_of_an_error_fit_its_case(
+def test_error_has_the_grammar_and_the_remedy_that_its_case_requires(
     call: Callable[[], object], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):

@@ -135,7 +135,7 @@ WRITES = st.lists(st.tuples(st.integers(0, 50), OBJECTS, st.integers(0, 2)), max
 
 
 @given(root=OBJECTS, writes=WRITES)
-def test_owned_restore_undoes_any_writes_to_its_objects(root: Any, writes: Any) -> None:
+def test_restore_undoes_any_writes_to_owned_objects(root: Any, writes: Any) -> None:
     holder = [root]
     owned = Owned([("", holder)])
     before = picture(holder)
@@ -152,9 +152,7 @@ def test_owned_restore_undoes_any_writes_to_its_objects(root: Any, writes: Any) 
 
 
 @given(root=OBJECTS, writes=WRITES)
-def test_changes_returned_by_owned_restore_can_redo_the_undone_writes(
-    root: Any, writes: Any
-) -> None:
+def test_changes_that_restore_returns_can_redo_the_undone_writes(root: Any, writes: Any) -> None:
     """A nested call relies on this: it runs on the restored model, then the changes return."""
     holder = [root]
     owned = Owned([("", holder)])
@@ -169,7 +167,7 @@ def test_changes_returned_by_owned_restore_can_redo_the_undone_writes(
 
 
 @given(root=OBJECTS, writes=WRITES, later=WRITES)
-def test_owned_restore_undoes_the_writes_since_the_last_settle(
+def test_restore_undoes_the_writes_to_owned_objects_since_the_last_settle(
     root: Any, writes: Any, later: Any
 ) -> None:
     holder = [root]
@@ -187,7 +185,7 @@ def test_owned_restore_undoes_the_writes_since_the_last_settle(
 
 
 @given(root=OBJECTS, shared=OBJECTS, writes=WRITES, later=WRITES)
-def test_owned_settle_undoes_changes_only_of_objects_that_are_not_reachable_from_outside(
+def test_settle_undoes_changes_of_owned_objects_except_those_reachable_from_outside(
     root: Any, shared: Any, writes: Any, later: Any
 ) -> None:
     """A backward pass that a caller runs between two calls makes such changes."""
@@ -204,7 +202,7 @@ def test_owned_settle_undoes_changes_only_of_objects_that_are_not_reachable_from
     assert owned.restore() == ([], [])
 
 
-def test_owned_restore_undoes_writes_to_cyclic_containers() -> None:
+def test_restore_undoes_writes_to_owned_cyclic_containers() -> None:
     ring: dict[str, Any] = {"tensors": [torch.zeros(2)]}
     ring["self"] = [ring]
     owned = Owned([("ring", ring)])
@@ -217,7 +215,7 @@ def test_owned_restore_undoes_writes_to_cyclic_containers() -> None:
 
 
 @given(st.sampled_from([SimpleNamespace, dict, collections.OrderedDict]), st.booleans())
-def test_owned_restore_undoes_the_renaming_of_a_dict_key_or_attribute(
+def test_restore_undoes_the_renaming_of_a_dict_key_or_attribute_of_an_owned_object(
     kind: type, is_last: bool
 ) -> None:
     held = kind(first=object(), second=object())
@@ -248,7 +246,7 @@ class Counted(Slotted):
         return next(Counted.readings)
 
 
-def test_owned_does_not_read_a_property_that_overrides_a_slot() -> None:
+def test_recording_owned_objects_does_not_read_a_property_that_overrides_a_slot() -> None:
     root = SimpleNamespace(number=Counted(), other=1)
     owned = Owned([("", root)])
     root.other = 2

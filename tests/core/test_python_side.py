@@ -48,7 +48,7 @@ def test_random_split_refuses_an_invalid_number_of_keys(num: Any) -> None:
     assert random.split(random.key(0), 0).shape == (0, 2)
 
 
-def test_replace_copies_the_fields_of_a_state_that_has_another_attribute() -> None:
+def test_replace_copies_only_the_fields_of_a_state_not_other_attributes() -> None:
     state = STEPS.init_state(0)
     object.__setattr__(state, "note", 1)
     new = state.replace(extras={"a": X})

@@ -151,9 +151,7 @@ def test_binding_a_model_inside_a_compiled_vmapped_function_matches_eager(
     testing.assert_same_bits(single(seeds[1]), expected[1])
 
 
-def test_only_the_first_call_of_row_buffers_runs_a_function_twice_if_vmap_refuses_its_write() -> (
-    None
-):
+def test_function_whose_write_vmap_refuses_is_repeated_only_in_its_first_call() -> None:
     """A refusal in each call would trace each layer twice."""
     buffers, calls = RowBuffers(), []
 

@@ -16,7 +16,9 @@ NAMES = {id(P): "weight"}
 @pytest.mark.parametrize(
     "value", [[P], {"a": P}, [[P]], {"a": [P]}, (1, "x"), ([1],), (OTHER,), ([OTHER],), ({},), P]
 )
-def test_attribute_whose_parameters_can_be_replaced_is_accepted(value: Any) -> None:
+def test_module_attribute_that_holds_parameters_in_replaceable_places_is_accepted(
+    value: Any,
+) -> None:
     _tensor_slots._refuse_fixed(value, NAMES, "held")
 
 

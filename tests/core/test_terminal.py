@@ -88,7 +88,9 @@ def test_say_raises_for_a_full_output_and_ignores_a_full_error_stream(
         say("more")  # is discarded
 
 
-def test_commands_and_configurations_print_through_say_only() -> None:
+def test_commands_and_configurations_print_only_by_the_function_that_escapes_control_characters() -> (
+    None
+):
     """`print` and direct writes would pass control characters to the terminal."""
     root = pathlib.Path(ftrain.__file__).parent
     found = []

@@ -89,7 +89,7 @@ class Listed:
         return (positions + self.shifts[epoch]) % self.n
 
 
-def test_a_cursor_is_accepted_by_a_loader_whose_sampler_knows_one_more_epoch():
+def test_a_cursor_is_accepted_by_a_loader_whose_sampler_lists_one_more_epoch():
     *_, (_, cursor) = Loader(torch.arange(9), 2, sampler=Listed(9, 3)).batches()
     longer = Loader(torch.arange(9), 2, sampler=Listed(9, 3, 1))
     assert next(longer.batches(cursor))[0].tolist() == [1, 2]

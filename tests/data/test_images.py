@@ -66,7 +66,7 @@ def test_images_of_16_bits_are_scaled_to_8_without_clipping(
     assert np.allclose(photos[0]["image"][0], shades / 65535, atol=1 / 255)
 
 
-def test_images_of_32_bits_are_refused(tmp_path: pathlib.Path) -> None:
+def test_images_of_32_bits_per_channel_are_refused(tmp_path: pathlib.Path) -> None:
     image = Image.fromarray(np.ones((4, 5), np.float32))
     with pytest.raises(DataError, match=r"1\.tif .*expected 8 or 16 bits a channel, got .* 'F'"):
         data.images(folder_of(tmp_path, image, "1.tif"))

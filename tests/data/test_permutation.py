@@ -101,7 +101,7 @@ def test_shuffle_gives_even_and_odd_permutations_equally_often():
 
 
 @pytest.mark.parametrize("n", [4096, 4097, 5000])
-def test_shuffle_maps_positions_with_equal_halves_of_bits_to_unrelated_samples(n):
+def test_shuffle_maps_positions_that_share_their_high_or_low_bits_to_unrelated_samples(n):
     """Too few rounds show first at positions (l, r), (l, r'), (l', r), (l', r')."""
     a = math.isqrt(n - 1) + 1
     b = -(-n // a) + -(-n // a) % 2

@@ -152,7 +152,7 @@ def failing(mesh: Any, inner: bool) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("inner", [False, True])
-def test_together_raises_on_all_ranks_if_one_rank_raises_in_the_block(inner: bool) -> None:
+def test_error_of_one_rank_in_a_block_of_together_is_raised_on_all_ranks(inner: bool) -> None:
     (first, says), (second, own) = run(failing, 2, inner)
     assert (first, second, own) == ("RankError", "OSError", "no such file")
     assert says.startswith(

@@ -269,7 +269,9 @@ def small(model: Any, batch: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_steps_of_several_tasks_are_repeated_in_micro_batches(accumulate: int) -> None:
+def test_out_of_memory_steps_of_several_tasks_or_players_are_repeated_in_micro_batches(
+    accumulate: int,
+) -> None:
     net = lambda: torch.nn.Linear(3, 1)  # noqa: E731
     batch = {"x": torch.randn(8, 3), "y": torch.randn(8, 1)}
     runs = {}

@@ -373,6 +373,6 @@ def test_update_refuses_the_pair_that_it_returned_as_optimizer_state():
         optim.from_torch(torch.optim.SGD, lr=0.1),
     ],
 )  # fmt: skip
-def test_update_of_each_scale_by_function_refuses_the_state_of_adam(link):
+def test_update_of_each_transformation_named_scale_by_refuses_the_state_of_adam(link):
     with pytest.raises(TypeError, match=r"expected its own \w+State, got an AdamState"):
         link.update(PARAMS, optim.adam(0.1).init(PARAMS), PARAMS)

@@ -102,7 +102,7 @@ def test_sums_over_rows_of_a_matrix_have_the_bits_of_each_row_summed_alone(lengt
         assert torch.equal(found[2], function(x[2]))
 
 
-def test_total_adds_the_elements_in_pairs() -> None:
+def test_total_of_a_tensor_is_summed_in_pairs_of_elements() -> None:
     x = torch.tensor([1.0, 2.0**-53, -1.0, 2.0**-53], dtype=F64)
     assert float(_elementary.total(x)) == 2.0**-52  # in the order of the elements: 2^-53
 

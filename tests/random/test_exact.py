@@ -40,11 +40,11 @@ DERIVATIVES: dict[str, Callable[[Watched], Tensor]] = {
 
 
 @pytest.mark.parametrize("name", DERIVATIVES)
-def test_a_sample_has_the_derivative_of_its_formula(name: str) -> None:
+def test_derivative_of_a_sample_is_that_of_its_formula_in_every_transform(name: str) -> None:
     torch.testing.assert_close(DERIVATIVES[name](Watched()), 2 * X)
 
 
-def test_a_sample_has_the_derivative_of_its_formula_by_autograd_also_around_a_vmap() -> None:
+def test_derivative_of_a_sample_by_autograd_is_that_of_its_formula_with_and_without_vmap() -> None:
     for mapped in (False, True):
         x, f = X.clone().requires_grad_(), Watched()
         (torch.vmap(f) if mapped else f)(x).sum().backward()
@@ -54,7 +54,7 @@ def test_a_sample_has_the_derivative_of_its_formula_by_autograd_also_around_a_vm
         torch.testing.assert_close(forward_ad.unpack_dual(Watched()(dual)).tangent, 2 * X)
 
 
-def test_a_formula_is_computed_only_where_a_derivative_can_be_asked_for() -> None:
+def test_derivative_formula_of_a_sample_is_computed_only_if_autograd_can_need_it() -> None:
     leaf = X.clone().requires_grad_()
     for x, context, calls in (
         (X, contextlib.nullcontext(), 0),

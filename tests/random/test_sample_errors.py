@@ -101,7 +101,7 @@ SHAPED: dict[str, Callable[[torch.Tensor, Any], torch.Tensor]] = {
 }
 
 
-def test_every_sampler_with_a_shape_is_in_the_table() -> None:
+def test_every_sampler_with_a_shape_argument_is_tested_in_this_file() -> None:
     samplers = [getattr(random, name) for name in random.__all__]
     named = {f.__name__ for f in samplers if "shape" in inspect.signature(f).parameters}
     assert named == set(SHAPED)

@@ -49,7 +49,7 @@ BATCHES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", BATCHES)
-def test_batches_of_every_form_give_the_same_output_and_labels(name: str) -> None:
+def test_batches_of_every_container_give_the_same_output_and_labels(name: str) -> None:
     model = nn.Linear(3, 2)
     found = adapters.output_and_labels(model, BATCHES[name])
     assert torch.equal(found.output, model(X))
@@ -57,7 +57,7 @@ def test_batches_of_every_form_give_the_same_output_and_labels(name: str) -> Non
 
 
 @pytest.mark.parametrize("name", BATCHES)
-def test_batches_of_every_form_give_the_same_training_step(name: str) -> None:
+def test_batches_of_every_container_give_the_same_training_step(name: str) -> None:
     def loss_fn(model: nn.Module, batch: Any) -> Tensor:
         found = adapters.output_and_labels(model, batch)
         return nn.functional.cross_entropy(found.output, found.labels)
@@ -113,7 +113,7 @@ class Output:
     ],
     ids=repr,
 )
-def test_logits_are_found_in_model_outputs_of_every_form(outputs: Any) -> None:
+def test_logits_are_found_in_model_outputs_of_every_container(outputs: Any) -> None:
     assert adapters.find_output(outputs) is X
 
 

@@ -233,7 +233,7 @@ def test_relevant_document_with_a_nan_score_does_not_count_as_found() -> None:
     assert float(metrics.mean_reciprocal_rank(scores, torch.tensor([0])).value) == 0.5
 
 
-def test_metric_with_row_weight_n_counts_the_row_n_times() -> None:
+def test_metrics_count_a_row_of_weight_n_as_n_rows() -> None:
     logits, labels = torch.eye(2), torch.tensor([0, 0])
     weights = torch.tensor([3.0, 1.0])
     assert float(metrics.accuracy(logits, labels, row_weights=weights).value) == 0.75

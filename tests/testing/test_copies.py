@@ -48,7 +48,7 @@ def test_copies_share_memory_as_the_originals_do(originals: list[torch.Tensor]) 
     assert not own & {x.untyped_storage().data_ptr() for x in originals if x.numel()}
 
 
-def test_copied_copies_a_shared_tensor_once() -> None:
+def test_copy_of_a_tree_has_one_copy_of_a_shared_tensor() -> None:
     weight = torch.ones(3, requires_grad=True)
     new = copied({"a": weight, "b": weight, "n": [1]})
     assert new["a"] is new["b"]

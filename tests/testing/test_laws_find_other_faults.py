@@ -92,7 +92,7 @@ def test_check_exception_safety_finds_generators_and_modes_that_are_not_restored
     assert "left the grad mode changed" in found.summary
 
 
-def test_check_exception_safety_raises_at_operators_of_the_backward_pass_too() -> None:
+def test_check_exception_safety_injects_errors_at_operators_of_the_backward_pass_too() -> None:
     model = nn.Linear(8, 8)
 
     def step(state: Any, batch: Any) -> Any:

@@ -124,7 +124,7 @@ def validated(model: Any, batch: Any) -> torch.Tensor:
     ("loss_fn", "nonfinite", "reason"),
     [(validated, "skip", "raised ValueError"), (masked_mean, "raise", "raised NonFiniteError")],
 )
-def test_check_all_reports_that_a_step_which_raises_for_a_poisoned_batch_skips_none(
+def test_check_all_reports_law_skip_as_not_applicable_if_the_step_raises_for_the_non_finite_batch(
     loss_fn: Any, nonfinite: Any, reason: str
 ) -> None:
     steps = ftrain.make_steps(nn.Linear(4, 2), loss_fn, optim.sgd(0.1), nonfinite=nonfinite)

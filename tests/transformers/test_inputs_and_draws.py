@@ -82,7 +82,7 @@ def test_compiled_function_that_returns_a_dynamic_cache_raises() -> None:
         ftrain.compile(cached, backend="eager")(params, of.batch(0))
 
 
-def test_compiled_step_with_an_internal_cache_equals_eager() -> None:
+def test_compiled_llama_step_with_use_cache_equals_eager() -> None:
     steps, batch = steps_of("LlamaForCausalLM", use_cache=True)
     state = steps.init_state(0)
     compiled = ftrain.compile(steps.train_step, backend="eager")

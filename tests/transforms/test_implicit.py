@@ -158,7 +158,7 @@ AT_REST: dict[str, tuple[Any, dict[str, float]]] = {
 
 
 @pytest.mark.parametrize("name", AT_REST)
-def test_fixed_point_of_training_has_the_derivative_by_weight_decay_of_finite_differences(
+def test_derivative_of_trained_weights_with_respect_to_weight_decay_matches_finite_differences(
     name: str,
 ) -> None:
     """Parameters and running means are one solution; its derivative by the learning rate is 0."""

@@ -195,7 +195,7 @@ def test_gradient_noise_has_the_given_variance_and_its_own_random_stream() -> No
 
 
 @pytest.mark.parametrize("wins", [0, 1])
-def test_branch_keeps_the_step_with_the_lower_score(wins: int) -> None:
+def test_branch_of_two_steps_returns_the_state_of_the_step_with_the_lower_score(wins: int) -> None:
     one, two = steps_of(), steps_of(distances)
     pair = [one.train_step, two.train_step]
     state, data = one.init_state(0), batch(0)

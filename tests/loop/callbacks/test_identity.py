@@ -110,7 +110,7 @@ def test_callbacks_that_differ_only_in_a_functools_partial_are_not_matched_to_st
         matched(named(pair[::-1]), {"Kept": 1, "Kept_2": 2}, kept)
 
 
-def test_callbacks_with_unset_dataclass_fields_get_their_class_name_and_a_number() -> None:
+def test_key_of_a_callback_with_an_unset_dataclass_field_is_its_class_name_and_a_number() -> None:
     @dataclasses.dataclass
     class Late:
         filled: Any = dataclasses.field(init=False)
