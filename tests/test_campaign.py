@@ -36,7 +36,7 @@ def test_sample_of_test_cases_is_deterministic_and_keeps_their_order(
 @pytest.mark.parametrize(
     ("first", "second", "each"), [(9, 4, 1), (36, 11, 4), (5, 5, 2), (8, 3, 3)]
 )
-def test_spread_of_two_test_parameters_has_every_value_of_both(
+def test_reduced_pairs_of_two_test_parameters_have_every_value_of_both(
     first: int, second: int, each: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(campaign, "CAMPAIGN", False)

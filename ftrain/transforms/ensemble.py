@@ -91,8 +91,8 @@ def _shares(rows: torch.Tensor, weights: torch.Tensor | None) -> torch.Tensor:
         weights = torch.ones(n, device=rows.device)
     elif weights.shape != (n,):
         raise ValueError(
-            f"weights: expected one number per member, shape ({n},), got {kind(weights)}. Pass "
-            "states.extras['active']."
+            f"weights: expected one number per member, shape ({n},), got {kind(weights)}. Leave it out "
+            "for equal weights, or pass a tensor of this shape."
         )
     wide = weights.to(torch.promote_types(rows.dtype, torch.float32))
     return (wide / wide.sum()).reshape(n, *(1,) * (rows.ndim - 1))

@@ -56,7 +56,7 @@ def successive_halving(
     elif active.shape != values.shape or active.dtype != torch.bool:
         raise ValueError(
             f"active: expected bool{list(values.shape)}, as many as values, got {kind(active)}. Pass "
-            "state.extras['active'] of the sweep."
+            "state.extras['active'] of the stacked state."
         )
     active_first = order[torch.argsort((~active[order]).to(torch.int8), stable=True)]
     # A rounding error must not keep one more member: 0.1 * 30 is 3.0000000000000004.

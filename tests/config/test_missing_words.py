@@ -44,7 +44,7 @@ def test_cell_text_none_in_a_column_of_words_is_not_a_missing_value(tmp_path: pa
     assert sources.csv(table, "y", table).facts["columns"] == ["city=attached", "city=none"]
 
 
-def test_missing_cells_of_a_later_file_are_replaced_as_in_training_or_ignored(
+def test_missing_cells_of_a_file_read_after_training_are_replaced_as_in_training_or_ignored(
     tmp_path: pathlib.Path,
 ) -> None:
     table = cities(tmp_path, ["Oslo", "", "Rome"])

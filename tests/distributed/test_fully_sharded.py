@@ -239,7 +239,7 @@ def peaks(mesh: Any, backend: str | None) -> tuple[int, int, int]:
     return (*found, unit)
 
 
-def test_sharded_step_gathers_the_parameters_of_only_one_unit_at_a_time() -> None:
+def test_sharded_step_gathers_the_parameters_of_only_one_module_at_a_time() -> None:
     for with_units, without, unit in run(peaks, 2, None):
         # Without units, parameters and gradients of all four blocks are whole at one time.
         assert without - with_units >= 2 * unit, (with_units / unit, without / unit)
@@ -288,7 +288,9 @@ def doubled(model: Any, batch: Any) -> Any:
 
 
 @pytest.mark.parametrize("loss", [penalized, doubled])
-def test_unit_parameters_that_the_loss_reads_get_their_whole_gradient(loss: Any) -> None:
+def test_parameters_of_a_sharded_module_that_the_loss_reads_directly_get_their_whole_gradient(
+    loss: Any,
+) -> None:
     assert max(run(read_outside, 2, loss)) <= 4e-7
 
 
@@ -316,7 +318,7 @@ def writing(mesh: Any) -> str:
     return ""
 
 
-def test_sharded_unit_that_writes_to_its_parameters_is_refused() -> None:
+def test_sharded_module_that_writes_to_its_parameters_is_refused() -> None:
     assert re.search("changed in place|modified inplace", run(writing, 2)[0])
 
 

@@ -90,7 +90,7 @@ def called(prefetch: bool, evaluates: bool, backend: str | None = None) -> Calls
 
 
 @pytest.mark.parametrize("backend", [None, "eager"])
-def test_unit_is_gathered_while_the_unit_before_it_runs(backend: str | None) -> None:
+def test_sharded_module_is_gathered_while_the_module_before_it_runs(backend: str | None) -> None:
     forward = "".join(called(True, True, backend).names).rstrip("m")
     assert forward == "gw" + "g" + "mmw" + "g" + "mmw"
     both = "".join(called(True, False, backend).names)
@@ -102,7 +102,7 @@ def test_unit_is_gathered_while_the_unit_before_it_runs(backend: str | None) -> 
     assert all(unit.count("m") >= 4 for unit in units)
 
 
-def test_without_prefetch_a_unit_is_gathered_when_it_starts() -> None:
+def test_without_prefetch_a_sharded_module_is_gathered_when_it_starts() -> None:
     forward = "".join(called(prefetch=False, evaluates=True).names).rstrip("m")
     assert forward == "gwmm" * (BLOCKS - 1) + "gw"
 
@@ -110,14 +110,14 @@ def test_without_prefetch_a_unit_is_gathered_when_it_starts() -> None:
 @pytest.mark.parametrize("evaluates", [True, False])
 @pytest.mark.parametrize("prefetch", [False, True])
 @pytest.mark.parametrize("backend", [None, "eager"])
-def test_whole_parameters_of_one_unit_exist_at_a_time_and_of_two_with_prefetch(
+def test_whole_parameters_of_one_sharded_module_exist_at_a_time_and_of_two_with_prefetch(
     backend: str | None, prefetch: bool, evaluates: bool
 ) -> None:
     assert called(prefetch, evaluates, backend).peak == (2 if prefetch else 1) * UNIT
 
 
 @long
-def test_whole_parameters_of_one_unit_exist_at_a_time_in_compiled_code() -> None:
+def test_whole_parameters_of_one_sharded_module_exist_at_a_time_in_compiled_code() -> None:
     # A normalization's weight of the unit before is in memory when the next unit is gathered.
     assert called(prefetch=False, evaluates=False, backend="inductor").peak <= 1.02 * UNIT
 
@@ -170,6 +170,6 @@ def branching(mesh: Any) -> list[Any]:
     return found
 
 
-def test_prefetch_of_a_unit_that_does_not_run_is_dropped() -> None:
+def test_parameters_prefetched_for_a_module_that_does_not_run_do_not_change_the_bits() -> None:
     for plain, early in run(branching, 2):
         assert_same_bits(early, plain)

@@ -114,7 +114,9 @@ def test_lines_of_a_module_that_has_changed_keep_their_tests_by_their_text(tmp_p
     assert lines._read("ftrain/core", saved) is None
 
 
-def test_functions_whose_cases_all_ran_are_not_run_again_unless_they_are_properties() -> None:
+def test_test_functions_are_run_whole_only_if_a_case_did_not_run_or_they_are_property_tests() -> (
+    None
+):
     seconds = {"plain": 1.0, "cases[1]": 2.0, "cases[2]": 4.0, "few[1]": 1.0, "law": 1.0}
     found = Lines({}, seconds, {"plain": 1, "cases": 2, "few": 9, "law": 1}, {"law"})
     assert found.whole(list(seconds), ran=list(seconds)) == {"few": 9.0, "law": 1.0}

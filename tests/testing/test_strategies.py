@@ -97,7 +97,7 @@ def test_tensors_shrink_to_zeros_of_few_elements() -> None:
     assert smallest(strategies.tensors(), lambda x: bool((x > 1).any())).tolist() == 2.0
 
 
-def test_strides_any_draws_every_layout_and_shrinks_to_the_contiguous_one() -> None:
+def test_tensors_with_strides_any_have_every_layout_and_shrink_to_the_contiguous_one() -> None:
     drawn = strategies.tensors((2, 3), strides="any")
     assert smallest(drawn).stride() == (3, 1)
     transposed = smallest(drawn, lambda x: x.stride(0) < x.stride(1))

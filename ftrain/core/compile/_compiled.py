@@ -232,7 +232,7 @@ class Compiled(NotCopied, Generic[P, R]):
         return self._run(program, args, tensors)
 
     def _check(self, call: Call) -> None:
-        """Raise, before the trace, for arguments that no compiled program can take."""
+        """Raise, before the trace, inside a transform or mode, or for unsupported arguments."""
         transform = _torch.inside_functorch()
         if transform is not None:
             raise RuntimeError(

@@ -22,7 +22,7 @@ __all__ = ["NONE", "Work", "graph_work", "is_counted", "operator_name", "work_of
 
 
 class Work(NamedTuple):
-    """Work of one operator, or the sum of several.
+    """Calls, FLOPs and bytes of one operator, or of several together.
 
     Attributes:
         calls: the number of calls.
@@ -50,7 +50,7 @@ _BACKWARD: Callable[..., int] = sdpa_backward_flop_count
 
 
 def graph_work(module: fx.GraphModule) -> dict[str, Work]:
-    """Return the work of each kind of operator in a traced graph, bodies of loops and branches included.
+    """Return FLOPs and bytes of each kind of operator in a graph, bodies of loops and branches included.
 
     The body of a loop of n iterations counts n times. The body of `while_loop`, whose number of
     iterations is unknown, counts once. Of several branches, the one with the most FLOPs counts.
@@ -75,7 +75,7 @@ def graph_work(module: fx.GraphModule) -> dict[str, Work]:
 def work_of(
     operator: OpOverload[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any], out: Any
 ) -> Work:
-    """Return the work of one call of an operator, given its arguments and its result."""
+    """Return FLOPs and bytes of one call of an operator, given its arguments and its result."""
     flops = _flops(operator, args, kwargs, out)
     size = sum({id(t): _nbytes(t) for t in _tensors((args, kwargs, out))}.values())
     return Work(1, {floating_dtype(args): flops} if flops else {}, size)

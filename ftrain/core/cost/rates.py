@@ -19,7 +19,7 @@ _REPEATS = 5
 
 @dataclasses.dataclass(frozen=True)
 class Rates:
-    """Rates of a machine, measured within one process.
+    """Measured FLOP/s of a machine in matrix products, and its memory bandwidth.
 
     Attributes:
         flops: floating-point operations a second of a large matrix product, by dtype.
