@@ -114,7 +114,7 @@ class OpenCheckpoint:
             )
 
     def check_sizes(self, leaves: Iterable[LeafRecord]) -> None:
-        """Raise if a file is shorter than the manifest states, before memory for leaves is allocated.
+        """Raise if a file does not have the size in the manifest, or if leaves do not fit in memory.
 
         Raises:
             CheckpointCorruptError: a file has another size than the one written.

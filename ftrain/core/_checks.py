@@ -120,9 +120,10 @@ def _differentiated(by: str, name: str) -> ValueError:
 
 
 def check_batch(batch: Any, device: torch.device) -> None:
-    """Raise if a tensor of the batch is on another device than the state (0-d CPU tensors are allowed).
+    """Raise for the first entry of a batch that a step cannot use.
 
-    None of them may require a gradient.
+    These are tensors on another device than the state (0-d CPU tensors are allowed), tensors that
+    require a gradient, inference tensors, and NumPy arrays.
     """
     graded = torch.is_grad_enabled() and not may_keep_graph()
     for index, leaf in enumerate(tree.leaves(batch)):
