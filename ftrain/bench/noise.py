@@ -24,7 +24,7 @@ RESOLUTION = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-    """Ratio of two times, with a confidence interval.
+    """Difference between two measured times: their ratio, with a confidence interval.
 
     Attributes:
         ratio: the first time over the second.

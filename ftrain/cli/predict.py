@@ -97,7 +97,7 @@ def _inputs(run: Trained, in_python: str) -> Inputs:
 
 
 def _target(target: Mapping[str, Any], outputs: Tensor) -> Mapping[str, Any]:
-    """Return the description of the target, with the class names `0`, `1`, ... if it has none."""
+    """Return the description of the target; name its classes `0`, `1`, ... if they have no names."""
     several = outputs.ndim == 2 and outputs.shape[1] > 1
     if "classes" in target or "numbers" not in target or target["numbers"] or not several:
         return target

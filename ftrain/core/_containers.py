@@ -48,7 +48,7 @@ _lock = threading.RLock()
 
 
 def settle(leaves: Iterable[Any]) -> bool:
-    """Register the class of each container among `leaves` as a tree node; return True if there is one.
+    """Register as tree nodes the classes of leaves that are containers; return True if there are any.
 
     Raises:
         ContainerError: one holds tensors and cannot be rebuilt.

@@ -281,7 +281,7 @@ def _by_dynamo(
 
 
 def _must_survey(outside_leaves: list[torch.Tensor] | None) -> bool:
-    """Return True if the autograd graph must be checked for operators without a derivative.
+    """Return True if this call must search its autograd graph for operators without a derivative.
 
     That is so in the first call of a step, which passes `outside_leaves`, and in every trace.
     """
@@ -319,7 +319,7 @@ def _check_leaves(x: Any, leaves: list[Any]) -> None:
 def _filled(
     leaves: list[torch.Tensor], grads: Sequence[torch.Tensor | None], name: str
 ) -> list[torch.Tensor]:
-    """Replace gradients that are `None` or have no memory (such as those of `torch.sgn`) by zeros."""
+    """Replace by zeros each gradient that is `None`, or a tensor without memory as of `torch.sgn`."""
     filled = []
     with _torch.unwatched():
         for leaf, grad in zip(leaves, grads, strict=True):

@@ -1,4 +1,4 @@
-"""Results of micro-batches kept separate, to be summed in the same order on any number of ranks.
+"""Results of each micro-batch, so that any number of ranks can sum them in the same order.
 
 Read next: `accumulate.py`, which adds each result to a sum at once.
 """

@@ -248,7 +248,7 @@ class ShardedStore(Store):
         step: int | None,
         optional: bool,
     ) -> None:
-        """Propose checkpoints until every rank can load one, then end the search on the other ranks."""
+        """On rank 0, propose checkpoints to all ranks until each can load one; then end their search."""
         failure: Exception | None = None
         stopped = False
 

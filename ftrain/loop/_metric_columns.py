@@ -297,7 +297,7 @@ def _by_member(columns: dict[str, Column]) -> None:
 
 
 def _turned(name: Any, field: list[Any], n: int) -> list[Any]:
-    """Turn one list per step into one list per ensemble member; scalars are copied to each member."""
+    """Transpose values from one list per step to one list per ensemble member; repeat scalars."""
     rows = [value if isinstance(value, list) else [value] * n for value in field]
     if any(len(row) != n for row in rows):
         got = ", ".join(map(str, sorted({len(row) for row in rows})))

@@ -215,7 +215,7 @@ def read_lora(
 def _base_values(
     folder: pathlib.Path, base: Bound, others: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Return `{name in the base model: tensor}` for a file's tensors of unfrozen modules."""
+    """Return the tensors of unfrozen modules in an adapter file, by name in the base model."""
     known = {name: t.shape for name, t in named_tensors(base.skeleton.module).items()}
     found = {}
     for key, tensor in others.items():

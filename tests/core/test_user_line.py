@@ -31,7 +31,7 @@ def marks(folder: Path, line: str, **place: Any) -> str:
     return "\n".join(shown[2:])
 
 
-def test_expression_that_failed_is_marked_under_its_line(tmp_path: Path) -> None:
+def test_failed_expression_is_marked_by_carets_under_its_source_line(tmp_path: Path) -> None:
     found = marks(tmp_path, LINE, end_lineno=2, colno=START, end_colno=END)
     assert found == f"    {' ' * (START - 4)}{'^' * (END - START)}"
 
@@ -48,7 +48,7 @@ def test_expression_that_failed_is_marked_under_its_line(tmp_path: Path) -> None
     ],
     ids=["no columns", "no end", "no start", "two lines", "whole line", "bytes are no columns"],
 )
-def test_expression_is_not_marked_where_marks_would_be_wrong(
+def test_expression_is_not_marked_by_carets_where_they_would_be_wrong(
     tmp_path: Path, line: str, place: dict[str, Any]
 ) -> None:
     assert marks(tmp_path, line, **place) == ""

@@ -60,7 +60,7 @@ def prediction_of_classes(
 
 
 def of_batch(batch: Any, name: str | int | None) -> str | int | None:
-    """Return `name`, or `None` if it is a string and the batch (a tuple or tensor) has no names."""
+    """Return an entry's `name`; `None` if it is a string and the batch has no names, as a tuple."""
     has_names = named_entries(unpadded(batch)) is not None
     return name if has_names or not isinstance(name, str) else None
 

@@ -114,7 +114,7 @@ def first_new(events: Sequence[Event], others: Sequence[Event]) -> Site | None:
 def origin_of(
     path: str, output: Any, events: Sequence[Event], others: Sequence[Event]
 ) -> Site | None:
-    """Return the operator that made an output leaf of one run differ from that of another run.
+    """Return the operator at which the computation of an output leaf begins to differ between two runs.
 
     The search follows the leaf back to an operator whose inputs all occur in the other run, too.
 

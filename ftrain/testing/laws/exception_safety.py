@@ -133,7 +133,9 @@ def _compare(held: Held, mode: _Inject, when: str, around: dict[str, Any]) -> No
     if found is not None:
         name, difference = found
         text = str(difference).replace("the tree", name, 1)
-        raise _violation(mode, f"{when} left a tensor of the function changed: {text}", difference)
+        raise _violation(
+            mode, f"{when} left a tensor that the function holds changed: {text}", difference
+        )
     grad = held.changed_grad()
     if grad is not None:
         raise _violation(mode, f"{when} left the gradient of {grad} changed")

@@ -88,7 +88,7 @@ def test_shipped_callbacks_resume_with_their_states(tmp_path: pathlib.Path) -> N
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("options", [{}, {"accumulate": 2}, {"nonfinite": "ignore"}])
-def test_monitored_steps_train_bitwise_equal_weights_and_add_norms_by_layer(
+def test_monitored_steps_train_the_bits_of_plain_steps_and_report_gradient_norms_by_layer(
     compiled: bool, options: Any
 ) -> None:
     ours, theirs = monitored(**options), steps(**options)
