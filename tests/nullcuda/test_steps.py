@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pytest
@@ -67,6 +68,9 @@ def test_step_that_raises_for_non_finite_gradients_compiles_to_machine_code() ->
         ZOO["mlp"].randomless, ZOO["mlp"].loss_fn, optim.sgd(0.1), nonfinite="raise"
     )
     step = ftrain.compile(steps.train_step)
-    # Memory holds what was there before: that it raises shows that the code was compiled and ran.
-    with pytest.raises(ftrain.errors.NonFiniteError, match=r"the loss|params\["):
-        step(on_cuda(steps.init_state(0)), on_cuda(ZOO["mlp"].batch(0, 8)))
+    state, batch = on_cuda(steps.init_state(0)), on_cuda(ZOO["mlp"].batch(0, 8))
+    # Memory holds what was there before, so that it may raise; the step reads once whether to.
+    with counted() as counts, contextlib.suppress(ftrain.errors.NonFiniteError):
+        step(state, batch)
+    assert step.n_compiles == 1
+    assert counts.to_host >= 1, counts
