@@ -115,7 +115,7 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
     ): "a size at which bandwidth is measured, which any other serves as well",
     (
         "random.sample",
-        "_shuffle",
+        "_orders",
         "order = (of_same_bits(words, torch.int32) ^ -2 ** 31).sort(dim=axis, stable=True).indices",
         "order = (of_same_bits(words, torch.int32) ^ -2 ** 31).sort(dim=axis, stable=False).indices",
     ): "torch sorts in a stable way on the CPU, whatever is asked for; a device may not",

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
 
 import ftrain
 from ftrain import optim, random
@@ -66,20 +67,40 @@ DRAWS: dict[str, tuple[int, Callable[[Tensor], Any]]] = {
     **{f"between tensors {d}": (1, between(d)) for d in FLOATS},
     "randint between tensors": (1, lambda key: random.randint(key, (5,), *bounds(5))),
     "truncated normal": (1, lambda key: random.truncated_normal(key, *floats(2))),
-    "truncated normal of numbers": (3, lambda key: random.truncated_normal(key, -2.0, 2.0, (5,))),
+    "truncated normal of numbers": (1, lambda key: random.truncated_normal(key, -2.0, 2.0, (5,))),
+    "uniform from a number to a tensor": (
+        1,
+        lambda key: random.uniform(key, (5,), torch.float16, 0.5, *floats(1, torch.float16)),
+    ),
+    "randint from a number to a tensor": (
+        1,
+        lambda key: random.randint(key, (5,), 0, bounds(5)[0]),
+    ),
     "gamma": (1, lambda key: random.gamma(key, *floats(1))),
-    "gamma of a number": (2, lambda key: random.gamma(key, 2.0, (5,))),
+    "gamma of a number": (1, lambda key: random.gamma(key, 2.0, (5,))),
     "beta": (3, lambda key: random.beta(key, *floats(2))),
-    "beta of numbers": (5, lambda key: random.beta(key, 2.0, 3.0, (5,))),
+    "beta of numbers": (3, lambda key: random.beta(key, 2.0, 3.0, (5,))),
+    "beta of 64 bits": (3, lambda key: random.beta(key, 2.0, *floats(1, torch.float64))),
+    "beta of numbers on the host": (3, lambda key: random.beta(key, *torch.ones(2), (5,))),
     "dirichlet": (2, lambda key: random.dirichlet(key, *floats(1))),
     "poisson": (3, lambda key: random.poisson(key, *floats(1))),
-    "poisson of a number": (4, lambda key: random.poisson(key, 4.0, (5,))),
+    "poisson of a number": (3, lambda key: random.poisson(key, 4.0, (5,))),
     "ball": (1, lambda key: random.ball(key, 3, 2.0, (5,))),
     "rademacher": (1, lambda key: random.rademacher(key, (5,))),
     "rademacher of 16 bits": (1, lambda key: random.rademacher(key, (5,), torch.bfloat16)),
     "categorical": (3, lambda key: random.categorical(key, *floats(1))),
     "choice": (1, lambda key: random.choice(key, 9, (3,))),
+    "choice from a tensor": (2, lambda key: random.choice(key, *floats(1), (3,))),
     "weighted choice": (2, lambda key: random.choice(key, 5, (3,), p=floats(1)[0])),
+    "weighted choice from a tensor": (
+        3,
+        lambda key: random.choice(key, floats(1)[0], (3,), p=floats(1)[0]),
+    ),
+    # A launch more for the conversion of each parameter of another dtype, and for the copy of one
+    # that is broadcast, unless it is one number.
+    "beta of two dtypes": (4, lambda key: random.beta(key, *floats(1), *floats(1, torch.float64))),
+    "poisson of 64 bits": (4, lambda key: random.poisson(key, *floats(1, torch.float64))),
+    "beta of a shape": (5, lambda key: random.beta(key, *floats(2), (3, 5))),
     "keys": (1, lambda key: torch.vmap(lambda k: random.normal(k, (3,)))(key.expand(6, 2))),
 }
 
@@ -102,19 +123,84 @@ def test_a_random_draw_launches_few_kernels_without_a_sync_or_a_copy(
     assert (counts.launches, counts.waits, counts.bad_captures) == (launches, 0, 0)
 
 
-def test_a_permutation_launches_one_kernel_besides_its_sorts(key: Tensor) -> None:
-    x, words = torch.arange(100, device="cuda"), random.bits(key, (100,)).view(torch.int32)
+#: Launches besides those of the sorts.
+SORTED: dict[str, tuple[int, Callable[[Tensor], Tensor]]] = {
+    "permutation of a range": (2, lambda key: random.permutation(key, 100)),
+    "permutation": (3, lambda key: random.permutation(key, *floats(1))),
+    "permutation of rows": (
+        3,
+        lambda key: random.permutation(key, torch.empty(9, 5, device="cuda")),
+    ),
+    "independent permutation": (
+        3,
+        lambda key: random.permutation(key, torch.empty(9, device="cuda"), 0, True),
+    ),
+    "choice without replacement": (2, lambda key: random.choice(key, 9, (3,), replace=False)),
+    "choice from a tensor without replacement": (
+        3,
+        lambda key: random.choice(key, *floats(1), (3,), replace=False),
+    ),
+    "weighted choice without replacement": (
+        3,
+        lambda key: random.choice(key, 5, (3,), replace=False, p=floats(1)[0]),
+    ),
+    "categorical without replacement": (
+        2,
+        lambda key: random.categorical(key, *floats(1), shape=(2,), replace=False),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SORTED)
+def test_a_draw_that_sorts_launches_at_most_three_kernels_besides_without_a_wait(
+    name: str, key: Tensor
+) -> None:
+    launches, draw = SORTED[name]
 
     def sort() -> Tensor:
-        return x.gather(0, (words ^ -(2**31)).sort(stable=True).indices)
+        return torch.empty(9, dtype=torch.int32, device="cuda").sort(stable=True).indices
 
-    sort(), random.permutation(key, x)
+    sort(), draw(key)
     with counted() as sorting:
         sort()
     with counted() as counts:
-        random.permutation(key, x)
-    assert counts.launches == sorting.launches + 1
-    assert counts.waits == sorting.waits
+        draw(key)
+    assert (counts.launches, counts.waits) == (launches + sorting.launches, 0)
+
+
+def test_a_large_permutation_launches_three_kernels_for_each_sort_without_a_wait(
+    key: Tensor,
+) -> None:
+    random.permutation(key, 2000)  # sorted twice
+    with counted() as counts:
+        random.permutation(key, 2000)
+    assert counts.waits == 0
+    assert counts.launches <= 2 * 5
+
+
+def test_draws_from_numbers_and_tensors_have_gradients_rows_and_fake_results(key: Tensor) -> None:
+    draws: list[Callable[[Tensor, Tensor], Tensor]] = [
+        lambda key, x: random.truncated_normal(key, -2.0, x),
+        lambda key, x: random.beta(key, 2.0, x),
+        lambda key, x: random.uniform(key, x.shape, x.dtype, -1, x),
+    ]
+    x, keys = floats(1)[0].requires_grad_(), random.split(key, 3)
+    for draw in draws:
+        draw(key, x).sum().backward()
+        assert torch.vmap(draw, (0, None))(keys, x).shape == (3, 5)
+        torch.func.jvp(lambda x, draw=draw: draw(key, x), (x.detach(),), (x.detach(),))
+        assert ftrain.compile(draw, backend="eager")(key, x.detach()).is_cuda
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        assert random.poisson(key, 4.0, (5,)).is_cuda
+        assert random.gamma(key, 4.0, (5,)).is_cuda
+        assert random.randint(key, (5,), 0, floats(1)[0].long()).is_cuda
+
+
+def test_a_draw_with_a_parameter_on_another_device_names_both(key: Tensor) -> None:
+    with pytest.raises(
+        ValueError, match=r"on cuda:0, the device of its key, got one on cpu.*Write"
+    ):
+        random.gamma(key, torch.ones(5))
 
 
 def test_dropout_under_keyed_launches_few_kernels_without_a_wait(key: Tensor) -> None:
@@ -214,7 +300,9 @@ def test_random_kernels_round_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
         assert f".entry ftrain_{'sampler' if kind >= _cuda_kernel.SAMPLERS else 'kernel'}" in text
         uniform = (_cuda_kernel.UNIFORM32, _cuda_kernel.LAPLACE, _cuda_kernel.GUMBEL)
         uniform = (*uniform, _cuda_kernel.TRUNCATED, _cuda_kernel.BETWEEN)
-        asked = kind in (*uniform, *(k + 1 for k in uniform))  # of 32 and of 64 bits
+        asked = int(kind in (*uniform, *(k + 1 for k in uniform)))  # of 32 and of 64 bits
+        if kind in (_cuda_kernel.BETWEEN, _cuda_kernel.BETWEEN + 1):
+            asked = 2  # a loop for bounds in memory, and one for a number passed by value
         assert len(re.findall(r"\bfma\.", text)) == asked, kind
         assert not re.findall(r"\S*\.(?:ftz|approx|full|local)\b", text), kind
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ftrain.core import random
-from ftrain.core.random import _bounded, _cuda_kernel, _jax_families, _jax_vectors
+from ftrain.core.random import _bounded, _cuda_kernel, _cuda_samplers, _jax_families, _jax_vectors
 from tests.random.test_cuda_kernel import (
     FLOATS,
     INTEGERS,
@@ -240,3 +240,37 @@ def test_public_samplers_draw_the_bits_of_the_cpu_by_at_most_three_launches(host
     check(host, lambda: torch.vmap(lambda key: random.beta(key, a, b))(KEYS), 3)
     check(host, lambda: torch.vmap(random.gamma)(KEYS, a[:3]))
     check(host, lambda: torch.vmap(lambda key: random.poisson(key, a * 20))(KEYS), 2)
+
+
+def test_kernels_draw_the_same_bits_from_numbers_passed_by_value_and_in_memory(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws: list[tuple[int, Callable[[], Tensor]]] = [
+        (1, lambda: random.truncated_normal(KEY, -0.3, 2.1, (40,), torch.float64)),
+        (1, lambda: random.truncated_normal(KEY, -math.inf, numbers(40, torch.float32))),
+        (1, lambda: random.gamma(KEY, 0.7, (40,))),
+        (3, lambda: random.beta(KEY, 0.7, 2.3, (40,))),
+        (2, lambda: random.poisson(KEYS[0], 4.7, (40,))),
+        (1, lambda: torch.vmap(lambda key: random.gamma(key, 1.7, (40,)))(KEYS)),
+        (1, lambda: _bounded.uniform(KEY, (), *(torch.tensor(x).expand(40) for x in (-1.3, 7.1)))),
+        *(
+            (
+                1,
+                lambda d=d: _bounded.uniform(
+                    KEY, (), torch.tensor(-1.3, dtype=d).expand(40), numbers(40, d)
+                ),
+            )
+            for d in FLOATS
+        ),
+        (
+            1,
+            lambda: _bounded.randint(
+                KEY, (), *(torch.tensor(x).expand(40) for x in (-7, 2**40)), torch.int64
+            ),
+        ),
+    ]
+    for launches, draw in draws:
+        check(host, draw, launches)  # by value: the numbers are on the host
+        with monkeypatch.context() as patch:
+            patch.setattr(_cuda_samplers, "_is_on_host", lambda x: False)
+            check(host, draw, launches)

@@ -58,6 +58,6 @@ randint = _operators._define(
     "threefry_randint_between(Tensor key, int[] folds, Tensor minval, Tensor maxval, "
     "ScalarType dtype)",
     _randint_kernel,
-    lambda key, folds, minval, maxval, dtype: minval.new_empty(minval.shape, dtype=dtype),
+    lambda key, folds, minval, maxval, dtype: key.new_empty(minval.shape, dtype=dtype),
     _randint_rule,
 )

@@ -154,7 +154,7 @@ class CudaKernel:
         key: Tensor | None,
         folds: Sequence[int],
         out: Tensor,
-        parameters: Sequence[tuple[Tensor, int]] = (),
+        parameters: Sequence[tuple[Tensor | None, int]] = (),
         *,
         base: int = 0,
         span: int = 0,
@@ -171,7 +171,8 @@ class CudaKernel:
             key: keys `(*batch, 2)`; `None` for a function of the parameters only.
             folds: integers to fold into the keys first.
             out: the result, or memory of its shape that the kernel does not use.
-            parameters: at most two tensors, each with the step from one element to the next.
+            parameters: at most two tensors, each with the step from one element to the next; or `None`
+                and the word of a number.
             base: first integer of the kernel; the others are `span` and `inner`.
             span: see base.
             a: first number of the kernel; the other is `b`.
@@ -183,6 +184,12 @@ class CudaKernel:
         rows, key_row, key_word, address = 1, 0, 0, 0
         if not out.numel():
             return out
+        for tensor, _ in parameters:
+            if tensor is not None and tensor.device != out.device:
+                raise ValueError(
+                    f"expected the parameters of a draw on {out.device}, the device of its key, got one "
+                    f"on {tensor.device}. Write x.to(key.device)."
+                )
         if key is not None:
             key, folds, rows, key_row, key_word = self._keys(key, folds)
             address = key.data_ptr()

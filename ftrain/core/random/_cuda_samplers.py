@@ -14,10 +14,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ftrain.core import _torch_levels
 from ftrain.core.random import _cuda_kernel, _integers, _operators
 from ftrain.core.random._cuda_kernel import CudaKernel
 
 Ints = Sequence[int]
+
+_WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def kernel_of(tensor: Tensor) -> CudaKernel | None:
@@ -26,37 +29,52 @@ def kernel_of(tensor: Tensor) -> CudaKernel | None:
     return kernel if isinstance(kernel, CudaKernel) else None
 
 
+def device_of_numbers(key: Tensor) -> torch.device:
+    """Return the device of a parameter that is a number: the host if a CUDA kernel takes it by value.
+
+    A trace keeps it on the device of the key, since inductor makes no CUDA graph of a program that also
+    computes on the host.
+    """
+    if (
+        not key.is_cuda
+        or torch.compiler.is_compiling()
+        or _torch_levels.running_trace() is not None
+    ):
+        return key.device
+    return key.device if kernel_of(key) is None else torch.device("cpu")
+
+
 def truncated_normal(
     kernel: CudaKernel, key: Tensor, folds: Ints, lower: Tensor, upper: Tensor
 ) -> Tensor:
     kind, eps = _cuda_kernel.TRUNCATED + _wide(lower), torch.finfo(lower.dtype).eps
-    out = _like(lower)
+    out = _like(lower, key)
     return kernel.sampler(kind, key, folds, out, (_stepped(lower), _stepped(upper)), a=eps)
 
 
 def gamma(kernel: CudaKernel, key: Tensor, folds: Ints, alpha: Tensor, log_space: bool) -> Tensor:
     family = _cuda_kernel.LOG_GAMMA if log_space else _cuda_kernel.GAMMA
-    return kernel.sampler(family + _wide(alpha), key, folds, _like(alpha), (_stepped(alpha),))
+    return kernel.sampler(family + _wide(alpha), key, folds, _like(alpha, key), (_stepped(alpha),))
 
 
 def share(kernel: CudaKernel, x: Tensor, y: Tensor) -> Tensor:
     kind = _cuda_kernel.SHARE + _wide(x)
-    return kernel.sampler(kind, None, (), _like(x), (_stepped(x), _stepped(y)))
+    return kernel.sampler(kind, None, (), _like(x, x), (_stepped(x), _stepped(y)))
 
 
 def softmax(kernel: CudaKernel, x: Tensor) -> Tensor:
     x, kind = x.contiguous(), _cuda_kernel.SOFTMAX + _wide(x)
     work = torch.empty_like(x, dtype=torch.float64)
-    return kernel.sampler(kind, None, (), _like(x), ((x, 1),), work=work, group=x.shape[-1])
+    return kernel.sampler(kind, None, (), _like(x, x), ((x, 1),), work=work, group=x.shape[-1])
 
 
 def log(kernel: CudaKernel, x: Tensor) -> Tensor:
-    return kernel.sampler(_cuda_kernel.LOG + _wide(x), None, (), _like(x), (_stepped(x),))
+    return kernel.sampler(_cuda_kernel.LOG + _wide(x), None, (), _like(x, x), (_stepped(x),))
 
 
 def choice(kernel: CudaKernel, key: Tensor, folds: Ints, out: Tensor, p: Tensor) -> Tensor:
     p, n, wide = p.contiguous(), p.shape[-1], _wide(p)
-    sums, work = _like(p), torch.empty_like(p)
+    sums, work = _like(p, p), torch.empty_like(p)
     kernel.sampler(_cuda_kernel.SUMS + wide, None, (), sums, ((p, 1),), work=work, group=n)
     return kernel.sampler(_cuda_kernel.CHOICE + wide, key, folds, out, ((sums, 1),), inner=n)
 
@@ -69,7 +87,7 @@ def product(kernel: CudaKernel, matrix: Tensor, vector: Tensor) -> Tensor:
     step = n * n if matrix.ndim > 2 else 0
     matrices, vector = (matrix.contiguous(), step), vector.contiguous()
     kind = _cuda_kernel.PRODUCT + _wide(vector)
-    return kernel.sampler(kind, None, (), _like(vector), (matrices, (vector, 1)), inner=n)
+    return kernel.sampler(kind, None, (), _like(vector, vector), (matrices, (vector, 1)), inner=n)
 
 
 def ball(kernel: CudaKernel, key: Tensor, folds: Ints, out: Tensor, p: float) -> Tensor:
@@ -82,7 +100,7 @@ def ball(kernel: CudaKernel, key: Tensor, folds: Ints, out: Tensor, p: float) ->
 def poisson(
     kernel: CudaKernel, key: Tensor, folds: Ints, rate: Tensor, dtype: torch.dtype
 ) -> Tensor:
-    out = torch.empty(rate.shape, dtype=dtype, device=rate.device)
+    out = torch.empty(rate.shape, dtype=dtype, device=key.device)
     rates, most = (_stepped(rate),), 2.0 ** (torch.iinfo(dtype).bits - 2)
     rounds = torch.zeros(key.shape[:-1], dtype=torch.int32, device=key.device)
     kernel.sampler(_cuda_kernel.ROUNDS, key, folds, out, rates, a=most, work=rounds)
@@ -91,8 +109,7 @@ def poisson(
 
 def signs(kernel: CudaKernel, key: Tensor, folds: Ints, out: Tensor) -> Tensor:
     """Fill `out` with -1 and 1."""
-    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[out.itemsize]
-    pair = torch.tensor([1, -1], dtype=out.dtype, device="cpu").view(integers)
+    pair = torch.tensor([1, -1], dtype=out.dtype, device="cpu").view(_WORDS[out.itemsize])
     plus, minus = pair.tolist()
     kind = _cuda_kernel.SIGN + (out.itemsize == 8)
     return kernel.sampler(kind, key, folds, out, base=plus, span=minus)
@@ -100,7 +117,7 @@ def signs(kernel: CudaKernel, key: Tensor, folds: Ints, out: Tensor) -> Tensor:
 
 def uniform(kernel: CudaKernel, key: Tensor, folds: Ints, low: Tensor, high: Tensor) -> Tensor:
     kind = _cuda_kernel.BETWEEN + _cuda_kernel._DTYPES.index(low.dtype)
-    return kernel.sampler(kind, key, folds, _like(low), (_stepped(low), _stepped(high)))
+    return kernel.sampler(kind, key, folds, _like(low, key), (_stepped(low), _stepped(high)))
 
 
 def randint(
@@ -118,12 +135,21 @@ def _wide(x: Tensor) -> int:
     return int(x.dtype == torch.float64)
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
+def _like(x: Tensor, on: Tensor) -> Tensor:
+    return torch.empty(x.shape, dtype=x.dtype, device=on.device)
 
 
-def _stepped(x: Tensor) -> tuple[Tensor, int]:
-    """Return a parameter, and its step in memory from element to element: 0 for a single number."""
-    if all(x.stride(i) == 0 or x.shape[i] == 1 for i in range(x.ndim)):
+def _is_on_host(x: Tensor) -> bool:
+    return x.is_cpu
+
+
+def _stepped(x: Tensor) -> tuple[Tensor | None, int]:
+    """Return a parameter, and its step in memory from element to element: 0 for a single number.
+
+    A number on the host has no memory that a kernel can read: it is passed by value, as its word.
+    """
+    if not all(x.stride(i) == 0 or x.shape[i] == 1 for i in range(x.ndim)):
+        return x.contiguous(), 1
+    if not _is_on_host(x) or not x.numel():
         return x, 0
-    return x.contiguous(), 1
+    return None, int(x.as_strided((), ()).view(_WORDS[x.itemsize]).item())

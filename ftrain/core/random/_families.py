@@ -116,9 +116,7 @@ def _define(
     operator: Callable[..., Tensor] = _operators._define(
         f"threefry_{name}(Tensor key, int[] folds, {arguments})",
         kernel,
-        lambda key, folds, *params: torch.empty_like(
-            params[0], memory_format=torch.contiguous_format
-        ),
+        lambda key, folds, *params: key.new_empty(params[0].shape, dtype=params[0].dtype),
         rule,
         reads_values=reads_values,
     )

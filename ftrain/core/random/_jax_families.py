@@ -361,7 +361,7 @@ def sign_of(u: Tensor, dtype: torch.dtype) -> Tensor:
 poisson = _operators._define(
     "threefry_poisson_draw(Tensor key, int[] folds, Tensor rate, ScalarType dtype)",
     _poisson_kernel,
-    lambda key, folds, rate, dtype: rate.new_empty(rate.shape, dtype=dtype),
+    lambda key, folds, rate, dtype: key.new_empty(rate.shape, dtype=dtype),
     _poisson_rule,
 )
 signs = _operators._define(

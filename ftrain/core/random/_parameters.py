@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ftrain.core.random._cuda_samplers import device_of_numbers
 from ftrain.core.random._threefry import broadcast
 from ftrain.core.random.sample import _check_broadcast, _shape
 
@@ -62,15 +63,14 @@ def tensors_of(
             dtype = torch.promote_types(dtype, found) if i else found
     check_wide(dtype, name)
     return [
-        p.to(dtype) if isinstance(p, Tensor) else scalar(name, p, dtype, key.device)
-        for p in parameters
+        p.to(dtype) if isinstance(p, Tensor) else scalar(name, p, dtype, key) for p in parameters
     ]
 
 
-def scalar(name: str, value: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+def scalar(name: str, value: float, dtype: torch.dtype, key: Tensor) -> Tensor:
     """Return a parameter that is a number as a 0-d tensor; raise if the dtype cannot hold it."""
     try:
-        return torch.full((), value, dtype=dtype, device=device)
+        return torch.full((), value, dtype=dtype, device=device_of_numbers(key))
     except TypeError:
         raise TypeError(
             f"{name}: expected numbers or tensors as parameters, got {value!r}. Write a number."

@@ -172,7 +172,7 @@ def truncated_normal(
         unit = _operators.threefry_uniform(key, _folds(folds), size, low.dtype, 0.0, 1.0)
         # In float64, since torch.erfinv of float32 is off by up to 20,000 ulp.
         wide = compute_dtype(key.device)
-        a, b = (torch.erf(v.to(wide) / math.sqrt(2.0)) for v in (low, high))
+        a, b = (torch.erf(v.to(key.device, wide) / math.sqrt(2.0)) for v in (low, high))
         inside = 1.0 - torch.finfo(wide).eps / 2
         u = (unit.to(wide) * (b - a) + a).clamp(-inside, inside)
         return (math.sqrt(2.0) * torch.erfinv(u)).to(low.dtype)

@@ -263,7 +263,7 @@ def poisson(
     if isinstance(lam, Tensor):
         rate = lam.detach().to(torch.float32)
     else:
-        rate = scalar("poisson", lam, torch.float32, key.device)
+        rate = scalar("poisson", lam, torch.float32, key)
     size = rate.shape if shape is None else _shape(shape, "poisson")
     _check_broadcast("poisson", size, rate)
     return _jax_families.poisson(key, _folds(folds), rate.expand(size), dtype)

@@ -10,12 +10,18 @@ static inline double nan64(void) {
     return x;
 }
 
-/* Element `at` of a parameter, of all rows; a parameter with a step of 0 is one number. */
+/* Element `at` of a parameter, of all rows. A step of 0: one number in memory. No memory: the step is the number's word. */
+template <typename T> static inline T parameter(const void *data, i64 step, u64 at) {
+    T value;
+    if (data) return ((const T *)data)[(i64)at * step];
+    memcpy(&value, &step, sizeof value); /* the lower bytes */
+    return value;
+}
 template <typename T> static inline T first_of(const struct task *t, u64 at) {
-    return ((const T *)t->data)[(i64)at * t->data_row];
+    return parameter<T>(t->data, t->data_row, at);
 }
 template <typename T> static inline T second_of(const struct task *t, u64 at) {
-    return ((const T *)t->other)[(i64)at * t->other_row];
+    return parameter<T>(t->other, t->other_row, at);
 }
 
 static const double SERIES_EXP[] = {

@@ -10,6 +10,7 @@ Read next: `_operators.py`, the operators of these functions.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from ftrain.core._torch import of_same_bits
 from ftrain.core.random import _bounded, _floats, _integers, _operators
+from ftrain.core.random._cuda_samplers import device_of_numbers
 from ftrain.core.random._exact import exact
 from ftrain.core.random.keys import _check_single, _folds
 
@@ -99,8 +101,9 @@ def uniform(
         return _operators.threefry_uniform(
             key, _folds(folds), size, dtype, float(minval), float(maxval)
         )
+    device = device_of_numbers(key)
     low, high = (
-        v.to(dtype) if isinstance(v, Tensor) else torch.full((), v, dtype=dtype, device=key.device)
+        v.to(dtype) if isinstance(v, Tensor) else torch.full((), v, dtype=dtype, device=device)
         for v in (minval, maxval)
     )
     _check_broadcast("uniform", size, low, high)
@@ -231,7 +234,8 @@ def randint(
         return _operators.threefry_randint(key, _folds(folds), size, dtype, base, span)
     _check_broadcast("randint", size, *(v for v in (minval, maxval) if isinstance(v, Tensor)))
     if key.is_cuda:
-        limits = [_integers.int64(v, key.device).expand(size) for v in (minval, maxval)]
+        device = device_of_numbers(key)
+        limits = [_integers.int64(v, device).expand(size) for v in (minval, maxval)]
         return _bounded.randint(key, _folds(folds), *limits, dtype)
     width = max(32, _integers.WIDTH[dtype])
     # split(key)[i] is fold_in(key, i)
@@ -278,7 +282,7 @@ def permutation(
             raise ValueError(
                 f"permutation: expected x to be an int >= 0, got {x!r}. Pass the number of elements."
             )
-        return _shuffle(key, torch.arange(x, device=key.device), 0, folds)
+        return _order(key, x, folds)
     if x.ndim == 0:
         raise ValueError(
             "permutation: expected x to be an int or a tensor with at least one axis, got a 0-d tensor. "
@@ -286,18 +290,32 @@ def permutation(
         )
     if independent or x.ndim == 1:
         return _shuffle(key, x, axis, folds)
-    order = _shuffle(key, torch.arange(x.shape[axis], device=x.device), 0, folds)
-    return x.index_select(axis, order)
+    return x.index_select(axis, _order(key, x.shape[axis], folds))
+
+
+def _order(key: Tensor, n: int, folds: Sequence[int]) -> Tensor:
+    """Return a random order of `range(n)`."""
+    x, *orders = _orders(key, (n,), 0, folds) or [torch.arange(n, device=key.device)]
+    for order in orders:
+        x = x.gather(0, order)
+    return x
 
 
 def _shuffle(key: Tensor, x: Tensor, axis: int, folds: Sequence[int]) -> Tensor:
-    path = tuple(folds)
-    for _ in range(_integers.sorting_rounds(x.numel())):
-        words = _operators.threefry_bits(key, (*path, 1), x.shape, 32)  # key, subkey = split(key)
-        path = (*path, 0)
-        order = (of_same_bits(words, torch.int32) ^ -(2**31)).sort(dim=axis, stable=True).indices
+    for order in _orders(key, x.shape, axis, folds):
         x = x.gather(axis, order)
     return x
+
+
+def _orders(key: Tensor, shape: Sequence[int], axis: int, folds: Sequence[int]) -> list[Tensor]:
+    """Return random orders along an axis, to be applied one after the other."""
+    path, orders = tuple(folds), []
+    for _ in range(_integers.sorting_rounds(math.prod(shape))):
+        words = _operators.threefry_bits(key, (*path, 1), shape, 32)  # key, subkey = split(key)
+        path = (*path, 0)
+        order = (of_same_bits(words, torch.int32) ^ -(2**31)).sort(dim=axis, stable=True).indices
+        orders.append(order)
+    return orders
 
 
 def _shape(shape: int | Sequence[int], name: str) -> Sequence[int]:
