@@ -176,6 +176,10 @@ def test_random_draws_on_cuda_have_the_bits_of_draws_on_the_cpu():
         """Return 9,000 parameters from 0.002 to 18."""
         return torch.arange(1, 9001, device=key.device) * (1 / 512)
 
+    def keyed(key: torch.Tensor, draw, *parameters: torch.Tensor) -> torch.Tensor:
+        with random.keyed(key):
+            return draw(*parameters)
+
     draws = {
         "bits": lambda k: random.bits(k, (9999,)),
         "bernoulli": lambda k: random.bernoulli(k, 0.3, (9999,)),
@@ -198,6 +202,11 @@ def test_random_draws_on_cuda_have_the_bits_of_draws_on_the_cpu():
         "poisson": lambda k: random.poisson(k, alpha(k)),
         "choice": lambda k: random.choice(k, 9000, (999,), p=alpha(k)),
         "ball": lambda k: random.ball(k, 700, 2.0, (9,)),
+        "beta of numbers": lambda k: random.beta(k, 0.7, 3.2, (999,)),
+        "poisson of a number": lambda k: random.poisson(k, 14.3, (999,)),
+        "keyed gamma": lambda k: keyed(k, torch._standard_gamma, alpha(k)),
+        "keyed poisson": lambda k: keyed(k, torch.poisson, alpha(k) * 9),
+        "keyed binomial": lambda k: keyed(k, torch.binomial, alpha(k).floor() * 9, alpha(k) / 18),
         "rademacher": lambda k: random.rademacher(k, (999,), torch.bfloat16),
         "between": lambda k: random.uniform(k, (9000,), torch.float32, -alpha(k), alpha(k)),
         "randint between": lambda k: random.randint(k, (9000,), 0, (alpha(k) * 1e6).long()),

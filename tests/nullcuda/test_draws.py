@@ -168,6 +168,26 @@ def test_a_draw_that_sorts_launches_at_most_three_kernels_besides_without_a_wait
     assert (counts.launches, counts.waits) == (launches + sorting.launches, 0)
 
 
+def test_a_draw_that_factorises_launches_few_kernels_besides_without_a_wait(
+    key: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """cuSOLVER factorises, of which the null device has no stub: its calls give empty memory here."""
+    matrix, vector = torch.empty(5, 5, device="cuda"), torch.empty(5, device="cuda")
+    info = torch.empty((), dtype=torch.int32, device="cuda")
+    monkeypatch.setattr(torch.linalg, "qr", lambda x: (x, matrix))
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda x: (x, info))
+    # A multivariate normal makes the covariance symmetric (2) and a factor that does not exist NaN (3).
+    draws: list[tuple[int, Callable[[], Tensor]]] = [
+        (3, lambda: random.orthogonal(key, 5)),
+        (8, lambda: random.multivariate_normal(key, vector, matrix)),
+    ]
+    for launches, draw in draws:
+        draw()
+        with counted() as counts:
+            draw()
+        assert (counts.launches, counts.waits) == (launches, 0)
+
+
 def test_a_large_permutation_launches_three_kernels_for_each_sort_without_a_wait(
     key: Tensor,
 ) -> None:
@@ -197,10 +217,15 @@ def test_draws_from_numbers_and_tensors_have_gradients_rows_and_fake_results(key
 
 
 def test_a_draw_with_a_parameter_on_another_device_names_both(key: Tensor) -> None:
-    with pytest.raises(
-        ValueError, match=r"on cuda:0, the device of its key, got one on cpu.*Write"
-    ):
-        random.gamma(key, torch.ones(5))
+    draws: list[Callable[[], Tensor]] = [
+        lambda: random.gamma(key, torch.ones(5)),
+        lambda: random.beta(key, torch.ones(5), *floats(1)),
+        lambda: random.choice(key, 5, (3,), p=torch.ones(5)),
+        lambda: random.randint(key, (2,), 0, torch.arange(2)),
+    ]
+    for draw in draws:
+        with pytest.raises(ValueError, match=r"on cuda:0, the device of its key, got one on cpu"):
+            draw()
 
 
 def test_dropout_under_keyed_launches_few_kernels_without_a_wait(key: Tensor) -> None:

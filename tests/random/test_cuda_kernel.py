@@ -43,6 +43,7 @@ static pthread_barrier_t barrier;
 static void atomicMax(uint32_t *at, uint32_t value) { if (value > *at) *at = value; }
 #include "threefry.cu"
 #include "elementary.cu"
+#include "families.cu"
 #include "samplers.cu"
 /* Threads run one after the other, those of a group together. */
 extern "C" void launch(int kind, unsigned blocks, unsigned threads, bool grouped, const struct task *t) {

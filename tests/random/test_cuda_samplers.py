@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ftrain.core import random
-from ftrain.core.random import _bounded, _cuda_kernel, _cuda_samplers, _jax_families, _jax_vectors
+from ftrain.core.random import (
+    _bounded,
+    _cuda_kernel,
+    _cuda_samplers,
+    _families,
+    _jax_families,
+    _jax_vectors,
+)
 from tests.random.test_cuda_kernel import (
     FLOATS,
     INTEGERS,
@@ -274,3 +281,54 @@ def test_kernels_draw_the_same_bits_from_numbers_passed_by_value_and_in_memory(
         with monkeypatch.context() as patch:
             patch.setattr(_cuda_samplers, "_is_on_host", lambda x: False)
             check(host, draw, launches)
+
+
+def odd_and_even(values: list[float], *scales: float) -> Tensor:
+    """Return special values, then 2,000 magnitudes of each scale."""
+    return torch.cat(
+        [
+            torch.tensor(values, dtype=torch.float64),
+            *(numbers(2000, torch.float64, s).abs() for s in scales),
+        ]
+    )
+
+
+@pytest.mark.parametrize("dtype", FLOATS, ids=str)
+def test_kernels_of_keyed_families_draw_the_bits_of_the_cpu(host: Host, dtype: torch.dtype) -> None:
+    """In float64, gamma samples differ by the rounding of their logarithms, 1.1e-13 for one of 700."""
+    bits = dtype != torch.float64
+    alpha = odd_and_even([0.0, -1.0, math.inf, math.nan, 1e-30, 1e4, 1.0], 1e-2, 1.0, 1e3).to(dtype)
+    rate = odd_and_even([0.0, 10.0, 1e-30, 3e4], 4.0, 40.0, 1e4).to(dtype)
+    count = odd_and_even([0.0, -3.0, 1.0, 3e4], 12.0, 400.0, 1e4).to(dtype)
+    prob = torch.rand(len(count), generator=torch.Generator().manual_seed(0)).to(dtype)
+    prob[:9] = torch.tensor([0.0, 1.0, 0.5, 0.25, 0.75, math.nan, 1e-6, 0.0, 1.0])
+    draws: list[tuple[bool, Callable[[], Tensor]]] = [
+        (bits, lambda: _families._gamma(KEY, (1,), alpha)),
+        (bits, lambda: _families._gamma(KEYS, (), alpha[:6000].view(3, 20, -1))),
+        (bits, lambda: _families._dirichlet(KEYS, (2,), alpha[7:6007].view(3, -1, 5))),
+        (True, lambda: _families._poisson(KEY, (1,), rate)),
+        (True, lambda: _families._poisson(KEYS, (), rate[:6000].view(3, 20, -1))),
+        (True, lambda: _families._binomial(KEY, (1,), count, prob)),
+        (
+            True,
+            lambda: _families._binomial(
+                KEYS, (), count[:6000].view(3, -1), prob[:6000].view(3, -1)
+            ),
+        ),
+    ]
+    for is_same, draw in draws:
+        host.launches.clear()
+        with host.draws():
+            found = draw()
+        assert len(host.launches) == 1
+        expected = draw()
+        if is_same:
+            assert same(found, expected), (found[found != expected], expected[found != expected])
+        else:
+            torch.testing.assert_close(found, expected, rtol=2e-13, atol=0, equal_nan=True)
+
+
+def test_kernel_of_keyed_counts_gives_nan_for_rates_out_of_range(host: Host) -> None:
+    with host.draws():
+        found = _families._poisson(KEY, (), torch.tensor([-1.0, math.nan, math.inf, 2.0]))
+    assert found.isnan().tolist() == [True, True, True, False]

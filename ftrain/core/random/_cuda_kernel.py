@@ -1,9 +1,10 @@
 """CUDA kernels that draw random numbers with one launch per draw, compiled by NVRTC when first used.
 
 `threefry.cu` is made of the same functions as the CPU's `threefry.c`, so that the bits are the same;
-`samplers.cu` repeats the CPU's tensor operations one by one. Tests compare both, compiled for the CPU,
-with the CPU's draws; no GPU has run them yet. Without NVRTC, or with a driver that cannot load the
-kernels, one warning is issued, and tensor operations draw the same numbers with a few hundred launches.
+`samplers.cu` and `families.cu` repeat the CPU's tensor operations one by one. Tests compile them for the
+CPU and compare them with its draws; no GPU has run them yet. Without NVRTC, or with a driver that cannot
+load the kernels, one warning is issued, and tensor operations draw the same numbers with a few hundred
+launches.
 
 A launch needs no synchronization and no copy: keys are read on the device; folds and bounds are passed
 by value. A CUDA graph can capture it, including the first draw of a process. NVRTC compiles a kind of
@@ -36,7 +37,7 @@ from ftrain.core.random._cpu_kernel import NORMAL32, NORMAL64, PAIRS, UNIFORM32,
 
 _SOURCES = tuple(
     Path(__file__).with_name(name)
-    for name in ("threefry.h", "threefry.cu", "elementary.cu", "samplers.cu")
+    for name in ("threefry.h", "threefry.cu", "elementary.cu", "families.cu", "samplers.cu")
 )
 
 # The order of `enum more` in threefry.cu, which follows that of `enum kind`.
@@ -48,7 +49,8 @@ SAMPLERS = FOLD + 17
     SAMPLERS, SAMPLERS + 20, 2
 )
 ROUNDS, POISSON, SIGN, BETWEEN, RANGE = (SAMPLERS + i for i in (20, 21, 22, 24, 28))
-KINDS = RANGE + 2
+KEYED_GAMMA, KEYED_LOG_GAMMA, KEYED_POISSON, KEYED_BINOMIAL = range(RANGE + 2, RANGE + 10, 2)
+KINDS = RANGE + 10
 
 _DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 

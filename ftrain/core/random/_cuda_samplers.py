@@ -74,7 +74,7 @@ def log(kernel: CudaKernel, x: Tensor) -> Tensor:
 
 def choice(kernel: CudaKernel, key: Tensor, folds: Ints, out: Tensor, p: Tensor) -> Tensor:
     p, n, wide = p.contiguous(), p.shape[-1], _wide(p)
-    sums, work = _like(p, p), torch.empty_like(p)
+    sums, work = _like(p, key), _like(p, key)
     kernel.sampler(_cuda_kernel.SUMS + wide, None, (), sums, ((p, 1),), work=work, group=n)
     return kernel.sampler(_cuda_kernel.CHOICE + wide, key, folds, out, ((sums, 1),), inner=n)
 
@@ -105,6 +105,31 @@ def poisson(
     rounds = torch.zeros(key.shape[:-1], dtype=torch.int32, device=key.device)
     kernel.sampler(_cuda_kernel.ROUNDS, key, folds, out, rates, a=most, work=rounds)
     return kernel.sampler(_cuda_kernel.POISSON, key, folds, out, rates, a=most, work=rounds)
+
+
+def keyed(
+    kernel: CudaKernel,
+    family: int,
+    key: Tensor,
+    folds: Ints,
+    *parameters: Tensor,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Return a draw of `keyed` from a family (`KEYED_GAMMA`, ...).
+
+    The kernels compute in float64. A draw of 16 bits is a float64 first, so that it is rounded once.
+
+    Args:
+        dtype: dtype of the result; default: that of the first parameter.
+    """
+    given = parameters[0].dtype
+    if any(p.dtype != torch.float32 for p in parameters):
+        parameters = tuple(p.to(torch.float64) for p in parameters)
+    first, tiny = parameters[0], torch.finfo(given).tiny
+    out = torch.empty(first.shape, dtype=dtype or first.dtype, device=key.device)
+    steps = [_stepped(p) for p in parameters]
+    drawn = kernel.sampler(family + _wide(first), key, folds, out, steps, a=tiny)
+    return drawn if dtype else drawn.to(given)
 
 
 def signs(kernel: CudaKernel, key: Tensor, folds: Ints, out: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ftrain.core._torch_dispatch import SLOPES
-from ftrain.core.random import _operators, _rejection
+from ftrain.core.random import _cuda_kernel, _cuda_samplers, _operators, _rejection
 
 __all__ = ["binomial", "dirichlet", "gamma", "poisson", "von_mises"]
 
@@ -57,17 +57,26 @@ def von_mises(key: Tensor, folds: Ints, concentration: Tensor) -> Tensor:
 
 
 def _gamma_kernel(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
+    if kernel := _cuda_samplers.kernel_of(key):
+        return _cuda_samplers.keyed(kernel, _cuda_kernel.KEYED_GAMMA, key, folds, alpha)
     sample = _rejection.log_gamma(key, folds, _wide(alpha)).exp().to(alpha.dtype)
     return sample.clamp_min(torch.finfo(alpha.dtype).tiny)  # as in torch: the logarithm is finite
 
 
 def _dirichlet_kernel(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
-    sample = torch.softmax(_rejection.log_gamma(key, folds, _wide(alpha)), -1).to(alpha.dtype)
+    if kernel := _cuda_samplers.kernel_of(key):
+        family = _cuda_kernel.KEYED_LOG_GAMMA
+        logs = _cuda_samplers.keyed(kernel, family, key, folds, alpha, dtype=torch.float64)
+    else:
+        logs = _rejection.log_gamma(key, folds, _wide(alpha))
+    sample = torch.softmax(logs, -1).to(alpha.dtype)
     form = torch.finfo(alpha.dtype)
     return sample.clamp(form.tiny, 1 - form.eps / 2)
 
 
 def _poisson_kernel(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
+    if kernel := _cuda_samplers.kernel_of(key):
+        return _cuda_samplers.keyed(kernel, _cuda_kernel.KEYED_POISSON, key, folds, rate)
     if not bool((rate >= 0).all()):
         raise ValueError(
             "poisson: expected rates of 0 or more, got a negative one or NaN. Map them to "
@@ -77,6 +86,8 @@ def _poisson_kernel(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
 
 
 def _binomial_kernel(key: Tensor, folds: Ints, count: Tensor, prob: Tensor) -> Tensor:
+    if kernel := _cuda_samplers.kernel_of(key):
+        return _cuda_samplers.keyed(kernel, _cuda_kernel.KEYED_BINOMIAL, key, folds, count, prob)
     found = _rejection.binomial(key, folds, _wide(count).floor(), _wide(prob))
     return found.to(count.dtype)
 
@@ -106,7 +117,8 @@ def _define(
 ) -> Callable[..., Tensor]:
     """Define an operator `(key, folds, *parameters)` that draws samples, and its vmap rule.
 
-    A sampler that proposes values until all are accepted reads on the host if some are left.
+    A sampler that proposes values until all are accepted reads on the host if some are left. A kernel on
+    CUDA does not.
     """
 
     def rule(info: Any, dims: Any, key: Tensor, folds: Ints, *params: Tensor) -> Any:
@@ -123,10 +135,10 @@ def _define(
     return operator
 
 
-_gamma = _define("gamma", "Tensor alpha", _gamma_kernel)
-_dirichlet = _define("dirichlet", "Tensor alpha", _dirichlet_kernel)
-_poisson = _define("poisson", "Tensor rate", _poisson_kernel)
-_binomial = _define("binomial", "Tensor count, Tensor prob", _binomial_kernel)
+_gamma = _define("gamma", "Tensor alpha", _gamma_kernel, reads_values=False)
+_dirichlet = _define("dirichlet", "Tensor alpha", _dirichlet_kernel, reads_values=False)
+_poisson = _define("poisson", "Tensor rate", _poisson_kernel, reads_values=False)
+_binomial = _define("binomial", "Tensor count, Tensor prob", _binomial_kernel, reads_values=False)
 _von_mises = _define("von_mises", "Tensor concentration", _von_mises_kernel)
 
 

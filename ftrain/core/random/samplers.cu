@@ -1,5 +1,5 @@
-/* Samplers on CUDA that take parameters: one kernel for each draw, made of the functions of threefry.h, threefry.cu and
- * elementary.cu, which precede this file.
+/* Samplers on CUDA that take parameters: one kernel for each draw, made of the functions of threefry.h, threefry.cu,
+ * elementary.cu and families.cu, which precede this file.
  *
  * Each function repeats the tensor operations of _jax_families.py and _jax_samplers.py, operation by operation, so that
  * the bits are those of a draw on a CPU. Also valid C++ for a CPU that defines the words of CUDA: the tests run it there,
@@ -10,7 +10,9 @@
 enum sampler {
     TRUNCATED32 = 33, TRUNCATED64, GAMMA32, GAMMA64, LOGGAMMA32, LOGGAMMA64, SHARE32, SHARE64, SOFTMAX32, SOFTMAX64,
     LOG32, LOG64, SUMS32, SUMS64, CHOICE32, CHOICE64, PRODUCT32, PRODUCT64, BALL32, BALL64, ROUNDS, POISSON,
-    SIGN32, SIGN64, BETWEEN32, BETWEEN64, BETWEEN16, BETWEENB16, RANGE32, RANGE64
+    SIGN32, SIGN64, BETWEEN32, BETWEEN64, BETWEEN16, BETWEENB16, RANGE32, RANGE64,
+    KEYEDGAMMA32, KEYEDGAMMA64, KEYEDLOGGAMMA32, KEYEDLOGGAMMA64, KEYEDPOISSON32, KEYEDPOISSON64, KEYEDBINOMIAL32,
+    KEYEDBINOMIAL64
 };
 enum { MOST_ROUNDS = 1000 };
 
@@ -315,6 +317,20 @@ static inline void sampled(const int kind, const u32 key[2], u64 row, u64 i, u64
     }
     case RANGE32:
     case RANGE64: in_range(kind == RANGE64, key, i, at, t); break;
+    case KEYEDGAMMA32:
+    case KEYEDGAMMA64: { /* at least the smallest normal number, so that the logarithm is finite, as in torch */
+        const T value = (T)exp64(log_gamma_of(key, i, (double)first_of<T>(t, at)));
+        out[at] = value < (T)t->a ? (T)t->a : value;
+        break;
+    }
+    case KEYEDLOGGAMMA32:
+    case KEYEDLOGGAMMA64: ((double *)t->out)[at] = log_gamma_of(key, i, (double)first_of<T>(t, at)); break;
+    case KEYEDPOISSON32:
+    case KEYEDPOISSON64: out[at] = (T)poisson_of(key, i, (double)first_of<T>(t, at)); break;
+    case KEYEDBINOMIAL32:
+    case KEYEDBINOMIAL64:
+        out[at] = (T)binomial_of(key, i, (double)first_of<T>(t, at), (double)second_of<T>(t, at));
+        break;
     }
 }
 
