@@ -166,6 +166,21 @@ class Counters(Hides):
         return self.counter["a"] + self.default["c"]
 
 
+class ContainerAttributes(Hides):
+    """Model that counts in attributes of containers, which instances of subclasses have."""
+
+    def build(self):
+        kinds = [type(kind.__name__.title(), (kind,), {}) for kind in (list, dict, set, tuple)]
+        self.containers = [kind() for kind in kinds]
+        for each in self.containers:
+            each.n = 0
+
+    def count(self):
+        for each in self.containers:
+            each.n += 1
+        return sum(each.n for each in self.containers)
+
+
 class Arrays(Hides):
     def build(self):
         self.seen, self.raw = np.zeros((2, 2)), bytearray(2)
@@ -303,7 +318,7 @@ class Caches(Hides):
 RESTORED = [
     NestedList, Namespace, Deque, NestedTensors, ClassAttribute, NewClassAttribute, Objects, Ordered,
     Renamed, Kinds, Sets, Counters, Arrays, Closure, Defaults, Partial, Rebinds, Child, ForwardHooks,
-    Swaps, Trains, Caches,
+    Swaps, Trains, Caches, ContainerAttributes,
 ]  # fmt: skip
 
 

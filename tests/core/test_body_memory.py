@@ -125,6 +125,19 @@ def test_loop_and_branch_outputs_share_no_memory_with_existing_tensors(
     assert same_bytes(existing, kept)
 
 
+@pytest.mark.parametrize("run", [by_cond, by_python_cond, by_switch, by_scan_slice, by_loop_body])
+def test_tensor_that_a_body_has_made_is_returned_without_a_copy(run: Any) -> None:
+    made = []
+
+    def body(x: Tensor) -> Tensor:
+        new = x + 1
+        made.append(new.data_ptr())
+        return new
+
+    found = run(body, torch.ones(3))
+    assert (found if isinstance(found, Tensor) else found[0]).data_ptr() == made[-1]
+
+
 # --- inputs ---------------------------------------------------------------------------------------
 
 

@@ -104,3 +104,24 @@ def test_nested_gradients_inside_of_a_branch_have_the_derivative_of_their_formul
     found = by_rows(gradient_of(lambda x: (within(x) * x).sum(), outer))
     for a, b in zip(found, by_rows(lambda x: 9 * x**2), strict=True):
         assert torch.allclose(a, b, rtol=1e-12)
+
+
+CONSTANT: dict[str, Callable[[Tensor], Tensor]] = {
+    "new tensor": torch.ones_like,
+    "detached": lambda x: x.detach() * 2,
+    "comparison": lambda x: (x > 0).to(x.dtype),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("name", CONSTANT)
+def test_branch_that_does_not_depend_on_its_input_adds_nothing_to_the_gradient(
+    name: str, compiled: bool
+) -> None:
+    def value(x: Tensor) -> Tensor:
+        return ftrain.cond(x.sum() > 0, CONSTANT[name], lambda x: x * 3, x).sum() + x.sum()
+
+    f = ftrain.value_and_grad(value)
+    f = ftrain.compile(f, backend="eager") if compiled else f
+    assert f(torch.ones(2))[1].tolist() == [1.0, 1.0]
+    assert f(-torch.ones(2))[1].tolist() == [4.0, 4.0]

@@ -258,13 +258,19 @@ def test_padding_loader_keeps_the_batch_container_class(name: str) -> None:
 def test_count_samples_counts_rows_and_tokens_in_any_container() -> None:
     ids, labels = torch.zeros(5, 7, dtype=torch.int64), torch.zeros(5)
     fields = collections.namedtuple("Fields", "input_ids labels")
+    plain = dataclasses.make_dataclass("Plain", ["input_ids", "labels"])
+    slotted = dataclasses.make_dataclass("Slotted", ["labels", "input_ids"], slots=True)
     for batch in (
         {"input_ids": ids, "labels": labels},
         Encoding({"input_ids": ids, "labels": labels}),
         fields(ids, labels),
+        plain(ids, labels),
+        slotted(labels, ids),
     ):
         assert count_samples(batch) == (5, 35)
     assert count_samples([{"z": ids, "a": torch.zeros(3)}]) == (5, 0)
+    ordered = dataclasses.make_dataclass("Ordered", ["z", "a"])
+    assert count_samples([ordered(ids, torch.zeros(3))]) == (5, 0)
     assert count_samples({"scale": torch.tensor(1.0), "rows": {"x": labels}}) == (5, 0)
     assert count_samples([1.0, "text"]) == (0, 0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import pytest
 import torch
 from hypothesis import given
@@ -66,3 +68,12 @@ def test_row_digests_of_permuted_rows_are_permuted_alike() -> None:
 def test_digest_of_a_single_element_does_not_depend_on_its_stride() -> None:
     assert tree.digests(torch.ones(4)[::4]) == tree.digests(torch.ones(1))
     assert tree.digests(torch.ones(3, 4)[:, ::4]) == tree.digests(torch.ones(3, 1))
+
+
+def test_digests_are_the_first_digits_of_a_sha256() -> None:
+    """Digests that another release has logged are compared with those of this one."""
+    x = torch.arange(6.0).reshape(2, 3)
+    rows = [row.tobytes() for row in x.numpy()]
+    whole = hashlib.sha256(b"leaf torch.float32 (2, 3)\0" + b"".join(rows)).hexdigest()
+    assert tree.digests(x) == {"": whole[:16]}
+    assert list(row_digests(x)) == [hashlib.sha256(row).hexdigest()[:8] for row in rows]

@@ -65,6 +65,8 @@ def test_note_names_the_tensor_whose_dtype_is_the_cause(entry, value, dtype):
     assert f"batch['{entry}'] is {dtype}" in text
     assert "Convert the data" in text
     assert "batch['more'] is" not in text or dtype == "float64"
+    assert ("/ 255 for pixels" in text) == (dtype == "uint8")
+    assert ("NumPy's default" in text) == (dtype == "float64")
 
 
 def test_dtype_note_is_left_out_where_the_dtype_is_not_the_cause():

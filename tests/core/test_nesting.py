@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
 from typing import Any
 
@@ -11,6 +13,7 @@ from torch import nn
 
 import ftrain
 from ftrain import optim, testing
+from ftrain.core._recursion import deep_enough, limit_restored
 
 
 def nested(depth: int) -> nn.Module:
@@ -43,3 +46,43 @@ def test_model_of_400_nested_modules_trains(given: str) -> None:
     testing.assert_same_bits(list(new.params.values()), list(expected.params.values()))
     assert sys.getrecursionlimit() == limit
     ftrain.bind(model).module(state.params, state.buffers)
+
+
+@pytest.mark.parametrize("depths", [*itertools.product([1, 150, 300], repeat=3)], ids=str)
+def test_recursion_limit_is_that_of_the_deepest_running_call(depths: tuple[int, ...]) -> None:
+    """Calls of several threads may end in any order."""
+    usual = sys.getrecursionlimit()
+    limits = {}
+    for depth in (1, 150, 300):
+        with deep_enough(depth):
+            limits[depth] = sys.getrecursionlimit()
+    assert limits[1] == usual
+    assert limits[150] >= usual + 4 * 150
+    assert limits[300] >= usual + 4 * 300
+    for order in itertools.permutations(range(len(depths))):
+        contexts = [deep_enough(depth) for depth in depths]
+        for i, context in enumerate(contexts):
+            context.__enter__()
+            assert sys.getrecursionlimit() == limits[max(depths[: i + 1])]
+        for i, place in enumerate(order, 1):
+            contexts[place].__exit__(None, None, None)
+            left = [depths[each] for each in order[i:]]
+            assert sys.getrecursionlimit() == limits[max(left, default=1)]
+
+
+@pytest.mark.parametrize("ends_inside", [False, True])
+@pytest.mark.parametrize("depth", [1, 300])
+def test_code_that_changes_the_recursion_limit_gets_it_restored(
+    depth: int, ends_inside: bool
+) -> None:
+    usual = sys.getrecursionlimit()
+    call = contextlib.ExitStack()
+    call.enter_context(deep_enough(depth))
+    raised = sys.getrecursionlimit()
+    with limit_restored():
+        sys.setrecursionlimit(raised + 1234)
+        if ends_inside:  # a deep call of another thread ends meanwhile
+            call.close()
+    assert sys.getrecursionlimit() == (usual if ends_inside else raised)
+    call.close()
+    assert sys.getrecursionlimit() == usual

@@ -173,3 +173,29 @@ def test_second_derivative_of_flash_attention_names_the_math_kernel() -> None:
         ftrain.value_and_grad(penalized)(q)
     with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
         assert ftrain.value_and_grad(penalized)(q)[1].isfinite().all()
+
+
+class Inner(nn.Module):
+    """Model that differentiates a function in its forward pass."""
+
+    def __init__(self, function: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(3, 3), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        kept = torch.zeros(3)
+        return torch.func.grad(lambda y: self.function(self.layer(y), kept))(x)
+
+
+def writes_captured(x: Tensor, kept: Tensor) -> Tensor:
+    kept += x.sum(0)
+    return kept.sum()
+
+
+def test_write_to_a_tensor_outside_of_a_torch_func_grad_raises_with_its_line_and_a_remedy() -> None:
+    steps = ftrain.make_steps(
+        lambda: Inner(writes_captured), lambda m, x: m(x).square().mean(), optim.sgd(0.1)
+    )
+    message = r"outside of the differentiated(?s:.*)kept \+= (?s:.*)x = x \+ 1"
+    with pytest.raises(RuntimeError, match=message):
+        steps.train_step(steps.init_state(0), ROWS[0])

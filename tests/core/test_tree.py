@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
+import re
 from typing import Any, NamedTuple
 
 import pytest
@@ -267,3 +269,25 @@ def test_first_difference_reports_its_second_argument_as_the_expected_value() ->
     assert message == "at ['a']: expected a tuple of 2 entries, got 3"
     found = testing.first_difference({"a": (1, 2, 3)}, {"a": (1, 2)})
     assert f"{found}" == message
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "message"),
+    [
+        (
+            collections.defaultdict(int, a=1),
+            collections.defaultdict(list, a=1),
+            r"at the root: expected a defaultdict with .*list.*, got one with .*int",
+        ),
+        (
+            [collections.deque([1], maxlen=2)],
+            [collections.deque([1], maxlen=3)],
+            r"at \[0\]: expected a deque with 3, got one with 2",
+        ),
+    ],
+)
+def test_first_difference_names_both_values_of_data_that_is_not_a_child(
+    got: Any, expected: Any, message: str
+) -> None:
+    assert re.fullmatch(f"{message}.*", tree.first_difference(got, expected) or "")
+    assert tree.first_difference(got, got) is None
