@@ -272,6 +272,15 @@ def test_draw_in_another_method_of_an_autograd_function_raises_with_its_name_and
         assert "Draws.apply(x, torch.rand(x.shape))" in str(error.value)
 
 
+@pytest.mark.parametrize(("method", "by_rule", "name", "message"), REFUSED[:-1])
+def test_draw_in_another_method_raises_with_a_key_made_outside_of_transforms(
+    method: str, by_rule: bool, name: str, message: str
+) -> None:
+    f = COMPOSED[name](lambda x, _: drawing_in(method, by_rule).apply(x))
+    with keyed(KEY), pytest.raises(UnkeyedRandomError, match=f"(?s){message}"):
+        f(X[0], KEY)
+
+
 @pytest.mark.parametrize("name", ["value_and_grad", "func.grad", "vmap of gradient"])
 def test_draw_in_a_backward_under_transforms_raises(name: str) -> None:
     f = COMPOSED[name](lambda x, _: drawing_in("backward").apply(x))

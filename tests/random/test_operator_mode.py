@@ -278,3 +278,29 @@ def test_initializing_a_model_does_not_import_torch_dynamo() -> None:
         "assert 'torch._dynamo' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", program], check=True)
+
+
+@pytest.mark.parametrize("context", [keyed, operators])
+def test_custom_operator_tagged_as_random_draws_from_the_key_by_its_parts_or_raises(
+    context: Callable[[Tensor], Any],
+) -> None:
+    name = f"ftrain_tagged_{context.__name__}"
+    library = torch.library.Library(name, "DEF")
+    for part, dispatch in (("made", "CompositeImplicitAutograd"), ("closed", "CPU")):
+        library.define(f"{part}(Tensor x) -> Tensor", tags=(torch.Tag.nondeterministic_seeded,))
+        library.impl(part, lambda x: x + torch.rand_like(x), dispatch)
+    made, closed = getattr(torch.ops, name).made, getattr(torch.ops, name).closed
+
+    def drawn(operator: Callable[[Tensor], Tensor], key: Tensor) -> Tensor:
+        with context(key):
+            return operator(torch.zeros(N))
+
+    found = drawn(made, KEYS[0])
+    assert found.equal(drawn(made, KEYS[0]))
+    assert not found.equal(drawn(made, KEYS[1]))
+    assert found.min() >= 0
+    assert found.max() < 1
+    with torch.inference_mode():  # in which torch shows the operator itself to the mode
+        assert drawn(made, KEYS[0]).equal(found)
+    with pytest.raises(UnkeyedRandomError, match=f"{name}.closed.default draws .* no replacement"):
+        drawn(closed, KEYS[0])

@@ -49,6 +49,7 @@ FAMILIES: dict[str, Callable[[], Tensor]] = {
     "poisson of a large rate": lambda: _families.poisson(KEY, (5,), _values(1, 8)),
     "binomial": lambda: _families.binomial(KEY, (6,), *_counts()),
     "von Mises": lambda: _families.von_mises(KEY, (7,), _values(-4, 5)),
+    "von Mises of a small concentration": lambda: _families.von_mises(KEY, (8,), _values(-20, -5)),
 }
 
 
