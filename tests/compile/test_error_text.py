@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 
+import ftrain
 from ftrain.core.compile._errors import (
     call_site,
     causes,
@@ -15,6 +16,7 @@ from ftrain.core.compile._errors import (
     first_line,
     note_index,
 )
+from ftrain.core.errors import RecompileWarning
 
 
 @pytest.mark.parametrize(
@@ -89,3 +91,24 @@ def test_call_site_has_file_line_function_and_source() -> None:
     source = "code = test_call_site_has_file_line_function_and_source.__code__"
     assert call_site(code, line) == f"  {__file__}:{line} in {code.co_name}\n    {source}"
     assert call_site(code, 10**6) == f"  {__file__}:{10**6} in {code.co_name}"
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "remedy"),
+    [
+        ({"a": torch.ones(2)}, {"b": torch.ones(2)}, "the same containers with the same keys"),
+        (torch.ones(2), torch.ones(3), "One program serves one shape"),
+        ("one", "two", "A text is a constant.*Leave batch out"),
+        ({"t": ["one"]}, {"t": ["two"]}, r"A text is a constant.*Leave batch\['t'\] out"),
+        ({"t": ["one", "x"]}, {"t": ["two", "y"]}, r"A text is a constant.*Leave batch\['t'\] out"),
+        (1, 2, r"A Python number is a constant.*torch\.tensor"),
+        (torch.float32, torch.float64, "Keep arguments that are not tensors the same"),
+    ],
+)
+def test_warning_about_another_program_proposes_a_remedy_for_what_changed(
+    first: Any, second: Any, remedy: str
+) -> None:
+    compiled = ftrain.compile(lambda batch: torch.ones(2), backend="eager")
+    compiled(first)
+    with pytest.warns(RecompileWarning, match=f"(?s)compiled again.*{remedy}"):
+        compiled(second)

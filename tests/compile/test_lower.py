@@ -13,6 +13,7 @@ from torch import nn
 
 import ftrain
 from ftrain import optim
+from ftrain.core import _torch_inductor
 from ftrain.core.errors import DonatedStateError, ImpureFunctionError
 from ftrain.testing import assert_same_bits
 
@@ -116,3 +117,24 @@ def test_program_called_in_another_trace_becomes_part_of_that_trace() -> None:
 def test_function_that_cannot_be_compiled_raises_in_lower() -> None:
     with pytest.raises(ImpureFunctionError):
         ftrain.compile(lambda x: x.add_(1), backend="eager").lower(torch.ones(3))
+
+
+def test_function_without_operators_needs_no_inductor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Torch's compiler takes a second to load, and needs a C++ compiler."""
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("inductor was called")
+
+    monkeypatch.setattr(_torch_inductor, "inductor_compile", fail)
+    assert ftrain.compile(lambda x: {"n": x.ndim})(torch.ones(2, 3)) == {"n": 2}
+
+
+def test_program_on_the_cpu_does_not_need_tritons_c_compiler(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    missing = RuntimeError("Failed to find C compiler.")
+    monkeypatch.setattr(_torch_inductor, "triton_error", lambda: missing)
+    monkeypatch.setattr(_torch_inductor, "inductor_compile", lambda graph, *_: graph)
+    monkeypatch.setattr("shutil.which", lambda *_, **__: None)
+    monkeypatch.delenv("CC", raising=False)
+    assert ftrain.compile(lambda x: x + 1)(torch.ones(2)).tolist() == [2.0, 2.0]

@@ -106,6 +106,10 @@ def program(body: str, name: str) -> ProgramModule:
         # A loop that writes into its carry, a copy, and only reads the argument.
         CARRY.format(first="arg0_1.clone()", second="arg1_1"),
         "both = [arg0_1, buf0]\ncpp_fused(arg0_1, both[1], 2)",
+        # Results in new memory, which later lines may write to.
+        "buf1 = extern_kernels.convolution(arg0_1, arg1_1)\ncpp_fused(arg0_1, buf1, 2)",
+        "buf1 = torch.stack([arg0_1, arg1_1])\ncpp_fused(arg0_1, buf1, 2)",
+        "buf1 = arg0_1.clone()\ncpp_fused(arg0_1, buf1, 2)",
     ],
 )
 def test_search_for_the_first_write_ignores_lines_that_only_read_arguments(line: str) -> None:
