@@ -167,6 +167,108 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "positive = torch.where(n > 0, n, 1)",
         "positive = torch.where(n > 0, n, 2)",
     ): "the same result: the quotient by this number is not taken where n is not positive",
+    (
+        "random._rejection",
+        "von_mises.propose",
+        "excess = torch.where(kappa < 1e-05, 1 / kappa + kappa - 1, short ** 2 / (2 * (1 - short)))",
+        "excess = torch.where(kappa <= 1e-05, 1 / kappa + kappa - 1, short ** 2 / (2 * (1 - short)))",
+    ): "another envelope of nearly uniform angles; the accepted ones stay exact",
+    (
+        "random._rejection",
+        "von_mises.propose",
+        "excess = torch.where(kappa < 1e-05, 1 / kappa + kappa - 1, short ** 2 / (2 * (1 - short)))",
+        "excess = torch.where(kappa < 1e-05, 1 / kappa - kappa - 1, short ** 2 / (2 * (1 - short)))",
+    ): "another envelope of nearly uniform angles; the accepted ones stay exact",
+    (
+        "random._rejection",
+        "von_mises.propose",
+        "excess = torch.where(kappa < 1e-05, 1 / kappa + kappa - 1, short ** 2 / (2 * (1 - short)))",
+        "excess = torch.where(kappa < 1e-05, 1 / kappa + kappa - 2, short ** 2 / (2 * (1 - short)))",
+    ): "another envelope of nearly uniform angles; the accepted ones stay exact",
+    (
+        "random._keyed_fills",
+        "cauchy_",
+        "return self.copy_((math.pi * (unit - 0.5)).tan() * sigma + median)",
+        "return self.copy_((math.pi * (unit + 0.5)).tan() * sigma + median)",
+    ): "the same numbers up to rounding: the tangent has the period pi",
+    (
+        "random._keyed_draws",
+        "memory.allocated",
+        "zero = stream.key_on(value.device)[0] * 0",
+        "zero = stream.key_on(value.device)[0] * 1",
+    ): "other contents of memory that `torch.empty` leaves undefined",
+    (
+        "commit",
+        "",
+        "_SMALL = 1024",
+        "_SMALL = 1025",
+    ): f"{PERFORMANCE}: a state of 1,024 numbers is small either way",
+    (
+        "cost.rates",
+        "Rates.floor",
+        "least = min(size, max(measured, default=0))",
+        "least = min(size, max(measured, default=1))",
+    ): "the same rate: without a measured copy, no amount is compared with this number",
+    (
+        "_recursion",
+        "",
+        "_FRAMES = 6",
+        "_FRAMES = 7",
+    ): "a larger limit of Python, which any model that trains within the smaller one fits",
+    (
+        "_recursion",
+        "",
+        "_USUAL = 100",
+        "_USUAL = 101",
+    ): "the usual limit suffices for either depth",
+    (
+        "_recursion",
+        "",
+        "_MOST = 20000",
+        "_MOST = 20001",
+    ): "a larger limit of Python, which any model that trains within the smaller one fits",
+    (
+        "_recursion",
+        "_Room.__init__",
+        "self._usual = 0",
+        "self._usual = 1",
+    ): "the number is replaced before it is read",
+    (
+        "_recursion",
+        "deep_enough",
+        "return _NOTHING if depth <= _USUAL else _with_room(min(_FRAMES * depth, _MOST))",
+        "return _NOTHING if depth < _USUAL else _with_room(min(_FRAMES * depth, _MOST))",
+    ): "the usual limit suffices for this depth too",
+    (
+        "compile._trace",
+        "trace",
+        "whole = found.get('whole', False)",
+        "whole = found.get('whole', True)",
+    ): "read for donated programs only, for which the trace stores a value",
+    (
+        "random._jax_samplers",
+        "_fused",
+        "return a * b + c",
+        "return None",
+    ): "unreachable here: other processors than Apple's compute in float64",
+    (
+        "random._jax_samplers",
+        "_fused",
+        "return a * b + c",
+        "return a * b - c",
+    ): "unreachable here: other processors than Apple's compute in float64",
+    (
+        "random._jax_samplers",
+        "_fused",
+        "return a * b + c",
+        "return a / b + c",
+    ): "unreachable here: other processors than Apple's compute in float64",
+    (
+        "random._find_draw",
+        "_Here",
+        "in_torch = False",
+        "in_torch = True",
+    ): "read only before the first line of user code, where a draw has no line to report",
 }
 
 

@@ -17,6 +17,7 @@ JUDGES = (
     "ftrain/core",
     "tests/random",
     "tests/core",
+    "tests/loop/test_compiler.py",
     "tests/loop/test_metrics.py",
     "tests/laws",
     "tests/compile",
