@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -295,10 +295,13 @@ def permutation(
 
 def _order(key: Tensor, n: int, folds: Sequence[int]) -> Tensor:
     """Return a random order of `range(n)`."""
-    x, *orders = _orders(key, (n,), 0, folds) or [torch.arange(n, device=key.device)]
+    orders = _orders(key, (n,), 0, folds)
+    found = next(orders, None)
+    if found is None:
+        return torch.arange(n, device=key.device)
     for order in orders:
-        x = x.gather(0, order)
-    return x
+        found = found.gather(0, order)
+    return found
 
 
 def _shuffle(key: Tensor, x: Tensor, axis: int, folds: Sequence[int]) -> Tensor:
@@ -307,15 +310,13 @@ def _shuffle(key: Tensor, x: Tensor, axis: int, folds: Sequence[int]) -> Tensor:
     return x
 
 
-def _orders(key: Tensor, shape: Sequence[int], axis: int, folds: Sequence[int]) -> list[Tensor]:
-    """Return random orders along an axis, to be applied one after the other."""
-    path, orders = tuple(folds), []
+def _orders(key: Tensor, shape: Sequence[int], axis: int, folds: Sequence[int]) -> Iterator[Tensor]:
+    """Yield random orders along an axis, to be applied one after the other."""
+    path = tuple(folds)
     for _ in range(_integers.sorting_rounds(math.prod(shape))):
         words = _operators.threefry_bits(key, (*path, 1), shape, 32)  # key, subkey = split(key)
         path = (*path, 0)
-        order = (of_same_bits(words, torch.int32) ^ -(2**31)).sort(dim=axis, stable=True).indices
-        orders.append(order)
-    return orders
+        yield (of_same_bits(words, torch.int32) ^ -(2**31)).sort(dim=axis, stable=True).indices
 
 
 def _shape(shape: int | Sequence[int], name: str) -> Sequence[int]:
