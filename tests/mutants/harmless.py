@@ -269,6 +269,20 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "in_torch = False",
         "in_torch = True",
     ): "read only before the first line of user code, where a draw has no line to report",
+    (
+        "_skeleton",
+        "Skeleton.holding",
+        "self._firsts.passed(training)",
+        "None",
+    ): f"{PERFORMANCE}: bytes are compared at every call, not at the first only",
+    (
+        "random._rejection",
+        "binomial",
+        "first = torch.where(is_small & ~is_certain & is_valid, torch.exp(count * "
+        "torch.log1p(-p)), 1.0)",
+        "first = torch.where(is_small & ~is_certain & is_valid, torch.exp(count * "
+        "torch.log1p(-p)), 2.0)",
+    ): "the same result: any number of at least 1 marks elements whose result is not used",
 }
 
 
