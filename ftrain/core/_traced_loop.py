@@ -118,8 +118,9 @@ class _Loop:
         xs, carries = _split(saved, [len(self.xs), len(self.carry)])
         n, followed = len(self.carry), self.graph.followed
         by_carry, by_xs = self.by[:n], self.by[n:]
-        # Sums start at -0.0, because adding 0.0 would change the sign of a zero.
-        sums = [torch.full_like(t, _nothing(t.dtype)) for t in followed]
+        # Sums start at -0.0, because adding 0.0 would change the sign of a zero. Torch's addition of
+        # complex numbers changes the signs of some zeros, whatever they are added to (torch 2.13).
+        sums = [torch.full_like(t, -0.0) for t in followed]
         last = [
             torch.zeros_like(x) if d is None else d
             for x, d, by in zip(self.carry, cotangents, by_carry, strict=False)
@@ -176,7 +177,3 @@ def _split(
         parts.append(list(tensors[start:end]))
         start = end
     return parts
-
-
-def _nothing(dtype: torch.dtype) -> float | complex:
-    return complex(-0.0, -0.0) if dtype.is_complex else -0.0

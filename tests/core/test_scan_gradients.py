@@ -256,3 +256,17 @@ def test_gradient_of_a_tensor_captured_by_scan_is_within_its_documented_error_bo
     terms = (factors[0].abs() + factors[1].abs()).sum(0) / w.abs() + factors[2].abs()
     bound = (2 * length + 1) * torch.finfo(dtype).eps * terms
     assert bool(((grads[0] - grads[1]).abs() <= bound).all())
+
+
+@pytest.mark.parametrize("zero", [0.0, -0.0, complex(-0.0, 0.0)], ids=str)
+def test_traced_scan_keeps_the_sign_of_a_gradient_that_is_zero(zero: complex) -> None:
+    w = torch.ones(2, dtype=torch.complex128 if isinstance(zero, complex) else torch.float64)
+    factor = torch.full_like(w, zero)
+
+    def value(w: torch.Tensor) -> torch.Tensor:
+        _, rows = ftrain.scan(lambda c, _: (c, w), torch.zeros(()), length=1)
+        product = rows[0] * factor.conj()
+        return product.real.sum()
+
+    f = ftrain.value_and_grad(value)
+    testing.assert_same_bits(ftrain.compile(f, backend="eager")(w), f(w))
