@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import ftrain
 from ftrain.core.compile import _program, compile
 from ftrain.core.errors import DonationError, RecompileWarning
 from tests.compile.cases import Pair
@@ -132,3 +133,71 @@ def test_compiled_programs_keep_no_tensors_alive_except_captured_ones():
             compiled(torch.ones(n, 3))
         # For each program, the captured tensor as it is handed over.
         assert len(tensors().keys() - before.keys()) == 5
+
+
+def captures(x):
+    """Return a compiled function that captures `x`."""
+    return eager(lambda y: x * y)(torch.ones(2))
+
+
+INSIDE = {
+    "itself": captures,
+    "its square": lambda x: captures(x * x),
+    "in a checkpointed region": ftrain.remat(captures),
+    "in a loop": lambda x: ftrain.scan(lambda c, _: (c + captures(x), None), x * 0, length=2)[0],
+    "in a branch": lambda x: ftrain.cond(torch.tensor(True), lambda: captures(x), lambda: x),
+    "ahead of the call": lambda x: eager(lambda y: x * y).lower(x.detach()).compile()(x.detach()),
+}
+
+
+@pytest.mark.parametrize("within", INSIDE)
+def test_captured_tensor_that_the_caller_differentiates_by_is_refused(within):
+    def f(x):
+        return (INSIDE[within](x) + x).sum()
+
+    for differentiate in (
+        ftrain.value_and_grad(f),
+        lambda x: f(x.clone().requires_grad_()).backward(),
+        lambda x: forward_derivative(f, x),
+    ):
+        with pytest.raises(
+            (RuntimeError, TypeError), match="captures a tensor (that req|with a tan)"
+        ):
+            differentiate(torch.tensor([3.0, 4.0]))
+
+
+def forward_derivative(f, x):
+    with torch.autograd.forward_ad.dual_level():
+        return f(torch.autograd.forward_ad.make_dual(x, torch.ones_like(x)))
+
+
+def test_tensor_that_requires_a_gradient_after_the_first_call_is_refused():
+    w = torch.ones(3)
+    compiled = eager(lambda x: x * w)
+    program = compiled.lower(torch.ones(3)).compile()
+    compiled(torch.ones(3))
+    w.requires_grad_()
+    for call in (compiled, program):
+        with pytest.raises(
+            RuntimeError, match=r"captures a tensor that requires a gradient, .*\[3\]"
+        ):
+            call(torch.ones(3))
+        with torch.no_grad():
+            assert call(torch.ones(3)).tolist() == [1.0] * 3
+    assert compiled.n_compiles == 1
+
+
+def test_parameter_that_requires_a_gradient_is_taken_where_gradients_are_off():
+    compiled = eager(lambda x: x * 2)
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            assert compiled(nn.Parameter(torch.ones(3))).tolist() == [2.0] * 3
+
+
+def test_freezing_captured_parameters_does_not_recompile():
+    w = nn.Parameter(torch.ones(3))
+    compiled = eager(lambda x: x * w)
+    for trains in (True, False, True):
+        w.requires_grad_(trains)
+        assert compiled(torch.ones(3)).tolist() == [1.0] * 3
+    assert compiled.n_compiles == 1

@@ -51,6 +51,7 @@ _REFUSALS: dict[str, Any] = {
     r"while_loop: .* requires a gradient, and reverse mode needs a fixed number": While,
     r"a step returns tensors without an autograd graph, so no gradient can flow through it": Step,
     r"`.*` of `.*` requires a gradient, and a compiled program is opaque to autograd": Compiled,
+    r"`.*` captures a tensor (that requires a gradient|with a tangent)": Compiled,
     r"is called inside torch.func.\w+: a compiled program cannot be transformed further": Compiled,
     r"it takes a derivative in forward mode that torch cannot trace": (Jvp, "jvp"),
     r"a custom operator \(torch.library.custom_op\) has no gradient under torch's transforms": Custom,

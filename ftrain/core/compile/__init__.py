@@ -65,11 +65,12 @@ def compile(
     values and memory (`w.data = ...`) have an effect, and a new shape or dtype (`module.double()`)
     compiles another program. A name or attribute that is bound to another tensor object, as by
     `load_state_dict(assign=True)`, has no effect: pass such tensors as arguments. The caller's grad mode
-    has no influence (`fn` runs with grad enabled on detached inputs, and no output requires a gradient,
-    whatever `fn` captures); its autocast and default dtype have, and are part of the key. Inputs are
-    never written to, and no output shares memory with an input or another output. Inside an ftrain loss
-    or model that is not compiled, `fn` itself is called, so that it is differentiated with its caller
-    and draws from the caller's key.
+    has no influence (`fn` runs with grad enabled on detached inputs, and no output requires a gradient);
+    its autocast and default dtype have, and are part of the key. The parameters of a module that `fn`
+    captures are constants of the program; any other tensor that requires a gradient, as an argument or
+    captured, raises while grad mode is on. Inputs are never written to, and no output shares memory with
+    an input or another output. Inside an ftrain loss or model that is not compiled, `fn` itself is
+    called, so that it is differentiated with its caller and draws from the caller's key.
 
     Args:
         fn: a pure function. It may use `torch.func`, `torch.autograd.grad`, autocast, custom operators
@@ -115,6 +116,7 @@ def compile(
         ImpureFunctionError: `fn` writes into an argument or a captured tensor.
         DonationError: the new state does not fit the old one's memory.
         CompilerMissingError: the C++ compiler is missing.
+        RuntimeError: the caller differentiates by an argument or a captured tensor.
 
     >>> import torch
     >>> @compile(backend="eager")

@@ -215,7 +215,7 @@ class Compiled(NotCopied, Generic[P, R]):
     def _find_and_run(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> R:
         if torch.is_inference_mode_enabled() and not is_tracing():
             # Inference tensors cannot be donated or differentiated later: return ordinary ones.
-            with torch.inference_mode(False):
+            with torch.inference_mode(False), torch.no_grad():
                 return self._find_and_run(args, kwargs)
         call = Call(self._fn, args, kwargs)
         if _is_inlined(call):

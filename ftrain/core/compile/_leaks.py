@@ -1,6 +1,7 @@
-"""Errors for traced tensors that leave their trace, in an output or in an object that outlives it.
+"""Errors for tensors that cross the border of a trace in a way that loses their values or derivatives.
 
-A traced tensor has no values, but later code would treat it as a tensor with values.
+A traced tensor that leaves its trace, in an output or in an object that outlives it, has no values, but
+later code would treat it as a tensor with values. A captured tensor would lose its gradient.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from ftrain.core._words import a_or_an
 from ftrain.core.compile._errors import describe
 from ftrain.core.errors import TraceError
 
-__all__ = ["refuse_hidden", "refuse_leaked", "refuse_sparse"]
+__all__ = [
+    "refuse_differentiated",
+    "refuse_hidden",
+    "refuse_leaked",
+    "refuse_sparse",
+    "without_parameters",
+]
 
 # Types whose references are not part of an output: code, and the namespaces in which it runs.
 _OPAQUE = (type, types.ModuleType, types.CodeType)
@@ -75,6 +82,30 @@ def refuse_leaked(captured: Sequence[torch.Tensor], function: str) -> None:
                 "was traced and has no values: that function stored it in an attribute, a global or a "
                 "container. Return the tensor as an output, and pass it in as an argument."
             )
+
+
+def refuse_differentiated(captured: Sequence[torch.Tensor], function: str) -> None:
+    """Raise `RuntimeError` if the caller differentiates by a tensor that a function captures."""
+    if torch.is_grad_enabled():
+        for tensor in without_parameters(captured):
+            if tensor.requires_grad:
+                raise RuntimeError(
+                    f"`{function}` captures a tensor that requires a gradient, {describe(tensor)}, and "
+                    "a compiled program is opaque to autograd. Differentiate inside the function that "
+                    "is compiled (ftrain.value_and_grad, torch.func), or capture x.detach()."
+                )
+    for tensor in captured:
+        if _torch.is_dual(tensor):
+            raise RuntimeError(
+                f"`{function}` captures a tensor with a tangent of torch.autograd.forward_ad, "
+                f"{describe(tensor)}, which a compiled program would drop. Differentiate inside the "
+                "function that is compiled: compile(jvp(f)), not jvp(compile(f))."
+            )
+
+
+def without_parameters(captured: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the captured tensors except parameters of modules, which are constants of a program."""
+    return [x for x in captured if not issubclass(type(x), torch.nn.Parameter)]
 
 
 def _is_traced(value: Any) -> bool:

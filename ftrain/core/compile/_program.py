@@ -16,6 +16,7 @@ from ftrain.core.compile._call import AUTOCAST, Call
 from ftrain.core.compile._cpp_wrapper import why_no_cpp_wrapper
 from ftrain.core.compile._cuda_graph import ReplayedProgram, replays, why_not_captured
 from ftrain.core.compile._errors import describe, describe_key
+from ftrain.core.compile._leaks import refuse_differentiated, without_parameters
 from ftrain.core.compile._lower import Backend, Lowered, lower, separate
 from ftrain.core.compile._reader import compile_reader
 from ftrain.core.compile._trace import TENSOR, Traced
@@ -41,7 +42,7 @@ class Program:
         ] + [f"a captured {describe(tensor)}" for tensor in traced.captured]
         self.read = compile_reader(call.args, call.kwargs)
         self._guard = _guard(tensors)
-        self.captured = CapturedAtTrace(traced.captured)
+        self.captured = CapturedAtTrace(traced.captured, self._name)
         self.n_donated = traced.n_donated
         self.whole = traced.whole
         if self.n_donated:
@@ -158,22 +159,37 @@ class CapturedAtTrace:
     shape requires another program.
     """
 
-    def __init__(self, tensors: Sequence[torch.Tensor]) -> None:
+    def __init__(self, tensors: Sequence[torch.Tensor], function: str) -> None:
         self.tensors = list(tensors)
+        self._function = function  # the name of the function in messages
         self._specs = [_spec(tensor) for tensor in tensors]
         self._addresses: list[int] | None = None
         self._detached: list[torch.Tensor] = []
-        # Torch's guard checks `requires_grad and is_grad_enabled()`, and should not depend on the
-        # caller's grad mode.
-        with torch.no_grad():
+        with torch.no_grad():  # torch's guard should not depend on the caller's grad mode
             self._guard = _guard(self.tensors)
+        self._others = without_parameters(self.tensors)
 
     def fit(self) -> bool:
-        """Return True if the tensors still have the shapes, dtypes, devices and strides of the trace."""
+        """Return True if the tensors still have the shapes, dtypes, devices and strides of the trace.
+
+        Raises:
+            RuntimeError: the caller differentiates by one of them.
+        """
         if not self.tensors:
             return True
+        differentiates = torch.is_grad_enabled() and any(x.requires_grad for x in self._others)
+        if differentiates or _torch.is_forward_mode():
+            refuse_differentiated(self.tensors, self._function)
         with torch.no_grad():
-            return not _any_nested(self.tensors) and self._guard(*self.tensors)
+            if _any_nested(self.tensors):
+                return False
+            if self._guard(*self.tensors):
+                return True
+            if self.changes():
+                return False
+            # A change of `requires_grad`, as by freezing, fails the guard and needs no other program.
+            self._guard = _guard(self.tensors)
+            return True
 
     def inputs(self) -> list[torch.Tensor]:
         """Return the captured tensors, detached, as inputs of the program; requires `fit()`."""

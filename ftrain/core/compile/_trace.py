@@ -29,7 +29,12 @@ from ftrain.core.compile import _donate
 from ftrain.core.compile._errors import describe
 from ftrain.core.compile._graph import GraphEditor
 from ftrain.core.compile._impure import raise_impure
-from ftrain.core.compile._leaks import refuse_hidden, refuse_leaked, refuse_sparse
+from ftrain.core.compile._leaks import (
+    refuse_differentiated,
+    refuse_hidden,
+    refuse_leaked,
+    refuse_sparse,
+)
 from ftrain.core.compile._rewrites import Rewrites
 from ftrain.core.compile._untraceable import Calls, untraceable
 from ftrain.core.errors import DonationError, UnkeyedRandomError
@@ -138,6 +143,7 @@ def trace(
     editor = GraphEditor(run.graph, run.mode, tensor_names)
     captured = editor.lift_captured()
     refuse_leaked(captured, function)
+    refuse_differentiated(captured, function)
     write = editor.first_write()
     if write is not None:
         with tracing():
