@@ -27,7 +27,6 @@ __all__ = [
     "broadcast",
     "group_of",
     "reduce_scatter",
-    "reduce_scatter_each",
     "start_all_gather",
     "waited",
     "whole_group",
@@ -113,21 +112,14 @@ def start_all_gather(tensors: list[torch.Tensor], group: Group) -> list[torch.Te
         group: the ranks.
 
     Returns:
-        The rows of all ranks of each tensor, in rank order: `[ranks * n, ...]`.
+        The rows of all ranks of each tensor, in rank order: `[ranks * n, ...]`, without an autograd
+        graph.
     """
-    started: list[torch.Tensor] = _OPERATORS.all_gather_into_tensor_coalesced(
-        tensors, group.size, group.name
-    )
+    with _below_autograd():
+        started: list[torch.Tensor] = _OPERATORS.all_gather_into_tensor_coalesced(
+            tensors, group.size, group.name
+        )
     return started
-
-
-def reduce_scatter_each(
-    tensors: list[torch.Tensor], group: Group, op: Reduction = "sum"
-) -> list[torch.Tensor]:
-    """Return this rank's rows of the sum of each tensor: `[ranks * n, ...]` becomes `[n, ...]`."""
-    given = [x.contiguous() for x in tensors]
-    started = _OPERATORS.reduce_scatter_tensor_coalesced(given, op, group.size, group.name)
-    return [waited(x) for x in started]
 
 
 def reduce_scatter(tensor: torch.Tensor, group: Group, op: Reduction = "sum") -> torch.Tensor:
@@ -162,5 +154,17 @@ def broadcast(tensor: torch.Tensor, group: Group, source: int = 0) -> torch.Tens
 
 def waited(tensor: Any) -> torch.Tensor:
     """Return the result of a collective that has been started, once it is complete."""
-    done: torch.Tensor = _OPERATORS.wait_tensor(tensor)
+    if tensor.requires_grad:
+        done: torch.Tensor = _OPERATORS.wait_tensor(tensor)
+        return done
+    with _below_autograd():
+        done = _OPERATORS.wait_tensor(tensor)
     return done
+
+
+def _below_autograd() -> Any:
+    """Return a context in which operators skip autograd (torch 1.10 and later).
+
+    The derivatives of these operators are Python functions: a wait takes 7 µs with them, 1 µs without.
+    """
+    return torch._C._AutoDispatchBelowAutograd()

@@ -6,19 +6,23 @@ Like `_torch.py`, this file names the versions that have what it uses and what h
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import optree
 import torch
 
 __all__ = [
     "METADATA",
     "Wrapper",
+    "flattened",
     "is_mutable",
     "is_pointwise",
     "is_view",
     "plain",
     "plain_functions",
+    "replaced",
     "wrap",
     "written",
 ]
@@ -64,12 +68,30 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.plain() if isinstance(tensor, Wrapper) else tensor
 
 
+def flattened(values: Any) -> tuple[list[Any], Any]:
+    """Return the leaves, and their structure (of optree), of an operator's arguments or results.
+
+    An operator takes and returns tensors, numbers and the like, and built-in containers of these.
+    `torch.utils._pytree` also finds registered classes, but takes 30 µs where optree takes 4.
+    """
+    leaves, structure = optree.tree_flatten(values, none_is_leaf=True)
+    return leaves, structure
+
+
+def replaced(kind: type[torch.Tensor], fn: Callable[[Any], Any], values: Any) -> Any:
+    """Return an operator's arguments or results with `fn(x)` in place of each tensor of class `kind`."""
+    leaves, structure = flattened(values)
+    return structure.unflatten([fn(x) if isinstance(x, kind) else x for x in leaves])
+
+
+@functools.cache
 def is_pointwise(operator: Any) -> bool:
     """Return True if an operator computes each element from one element of each input (torch 2.1)."""
     tags = operator.tags
     return torch.Tag.pointwise in tags and torch.Tag.nondeterministic_seeded not in tags
 
 
+@functools.cache
 def is_mutable(operator: Any) -> bool:
     """Return True if an operator writes to one of its arguments (torch 2.1 and later)."""
     return bool(operator._schema.is_mutable)
@@ -84,6 +106,7 @@ def written(operator: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> list[
     return found
 
 
+@functools.cache
 def is_view(operator: Any) -> bool:
     """Return True if a result of an operator may share memory with an argument (1.13 and later)."""
     return any(result.alias_info is not None for result in operator._schema.returns)

@@ -11,6 +11,7 @@ import torch
 
 from ftrain.core import _torch, tree
 from ftrain.core._torch_tensors import version
+from ftrain.core._torch_wrapper import Wrapper
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.cond import apply_if
 
@@ -118,7 +119,8 @@ def _finite_norm(leaves: list[torch.Tensor], rows: bool = False) -> GlobalNorm:
 
 
 def _norm(leaves: list[torch.Tensor], dtype: torch.dtype, rows: bool) -> torch.Tensor:
-    if not rows and _are_readable(leaves):
+    # One operator for all norms takes one collective if the rows of a tensor are on several ranks.
+    if not rows and (_are_readable(leaves) or any(isinstance(x, Wrapper) for x in leaves)):
         return _norm_of_norms(_torch.norms(leaves, dtype))
     device = leaves[0].device
     if not rows:

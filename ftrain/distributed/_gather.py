@@ -1,8 +1,9 @@
 """Differentiable gathering of parameters from shards.
 
 The forward pass gathers the rows of all ranks; the backward pass sums the gradients of all ranks, and
-returns this rank's rows of the sum. Tensors of one dtype travel together, in one collective, whose
-results are the whole parameters: none is copied.
+returns this rank's rows of the sum. Tensors of one dtype travel together, in one collective. The results
+of the gathering are the whole parameters: none is copied. Gradients are copied into one tensor, because
+gloo would sum each of several tensors in a collective of its own.
 
 Read next: `_units.py`, which decides when parameters are gathered.
 """
@@ -15,12 +16,13 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
+from ftrain.core._torch import unwatched
 from ftrain.core._torch_collectives import (
     Group,
     all_gather,
     all_reduce,
     all_to_all,
-    reduce_scatter_each,
+    reduce_scatter,
     start_all_gather,
     waited,
 )
@@ -101,7 +103,7 @@ def start_gather(
     """
     found: Gathering = [None] * len(tensors)
     for places in _buckets(rows, [x.dtype for x in tensors]).values():
-        given = [tensors[i].detach().contiguous() for i in places]
+        given = [tensors[i].contiguous() for i in places]
         for i, whole in zip(places, start_all_gather(given, group), strict=True):
             found[i] = whole
     return found
@@ -143,19 +145,21 @@ class _Gather(torch.autograd.Function):
         *tensors: torch.Tensor,
     ) -> tuple[torch.Tensor, ...]:
         ctx.names, ctx.rows, ctx.group, ctx.share = names, rows, group, share
-        ctx.dtypes = [x.dtype for x in tensors]
-        found = start_gather(tensors, rows, group) if started is None else started
-        return tuple(
-            x.view_as(x) if n is None or whole is None else waited(whole).narrow(0, 0, n)
-            for x, n, whole in zip(tensors, rows, found, strict=True)
-        )
+        with unwatched():
+            ctx.dtypes = [x.dtype for x in tensors]
+            found = start_gather(tensors, rows, group) if started is None else started
+            return tuple(
+                x.view_as(x) if n is None or whole is None else _rows(waited(whole), n)
+                for x, n, whole in zip(tensors, rows, found, strict=True)
+            )
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
         if isinstance(ctx.group, OrderedGroup):
             ctx.share.check_once(ctx.names)
-        found = sum_gradients(grads, ctx.rows, ctx.dtypes, ctx.group, ctx.share)
+        with unwatched():
+            found = sum_gradients(grads, ctx.rows, ctx.dtypes, ctx.group, ctx.share)
         return None, None, None, None, None, *found
 
 
@@ -186,18 +190,18 @@ def sum_gradients(
     ordered = isinstance(group, OrderedGroup)
     for dtype, places in _buckets(rows, dtypes).items():
         wide = torch.promote_types(dtype, torch.float32)
-        scaled = [_padded(grads[i], group).to(wide) * factor for i in places]
+        padded = [_padded(grads[i], group) for i in places]
+        by_rank = torch.cat([x.reshape(group.size, -1) for x in padded], dim=1).to(wide)
+        by_rank.mul_(
+            factor
+        )  # in place, because these copies are as large as all gradients of a unit
         if ordered:
-            blocks = [x.reshape(group.size, len(x) // group.size, *x.shape[1:]) for x in scaled]
-            sums = [share.in_order(all_to_all(x, group)) for x in blocks]
+            total = share.in_order(all_to_all(by_rank, group))
         else:
-            sums = reduce_scatter_each(scaled, group)
-            if share.replicas is not None:
-                flat = share.over_replicas(torch.cat([x.reshape(-1) for x in sums]))
-                parts = torch.split(flat, [x.numel() for x in sums])
-                sums = [part.reshape(x.shape) for part, x in zip(parts, sums, strict=True)]
-        for i, total in zip(places, sums, strict=True):
-            found[i] = total.to(dtype)
+            total = share.over_replicas(reduce_scatter(by_rank, group))
+        parts = torch.split(total, [x.numel() // group.size for x in padded])
+        for i, part, x in zip(places, parts, padded, strict=True):
+            found[i] = part.reshape(len(x) // group.size, *x.shape[1:]).to(dtype)
     for dtype in dict.fromkeys(dtypes):
         places = [i for i, n in enumerate(rows) if n is None and dtypes[i] == dtype]
         if places:
@@ -222,6 +226,11 @@ def _buckets(
         if n is not None:
             found.setdefault(dtype, []).append(place)
     return found
+
+
+def _rows(whole: torch.Tensor, n: int) -> torch.Tensor:
+    """Return a gathered tensor without the rows of padding at its end."""
+    return whole if len(whole) == n else whole.narrow(0, 0, n)
 
 
 def _padded(grad: torch.Tensor, group: Group) -> torch.Tensor:

@@ -84,6 +84,27 @@ def _norm(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     return torch.linalg.vector_norm(_over_ranks(x, part), dim=0)
 
 
+def _norms(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    """Return the norm of each of several tensors; one collective combines those of sharded tensors."""
+    if _argument(args, kwargs, 1, "ord", 2) != 2:
+        return NotImplemented
+    norms = list(func([_real_rows(x) for x in args[0]], *args[1:], **kwargs))
+    places = [i for i, x in enumerate(args[0]) if isinstance(x, ShardedTensor)]
+    first = args[0][places[0]]
+    if any(
+        args[0][i].group != first.group or norms[i].dtype != norms[places[0]].dtype for i in places
+    ):
+        return NotImplemented
+    parts = all_gather(torch.stack([norms[i] for i in places]), first.group)
+    for i, norm in zip(places, torch.linalg.vector_norm(parts, dim=0).unbind(), strict=True):
+        norms[i] = norm
+    return norms
+
+
+def _real_rows(x: torch.Tensor) -> torch.Tensor:
+    return _real(x) if isinstance(x, ShardedTensor) else x
+
+
 def _every(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     part = func(_real(args[0]))
     return func(_over_ranks(args[0], part))
@@ -99,6 +120,7 @@ def _plain(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 RULES.update(dict.fromkeys((aten.sum.default, aten.sum.dim_IntList), _sum))
 RULES.update(dict.fromkeys((aten.mean.default, aten.mean.dim), _mean))
 RULES[aten.linalg_vector_norm.default] = _norm
+RULES[aten._foreach_norm.Scalar] = _norms
 ROUNDED_BY_RANK.update(RULES)
 RULES.update(dict.fromkeys((aten.all.default, aten.any.default), _every))
 RULES.update(

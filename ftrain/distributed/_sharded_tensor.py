@@ -22,15 +22,16 @@ from typing import Any
 
 import torch
 
-from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core._torch_collectives import Group, all_gather
 from ftrain.core._torch_dispatch import names_of
 from ftrain.core._torch_wrapper import (
     Wrapper,
+    flattened,
     is_mutable,
     is_pointwise,
     is_view,
     plain,
+    replaced,
     wrap,
     written,
 )
@@ -95,10 +96,14 @@ class ShardedTensor(Wrapper):
     def __torch_dispatch__(  # type: ignore[override]  # torch gives defaults
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        args, kwargs = _without_views(func, args, kwargs)
-        if not sharded_arguments(args, kwargs):
+        if _View in types:
+            args, kwargs = _without_views(func, args, kwargs)
+        kwargs = kwargs or {}
+        leaves, structure = flattened((args, kwargs))
+        sharded = [x for x in leaves if isinstance(x, ShardedTensor)]
+        if not sharded:
             return func(*args, **kwargs)
-        ordered = any(isinstance(x.group, OrderedGroup) for x in sharded_arguments(args, kwargs))
+        ordered = any(isinstance(x.group, OrderedGroup) for x in sharded)
         rule = RULES.get(func)
         if rule is not None and not (ordered and func in ROUNDED_BY_RANK):
             result = rule(func, args, kwargs)
@@ -106,14 +111,14 @@ class ShardedTensor(Wrapper):
                 return result
         by_rows = is_pointwise(func) or func in ELEMENTWISE
         if by_rows and (not ordered or rounds_alike(func, args, kwargs)):
-            result = _by_rows(func, args, kwargs)
+            result = _by_rows(func, args, leaves, structure)
             if result is not NotImplemented:
                 return result
-        if sharded_arguments(written(func, args, kwargs), {}):
-            raise _not_in_place(func)
-        args, kwargs = torch_pytree.tree_map_only(ShardedTensor, plain, (args, kwargs))
+        _refuse_writes(ShardedTensor, func, args, kwargs)
+        whole_leaves = [x.plain() if isinstance(x, ShardedTensor) else x for x in leaves]
+        args, kwargs = structure.unflatten(whole_leaves)
         result = func(*args, **kwargs)
-        return torch_pytree.tree_map_only(torch.Tensor, _View, result) if is_view(func) else result
+        return replaced(torch.Tensor, _View, result) if is_view(func) else result
 
 
 class _View(Wrapper):
@@ -150,24 +155,25 @@ class _View(Wrapper):
     ) -> Any:
         args, kwargs = _without_views(func, args, kwargs)
         result = func(*args, **kwargs)
-        return torch_pytree.tree_map_only(torch.Tensor, _View, result) if is_view(func) else result
+        return replaced(torch.Tensor, _View, result) if is_view(func) else result
 
 
 def _without_views(func: Any, args: Sequence[Any], kwargs: Any) -> tuple[Any, Any]:
     """Unwrap each `_View` among the arguments of an operator; raise if the operator writes to one."""
     kwargs = kwargs or {}
-    if any(isinstance(x, _View) for x in torch_pytree.tree_leaves(written(func, args, kwargs))):
-        raise _not_in_place(func)
-    plain_ones: tuple[Any, Any] = torch_pytree.tree_map_only(_View, plain, (tuple(args), kwargs))
+    _refuse_writes(_View, func, args, kwargs)
+    plain_ones: tuple[Any, Any] = replaced(_View, plain, (args, kwargs))
     return plain_ones
 
 
-def _not_in_place(func: Any) -> NotImplementedError:
-    return NotImplementedError(
-        f"{func}: expected only elementwise operators to write to a tensor whose rows are on several "
-        "ranks, got another operator, or a view such as x[0]. Write the out-of-place form: "
-        "x = torch.where(...), not x[0] = 0."
-    )
+def _refuse_writes(kind: type[Wrapper], func: Any, args: Sequence[Any], kwargs: Any) -> None:
+    """Raise if an operator writes to a tensor of the class `kind`."""
+    if any(isinstance(x, kind) for x in flattened(written(func, args, kwargs))[0]):
+        raise NotImplementedError(
+            f"{func}: expected only elementwise operators to write to a tensor whose rows are on "
+            "several ranks, got another operator, or a view such as x[0]. Write the out-of-place form: "
+            "x = torch.where(...), not x[0] = 0."
+        )
 
 
 #: Rules of operators that are neither elementwise nor run on whole tensors.
@@ -277,41 +283,39 @@ def whole(local: torch.Tensor, rows: int, group: Group) -> torch.Tensor:
     return all_gather(sent, group).flatten(0, 1).narrow(0, 0, rows).to(local.dtype)
 
 
-def sharded_arguments(args: Sequence[Any], kwargs: dict[str, Any]) -> list[ShardedTensor]:
-    """Return the `ShardedTensor`s among the arguments of an operator."""
-    leaves = torch_pytree.tree_leaves((args, kwargs))
-    return [x for x in leaves if isinstance(x, ShardedTensor)]
+def _by_rows(func: Any, args: Sequence[Any], leaves: Sequence[Any], structure: Any) -> Any:
+    """Run an elementwise operator on this rank's rows; return `NotImplemented` if shapes differ.
 
-
-def _by_rows(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Run an elementwise operator on this rank's rows; return `NotImplemented` if shapes differ."""
-    first, *sharded = sharded_arguments(args, kwargs)
+    Args:
+        func: the operator.
+        args: its positional arguments.
+        leaves: the leaves of its positional and keyword arguments.
+        structure: the structure of `(args, kwargs)`.
+    """
+    first = next(x for x in leaves if isinstance(x, ShardedTensor))
     shape, group = first.shape, first.group
-    if any(x.shape != shape or x.group != group for x in sharded):
-        return NotImplemented
     if is_mutable(func) and not isinstance(args[0], ShardedTensor):
         return NotImplemented
-    others = [
-        x
-        for x in torch_pytree.tree_leaves((args, kwargs))
-        if isinstance(x, torch.Tensor) and not isinstance(x, ShardedTensor)
-    ]
-    if any(not _broadcasts(x.shape, shape) for x in others):
-        return NotImplemented
-
-    def on_rank(x: torch.Tensor) -> torch.Tensor:
+    on_rank = []
+    for x in leaves:
         if isinstance(x, ShardedTensor):
-            return x.local
-        has_rows = x.ndim == len(shape) and x.shape[0] == shape[0] > 1
-        return local_rows(x, group) if has_rows else x
-
-    on_ranks = torch_pytree.tree_map_only(torch.Tensor, on_rank, (args, kwargs))
-    result = func(*on_ranks[0], **on_ranks[1])
+            if x.shape != shape or x.group != group:
+                return NotImplemented
+            on_rank.append(x.local)
+        elif isinstance(x, torch.Tensor) and x.ndim:
+            if not _broadcasts(x.shape, shape):
+                return NotImplemented
+            has_rows = x.ndim == len(shape) and x.shape[0] == shape[0] > 1
+            on_rank.append(local_rows(x, group) if has_rows else x)
+        else:
+            on_rank.append(x)
+    local_args, local_kwargs = structure.unflatten(on_rank)
+    result = func(*local_args, **local_kwargs)
     if is_mutable(func):
         return args[0]
-    return torch_pytree.tree_map_only(
-        torch.Tensor, lambda x: ShardedTensor(x, shape[0], group), result
-    )
+    if isinstance(result, torch.Tensor):
+        return ShardedTensor(result, shape[0], group)
+    return replaced(torch.Tensor, lambda x: ShardedTensor(x, shape[0], group), result)
 
 
 def _broadcasts(shape: Sequence[int], to: Sequence[int]) -> bool:

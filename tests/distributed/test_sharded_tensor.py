@@ -34,6 +34,7 @@ COMBINED: Operators = {
     "mean": lambda x, y: x.mean(),
     "mean of bfloat16": lambda x, y: x.bfloat16().mean().float(),
     "norm": lambda x, y: x.norm(),
+    "norms of several": lambda x, y: torch.stack(torch._foreach_norm([x, 2 * y, torch.ones(3)], 2)),
     "sum of rows": lambda x, y: x.sum(0),
     "mean of rows": lambda x, y: x.mean(0, keepdim=True),
     "all": lambda x, y: torch.isfinite(x).all(),

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftrain import distributed
 from ftrain.core import tree
+from ftrain.core._torch_collectives import group_of
 from ftrain.core._torch_fake_ranks import Traffic, fake_mesh
+from ftrain.distributed._sharded_tensor import ShardedTensor
 from tests.distributed.test_fully_sharded import Language, Setup, batch_of, steps_of
 
 
@@ -39,3 +46,56 @@ def test_traffic_formula_equals_the_bytes_that_the_collectives_of_a_step_send(
         expected += 8 * sum(x.numel() for x in small) * share
     # Besides these: weights, metrics and the finite check, a few numbers each.
     assert expected <= traffic.sent <= expected + 400, (expected, traffic.sent)
+
+
+class Names(TorchDispatchMode):
+    """Names of the functional collectives that run, also below operators on sharded tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(t, ShardedTensor) for t in types):
+            return NotImplemented  # its own operators come next
+        namespace, _, name = func._schema.name.partition("::")
+        if namespace == "_c10d_functional" and name != "wait_tensor":
+            self.found[name] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def collectives(blocks: int) -> Counter[str]:
+    """Return how often a fully sharded step runs each collective."""
+    with fake_mesh(4, "cpu") as mesh:
+        given = steps_of(Setup(), lambda: Language(blocks=blocks))
+        steps, names = distributed.fully_sharded(given, mesh), Names()
+        state, batch = steps.init_state(0), tree.map(lambda x: x[:2], batch_of(0))
+        with names:
+            steps.train_step(state, batch)
+    return names.found
+
+
+def test_each_further_unit_adds_two_gathers_and_one_reduce_scatter_whatever_its_parameters() -> (
+    None
+):
+    added = collectives(blocks=5) - collectives(blocks=2)
+    # gloo sums each of several tensors in a collective of its own, so a unit sends one tensor.
+    assert added == {"all_gather_into_tensor_coalesced": 6, "reduce_scatter_tensor": 3}
+
+
+def test_elementwise_operator_on_sharded_rows_takes_few_python_calls() -> None:
+    with fake_mesh(2, "cpu") as mesh:
+        x = ShardedTensor(torch.ones(2, 3), 4, group_of(mesh))
+        x + x
+        calls = 0
+
+        def count(frame: Any, event: str, argument: Any) -> None:
+            nonlocal calls
+            calls += event == "call"
+
+        sys.setprofile(count)
+        try:
+            x + x
+        finally:
+            sys.setprofile(None)
+    assert calls < 40, calls  # 21 with torch 2.13
