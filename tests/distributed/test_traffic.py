@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftrain import distributed
 from ftrain.core import tree
-from ftrain.core._torch_collectives import group_of
+from ftrain.core._torch_collectives import all_reduce, group_of
 from ftrain.core._torch_fake_ranks import Traffic, fake_mesh
+from ftrain.core.random._keyed_operators import KeyedOperators
 from ftrain.distributed._sharded_tensor import ShardedTensor
 from tests.distributed.test_fully_sharded import Language, Setup, batch_of, steps_of
 
@@ -81,6 +83,29 @@ def test_each_further_unit_adds_two_gathers_and_one_reduce_scatter_whatever_its_
     added = collectives(blocks=5) - collectives(blocks=2)
     # gloo sums each of several tensors in a collective of its own, so a unit sends one tensor.
     assert added == {"all_gather_into_tensor_coalesced": 6, "reduce_scatter_tensor": 3}
+
+
+def test_collectives_run_once_while_another_thread_draws_random_numbers() -> None:
+    stop, started = threading.Event(), threading.Event()
+
+    def draw() -> None:
+        while not stop.is_set():
+            torch.rand(1)
+            started.set()
+
+    with fake_mesh(4, "cpu") as mesh:
+        group, names = group_of(mesh), Names()
+        thread = threading.Thread(target=draw)
+        thread.start()
+        try:
+            started.wait()
+            with names, KeyedOperators(None):
+                for _ in range(200):
+                    all_reduce(torch.ones(2), group)
+        finally:
+            stop.set()
+            thread.join()
+    assert names.found == {"all_reduce": 200}
 
 
 def test_elementwise_operator_on_sharded_rows_takes_few_python_calls() -> None:

@@ -53,8 +53,9 @@ __all__ = ["KeyedOperators", "OpaqueOperators", "ThreadState", "has_opaque", "he
 
 # Operators that torch tags although they do not draw: they choose a kernel, or replay earlier draws.
 _IDLE = ("_fused_sdp_choice", "_nested_tensor_softmax_with_shape", "_fill_mem_eff_dropout_mask_")
-# Namespaces in which every operator that draws has torch's tag.
-_TAGGED = frozenset({"aten", "prims", "prim", "ftrain"})
+# Namespaces in which every operator that draws has torch's tag. Collectives never draw. `_check` may run
+# an operator several times, but each rank must start a collective once.
+_TAGGED = frozenset({"aten", "prims", "prim", "ftrain", "_c10d_functional"})
 
 
 class ThreadState(threading.local):
