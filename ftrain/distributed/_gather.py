@@ -192,9 +192,8 @@ def sum_gradients(
         wide = torch.promote_types(dtype, torch.float32)
         padded = [_padded(grads[i], group) for i in places]
         by_rank = torch.cat([x.reshape(group.size, -1) for x in padded], dim=1).to(wide)
-        by_rank.mul_(
-            factor
-        )  # in place, because these copies are as large as all gradients of a unit
+        # In place, because these copies are as large as all gradients of a unit.
+        by_rank.mul_(factor)
         if ordered:
             total = share.in_order(all_to_all(by_rank, group))
         else:
