@@ -36,7 +36,8 @@ OfVector = Callable[[torch.Tensor], torch.Tensor]
 
 
 def _compiled(f: OfVector) -> OfVector:
-    return ftrain.compile(f, backend="eager")
+    # A captured tensor that requires a gradient is refused where gradients are on.
+    return torch.no_grad()(ftrain.compile(f, backend="eager"))
 
 
 MODES: dict[str, Callable[[OfVector, torch.Tensor], torch.Tensor]] = {
