@@ -213,7 +213,7 @@ def _gradients(mean_loss: MeanLoss, nonfinite: NonFinite, watch: Watch) -> Gradi
             keys = random.split(state.rng)
             rng, key = keys[0].clone(), keys[1]
             grads, weight, buffers, merged = mean_loss.gradients(state, key, policy.cast(batch))
-            norm, finite = finite_norm(grads)
+            norm, finite = finite_norm(grads, keep=True)
             metrics = dict(merged.entries)
             good = finite & (weight > 0)
             if nonfinite == "raise":

@@ -15,7 +15,7 @@ from ftrain.core._torch_wrapper import Wrapper
 from ftrain.core.compile._trace import is_tracing
 from ftrain.core.cond import apply_if
 
-__all__ = ["GlobalNorm", "finite_norm", "global_norm", "row_norms"]
+__all__ = ["GlobalNorm", "are_readable", "finite_norm", "global_norm", "row_norms", "shared_norm"]
 
 
 class GlobalNorm(NamedTuple):
@@ -54,19 +54,24 @@ def global_norm(values: Any) -> torch.Tensor:
     return finite_norm(values).value
 
 
-def finite_norm(values: Any) -> GlobalNorm:
-    """Return the `global_norm` of a tree, and a flag that is True if all elements are finite."""
+def finite_norm(values: Any, *, keep: bool = False) -> GlobalNorm:
+    """Return the `global_norm` of a tree, and a flag that is True if all elements are finite.
+
+    Args:
+        values: a tree of floating tensors.
+        keep: True to store an eager result too, for the next norm of the same leaves in `shared_norm`.
+    """
     leaves = tree.leaves(values)
     if not leaves:
         return GlobalNorm(torch.zeros(()), torch.ones((), dtype=torch.bool))
     if _torch.inside_functorch() == "vmap":
         return GlobalNorm(*_UnderVmap.apply(*leaves))  # type: ignore[no-untyped-call]
-    if not is_tracing():
-        return _finite_norm(leaves)
-    found = _latest.get(leaves)
+    is_traced = is_tracing()
+    found = _latest.get(leaves) if is_traced or _latest.is_shared else None
     if found is None:
         found = _finite_norm(leaves)
-        _latest.keep(leaves, found)
+        if is_traced or keep:
+            _latest.keep(leaves, found)
     return found
 
 
@@ -89,7 +94,7 @@ def _finite_norm(leaves: list[torch.Tensor], rows: bool = False) -> GlobalNorm:
     wide = any(leaf.dtype == torch.float64 for leaf in leaves)
     dtype = torch.float64 if wide else torch.float32
     up, least = _RANGE[dtype]
-    if not rows and not torch.is_grad_enabled() and _are_readable(leaves):
+    if not rows and not torch.is_grad_enabled() and are_readable(leaves):
         total = _norm_of_norms(_torch.norms(leaves, dtype))
         if least <= total.item() < math.inf:  # true in nearly every step; saves 9 of 26 µs
             return GlobalNorm(total, torch.ones((), dtype=torch.bool))
@@ -120,7 +125,7 @@ def _finite_norm(leaves: list[torch.Tensor], rows: bool = False) -> GlobalNorm:
 
 def _norm(leaves: list[torch.Tensor], dtype: torch.dtype, rows: bool) -> torch.Tensor:
     # One operator for all norms takes one collective if the rows of a tensor are on several ranks.
-    if not rows and (_are_readable(leaves) or any(isinstance(x, Wrapper) for x in leaves)):
+    if not rows and (are_readable(leaves) or any(isinstance(x, Wrapper) for x in leaves)):
         return _norm_of_norms(_torch.norms(leaves, dtype))
     device = leaves[0].device
     if not rows:
@@ -178,34 +183,56 @@ class _Latest(threading.local):
     """Cache of the latest norm, so that a step's metrics and its clipping share one computation.
 
     Inductor would not merge two equal branches.
+
+    Attributes:
+        is_shared: True inside of `shared_norm`, where an eager call reads the cache too.
     """
 
     def __init__(self) -> None:
+        self.is_shared = False
         self._of: list[tuple[weakref.ref[torch.Tensor], int]] = []
-        self._norm: GlobalNorm | None = None
+        self._norm: tuple[GlobalNorm, int] | None = None
 
     def get(self, leaves: list[torch.Tensor]) -> GlobalNorm | None:
-        """Return the norm stored for `leaves`; `None` if there is none or a leaf was written to."""
-        if len(leaves) != len(self._of) or _is_differentiated(leaves):
+        """Return the norm stored for `leaves`; `None` if there is none or one was written to."""
+        if self._norm is None or len(leaves) != len(self._of) or _is_differentiated(leaves):
             return None
+        norm, written = self._norm
         pairs = zip(leaves, self._of, strict=True)
         same = all(x is kept() and version(x) == before for x, (kept, before) in pairs)
-        return self._norm if same else None
+        return norm if same and version(norm.value) == written else None
 
     def keep(self, leaves: list[torch.Tensor], norm: GlobalNorm) -> None:
-        """Store the norm of `leaves`."""
-        self._of = [(weakref.ref(x, self._forget), version(x)) for x in leaves]
-        self._norm = norm
+        """Store the norm of `leaves`, unless torch does not count writes to it."""
+        if norm.value.is_inference():
+            return
+        self._of = [(weakref.ref(x, self.forget), version(x)) for x in leaves]
+        self._norm = norm, version(norm.value)
 
-    def _forget(self, _: Any) -> None:
-        """Drop the stored norm when one of its leaves is freed."""
+    def forget(self, _: Any = None) -> None:
+        """Drop the stored norm, as when one of its leaves is freed."""
         self._of, self._norm = [], None
 
 
 _latest = _Latest()
 
 
-def _are_readable(leaves: list[torch.Tensor]) -> bool:
+class shared_norm:
+    """Context manager in which an eager norm of the leaves of the latest kept one is not computed again.
+
+    In it, writes to the leaves that torch does not count, such as those through `.data`, are not seen:
+    use it only around code that must not write to its arguments, such as an optimizer.
+    """
+
+    def __enter__(self) -> None:
+        self._outer, _latest.is_shared = _latest.is_shared, True
+
+    def __exit__(self, *_: object) -> None:
+        _latest.is_shared = self._outer
+        _latest.forget()
+
+
+def are_readable(leaves: list[torch.Tensor]) -> bool:
     """Return True if all tensors are ordinary CPU tensors, whose values can be read."""
     return _is_readable(leaves[0]) and all(type(x) is torch.Tensor and x.is_cpu for x in leaves)
 

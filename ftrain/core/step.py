@@ -33,6 +33,7 @@ from ftrain.core.evaluate import evaluation
 from ftrain.core.functional import Bound, bind
 from ftrain.core.gradients import GradientFn, GradientResult, NonFinite, gradients
 from ftrain.core.metrics import Metrics
+from ftrain.core.norm import shared_norm
 from ftrain.core.optimizer import Optimizer, apply_updates
 from ftrain.core.precision import Policy, Precision
 from ftrain.core.random._watch import Watch
@@ -66,7 +67,8 @@ class Composition:
         """Return the state after this batch, and the metrics of the step."""
         result = self.gradients(state, batch)
         closures = self.gradients.closures(*gated((state, batch), result.finite))
-        proposed = update(self.optimizer, state, result, **closures)
+        with shared_norm():  # clipping needs the norm that the finite check has computed
+            proposed = update(self.optimizer, state, result, **closures)
         return committed(state, proposed, result, is_temporary=True)
 
 

@@ -80,11 +80,11 @@ def test_global_norm_of_float64_tensors_may_exceed_the_float32_range() -> None:
     assert global_norm([torch.tensor([3e30, 4e30], dtype=torch.bfloat16)]).dtype == torch.float32
 
 
-def steps(factor: float, **options: Any) -> Any:
+def steps(factor: float, optimizer: Any = None, **options: Any) -> Any:
     def loss_fn(model: Any, batch: Any) -> Any:
         return (model.weight * batch).sum() * factor
 
-    optimizer = optim.chain(optim.clip_by_global_norm(1.0), optim.sgd(1.0))
+    optimizer = optimizer or optim.chain(optim.clip_by_global_norm(1.0), optim.sgd(1.0))
     return ftrain.make_steps(
         lambda: torch.nn.Linear(2, 1, bias=False), loss_fn, optimizer, **options
     )
@@ -130,3 +130,46 @@ def test_train_step_computes_the_gradient_norm_once() -> None:
     del graph
     gc.collect()
     assert norm._latest._norm is None  # of a trace that is over
+
+
+def test_eager_train_step_computes_the_gradient_norm_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls, compute = [], norm._finite_norm
+
+    def counted(leaves: list[torch.Tensor], rows: bool = False) -> norm.GlobalNorm:
+        calls.append(len(leaves))
+        return compute(leaves, rows)
+
+    monkeypatch.setattr(norm, "_finite_norm", counted)
+    made = steps(1.0)
+    made.train_step(made.init_state(0), torch.ones(1, 2))
+    assert len(calls) == 1
+    assert norm._latest._norm is None  # of a step that is over
+    grads = {"w": torch.ones(2)}
+    assert global_norm(grads) == global_norm(grads)
+    assert len(calls) == 3  # outside of a step, a caller may write to a leaf through .data
+    with norm.shared_norm():
+        assert finite_norm(grads, keep=True) is finite_norm(grads)
+        grads["w"].mul_(2.0)
+        assert global_norm(grads).item() == pytest.approx(2 * math.sqrt(2))
+    assert len(calls) == 5
+
+
+@pytest.mark.parametrize("backend", [None, "eager"])
+@pytest.mark.parametrize("target", ["the norm", "a gradient"])
+def test_clipping_computes_the_norm_again_after_a_write(target: str, backend: Any) -> None:
+    """A link of the chain that writes in place must not change what a later link divides by."""
+
+    def update(grads: Any, state: Any, params: Any = None, **extra: Any) -> tuple[Any, Any]:
+        if target == "the norm":
+            global_norm(grads).mul_(2.0)
+        else:
+            grads["weight"].mul_(2.0)
+        return grads, state
+
+    writes = optim.GradientTransformation(lambda params: (), update)
+    made = steps(1.0, optim.chain(writes, optim.clip_by_global_norm(0.5), optim.sgd(1.0)))
+    state = made.init_state(0)
+    step = ftrain.compile(made.train_step, backend=backend) if backend else made.train_step
+    new, _ = step(state, torch.ones(1, 2))
+    moved = global_norm(ftrain.tree.map(torch.sub, new.params, state.params))
+    assert moved.item() == pytest.approx(0.5, rel=1e-5)
