@@ -192,10 +192,13 @@ class _Latest(threading.local):
         self.is_shared = False
         self._of: list[tuple[weakref.ref[torch.Tensor], int]] = []
         self._norm: tuple[GlobalNorm, int] | None = None
+        self._is_traced = False
 
     def get(self, leaves: list[torch.Tensor]) -> GlobalNorm | None:
         """Return the norm stored for `leaves`; `None` if there is none or one was written to."""
         if self._norm is None or len(leaves) != len(self._of) or _is_differentiated(leaves):
+            return None
+        if self._is_traced != is_tracing():  # an eager norm would be a constant in a trace
             return None
         norm, written = self._norm
         pairs = zip(leaves, self._of, strict=True)
@@ -207,7 +210,7 @@ class _Latest(threading.local):
         if norm.value.is_inference():
             return
         self._of = [(weakref.ref(x, self.forget), version(x)) for x in leaves]
-        self._norm = norm, version(norm.value)
+        self._norm, self._is_traced = (norm, version(norm.value)), is_tracing()
 
     def forget(self, _: Any = None) -> None:
         """Drop the stored norm, as when one of its leaves is freed."""

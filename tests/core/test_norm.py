@@ -173,3 +173,13 @@ def test_clipping_computes_the_norm_again_after_a_write(target: str, backend: An
     new, _ = step(state, torch.ones(1, 2))
     moved = global_norm(ftrain.tree.map(torch.sub, new.params, state.params))
     assert moved.item() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_compiled_norm_of_captured_gradients_follows_their_values() -> None:
+    """The norm that a call of `gradients` stored for an optimizer is not a constant of the program."""
+    made = steps(1.0)
+    grads = made.train_step.gradients(made.init_state(0), torch.ones(1, 2)).grads
+    compiled = ftrain.compile(lambda: global_norm(grads), backend="eager")
+    assert compiled().item() == pytest.approx(math.sqrt(2))
+    ftrain.tree.leaves(grads)[0].mul_(3.0)
+    assert compiled().item() == pytest.approx(3 * math.sqrt(2))
