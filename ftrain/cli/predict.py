@@ -45,7 +45,15 @@ def predict(run: Trained) -> dict[str, list[Any]]:
                 f"expected a tensor as output, got {a_or_an(type(outputs).__name__)}. {in_python}"
             )
             raise _refusal(run, "model", says) from None
-        parts.append(outputs if alphabet is None else _likeliest(outputs))
+        if alphabet is not None:
+            if outputs.ndim != 3:
+                says = (
+                    "expected logits (n, length, vocabulary) as output, got shape "
+                    f"{tuple(outputs.shape)}. Return the logits of every position. {in_python}"
+                )
+                raise _refusal(run, "model", says)
+            outputs = _likeliest(outputs)
+        parts.append(outputs)
     if not parts:
         says = "expected samples, got a file without samples. Add samples to the file."
         raise _refusal(run, "data.path", says)
@@ -106,11 +114,6 @@ def _target(target: Mapping[str, Any], outputs: Tensor) -> Mapping[str, Any]:
 
 def _likeliest(logits: Tensor) -> Tensor:
     """Return each position's most likely token and its probability, as float64 `(n * length, 2)`."""
-    if logits.ndim != 3:
-        raise ValueError(
-            f"the model's outputs: expected logits (n, length, vocabulary), got shape "
-            f"{tuple(logits.shape)}. Return the logits of every position from the model."
-        )
     shares, places = logits.double().softmax(2).max(2)
     return torch.stack([places.double(), shares], dim=2).flatten(0, 1)
 

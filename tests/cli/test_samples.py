@@ -144,6 +144,23 @@ def test_predict_and_sample_continue_a_text_character_by_character(
     assert "temperature: expected a number of at least 0" in capsys.readouterr().err
 
 
+def test_predict_refuses_a_model_without_logits_of_every_character(
+    folder: pathlib.Path, capsys: Captured
+) -> None:
+    (folder / "book.txt").write_text("abcdefgh\n" * 60)
+    (folder / "model.py").write_text(
+        "import torch\n"
+        "def model(): return torch.nn.EmbeddingBag(9, 9)\n"
+        "def loss_fn(model, batch): return model(batch).square().mean()\n"
+    )
+    own = ["model={name: model.py:model}", "loss={name: model.py:loss_fn}", "max_steps=1"]
+    train(folder, "book", BOOK, capsys, *own)
+    (folder / "new.txt").write_text("abcdefgh\nabcdefgh\nab")
+    assert main(["predict", "runs/book", "data.path=new.txt"]) == 2
+    said = capsys.readouterr().err
+    assert "model: expected logits (n, length, vocabulary) as output, got shape" in said
+
+
 def test_sample_refuses_a_run_that_was_not_trained_on_a_text(
     folder: pathlib.Path, capsys: Captured
 ) -> None:
