@@ -132,7 +132,7 @@ def test_change_of_grad_mode_neither_recompiles_nor_changes_results():
 
 
 def test_compiled_function_reads_captured_tensors_at_every_call():
-    weight = torch.ones(3, requires_grad=True)
+    weight = torch.nn.Parameter(torch.ones(3))
     frozen = torch.tensor(2.0)
     compiled = eager(lambda x: x * weight * frozen + torch.tensor(1.0))
     assert compiled(torch.ones(3)).tolist() == [3.0, 3.0, 3.0]

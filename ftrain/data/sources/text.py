@@ -78,7 +78,9 @@ def text_inputs(
     whole = data.text(path, alphabet=fitted["alphabet"])
     tokens = whole.tokens.to(torch.int64)
     if len(tokens) < 2:
-        raise DataError(f"{path}: expected two characters or more, got one. Use more text.")
+        raise DataError(
+            f"{path}: expected a text of two characters or more, got one character. Use more text."
+        )
 
     def batches(size: int) -> Iterator[torch.Tensor]:
         seen = tokens[:-1]

@@ -9,6 +9,8 @@ import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
+import torch
+
 from ftrain.core.compile import compile as compile_
 from ftrain.testing.laws._close import LOOSE, Apart, apart_by_leaf, apart_by_tree, smooth, tolerance
 from ftrain.testing.laws._restored_state import unchanging
@@ -89,13 +91,18 @@ def check_compiled(
 def _compare(call: Call, compiled: Any, backend: str, relative: float | None) -> Row:
     expected = call()
     with untraceable("compiled", name_of(call.fn)):
-        got = call._replace(fn=compiled)()
+        got = _of_program(call, compiled)()
     if relative is None:
         relative = 0.0 if backend == "eager" else None
     apart, result = _apart(call, got, expected, relative)
     if apart is not None:
         raise _differs(call, compiled, apart, backend)
     return Row(call.label, amount(expected), result)
+
+
+def _of_program(call: Call, compiled: Any) -> Call:
+    """Return the call of a compiled function; gradients are off, since it may capture a graph."""
+    return call._replace(fn=torch.no_grad()(compiled))
 
 
 def _apart(call: Call, got: Any, expected: Any, relative: float | None) -> tuple[Apart | None, str]:
@@ -133,4 +140,4 @@ def _differs(call: Call, compiled: Any, apart: Apart, backend: str) -> LawViolat
 
 
 def _find_operator(call: Call, compiled: Any, path: str) -> Site | None:
-    return origin_of(path, *recorded(call), events_of(call._replace(fn=compiled)))
+    return origin_of(path, *recorded(call), events_of(_of_program(call, compiled)))

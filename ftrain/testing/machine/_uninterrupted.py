@@ -15,7 +15,7 @@ __all__ = ["Event", "History", "Uninterrupted", "digest"]
 
 
 class Event(NamedTuple):
-    """Training step in the history of a run.
+    """Training step that the machine took, which the uninterrupted run repeats.
 
     Attributes:
         is_nan: True if the batch contained NaN.
