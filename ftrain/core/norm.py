@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.core import _torch, tree
+from ftrain.core._torch_levels import running_trace
 from ftrain.core._torch_tensors import version
 from ftrain.core._torch_wrapper import Wrapper
 from ftrain.core.compile._trace import is_tracing
@@ -124,7 +125,7 @@ def _finite_norm(leaves: list[torch.Tensor], rows: bool = False) -> GlobalNorm:
 
 
 def _norm(leaves: list[torch.Tensor], dtype: torch.dtype, rows: bool) -> torch.Tensor:
-    # One operator for all norms takes one collective if the rows of a tensor are on several ranks.
+    # One operator for all norms takes one collective if the rows of tensors are on several ranks.
     if not rows and (are_readable(leaves) or any(isinstance(x, Wrapper) for x in leaves)):
         return _norm_of_norms(_torch.norms(leaves, dtype))
     device = leaves[0].device
@@ -191,26 +192,32 @@ class _Latest(threading.local):
     def __init__(self) -> None:
         self.is_shared = False
         self._of: list[tuple[weakref.ref[torch.Tensor], int]] = []
-        self._norm: tuple[GlobalNorm, int] | None = None
-        self._is_traced = False
+        # The norm, the number of writes to it, and the trace in which it was computed, if any.
+        self._norm: tuple[GlobalNorm, int, weakref.ref[Any] | None] | None = None
 
     def get(self, leaves: list[torch.Tensor]) -> GlobalNorm | None:
         """Return the norm stored for `leaves`; `None` if there is none or one was written to."""
-        if self._norm is None or len(leaves) != len(self._of) or _is_differentiated(leaves):
+        kept, of = self._norm, self._of  # a garbage collection may call `forget` at any line
+        if kept is None or len(leaves) != len(of) or _is_differentiated(leaves):
             return None
-        if self._is_traced != is_tracing():  # an eager norm would be a constant in a trace
-            return None
-        norm, written = self._norm
-        pairs = zip(leaves, self._of, strict=True)
-        same = all(x is kept() and version(x) == before for x, (kept, before) in pairs)
+        norm, written, made_in = kept
+        trace = running_trace()
+        if trace is not (made_in and made_in()) or (made_in and trace is None):
+            return (
+                None  # an eager norm would be a constant of a trace, that of another trace an error
+            )
+        pairs = zip(leaves, of, strict=True)
+        same = all(x is leaf() and version(x) == before for x, (leaf, before) in pairs)
         return norm if same and version(norm.value) == written else None
 
     def keep(self, leaves: list[torch.Tensor], norm: GlobalNorm) -> None:
         """Store the norm of `leaves`, unless torch does not count writes to it."""
-        if norm.value.is_inference():
+        if any(x.is_inference() for x in (norm.value, *leaves)):
             return
+        trace = running_trace()
+        made_in = None if trace is None else weakref.ref(trace)
         self._of = [(weakref.ref(x, self.forget), version(x)) for x in leaves]
-        self._norm, self._is_traced = (norm, version(norm.value)), is_tracing()
+        self._norm = norm, version(norm.value), made_in
 
     def forget(self, _: Any = None) -> None:
         """Drop the stored norm, as when one of its leaves is freed."""
@@ -223,8 +230,9 @@ _latest = _Latest()
 class shared_norm:
     """Context manager in which an eager norm of the leaves of the latest kept one is not computed again.
 
-    In it, writes to the leaves that torch does not count, such as those through `.data`, are not seen:
-    use it only around code that must not write to its arguments, such as an optimizer.
+    In it, writes to the leaves that torch does not count are not seen (through `.data` or a NumPy view,
+    or by `torch._amp_foreach_non_finite_check_and_unscale_`): use it only around code that must not
+    write to its arguments, such as an optimizer.
     """
 
     def __enter__(self) -> None:

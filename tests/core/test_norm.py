@@ -183,3 +183,39 @@ def test_compiled_norm_of_captured_gradients_follows_their_values() -> None:
     assert compiled().item() == pytest.approx(math.sqrt(2))
     ftrain.tree.leaves(grads)[0].mul_(3.0)
     assert compiled().item() == pytest.approx(3 * math.sqrt(2))
+
+
+def test_norm_of_one_trace_is_not_used_in_another() -> None:
+    grads = [torch.tensor([3.0, 4.0])]
+
+    def branches(x: torch.Tensor) -> torch.Tensor:
+        own = [x]
+        return ftrain.cond(x.sum() > 0, lambda: global_norm(own), lambda: x.sum()) + global_norm(
+            own
+        )
+
+    for _ in range(2):  # two programs that capture the same tensor
+        compiled = ftrain.compile(lambda x: global_norm(grads) * x, backend="eager")
+        for n in (2, 3):
+            assert compiled(torch.ones(n)).tolist() == [5.0] * n
+    nested = ftrain.compile(branches, backend="eager")
+    assert nested(torch.tensor([3.0, 4.0])).item() == 10.0
+    with torch.inference_mode():
+        inferred = torch.tensor([3.0, 4.0])
+    assert finite_norm([inferred], keep=True).value.item() == 5.0
+
+
+def test_norm_freed_while_it_is_looked_up_is_computed_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    leaf = torch.tensor([3.0, 4.0])
+    is_differentiated = norm._is_differentiated
+
+    def collected(leaves: list[torch.Tensor]) -> bool:
+        norm._latest.forget()  # as a garbage collection does
+        return is_differentiated(leaves)
+
+    with norm.shared_norm():
+        finite_norm([leaf], keep=True)
+        monkeypatch.setattr(norm, "_is_differentiated", collected)
+        assert global_norm([leaf]).item() == 5.0
