@@ -201,3 +201,21 @@ def test_freezing_captured_parameters_does_not_recompile():
         w.requires_grad_(trains)
         assert compiled(torch.ones(3)).tolist() == [1.0] * 3
     assert compiled.n_compiles == 1
+
+
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.inductor)])
+def test_captured_tensor_with_a_conjugate_or_negative_bit_has_its_values(backend):
+    x = torch.tensor([1 + 2j, 3 - 1j])
+    negative = x.conj().imag
+    assert negative.is_neg()
+    compiled = compile(lambda y: y + negative, backend=backend)
+    assert compiled(torch.zeros(2)).tolist() == [-2.0, 1.0]
+    x.mul_(2)
+    assert compiled(torch.zeros(2)).tolist() == [-4.0, 2.0]
+    for change in (torch.conj, torch._neg_view):
+        w = torch.tensor([1 + 2j, 3 - 1j])
+        compiled = compile(lambda y, w=w: y + w, backend=backend)
+        for _ in range(3):
+            assert compiled(torch.zeros(2, dtype=w.dtype)).tolist() == w.tolist()
+            w.data = change(w.data)
+        assert compiled.n_compiles == 1

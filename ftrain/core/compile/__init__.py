@@ -66,11 +66,11 @@ def compile(
     compiles another program. A name or attribute that is bound to another tensor object, as by
     `load_state_dict(assign=True)`, has no effect: pass such tensors as arguments. The caller's grad mode
     has no influence (`fn` runs with grad enabled on detached inputs, and no output requires a gradient);
-    its autocast and default dtype have, and are part of the key. The parameters of a module that `fn`
-    captures are constants of the program; any other tensor that requires a gradient, as an argument or
-    captured, raises while grad mode is on. Inputs are never written to, and no output shares memory with
-    an input or another output. Inside an ftrain loss or model that is not compiled, `fn` itself is
-    called, so that it is differentiated with its caller and draws from the caller's key.
+    its autocast and default dtype have, and are part of the key. For the caller's gradients, an
+    `nn.Parameter` that `fn` captures is a constant; any other tensor that requires a gradient, as an
+    argument or captured, raises while grad mode is on. Inputs are never written to, and no output shares
+    memory with an input or another output. Inside an ftrain loss or model that is not compiled, `fn`
+    itself is called, so that it is differentiated with its caller and draws from the caller's key.
 
     Args:
         fn: a pure function. It may use `torch.func`, `torch.autograd.grad`, autocast, custom operators

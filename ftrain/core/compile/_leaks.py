@@ -104,7 +104,7 @@ def refuse_differentiated(captured: Sequence[torch.Tensor], function: str) -> No
 
 
 def without_parameters(captured: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Return the captured tensors except parameters of modules, which are constants of a program."""
+    """Return the captured tensors except `nn.Parameter`s, which are constants of a program."""
     return [x for x in captured if not issubclass(type(x), torch.nn.Parameter)]
 
 

@@ -165,6 +165,7 @@ class CapturedAtTrace:
         self._specs = [_spec(tensor) for tensor in tensors]
         self._addresses: list[int] | None = None
         self._detached: list[torch.Tensor] = []
+        self._has_bits = False
         with torch.no_grad():  # torch's guard should not depend on the caller's grad mode
             self._guard = _guard(self.tensors)
         self._others = without_parameters(self.tensors)
@@ -187,8 +188,8 @@ class CapturedAtTrace:
                 return True
             if self.changes():
                 return False
-            # A change of `requires_grad`, as by freezing, fails the guard and needs no other program.
-            self._guard = _guard(self.tensors)
+            # `requires_grad`, as by freezing, or a conjugate or negative bit: needs no other program.
+            self._guard, self._addresses = _guard(self.tensors), None
             return True
 
     def inputs(self) -> list[torch.Tensor]:
@@ -198,6 +199,9 @@ class CapturedAtTrace:
             if found != self._addresses:
                 self._detached = [tensor.detach() for tensor in self.tensors]
                 self._addresses = found
+                self._has_bits = any(x.is_conj() or x.is_neg() for x in self.tensors)
+            if self._has_bits:  # machine code reads the memory, without the bits
+                return [x.resolve_conj().resolve_neg() for x in self._detached]
         return self._detached
 
     def changes(self) -> list[str]:
@@ -246,7 +250,7 @@ def slow_guard(examples: Sequence[torch.Tensor]) -> Callable[..., bool]:
         if not isinstance(tensor, torch.Tensor) or tensor.layout is not torch.strided:
             return None
         requires_grad = tensor.requires_grad and torch.is_grad_enabled()
-        return (type(tensor), *_spec(tensor), requires_grad)
+        return (type(tensor), *_spec(tensor), requires_grad, tensor.is_conj(), tensor.is_neg())
 
     expected = [spec(example) for example in examples]
     return lambda *tensors: [spec(tensor) for tensor in tensors] == expected

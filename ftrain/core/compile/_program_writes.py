@@ -74,7 +74,7 @@ class ProgramModule:
     @classmethod
     @functools.lru_cache(maxsize=64)
     def read(cls, filename: str) -> ProgramModule | None:
-        """Return the parsed module in a file; `None` if the file cannot be read."""
+        """Return the parsed module in a file; `None` if it cannot be parsed."""
         try:
             return cls(filename)
         except (SyntaxError, ValueError, IndexError):
