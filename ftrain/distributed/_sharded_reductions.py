@@ -12,6 +12,8 @@ from typing import Any
 import torch
 
 from ftrain.core._torch_collectives import all_gather
+from ftrain.core._torch_wrapper import plain
+from ftrain.distributed._ordered import OrderedGroup
 from ftrain.distributed._sharded_tensor import ROUNDED_BY_RANK, RULES, ShardedTensor, rows_of
 
 __all__: list[str] = []
@@ -85,17 +87,22 @@ def _norm(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 
 
 def _norms(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-    """Return the norm of each of several tensors; one collective combines those of sharded tensors."""
+    """Return the norm of each of several tensors; one collective combines those of sharded tensors.
+
+    With logical shards, whose bits do not depend on the ranks, gather one tensor after the other.
+    """
+    places = [i for i, x in enumerate(args[0]) if isinstance(x, ShardedTensor)]
+    group = args[0][places[0]].group
+    if any(args[0][i].group != group for i in places):
+        return NotImplemented
+    if isinstance(group, OrderedGroup):
+        return [func([plain(x)], *args[1:], **kwargs)[0] for x in args[0]]
     if _argument(args, kwargs, 1, "ord", 2) != 2:
         return NotImplemented
     norms = list(func([_real_rows(x) for x in args[0]], *args[1:], **kwargs))
-    places = [i for i, x in enumerate(args[0]) if isinstance(x, ShardedTensor)]
-    first = args[0][places[0]]
-    if any(
-        args[0][i].group != first.group or norms[i].dtype != norms[places[0]].dtype for i in places
-    ):
+    if len({norms[i].dtype for i in places}) > 1:
         return NotImplemented
-    parts = all_gather(torch.stack([norms[i] for i in places]), first.group)
+    parts = all_gather(torch.stack([norms[i] for i in places]), group)
     for i, norm in zip(places, torch.linalg.vector_norm(parts, dim=0).unbind(), strict=True):
         norms[i] = norm
     return norms
@@ -120,8 +127,8 @@ def _plain(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
 RULES.update(dict.fromkeys((aten.sum.default, aten.sum.dim_IntList), _sum))
 RULES.update(dict.fromkeys((aten.mean.default, aten.mean.dim), _mean))
 RULES[aten.linalg_vector_norm.default] = _norm
-RULES[aten._foreach_norm.Scalar] = _norms
 ROUNDED_BY_RANK.update(RULES)
+RULES[aten._foreach_norm.Scalar] = _norms
 RULES.update(dict.fromkeys((aten.all.default, aten.any.default), _every))
 RULES.update(
     dict.fromkeys(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 import threading
+import weakref
 from collections import Counter
 from typing import Any
 
@@ -15,7 +17,10 @@ from ftrain import distributed
 from ftrain.core import tree
 from ftrain.core._torch_collectives import all_reduce, group_of
 from ftrain.core._torch_fake_ranks import Traffic, fake_mesh
+from ftrain.core.norm import global_norm
 from ftrain.core.random._keyed_operators import KeyedOperators
+from ftrain.distributed import _sharded_tensor
+from ftrain.distributed._ordered import OrderedGroup
 from ftrain.distributed._sharded_tensor import ShardedTensor
 from tests.distributed.test_fully_sharded import Language, Setup, batch_of, steps_of
 
@@ -124,3 +129,29 @@ def test_elementwise_operator_on_sharded_rows_takes_few_python_calls() -> None:
         finally:
             sys.setprofile(None)
     assert calls < 40, calls  # 21 with torch 2.13
+
+
+def test_norms_with_logical_shards_gather_one_tensor_after_the_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The gradients of a model together, whole, are the memory that shards save."""
+    gathered: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+    whole = _sharded_tensor.whole
+
+    def counted(*args: Any) -> torch.Tensor:
+        alive.append(sum(each() is not None for each in gathered))
+        found = whole(*args)
+        gathered.append(weakref.ref(found))
+        return found
+
+    monkeypatch.setattr(_sharded_tensor, "whole", counted)
+    with fake_mesh(2, "cpu") as mesh:
+        group = group_of(mesh)
+        ordered = OrderedGroup(
+            **{f.name: getattr(group, f.name) for f in dataclasses.fields(group)}
+        )
+        rows = [ShardedTensor(torch.ones(2, 3), 4, ordered) for _ in range(4)]
+        global_norm(rows)
+    assert len(gathered) == 4
+    assert max(alive) <= 1
