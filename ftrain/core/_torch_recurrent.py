@@ -19,7 +19,7 @@ __all__ = ["recurrent_kernels"]
 
 @contextlib.contextmanager
 def recurrent_kernels(device_type: str) -> Iterator[None]:
-    """Run recurrent layers with torch's own CPU kernels where oneDNN has none (torch 2.13).
+    """Turn oneDNN off in a `with` block if it cannot run recurrent layers there (torch 2.13).
 
     Under float16 autocast, and under bfloat16 without AVX-512, oneDNN raises "could not create a
     primitive descriptor"; for a gradient inside vmap, "Expected a proper Tensor but got None ...

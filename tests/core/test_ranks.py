@@ -97,7 +97,9 @@ def test_gradients_with_grad_reduce_cannot_be_reduced_over_ranks_once_more() -> 
         reduced.over(lambda module, parts: OneRank(module, parts, 1, False))
 
 
-def test_loss_that_compares_rows_is_refused_if_ranks_share_more_than_one_micro_batch() -> None:
+def test_loss_that_compares_rows_is_refused_if_all_ranks_together_have_several_micro_batches() -> (
+    None
+):
     @compares_rows
     def compared(model: nn.Module, batch: Tensor) -> Tensor:
         return loss_fn(model, batch)

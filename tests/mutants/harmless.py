@@ -116,8 +116,8 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
     (
         "random.sample",
         "_orders",
-        "order = (of_same_bits(words, torch.int32) ^ -2 ** 31).sort(dim=axis, stable=True).indices",
-        "order = (of_same_bits(words, torch.int32) ^ -2 ** 31).sort(dim=axis, stable=False).indices",
+        "yield (of_same_bits(words, torch.int32) ^ -2 ** 31).sort(dim=axis, stable=True).indices",
+        "yield (of_same_bits(words, torch.int32) ^ -2 ** 31).sort(dim=axis, stable=False).indices",
     ): "torch sorts in a stable way on the CPU, whatever is asked for; a device may not",
     (
         "random._jax_samplers",

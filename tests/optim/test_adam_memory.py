@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -82,3 +83,21 @@ def test_rules_allocate_each_result_if_gradients_or_transforms_may_read_it() -> 
         torch.vmap(lambda row: seen.append(_leaves.overwrites(row)) or row)(x.view(1, -1))
         torch.func.jvp(lambda y: seen.append(_leaves.overwrites(y)) or y, (x,), (x,))
         assert seen == [False, False]
+
+
+def test_adam_computes_large_leaves_in_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[bool] = []
+
+    def recorded(*tensors: torch.Tensor) -> bool:
+        seen.append(_leaves.overwrites(*tensors))
+        return seen[-1]
+
+    monkeypatch.setattr(sys.modules[optim.adamw.__module__], "overwrites", recorded)
+    params, grads = trees("contiguous", torch.float32)
+    with torch.no_grad():
+        steps(optim.adamw(0.1), params, grads[:1])
+    assert seen == [
+        True,
+        False,
+        True,
+    ]  # large, small, vector: leaves are in the order of their names

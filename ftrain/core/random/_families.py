@@ -118,7 +118,7 @@ def _define(
     """Define an operator `(key, folds, *parameters)` that draws samples, and its vmap rule.
 
     A sampler that proposes values until all are accepted reads on the host if some are left. A kernel on
-    CUDA does not.
+    CUDA does not; where the kernels cannot be loaded, a capture as a CUDA graph fails, with a warning.
     """
 
     def rule(info: Any, dims: Any, key: Tensor, folds: Ints, *params: Tensor) -> Any:
