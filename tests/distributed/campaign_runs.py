@@ -194,11 +194,25 @@ def _kill_one(
     seen: int,
     result: Result,
 ) -> float:
-    """Kill one rank, and wait for the end of all others; return the next window, in seconds."""
+    """Kill one rank, and wait for the end of all others.
+
+    Of three kills two fall after a step, and one at any time before the first step.
+
+    Args:
+        window: the seconds from an earlier start to its first step.
+        seen: the number of lines that ranks had written before the start.
+
+    Returns:
+        The next `window`.
+    """
     begun = time.monotonic()
-    wait = dice.uniform(0.0, window)
-    while time.monotonic() - begun < wait:
-        time.sleep(0.01)
+    if result.kills % 3 == 1:
+        time.sleep(dice.uniform(0.0, window))
+    else:
+        while len(run.lines()) <= seen and time.monotonic() - begun < END:
+            time.sleep(0.01)
+        window = time.monotonic() - begun
+        time.sleep(dice.uniform(0.0, 2.0))
     ranks = _children(processes[0].pid) if torchrun else [each.pid for each in processes]
     while torchrun and len(ranks) < size and time.monotonic() - begun < END:
         time.sleep(0.05)
@@ -229,8 +243,7 @@ def _kill_one(
         if "rank " not in says:
             result.silent += 1
             print(f"No rank is named after the kill of rank {whom} of {size}:\n{says}", flush=True)
-    # So that about a third of the kills fall before the first step.
-    return min(40.0, window * 1.2) if not stepped else max(2.0, window / 1.1)
+    return window
 
 
 def _ended(processes: list[Any], seconds: float) -> int:
