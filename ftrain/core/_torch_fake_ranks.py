@@ -20,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core._torch_stores import hash_store
+from ftrain.core._torch_wrapper import Wrapper
 
 __all__ = ["Traffic", "fake_mesh"]
 
@@ -76,6 +77,8 @@ class _Counter(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's _
         self._traffic = traffic
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(issubclass(kind, Wrapper) for kind in types):
+            return NotImplemented  # the operators of which it consists come next
         found = func(*args, **(kwargs or {}))
         namespace, _, name = func._schema.name.partition("::")
         # Operators with a leading underscore, such as `_wrap_tensor_autograd`, send nothing.

@@ -155,3 +155,15 @@ def test_norms_with_logical_shards_gather_one_tensor_after_the_other(
         global_norm(rows)
     assert len(gathered) == 4
     assert max(alive) <= 1
+
+
+def test_traffic_counts_collectives_below_operators_on_sharded_tensors() -> None:
+    with fake_mesh(4, "cpu") as mesh:
+        rows = [ShardedTensor(torch.ones(2, 3), 8, group_of(mesh)) for _ in range(5)]
+        traffic = Traffic(4)
+        with traffic.counted():
+            global_norm(rows)
+            rows[0].amax()
+    norms, whole = 4 * 5 * 4, 8 * 3 * 4  # bytes: 5 norms of 4 ranks, 8 rows of 3 numbers
+    assert traffic.sent == 3 / 4 * (norms + whole)
+    assert traffic.collectives == 2
