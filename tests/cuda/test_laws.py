@@ -12,6 +12,7 @@ import torch
 
 import ftrain
 from ftrain import checkpoint, optim, random, testing, tree
+from ftrain.core.random import _families
 from tests.zoo import ZOO
 
 values = pytest.mark.values
@@ -207,6 +208,7 @@ def test_random_draws_on_cuda_have_the_bits_of_draws_on_the_cpu():
         "keyed gamma": lambda k: keyed(k, torch._standard_gamma, alpha(k)),
         "keyed poisson": lambda k: keyed(k, torch.poisson, alpha(k) * 9),
         "keyed binomial": lambda k: keyed(k, torch.binomial, alpha(k).floor() * 9, alpha(k) / 18),
+        "keyed von Mises": lambda k: _families.von_mises(k, (1,), alpha(k)),
         "rademacher": lambda k: random.rademacher(k, (999,), torch.bfloat16),
         "between": lambda k: random.uniform(k, (9000,), torch.float32, -alpha(k), alpha(k)),
         "randint between": lambda k: random.randint(k, (9000,), 0, (alpha(k) * 1e6).long()),

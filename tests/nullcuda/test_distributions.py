@@ -46,6 +46,7 @@ DISTRIBUTIONS: dict[str, tuple[int, Callable[[], d.Distribution]]] = {
     "Poisson": (1, lambda: d.Poisson(parameter())),
     "NegativeBinomial": (4, lambda: d.NegativeBinomial(parameter(), parameter())),
     "Binomial": (1, lambda: d.Binomial(parameter(), parameter())),
+    "VonMises": (6, lambda: d.VonMises(parameter(), parameter())),
     "LKJCholesky": (19, lambda: d.LKJCholesky(3, parameter(1))),
 }
 

@@ -328,6 +328,23 @@ def test_kernels_of_keyed_families_draw_the_bits_of_the_cpu(host: Host, dtype: t
             torch.testing.assert_close(found, expected, rtol=2e-13, atol=0, equal_nan=True)
 
 
+@WIDE
+def test_kernel_of_keyed_von_mises_draws_the_bits_of_the_cpu(
+    host: Host, dtype: torch.dtype
+) -> None:
+    """In float64, angles near pi differ by the square root of a rounding, times the arc sine's slope."""
+    kappa = odd_and_even([0.0, -1.0, math.inf, math.nan, 1e-30, 1e30], 1e-3, 1.0, 1e3).to(dtype)
+    for keys, parameters in ((KEY, kappa), (KEYS, kappa[:6000].view(3, 20, -1))):
+        host.launches.clear()
+        with host.draws():
+            found = _families._von_mises(keys, (1,), parameters)
+        assert len(host.launches) == 1
+        expected = _families._von_mises(keys, (1,), parameters)
+        if dtype == torch.float32:
+            assert same(found, expected), (found[found != expected], expected[found != expected])
+        torch.testing.assert_close(found, expected, rtol=0, atol=3e-8, equal_nan=True)
+
+
 def test_kernel_of_keyed_counts_gives_nan_for_rates_out_of_range(host: Host) -> None:
     with host.draws():
         found = _families._poisson(KEY, (), torch.tensor([-1.0, math.nan, math.inf, 2.0]))

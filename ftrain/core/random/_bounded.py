@@ -53,7 +53,7 @@ def _randint_rule(
     return randint(rows[0], folds, *rows[1:], dtype), 0
 
 
-uniform = _define("uniform_between", "Tensor low, Tensor high", _uniform_kernel, reads_values=False)
+uniform = _define("uniform_between", "Tensor low, Tensor high", _uniform_kernel)
 randint = _operators._define(
     "threefry_randint_between(Tensor key, int[] folds, Tensor minval, Tensor maxval, "
     "ScalarType dtype)",

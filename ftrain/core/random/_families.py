@@ -93,6 +93,9 @@ def _binomial_kernel(key: Tensor, folds: Ints, count: Tensor, prob: Tensor) -> T
 
 
 def _von_mises_kernel(key: Tensor, folds: Ints, concentration: Tensor) -> Tensor:
+    if kernel := _cuda_samplers.kernel_of(key):
+        family = _cuda_kernel.KEYED_VON_MISES
+        return _cuda_samplers.keyed(kernel, family, key, folds, concentration)
     found = _rejection.von_mises(key, folds, _wide(concentration))
     return found.to(concentration.dtype)
 
@@ -112,9 +115,7 @@ def _rows(size: int, dims: Sequence[int | None], tensors: Sequence[Tensor]) -> l
     ]
 
 
-def _define(
-    name: str, arguments: str, kernel: Callable[..., Tensor], *, reads_values: bool = True
-) -> Callable[..., Tensor]:
+def _define(name: str, arguments: str, kernel: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Define an operator `(key, folds, *parameters)` that draws samples, and its vmap rule.
 
     A sampler that proposes values until all are accepted reads on the host if some are left. A kernel on
@@ -130,15 +131,14 @@ def _define(
         kernel,
         lambda key, folds, *params: key.new_empty(params[0].shape, dtype=params[0].dtype),
         rule,
-        reads_values=reads_values,
     )
     return operator
 
 
-_gamma = _define("gamma", "Tensor alpha", _gamma_kernel, reads_values=False)
-_dirichlet = _define("dirichlet", "Tensor alpha", _dirichlet_kernel, reads_values=False)
-_poisson = _define("poisson", "Tensor rate", _poisson_kernel, reads_values=False)
-_binomial = _define("binomial", "Tensor count, Tensor prob", _binomial_kernel, reads_values=False)
+_gamma = _define("gamma", "Tensor alpha", _gamma_kernel)
+_dirichlet = _define("dirichlet", "Tensor alpha", _dirichlet_kernel)
+_poisson = _define("poisson", "Tensor rate", _poisson_kernel)
+_binomial = _define("binomial", "Tensor count, Tensor prob", _binomial_kernel)
 _von_mises = _define("von_mises", "Tensor concentration", _von_mises_kernel)
 
 

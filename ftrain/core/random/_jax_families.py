@@ -193,15 +193,12 @@ def _share_kernel(log_x: Tensor, log_y: Tensor) -> Tensor:
     return _softmax_kernel(torch.stack([log_x, log_y], -1))[..., 0]
 
 
-truncated_normal = _define(
-    "truncated_normal", "Tensor lower, Tensor upper", _truncated_kernel, reads_values=False
-)
-_gamma_draw = _define("gamma_draw", "Tensor alpha", _gamma_kernel, reads_values=False)
+truncated_normal = _define("truncated_normal", "Tensor lower, Tensor upper", _truncated_kernel)
+_gamma_draw = _define("gamma_draw", "Tensor alpha", _gamma_kernel)
 _log_gamma_draw = _define(
     "log_gamma_draw",
     "Tensor alpha",
     functools.partial(_gamma_kernel, log_space=True),
-    reads_values=False,
 )
 _log_gamma_slope = _define_slope(
     "log_gamma_slope", "Tensor alpha, Tensor log_sample", _log_gamma_slope_kernel

@@ -158,8 +158,6 @@ def _define(
     body: Callable[..., Tensor],
     fake: Callable[..., Tensor],
     vmap: Callable[..., Any] | None = None,
-    *,
-    reads_values: bool = False,
 ) -> Callable[..., Tensor]:
     """Define an operator whose results are contiguous.
 
@@ -170,11 +168,11 @@ def _define(
             its strides: a result in another order, such as that of a transposed argument, would be read
             in the wrong order.
         vmap: the rule of `torch.vmap`; default: the key is mapped.
-        reads_values: the body reads values on the host, which cannot be part of a CUDA graph.
     """
     name = signature[: signature.index("(")]
-    tags = [torch.Tag.pt2_compliant_tag, *([torch.Tag.cudagraph_unsafe] if reads_values else [])]
-    _LIBRARY.define(f"{signature} -> Tensor", tags=tuple(tags))  # type: ignore[no-untyped-call]
+    _LIBRARY.define(  # type: ignore[no-untyped-call]
+        f"{signature} -> Tensor", tags=(torch.Tag.pt2_compliant_tag,)
+    )
     _LIBRARY.impl(  # type: ignore[no-untyped-call]
         name, lambda *args: body(*args).contiguous(), "CompositeExplicitAutograd"
     )

@@ -6,8 +6,8 @@ Arithmetic is in float64, if the device has it, since the acceptance tests subtr
 
 These run inside operators (`_families.py`), on plain tensors: a trace sees no loop and no shape that
 depends on a value. Library logarithms differ between machines in the last bit, so once in some 10^8
-draws another machine may accept what this one rejects. On CUDA, kernels that repeat the samplers of
-gamma, Poisson and binomial draws (`families.cu`) do not wait for the device; von Mises draws run here.
+draws another machine may accept what this one rejects. On CUDA, kernels that repeat these samplers
+(`families.cu`) do not wait for the device.
 
 Read next: `_families.py`.
 """

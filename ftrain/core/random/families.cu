@@ -1,4 +1,4 @@
-/* The samplers of `keyed` on CUDA: gamma, Poisson and binomial draws as _rejection.py proposes and accepts them.
+/* The samplers of `keyed` on CUDA: gamma, Poisson, binomial and von Mises draws as _rejection.py proposes and accepts them.
  *
  * Each function repeats the tensor operations of _rejection.py in float64, with the logarithms of threefry.h in place of
  * the library's: both round to within an ulp or two, which decides about one proposal in some 10^8. Follows elementary.cu.
@@ -134,4 +134,24 @@ static inline double binomial_of(const u32 key[2], u64 i, double count, double p
         }
     }
     return prob > 0.5 ? (n < 0 ? 0.0 : n) - found : found;
+}
+
+/* `von_mises`; NaN for a concentration out of range */
+static inline double von_mises_of(const u32 key[2], u64 i, double concentration) {
+    u32 own[2];
+    if (!(concentration > 0 && is_finite(concentration))) return nan64();
+    const double kappa = concentration < 1e-150 ? 1e-150 : concentration > 1e150 ? 1e150 : concentration;
+    const double root = sqrt(1.0 + 4.0 * (kappa * kappa));
+    const double share = (sqrt(2.0 * (1.0 + root)) - 1.0 - 1.0 / (root + 2.0 * kappa)) / (2.0 * kappa);
+    const double excess = kappa < 1e-5 ? 1.0 / kappa + kappa - 1.0 : share * share / (2.0 * (1.0 - share));
+    _Pragma("unroll 1") for (u32 n = 0; n <= MOST_PROPOSALS; n++) {
+        const u64 at = of_round(key, i, n, own);
+        const double half = PI / 2.0 * unit_at<double>(own, 0, at), s = sin(half), c = cos(half);
+        const double below = excess * 2.0 * (s * s) / (excess + 2.0 * (c * c));
+        const double rate = kappa * (excess + below), u = unit_at<double>(own, 1, at);
+        if (!(rate * (2.0 - rate) - u > 0 || u == 0 || full_log(rate / u) + 1.0 - rate >= 0)) continue;
+        const double part = below / 2.0, angle = 2.0 * asin(sqrt(part < 0 ? 0.0 : part > 1 ? 1.0 : part));
+        return unit_at<double>(own, 2, at) < 0.5 ? -angle : angle;
+    }
+    return nan64();
 }

@@ -12,7 +12,7 @@ enum sampler {
     LOG32, LOG64, SUMS32, SUMS64, CHOICE32, CHOICE64, PRODUCT32, PRODUCT64, BALL32, BALL64, ROUNDS, POISSON,
     SIGN32, SIGN64, BETWEEN32, BETWEEN64, BETWEEN16, BETWEENB16, RANGE32, RANGE64,
     KEYEDGAMMA32, KEYEDGAMMA64, KEYEDLOGGAMMA32, KEYEDLOGGAMMA64, KEYEDPOISSON32, KEYEDPOISSON64, KEYEDBINOMIAL32,
-    KEYEDBINOMIAL64
+    KEYEDBINOMIAL64, KEYEDVONMISES32, KEYEDVONMISES64
 };
 enum { MOST_ROUNDS = 1000 };
 
@@ -331,6 +331,8 @@ static inline void sampled(const int kind, const u32 key[2], u64 row, u64 i, u64
     case KEYEDBINOMIAL64:
         out[at] = (T)binomial_of(key, i, (double)first_of<T>(t, at), (double)second_of<T>(t, at));
         break;
+    case KEYEDVONMISES32:
+    case KEYEDVONMISES64: out[at] = (T)von_mises_of(key, i, (double)first_of<T>(t, at)); break;
     }
 }
 
