@@ -320,7 +320,9 @@ def test_random_kernels_round_as_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> 
             return getattr(library, name.replace("CUBIN", "PTX"))
 
     monkeypatch.setattr(_cuda_kernel, "_nvrtc", Readable)
-    for kind in range(_cuda_kernel.KINDS):
+    # Sine, cosine and arc sine are CUDA's: they ask for fused operations, and a table for large angles.
+    of_cuda = (_cuda_kernel.KEYED_VON_MISES, _cuda_kernel.KEYED_VON_MISES + 1)
+    for kind in sorted({*range(_cuda_kernel.KINDS)} - {*of_cuda}):
         text = _cuda_kernel.compiled.__wrapped__(kind, "sm_90").decode()
         assert f".entry ftrain_{'sampler' if kind >= _cuda_kernel.SAMPLERS else 'kernel'}" in text
         uniform = (_cuda_kernel.UNIFORM32, _cuda_kernel.LAPLACE, _cuda_kernel.GUMBEL)
