@@ -52,6 +52,7 @@ __all__ = [
     "is_forward_mode",
     "is_forward_mode_nested",
     "is_recorded",
+    "is_unintercepted",
     "is_wrapped",
     "node_of",
     "nodes_ever",
@@ -230,6 +231,20 @@ def function_modes() -> list[Any]:
 def function_mode_depth() -> int:
     """Return the number of active TorchFunctionModes (torch 2.0 and later; takes 0.1 µs)."""
     return torch._C._len_torch_function_stack()
+
+
+def is_unintercepted() -> bool:
+    """Return True if no mode, transform, trace or profiler sees the operators of this thread.
+
+    (torch 2.11 and later; takes 0.4 µs.)
+    """
+    return not (
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+    )
 
 
 _AUTOCAST_DEVICES = ("cpu", "cuda", "mps", "xpu")

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from ftrain.core import random
-from ftrain.core.random import _cpu_kernel, _operators, _threefry
+from ftrain.core.random import _cpu_kernel, _threefry
 from tests.campaign import examples
 
 jax = pytest.importorskip("jax")
@@ -293,14 +293,14 @@ def test_fold_in_vmaps_over_keys_data_or_both() -> None:
 def test_threefry_operators_pass_opcheck() -> None:
     key = random.key(0)
     for operator, args in {
-        _operators.threefry_bits: (key, [1], [3], 16),
-        _operators.threefry_uniform: (key, [], [3], torch.float32, 0.0, 1.0),
-        _operators.threefry_normal: (key, [], [], torch.float64),
-        _operators.threefry_bernoulli: (key, [], [0, 2], 0.5),
-        _operators.threefry_randint: (key, [], [2], torch.int32, 0, 9),
-        _operators.threefry_split: (key, [], [3]),
-        _operators.threefry_fold: (key, [3]),
-        _operators.threefry_fold_in: (key, torch.tensor(3)),
+        torch.ops.ftrain.threefry_bits.default: (key, [1], [3], 16),
+        torch.ops.ftrain.threefry_uniform.default: (key, [], [3], torch.float32, 0.0, 1.0),
+        torch.ops.ftrain.threefry_normal.default: (key, [], [], torch.float64),
+        torch.ops.ftrain.threefry_bernoulli.default: (key, [], [0, 2], 0.5),
+        torch.ops.ftrain.threefry_randint.default: (key, [], [2], torch.int32, 0, 9),
+        torch.ops.ftrain.threefry_split.default: (key, [], [3]),
+        torch.ops.ftrain.threefry_fold.default: (key, [3]),
+        torch.ops.ftrain.threefry_fold_in.default: (key, torch.tensor(3)),
     }.items():
         torch.library.opcheck(operator, args)
 

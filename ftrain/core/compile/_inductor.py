@@ -16,7 +16,6 @@ from ftrain.core._torch_inductor_split import inline_small_splits
 from ftrain.core._torch_passes import CustomGraphPass
 from ftrain.core._torch_tensors import storage_id
 from ftrain.core.compile._products import LoopSmallProducts, OneDNNProducts
-from ftrain.core.random._operators import threefry_split
 from ftrain.core.random._threefry import PARITY, ROTATIONS
 
 __all__ = ["MergeEqual", "ReadBeforeWrite", "passes"]
@@ -26,7 +25,7 @@ copy_ = torch.ops.aten.copy_.default
 
 def passes(donates: bool) -> dict[str, Any]:
     """Return inductor's settings with ftrain's passes; `donates`: the graph writes to its inputs."""
-    inline_small_splits(threefry_split, PARITY, ROTATIONS)
+    inline_small_splits(torch.ops.ftrain.threefry_split.default, PARITY, ROTATIONS)
     first = _InTurn(MergeEqual(), LoopSmallProducts())
     last = _InTurn(OneDNNProducts(), *([ReadBeforeWrite()] if donates else []))
     return {
