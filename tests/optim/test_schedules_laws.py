@@ -134,6 +134,28 @@ def test_compiled_schedule_equals_eager_at_every_update():
     assert update.n_compiles == 1
 
 
+@every_schedule
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_rates_without_grad_mode_equal_those_with_it(name, mode):
+    """`join` computes only the running schedule where no graph is kept."""
+    schedule = EVERY[name](torch.tensor(0.5, dtype=torch.float64))
+    for count in range(20):
+        expected = schedule(torch.tensor(count))
+        with mode():
+            rate = schedule(torch.tensor(count))
+        assert (rate.dtype, rate.item()) == (expected.dtype, expected.item())
+
+
+def test_update_calls_only_the_running_one_of_joined_schedules():
+    called = []
+    parts = [lambda count, i=i: called.append((i, int(count))) or 0.1 * (i + 1) for i in range(3)]
+    schedule = optim.join(parts, [2, 3])
+    with torch.no_grad():
+        rates = [at(schedule, count) for count in range(5)]
+    assert called == [(0, 0), (0, 1), (1, 0), (2, 0), (2, 1)]
+    assert rates == pytest.approx([0.1, 0.1, 0.2, 0.3, 0.3])
+
+
 def test_joined_schedules_are_called_only_with_counts_within_their_spans():
     seen: dict[str, set[int]] = {"a": set(), "b": set(), "c": set()}
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ftrain.core._torch import value_at_hand
 from ftrain.optim import _checks
 from ftrain.optim._rate import rate_at
 from ftrain.optim.protocol import Schedule
@@ -58,7 +59,18 @@ def join(schedules: Sequence[Schedule], boundaries: Sequence[int]) -> Schedule:
             )
     begins = (0, *boundaries)
 
+    def running(count: torch.Tensor) -> int | None:
+        """Return the index of the schedule at this count; `None` if the count cannot be read."""
+        for index, end in enumerate(boundaries):
+            is_before = value_at_hand(count < end)
+            if is_before is None or is_before:
+                return index if is_before else None
+        return len(boundaries)
+
     def joined(count: torch.Tensor, /) -> torch.Tensor:
+        index = None if torch.is_grad_enabled() else running(count)
+        if index is not None:
+            return rate_at(schedules[index], (count - begins[index]).clamp(min=0))
         rate = rate_at(schedules[-1], (count - begins[-1]).clamp(min=0))
         for index in reversed(range(len(boundaries))):
             begin, end = begins[index], boundaries[index]
