@@ -32,7 +32,7 @@ from ftrain.core.accumulate import (
     weighted,
 )
 from ftrain.core.functional import Bound, describe
-from ftrain.core.metrics import Metrics
+from ftrain.core.metrics import BatchMean, Metrics
 from ftrain.core.precision import LossScale, Policy
 from ftrain.core.ranks import BuildRanks, Ranks
 from ftrain.core.state import TrainState
@@ -238,7 +238,10 @@ class MeanLoss:
         def seed(aux: Any) -> torch.Tensor:
             loss = aux[1].entries["loss"]
             with unwatched():
-                cotangent = safe_weight(loss.weight).reciprocal()
+                if type(loss) is BatchMean:  # of weight 1
+                    cotangent = torch.ones_like(loss.total)
+                else:
+                    cotangent = safe_weight(loss.weight).reciprocal()
                 if self._ranks is not None:
                     self._ranks.begin_backward(weighted(loss, weight).weight)
                 if scale is not None:

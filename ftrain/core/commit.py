@@ -88,7 +88,7 @@ def committed(
         leaves = old_or_new(olds, news, is_copied, result.finite, known)
         chosen = tree.unflatten(treedef, leaves)
         rng = result.rng
-        if result.finite is not None:
+        if result.finite is not None and known is None:
             # Both branches are the same key, but because of this operator every write to a donated state
             # depends on all gradients, so that a step that runs out of memory earlier leaves the state
             # unchanged.

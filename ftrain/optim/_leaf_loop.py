@@ -94,7 +94,7 @@ def each_leaf(
         kind = p.device, old[0].dtype if old else compute_dtype(p.dtype)
         here, shrink_here = place(*kind)
         masked = mask is not None and mask[index]
-        grad = g.to(kind[1]) if old else g
+        grad = g.to(kind[1]) if old and g.dtype is not kind[1] else g
         leaf = Leaf(grad, p, masked, tuple(old), also and also[index])
         update, *new = rule(leaf, **here)
         if masked and shrink is not None:
