@@ -50,7 +50,7 @@ def test_change_of_values_or_memory_of_a_captured_tensor_does_not_recompile():
         (lambda w: w.resize_(2, 2), "a captured tensor: float32[2, 3] -> float32[2, 2]"),
         (lambda w: setattr(w, "data", torch.ones(2, 5)), "-> float32[2, 5]"),
         (lambda w: setattr(w, "data", w.data.double()), "-> float64[2, 3]"),
-        (lambda w: w.t_().resize_(2, 3).t_().resize_(2, 7), "-> float32[2, 7]"),
+        (lambda w: w.t_().resize_(2, 3).t_().resize_(2, 7).fill_(3), "-> float32[2, 7]"),
         (lambda w: w.set_(torch.ones(3, 2).t()), "with strides [1, 2]"),
     ],
 )

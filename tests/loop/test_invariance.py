@@ -85,7 +85,7 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
             return original(self, *args)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
-    current: list[Any] = [None]
+    current: list[Any] = [("RunBegin", 0)]
     found_at[0] = current
     return found
 
