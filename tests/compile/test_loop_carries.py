@@ -1,4 +1,4 @@
-"""Machine code keeps the values of carries that a loop returns unchanged."""
+"""Machine code keeps the values of carries that a loop returns unchanged (`keep_carries`)."""
 
 from __future__ import annotations
 

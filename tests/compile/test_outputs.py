@@ -131,3 +131,16 @@ def test_reading_a_tensor_stored_by_an_earlier_trace_raises():
     compile(keep, backend="eager")(torch.ones(3))
     with pytest.raises(TraceError, match=r"float32\[3\].* pass it in as an argument"):
         compile(lambda x: x + kept.get(), backend="eager")(torch.ones(3))
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 2), (2, 1, 3)])
+def test_output_that_the_function_expands_has_memory_for_each_element(shape):
+    def fn(x):
+        return x.sum().expand(shape), x.sum(0).expand(2, 4), x.sin()
+
+    compiled, x = compile(fn, backend="eager"), torch.ones(3, 4)
+    outputs = compiled(x)
+    assert same_bytes(outputs, fn(x))
+    assert [t.untyped_storage().nbytes() // 4 for t in outputs] == [t.numel() for t in outputs]
+    operators = [str(node.target) for node in compiled.graph(x).graph.nodes]
+    assert operators.count("aten.clone.default") == 2  # of the expanded ones alone

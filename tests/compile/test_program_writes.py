@@ -106,6 +106,7 @@ def program(body: str, name: str) -> ProgramModule:
         # A loop that writes into its carry, a copy, and only reads the argument.
         CARRY.format(first="arg0_1.clone()", second="arg1_1"),
         "both = [arg0_1, buf0]\ncpp_fused(arg0_1, both[1], 2)",
+        "buf1 = [None] * 2\nbuf1[0] = arg0_1\nbuf1[1] = buf0\nbuf1[1].copy_(buf0)",
         # Results in new memory, which later lines may write to.
         "buf1 = extern_kernels.convolution(arg0_1, arg1_1)\ncpp_fused(arg0_1, buf1, 2)",
         "buf1 = torch.stack([arg0_1, arg1_1])\ncpp_fused(arg0_1, buf1, 2)",
@@ -257,3 +258,26 @@ def test_failure_outside_of_a_compiled_program_is_assumed_to_have_written() -> N
     with pytest.raises(torch.OutOfMemoryError) as outside:
         raise torch.OutOfMemoryError
     assert may_have_written(outside.value)
+
+
+@pytest.mark.parametrize(("line", "written"), [(2, False), (3, True), (4, True)])
+def test_graph_run_line_by_line_has_written_from_the_line_of_its_first_copy_on(
+    line: int, written: bool
+) -> None:
+    source = "def forward(fail):\n    fail(2)\n    a.copy_.default(fail(3))\n    fail(4)\n"
+    name = f"<eval_with_key>.fails in line {line}"
+    linecache.cache[name] = (len(source), None, source.splitlines(keepends=True), name)
+
+    def fail(at: int) -> None:
+        if at == line:
+            raise torch.OutOfMemoryError
+
+    class Packet:
+        class copy_:
+            default = staticmethod(lambda _: None)
+
+    scope: dict[str, Any] = {"a": Packet}
+    exec(compile(source, name, "exec"), scope)
+    with pytest.raises(torch.OutOfMemoryError) as raised:
+        scope["forward"](fail)
+    assert may_have_written(raised.value) is written

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import ftrain
-from ftrain import optim, testing
+from ftrain import optim, testing, tree
 from ftrain.core.errors import ImpureFunctionError
 
 BATCH = {"x": torch.linspace(-1, 1, 32).view(8, 4), "y": torch.linspace(1, -1, 24).view(8, 3)}
@@ -129,6 +130,18 @@ def test_differentiating_through_a_train_step_raises() -> None:
         torch.func.grad(after)(state.params)
     with pytest.raises(ValueError, match="no gradient can flow through it"):
         ftrain.value_and_grad(after)(state.params)
+
+
+@pytest.mark.parametrize("name", ["params['bias']", "params['weight']", "extras['z']"])
+def test_step_names_the_leaf_of_the_state_that_requires_a_gradient(name: str) -> None:
+    steps = make(lambda: nn.Linear(4, 3))
+    extras = {"a": torch.ones(2), "z": torch.ones(2)}
+    state = steps.init_state(0).replace(extras=extras)
+    leaves, treedef = tree.flatten(state)
+    place = list(tree.paths(state)).index(f".{name}")
+    leaves[place] = leaves[place].clone().requires_grad_()
+    with pytest.raises(ValueError, match=re.escape(f"with respect to state.{name}")):
+        steps.train_step(tree.unflatten(treedef, leaves), BATCH)
 
 
 class Remembers(nn.Linear):

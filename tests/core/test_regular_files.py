@@ -8,10 +8,12 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
-from ftrain.core._regular_files import read_json, read_lines, read_regular
+from ftrain.core._regular_files import MOST_CONFIG, read_json, read_lines, read_regular
 
 
 def test_regular_file_and_a_link_to_it_are_read(tmp_path: pathlib.Path) -> None:
@@ -56,6 +58,24 @@ def test_sparse_file_of_terabytes_is_refused(tmp_path: pathlib.Path) -> None:
     for read in (read_json, lambda path: [*read_lines(path)]):
         with pytest.raises(OSError, match="bytes, got 8,796,093,022,208"):
             read(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    ("read", "most"),
+    [
+        (lambda path: read_regular(path, MOST_CONFIG), 1 << 20),
+        (read_json, 64 << 20),
+        (lambda path: [*read_lines(path)], 1 << 30),
+    ],
+    ids=["configuration", "json", "lines"],
+)
+def test_file_of_one_byte_more_than_the_limit_of_its_kind_is_refused(
+    tmp_path: pathlib.Path, read: Callable[[pathlib.Path], Any], most: int
+) -> None:
+    with (tmp_path / "a").open("wb") as file:
+        file.truncate(most + 1)  # sparse: it takes no room
+    with pytest.raises(OSError, match=f"expected at most {most:,} bytes, got {most + 1:,}"):
+        read(tmp_path / "a")
 
 
 def test_pipe_that_takes_the_place_of_a_file_is_refused(

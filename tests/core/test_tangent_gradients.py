@@ -158,3 +158,35 @@ def test_value_and_aux_of_a_gradient_in_a_dual_level_keep_their_tangents(
     x, t = torch.tensor([0.5, -0.3]), torch.tensor([0.2, 1.0])
     found = (ftrain.compile(tangents, backend="eager") if compiled else tangents)(x, t)
     torch.testing.assert_close(found, [(3 * x**2) @ t, x.cos() * t, 6 * x * t])
+
+
+@torch.library.custom_op("ftrain_tests::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@torch.library.custom_op("ftrain_tests::signs", mutates_args=())
+def signs(x: Tensor) -> Tensor:
+    return x.abs() > 0
+
+
+doubled.register_fake(lambda x: torch.empty_like(x))
+signs.register_fake(lambda x: torch.empty_like(x, dtype=torch.bool))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128])
+def test_compiled_forward_derivative_refuses_a_custom_operator_that_loses_tangents(
+    dtype: torch.dtype,
+) -> None:
+    def slope(fn: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        tangent: Tensor = torch.func.jvp(fn, (x,), (torch.ones_like(x),))[1]
+        return tangent
+
+    x = POINT.to(dtype)
+    found = ftrain.compile(lambda x: slope(lambda x: x * signs(x), x), backend="eager")(x)
+    torch.testing.assert_close(found, torch.ones_like(x))  # a result without a derivative
+    lost = ftrain.compile(lambda x: slope(doubled, x), backend="eager")
+    with pytest.raises(
+        NotImplementedError, match="ftrain_tests::doubled has no derivative in forw"
+    ):
+        lost(x)

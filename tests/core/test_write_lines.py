@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import ftrain
 from ftrain import optim
+from ftrain.core._write_line import written
 from ftrain.core.errors import ImpureFunctionError
 
 BATCH = torch.ones(4, 3)
@@ -90,3 +91,13 @@ def test_search_for_the_line_of_a_write_does_not_repeat_the_write() -> None:
     with pytest.raises(ImpureFunctionError):
         steps.train_step(steps.init_state(0), batch)
     assert torch.equal(batch, torch.ones(4, 3))
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_batch_norm_writes_to_its_running_statistics_in_training_only(training: bool) -> None:
+    mean, var = torch.zeros(3), torch.ones(3)
+    for statistics in ([mean, var], [None, None]):
+        args = [BATCH, None, None, *statistics, training, 0.1, 1e-5]
+        found = written(torch.ops.aten.native_batch_norm.default, args, {})
+        expected = [x for x in statistics if x is not None and training]
+        assert [id(x) for x in found] == [id(x) for x in expected]

@@ -283,6 +283,38 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "first = torch.where(is_small & ~is_certain & is_valid, torch.exp(count * "
         "torch.log1p(-p)), 2.0)",
     ): "the same result: any number of at least 1 marks elements whose result is not used",
+    (
+        "_writes",
+        "",
+        "_MANY = 4096",
+        "_MANY = 4097",
+    ): "memory only: the number of functions after which their record is emptied",
+    (
+        "random._watch",
+        "Watch.__init__",
+        "self._operators = False",
+        "self._operators = True",
+    ): "the flag is replaced before it is read",
+    (
+        "random._keyed_reach",
+        "_copy",
+        "if 'overrides' in func.__code__.co_names and scope.get('torch') is torch:",
+        "if 'overrides' in func.__code__.co_names or scope.get('torch') is torch:",
+    ): f"{PERFORMANCE}: the stand-in passes every other name on to torch",
+    (
+        "_model_calls",
+        "ModelCalls._again",
+        "return (run(until, tree.map(lambda leaf: entry(leaf, follow=False), x)), rerun.after)",
+        "return (run(until, tree.map(lambda leaf: entry(leaf, follow=True), x)), rerun.after)",
+    ): "memory only: the values are the same, and the graph is dropped",
+    (
+        "random._generators",
+        "_find_gauss",
+        "seen.append({i for i in range(0, len(raw) - 15, 8) if raw[i:i + 4] == has and "
+        "raw[i + 8:i + 16] == kept})",
+        "seen.append({i for i in range(0, len(raw) - 15, 8) if raw[i:i + 4] == has and "
+        "raw[i + 8:i + 16] != kept})",
+    ): "slower only: no place is found, and NumPy's own function reads its generator",
 }
 
 

@@ -270,6 +270,29 @@ def test_random_operators_in_eval_mode_draw_nothing() -> None:
     assert aten.native_dropout.default(ONES, 0.5, False)[0].equal(ONES)
 
 
+@pytest.mark.parametrize("context", [keyed, operators])
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda x: F.rrelu(x, 0.1, 0.4),
+        lambda x: torch.rrelu(x, 0.1, 0.4),
+        lambda x: torch.rrelu_(x.clone(), 0.1, 0.4),
+        lambda x: aten.rrelu_with_noise.default(x, torch.ones_like(x), 0.1, 0.4),
+        lambda x: F.dropout(x, 0.3, training=False),
+        lambda x: F.alpha_dropout(x, 0.3),
+        lambda x: F.feature_alpha_dropout(x.view(1, 2, -1), 0.3),
+        lambda x: torch.native_dropout(x, 0.3, False)[0],
+    ],
+)
+def test_layers_in_eval_mode_compute_what_torch_computes(
+    call: Callable[[Tensor], Tensor], context: Callable[[Tensor], Any]
+) -> None:
+    x = torch.linspace(-1, 1, 6)
+    expected = call(x)
+    with context(KEYS[0]):
+        assert call(x).equal(expected)
+
+
 def test_initializing_a_model_does_not_import_torch_dynamo() -> None:
     """Importing dynamo takes a second and disables the validation of torch.distributions."""
     program = (

@@ -244,6 +244,12 @@ def test_traced_vmapped_draws_equal_eager(draw: Callable[[Tensor], Tensor]) -> N
     keys = random.split(random.key(23), 3)
     graph = make_fx(torch.vmap(draw), tracing_mode="fake")(keys)
     assert raw(graph(keys)) == raw(torch.vmap(draw)(keys))
+    one = make_fx(draw, tracing_mode="fake")(keys[0])
+    of_ftrain = [
+        [node.target for node in each.graph.nodes if "ftrain" in str(node.target)]
+        for each in (graph, one)
+    ]
+    assert of_ftrain[0] == of_ftrain[1]  # one operator draws for all keys
 
 
 @every_draw

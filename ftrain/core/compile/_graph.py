@@ -90,7 +90,6 @@ class GraphEditor:
             view = self.graph.call_function(aten.detach.default, (source,))
         view.meta["val"] = _val(node)
         node.replace_all_uses_with(view)
-        self.graph.erase_node(node)
 
     def _materialize_zeros(self) -> None:
         """Allocate the zero tangents of forward mode.
