@@ -16,7 +16,7 @@ from ftrain.config.resolve import Resolved, Target
 from ftrain.config.schema import Config
 from ftrain.loop._limits import steps_of
 
-__all__ = ["optimizer_of", "schedule_of", "total_steps"]
+__all__ = ["optimizer_of", "schedule_of", "schedule_steps", "total_steps"]
 
 
 def schedule_of(resolved: Resolved, total: int | None, evaluation: bool, rate: Any = None) -> Any:
@@ -34,7 +34,7 @@ def schedule_of(resolved: Resolved, total: int | None, evaluation: bool, rate: A
     rate = config.optimizer.learning_rate if rate is None else rate
     if evaluation:  # the state is the same for every schedule, and the run's length is not known
         return optim.constant(rate or 0.0)
-    arguments = _in_steps(config, course, total)
+    arguments = {**course.arguments, **schedule_steps(config, course, total)}
     return made(config, course, functools.partial(course.function, rate, **arguments))
 
 
@@ -58,19 +58,27 @@ def total_steps(config: Config, train: Any) -> int | None:
     return min((limit for limit in limits if limit is not None), default=None)
 
 
-def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, Any]:
-    """Return the schedule's arguments: fractions of the run as steps, missing step counts added."""
-    arguments = dict(course.arguments)
-    shares = [
-        name
-        for name, value in arguments.items()
-        if name.endswith("steps") and isinstance(value, float) and 0 < value < 1
-    ]
+def schedule_steps(config: Config, course: Target, total: int | None) -> dict[str, int]:
+    """Return those arguments of a schedule that follow from the number of updates in a run.
+
+    Args:
+        config: the configuration.
+        course: its schedule.
+        total: updates in the whole run; `None`: unknown.
+
+    Raises:
+        ConfigError: there are such arguments, and the number of updates is unknown.
+    """
     needs = course.needs
+    shares = {
+        name: value
+        for name, value in course.arguments.items()
+        if name.endswith("steps") and isinstance(value, float) and 0 < value < 1
+    }
     left = [
         name
         for name in (needs.total_steps, needs.remaining_steps)
-        if name is not None and course.takes(name) and name not in arguments
+        if name is not None and course.takes(name) and name not in course.arguments
     ]
     if total is None and (shares or left):
         raise ConfigError.at(
@@ -78,10 +86,13 @@ def _in_steps(config: Config, course: Target, total: int | None) -> dict[str, An
             config.places.of(("schedule",)),
             "expected a number of steps for the schedule, got data without a length. Write max_steps.",
         )
-    for name in shares:
-        arguments[name] = int(arguments[name] * (total or 0))
-    others = {name: value for name, value in arguments.items() if name != needs.total_steps}
-    taken = sum(value for name, value in others.items() if name.endswith("_steps") and value)
+    found = {name: int(share * (total or 0)) for name, share in shares.items()}
+    others = {**course.arguments, **found}
+    taken = sum(
+        value
+        for name, value in others.items()
+        if name != needs.total_steps and name.endswith("_steps") and value
+    )
     for name in left:
-        arguments[name] = (total or 0) - (taken if name == needs.remaining_steps else 0)
-    return arguments
+        found[name] = (total or 0) - (taken if name == needs.remaining_steps else 0)
+    return found

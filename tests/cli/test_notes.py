@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import sys
 import warnings
@@ -163,6 +164,62 @@ def test_resuming_with_more_epochs_warns_that_the_schedule_is_stretched(
         train(load("runs/pets/config.yaml", ["epochs=4", "output_dir=runs/pets"]), resume=True)
     assert main(["resume", "runs/pets", "schedule=null", "epochs=5"]) == 0
     assert "schedule" not in capsys.readouterr().err  # without a schedule
+
+
+@pytest.mark.parametrize(
+    ("schedule", "written"),
+    [
+        ("{name: cosine}", "schedule.steps=20"),
+        (
+            "{name: warmup_cosine, warmup_steps: 0.5}",
+            "schedule.warmup_steps=10 schedule.total_steps=20",
+        ),
+        (
+            "{name: warmup_stable_decay, warmup_steps: 2, decay_steps: 0.25}",
+            "schedule.decay_steps=5 schedule.stable_steps=13",
+        ),
+    ],
+)
+def test_resume_with_another_batch_size_asks_for_the_steps_at_which_the_run_ends(
+    project: pathlib.Path, capsys: Captured, schedule: str, written: str
+) -> None:
+    assert main(["train", "pets.yaml", f"schedule={schedule}", "max_steps=6", "epochs=3"]) == 0
+    before = (project / "runs/pets/config.yaml").read_bytes()
+    capsys.readouterr()
+    # Of 36 rows, 16 are used in epoch 2. Five batches of 4 remain, and nine in epoch 3.
+    resume = ["resume", "runs/pets", "batch_size=4", "max_steps=null"]
+    assert main(resume) == 2
+    said = capsys.readouterr().err
+    assert "batch_size: expected 8, the earlier value, because the schedule" in said
+    assert f"the run ends at step 20. Write {written}, or" in said
+    assert (project / "runs/pets/config.yaml").read_bytes() == before
+    assert main([*resume, *written.split()]) == 0
+    result = json.loads((project / "runs/pets/result.json").read_text())
+    assert result["step"] == 20
+    rates = [row["metrics"].get("learning_rate", 1.0) for row in result["history"]]
+    assert 0 <= min(rates) < 2.5e-4  # the last step of the schedule, of a peak of 1e-3
+
+
+def test_resume_with_another_batch_size_keeps_schedules_that_have_their_own_end(
+    project: pathlib.Path, capsys: Captured
+) -> None:
+    arguments = ["schedule={name: cosine, steps: 6}", "max_steps=5", "epochs=3"]
+    assert main(["train", "pets.yaml", *arguments]) == 0
+    assert main(["resume", "runs/pets", "batch_size=4", "max_steps=null"]) == 0
+    assert main(["resume", "runs/pets", "schedule=cosine", "max_steps=21", "epochs=9"]) == 0
+    capsys.readouterr()
+    # The run ends at `max_steps`, whatever the batch size is: the schedule is as long as the run.
+    assert main(["resume", "runs/pets", "batch_size=8", "max_steps=25", "epochs=30"]) == 0
+    assert "stretched from 21 to 25 steps" in capsys.readouterr().err
+
+
+def test_resume_with_another_batch_size_refuses_fractional_epochs(
+    project: pathlib.Path, capsys: Captured
+) -> None:
+    assert main(["train", "pets.yaml", "schedule=null", "epochs=1"]) == 0
+    assert main(["resume", "runs/pets", "batch_size=4", "epochs=1.5"]) == 2
+    assert "Write a whole number of epochs, or max_steps" in capsys.readouterr().err
+    assert main(["resume", "runs/pets", "batch_size=4", "epochs=2"]) == 0
 
 
 def test_load_run_warns_if_data_json_is_missing(project: pathlib.Path) -> None:
