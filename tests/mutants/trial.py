@@ -11,8 +11,10 @@ import json
 import os
 import resource
 import select
+import shutil
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -43,6 +45,7 @@ __all__ = [
 ]  # fmt: skip
 
 KILLED, SURVIVED, TIMED_OUT = "killed", "survived", "timed out"
+CACHE = "TORCHINDUCTOR_CACHE_DIR"
 SETTINGS = (
     "_hypothesis_internal_use_settings"  # the attribute where Hypothesis keeps those of a test
 )
@@ -61,8 +64,8 @@ class Outcome(NamedTuple):
 
 
 def prepare() -> None:
-    """Import what most tests import, before the forks; share the compiled machine code among them."""
-    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(ROOT / "build" / "mutants" / "inductor"))
+    """Import what most tests import, before the forks; keep what is compiled without mutants."""
+    os.environ[CACHE] = str(ROOT / "build" / "mutants" / "inductor")
     # Without a pool of processes, which would not survive the fork.
     os.environ["TORCHINDUCTOR_COMPILE_THREADS"] = "1"
     import jax  # noqa: F401
@@ -78,6 +81,9 @@ def trial(
 ) -> Outcome:
     """Run tests, until one fails, in a forked process.
 
+    It starts with the machine code that was compiled without mutants. What it adds, a mutant may have
+    changed, so that it is deleted.
+
     Args:
         install: puts the mutant into the process, such as `importing` and `swap.swap` do.
         tests: the tests, as pytest names them.
@@ -86,13 +92,18 @@ def trial(
         marks: the expression of marks that selects tests; "" for all.
     """
 
-    def run() -> dict[str, Any]:
-        install()
-        failed = _Failures()
-        code = run_pytest(["-x", "-m", marks, *tests], [WithoutShrinking(examples), failed])
-        return {"code": code, "test": next(iter(failed.tests), None)}
+    with tempfile.TemporaryDirectory(prefix="ftrain-mutant-", ignore_cleanup_errors=True) as cache:
 
-    found = forked(run, timeout)
+        def run() -> dict[str, Any]:
+            if Path(os.environ.get(CACHE, "")).is_dir():
+                shutil.copytree(os.environ[CACHE], cache, dirs_exist_ok=True)
+            os.environ[CACHE] = preloaded.ENVIRONMENT[CACHE] = cache
+            install()
+            failed = _Failures()
+            code = run_pytest(["-x", "-m", marks, *tests], [WithoutShrinking(examples), failed])
+            return {"code": code, "test": next(iter(failed.tests), None)}
+
+        found = forked(run, timeout)
     if found.get("timeout"):
         return Outcome(TIMED_OUT)
     if found.get("code") in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
