@@ -5,6 +5,10 @@ This module is imported only when a program is compiled, because torch's compile
 
 from __future__ import annotations
 
+import functools
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +16,7 @@ from torch import fx
 
 from ftrain.core._recomputation import START
 from ftrain.core._torch_dispatch import OpOverload, schema_of
+from ftrain.core._torch_inductor import onednn_product
 from ftrain.core._torch_inductor_split import inline_small_splits
 from ftrain.core._torch_passes import CustomGraphPass
 from ftrain.core._torch_tensors import storage_id
@@ -39,7 +44,7 @@ def passes(donates: bool) -> dict[str, Any]:
 
 
 class _InTurn(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
-    def __init__(self, *passes: CustomGraphPass) -> None:
+    def __init__(self, *passes: Callable[[fx.Graph], None]) -> None:
         self.passes = passes
 
     def __call__(self, graph: fx.Graph) -> None:
@@ -47,10 +52,25 @@ class _InTurn(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
             each(graph)
 
     def uuid(self) -> Any:
-        return "+".join(each.uuid() for each in self.passes)
+        """Return what the machine code depends on besides the graph: a part of inductor's cache key."""
+        names = "+".join(type(each).__name__ for each in self.passes)
+        return f"ftrain {names} {_sources()} oneDNN={onednn_product() is not None}"
 
 
-class MergeEqual(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
+@functools.cache
+def _sources() -> str:
+    """Return a hash of the files that decide how ftrain's graphs become machine code."""
+    core = Path(__file__).parents[1]
+    files = [
+        *Path(__file__).parent.glob("*.py"),
+        *core.glob("_torch_inductor*.py"),
+        core / "_recomputation.py",
+        core / "random" / "_threefry.py",
+    ]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in sorted(files))).hexdigest()
+
+
+class MergeEqual:
     """Pass that merges equal expressions, such as the gradient norms for the metrics and for clipping.
 
     AOTAutograd does this only when it partitions a graph into forward and backward, which it does not do
@@ -73,12 +93,8 @@ class MergeEqual(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
                 node.replace_all_uses_with(first)
                 graph.erase_node(node)
 
-    def uuid(self) -> Any:
-        """Return the version of this pass, part of inductor's cache key."""
-        return "ftrain.MergeEqual.2"
 
-
-class ReadBeforeWrite(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
+class ReadBeforeWrite:
     """Pass that clones old values needed for the new state before any of them is overwritten.
 
     With `new.target = old.params`, the graph ends in `params.copy_(new_params)` and
@@ -98,10 +114,6 @@ class ReadBeforeWrite(CustomGraphPass):  # type: ignore[misc]  # untyped in torc
                     clone = graph.call_function(torch.ops.aten.clone.default, (source,))
                 clone.meta["val"] = source.meta["val"].clone()
                 write.update_arg(1, clone)
-
-    def uuid(self) -> Any:
-        """Return the version of this pass, part of inductor's cache key."""
-        return "ftrain.ReadBeforeWrite.2"
 
 
 def _is_pure(target: Any) -> bool:

@@ -18,7 +18,6 @@ import torch
 from torch import fx
 
 from ftrain.core import _torch_inductor
-from ftrain.core._torch_passes import CustomGraphPass
 
 __all__ = ["LoopSmallProducts", "OneDNNProducts"]
 
@@ -30,7 +29,7 @@ _INLINE_AT_MOST = 8192
 _ONEDNN_FROM = 2_000_000
 
 
-class LoopSmallProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
+class LoopSmallProducts:
     """Pass that fuses tiny matrix products into neighbouring kernels, since a library call takes 3 µs.
 
     A step of three 16-wide layers on 8 rows has eight products of 2,048 multiplications each.
@@ -41,12 +40,8 @@ class LoopSmallProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in to
             if _is_real(a, b) and _count(a, b) <= _INLINE_AT_MOST:
                 _inline(graph, node, a, b, bias)
 
-    def uuid(self) -> Any:
-        """Return the version of this pass, part of inductor's cache key."""
-        return "ftrain.LoopSmallProducts.1"
 
-
-class OneDNNProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
+class OneDNNProducts:
     """Pass that runs large float32 matrix products with oneDNN.
 
     oneDNN needs its first factor in row-major order, and copies a column-major one, as in the gradient
@@ -60,10 +55,6 @@ class OneDNNProducts(CustomGraphPass):  # type: ignore[misc]  # untyped in torch
         for node, a, b, bias in _products(graph):
             if _is_real(a, b) and _dtype(a) == torch.float32 and _count(a, b) >= _ONEDNN_FROM:
                 _replace(graph, node, product, a, b, bias)
-
-    def uuid(self) -> Any:
-        """Return the version of this pass, part of inductor's cache key."""
-        return "ftrain.OneDNNProducts.1"
 
 
 def _products(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node, fx.Node, fx.Node | None]]:
