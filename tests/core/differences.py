@@ -53,7 +53,7 @@ def _ridders(
     def at(delta: float) -> float:
         moved = x.detach().clone()
         moved.view(-1)[i] += delta
-        return float(f(moved))
+        return float(f(moved).detach())
 
     step, shrink, rows = 0.02, 1.4, 6
     scale = max(abs(at(step)), abs(at(-step)))

@@ -270,3 +270,34 @@ def test_traced_scan_keeps_the_sign_of_a_gradient_that_is_zero(zero: complex) ->
 
     f = ftrain.value_and_grad(value)
     testing.assert_same_bits(ftrain.compile(f, backend="eager")(w), f(w))
+
+
+@MODES
+@pytest.mark.parametrize("inner", ["scan", "cond", "kept leaf"])
+def test_gradient_of_a_gradient_by_a_constant_inside_scan_matches_differences(
+    mode: str, inner: str
+) -> None:
+    """The leaf of the inner gradient is made in the body, and still referenced after it."""
+    kept = []
+
+    def value(a: torch.Tensor, c: torch.Tensor) -> torch.Tensor:
+        if inner == "scan":
+            step = lambda p, _: (p - c * a.sin() * p.cos(), None)  # noqa: E731
+            return (ftrain.scan(step, a, length=2)[0] ** 2).sum()
+        sides = (lambda: (a * c).sin().sum(), lambda: (a - c).cos().sum())
+        return ftrain.cond(a.sum() > 0, *sides)
+
+    def by_a_kept_leaf(c: torch.Tensor) -> torch.Tensor:
+        a = RATE.detach().expand(2).clone().requires_grad_()
+        kept.append(a)
+        return torch.autograd.grad((a * c).sin().sum(), a, create_graph=True)[0]
+
+    def body(c: torch.Tensor, _: None) -> Any:
+        if inner == "kept leaf":
+            return c + by_a_kept_leaf(c), None
+        return c + ftrain.value_and_grad(lambda a: value(a, c))(RATE.detach().expand(2))[1], None
+
+    def f(c: torch.Tensor) -> torch.Tensor:
+        return (ftrain.scan(body, c, length=2)[0] ** 2).sum()
+
+    assert_derivative(f, W, run(gradient(f), mode)(W))

@@ -62,6 +62,10 @@ class BodyGraph:
             # The operators require that carries keep their strides, and that branches return equal
             # strides.
             returned.extend(contiguous(x) for x in body(*inputs))
+            if torch.is_grad_enabled():
+                # Leaves of inner gradients, which closures of inner bodies may still reference.
+                leaves = unknown_leaves(returned, entered, held=True)
+                entered.extend(leaf for leaf in leaves if _torch.is_recorded(leaf))
             return list(returned)
 
         with _torch.aside() as mode, without_saved_tensor_hooks():
