@@ -10,7 +10,9 @@ from torch import Tensor
 
 import ftrain
 from ftrain import random
+from ftrain.testing import assert_same_bits
 
+ONE = torch.tensor(0)
 XS = torch.tensor([[0.3, 0.5], [-0.3, 0.1], [0.0, 0.2]], dtype=torch.float64)
 
 
@@ -125,3 +127,45 @@ def test_branch_that_does_not_depend_on_its_input_adds_nothing_to_the_gradient(
     f = ftrain.compile(f, backend="eager") if compiled else f
     assert f(torch.ones(2))[1].tolist() == [1.0, 1.0]
     assert f(-torch.ones(2))[1].tolist() == [4.0, 4.0]
+
+
+VIEWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "row": lambda t: t[1],
+    "last of unbound rows": lambda t: t.unbind()[-1],
+    "part of a row": lambda t: t[0, 1:3],
+    "transposed block": lambda t: t[:, 1:3].T,
+    "diagonal": lambda t: t.diagonal(1),
+    "number": lambda t: t[2, 3],
+    "imaginary part": lambda t: torch.view_as_real(torch.complex(t, t * t))[1, :, 1],
+    "expanded": lambda t: t[1, 1:2].expand(3),
+    "empty": lambda t: t[1, 4:],
+}
+
+
+@pytest.mark.parametrize("operator", ["cond", "switch", "scan", "while_loop"])
+@pytest.mark.parametrize("name", VIEWS)
+def test_body_may_return_any_view_of_a_tensor_that_it_makes(name: str, operator: str) -> None:
+    """The other branch, or the carry, has memory of its own: torch wants equal strides and offsets."""
+    view = VIEWS[name]
+
+    def made(x: Tensor) -> Tensor:
+        return view(torch.stack([x, x.sin(), x * x]))
+
+    def f(x: Tensor) -> Tensor:
+        other = made(x).clone(memory_format=torch.contiguous_format)
+        if operator == "scan":
+            return ftrain.scan(lambda c, _: (made(x) + 0 * c, made(x)), other, length=2)[1]
+        if operator == "while_loop":
+            return ftrain.while_loop(
+                lambda c: c[1] < 2, lambda c: (made(x), c[1] + 1), (other, ONE)
+            )[0]
+        if operator == "cond":
+            return ftrain.cond(x.sum() > 0, lambda: made(x), lambda: other)
+        return ftrain.switch(x.sum().long(), [lambda: other, lambda: made(x), lambda: 2 * other])
+
+    x = torch.tensor([0.3, 0.5, -0.2, 0.7], dtype=torch.float64)
+    assert_same_bits(ftrain.compile(f, backend="eager")(x), f(x))
+    if operator != "while_loop":
+        gradient = ftrain.value_and_grad(lambda x: (f(x) ** 2).sum() + x.sum())
+        # A scan adds the gradients of a captured tensor in another order.
+        torch.testing.assert_close(ftrain.compile(gradient, backend="eager")(x), gradient(x))

@@ -60,8 +60,9 @@ class BodyGraph:
             for x, requires_grad in zip(inputs, graded, strict=False):
                 x.requires_grad_(requires_grad)
             # The operators require that carries keep their strides, and that branches return equal
-            # strides.
-            returned.extend(contiguous(x) for x in body(*inputs))
+            # strides and offsets: a row of a stack has another offset than a new tensor.
+            outputs = [contiguous(x) for x in body(*inputs)]
+            returned.extend(x.clone() if x.storage_offset() else x for x in outputs)
             if torch.is_grad_enabled():
                 # Leaves of inner gradients, which closures of inner bodies may still reference.
                 leaves = unknown_leaves(returned, entered, held=True)
