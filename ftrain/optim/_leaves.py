@@ -20,6 +20,7 @@ __all__ = [
     "compute_dtype",
     "first_device",
     "matching_leaves",
+    "number",
     "overwrites",
     "parameters",
     "safe_sqrt",
@@ -146,9 +147,9 @@ def within(x: torch.Tensor, bound: Hyperparameter) -> torch.Tensor:
 def overwrites(first: torch.Tensor, *rest: torch.Tensor) -> bool:
     """Return True if a rule should compute intermediate results in memory that it has allocated.
 
-    The operations and bits are the same; new memory for each result takes longer if it does not fit in
-    the cache. The tensors must be large ones of a CPU, all of one layout and dtype, and outside of
-    traces, transforms and gradients.
+    The bits are the same; new memory for each result takes longer if it does not fit in the cache. The
+    tensors must be large ones of a CPU, all of one layout and dtype, and outside of traces, transforms
+    and gradients.
 
     Args:
         first: a tensor that the rule reads.
@@ -158,6 +159,11 @@ def overwrites(first: torch.Tensor, *rest: torch.Tensor) -> bool:
         return False
     shape, stride, dtype = first.shape, first.stride(), first.dtype
     return all(x.shape == shape and x.stride() == stride and x.dtype == dtype for x in rest)
+
+
+def number(scalar: Hyperparameter) -> float:
+    """Return a scalar as a number, where `overwrites` is True: outside of traces, on the CPU."""
+    return scalar.item() if isinstance(scalar, torch.Tensor) else scalar
 
 
 def safe_sqrt(squares: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:

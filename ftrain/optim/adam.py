@@ -15,7 +15,14 @@ from ftrain.optim import _checks
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
 from ftrain.optim._leaf_loop import Leaf, debias, each_leaf
-from ftrain.optim._leaves import first_device, overwrites, parameters, safe_sqrt, zeros_like
+from ftrain.optim._leaves import (
+    first_device,
+    number,
+    overwrites,
+    parameters,
+    safe_sqrt,
+    zeros_like,
+)
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
@@ -294,12 +301,13 @@ def _rule(
 ) -> tuple[torch.Tensor, ...]:
     g, (m, v) = leaf.grad, leaf.memory
     if overwrites(g, m, v, leaf.param):
-        m, v = torch.lerp(m, g, one_b1), v * b2
-        own = g * one_b2  # the memory of every further intermediate result
-        v.addcmul_(own, g)
-        root = safe_sqrt(v, out=own)
-        u = (m * step).div_(root.div_(correction).add_(eps))
-        return u.sub_(torch.mul(leaf.param, shrink_by, out=own)) if leaf.masked else u, m, v
+        # The same operations in fewer passes over memory; addcmul and addcdiv take factors as numbers.
+        m, v = torch.lerp(m, g, one_b1), (v * b2).addcmul_(g, g, value=number(one_b2))
+        root = safe_sqrt(v, out=torch.empty_like(v)).div_(correction).add_(eps)
+        if leaf.masked:
+            decay = leaf.param * -number(shrink_by)
+            return decay.addcdiv_(m, root, value=number(step)), m, v
+        return (m * step).div_(root), m, v
     m = torch.lerp(m, g, one_b1)
     v = torch.addcmul(v * b2, g * one_b2, g)
     u = m * step / (safe_sqrt(v) / correction + eps)
