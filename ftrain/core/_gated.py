@@ -5,7 +5,8 @@ Read next: `_choose.py`, which calls all branches under `torch.vmap`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core._graph_leaves import requires_grad_outside
 from ftrain.core._torch_levels import at_depth, level_of, place, recorded, running_trace
 
-__all__ = ["Gated", "gated_arguments"]
+__all__ = ["Gated", "behind_gates", "gated_arguments"]
 
 
 # Functions of autograd that need the very tensor whose derivative they compute: torch.func.grad calls
@@ -35,6 +36,7 @@ class Gated(TorchFunctionMode):
     def __init__(self, is_taken: torch.Tensor) -> None:
         super().__init__()
         self.is_taken = is_taken
+        self.is_open = False  # True: all tensors pass
         self.depth, _ = place()
         # By the id of the outer tensor and the trace: a loop in the branch has a trace of its own.
         self.gates: dict[tuple[int, Any], tuple[torch.Tensor, torch.Tensor]] = {}
@@ -44,9 +46,7 @@ class Gated(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        # An autograd function runs its forward below the transforms around the branch, where a gate has
-        # no meaning. Its arguments have passed through the gates already.
-        if place()[0] < self.depth:
+        if self.is_open or place()[0] < self.depth:
             return func(*args, **(kwargs or {}))
         if func is torch.Tensor.requires_grad_:
             self.gates.pop((id(args[0]), running_trace()), None)  # it has no path to the tensor
@@ -74,6 +74,25 @@ class Gated(TorchFunctionMode):
             self.gates[key] = tensor, gate
             self.own[id(gate)] = gate
         return self.gates[key][1]
+
+
+@contextlib.contextmanager
+def behind_gates() -> Iterator[None]:
+    """Let all tensors pass inside the context, in which the forward of an autograd function runs.
+
+    It runs under other transforms than those around the branch, so that a gate has no meaning there. Its
+    arguments have passed through the gates already.
+    """
+    shut = [
+        mode for mode in _torch.function_modes() if isinstance(mode, Gated) and not mode.is_open
+    ]
+    try:
+        for mode in shut:
+            mode.is_open = True
+        yield
+    finally:
+        for mode in shut:
+            mode.is_open = False
 
 
 def gated_arguments(args: Sequence[Any]) -> Sequence[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,47 @@ def test_nested_gradients_inside_of_a_branch_have_the_derivative_of_their_formul
     found = by_rows(gradient_of(lambda x: (within(x) * x).sum(), outer))
     for a, b in zip(found, by_rows(lambda x: 9 * x**2), strict=True):
         assert torch.allclose(a, b, rtol=1e-12)
+
+
+class XSin(torch.autograd.Function):
+    """The autograd function x · sin(x)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x * x.sin()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grad * (x.sin() + x * x.cos())
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("mapped", [0, 1, 2])
+@pytest.mark.parametrize("outer", PLACES)
+@pytest.mark.parametrize("inner", PLACES)
+def test_autograd_function_under_vmaps_in_a_branch_has_the_derivative_of_its_formula(
+    inner: str, outer: str, mapped: int, order: int
+) -> None:
+    """Its forward runs below the derivatives around the branch, and inside of new vmaps."""
+
+    def branched(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        for _ in range(mapped):
+            fn = (lambda f: lambda x: torch.vmap(f)(torch.stack([x, 2 * x])).sum(0))(fn)
+        taken = PLACES[inner](fn)
+        f = PLACES[outer](lambda x: ftrain.cond(x.sum() > 0.1, lambda: taken(x), lambda: x))
+        for _ in range(order):
+            f = (lambda g: lambda x: ftrain.value_and_grad(lambda x: (g(x) ** 2).sum())(x)[1])(f)
+        return f
+
+    found, expected = (torch.vmap(branched(f))(XS) for f in (XSin.apply, lambda x: x * x.sin()))
+    assert torch.allclose(found, expected, rtol=1e-12)
 
 
 CONSTANT: dict[str, Callable[[Tensor], Tensor]] = {

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ftrain.core import _torch
-from ftrain.core._gated import gated_arguments
+from ftrain.core._gated import behind_gates, gated_arguments
 from ftrain.core._lost_tangents import refuse_second_tangents
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_compiled import Plainly
@@ -267,7 +267,7 @@ def _enter_function(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: A
     refuse_second_tangents(func, args)
     function, *operands = gated_arguments(args)
     function = drawing(function, mode.stream)
-    with mode:
+    with mode, behind_gates():
         return without_dispatch(HigherOrderOperator.__call__)(func, function, *operands, **kwargs)
 
 
