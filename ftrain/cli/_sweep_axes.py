@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -11,7 +12,10 @@ __all__ = ["sweep_axes"]
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 _RANGE = re.compile(rf"({_NUMBER})\.\.({_NUMBER})(?::(\d+)(?::(linear|log))?)?")
-_LIST = re.compile(rf"{_NUMBER}(?:,{_NUMBER})+")
+_SPECIAL = re.compile(r"[-+]?(?:\.?nan|\.?inf|infinity)", re.IGNORECASE)
+
+#: Largest number of members, far above what memory holds; `seed=0..99999999999` would exhaust it.
+_MOST_MEMBERS = 1_000_000
 
 Axes = dict[str, list[float]]
 
@@ -23,8 +27,8 @@ def sweep_axes(arguments: Sequence[str]) -> tuple[Axes, list[str]]:
         Values by key, in the order of the arguments; the other arguments.
 
     Raises:
-        ConfigError: no argument has several values, a key cannot differ between members, or a range is
-            invalid.
+        ConfigError: no argument has several values, a key cannot differ between members, a value is not
+            a finite number or is given twice, or a range is invalid.
 
     >>> sweep_axes(["epochs=3", "seed=0..2", "optimizer.learning_rate=0.001..0.1:3"])
     ({'seed': [0, 1, 2], 'optimizer.learning_rate': [0.001, 0.01, 0.1]}, ['epochs=3'])
@@ -37,8 +41,7 @@ def sweep_axes(arguments: Sequence[str]) -> tuple[Axes, list[str]]:
         if values is None:
             overrides.append(argument)
             continue
-        optimizer, dot, name = key.partition(".")
-        if key != "seed" and not (optimizer == "optimizer" and dot and name.isidentifier()):
+        if not _can_differ(key):
             raise _refusal(
                 key,
                 argument,
@@ -51,7 +54,10 @@ def sweep_axes(arguments: Sequence[str]) -> tuple[Axes, list[str]]:
                 argument,
                 f"expected one argument for {key}, got two. Write all values in one argument.",
             )
+        _check_different(key, argument, values)
         axes[key] = values
+        if (members := math.prod(map(len, axes.values()))) > _MOST_MEMBERS:
+            raise _too_many(key, argument, members)
     if not axes:
         raise _refusal(
             "",
@@ -62,10 +68,20 @@ def sweep_axes(arguments: Sequence[str]) -> tuple[Axes, list[str]]:
     return axes, overrides
 
 
+def _can_differ(key: str) -> bool:
+    """Return True if the members of a sweep can have different values of a key."""
+    optimizer, dot, name = key.partition(".")
+    return key == "seed" or bool(optimizer == "optimizer" and dot and name.isidentifier())
+
+
 def _values(key: str, text: str, argument: str) -> list[float] | None:
     """Return the values of one `key=values` argument; `None` if the argument has a single value."""
-    if _LIST.fullmatch(text):
-        return [_number(part) for part in text.split(",")]
+    parts = [part.strip() for part in text.split(",")]
+    numbers = [_is_number(part) for part in parts]
+    # In other keys, such as output_dir=a,1, and in [0.9, 0.95, 0.99], a comma may be part of one value.
+    mixed = _can_differ(key) and text[0] not in "[{\"'" and any(numbers)
+    if len(parts) > 1 and (mixed or all(numbers)):
+        return [_number(key, argument, part) for part in parts]
     found = _RANGE.fullmatch(text)
     if found is None:
         if ".." in text and key in ("seed", "optimizer.learning_rate"):
@@ -73,7 +89,7 @@ def _values(key: str, text: str, argument: str) -> list[float] | None:
                 key, argument, f"expected first..last:count, got {text!r}. Write `0.01..1:5`."
             )
         return None
-    first, last = _number(found[1]), _number(found[2])
+    first, last = (_number(key, argument, part) for part in found.group(1, 2))
     if not first < last:
         raise _refusal(
             key, argument, f"expected the smaller number first, got {text!r}. Exchange them."
@@ -83,8 +99,12 @@ def _values(key: str, text: str, argument: str) -> list[float] | None:
             raise _refusal(
                 key, argument, f"expected a number of values, got {text!r}. Write `{text}:8`."
             )
+        if (count := last - first + 1) > _MOST_MEMBERS:
+            raise _too_many(key, argument, count)
         return [*range(first, last + 1)]
-    return _spaced(key, argument, first, last, int(found[3]), found[4])
+    if len(found[3]) > 9 or (count := int(found[3])) > _MOST_MEMBERS:
+        raise _too_many(key, argument, found[3])
+    return _spaced(key, argument, first, last, count, found[4])
 
 
 def _spaced(
@@ -112,8 +132,40 @@ def _spaced(
     return [float(first), *(float(f"{value:.12g}") for value in inner), float(last)]
 
 
-def _number(text: str) -> float:
-    return int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
+def _is_number(text: str) -> bool:
+    """Return True for a number, and for NaN and infinity, which `_number` refuses by name."""
+    return re.fullmatch(_NUMBER, text) is not None or _SPECIAL.fullmatch(text) is not None
+
+
+def _number(key: str, argument: str, text: str) -> float:
+    """Return a value of a sweep: an `int` if it has neither point nor exponent, else a `float`."""
+    if re.fullmatch(_NUMBER, text) and math.isfinite(float(text)):
+        return int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text)
+    example = "0,1" if key == "seed" else "0.001,0.01"
+    raise _refusal(
+        key, argument, f"expected finite numbers, got {text!r:.50}. Write `{key}={example}`."
+    )
+
+
+def _check_different(key: str, argument: str, values: Sequence[float]) -> None:
+    """Raise if a value occurs twice: its members would be the same training run."""
+    seen: set[float] = set()
+    for value in values:
+        if value in seen:
+            raise _refusal(
+                key,
+                argument,
+                f"expected different values, got {value:.12g} twice. Write each value once.",
+            )
+        seen.add(value)
+
+
+def _too_many(key: str, argument: str, count: int | str) -> ConfigError:
+    return _refusal(
+        key,
+        argument,
+        f"expected at most {_MOST_MEMBERS} members, got {count}. Write fewer values.",
+    )
 
 
 def _refusal(key: str, argument: str, message: str) -> ConfigError:

@@ -42,13 +42,15 @@ def config(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("0.01..1:3:linear", [0.01, 0.505, 1.0]),
         ("1..4:3:log", [1.0, 2.0, 4.0]),
         ("0.1,0.3", [0.1, 0.3]),
+        ("0.1, 0.3", [0.1, 0.3]),
         ("0..2", [0, 1, 2]),
     ],
 )
 def test_values_of_a_sweep_are_ranges_or_lists(text: str, values: list[float]) -> None:
-    axes, rest = sweep_axes(["epochs=3", f"optimizer.weight_decay={text}", "model.widths=[1,2]"])
+    others = ["epochs=3", "model.widths=[1,2]", "optimizer.betas=[0.9, 1, 0.99]", "output_dir=a,1"]
+    axes, rest = sweep_axes([*others, f"optimizer.weight_decay={text}"])
     assert axes["optimizer.weight_decay"] == pytest.approx(values, rel=1e-11)
-    assert rest == ["epochs=3", "model.widths=[1,2]"]
+    assert rest == others
 
 
 @pytest.mark.parametrize(
@@ -63,6 +65,17 @@ def test_values_of_a_sweep_are_ranges_or_lists(text: str, values: list[float]) -
         (["optimizer.learning_rate=-1..1:3:log"], "positive numbers for log"),
         (["seed=0..8:3"], "expected whole numbers"),
         (["seed=0..1", "seed=2..3"], "expected one argument for seed"),
+        (["optimizer.learning_rate=nan,inf"], "expected finite numbers, got 'nan'"),
+        (["optimizer.learning_rate=0.1,-.inf"], "expected finite numbers, got '-.inf'"),
+        (["optimizer.learning_rate=0.1,1e400"], "expected finite numbers, got '1e400'"),
+        (["optimizer.learning_rate=0.1,"], "expected finite numbers, got ''"),
+        (["seed=0,x"], "expected finite numbers, got 'x'. Write `seed=0,1`"),
+        (["optimizer.learning_rate=0.1,1e-1"], "expected different values, got 0.1 twice"),
+        (["optimizer.learning_rate=1..1.0000000000001:9"], "different values, got 1 twice"),
+        (["seed=0,1,01"], "expected different values, got 1 twice"),
+        (["seed=0..99999999999"], "expected at most 1000000 members, got 100000000000"),
+        (["optimizer.learning_rate=1..9:99999999999"], "at most 1000000 members"),
+        (["seed=0..9999", "optimizer.learning_rate=1..9:999"], "1000000 members, got 9990000"),
     ],
 )
 def test_invalid_values_of_a_sweep_are_refused(arguments: list[str], message: str) -> None:
