@@ -186,8 +186,9 @@ class Loader:
 
         Args:
             cursor: the position to begin at, and the seed; `None`: the start.
-            epochs: the number of epochs, including the remainder of the cursor's epoch; `None`: no
-                limit. Workers are started once for all of them.
+            epochs: the number of epochs, including the remainder of the cursor's epoch, even if no
+                batch of this size remains in it; `None`: no limit. Workers are started once for all of
+                them.
 
         Yields:
             `(batch, cursor)`; after the last batch of epoch e the cursor is (seed, e + 1, 0).
@@ -229,8 +230,6 @@ class Loader:
     def _plan(self, cursor: Cursor, epochs: int | None) -> Iterator[tuple[Request, Cursor]]:
         """Yield the request for each batch after `cursor`, with the cursor after that batch."""
         seed, epoch, position = cursor.seed, cursor.epoch, cursor.position
-        if not self._remaining(position):  # the cursor's epoch has no batch of this size left
-            epoch, position = epoch + 1, 0
         end = None if epochs is None else epoch + epochs
         while epoch != end:
             left = self._remaining(position)

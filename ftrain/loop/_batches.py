@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from ftrain.core.accumulate import MicroBatches
-from ftrain.data import Cursor, Stream
+from ftrain.data import Cursor, Loader, Stream
 
 __all__ = [
     "Batches",
@@ -19,6 +19,8 @@ __all__ = [
     "length",
     "no_batches",
     "opened",
+    "steps_left",
+    "steps_per_epoch",
 ]
 
 
@@ -103,6 +105,24 @@ def length(data: Any) -> int | None:
         return len(source)
     except (TypeError, NotImplementedError):  # an IterableDataset in a DataLoader
         return None
+
+
+def steps_per_epoch(data: Any, accumulate: int) -> int | None:
+    """Return the number of steps in one epoch of some data; `None` if the data has no length."""
+    batches = length(data)
+    return None if batches is None else -(-batches // accumulate)
+
+
+def steps_left(data: Any, cursor: Cursor, accumulate: int) -> int | None:
+    """Return the number of steps from a cursor to the end of its epoch; `None` if it is unknown."""
+    batches = length(data)
+    if batches is None or not isinstance(data, (Listed, Loader, Stream)):
+        return None
+    if isinstance(data, Loader):  # its positions count samples, those of the others count batches
+        left = data._remaining(cursor.position)
+    else:
+        left = batches - cursor.position
+    return -(-left // accumulate)
 
 
 @contextlib.contextmanager

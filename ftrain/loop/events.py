@@ -89,6 +89,8 @@ class Plan:
         evaluates: True if there is evaluation data.
         save_every: steps between checkpoints; `None`: at the end of each epoch.
         devices: devices of the training state's tensors, such as `("cuda:0",)`.
+        extra_steps: in a resumed run, the steps taken so far minus those of a run that reads the same
+            samples in steps of the present size; 0 unless the batch size or `accumulate` has changed.
     """
 
     epochs: int | None
@@ -99,6 +101,7 @@ class Plan:
     evaluates: bool = True
     save_every: int | None = None
     devices: tuple[str, ...] = ()
+    extra_steps: int = 0
 
     @property
     def total_steps(self) -> int | None:
@@ -106,7 +109,7 @@ class Plan:
         by_epochs = (
             None
             if self.epochs is None or self.steps_per_epoch is None
-            else self.epochs * self.steps_per_epoch
+            else self.epochs * self.steps_per_epoch + self.extra_steps
         )
         known = [steps for steps in (by_epochs, self.max_steps) if steps is not None]
         return min(known, default=None)

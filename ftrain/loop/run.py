@@ -186,7 +186,8 @@ class Run(Emitter):
         runtime.ranks.begin_boundary(state.progress.step, state.pending)
         due = due_after_step(self.runtime.plan, self.state)
         failure = None
-        if due.window:
+        # A resumed run without another batch in its epoch may have ended this window before.
+        if due.window and (state.unread or state.window.steps):
             failure = yield from self._end_window(batch)
         if due.epoch:
             yield from self._end_epoch()

@@ -28,7 +28,7 @@ from ftrain.core.compile import compile as compile_step
 from ftrain.core.state import TrainState
 from ftrain.core.step import Steps
 from ftrain.data.cursor import convert_integers
-from ftrain.loop._batches import Batches, as_batches, check_padding, length
+from ftrain.loop._batches import Batches, as_batches, check_padding, steps_per_epoch
 from ftrain.loop._best_state import check_keeps_best, with_best_state
 from ftrain.loop._callback_identity import Named, named
 from ftrain.loop._checkpoint_writer import CheckpointWriter
@@ -38,7 +38,7 @@ from ftrain.loop._evaluate import evaluate
 from ftrain.loop._limits import check_limits, whole_limits
 from ftrain.loop._one_rank import OneRank
 from ftrain.loop._ranks import check_mesh, ranks_of
-from ftrain.loop._resume import Resume, resumed_state
+from ftrain.loop._resume import Resume, extra_steps, resumed_state, warn_of_accumulate
 from ftrain.loop._run_logs import RunLogs
 from ftrain.loop._runtime import Runtime
 from ftrain.loop._step_functions import Step, eval_step_on_ranks, train_and_eval_step
@@ -339,16 +339,15 @@ class Trainer:
         logs: RunLogs,
     ) -> Run:
         """Return the run in its initial or resumed state; rank 0 has locked the store and the logs."""
-        per_epoch = length(train)
-        if per_epoch is not None:
-            per_epoch = -(-per_epoch // self.accumulate)
+        per_epoch = steps_per_epoch(train, self.accumulate)
         epochs, max_steps = whole_limits(epochs, max_steps, per_epoch)
-        loop = resumed_state(state, store, resume, ranks)
+        loop = resumed_state(state, store, resume, ranks, train)
         resumed = loop is not None
         if loop is None:
             if self.donate and isinstance(self._step, Compiled):
                 state = tree.map(torch.clone, state)
             loop = LoopState(state, accumulate=self.accumulate)
+        warn_of_accumulate(self, loop)
         callbacks = Dispatcher(self._named, stores=store is not None)
         loop = loop.replace(
             callbacks=callbacks.initial_states(loop.callbacks, loop.callback_options),
@@ -368,12 +367,13 @@ class Trainer:
             plan=Plan(
                 epochs,
                 max_steps,
-                per_epoch,
+                steps_per_epoch(train, loop.accumulate),
                 self.log_every,
                 self.eval_every,
                 held_out is not None,
                 self.save_every,
                 tuple(sorted({str(x.device) for x in tree.leaves(loop.train)})),
+                extra_steps(train, loop),
             ),
             max_skipped=self.max_skipped,
             count_samples=ranks.counting(self.count_samples),

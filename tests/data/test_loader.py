@@ -294,7 +294,7 @@ def test_loader_with_epochs_none_is_endless_and_with_epochs_zero_is_empty():
 
 
 def test_a_cursor_with_less_than_a_batch_left_continues_in_the_next_epoch():
-    batch, after = next(Loader(DATA, 40).batches(Cursor(0, 0, 30)))
+    batch, after = next(Loader(DATA, 40).batches(Cursor(0, 0, 30), epochs=2))
     assert after == Cursor(0, 2, 0)
     assert_same_bits(batch, next(Loader(DATA, 40).batches(Cursor(0, 1)))[0])
 
