@@ -22,7 +22,7 @@ from ftrain.config.schema import Config
 from ftrain.core._terminal import OutputClosedError, say
 from ftrain.loop import FitResult
 
-__all__ = ["report", "train_command"]
+__all__ = ["as_given", "report", "train_command"]
 
 
 def report(config: Config, *, resume: bool = False, overwrite: bool = False) -> int:
@@ -123,18 +123,17 @@ def _best(result: FitResult, config: Config) -> Iterator[str]:
         yield f"  best: epoch {best.epoch}  step {best.step}  {monitor} {best.value(monitor):.4g}{saved}"
 
 
-def _as_given(checkpoint: str | None, config: Config) -> str | None:
+def as_given(checkpoint: str | pathlib.Path, folder: pathlib.Path) -> str:
     """Return the path of a checkpoint that begins with the run's directory as it was given."""
-    if checkpoint is None:
-        return None
-    path = config.folder / "checkpoints" / pathlib.Path(checkpoint).name
-    return str(path) if path.is_dir() else checkpoint
+    path = folder / "checkpoints" / pathlib.Path(checkpoint).name
+    return str(path if path.is_dir() and path.samefile(checkpoint) else checkpoint)
 
 
 def _said(result: FitResult, before: Mapping[str, Any], config: Config) -> Iterator[str]:
     """Yield the lines to print after a run: its outcome, the next command to use, the written files."""
     folder = config.folder
-    yield str(dataclasses.replace(result, checkpoint=_as_given(result.checkpoint, config)))
+    shown = None if result.checkpoint is None else as_given(result.checkpoint, folder)
+    yield str(dataclasses.replace(result, checkpoint=shown))
     yield from _best(result, config)
     finished = (before.get("status"), before.get("step")) == ("completed", result.step)
     if result.status == "completed" and finished:

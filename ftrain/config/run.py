@@ -47,6 +47,7 @@ from ftrain.config._directory import (
 )
 from ftrain.config._environment import environment
 from ftrain.config._ranks import mesh_of
+from ftrain.config._resumed_data import check_seeds, other_data
 from ftrain.config._step_advice import size_advice
 from ftrain.config.build import Parts, build
 from ftrain.config.dump import dump, relocated
@@ -54,6 +55,7 @@ from ftrain.config.errors import ConfigError
 from ftrain.config.schema import Config
 from ftrain.core import _file_output
 from ftrain.core.compile import check_compiler
+from ftrain.core.errors import ArgumentError
 from ftrain.data.fitted import FILE
 from ftrain.loop import FitResult, LoopWarning, Trainer
 from ftrain.loop._log_notes import collected
@@ -130,6 +132,8 @@ class Run:
                 refusal = _callbacks.unknown_metric(self.parts, error)
                 if refusal is not None:
                     raise refusal from None
+            if isinstance(error, ArgumentError) and error.argument == "train_data":
+                raise other_data(self.parts, self.folder, error) from None
             if (advice := size_advice(self.parts, error)) is not None:
                 error.add_note(advice)
             raise
@@ -357,9 +361,15 @@ def _alone(config: Config, folder: pathlib.Path) -> Iterator[None]:
 
 
 def _stored_fitted(config: Config, folder: pathlib.Path) -> Mapping[str, Any] | None:
-    """Return the stored fitted preprocessing of a run; `None` if the run has no checkpoint yet."""
-    begun = any((folder / "checkpoints").glob("step-*"))
-    return _data_json.stored(config, folder).fitted if begun else None
+    """Return the stored fitted preprocessing of a run; `None` if the run has no checkpoint yet.
+
+    Raises:
+        ConfigError: the run has a checkpoint, and other seeds than `config`.
+    """
+    if not any((folder / "checkpoints").glob("step-*")):
+        return None
+    check_seeds(config, folder)
+    return _data_json.stored(config, folder).fitted
 
 
 def _write(folder: pathlib.Path, files: Mapping[str, str]) -> None:

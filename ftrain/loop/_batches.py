@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from ftrain.core.accumulate import MicroBatches
+from ftrain.core.errors import ArgumentError
 from ftrain.data import Cursor, Loader, Stream
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Listed",
     "as_batches",
     "check_padding",
+    "check_position",
     "joined",
     "length",
     "no_batches",
@@ -115,14 +117,27 @@ def steps_per_epoch(data: Any, accumulate: int) -> int | None:
 
 def steps_left(data: Any, cursor: Cursor, accumulate: int) -> int | None:
     """Return the number of steps from a cursor to the end of its epoch; `None` if it is unknown."""
-    batches = length(data)
-    if batches is None or not isinstance(data, (Listed, Loader, Stream)):
-        return None
     if isinstance(data, Loader):  # its positions count samples, those of the others count batches
-        left = data._remaining(cursor.position)
-    else:
-        left = batches - cursor.position
-    return -(-left // accumulate)
+        return -(-data._remaining(cursor.position) // accumulate)
+    batches = length(data) if isinstance(data, (Listed, Stream)) else None
+    return None if batches is None else -(-(batches - cursor.position) // accumulate)
+
+
+def check_position(data: Batches, cursor: Cursor) -> None:
+    """Raise if the position in a checkpoint was made for other training data, or in another order."""
+    now = data.start()
+    for what, was, found, words in (
+        ("the data", cursor.of, now.of, 0),
+        # Only the hash, the last word, is compared, so that a sampler can be renamed.
+        ("the order of the data", cursor.sampler, now.sampler, -1),
+    ):
+        if was and found and was.split()[words:] != found.split()[words:]:
+            raise ArgumentError(
+                "train_data",
+                f"expected {what} of the checkpoint, {was}, got {found}",
+                "Pass the loader that the run began with; or load the checkpoint's state, and call fit "
+                "without `resume` and with another store.",
+            )
 
 
 @contextlib.contextmanager

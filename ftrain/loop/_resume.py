@@ -8,7 +8,7 @@ import warnings
 from typing import Any, Literal
 
 from ftrain.checkpoint import Store
-from ftrain.loop._batches import steps_left, steps_per_epoch
+from ftrain.loop._batches import check_position, steps_left, steps_per_epoch
 from ftrain.loop._one_rank import OneRank
 from ftrain.loop.callbacks.accumulation import AccumulationSchedule
 from ftrain.loop.events import LoopWarning
@@ -35,7 +35,7 @@ def resumed_state(
     cursor = None if loop is None else loop.cursor
     if loop is None or cursor is None or not cursor.position or steps_left(data, cursor, 1) != 0:
         return loop
-    data.batches(cursor, 0)  # raises for other data
+    check_position(data, cursor)
     cursor = dataclasses.replace(cursor, epoch=cursor.epoch + 1, position=0)
     return loop.replace(cursor=cursor, epoch_ended=True, boundary_unfinished=True)
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from ftrain.core.errors import NonFiniteError
 from ftrain.loop import _actions
-from ftrain.loop._batches import joined, no_batches, opened
+from ftrain.loop._batches import check_position, joined, no_batches, opened
 from ftrain.loop._compiled_steps import check_compiler, is_compiled_next
 from ftrain.loop._emitter import Emitter
 from ftrain.loop._ensemble_members import members_of
@@ -86,11 +86,16 @@ class Run(Emitter):
             runtime.clock.restart("epoch")
 
     def check(self) -> None:
-        """Raise if a compiler is missing, an ensemble has several axes, or the ranks' states differ."""
+        """Raise if a compiler is missing, the training data are not those of the checkpoint, ...
+
+        An ensemble with several axes is refused too, and ranks whose states differ.
+        """
         runtime = self.runtime
         members_of(self.state.train)
         runtime.ranks.check_start(runtime.plan, self.state)
         if self._status() is None:
+            if runtime.resumed and self.state.cursor is not None:
+                check_position(runtime.train_data, self.state.cursor)
             evaluation = None if runtime.eval_data is None else runtime.eval_step
             check_compiler((runtime.step, evaluation), self.state.train)
 

@@ -12,10 +12,10 @@ from tests.config.formats import write
 HERE = pathlib.Path(__file__).parent
 
 
-def configured(folder: pathlib.Path, **options: Any) -> pathlib.Path:
-    """Write the user's files of a tiny run; return its configuration."""
+def configured(folder: pathlib.Path, extra: str = "", **options: Any) -> pathlib.Path:
+    """Write the user's files of a tiny run, with `extra` code; return its configuration."""
     source = (HERE / "project.py").read_text().replace('@register("model", "test-net")\n', "")
-    (folder / "project.py").write_text(source)
+    (folder / "project.py").write_text(source + extra)
     config = {
         "model": "project.py:Net",
         "data": {"name": "project.py:data", "held_out": 0.25},

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ftrain import checkpoint, tree
+from ftrain import checkpoint, data, tree
+from ftrain.core.errors import ArgumentError
 from ftrain.loop import (
     BatchEnd,
     EpochEnd,
@@ -21,10 +22,11 @@ from ftrain.loop import (
     LoopState,
     Notify,
     Save,
+    TrainBegin,
     WindowEnd,
 )
 from tests.campaign import product
-from tests.loop.runs import STEPS, Counts, Interrupts, digest, fit, train_data, trainer
+from tests.loop.runs import STEPS, Counts, Interrupts, digest, fit, rows, train_data, trainer
 
 # The resumed run lacks the callback that interrupted it, which issues a warning.
 pytestmark = pytest.mark.filterwarnings("ignore::ftrain.loop.CallbackWarning")
@@ -200,3 +202,25 @@ def test_loop_state_replace_refuses_unknown_fields() -> None:
     with pytest.raises(TypeError, match="expected names of fields of LoopState, got step"):
         state.replace(step=3)
     assert state == LoopState(None)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (lambda: data.Loader(rows(90), 8, seed=3), "the checkpoint, 60 samples, got 90 samples"),
+        (
+            lambda: train_data(shuffle=False),
+            "the order of the data of the checkpoint, shuffle=True",
+        ),
+        (lambda: [rows()], "the checkpoint, 60 samples, got a list of 1 batches"),
+        (lambda: data.Stream([rows()]), "the checkpoint, 60 samples, got a stream of 1"),
+    ],
+)
+def test_resuming_with_other_data_is_refused_before_any_callback_sees_an_event(
+    other: Any, message: str, tmp_path: pathlib.Path
+) -> None:
+    fit(trainer(store=tmp_path, save_every=1), max_steps=4)
+    made = trainer(Interrupts(signal.SIGINT, TrainBegin, 1), store=tmp_path)
+    with pytest.raises(ArgumentError, match=f"train_data: expected .*{message}") as refused:
+        made.fit(STEPS.init_state(0), other(), epochs=3, resume=True)
+    assert not hasattr(refused.value, "fit_result")

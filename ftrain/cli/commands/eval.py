@@ -32,12 +32,13 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate a checkpoint of a run, and print the metrics over the held-out data."""
     folder = run_folder(options.run)
     config = run_config(folder, options.overrides, code=not options.no_code)
-    from ftrain.cli.evaluate import evaluate  # noqa: PLC0415  # imports torch: after the keys are checked
+    from ftrain.cli._training import as_given  # noqa: PLC0415  # imports torch: after the keys are checked
+    from ftrain.cli.evaluate import evaluate  # noqa: PLC0415  # as above
 
     path, (result, *averages) = evaluate(config, folder, options.checkpoint)
     if options.json:
         named = {each.split.removeprefix("eval/"): each.to_json() for each in averages}
         say(json.dumps({**result.to_json(), "checkpoint": str(path), **named}))
     else:
-        say(path, result, *averages)
+        say(as_given(path, folder), result, *averages)
     return 0
