@@ -164,9 +164,18 @@ def no_batches(epoch: int) -> ValueError:
 
 
 def joined(
-    pairs: Iterator[tuple[Any, Cursor]], k: Callable[[], int]
+    pairs: Iterator[tuple[Any, Cursor]], k: Callable[[], int], rows: Callable[[Any], int]
 ) -> Iterator[tuple[Any, Cursor]]:
-    """Yield the batches of an epoch with every k consecutive ones joined into one `MicroBatches`."""
+    """Yield the batches of an epoch with every k consecutive ones joined into one `MicroBatches`.
+
+    If the last batch of an epoch is smaller, a loss without a weight is weighted by rows, so that it is
+    the mean over all of them.
+
+    Args:
+        pairs: batches, each with the cursor after it.
+        k: returns the number of batches to join.
+        rows: `batch -> number of rows`.
+    """
     group: list[Any] = []
     for batch, cursor in pairs:
         if not group and k() == 1:
@@ -174,7 +183,9 @@ def joined(
             continue
         group.append(batch)
         if len(group) >= k() or not cursor.position:
-            yield MicroBatches(tuple(group)) if len(group) > 1 else group[0], cursor
+            sizes = tuple(map(rows, group))
+            weights = sizes if len(set(sizes)) > 1 and min(sizes) > 0 else ()
+            yield MicroBatches(tuple(group), weights) if len(group) > 1 else group[0], cursor
             group = []
 
 

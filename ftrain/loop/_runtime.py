@@ -70,6 +70,10 @@ class Runtime:
     wanted: Callable[[type[Event]], bool] = lambda kind: False
     noticed: set[str] = dataclasses.field(default_factory=set)
 
+    def count_rows(self, batch: Any) -> int:
+        """Return the number of rows of a training batch."""
+        return self.count_samples(batch)[0]
+
     def has_listener(self, kind: type[Event]) -> bool:
         """Return True if a callback, or the consumer of `Trainer.events`, wants events of this class."""
         return bool(self.callbacks.listeners(kind)) or self.wanted(kind)

@@ -111,7 +111,8 @@ class Run(Emitter):
                     with opened(
                         runtime.train_data, self.state.cursor, runtime.plan.epochs
                     ) as batches:
-                        yield from self._steps(joined(batches, lambda: self.state.accumulate))
+                        accumulate, rows = lambda: self.state.accumulate, runtime.count_rows
+                        yield from self._steps(joined(batches, accumulate, rows))
                 yield from self._end()
             except Exception as error:
                 ended, writes = runtime.ranks.failure(error, self.state.progress.step)

@@ -7,10 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import ftrain
-from ftrain import tree
+from ftrain import optim, tree
 from ftrain.loop import LoopWarning, Trainer
 from tests.core.batches import FORMS, rows, steps
 
@@ -81,3 +82,26 @@ def test_gradients_accumulate_over_list_batches_of_a_torch_dataloader() -> None:
         for data in (loader, named)
     ]
     assert cut[0] == cut[1]
+
+
+@pytest.mark.parametrize("accumulate", [2, 3])
+def test_a_smaller_last_batch_is_accumulated_by_rows_if_the_loss_has_no_weight(
+    accumulate: int,
+) -> None:
+    """A mean of the means over 8 and 2 rows would weigh the 2 rows as much as the 8."""
+
+    def loss_fn(model: Any, batch: Any) -> Any:
+        return (model(batch[0]) - batch[0][:, :1]).square().mean()
+
+    made = ftrain.make_steps(lambda: nn.Linear(X.shape[1], 1), loss_fn, optim.sgd(0.1))
+
+    def fit(batch_size: int, k: int) -> Any:
+        data = DataLoader(TensorDataset(X[:20]), batch_size)
+        trainer = Trainer(made, compile=False, accumulate=k, log_every=1)
+        return trainer.fit(made.init_state(0), data, epochs=2)
+
+    accumulated, whole = fit(6, accumulate), fit(6 * accumulate, 1)
+    assert accumulated.step == whole.step
+    assert accumulated.train.loss == pytest.approx(whole.train.loss, rel=1e-6)
+    for name, param in whole.state.params.items():
+        torch.testing.assert_close(accumulated.state.params[name], param, rtol=4e-7, atol=4e-7)
