@@ -205,7 +205,7 @@ def _metrics(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> Section:
         names = [
             name
             for name in dict.fromkeys((*one, *two))
-            if name not in _CLOCKS
+            if name.rpartition("/")[2] not in _CLOCKS  # ema/duration: of another evaluation
             and not name.endswith("_per_second")
             and one.get(name) != two.get(name)
         ]

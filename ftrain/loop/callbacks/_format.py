@@ -6,12 +6,13 @@ from collections.abc import Mapping
 
 from ftrain.loop._ensemble_members import with_extremes
 from ftrain.loop._format_number import format_number
+from ftrain.loop._reserved_names import CLOCKS
 from ftrain.loop.events import CompileBegin, CompileEnd, Progress
 
 __all__ = ["clock", "compiling", "row"]
 
 _SPLITS = {"train": "train (last steps)", "train_epoch": "train (epoch mean)"}
-_HIDDEN = ("grad_norm_min", "grad_norm_max", "duration")
+_HIDDEN = ("grad_norm_min", "grad_norm_max", *CLOCKS)
 # Parts of the names of values per layer and per ensemble member, which lines of text omit.
 _PARTS = ("grad_norm/", "/member_")
 #: Values that a narrow terminal leaves out, in this order; the progress bar shows the speed.
@@ -47,6 +48,8 @@ def row(
         'epoch 1    step 50      train (last steps)  loss 0.25    51.2k samples/s'
         >>> row("eval", Progress(1, 50), {"loss": 0.2, "loss_min": 0.1, "loss_max": 0.3})
         'epoch 1    step 50      eval                loss 0.2    (0.1 to 0.3)'
+        >>> row("eval", Progress(1, 50), {"loss": 0.2, "ema/loss": 0.1, "ema/duration": 0.3})
+        'epoch 1    step 50      eval                loss 0.2     ema/loss 0.1'
     """
     name = _SPLITS.get(split, split)
     head = [f"epoch {progress.epoch:<3}", f"step {progress.step:<6}", f"{name:<18}"]
@@ -55,7 +58,7 @@ def row(
         if name in _RATES:
             parts[name] = f"{format_number(value)} {_RATES[name]}"
         elif (
-            name not in _HIDDEN
+            name.rpartition("/")[2] not in _HIDDEN  # ema/duration: of another evaluation
             and not any(each in name for each in _PARTS)
             and not (name == "skipped" and not value)
         ):
