@@ -38,7 +38,7 @@ def schedule_note(parts: Parts, folder: pathlib.Path, store: Store) -> str | Non
     try:
         config = run_config(folder)
         before = total_steps(config, _earlier_batches(parts, config.batch_size))
-        if before is None or before == now:
+        if before is None or before == now or _name(config) != _name(parts.config):
             return None
         earlier = schedule_of(parts.resolved, before, False)
     except ValueError:  # the earlier file is damaged, or its length does not fit the schedule
@@ -98,6 +98,11 @@ def _check_length(parts: Parts, folder: pathlib.Path, store: Store) -> None:
             f"the whole run, {changed}With this batch size, the run ends at step {end}. Write "
             f"{written}, or other numbers of steps.",
         )
+
+
+def _name(config: Config) -> str | None:
+    """Return the name of the configured schedule; `None` for a constant learning rate."""
+    return None if config.schedule is None else config.schedule.name
 
 
 def _sized_by(config: Config, train: Any) -> bool:

@@ -40,8 +40,18 @@ def run_config(folder: pathlib.Path, overrides: Sequence[str] = (), *, code: boo
         code: see `load`.
 
     Raises:
-        ConfigError: the configuration is invalid, or the name of the directory is not UTF-8.
+        ConfigError: the configuration is invalid, the name of the directory is not UTF-8, or the
+            overrides name another directory.
     """
+    for override in overrides:
+        key, _, other = override.partition("=")
+        if key.strip() == "output_dir" and pathlib.Path(other.strip()) != folder:
+            raise ConfigError.at(
+                "output_dir",
+                f"the command line ({override})",
+                f"expected no other directory than that of the run, {folder}, got {other}. Copy the run "
+                "to the other directory, and name the copy instead of the run.",
+            )
     try:
         str(folder).encode()
     except UnicodeEncodeError:  # a configuration cannot hold this name as its `output_dir`

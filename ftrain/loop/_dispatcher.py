@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ftrain.checkpoint.save import remedy
 from ftrain.loop._callback_identity import AttributeDigests, Named, matched
 from ftrain.loop._callback_states import state_to_json
 from ftrain.loop.callback import Action, Callback, CallbackWarning
@@ -144,9 +145,10 @@ class Dispatcher:
 
 def _warn(name: str, error: Exception) -> None:
     last = traceback.extract_tb(error.__traceback__)[-1]
+    advice = (remedy(error) if isinstance(error, OSError) else "") or "Correct the callback."
     warnings.warn(
         f"callback {name} raised {type(error).__name__}: {error} ({last.filename}:{last.lineno}). "
-        "The run continues; correct the callback.",
+        f"The run continues. {advice}",
         CallbackWarning,
         stacklevel=3,
     )

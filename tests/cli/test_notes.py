@@ -164,6 +164,9 @@ def test_resuming_with_more_epochs_warns_that_the_schedule_is_stretched(
         train(load("runs/pets/config.yaml", ["epochs=4", "output_dir=runs/pets"]), resume=True)
     assert main(["resume", "runs/pets", "schedule=null", "epochs=5"]) == 0
     assert "schedule" not in capsys.readouterr().err  # without a schedule
+    # The earlier learning rate was constant, not that of a shorter cosine.
+    assert main(["resume", "runs/pets", "schedule=cosine", "epochs=6"]) == 0
+    assert "stretched" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

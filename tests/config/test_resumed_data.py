@@ -87,3 +87,14 @@ def test_resuming_iterable_data_with_another_batch_size_names_the_key(
     assert re.search(
         "expected 4, .* counts batches of iterable data, got 6. Write batch_size=4", str(error)
     )
+
+
+def test_a_run_is_refused_another_output_dir(tmp_path: pathlib.Path) -> None:
+    """It was ignored: the run was resumed in its own directory."""
+    folder = trained(tmp_path)
+    with pytest.raises(
+        ConfigError, match="expected no other directory than that of the run"
+    ) as error:
+        run_config(folder, [f"output_dir={tmp_path / 'second'}"])
+    assert error.value.key == "output_dir"
+    assert run_config(folder, [f"output_dir={folder}"]).folder == folder

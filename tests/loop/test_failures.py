@@ -16,6 +16,7 @@ from ftrain.core.errors import NonFiniteError
 from ftrain.loop import (
     BatchEnd,
     CallbackWarning,
+    EpochEnd,
     Failure,
     Log,
     Logged,
@@ -325,3 +326,20 @@ def test_a_step_that_raises_on_non_finite_gradients_keeps_the_state_before_it(
     assert "At step 3, batch 3 of epoch 1: batch['x'] holds 4 NaN of 32 values" in notes
     result = found.value.fit_result  # type: ignore[attr-defined]
     assert int(result.state.step) == 2
+
+
+def test_a_callback_that_finds_the_disk_full_names_the_disk_in_its_remedy() -> None:
+    class Writes:
+        on_error = "warn"
+        listens = (EpochEnd,)
+
+        def init(self) -> None:
+            return None
+
+        def __call__(self, state: None, event: Any) -> Any:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "curves.png")
+
+    with pytest.warns(
+        CallbackWarning, match="The run continues. The disk is full: free some space"
+    ):
+        fit(trainer(Writes()), epochs=1)
