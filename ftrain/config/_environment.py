@@ -36,8 +36,8 @@ def environment(config: Config) -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(threads)
-        # Only if changed: the call imports inductor, and after a Ctrl-C during that import it would raise
-        # an error of the half-imported module instead.
+        # Only if changed: the call imports inductor, and after a Ctrl-C during that import it would
+        # raise an error of the half-imported module instead.
         now = torch.are_deterministic_algorithms_enabled()
         if (now, torch.is_deterministic_algorithms_warn_only_enabled()) != (was, only_warned):
             torch.use_deterministic_algorithms(was, warn_only=only_warned)

@@ -86,7 +86,7 @@ class Run(Emitter):
             runtime.clock.restart("epoch")
 
     def check(self) -> None:
-        """Raise if a compiler is missing, the training data are not those of the checkpoint, ...
+        """Raise if the run cannot begin: a compiler is missing, or the data are not the checkpoint's.
 
         An ensemble with several axes is refused too, and ranks whose states differ.
         """

@@ -36,14 +36,6 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "None",
     ): f"{PERFORMANCE}: bytes are compared at every call, not at the first only",
     (
-        "_torch",
-        "value_at_hand",
-        "if type(flag) is not torch.Tensor or flag.device.type != 'cpu' or "
-        "torch.compiler.is_dynamo_compiling() or is_wrapped(flag):",
-        "if type(flag) is not torch.Tensor or flag.device.type == 'cpu' or "
-        "torch.compiler.is_dynamo_compiling() or is_wrapped(flag):",
-    ): f"{PERFORMANCE}: torch.where selects by the flag",
-    (
         "_torch_inductor",
         "inductor_compile",
         "if on_cuda and torch.are_deterministic_algorithms_enabled():",
