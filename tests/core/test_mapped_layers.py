@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -139,3 +141,16 @@ def test_vmapped_call_refuses_an_out_argument_of_narrower_dtype_or_another_shape
 
     with pytest.raises(RuntimeError, match="Batching rule"):
         torch.vmap(write)(torch.ones(2, 3), torch.stack([out, out]))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3), (2, 1, 3)], ids=str)
+def test_one_hot_codes_of_mapped_indices_of_any_shape_equal_torchs(shape: tuple[int, ...]) -> None:
+    index = torch.arange(2 * math.prod(shape)).reshape(2, *shape) % 4
+
+    def codes(x: Tensor, index: Tensor) -> Tensor:
+        with random.keyed(KEY):
+            return x * F.one_hot(index, 4)
+
+    x = torch.ones((2, *shape, 4), dtype=torch.float64)
+    gradient = torch.vmap(torch.func.grad(lambda x, index: codes(x, index).sum()))(x, index)
+    testing.assert_same_bits(gradient, F.one_hot(index, 4).double())
