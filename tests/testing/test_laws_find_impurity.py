@@ -95,6 +95,7 @@ def test_check_pure_finds_state_in_closures_globals_and_optimizers() -> None:
 
     found = violation(testing.check_pure, counts, BATCHES, state=STATE)
     assert "the global variable '_count'" in found.summary
+    assert _count == 0
 
     weight = nn.Parameter(torch.ones(8))
     optimizer = torch.optim.Adam([weight])
