@@ -40,7 +40,9 @@ def remat(target: T, where: Where | None = None) -> T:
     buffers, parameters and autocast. Values, gradients and buffers equal those without `remat`, to the
     bit in eager mode and with `backend="eager"`; a compiler may fuse operators differently. Memory is
     needed for the inputs of all regions and the activations of one region; the time increases by up to
-    one forward pass.
+    one forward pass. Python attributes are the exception, as in `torch.utils.checkpoint`: if a model
+    changes one after a region has read it (`self.scale = 2.0`), the second call reads the last value.
+    Keep such values in buffers.
 
     Three forms:
 
