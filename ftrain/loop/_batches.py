@@ -184,7 +184,9 @@ def joined(
         group.append(batch)
         if len(group) >= k() or not cursor.position:
             sizes = tuple(map(rows, group))
-            weights = sizes if len(set(sizes)) > 1 and min(sizes) > 0 else ()
+            # Relative to a full batch, which counts one on ranks that have no smaller batch, too.
+            differ = len(set(sizes)) > 1 and min(sizes) > 0
+            weights = tuple(size / max(sizes) for size in sizes) if differ else ()
             yield MicroBatches(tuple(group), weights) if len(group) > 1 else group[0], cursor
             group = []
 
