@@ -156,6 +156,15 @@ def test_mapping_that_cannot_be_rebuilt_is_a_leaf_if_it_holds_no_tensors() -> No
     assert tree.leaves([os.environ, {"x": 1}])[1] == 1
 
 
+def test_mapping_with_tensors_is_refused_after_one_of_its_class_without_tensors() -> None:
+    class Repeated(Doubling):
+        pass
+
+    assert len(tree.leaves({"inputs": Repeated({"x": 1})})) == 1
+    with pytest.raises(TypeError, match="is a Repeated, a mapping that cannot be rebuilt"):
+        tree.leaves({"inputs": Repeated({"x": torch.ones(2)})})
+
+
 def test_classes_registered_in_torch_pytree_are_tree_nodes() -> None:
     class Boxed:
         def __init__(self, x: Any, size: list[int]) -> None:

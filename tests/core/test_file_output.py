@@ -200,3 +200,12 @@ def test_line_of_a_terabyte_is_not_read_into_memory(tmp_path: Path) -> None:
     os.truncate(path, 1 << 40)
     assert _file_output.keep(path, 2) == ["one"]
     assert path.read_text() == "one\n"
+
+
+def test_new_file_gets_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        _file_output.append(tmp_path / "output", "new")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "output").stat().st_mode) == 0o666

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ftrain
-from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum, as_metrics
+from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum, as_metrics, on_device
 
 values = st.lists(st.integers(-1000, 1000), min_size=1, max_size=20)
 
@@ -106,3 +106,8 @@ def test_complex_number_is_refused_as_a_metric_that_would_lose_its_imaginary_par
         "z"
     ]  # values of examples keep theirs
     assert kept.tolist() == [1j, 2]
+
+
+def test_scalar_of_the_host_is_moved_to_the_device_of_the_metrics() -> None:
+    for value in (torch.tensor(2.0), 2.0):
+        assert on_device(value, torch.device("meta")).device.type == "meta"

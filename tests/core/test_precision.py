@@ -149,3 +149,15 @@ def test_lstm_trains_in_float16_where_onednn_has_no_kernel_for_it() -> None:
     state, metrics = steps.train_step(state, torch.ones(5, 2, 3))
     assert bool(metrics["loss"].isfinite())
     assert torch.backends.mkldnn.enabled
+
+
+def test_autocast_in_a_loss_casts_a_weight_again_after_its_value_changed() -> None:
+    weight = torch.ones(2, 2, requires_grad=True)
+    with Policy.named("bf16-mixed").inside_loss("cpu"):
+        first = torch.ones(2, 2) @ weight
+        with torch.no_grad():
+            weight.zero_()
+        second = torch.ones(2, 2) @ weight
+    assert first.dtype == torch.bfloat16
+    assert first.count_nonzero() == 4
+    assert second.count_nonzero() == 0

@@ -315,3 +315,10 @@ def test_remainder_of_stirlings_formula_matches_lgamma() -> None:
     torch.testing.assert_close(
         _rejection._stirling_tail(k), torch.lgamma(n) - approximation, rtol=0, atol=1e-9
     )
+
+
+def test_poisson_samples_of_a_rate_of_ten_include_zero() -> None:
+    sample = _families.poisson(KEY, (2,), torch.full((1_000_000,), 10.0))
+    zeros = int((sample == 0).sum())
+    # The expected count is 45.4; the bounds are four standard deviations away.
+    assert 18 < zeros < 73
