@@ -12,7 +12,7 @@ from torch import nn
 
 import ftrain
 from ftrain import optim, tree
-from ftrain.core.evaluate import prediction
+from ftrain.core.evaluate import evaluation, prediction
 from ftrain.core.precision import LossScale, LossScaleState, Policy
 from ftrain.testing import assert_same_bits
 
@@ -161,3 +161,19 @@ def test_autocast_in_a_loss_casts_a_weight_again_after_its_value_changed() -> No
     assert first.dtype == torch.bfloat16
     assert first.count_nonzero() == 4
     assert second.count_nonzero() == 0
+
+
+def test_evaluation_detaches_parameters_and_passes_other_values_on() -> None:
+    seen = []
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        seen.append((model.weight.requires_grad, batch["name"]))
+        return model(batch["x"]).sum()
+
+    model = nn.Linear(2, 1)
+    params, buffers = ftrain.bind(model).init(ftrain.random.key(0))
+    params = tree.map(lambda x: x.detach().requires_grad_(), params)
+    state = ftrain.TrainState(torch.tensor(0), params, buffers, (), (), ftrain.random.key(0), {})
+    with torch.no_grad():
+        evaluation(model, loss)(state, {"x": torch.ones(3, 2), "name": "train"})
+    assert seen[-1] == (False, "train")
