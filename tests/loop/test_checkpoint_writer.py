@@ -51,9 +51,9 @@ def test_a_resumed_run_keeps_its_starting_checkpoint_until_it_has_saved_another(
 @pytest.mark.parametrize(
     ("other", "says"),
     [
-        (data.Loader(rows(40), 8), "for 40 samples, got .* other data: 60 samples"),
-        (data.Stream([rows(8)] * 4), "for a stream of 4, got .* other data: 60 samples"),
-        ([rows(8)] * 4, "for a list of 4 batches, got .* other data: 60 samples"),
+        (data.Loader(rows(40), 8), "the data of the checkpoint, 60 samples, got 40 samples"),
+        (data.Stream([rows(8)] * 4), "the data of the checkpoint, 60 samples, got a stream of 4"),
+        ([rows(8)] * 4, "the data of the checkpoint, 60 samples, got a list of 4 batches"),
     ],
 )
 def test_resume_with_training_data_of_another_kind_or_length_raises(
