@@ -171,8 +171,16 @@ def is_forward_mode() -> bool:
 
 
 def is_dual(tensor: torch.Tensor) -> bool:
-    """Return True if a tensor has a forward-mode tangent (torch 1.11 and later)."""
+    """Return True if a tensor has a forward-mode tangent (torch 1.11 and later).
+
+    The result is False below autograd, where custom operators call themselves again: no operator has
+    tangents there, and `unpack_dual` fails. (`_dispatch_tls_is_dispatch_key_excluded`, torch 1.11.)
+    """
     if not is_forward_mode():
+        return False
+    key = torch._C.DispatchKey.AutogradFunctionality
+    is_below = torch._C._dispatch_tls_is_dispatch_key_excluded(key)
+    if is_below and not torch.is_inference_mode_enabled():
         return False
     unpacked: Any = torch.autograd.forward_ad.unpack_dual(tensor)  # type: ignore[no-untyped-call]
     return unpacked.tangent is not None

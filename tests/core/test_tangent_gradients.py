@@ -190,3 +190,42 @@ def test_compiled_forward_derivative_refuses_a_custom_operator_that_loses_tangen
         NotImplementedError, match="ftrain_tests::doubled has no derivative in forw"
     ):
         lost(x)
+
+
+@torch.library.custom_op("ftrain_tests::tripled", mutates_args=())
+def tripled(x: Tensor) -> Tensor:
+    return x * 3
+
+
+tripled.register_fake(lambda x: torch.empty_like(x))
+tripled.register_autograd(lambda ctx, grad: grad * 3)
+
+
+def looped(body: Callable[[], Tensor], start: Tensor) -> Tensor:
+    once = torch.tensor(0)
+    return ftrain.while_loop(lambda c: c[1] < 1, lambda c: (body(), c[1] + 1), (start, once))[0]
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda body, y: body(),
+        lambda body, y: ftrain.cond(y.sum() > 0, body, lambda: y),
+        lambda body, y: ftrain.scan(lambda c, _: (body(), None), y, length=1)[0],
+        looped,
+    ],
+    ids=["plain", "cond", "scan", "while_loop"],
+)
+def test_custom_operator_of_a_constant_in_a_loop_has_no_part_in_a_forward_derivative(
+    call: Callable[[Callable[[], Tensor], Tensor], Tensor],
+) -> None:
+    def slope(captured: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        def along(x: Tensor) -> Tensor:
+            f = lambda y: call(lambda: tripled(captured(x, y)), y) * y  # noqa: E731
+            return torch.func.jvp(f, (x,), (V,))[1]
+
+        return ftrain.compile(along, backend="eager")
+
+    torch.testing.assert_close(slope(lambda x, y: x)(POINT), 3 * POINT * V)
+    with pytest.raises(NotImplementedError, match="tripled has no derivative in forward mode"):
+        slope(lambda x, y: y)(POINT)
