@@ -65,6 +65,9 @@ _REFUSALS: dict[str, Any] = {
     r"cannot run inside a region that the backward pass recomputes": Checkpoint,
     r"tensor may have escaped from inside a function being vmapped": Checkpoint,
     r"^interpreter must not be None$": Checkpoint,  # the same, of a custom operator
+    # A region of torch's under torch.vmap, which torch.autograd.grad differentiates without ftrain:
+    r"^maybe_level.has_value\(\) INTERNAL ASSERT FAILED": "autograd",
+    r"A different number of tensors was saved during the original forward": "autograd",
     r"You are attempting to call Tensor.requires_grad_": "autograd",
 }
 
