@@ -16,7 +16,7 @@ from ftrain.core._strides import dense
 from ftrain.core._torch_levels import is_transformed
 from ftrain.core._torch_operators import cond_operator
 from ftrain.core._traced_derivative import Flat, differentiable, vjp
-from ftrain.core.compile._body import BodyGraph
+from ftrain.core.compile._body import BodyGraph, distinct
 
 __all__ = ["traced_branch"]
 
@@ -39,7 +39,7 @@ def traced_branch(
     for graph in graphs:
         graph.take(captured)
     returned = [any(each) for each in zip(*(graph.graded for graph in graphs), strict=True)]
-    followed = _union(graph.followed for graph in graphs)
+    followed = distinct(t for graph in graphs for t in graph.followed)
     modules = [graph.module for graph in graphs]
     return differentiable(
         _Branch(

@@ -211,3 +211,25 @@ def test_body_may_return_any_view_of_a_tensor_that_it_makes(name: str, operator:
         gradient = ftrain.value_and_grad(lambda x: (f(x) ** 2).sum() + x.sum())
         # A scan adds the gradients of a captured tensor in another order.
         torch.testing.assert_close(ftrain.compile(gradient, backend="eager")(x), gradient(x))
+
+
+@pytest.mark.parametrize("other", [lambda o: o, torch.ones_like, lambda o: o.cos()])
+@pytest.mark.parametrize("taken", [True, False])
+def test_second_derivative_of_a_recomputed_branch_that_captures_its_operand_matches_eager(
+    taken: bool, other: Callable[[Tensor], Tensor]
+) -> None:
+    """The recomputed operand is another object than the captured tensor, but the same variable."""
+
+    def region(y: Tensor) -> Tensor:
+        return ftrain.cond((y.sum() > 0.1) == taken, lambda o: y.sin(), other, y).sin()
+
+    def second(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        for _ in range(2):
+            f = (lambda g: lambda x: ftrain.value_and_grad(lambda x: (g(x) ** 2).sum())(x)[1])(f)
+        return f
+
+    saving = ftrain.remat(region)
+    x = torch.tensor([0.3, 0.5], dtype=torch.float64)
+    expected = second(lambda x: region(x) * x)(x)
+    found = ftrain.compile(second(lambda x: saving(x) * x), backend="eager")(x)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

@@ -6,7 +6,7 @@ Read next: `core/_traced_loop.py` and `core/_traced_branch.py`, the operators th
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -16,10 +16,11 @@ from ftrain.core import _torch
 from ftrain.core._graph_leaves import unknown_leaves
 from ftrain.core._strides import contiguous
 from ftrain.core._torch_checkpoint import without_saved_tensor_hooks
+from ftrain.core._torch_tensors import gradient_hooks
 from ftrain.core.compile._graph import GraphEditor
 from ftrain.core.errors import ImpureFunctionError
 
-__all__ = ["BodyGraph"]
+__all__ = ["BodyGraph", "distinct"]
 
 
 @dataclasses.dataclass
@@ -88,6 +89,7 @@ class BodyGraph:
             # Further tensors are needed even if values do not depend on them: a custom backward may
             # return a gradient for any tensor.
             followed += unknown_leaves(returned, entered, ends=followed, held=True)
+            followed = distinct(followed)
         return cls(module, captured, [t.requires_grad for t in returned], followed)
 
     def drop_unused(self, places: Sequence[int]) -> list[bool]:
@@ -120,3 +122,18 @@ class BodyGraph:
         self.captured = list(captured)
         graph.lint()
         self.module.recompile()
+
+
+def distinct(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
+    """Return the tensors that are different variables of autograd, each once.
+
+    A tensor that a checkpointed region has recomputed is another object than the first one, but the same
+    variable: followed as two, its gradient would not be the sum of their parts.
+    """
+    found: dict[Any, torch.Tensor] = {}
+    for tensor in tensors:
+        edge = torch.autograd.graph.get_gradient_edge(tensor)
+        key = edge.node, edge.output_nr
+        if key not in found or gradient_hooks(tensor):  # hooks belong to an object
+            found[key] = tensor
+    return list(found.values())
