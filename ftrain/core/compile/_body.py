@@ -16,7 +16,6 @@ from ftrain.core import _torch
 from ftrain.core._graph_leaves import unknown_leaves
 from ftrain.core._strides import contiguous
 from ftrain.core._torch_checkpoint import without_saved_tensor_hooks
-from ftrain.core._torch_tensors import gradient_hooks
 from ftrain.core.compile._graph import GraphEditor
 from ftrain.core.errors import ImpureFunctionError
 
@@ -133,7 +132,5 @@ def distinct(tensors: Iterable[torch.Tensor]) -> list[torch.Tensor]:
     found: dict[Any, torch.Tensor] = {}
     for tensor in tensors:
         edge = torch.autograd.graph.get_gradient_edge(tensor)
-        key = edge.node, edge.output_nr
-        if key not in found or gradient_hooks(tensor):  # hooks belong to an object
-            found[key] = tensor
+        found.setdefault((edge.node, edge.output_nr), tensor)
     return list(found.values())
