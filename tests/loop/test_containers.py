@@ -12,7 +12,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ftrain
 from ftrain import optim, tree
+from ftrain.data import Cursor
 from ftrain.loop import LoopWarning, Trainer
+from ftrain.loop._batches import joined
 from tests.core.batches import FORMS, rows, steps
 
 X, Y = rows(24)
@@ -105,3 +107,12 @@ def test_a_smaller_last_batch_is_accumulated_by_rows_if_the_loss_has_no_weight(
     assert accumulated.train.loss == pytest.approx(whole.train.loss, rel=1e-6)
     for name, param in whole.state.params.items():
         torch.testing.assert_close(accumulated.state.params[name], param, rtol=4e-7, atol=4e-7)
+
+
+def test_joined_batches_weigh_a_full_batch_by_one_beside_a_smaller_one() -> None:
+    """A rank without a smaller batch gives its batches no weights, so that each counts one."""
+    pairs = [(X[:4], Cursor(0, 0, 4)), (X[:4], Cursor(0, 0, 8)), (X[:1], Cursor(0, 1))]
+    ((batch, _),) = joined(iter(pairs), lambda: 3, len)
+    assert batch.weights == (1, 1, 0.25)
+    ((batch, _),) = joined(iter(pairs[:2]), lambda: 2, len)
+    assert batch.weights == ()
