@@ -58,6 +58,7 @@ _REFUSALS: dict[str, Any] = {
     r"a custom operator \(torch.library.custom_op\) has no gradient under torch's transforms": Custom,
     r"requires_grad_\(\) cannot be used under torch's transforms": "autograd",
     r"the autograd function Turned has no second derivative in forward mode": Function,
+    r"captures both a result of .*, an autograd function, and a tensor that the result was": Function,
     r"the custom operator ftrain_compositions::\w+ has no derivative in forward mode": Custom,
     # torch's own, in transforms of torch.func:
     r"In order to use an autograd.Function with functorch transforms": Custom,
