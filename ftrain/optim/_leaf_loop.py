@@ -25,14 +25,14 @@ from ftrain.optim._leaves import (
 from ftrain.optim._rate import LearningRate, double, rate_at, zero_count
 from ftrain.optim.protocol import GradientTransformation, Hyperparameter, PyTree
 
-__all__ = ["Leaf", "Rule", "debias", "each_leaf", "started", "stateless"]
+__all__ = ["Leaf", "Place", "Rule", "Together", "debias", "each_leaf", "started", "stateless"]
 
 
 class Leaf(NamedTuple):
     """One parameter with its gradient and optimizer state: the first argument of an update rule.
 
     Attributes:
-        grad: the gradient, in the dtype of the memory; in its own dtype without memory.
+        grad: the gradient, which a rule gets in the dtype of the memory, if there is any.
         param: the parameter in its own dtype; the gradient if `update` was called without parameters.
         masked: True where the mask is; False without a mask.
         memory: the leaf of each tree of the memory, in their order.
@@ -49,6 +49,15 @@ class Leaf(NamedTuple):
 Rule = Callable[..., tuple[torch.Tensor, ...]]
 """`(leaf, **scalars) -> (update, *new memory)`; each further tensor becomes a leaf of a further tree."""
 
+Place = Callable[[torch.device, torch.dtype], tuple[Mapping[str, Hyperparameter], Hyperparameter]]
+"""`(device, dtype) -> (scalars by name, weight decay)`, converted to a device and dtype."""
+
+Together = Callable[[Sequence[Leaf], Place], Sequence[tuple[torch.Tensor, ...]] | None]
+"""`(leaves, place) -> rows`: what a rule returns for all leaves, in the layout of their memory.
+
+`None` where it cannot compute them.
+"""
+
 
 def each_leaf(
     rule: Rule,
@@ -60,6 +69,7 @@ def each_leaf(
     shrink: Hyperparameter | None = None,
     also: Sequence[Any] | None = None,
     further: int = 0,
+    together: Together | None = None,
     **scalars: Hyperparameter,
 ) -> tuple[PyTree, ...]:
     """Apply an update rule to every parameter; return trees of the updates and of the new state.
@@ -73,6 +83,7 @@ def each_leaf(
         shrink: decoupled weight decay: `shrink p` is subtracted from the update where the mask is True.
         also: one value for each leaf, which the rule gets as `leaf.also`.
         further: the number of tensors that the rule returns beyond the update and the new memory.
+        together: computes the rule for all leaves at once where it can.
         **scalars: numbers and 0-d tensors; the rule gets them on the leaf's device, in the dtype of its
             memory.
 
@@ -88,25 +99,32 @@ def each_leaf(
     ps = gs
     if params is not None:
         (ps, _), _ = matching_leaves(("params", params), ("grads", grads))
+    leaves = [
+        Leaf(g, p, mask is not None and mask[index], tuple(old), also and also[index])
+        for index, (g, p, *old) in enumerate(zip(gs, ps, *olds, strict=True))
+    ]
     place = _named(scalars, 0.0 if shrink is None else shrink)
-    rows = []
-    for index, (g, p, *old) in enumerate(zip(gs, ps, *olds, strict=True)):
-        kind = p.device, old[0].dtype if old else compute_dtype(p.dtype)
-        here, shrink_here = place(*kind)
-        masked = mask is not None and mask[index]
-        grad = g.to(kind[1]) if old and g.dtype is not kind[1] else g
-        leaf = Leaf(grad, p, masked, tuple(old), also and also[index])
-        update, *new = rule(leaf, **here)
-        if masked and shrink is not None:
-            update = update - p.to(kind[1]) * shrink_here
-        rows.append((update, *map(like, new, old), *new[len(old) :]))
+    rows = together(leaves, place) if together and leaves else None
+    if rows is None:
+        rows = [_row(rule, leaf, place, shrink is not None) for leaf in leaves]
     columns = zip(*rows, strict=True) if rows else [()] * (1 + len(olds) + further)
     return tuple(tree.unflatten(treedef, column) for column in columns)
 
 
-def _named(
-    scalars: Mapping[str, Hyperparameter], shrink: Hyperparameter
-) -> Callable[[torch.device, torch.dtype], tuple[dict[str, Hyperparameter], Hyperparameter]]:
+def _row(rule: Rule, leaf: Leaf, place: Place, shrinks: bool) -> tuple[torch.Tensor, ...]:
+    """Return the update and the new memory of a leaf, after decoupled weight decay."""
+    olds, p = leaf.memory, leaf.param
+    dtype = olds[0].dtype if olds else compute_dtype(p.dtype)
+    here, shrink = place(p.device, dtype)
+    if olds and leaf.grad.dtype is not dtype:
+        leaf = leaf._replace(grad=leaf.grad.to(dtype))
+    update, *new = rule(leaf, **here)
+    if leaf.masked and shrinks:
+        update = update - p.to(dtype) * shrink
+    return update, *map(like, new, olds), *new[len(olds) :]
+
+
+def _named(scalars: Mapping[str, Hyperparameter], shrink: Hyperparameter) -> Place:
     """Return a function that converts the named scalars and the weight decay to a device and dtype."""
     place = scalars_by_device(*scalars.values(), shrink)
     done: dict[tuple[torch.device, torch.dtype], Any] = {}
@@ -140,7 +158,16 @@ def stateless(name: str | None, rule: Rule, **scalars: Hyperparameter) -> Gradie
     ) -> tuple[PyTree, PyTree]:
         params = None if name is None else required_params(name, params)
         (updates,) = each_leaf(
-            rule, grads, params, None, mask=None, shrink=None, also=None, further=0, **scalars
+            rule,
+            grads,
+            params,
+            None,
+            mask=None,
+            shrink=None,
+            also=None,
+            further=0,
+            together=None,
+            **scalars,
         )
         return updates, state
 

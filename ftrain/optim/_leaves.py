@@ -12,7 +12,6 @@ import torch
 
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
-from ftrain.core.norm import are_readable
 from ftrain.optim.protocol import Hyperparameter, PyTree
 
 __all__ = [
@@ -20,16 +19,12 @@ __all__ = [
     "compute_dtype",
     "first_device",
     "matching_leaves",
-    "number",
-    "overwrites",
     "parameters",
     "safe_sqrt",
     "scalars_by_device",
     "within",
     "zeros_like",
 ]
-
-_LARGE = 2**13  # elements; below, the additional test takes as long as it saves
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -144,41 +139,14 @@ def within(x: torch.Tensor, bound: Hyperparameter) -> torch.Tensor:
     return torch.clamp(x, -bound, bound)  # type: ignore[arg-type]
 
 
-def overwrites(first: torch.Tensor, *rest: torch.Tensor) -> bool:
-    """Return True if a rule should compute intermediate results in memory that it has allocated.
-
-    The bits are the same; new memory for each result takes longer if it does not fit in the cache. The
-    tensors must be large ones of a CPU, all of one layout and dtype, and outside of traces, transforms
-    and gradients.
-
-    Args:
-        first: a tensor that the rule reads.
-        *rest: the others.
-    """
-    if first.numel() < _LARGE or torch.is_grad_enabled() or not are_readable([first, *rest]):
-        return False
-    shape, stride, dtype = first.shape, first.stride(), first.dtype
-    return all(x.shape == shape and x.stride() == stride and x.dtype == dtype for x in rest)
-
-
-def number(scalar: Hyperparameter) -> float:
-    """Return a scalar as a number, where `overwrites` is True: outside of traces, on the CPU."""
-    return scalar.item() if isinstance(scalar, torch.Tensor) else scalar
-
-
-def safe_sqrt(squares: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+def safe_sqrt(squares: torch.Tensor) -> torch.Tensor:
     """Return the square root, with derivative 0 at 0 instead of infinity.
-
-    With `out`, a tensor like `squares`, write the result into it.
 
     An entry whose gradients were all zero (a row of an embedding that no batch has used) would make
     every hypergradient NaN. Values below the smallest normal number count as that number: beside an
     `eps` of 1e-11 or more the result equals `sqrt` to the bit, and without one `0 / safe_sqrt(0)` is 0.
     """
-    tiny = torch.finfo(squares.dtype).tiny
-    if out is not None:
-        return torch.clamp(squares, min=tiny, out=out).sqrt_()
-    return squares.clamp(min=tiny).sqrt()
+    return squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
 
 
 def _floating(values: PyTree, noun: str, remedy: str) -> tuple[list[torch.Tensor], tree.TreeDef]:

@@ -12,17 +12,11 @@ from typing import Any, NamedTuple
 import torch
 
 from ftrain.optim import _checks
+from ftrain.optim._adam_kernel import adam_kernel, may_compute
 from ftrain.optim._arguments import algorithm
 from ftrain.optim._checked import checked
-from ftrain.optim._leaf_loop import Leaf, debias, each_leaf
-from ftrain.optim._leaves import (
-    first_device,
-    number,
-    overwrites,
-    parameters,
-    safe_sqrt,
-    zeros_like,
-)
+from ftrain.optim._leaf_loop import Leaf, Place, debias, each_leaf
+from ftrain.optim._leaves import first_device, parameters, safe_sqrt, zeros_like
 from ftrain.optim._rate import LearningRate, check_learning_rate, rate_at, zero_count
 from ftrain.optim.masks import Mask, mask_leaves, matrices
 from ftrain.optim.protocol import Count, GradientTransformation, Hyperparameter, PyTree
@@ -278,6 +272,7 @@ def _advance(
         params,
         {"mu": state.mu, "nu": state.nu},
         mask=decays,
+        together=_together,
         one_b1=1 - b1,
         b2=b2,
         one_b2=1 - b2,
@@ -300,16 +295,14 @@ def _rule(
     shrink_by: Hyperparameter,
 ) -> tuple[torch.Tensor, ...]:
     g, (m, v) = leaf.grad, leaf.memory
-    if overwrites(g, m, v, leaf.param):
-        # The same operations in fewer passes over memory; addcmul and addcdiv take factors as numbers.
-        m, v = torch.lerp(m, g, one_b1), (v * b2).addcmul_(g, g, value=number(one_b2))
-        root = safe_sqrt(v, out=torch.empty_like(v)).div_(correction).add_(eps)
-        if leaf.masked:
-            decay = leaf.param * -number(shrink_by)
-            return decay.addcdiv_(m, root, value=number(step)), m, v
-        return (m * step).div_(root), m, v
     m = torch.lerp(m, g, one_b1)
     v = torch.addcmul(v * b2, g * one_b2, g)
     u = m * step / (safe_sqrt(v) / correction + eps)
     # The decay of a bfloat16 parameter is rounded to its dtype, before the difference.
     return u - leaf.param * shrink_by if leaf.masked else u, m, v
+
+
+def _together(leaves: Sequence[Leaf], place: Place) -> Sequence[tuple[torch.Tensor, ...]] | None:
+    kernel = adam_kernel(_rule) if may_compute(leaves) else None
+    first = leaves[0].param
+    return None if kernel is None else kernel(leaves, place(first.device, first.dtype)[0])

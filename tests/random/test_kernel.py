@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from ftrain.core import random
+from ftrain.core import _c_library, random
 from ftrain.core.random import _cpu_kernel, _normal
 from tests import preloaded
 
@@ -78,29 +78,29 @@ def test_compiled_kernel_that_draws_wrong_numbers_is_not_used(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(_cpu_kernel, "_answers", lambda kernel: False)
-    with pytest.warns(RuntimeWarning, match="draws wrong numbers"):
+    with pytest.warns(RuntimeWarning, match="computes wrong numbers"):
         assert draw() == expected()
 
 
 def test_kernel_compiled_without_openmp_draws_the_same_numbers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    compiler = _cpu_kernel._compiler()
+    parts = _cpu_kernel._SOURCES, _cpu_kernel.Kernel, _cpu_kernel._answers, _c_library.compiler()
     for extra in (("-march=native",), ()):
-        monkeypatch.setattr(_cpu_kernel, "_kernel", _cpu_kernel._library(compiler, extra))
+        monkeypatch.setattr(_cpu_kernel, "_kernel", _c_library.library(*parts, extra))
         assert draw() == expected()
 
 
 def test_kernel_cache_folder_follows_environment_variables(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    assert _cpu_kernel.cache_folder() == tmp_path
+    assert _c_library.cache_folder() == tmp_path
     monkeypatch.delenv("FTRAIN_CACHE_DIR")
     monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
-    assert _cpu_kernel.cache_folder() == Path("/cache/ftrain")
+    assert _c_library.cache_folder() == Path("/cache/ftrain")
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", "/home/someone")
-    assert _cpu_kernel.cache_folder() == Path("/home/someone/.cache/ftrain")
+    assert _c_library.cache_folder() == Path("/home/someone/.cache/ftrain")
 
 
 def test_two_processes_can_build_the_kernel_at_the_same_time(tmp_path: Path) -> None:
