@@ -124,12 +124,6 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "at_once = (us >= 0.07) & (v < 0.9277 - 3.6224 / (b - 2.0))",
     ): "a squeeze: what it does not accept, the exact comparison after it accepts",
     (
-        "random._rejection",
-        "poisson.propose",
-        "at_once = (us >= 0.07) & (v <= 0.9277 - 3.6224 / (b - 2))",
-        "at_once = (us >= 1.07) & (v <= 0.9277 - 3.6224 / (b - 2))",
-    ): "a squeeze: what it does not accept, the exact comparison after it accepts",
-    (
         "random._normal",
         "normal",
         "lowest = torch.finfo(dtype).eps / 2.0 - 1.0",

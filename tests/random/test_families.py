@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import hypothesis.strategies as st
+import mpmath
 import numpy as np
 import pytest
 import torch
@@ -299,13 +299,65 @@ def test_poisson_and_binomial_have_the_derivatives_of_torch() -> None:
                 torch.autograd.grad(count.sum(), rate)
 
 
-def test_remainder_of_stirlings_formula_matches_lgamma() -> None:
-    k = torch.arange(200.0, dtype=torch.float64)
-    n = k + 1
-    approximation = math.log(2 * math.pi) / 2 + (k + 0.5) * n.log() - n
-    torch.testing.assert_close(
-        _rejection._stirling_tail(k), torch.lgamma(n) - approximation, rtol=0, atol=1e-9
-    )
+# Acceptance tests: each is compared with 60 digits, since samples show errors above 1e-3 only.
+
+def log_binomial(k: Any, n: Any, p: Any) -> Any:
+    """Return log P(k) up to a constant."""
+    return k * mpmath.log(p / (1 - p)) - mpmath.loggamma(k + 1) - mpmath.loggamma(n - k + 1)
+
+
+ACCEPTANCE: dict[str, tuple[Callable[..., Tensor], Callable[..., Any]]] = {
+    "log1p": (_rejection._log_remainder, lambda t: mpmath.log1p(t) - t + t**2 / 2 - t**3 / 3),
+    "poisson": (
+        _rejection._log_poisson,
+        lambda k, rate: k * mpmath.log(rate) - rate - mpmath.loggamma(k + 1),
+    ),
+    "stirling": (
+        _rejection._stirling_tail,
+        lambda k: (
+            mpmath.loggamma(k + 1)
+            - ((k + 0.5) * mpmath.log(k + 1) - (k + 1) + mpmath.log(2 * mpmath.pi) / 2)
+        ),
+    ),
+    "binomial": (
+        _rejection._log_binomial,
+        lambda k, n, p: log_binomial(k, n, p) - log_binomial(mpmath.floor((n + 1) * p), n, p),
+    ),
+}
+
+
+def omitted(k: float) -> float:
+    """Return the largest error of Stirling's series with three terms: the fourth term."""
+    return 1 / (1680 * k**7)
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "bound"),
+    [
+        # The series omits 2 t² / 3 of the result, and the direct formula loses as many digits.
+        *(("log1p", (sign * t,), 1e-6) for t in (1e-9, 1e-4, 9.9e-4, 1.01e-3) for sign in (1, -1)),
+        *(("log1p", (t,), 1e-9) for t in (-0.9, -0.3, -0.01, 0.01, 0.4, 3.0, 10.0)),
+        *(("poisson", (k, rate), 1e-14) for k in (0.0, 1.0, 4.0, 9.0) for rate in (10.0, 30.0)),
+        *(("poisson", (k, rate), omitted(k)) for k in (10.0, 11.0, 13.0) for rate in (10.0, 17.25)),
+        *(("poisson", (k, 1e2), 1e-14) for k in (50.0, 90.0, 100.0, 130.0)),
+        *(("poisson", (1e7 + k, 1e7), 2e-13) for k in (-2e4, -9e3, -3e3, 0.0, 3e3, 9e3)),
+        *(("poisson", (1e13 + k, 1e13), 1e-14) for k in (-2e7, -3e6, 0.0, 3e6)),
+        *(("stirling", (k,), 1e-14) for k in (0.0, 1.0, 4.0, 9.0, 60.0, 1e3, 1e9)),
+        *(("stirling", (k,), omitted(k + 1)) for k in (10.0, 11.0, 13.0, 20.0)),
+        *(("binomial", (k, 25.0, 0.45), 5e-11) for k in (0.0, 3.0, 8.0, 11.0, 15.0, 25.0)),
+        *(("binomial", (k, 100.0, 0.1015), 5e-11) for k in (0.0, 6.0, 10.0, 16.0, 28.0)),
+        *(("binomial", (k, 1e3, 0.3), 1e-12) for k in (250.0, 300.0, 310.0, 380.0)),
+    ],
+)  # fmt: skip
+def test_acceptance_tests_of_samplers_by_rejection_are_accurate(
+    name: str, arguments: tuple[float, ...], bound: float
+) -> None:
+    ours, exact = ACCEPTANCE[name]
+    found = ours(*(torch.tensor(x, dtype=torch.float64) for x in arguments))
+    with mpmath.workdps(60):
+        expected = exact(*map(mpmath.mpf, arguments))
+        error = abs(found.item() - expected)
+        assert error <= bound * (abs(expected) if name == "log1p" else max(1, abs(expected)))
 
 
 def test_poisson_samples_of_a_rate_of_ten_include_zero() -> None:

@@ -50,12 +50,9 @@ def log_gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
         d = params[0] - 1 / 3
         x, u = normal(0), uniform(1)
         t = x / (9 * d).sqrt()
-        # log(1 - u) < x²/2 + d (1 - v + log v) with v = (1 + t)³. The right side is 3 d times the
-        # remainder of the series of log(1 + t) after t³. For small t, that remainder is computed by its
-        # own series, because the direct formula would cancel.
-        direct = torch.log1p(t) - t + t * t / 2 - t**3 / 3
-        remainder = torch.where(t.abs() < 1e-3, -(t**4) / 4 + t**5 / 5, direct)
-        accepted = (t > -1) & (torch.log1p(-u) < 3 * d * remainder)
+        # log(1 - u) < x²/2 + d (1 - v + log v) with v = (1 + t)³, where the right side is computed from
+        # t, because it is a difference of large numbers.
+        accepted = (t > -1) & (torch.log1p(-u) < 3 * d * _log_remainder(t))
         return torch.log(d) + 3 * torch.log1p(t.clamp_min(-1)), accepted
 
     is_valid = (alpha >= 0) & torch.isfinite(alpha)
@@ -78,10 +75,9 @@ def poisson(key: Tensor, folds: Ints, rate: Tensor) -> Tensor:
         u, v = uniform(0) - 0.5, uniform(1)
         us = 0.5 - u.abs()
         k = torch.floor((2 * a / us + b) * u + rate + 0.43)
-        at_once = (us >= 0.07) & (v <= 0.9277 - 3.6224 / (b - 2))
         inverse_alpha = 1.1239 + 1.1328 / (b - 3.4)
         bound = torch.log(v * inverse_alpha / (a / (us * us) + b))
-        return k, (k >= 0) & (at_once | (bound <= _log_poisson(k.clamp_min(0), rate)))
+        return k, (k >= 0) & (bound <= _log_poisson(k.clamp_min(0), rate))
 
     is_small = rate < _SMALL
     large = _rejected("Poisson", key, folds, [rate], ~is_small & torch.isfinite(rate), propose)
@@ -109,11 +105,10 @@ def binomial(key: Tensor, folds: Ints, count: Tensor, prob: Tensor) -> Tensor:
         u, v = uniform(0) - 0.5, uniform(1)
         us = 0.5 - u.abs()
         k = torch.floor((2 * a / us + b) * u + n * p + 0.5)
-        at_once = (us >= 0.07) & (v <= 0.92 - 4.2 / b)
         alpha = (2.83 + 5.1 / b) * deviation
         bound = torch.log(v * alpha / (a / (us * us) + b))
         log_ratio = _log_binomial(torch.minimum(k.clamp_min(0), n), n, p)
-        return k, (k >= 0) & (k <= n) & (at_once | (bound <= log_ratio))
+        return k, (k >= 0) & (k <= n) & (bound <= log_ratio)
 
     is_small = count * p < _SMALL
     is_valid = torch.isfinite(count) & torch.isfinite(prob)
@@ -237,6 +232,12 @@ def _summed(
 
 def _uniform(key: Tensor, folds: Ints, like: Tensor) -> Tensor:
     return _operators._uniform(key, folds, like.shape[key.ndim - 1 :], like.dtype, 0.0, 1.0)
+
+
+def _log_remainder(t: Tensor) -> Tensor:
+    """Return log(1 + t) - t + t²/2 - t³/3; for small t, by its series, because the sum would cancel."""
+    direct = torch.log1p(t) - t + t * t / 2 - t**3 / 3
+    return torch.where(t.abs() < 1e-3, -(t**4) / 4 + t**5 / 5, direct)
 
 
 def _log_poisson(k: Tensor, rate: Tensor) -> Tensor:

@@ -86,7 +86,6 @@ static inline double poisson_of(const u32 key[2], u64 i, double rate) {
         const double u = unit_at<double>(own, 0, at) - 0.5, v = unit_at<double>(own, 1, at), us = 0.5 - (u < 0 ? -u : u);
         const double k = floor((2.0 * a / us + b) * u + rate + 0.43);
         if (!(k >= 0)) continue;
-        if (us >= 0.07 && v <= 0.9277 - 3.6224 / (b - 2.0)) return k;
         if (full_log(v * (1.1239 + 1.1328 / (b - 3.4)) / (a / (us * us) + b)) <= log_poisson(k, rate)) return k;
     }
     return nan64();
@@ -127,7 +126,7 @@ static inline double binomial_of(const u32 key[2], u64 i, double count, double p
             const double u = unit_at<double>(own, 0, at) - 0.5, v = unit_at<double>(own, 1, at);
             const double us = 0.5 - (u < 0 ? -u : u), k = floor((2.0 * a / us + b) * u + n * p + 0.5);
             if (!(k >= 0 && k <= n)) continue;
-            if ((us >= 0.07 && v <= 0.92 - 4.2 / b) || full_log(v * alpha / (a / (us * us) + b)) <= log_binomial(k, n, p)) {
+            if (full_log(v * alpha / (a / (us * us) + b)) <= log_binomial(k, n, p)) {
                 found = k;
                 break;
             }
