@@ -301,6 +301,7 @@ def test_poisson_and_binomial_have_the_derivatives_of_torch() -> None:
 
 # Acceptance tests: each is compared with 60 digits, since samples show errors above 1e-3 only.
 
+
 def log_binomial(k: Any, n: Any, p: Any) -> Any:
     """Return log P(k) up to a constant."""
     return k * mpmath.log(p / (1 - p)) - mpmath.loggamma(k + 1) - mpmath.loggamma(n - k + 1)

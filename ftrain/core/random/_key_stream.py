@@ -302,6 +302,11 @@ class KeyStream:
         if dtype.is_complex:
             pairs = self.normal((*shape, 2), dtype.to_real(), device)
             return torch.view_as_complex(pairs * math.sqrt(0.5))
+        if not dtype.is_floating_point:
+            raise ValueError(
+                f"normal: expected a floating-point or complex dtype, got {dtype}. Write "
+                "dtype=torch.float32."
+            )
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(tuple(shape), dtype=dtype, device=device)
@@ -310,8 +315,10 @@ class KeyStream:
         wide = torch.promote_types(dtype, torch.float32)
         return sample.normal(self.key_on(device), tuple(shape), wide, folds=folds).to(dtype)
 
-    def bernoulli(self, p: float, shape: Sequence[int], device: torch.device) -> Tensor:
+    def bernoulli(self, p: float | Tensor, shape: Sequence[int], device: torch.device) -> Tensor:
         """Draw bools that are True with probability `p`, with the next key of the call site."""
+        if not isinstance(p, Tensor) and not 0 <= p <= 1:
+            raise ValueError(f"bernoulli: expected p between 0 and 1, got {p}. Pass a probability.")
         folds = self.folds()
         if device.type == "meta":
             return torch.empty(tuple(shape), dtype=torch.bool, device=device)

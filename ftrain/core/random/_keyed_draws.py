@@ -18,7 +18,7 @@ from torch import Tensor
 from ftrain.core._torch import inside_vmap
 from ftrain.core.random._key_stream import KeyStream
 
-__all__ = ["DRAWS", "Handler", "exponential", "integers"]
+__all__ = ["DRAWS", "Handler", "exponential", "integers", "require"]
 
 Number = float | int
 Handler = Callable[..., Any]
@@ -58,6 +58,12 @@ def _deliver(
     if pin_memory:
         value = value.pin_memory()
     return value.requires_grad_() if requires_grad else value
+
+
+def require(is_valid: bool | Tensor, name: str, expected: str, got: Any) -> None:
+    """Raise ValueError for a number that the torch function `name` refuses; accept all tensors."""
+    if not isinstance(is_valid, Tensor) and not is_valid:
+        raise ValueError(f"{name}: expected {expected}, got {got}. Pass other numbers.")
 
 
 def _float_type(dtype: torch.dtype | None) -> torch.dtype:
@@ -117,6 +123,7 @@ def randperm(
     generator: None = None,
     **form: Any,
 ) -> Tensor:
+    _require_range("randperm", 0, n, dtype)
     return _deliver(stream.permutation(n, _device(device)).to(dtype), **form)
 
 
@@ -174,18 +181,15 @@ def normal(
     generator: None = None,
     **form: Any,
 ) -> Tensor:
-    if isinstance(mean, Tensor) and isinstance(std, Tensor):
-        # torch has no annotation for this function.
-        shape: Sequence[int] = torch.broadcast_shapes(mean.shape, std.shape)  # type: ignore[no-untyped-call]
-        like = mean
-    elif isinstance(mean, Tensor):
-        shape, like = mean.shape, mean
-    elif isinstance(std, Tensor):
-        shape, like = std.shape, std
-    else:
+    require(std >= 0, "normal", "std >= 0", std)
+    if size is not None:
         noise = stream.normal(_shape((size,)), _float_type(dtype), _device(device))
         return _deliver(mean + std * noise, **form)
-    return _deliver(mean + std * stream.normal(shape, like.dtype, like.device), **form)
+    tensors = [each for each in (mean, std) if isinstance(each, Tensor)]
+    # torch has no annotation for this function.
+    shape = torch.broadcast_shapes(*(each.shape for each in tensors))  # type: ignore[no-untyped-call]
+    noise = stream.normal(shape, tensors[0].dtype, tensors[0].device)
+    return _deliver((mean + std * noise).to(tensors[0].dtype), **form)
 
 
 def bernoulli(
@@ -274,8 +278,19 @@ def integers(
         raise ValueError(
             f"randint: expected low < high, got low={low}, high={high}. Exchange or change them."
         )
+    _require_range("randint", low, high, dtype)
     wide = torch.int64 if dtype.is_floating_point or dtype == torch.bool else dtype
     return stream.randint(shape, low, high, wide, device).to(dtype)
+
+
+def _require_range(name: str, low: int, high: int, dtype: torch.dtype) -> None:
+    """Raise ValueError unless a dtype can hold the integers in [low, high)."""
+    least, most = 0.0, 1.0
+    if dtype != torch.bool:
+        info = torch.finfo(dtype) if dtype.is_floating_point else torch.iinfo(dtype)
+        least, most = info.min, info.max
+    expected = "integers within the range of the dtype"
+    require(least <= low and high - 1 <= most, name, expected, (low, high, dtype))
 
 
 DRAWS: dict[Any, Handler] = {

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ftrain.core.random._key_stream import KeyStream
-from ftrain.core.random._keyed_draws import Handler, exponential, integers
+from ftrain.core.random._keyed_draws import Handler, exponential, integers, require
 
 __all__ = ["FILLS"]
 
@@ -29,11 +29,12 @@ def uniform_(
     # The bounds are collected in `**bounds` because the name of the first, `from`, is a keyword in
     # Python.
     low, high = _two(args, bounds, ("from", 0.0), ("to", 1.0))
+    require(low <= high, "uniform_", "from <= to", (low, high))
     if self.is_complex():
         uniform_(stream, torch.view_as_real(self), low, high)
         return self
-    wide = torch.promote_types(self.dtype, torch.float32)
-    value = stream.uniform(self.shape, wide, self.device, low, high).to(self.dtype)
+    value = stream.uniform(self.shape, _wide("uniform_", self), self.device, low, high)
+    value = value.to(self.dtype)
     # Rounding may give `high`, which [low, high) excludes.
     return self.copy_(torch.where(value < high, value, low))
 
@@ -46,11 +47,11 @@ def normal_(
     *,
     generator: None = None,
 ) -> Tensor:
+    require(std >= 0, "normal_", "std >= 0", std)
     if self.is_complex():  # torch adds the mean to both parts
         normal_(stream, torch.view_as_real(self), mean, std * math.sqrt(0.5))
         return self
-    wide = torch.promote_types(self.dtype, torch.float32)
-    return self.copy_(stream.normal(self.shape, wide, self.device) * std + mean)
+    return self.copy_(stream.normal(self.shape, _wide("normal_", self), self.device) * std + mean)
 
 
 def bernoulli_(
@@ -65,7 +66,7 @@ def bernoulli_(
 def random_(
     stream: KeyStream, self: Tensor, *args: int | None, generator: None = None, **bounds: int | None
 ) -> Tensor:
-    if len(args) == 1:  # the call random_(to)
+    if len(args) == 1 and "to" not in bounds:  # the call random_(to)
         bounds["to"], args = args[0], ()
     low, high = _two(args, bounds, ("from", 0), ("to", None))
     if high is None:
@@ -76,16 +77,18 @@ def random_(
 def exponential_(
     stream: KeyStream, self: Tensor, lambd: Number = 1.0, *, generator: None = None
 ) -> Tensor:
-    unit = _unit(stream, self)
+    require(lambd > 0, "exponential_", "lambd > 0", lambd)
+    unit = stream.uniform(self.shape, _wide("exponential_", self), self.device)
     return self.copy_(exponential(unit) / lambd)
 
 
 def geometric_(stream: KeyStream, self: Tensor, p: Number, *, generator: None = None) -> Tensor:
-    unit = _unit(stream, self)
+    require(0 < p < 1, "geometric_", "0 < p < 1", p)
+    wide = torch.promote_types(self.dtype, torch.float32)
+    unit = stream.uniform(self.shape, wide, self.device)
     # The trials up to the first success are ceil(log(1 - u) / log(1 - p)), at least 1, because
     # `exponential` never returns 0.
-    trials = (exponential(unit) / -math.log1p(-p)).ceil() if p < 1 else torch.ones_like(unit)
-    return self.copy_(trials)
+    return self.copy_((exponential(unit) / -math.log1p(-p)).ceil())
 
 
 def log_normal_(
@@ -96,8 +99,9 @@ def log_normal_(
     *,
     generator: None = None,
 ) -> Tensor:
-    wide = torch.promote_types(self.dtype, torch.float32)
-    return self.copy_((stream.normal(self.shape, wide, self.device) * std + mean).exp())
+    require(std > 0, "log_normal_", "std > 0", std)
+    noise = stream.normal(self.shape, _wide("log_normal_", self), self.device)
+    return self.copy_((noise * std + mean).exp())
 
 
 def cauchy_(
@@ -108,14 +112,19 @@ def cauchy_(
     *,
     generator: None = None,
 ) -> Tensor:
-    unit = _unit(stream, self)
+    require(sigma > 0, "cauchy_", "sigma > 0", sigma)
+    unit = stream.uniform(self.shape, _wide("cauchy_", self), self.device)
     return self.copy_((math.pi * (unit - 0.5)).tan() * sigma + median)
 
 
-def _unit(stream: KeyStream, like: Tensor) -> Tensor:
-    """Draw U[0, 1) in the shape of `like`, at least in float32: bfloat16 has only 128 such values."""
-    wide = torch.promote_types(like.dtype, torch.float32)
-    return stream.uniform(like.shape, wide, like.device)
+def _wide(name: str, of: Tensor) -> torch.dtype:
+    """Return the dtype to draw in, at least float32: bfloat16 has only 128 values in [0.5, 1)."""
+    if not of.is_floating_point():
+        raise TypeError(
+            f"{name}: expected a floating-point tensor, got {of.dtype}. Draw in float32 and convert the "
+            "sample."
+        )
+    return torch.promote_types(of.dtype, torch.float32)
 
 
 def _integer_bound(dtype: torch.dtype) -> int:
@@ -132,10 +141,8 @@ def _two(
     args: Sequence[Any], named: dict[str, Any], first: tuple[str, Any], second: tuple[str, Any]
 ) -> tuple[Any, Any]:
     """Return the two parameters of a fill, given by position or by name, or else their defaults."""
-    values = list(args) + [None] * (2 - len(args))
-    given = [named.get(name, default) for name, default in (first, second)]
-    first_value, second_value = (values[i] if i < len(args) else given[i] for i in range(2))
-    return first_value, second_value
+    given = dict(zip((first[0], second[0]), args, strict=False)) | named
+    return given.get(*first), given.get(*second)
 
 
 def _of_memory(fill: Handler) -> Handler:

@@ -19,7 +19,7 @@ from ftrain.core._torch_dispatch import is_batched_tensor
 from ftrain.core._torch_recurrent import recurrent_kernels
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random._key_stream import KeyStream
-from ftrain.core.random._keyed_draws import Handler
+from ftrain.core.random._keyed_draws import Handler, require
 
 __all__ = ["LAYERS"]
 
@@ -54,7 +54,7 @@ def native_dropout(
     """Compute `torch.native_dropout`; return the output and the mask."""
     if train is False or p == 0:
         return input.clone(), torch.ones_like(input, dtype=torch.bool)
-    mask = stream.bernoulli(1 - p, input.shape, input.device)
+    mask = _mask(stream, p, input.shape, input.device)
     return torch.where(mask, input * _gain(p), 0), mask
 
 
@@ -71,7 +71,7 @@ def rrelu(
     if training:
         wide = torch.promote_types(input.dtype, torch.float32)
         slope = stream.uniform(input.shape, wide, input.device, lower, upper).to(input.dtype)
-    return torch.where(input >= 0, input, input * slope)
+    return torch.where(input > 0, input, input * slope)
 
 
 def scaled_dot_product_attention(
@@ -137,10 +137,9 @@ def recurrent(name: str) -> Handler:
         run = decomposed if inside_vmap() else kernel
         has_bias, count, p, training, bidirectional, *batch_first = options
         if p == 0 or not training or count == 1:
-            if input.device.type != "cpu":
-                # No dropout is applied here, so p is set to 0: for p > 0, cuDNN would draw a seed from
-                # the global generator.
-                rest = (*rest[: -len(options)], has_bias, count, 0.0, training, *options[4:])
+            # No dropout is applied here, so p is set to 0: for p > 0, cuDNN would draw a seed from the
+            # global generator.
+            rest = (*rest[: -len(options)], has_bias, count, 0.0, training, *options[4:])
             with recurrent_kernels(input.device.type):
                 return run(input, second, *rest)
         states: Sequence[Tensor] = (hx,) if isinstance(hx, Tensor) else hx
@@ -165,8 +164,14 @@ def recurrent(name: str) -> Handler:
     return layers
 
 
+def _mask(stream: KeyStream, p: float, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Draw the elements to keep."""
+    require(0 <= p <= 1, "dropout", "a probability between 0 and 1", p)
+    return stream.bernoulli(1 - p, shape, device)
+
+
 def _gain(p: float) -> float:
-    return 1 / (1 - p)
+    return 1 / (1 - p) if p < 1 else 0.0
 
 
 def _channels(input: Tensor) -> list[int]:
@@ -187,7 +192,7 @@ def _dropped(
         return input * 0
     # `where` instead of a product with the mask: the backward stores one byte per element, and a dropped
     # infinite activation becomes 0 instead of NaN.
-    return torch.where(stream.bernoulli(1 - p, shape, input.device), input * _gain(p), 0)
+    return torch.where(_mask(stream, p, shape, input.device), input * _gain(p), 0)
 
 
 def _alpha_dropped(
@@ -197,8 +202,8 @@ def _alpha_dropped(
         return input
     if p == 1:
         return input * 0
+    mask = _mask(stream, p, shape, input.device)
     gain = 1 / math.sqrt((1 - p) * (1 + p * _ALPHA**2))
-    mask = stream.bernoulli(1 - p, shape, input.device)
     return torch.where(mask, input, -_ALPHA) * gain + p * _ALPHA * gain
 
 
