@@ -195,3 +195,75 @@ def forward(self, x):
         ):
             step(steps.init_state(0), torch.ones(2, 3))
     assert random.getstate() == before
+
+
+OWN: dict[str, Callable[[], Any]] = {
+    "Generator": lambda: np.random.default_rng(3),
+    "RandomState": lambda: np.random.RandomState(3),
+    "Random": lambda: random.Random(3),
+}
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_draws_of_user_generators_are_named_and_undone(kind: str) -> None:
+    used, unused = OWN[kind](), OWN[kind]()
+    marks = _generators.read(own=(unused, used, random.SystemRandom()))
+    assert _generators.moved(marks) == _generators.moved_quietly(marks) == ()
+    first = used.random()
+    assert _generators.moved(marks) == _generators.moved_quietly(marks) == ("own",)
+    assert _generators.differing(marks, _generators.read_again(marks)) == ("own",)
+    random.random()
+    assert _generators.moved(marks) == _generators.moved_quietly(marks) == ("python", "own")
+    _generators.restore(marks, ("python",))
+    assert _generators.moved(marks) == ("own",)
+    _generators.restore(marks, ("own",))
+    assert _generators.moved(marks) == ()
+    assert used.random() == first
+
+
+class Accelerator:
+    """Module of a device, such as `torch.cuda`, as far as its generator is concerned."""
+
+    def __init__(self) -> None:
+        self.state = torch.zeros(16, dtype=torch.uint8)
+
+    def get_rng_state(self, device: torch.device) -> torch.Tensor:
+        assert device == torch.device("xpu", 0)
+        return self.state.clone()
+
+    def set_rng_state(self, state: torch.Tensor, device: torch.device) -> None:
+        assert device == torch.device("xpu", 0)
+        self.state = state.clone()
+
+    def manual_seed(self, seed: int) -> None:
+        self.state = torch.full((16,), seed % 251, dtype=torch.uint8)
+
+
+def test_draws_of_the_generator_of_an_accelerator_are_named_and_undone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    device, module = torch.device("xpu", 0), Accelerator()
+    monkeypatch.setattr(torch, "get_device_module", lambda *_: module)
+    marks = _generators.read(device)
+    assert _generators.moved(marks) == ()
+    _generators.seed("device", (1, 2))
+    first = module.state
+    assert _generators.moved(marks) == ("device",)
+    again = _generators.read_again(marks)
+    assert _generators.differing(again, marks) == ("device",)
+    assert _generators.differing(marks, _generators.read()) == ()
+    assert _generators.differing(_generators.read(), marks) == ()
+    _generators.restore(marks, ("torch",))
+    assert _generators.moved(marks) == ("device",)
+    _generators.restore(marks, ("device",))
+    assert _generators.moved(marks) == ()
+    _generators.restore(_generators.read(), ("device",))  # without a state of a device: nothing
+    assert _generators.moved(marks) == ()
+    for words in ((1, 4), (2, 2)):
+        _generators.seed("device", words)
+        assert not torch.equal(module.state, first)
+
+
+@pytest.mark.parametrize("name", ["cpu", "meta"])
+def test_states_of_the_cpu_stand_for_those_of_devices_without_a_generator(name: str) -> None:
+    assert _generators.read(torch.device(name)).device is None

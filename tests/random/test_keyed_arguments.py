@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ftrain.core.compile import compile
-from ftrain.core.random import key, keyed
+from ftrain.core.random import key, keyed, split
 from tests.compile.cases import same_bytes
 from tests.random._keyed_cases import draw
 
@@ -191,6 +191,20 @@ SAME: dict[str, list[Call]] = {
         lambda: torch.randperm(128, dtype=torch.int8).long(),
         lambda: torch.randperm(128, dtype=torch.float16).long(),
     ],
+    "normal_ with std 0": [
+        lambda: memory() + 3,
+        lambda: memory().normal_(3, 0),
+        lambda: torch.normal(3.0, 0.0, (40,)),
+    ],
+    "normal_ with a small std": [
+        lambda: memory().normal_(0, 0.5),
+        lambda: torch.normal(0.0, 0.5, (40,)),
+        lambda: memory().normal_() / 2,
+    ],
+    "multinomial of all": [
+        lambda: torch.multinomial(ONES.expand(2, 3, 4)[0], 4).sort().values,
+        lambda: torch.arange(4).expand(3, 4),
+    ],
     "multinomial": [
         lambda: torch.multinomial(ONES, 1, True),
         lambda: torch.multinomial(ONES, 1, False),
@@ -258,3 +272,21 @@ def test_compiled_fills_accept_traced_numbers() -> None:
 
     x = torch.tensor(2.0)
     assert same_bytes(compile(run, backend="eager")(key(1), x), run(key(1), x))
+
+
+def test_samples_with_replacement_have_the_shape_of_the_rows_of_weights() -> None:
+    for rows in ((), (3,)):
+        assert draw(torch.multinomial, torch.ones(*rows, 4), 7, True).shape == (*rows, 7)
+
+
+def test_memory_under_a_vmap_over_keys_has_a_row_for_each_key_and_takes_no_gradient() -> None:
+    def run(key: Tensor) -> Tensor:
+        out = torch.zeros(2)
+        with keyed(key):
+            with pytest.raises(RuntimeError, match="requires_grad_"):
+                torch.empty(2, requires_grad=True)
+            assert torch.empty(2, out=out) is out
+            return torch.empty_like(out).uniform_()
+
+    first, second = torch.vmap(run)(split(key(1), 2))
+    assert not same_bytes(first, second)

@@ -168,6 +168,10 @@ def test_keyed_draws_from_extreme_uniform_values_are_valid_samples(
     category = draw(torch.multinomial, WEIGHTS, 3, True)
     assert category.eq(first if end == 0 else last).all()
     assert WEIGHTS[draw(torch.multinomial, WEIGHTS, 1)] > 0
+    assert draw(torch.bernoulli, torch.zeros(3)).eq(0).all()
+    assert draw(torch.zeros(3).bernoulli_, torch.zeros(3)).eq(0).all()
+    # torch's exponential samples are at least half the spacing of floats below 1.
+    assert end > 0 or draw(torch.empty(3).exponential_).eq(2**-24).all()
     for fill in ("exponential_", "geometric_", "cauchy_"):
         value = draw(getattr(torch.empty(3), fill), *([0.5] if fill == "geometric_" else []))
         assert value.isfinite().all()

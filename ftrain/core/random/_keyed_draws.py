@@ -43,13 +43,11 @@ def _deliver(
     pin_memory: bool | None = None,
     requires_grad: bool = False,
     memory_format: torch.memory_format | None = None,
-    names: None = None,
 ) -> Tensor:
     """Apply options of torch's factory functions (`out`, `requires_grad`, ...) to a drawn tensor."""
-    if layout not in (None, torch.strided) or names is not None:
+    if layout not in (None, torch.strided):
         raise TypeError(
-            f"a draw in `keyed`: expected layout=torch.strided and names=None, got {layout=}, {names=}."
-            " Leave both out."
+            f"a draw in `keyed`: expected layout=torch.strided, got {layout}. Leave it out."
         )
     if out is not None:
         return out.resize_(value.shape).copy_(value)

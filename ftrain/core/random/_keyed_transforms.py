@@ -31,7 +31,7 @@ def requires_grad(tensor: Tensor, requires_grad: bool = True) -> Tensor:
 
 def one_hot(tensor: Tensor, num_classes: int = -1) -> Tensor:
     """Compute `F.one_hot` by comparison, since torch's own reads values under a gradient in a vmap."""
-    if num_classes < 0:
+    if num_classes < 1:  # read off the values, or refused
         return torch.nn.functional.one_hot(tensor, num_classes)
     classes = torch.arange(num_classes, device=tensor.device)
     return (tensor.unsqueeze(-1) == classes).to(torch.int64)
