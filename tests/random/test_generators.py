@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
+import struct
 import threading
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -70,6 +72,29 @@ def test_numpy_and_python_generator_states_are_read_from_memory() -> None:
     """Asking numpy and random for their states instead would cost 40 µs per step."""
     assert isinstance(_generators.read().python[0], bytes)
     assert isinstance(_generators.read().numpy[0], bytes)
+    for reader in (_generators._python_reader, _generators._numpy_reader):
+        assert isinstance(reader()[0]()[0], bytes)
+    for _ in range(2):
+        np.random.randn()
+        state = np.random.get_state(legacy=False)
+        words, kept = _generators._numpy_reader()[0]()
+        assert words[:-4] == state["state"]["key"].tobytes()
+        has, _, gauss = struct.unpack("=iid", kept)
+        assert (has, gauss) == (state["has_gauss"], state["gauss"])
+
+
+def test_layout_of_a_generator_with_other_contents_in_its_memory_is_unknown(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert _generators._python_is_readable()
+    assert _generators._find_gauss() is not None
+    for name in ("_python_memory", "_numpy_memory"):
+        monkeypatch.setattr(_generators, name, lambda _: SimpleNamespace(raw=bytes(2500)))
+    assert not _generators._python_is_readable()
+    assert _generators._find_gauss() is None
+    monkeypatch.undo()
+    monkeypatch.setattr(_generators, "_MT19937_BYTES", 10**9)  # more than the object has
+    assert not _generators._python_is_readable()
 
 
 def test_numpy_and_python_generator_states_of_unknown_memory_layout_are_read_by_their_api(
@@ -108,11 +133,13 @@ def test_draws_from_another_numpy_bit_generator_are_detected_and_undone() -> Non
 def test_seeded_generator_depends_on_both_32_bit_words_of_the_seed(name: str) -> None:
     draw = {"torch": lambda: torch.rand(1).item(), "numpy": np.random.rand, "python": random.random}
     drawn = []
-    for words in ((1, 2), (1, 2), (1, 2**31), (2**31, 2), (2**32 - 1, 2**32 - 1)):
+    # Torch's seeds have 32 bits: one of the first word, and 31 of the second.
+    others = (1, 2**31), (2**31, 2), (2**32 - 1, 2**32 - 1), (0, 0), (0, 4)
+    for words in ((1, 2), (1, 2), *others):
         _generators.seed(name, words)
         drawn.append(draw[name]())
     assert drawn[0] == drawn[1]
-    assert len(set(drawn)) == 4
+    assert len(set(drawn)) == 1 + len(others)
 
 
 HELD = np.random.default_rng(0)
@@ -228,15 +255,16 @@ class Accelerator:
         self.state = torch.zeros(16, dtype=torch.uint8)
 
     def get_rng_state(self, device: torch.device) -> torch.Tensor:
-        assert device == torch.device("xpu", 0)
+        assert device.index == 0
         return self.state.clone()
 
     def set_rng_state(self, state: torch.Tensor, device: torch.device) -> None:
-        assert device == torch.device("xpu", 0)
+        assert device.index == 0
         self.state = state.clone()
 
     def manual_seed(self, seed: int) -> None:
-        self.state = torch.full((16,), seed % 251, dtype=torch.uint8)
+        assert 0 <= seed < 2**63
+        self.state = torch.tensor(list(seed.to_bytes(16)), dtype=torch.uint8)
 
 
 def test_draws_of_the_generator_of_an_accelerator_are_named_and_undone(
@@ -259,7 +287,7 @@ def test_draws_of_the_generator_of_an_accelerator_are_named_and_undone(
     assert _generators.moved(marks) == ()
     _generators.restore(_generators.read(), ("device",))  # without a state of a device: nothing
     assert _generators.moved(marks) == ()
-    for words in ((1, 4), (2, 2)):
+    for words in ((1, 4), (2, 2), (1, 0), (2**32 - 1, 2**32 - 1), (2, 2**32 - 1)):
         _generators.seed("device", words)
         assert not torch.equal(module.state, first)
 
@@ -267,3 +295,26 @@ def test_draws_of_the_generator_of_an_accelerator_are_named_and_undone(
 @pytest.mark.parametrize("name", ["cpu", "meta"])
 def test_states_of_the_cpu_stand_for_those_of_devices_without_a_generator(name: str) -> None:
     assert _generators.read(torch.device(name)).device is None
+
+
+@pytest.mark.parametrize("captures", [False, True])
+def test_state_of_a_cuda_generator_is_left_out_while_a_graph_is_captured(
+    captures: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = Accelerator()
+    monkeypatch.setattr(torch, "get_device_module", lambda *_: module)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: captures)
+    assert _generators.read(torch.device("xpu", 0)).device is not None
+    assert (_generators.read(torch.device("cuda", 0)).device is None) == captures
+
+
+def test_accelerator_is_the_current_cuda_device_if_the_program_uses_cuda(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for available in (False, True):
+        for used in (False, True):
+            monkeypatch.setattr(torch.cuda, "is_available", lambda available=available: available)
+            monkeypatch.setattr(torch.cuda, "is_initialized", lambda used=used: used)
+            expected = torch.device("cuda", 3) if available and used else None
+            assert _generators.accelerator() == expected

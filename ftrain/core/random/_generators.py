@@ -182,13 +182,10 @@ def _python_is_readable() -> bool:
     probe = random.Random(5)
     if type(probe).__basicsize__ < object.__basicsize__ + _MT19937_BYTES:
         return False
-    memory = _python_memory(probe)
-    for _ in range(3):
-        words = probe.getstate()[1]
-        if memory.raw != struct.pack("=i", words[-1]) + _WORDS.pack(*words[:-1]):
-            return False
-        probe.gauss(0, 1)
-    return True
+    words = probe.getstate()[1]
+    return bool(
+        _python_memory(probe).raw == struct.pack("=i", words[-1]) + _WORDS.pack(*words[:-1])
+    )
 
 
 def _python_reader() -> tuple[Callable[[], Any], Callable[[Any], None]]:
