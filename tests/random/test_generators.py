@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import struct
 import threading
@@ -21,6 +22,7 @@ from ftrain import optim
 from ftrain.core.errors import UnkeyedRandomError
 from ftrain.core.random import _generators, _watch
 from ftrain.core.random._own_generators import reachable
+from tests.random import ways_to_draw
 
 DRAWS: dict[str, tuple[str, Callable[[], Any]]] = {
     "rand": ("torch", lambda: torch.rand(1)),
@@ -181,6 +183,78 @@ def test_random_generators_of_user_code_that_a_function_reaches_are_found() -> N
     hooked.register_forward_hook(lambda *_: HELD.random())
     assert reachable(hooked) == (HELD,)
     assert set(reachable(Holds(), Calls())) == {HELD, ALSO}
+
+
+def keyword_default(*, rng: Any = HELD) -> float:
+    return rng.random()
+
+
+def reads_an_attribute() -> float:
+    return ways_to_draw.NUMPY.random()
+
+
+class Plain:
+    """An object with a generator among its attributes, and one that a method uses."""
+
+    def __init__(self, rng: Any = None) -> None:
+        self.rng = rng
+
+    def draw(self) -> float:
+        return ALSO.random()
+
+
+@pytest.mark.parametrize(
+    ("root", "expected"),
+    [
+        (keyword_default, {HELD}),
+        (reads_an_attribute, {ways_to_draw.NUMPY}),
+        (functools.partial(print, HELD), {HELD}),
+        (functools.partial(print, file=HELD), {HELD}),
+        (functools.partial(uses_a_global), {HELD}),
+        ({"a": (1, [HELD])}, {HELD}),
+        (frozenset([HELD]), {HELD}),
+        (Plain(HELD), {HELD, ALSO}),
+        (Plain().draw, {ALSO}),
+        (Plain, {ALSO}),
+        (np.random.RandomState, set()),
+        (lambda: (lambda: HELD.random())(), {HELD}),
+        (torch, set()),
+        (lambda: torch.rand(1), set()),
+        ([HELD, HELD, ALSO], {HELD, ALSO}),
+        (np.random.mtrand._rand, set()),
+        (1, set()),
+    ],
+    ids=lambda value: "" if isinstance(value, set) else type(value).__name__,
+)
+def test_search_for_user_generators_follows_what_an_object_refers_to(
+    root: Any, expected: set[Any]
+) -> None:
+    found = reachable(root)
+    assert len(found) == len(expected)
+    assert set(found) == expected
+
+
+def test_search_for_user_generators_takes_variables_that_are_not_bound_yet() -> None:
+    def outer() -> Callable[[], Any]:
+        def inner() -> Any:
+            return later, HELD
+
+        found.append(reachable(inner))
+        later = 1
+        return inner
+
+    found: list[Any] = []
+    outer()
+    assert found == [(HELD,)]
+
+
+def test_search_for_user_generators_ends_in_a_large_structure() -> None:
+    """It looks at 20,000 objects, the last ones first."""
+    assert reachable([HELD, *([] for _ in range(30_000))]) == ()
+    assert reachable([HELD, *([] for _ in range(10_000))]) == (HELD,)
+    ring: list[Any] = [HELD]
+    ring.append(ring)
+    assert reachable(ring) == (HELD,)
 
 
 def test_search_for_user_generators_omits_global_generators_and_those_of_libraries() -> None:
