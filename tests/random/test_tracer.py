@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import random
 import sys
@@ -11,10 +12,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
+import optree
 import pytest
 import torch
 
-from ftrain.core.random import _find_draw, _generators
+from ftrain.core.random import _find_draw, _generators, _watch
 
 
 def _settings() -> tuple[Any, ...]:
@@ -117,3 +119,170 @@ def test_search_finds_the_lines_that_advance_each_generator_in_their_order(
     for name, draw in zip(names, found, strict=True):
         line = DRAWS[name].__code__.co_firstlineno + 2
         assert f"test_tracer.py:{line} in _{name}" in draw.line
+
+
+@contextlib.contextmanager
+def another_thread(run: Callable[[], Any] | None = None) -> Iterator[None]:
+    """Run a function in a thread again and again; without one, let the thread wait."""
+    done = threading.Event()
+
+    def loop() -> None:
+        while run is not None and not done.is_set():
+            run()
+        done.wait()
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def test_program_is_alone_unless_another_thread_exists() -> None:
+    assert _find_draw.is_alone()
+    with another_thread():
+        assert not _find_draw.is_alone()
+    assert _find_draw.is_alone()
+
+
+STATES: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
+    "numpy": (np.random.get_state, np.random.set_state),
+    "python": (random.getstate, random.setstate),
+    "torch": (torch.default_generator.get_state, torch.default_generator.set_state),
+}
+
+
+@pytest.mark.parametrize("beside", [False, True], ids=["alone", "beside a thread"])
+@pytest.mark.parametrize("name", DRAWS)
+def test_search_omits_draws_that_the_call_undoes(name: str, beside: bool) -> None:
+    def run() -> None:
+        get, put = STATES[name]
+        before = get()
+        DRAWS[name]()
+        DRAWS[name]()
+        put(before)
+        random.random()
+
+    marks = _generators.read()
+    with another_thread() if beside else contextlib.nullcontext():
+        found = _find_draw.find_draws(run, marks)
+    _generators.restore(marks, _generators.NAMES)
+    assert [draw.names for draw in found] == [("python",)]
+    assert "random.random()" in found[0].line
+
+
+def test_search_names_all_generators_that_a_line_advances() -> None:
+    def run() -> None:
+        for _ in range(3):
+            np.random.rand(), random.random()
+
+    marks = _generators.read()
+    (draw,) = _find_draw.find_draws(run, marks)
+    _generators.restore(marks, _generators.NAMES)
+    assert draw.names == ("numpy", "python")
+    assert "in run" in draw.line
+
+
+def test_search_repeats_a_call_only_if_another_thread_may_have_drawn() -> None:
+    calls: list[int] = []
+
+    def run() -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            np.random.rand()
+
+    marks = _generators.read()
+    assert len(_find_draw.find_draws(run, marks)) == 1
+    assert len(calls) == 1
+    calls.clear()
+    with another_thread():
+        assert _find_draw.find_draws(run, marks) == []
+    assert len(calls) == 2
+    _generators.restore(marks, _generators.NAMES)
+
+
+def test_search_of_a_call_that_raises_finds_its_draws() -> None:
+    def run() -> None:
+        np.random.rand()
+        raise ZeroDivisionError
+
+    marks = _generators.read()
+    assert [draw.names for draw in _find_draw.find_draws(run, marks)] == [("numpy",)]
+    _generators.restore(marks, _generators.NAMES)
+
+
+@pytest.mark.parametrize(("longest", "finds"), [(-1.0, False), (60.0, True)])
+def test_search_ends_without_a_result_if_it_waits_too_long_for_other_threads(
+    longest: float, finds: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_find_draw, "_MAX_WAIT", longest)
+
+    def run() -> None:
+        np.random.rand()
+        with _watch._operators_seen():
+            torch.ones(3) + 1
+
+    marks = _generators.read()
+    assert len(_find_draw.find_draws(run, marks)) == 1  # without other threads, it does not wait
+    with another_thread():
+        assert bool(_find_draw.find_draws(run, marks)) == finds
+    _generators.restore(marks, _generators.NAMES)
+
+
+def test_time_of_other_threads_is_their_processor_time() -> None:
+    used: list[float] = []
+
+    def compute() -> None:
+        start = time.thread_time()
+        while time.thread_time() - start < 0.05:
+            pass
+        used.append(time.thread_time())
+
+    assert _find_draw._time_of_others() == 0
+    with another_thread():
+        assert _find_draw._time_of_others() < 0.05
+    with another_thread(compute):
+        while len(used) < 3:
+            time.sleep(0.01)
+        found = _find_draw._time_of_others()
+        at_least = used[-1]
+    assert at_least * 0.9 <= found < at_least + 1.0
+
+
+@pytest.mark.parametrize(
+    ("function", "package", "of_torch", "may_draw"),
+    [
+        (torch.add, "torch", True, False),
+        (torch.ones(2).add, "torch", True, False),
+        (torch.Tensor._make_subclass, "torch", True, False),
+        (torch.default_generator.manual_seed, "torch", False, True),
+        (torch.default_generator.set_state, "torch", False, True),
+        (torch.default_generator.get_state, "torch", False, False),
+        (torch.default_generator.initial_seed, "torch", False, False),
+        (time.sleep, "time", False, False),
+        ([].append, "builtins", False, False),
+        ((1).__add__, "builtins", False, False),
+        (random.random, "random", False, False),
+        (np.array, "numpy", False, False),
+        (np.random.rand, "numpy", False, False),
+        (optree._C.flatten, "optree", False, True),
+    ],
+    ids=repr,
+)
+def test_search_knows_which_functions_in_c_may_draw(
+    function: Any, package: str, of_torch: bool, may_draw: bool
+) -> None:
+    found = _find_draw._root(function), _find_draw._is_of_torch(function)
+    assert found == (package, of_torch)
+    assert _find_draw._may_draw(function, sys._getframe()) == may_draw
+
+
+def test_search_reads_user_code_but_not_that_of_torch_ftrain_and_the_standard_library() -> None:
+    idle = [torch.nn.functional.__file__, _find_draw.__file__, threading.__file__]
+    below = [np.linalg.__file__, random.__file__]
+    user = [__file__, pytest.__file__]
+    names = *idle, *below, *user
+    assert [_find_draw._is_idle(name) for name in names] == [True] * 3 + [False] * 4
+    assert [_find_draw._is_below(name) for name in names] == [True] * 5 + [False] * 2

@@ -50,10 +50,9 @@ def log_gamma(key: Tensor, folds: Ints, alpha: Tensor) -> Tensor:
         d = params[0] - 1 / 3
         x, u = normal(0), uniform(1)
         t = x / (9 * d).sqrt()
-        # log(1 - u) < x²/2 + d (1 - v + log v) with v = (1 + t)³, where the right side is computed from
-        # t, because it is a difference of large numbers.
-        accepted = (t > -1) & (torch.log1p(-u) < 3 * d * _log_remainder(t))
-        return torch.log(d) + 3 * torch.log1p(t.clamp_min(-1)), accepted
+        # log(1 - u) < x²/2 + d (1 - v + log v) with v = (1 + t)³. The right side is computed from t,
+        # because it is a difference of large numbers; for t < -1 it is NaN, and the proposal rejected.
+        return torch.log(d) + 3 * torch.log1p(t), torch.log1p(-u) < 3 * d * _log_remainder(t)
 
     is_valid = (alpha >= 0) & torch.isfinite(alpha)
     sample = _rejected("gamma", key, folds, [boosted], is_valid, propose)
