@@ -11,12 +11,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from tests.mutants.harmless_random import IN_RANDOM
+
 __all__ = ["HARMLESS", "reason"]
 
 STRICT = "a check that never fails: the lists have one length by construction"
 PERFORMANCE = "slower only: the same bits take another way"
 
 HARMLESS: dict[tuple[str, str, str, str], str] = {
+    **IN_RANDOM,
     (
         "random._generators",
         "_python_is_readable",
@@ -47,12 +50,6 @@ HARMLESS: dict[tuple[str, str, str, str], str] = {
         "if on_cuda and torch.are_deterministic_algorithms_enabled():",
         "if on_cuda or torch.are_deterministic_algorithms_enabled():",
     ): "unreachable here: the option is read where kernels for CUDA are timed",
-    (
-        "random._generators",
-        "_python_is_readable",
-        "probe.gauss(0, 1)",
-        "probe.gauss(1, 1)",
-    ): "the generator takes the same steps whatever the mean is",
     (
         "random._keyed_operators",
         "OpaqueOperators.__torch_dispatch__",
