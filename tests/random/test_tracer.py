@@ -240,13 +240,13 @@ def test_time_of_other_threads_is_their_processor_time() -> None:
             pass
         used.append(time.thread_time())
 
-    assert _find_draw._time_of_others() == 0
+    before = _find_draw._time_of_others()  # of idle threads that earlier tests have left
     with another_thread():
-        assert _find_draw._time_of_others() < 0.05
+        assert 0 <= _find_draw._time_of_others() - before < 0.05
     with another_thread(compute):
         while len(used) < 3:
             time.sleep(0.01)
-        found = _find_draw._time_of_others()
+        found = _find_draw._time_of_others() - before
         at_least = used[-1]
     assert at_least * 0.9 <= found < at_least + 1.0
 
