@@ -64,9 +64,7 @@ def evaluation(
         device = _device(state, batch)
         with isolated(device.type):
             out = watch(lambda: _called(bound, watched, policy, where, state, batch), device)
-            found = split_loss(out, where)[1]
-            metrics: Metrics = found if keeps_graph() else _detached(found)
-            return metrics
+            return split_loss(out, where)[1]
 
     return EvalStep(eval_step, lambda bound: evaluation(bound, eval_fn, precision=policy))
 

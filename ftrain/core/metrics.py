@@ -327,15 +327,13 @@ def as_metrics(values: Any, where: str, device: torch.device | None = None) -> M
         TypeError: `values` is not a mapping, or an entry is neither a tensor, a number nor a metric.
         ValueError: two entries have one name.
     """
-    if isinstance(values, Metrics):
-        return values
     if not isinstance(values, Mapping):
         raise TypeError(
             f"{where}: expected `loss` or `(loss, metrics)` with metrics a dict of 0-d tensors, got "
             f"{a_or_an(type(values).__name__)} as the second element. Write: return loss, {{'name': x}}."
         )
     found: dict[str, Metric] = {}
-    for name, value in _flat(values):
+    for name, value in _flat(values.entries if isinstance(values, Metrics) else values):
         if name in found:
             raise ValueError(
                 f"{where} returned two metrics named {name!r}: names of nested entries are joined by "

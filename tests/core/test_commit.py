@@ -82,6 +82,45 @@ def test_commit_refuses_changes_of_the_state_structure() -> None:
         )
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        (torch.ones(2), torch.ones(3), r"the shape of V: expected \(2,\), got \(3,\)\. Convert"),
+        (
+            torch.ones(0),
+            torch.ones(3),
+            r"the shape of V: .*got \(3,\)\. It was empty: run one batch",
+        ),
+        (
+            torch.ones(2),
+            torch.ones(2).double(),
+            r"the dtype of V: expected torch.float32, .*Convert",
+        ),
+        (torch.ones(2), torch.ones(2).to("meta"), r"the device of V: expected cpu, got meta\. "),
+        (torch.ones(2), 1.0, "a step changed V: expected a tensor, got a float"),
+    ],
+)
+def test_commit_names_the_leaf_that_changed_and_a_remedy(old: Any, new: Any, message: str) -> None:
+    state = make().init_state(0).replace(extras={"a": torch.zeros(3), "v": old})
+    result = ftrain.gradients(CASE.model, CASE.loss_fn)(state, CASE.batch(0, 8))
+    proposed = state.replace(extras={"a": torch.zeros(3), "v": new})
+    with pytest.raises(ValueError, match=message.replace("V", r"state\.extras\['v'\]")):
+        ftrain.commit(state, proposed, result)
+
+
+def test_commit_refuses_a_state_that_a_step_refuses() -> None:
+    state = make().init_state(0)
+    result = ftrain.gradients(CASE.model, CASE.loss_fn)(state, CASE.batch(0, 8))
+    graded = ftrain.tree.map(lambda x: x.clone().requires_grad_(x.is_floating_point()), state)
+    for bad, message in (
+        (state.replace(step=torch.tensor(0.0)), "state.step: expected an int64 0-d tensor, got a"),
+        (state.replace(step=torch.tensor([0])), "the states of an ensemble"),
+        (graded, r"got a gradient with respect to state\.params"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            ftrain.commit(bad, bad, result)
+
+
 def test_state_with_an_expanded_tensor_or_a_python_number_is_refused_by_name() -> None:
     steps = ftrain.make_steps(
         lambda: torch.nn.Linear(2, 1), lambda m, x: m(x).sum(), ftrain.optim.sgd(0.1)

@@ -10,7 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ftrain
-from ftrain.core.metrics import Last, Max, Mean, Metrics, Min, Sum, as_metrics, on_device
+from ftrain.core.metrics import (
+    BatchMean,
+    Last,
+    Max,
+    Mean,
+    Metrics,
+    Min,
+    PerExample,
+    Sum,
+    Unreduced,
+    as_metrics,
+    on_device,
+)
 
 values = st.lists(st.integers(-1000, 1000), min_size=1, max_size=20)
 
@@ -106,6 +118,63 @@ def test_complex_number_is_refused_as_a_metric_that_would_lose_its_imaginary_par
         "z"
     ]  # values of examples keep theirs
     assert kept.tolist() == [1j, 2]
+
+
+@pytest.mark.parametrize(
+    ("value", "device"),
+    [
+        (torch.tensor(2.0), None),
+        (torch.tensor(2.0), "cpu"),
+        (torch.tensor([2.0]), "meta"),  # values of examples stay where they are
+        (torch.tensor(2.0, device="meta"), "cpu"),
+        (torch.tensor(2.0, device="meta"), "meta"),
+    ],
+)
+def test_tensor_that_need_not_move_is_returned_unchanged(value: torch.Tensor, device: str) -> None:
+    assert on_device(value, device and torch.device(device)) is value
+
+
+def test_number_among_metrics_has_the_default_dtype_and_weight_one() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        entries = as_metrics({"a": 0.1, "b": True, "c": torch.tensor(3)}, "f").entries
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert entries["a"].total.dtype == torch.float64
+    assert [e.value.item() for e in entries.values()] == [0.1, 1.0, 3.0]
+    assert [e.weight.item() for e in entries.values()] == [1.0, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "expected"),
+    [
+        (Max, Min, "expected a Max as in earlier batches, got a Min"),
+        (PerExample, Unreduced, "expected a PerExample as in .*, got a tensor with axes"),
+        (Unreduced, lambda x: BatchMean(x, x), "a tensor with axes as .*, got a number"),
+    ],
+)
+def test_merge_names_the_kinds_of_two_metrics_that_differ(one, other, expected: str) -> None:
+    x = torch.ones(2)
+    with pytest.raises(ValueError, match=f"^metric 'm': .*{expected}"):
+        Metrics({"n": Sum(x), "m": one(x)}).merge(Metrics({"n": Sum(x), "m": other(x)}))
+    merged = Metrics({"m": one(x)}).merge(Metrics({"m": one(x)}))
+    assert type(merged.entries["m"]) is type(one(x))
+
+
+def test_per_example_values_of_different_ranks_do_not_merge() -> None:
+    with pytest.raises(ValueError, match=r"expected float32\[2\] in all but .*got float32\[2, 1\]"):
+        PerExample(torch.zeros(2)).merge(PerExample(torch.zeros(2, 1)))
+
+
+def test_metrics_inside_metrics_have_joined_names() -> None:
+    inner = as_metrics({"a": 1.0, "b": [2.0, (3.0,)]}, "f")
+    found = as_metrics({"x": inner, "y": {"z": {}}, "w": Mean(torch.ones(()), torch.ones(()))}, "f")
+    assert list(found) == ["x/a", "x/b/0", "x/b/1/0", "w"]
+    assert len(found) == 4
+    with pytest.raises(KeyError, match="expected one of 'x/a', 'x/b/0', 'x/b/1/0', got 'x'"):
+        found["x"]
+    with pytest.raises(KeyError, match="expected one of none, got 'x'"):
+        Metrics({})["x"]
 
 
 def test_scalar_of_the_host_is_moved_to_the_device_of_the_metrics() -> None:

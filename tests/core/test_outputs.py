@@ -135,6 +135,55 @@ def test_loss_may_wrap_tensors_in_sum_last_or_mean() -> None:
     torch.testing.assert_close(metrics["last"], batch["x"][2:].sum(0))
 
 
+def test_metrics_object_of_a_loss_gives_what_its_dict_does_and_aliases_nothing() -> None:
+    """A `Metrics` may hold parameters, the batch, numbers, and tensors with a graph of their own."""
+
+    def entries(model: Any, batch: Any) -> dict[str, Any]:
+        x = batch["x"].clone().requires_grad_()
+        energy = model(x).square().sum()
+        (force,) = torch.autograd.grad(energy, x, create_graph=True)
+        extra = {
+            "w": Last(model.w),
+            "x": Last(batch["x"]),
+            "force": Last(force),
+            "rows": batch["x"],
+        }
+        return extra | {"energy": energy, "n": 3}
+
+    def loss_fn(model: Any, batch: Any, wrap: Any) -> Any:
+        return model(batch["x"]).mean(), wrap(entries(model, batch))
+
+    batch = batch_of(4)
+    by_dict, ours = (
+        ftrain.make_steps(Scale, functools.partial(loss_fn, wrap=wrap), optim.sgd(0.1))
+        for wrap in (dict, Metrics)
+    )
+    state = ours.init_state(0)
+    new, trained = ours.train_step(state, batch)
+    evaluated = ours.eval_step(state, batch)
+    assert_same_bits((new, trained), by_dict.train_step(state, batch))
+    assert_same_bits(evaluated, by_dict.eval_step(state, batch))
+    held = {x.untyped_storage().data_ptr() for x in ftrain.tree.leaves((state, new, batch))}
+    for x in ftrain.tree.leaves((trained, evaluated)):
+        assert not x.requires_grad
+        assert x.untyped_storage().data_ptr() not in held
+
+
+def test_evaluation_of_a_state_that_requires_gradients_records_no_graph() -> None:
+    """Under `no_grad` such a state is accepted; its graph would keep all activations alive."""
+
+    def loss_fn(model: Any, batch: Any) -> Any:
+        y = model(batch["x"])
+        return y.mean(), {"has graph": float(y.requires_grad), "grad mode": torch.is_grad_enabled()}
+
+    eval_step = ftrain.make_steps(Scale, loss_fn, optim.sgd(0.1)).eval_step
+    state = ftrain.make_steps(Scale, loss_fn, optim.sgd(0.1)).init_state(0)
+    graded = ftrain.tree.map(lambda x: x.clone().requires_grad_(x.is_floating_point()), state)
+    with torch.no_grad():
+        metrics = eval_step(graded, batch_of(4))
+    assert (metrics["has graph"], metrics["grad mode"]) == (0, 1)
+
+
 def test_duplicate_metric_names_raise() -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
         return model(batch["x"]).mean(), {"a/b": 1.0, "a": {"b": 2.0}}
