@@ -154,7 +154,7 @@ class _Shell:
 
     def _key(self) -> tuple[Any, ...]:
         constants = tuple(
-            (name, kind, value.hex() if kind is float else value)
+            (name, kind, value if kind in _COMPARED else _exactly(value))
             for name, kind, value in self.constants
         )
         return self.children, self.linked, constants, tuple(sorted(self.opaque))
@@ -255,10 +255,27 @@ def _is_constant(value: Any) -> bool:
     return isinstance(value, (type, enum.Enum)) or type(value) in _CONSTANTS
 
 
-_CONSTANTS = {
-    *(type(None), bool, int, float, complex, str, bytes),
+def _exactly(value: Any) -> Any:
+    """Return a key of a constant, equal only for constants of one type that no program distinguishes.
+
+    NaN equals NaN, 0.0 differs from -0.0, and (1,) from (1.0,).
+    """
+    if isinstance(value, float):
+        return value.hex()
+    if isinstance(value, complex):
+        return value.real.hex(), value.imag.hex()
+    if isinstance(value, (tuple, frozenset)):
+        parts = ((type(x), _exactly(x)) for x in value)
+        return frozenset(parts) if isinstance(value, frozenset) else tuple(parts)
+    return value
+
+
+# Classes of constants of which two are the same if they are equal.
+_COMPARED = {
+    *(type(None), bool, int, str, bytes),
     *(torch.dtype, torch.device, torch.layout, torch.memory_format),
 }
+_CONSTANTS = {*_COMPARED, float, complex}
 
 
 def attributes_of(node: Any, slots: Mapping[str, Any] | None = None) -> Iterator[tuple[str, Any]]:

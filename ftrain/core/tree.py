@@ -127,7 +127,7 @@ def one_level(tree: PyTree) -> dict[str, Any]:
     >>> one_level({"b": 1, "a": (2, 3)})
     {"['a']": (2, 3), "['b']": 1}
     """
-    if tree is None or is_leaf(tree):
+    if is_leaf(tree):
         return {}
     accessors, children, _ = optree.tree_flatten_with_accessor(
         tree, is_leaf=lambda node: node is not tree, namespace=NAMESPACE
@@ -168,7 +168,8 @@ def first_difference(got: PyTree, expected: PyTree, path: str = "") -> str | Non
         )
     was, now = _constants(expected), _constants(got)
     if was != now:
-        return f"{where}: expected a {type(expected).__name__} with {was}, got one with {now}"
+        name = a_or_an(type(expected).__name__)
+        return f"{where}: expected {name} with {was}, got one with {now}"
     return f"{where}: expected {_kind(expected)}, got {_kind(got)}"
 
 

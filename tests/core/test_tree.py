@@ -112,6 +112,8 @@ def test_digest_of_a_fixed_tree_equals_a_value_stored_in_the_test() -> None:
 
 
 def test_digest_refuses_leaves_that_are_not_tensors() -> None:
+    with pytest.raises(TypeError, match=r"leaf at the root: expected a tensor, got int 3\. Wrap"):
+        tree.digest(3)
     with pytest.raises(TypeError, match=r"leaf at \['a'\]\[0\]: expected a tensor, got int 3"):
         tree.digest({"a": [3]})
 
@@ -154,6 +156,44 @@ def test_train_state_works_with_torch_compile() -> None:
 def test_tree_find_returns_fields_and_keys_by_name() -> None:
     nested = {"a": (Point(x=1, y=2),), "x": 3}
     assert tree.find(nested, "x") == {"['a'][0].x": 1, "['x']": 3}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1, {}),
+        ({"y": 1}, {}),
+        (Box(inside={"x": 1}, beside=2), {".inside['x']": 1}),
+        ([Box(inside=1, beside=2)], {}),
+    ],
+)
+def test_tree_find_returns_only_leaves_directly_in_the_field(value: Any, expected: Any) -> None:
+    assert tree.find(value, "x") == expected
+    assert tree.find([Box(inside=1, beside=(2,))], "inside") == {"[0].inside": 1}
+    assert tree.find([Box(inside=1, beside=(2,))], "beside") == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1, {}),
+        (None, {}),
+        ([], {}),
+        ([None, (1,)], {"[0]": None, "[1]": (1,)}),
+        (Point(1, [2]), {".x": 1, ".y": [2]}),
+        (Box({"a": 1}, None), {".inside": {"a": 1}, ".beside": None}),
+    ],
+)
+def test_one_level_returns_the_children_of_a_node(value: Any, expected: Any) -> None:
+    assert tree.one_level(value) == expected
+    assert tree.is_leaf(value) is (value == 1)
+
+
+def test_tree_nbytes_counts_each_meta_tensor() -> None:
+    """Tensors without memory have no address by which they could be told apart."""
+    x = torch.zeros(10, device="meta")
+    assert tree.nbytes([x, torch.zeros(3, device="meta")]) == 40 + 12
+    assert tree.nbytes([x, x]) == 40
 
 
 def test_tree_nbytes_counts_shared_storage_once() -> None:
@@ -217,7 +257,17 @@ def declared() -> dict[str, type]:
         left: Any
         right: Any
 
-    classes = (Plain, Checked, OwnInit, Derived, Keywords, OnSlots, Heir, Frozen)
+    @tree.register_dataclass
+    class OwnNew:
+        left: Any
+        right: Any
+
+        def __new__(cls, *values: Any, **fields: Any) -> Any:
+            self = object.__new__(cls)
+            object.__setattr__(self, "built", True)
+            return self
+
+    classes = (OwnNew, Plain, Checked, OwnInit, Derived, Keywords, OnSlots, Heir, Frozen)
     return {cls.__name__: cls for cls in classes}
 
 
@@ -239,6 +289,21 @@ def test_rebuilt_dataclasses_equal_those_made_by_the_constructor(name: str) -> N
         assert vars(again) == vars(node)
         with pytest.raises(dataclasses.FrozenInstanceError):
             again.left = 3
+
+
+def test_dataclasses_of_no_field_and_of_one_field_are_nodes() -> None:
+    @tree.register_dataclass
+    class Empty:
+        pass
+
+    @tree.register_dataclass
+    class Single:
+        inside: Any
+
+    value = [Empty(), Single((1, 2)), Single(Single(3))]
+    assert tree.leaves(value) == [1, 2, 3]
+    assert tree.paths(value) == ["[1].inside[0]", "[1].inside[1]", "[2].inside.inside"]
+    assert tree.map(lambda x: x, value) == value
 
 
 def test_register_dataclass_keeps_the_options_of_a_frozen_dataclass() -> None:
@@ -269,6 +334,43 @@ def test_first_difference_reports_its_second_argument_as_the_expected_value() ->
     assert message == "at ['a']: expected a tuple of 2 entries, got 3"
     found = testing.first_difference({"a": (1, 2, 3)}, {"a": (1, 2)})
     assert f"{found}" == message
+
+
+@pytest.mark.parametrize(
+    ("got", "expected", "message"),
+    [
+        ({}, 1, "at the root: expected a leaf (int), got a dict of 0 entries"),
+        (None, 1.5, "at the root: expected a leaf (float), got a NoneType"),
+        ([{}], [(1,)], "at [0]: expected a tuple of 1 entries, got a dict of 0 entries"),
+        ([1], [()], "at [0]: expected a tuple of 0 entries, got a leaf (int)"),
+        ([()], [1], "at [0]: expected a leaf (int), got a tuple of 0 entries"),
+        ((1, 2), Point(1, 2), "at the root: expected a Point, got a tuple of 2 entries"),
+        ({"b": 1}, {"a": 1}, "at the root: ['a'] is missing"),
+        ({"a": 1, "b": 1, "c": 2}, {"a": 1}, "at the root: ['b'] was not expected"),
+        (Box(1, (2,)), Box(1, 2), "at .beside: expected a leaf (int), got a tuple of 1 entries"),
+        ([1, 2], [1], "at the root: expected a list of 1 entries, got 2"),
+        ([1], [1, 2], "at the root: expected a list of 2 entries, got 1"),
+        (
+            collections.OrderedDict(a=1, b=2),
+            collections.OrderedDict(b=2, a=1),
+            "at the root: expected an OrderedDict with ['b', 'a'], got one with ['a', 'b']",
+        ),
+    ],
+)
+def test_first_difference_says_what_was_expected_where(
+    got: Any, expected: Any, message: str
+) -> None:
+    assert tree.first_difference(got, expected) == message
+    assert tree.first_difference(expected, expected) is None
+    with pytest.raises(ValueError, match=re.escape(f"{message}. Pass trees with the same")):
+        tree.map(lambda *leaves: leaves, expected, expected, got)
+
+
+def test_map_passes_one_leaf_of_each_tree_in_their_order() -> None:
+    found = tree.map(
+        lambda *leaves: leaves, {"a": 1, "b": [2]}, {"a": 3, "b": [4]}, {"b": [6], "a": 5}
+    )
+    assert found == {"a": (1, 3, 5), "b": [(2, 4, 6)]}
 
 
 @pytest.mark.parametrize(
