@@ -76,7 +76,10 @@ _RECOMPUTED = (
     "Write ftrain.value_and_grad(fn)(x), which can unless torch.vmap maps over the region, or leave "
     "this code out of the region.",
 )
-_DATA = ("x.data cannot be used under torch's transforms", "Write x.detach().")
+_DATA = (
+    "x.data cannot be used under torch's transforms",
+    "Write x.detach() to read it, and compute a new tensor instead of assigning to x.data.",
+)
 
 
 def under_transforms(error: Exception, *, in_trace: bool = False) -> RuntimeError | None:
@@ -99,7 +102,7 @@ def under_transforms(error: Exception, *, in_trace: bool = False) -> RuntimeErro
 
 def no_second_derivative(error: RuntimeError) -> NotImplementedError | None:
     """Return a clearer error for an operator without a second derivative; `None` for other errors."""
-    found = re.search(r"derivative for (aten::\w+) is not implemented", str(error))
+    found = re.search(r"derivative for '?((?:aten::)?\w+)'? is not implemented", str(error))
     if found is None:
         return None
     operator = found[1]
@@ -153,12 +156,11 @@ def _found(error: Exception, in_trace: bool) -> tuple[str, str] | None:
         return _CAPTURED
     if "don't yet support saved tensor hooks" in text:
         return _RECOMPUTED
-    if text.startswith("accessing `data` under"):
+    if text.startswith(("accessing `data` under", "mutating directly with `.data`")):
         return _DATA
     return _WRITE if is_refused_write(error) else None
 
 
 def _files(error: Exception) -> list[str]:
-    """Return the files of the last frames of an error."""
-    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    return [frame.f_code.co_filename for frame in frames[-3:]]
+    """Return the files of the frames of an error."""
+    return [frame.f_code.co_filename for frame, _ in traceback.walk_tb(error.__traceback__)]

@@ -234,7 +234,7 @@ def digests(tree: PyTree) -> dict[str, str]:
     return {path: leaf_digest(leaf, path) for path, leaf in pairs}
 
 
-def register_dataclass_node(cls: type, names: tuple[str, ...], *, is_record: bool = False) -> None:
+def register_dataclass_node(cls: type, names: tuple[str, ...], *, is_record: bool) -> None:
     """Register `cls` with optree and torch's pytree, as a node whose children are the fields `names`.
 
     Args:

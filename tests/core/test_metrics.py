@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 from typing import NamedTuple
 
 import pytest
@@ -71,7 +72,20 @@ def test_merging_metrics_with_different_names_raises_with_the_names() -> None:
         Metrics({"x": a.entries["x"]}).merge(Metrics({"x": Sum(torch.tensor(1.0))}))
 
 
-@pytest.mark.parametrize("bad", ["text", None, object()])
+class Table:
+    """Object that merges but has no value, as a table of another library."""
+
+    def merge(self, other: Table) -> Table:
+        return self
+
+
+class Level(enum.Enum):
+    """Object that has a value but does not merge."""
+
+    LOW = 1
+
+
+@pytest.mark.parametrize("bad", ["text", None, object(), Table(), Level.LOW])
 def test_metrics_entry_of_an_invalid_type_raises_with_its_name(bad: object) -> None:
     with pytest.raises(
         TypeError, match="metric 'm' returned by f: expected a real tensor, a number"
@@ -162,8 +176,10 @@ def test_merge_names_the_kinds_of_two_metrics_that_differ(one, other, expected: 
 
 
 def test_per_example_values_of_different_ranks_do_not_merge() -> None:
-    with pytest.raises(ValueError, match=r"expected float32\[2\] in all but .*got float32\[2, 1\]"):
-        PerExample(torch.zeros(2)).merge(PerExample(torch.zeros(2, 1)))
+    flat, wide = PerExample(torch.zeros(2)), PerExample(torch.zeros(2, 1))
+    for one, two in ((flat, wide), (wide, flat)):
+        with pytest.raises(ValueError, match=r"expected float32\[2.* in all but the first axis"):
+            one.merge(two)
 
 
 def test_metrics_inside_metrics_have_joined_names() -> None:

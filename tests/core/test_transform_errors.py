@@ -13,6 +13,7 @@ import ftrain
 from ftrain import optim, testing
 
 ROWS = torch.linspace(-1, 1, 24).reshape(2, 4, 3)
+LABELS = torch.tensor([0, 1, 2, 0])
 
 
 @torch.library.custom_op("ftrain_tests::twice", mutates_args=())
@@ -81,6 +82,12 @@ def writes(x: Tensor) -> Tensor:
     return x + total
 
 
+def assigns_data(x: Tensor) -> Tensor:
+    y = x.clone()
+    y.data = x * 2
+    return y
+
+
 def branches(x: Tensor) -> Tensor:
     return x if x.sum() > 0 else -x
 
@@ -90,6 +97,7 @@ CASES: dict[str, tuple[Callable[[Tensor], Tensor], str]] = {
     "no rule": (Square.apply, r"no rule for torch\.vmap(?s:.*)generate_vmap_rule"),
     "with ctx": (WithCtx.apply, "takes `ctx`(?s:.*)setup_context staticmethod"),
     "requires_grad_": (by_requires_grad, r"point = (?s:.*)ftrain\.value_and_grad"),
+    "assigned data": (assigns_data, r"x\.data cannot(?s:.*)\.data = x \* 2(?s:.*)a new tensor"),
     "write": (writes, r"total \+= (?s:.*)out-of-place"),
 }
 
@@ -173,6 +181,51 @@ def test_second_derivative_of_flash_attention_names_the_math_kernel() -> None:
         ftrain.value_and_grad(penalized)(q)
     with nn.attention.sdpa_kernel(nn.attention.SDPBackend.MATH):
         assert ftrain.value_and_grad(penalized)(q)[1].isfinite().all()
+
+
+def test_evaluation_under_vmap_of_a_model_that_reads_data_raises_with_its_line_and_a_remedy() -> (
+    None
+):
+    steps = ftrain.make_steps(
+        lambda: Net(lambda x: x.data * 2), lambda m, x: m(x).square().mean(), optim.sgd(0.1)
+    )
+    with pytest.raises(
+        RuntimeError, match=r"x\.data cannot(?s:.*)x\.data \* 2(?s:.*)x\.detach\(\)"
+    ):
+        torch.vmap(steps.eval_step, in_dims=(None, 0))(steps.init_state(0), ROWS)
+
+
+@pytest.mark.parametrize(
+    ("function", "operator"),
+    [
+        (lambda x: torch.cdist(x, x + 1), "_cdist_backward"),
+        (lambda x: nn.functional.multi_margin_loss(x, LABELS), "multi_margin_loss_backward"),
+    ],
+    ids=["without a namespace", "with a namespace"],
+)
+def test_operator_without_a_second_derivative_is_named_with_a_remedy(
+    function: Callable[[Tensor], Tensor], operator: str
+) -> None:
+    """Torch writes the names of some operators as 'name', those of others as aten::name."""
+
+    def slope(x: Tensor) -> Tensor:
+        return ftrain.value_and_grad(lambda x: function(x).square().sum())(x)[1].square().sum()
+
+    message = (
+        rf"no derivative of (aten::)?{operator}, an operator of .*Write this operation with others"
+    )
+    with pytest.raises(NotImplementedError, match=message):
+        ftrain.value_and_grad(slope)(ROWS[0])
+
+
+@pytest.mark.parametrize("error", [ValueError, RuntimeError], ids=["of a user", "of torch's class"])
+def test_error_of_a_users_own_code_under_vmap_is_raised_unchanged(error: type[Exception]) -> None:
+    def fails(x: Tensor) -> Tensor:
+        raise error("vmap: this layer takes no .data and no .item")
+
+    step, state = mapped(fails)
+    with pytest.raises(error, match=r"^vmap: this layer takes no \.data and no \.item"):
+        step(state, ROWS)
 
 
 class Inner(nn.Module):

@@ -189,6 +189,14 @@ def test_one_level_returns_the_children_of_a_node(value: Any, expected: Any) -> 
     assert tree.is_leaf(value) is (value == 1)
 
 
+def test_object_of_a_class_that_is_first_seen_is_a_leaf() -> None:
+    class New:
+        pass
+
+    assert tree.is_leaf(New())
+    assert tree.one_level(New()) == {}
+
+
 def test_tree_nbytes_counts_each_meta_tensor() -> None:
     """Tensors without memory have no address by which they could be told apart."""
     x = torch.zeros(10, device="meta")
