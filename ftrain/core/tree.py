@@ -166,11 +166,8 @@ def first_difference(got: PyTree, expected: PyTree, path: str = "") -> str | Non
             f"{where}: expected {a_or_an(type(expected).__name__)} of {len(ours)} entries, "
             f"got {len(theirs)}"
         )
-    was, now = _constants(expected), _constants(got)
-    if was != now:
-        name = a_or_an(type(expected).__name__)
-        return f"{where}: expected {name} with {was}, got one with {now}"
-    return f"{where}: expected {_kind(expected)}, got {_kind(got)}"
+    name = a_or_an(type(expected).__name__)
+    return f"{where}: expected {name} with {_constants(expected)}, got one with {_constants(got)}"
 
 
 def find(tree: PyTree, name: str) -> dict[str, Any]:

@@ -116,6 +116,10 @@ def test_commit_refuses_a_state_that_a_step_refuses() -> None:
         (state.replace(step=torch.tensor(0.0)), "state.step: expected an int64 0-d tensor, got a"),
         (state.replace(step=torch.tensor([0])), "the states of an ensemble"),
         (graded, r"got a gradient with respect to state\.params"),
+        (
+            state.replace(extras={"a": 1, "v": torch.ones(1, requires_grad=True)}),
+            r"got a gradient with respect to state\.extras\['v'\]",
+        ),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
             ftrain.commit(bad, bad, result)

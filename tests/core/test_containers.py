@@ -191,6 +191,18 @@ def test_mapping_that_holds_tensors_but_cannot_be_rebuilt_raises_with_its_path()
         tree.leaves({"inputs": [torch.zeros(2), Lazy()]})
 
 
+def test_mapping_that_cannot_be_rebuilt_is_named_by_its_own_path() -> None:
+    with pytest.raises(TypeError, match=r"^the root is a Lazy, a mapping that"):
+        tree.leaves(Lazy())
+
+    class Numbers(Doubling):
+        pass
+
+    value = {"a": [Numbers({"x": 1}), (Numbers({"x": torch.ones(2)}),)]}
+    with pytest.raises(TypeError, match=r"^\['a'\]\[1\]\[0\] is a Numbers, a mapping that"):
+        tree.leaves(value)
+
+
 class Doubling(Mapping[str, Any]):
     """Mapping whose constructor does not keep the items that it is given."""
 

@@ -279,12 +279,9 @@ def declared() -> dict[str, type]:
     return {cls.__name__: cls for cls in classes}
 
 
-DECLARED = declared()
-
-
-@pytest.mark.parametrize("name", DECLARED)
+@pytest.mark.parametrize("name", declared())
 def test_rebuilt_dataclasses_equal_those_made_by_the_constructor(name: str) -> None:
-    cls = DECLARED[name]
+    cls = declared()[name]
     node = cls(left=1, right=2)
     leaves, structure = tree.flatten(node)
     for again in (
@@ -315,7 +312,7 @@ def test_dataclasses_of_no_field_and_of_one_field_are_nodes() -> None:
 
 
 def test_register_dataclass_keeps_the_options_of_a_frozen_dataclass() -> None:
-    frozen = DECLARED["Frozen"]
+    frozen = declared()["Frozen"]
     assert frozen(1, 2) < frozen(1, 3)
     with pytest.raises(dataclasses.FrozenInstanceError):
         frozen(1, 2).left = 3
