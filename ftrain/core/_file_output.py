@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import secrets
+import shutil
 import stat
 import time
 from collections.abc import Iterator
@@ -24,7 +25,7 @@ __all__ = ["append", "draft", "keep", "new_draft", "publish", "remove_drafts", "
 _EXCLUSIVE = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # which follows no link either
 # O_NONBLOCK, because opening a pipe would wait for its other end.
 _SHARED = os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-_DRAFT = re.compile(r"\.draft-[0-9a-f]{16}(\.[^.]*)?", re.ASCII | re.DOTALL)
+_DRAFT = re.compile(r"\.draft-[0-9a-f]{16}(\.[^.]*)?")
 _ABANDONED = 3600.0  # seconds after which the process that made a draft is assumed to be dead
 _LONGEST = 64 << 20  # largest number of bytes of a line, because a file of zeros has no end of line
 _UNSUPPORTED = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
@@ -78,10 +79,9 @@ def remove_drafts(folder: pathlib.Path) -> None:
     """Delete the temporary files that killed processes left in a directory more than an hour ago."""
     with contextlib.suppress(OSError):
         for entry in os.scandir(folder):
-            if _DRAFT.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
-                age = time.time() - entry.stat(follow_symlinks=False).st_mtime
-                if age > _ABANDONED:
-                    os.unlink(entry.path)
+            is_draft = _DRAFT.fullmatch(entry.name) and entry.is_file(follow_symlinks=False)
+            if is_draft and time.time() - entry.stat().st_mtime > _ABANDONED:
+                os.unlink(entry.path)
 
 
 def append(path: pathlib.Path, line: str) -> None:
@@ -181,8 +181,7 @@ def _replace_inode(path: pathlib.Path) -> None:
     """Replace a file with several hard links by a copy, so that writes leave the others unchanged."""
     with _opened(path, os.O_RDONLY) as source, draft(path) as written:
         with open(source, "rb", closefd=False) as file, written.open("wb") as copy:
-            while chunk := file.read(1 << 20):
-                copy.write(chunk)
+            shutil.copyfileobj(file, copy)
 
 
 def _irregular(path: pathlib.Path) -> OSError:

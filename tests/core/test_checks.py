@@ -28,7 +28,7 @@ def modes() -> tuple[bool, bool, bool]:
 
 
 @pytest.mark.parametrize(
-    ("grad", "inference", "autocast"), itertools.product([False, True], repeat=3)
+    ("grad", "inference", "autocast"), list(itertools.product([False, True], repeat=3))
 )
 def test_isolated_turns_off_grad_mode_inference_mode_and_autocast_and_restores_them(
     grad: bool, inference: bool, autocast: bool

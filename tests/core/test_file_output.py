@@ -202,10 +202,98 @@ def test_line_of_a_terabyte_is_not_read_into_memory(tmp_path: Path) -> None:
     assert path.read_text() == "one\n"
 
 
-def test_new_file_gets_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
+@pytest.mark.parametrize("writer", WRITERS)
+def test_new_file_gets_the_permissions_that_the_umask_leaves(tmp_path: Path, writer: str) -> None:
     before = os.umask(0)
     try:
-        _file_output.append(tmp_path / "output", "new")
+        WRITERS[writer](tmp_path / "output")
     finally:
         os.umask(before)
     assert stat.S_IMODE((tmp_path / "output").stat().st_mode) == 0o666
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["one name", "two names"])
+@pytest.mark.parametrize("writer", WRITERS)
+def test_writer_closes_every_file_that_it_opens(tmp_path: Path, writer: str, linked: bool) -> None:
+    path = tmp_path / "output"
+    path.write_text("one\ntwo\n")
+    if linked:
+        os.link(path, tmp_path / "other")
+    before = os.listdir("/proc/self/fd")
+    WRITERS[writer](path)
+    with pytest.raises(OSError, match="regular file"):
+        WRITERS[writer](Path("/dev/full"))
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+@pytest.mark.parametrize("writer", ["append", "keep"])
+def test_log_without_a_second_name_is_written_in_place(tmp_path: Path, writer: str) -> None:
+    """A reader that has the file open, such as `tail -f`, sees what is written."""
+    path = tmp_path / "output"
+    path.write_text("one\ntwo\n")
+    with path.open() as reader:
+        WRITERS[writer](path)
+        assert reader.read() == {"append": "one\ntwo\nnew\n", "keep": "one\n"}[writer]
+
+
+def test_keep_creates_the_folders_of_a_log_that_does_not_exist(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "log"
+    for _ in range(2):
+        assert _file_output.keep(path, 3) == []
+    assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize("linked", [False, True], ids=["one name", "two names"])
+@pytest.mark.parametrize(
+    ("content", "n", "lines", "left"),
+    [
+        (b"a\nb\nc\n", 2, ["a", "b"], b"a\nb\n"),
+        (b"a\nb\nc\n", 3, ["a", "b", "c"], b"a\nb\nc\n"),
+        (b"a\nb\nc\n", 9, ["a", "b", "c"], b"a\nb\nc\n"),
+        (b"a\nb\nc\n", 0, [], b""),
+        (b"a\nb", 2, ["a"], b"a\n"),
+        (b"a\n\nb\n", 2, ["a", ""], b"a\n\n"),
+        (b"\xff\nb\n", 1, ["\ufffd"], b"\xff\n"),
+    ],
+)
+def test_keep_returns_and_leaves_the_first_complete_lines(
+    tmp_path: Path, content: bytes, n: int, lines: list[str], left: bytes, linked: bool
+) -> None:
+    path = tmp_path / "log"
+    path.write_bytes(content)
+    if linked:
+        os.link(path, tmp_path / "other")
+    assert _file_output.keep(path, n) == lines
+    assert path.read_bytes() == left
+    assert not linked or (tmp_path / "other").read_bytes() == content
+
+
+def test_append_to_a_log_of_two_names_copies_all_of_it(tmp_path: Path) -> None:
+    path, content = tmp_path / "log", os.urandom(3 << 20) + b"\n"
+    path.write_bytes(content)
+    os.link(path, tmp_path / "other")
+    _file_output.append(path, "new")
+    assert path.read_bytes() == content + b"new\n"
+    assert (tmp_path / "other").read_bytes() == content
+
+
+def test_old_link_with_the_name_of_a_temporary_file_is_kept(tmp_path: Path) -> None:
+    link, target = tmp_path / ".draft-0123456789abcdef.json", tmp_path / "result.json"
+    target.write_text("mine")
+    link.symlink_to(target)
+    for path in (link, target):
+        os.utime(path, (0, 0), follow_symlinks=False)
+    _file_output.remove_drafts(tmp_path)
+    _file_output.remove_drafts(tmp_path / "missing")
+    assert link.is_symlink()
+
+
+def test_error_of_a_write_to_a_full_disk_names_the_file(tmp_path: Path, monkeypatch) -> None:
+    def full(descriptor: int, data: memoryview) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="full") as raised:
+        _file_output.replace(tmp_path / "result.json", "new")
+    assert raised.value.filename == str(tmp_path / "result.json")
+    assert os.listdir(tmp_path) == []

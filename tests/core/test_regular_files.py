@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pathlib
 import socket
@@ -127,3 +128,49 @@ def test_pipe_with_a_writer_is_refused(tmp_path: pathlib.Path) -> None:
         read_regular(tmp_path / "pipe", 10)
     writer.join()
     os.close(reader)
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (b"a\r\nb\n", ["a", "b"]),
+        (b"a\rb", ["a\rb"]),
+        (b" a \n\n\xffb", [" a ", "", "\ufffdb"]),
+        (b"", []),
+        (b"\n", [""]),
+        (b"x" * ((16 << 20) - 1) + b"\nb", ["x" * ((16 << 20) - 1), "b"]),
+        (b"x" * (16 << 20) + b"\nb", ["b"]),
+    ],
+    ids=["two ends", "no end", "bytes", "empty", "one end", "16 MiB", "more than 16 MiB"],
+)
+def test_lines_are_read_without_their_ends(
+    tmp_path: pathlib.Path, content: bytes, lines: list[str]
+) -> None:
+    (tmp_path / "a").write_bytes(content)
+    assert list(read_lines(tmp_path / "a")) == lines
+
+
+def test_file_that_is_cut_while_it_is_read_ends_there(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"1234567\n" * 100_000)
+    lines = read_lines(path)
+    next(lines)
+    os.truncate(path, 0)
+    assert len(list(lines)) < 100_000
+
+
+@pytest.mark.parametrize(
+    ("kind", "code"),
+    [("pipe", errno.EINVAL), ("directory", errno.EISDIR), ("device", errno.EINVAL)],
+)
+def test_error_about_an_irregular_file_has_its_name_and_number(
+    tmp_path: pathlib.Path, kind: str, code: int
+) -> None:
+    make(kind, tmp_path / "a")
+    with pytest.raises(OSError, match="regular file") as raised:
+        read_regular(tmp_path / "a", 10)
+    assert (raised.value.errno, raised.value.filename) == (code, str(tmp_path / "a"))
+    (tmp_path / "b").write_bytes(b"12345678901")
+    with pytest.raises(OSError, match="got 11") as raised:
+        read_regular(tmp_path / "b", 10)
+    assert (raised.value.errno, raised.value.filename) == (errno.EFBIG, str(tmp_path / "b"))
