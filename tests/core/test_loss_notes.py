@@ -163,3 +163,84 @@ def test_dtype_note_is_added_to_dtype_errors_of_torch_only_and_names_tensors_of_
     labels = {"t": torch.zeros(2, dtype=torch.int64)}
     assert _loss_notes.dtype_note(RuntimeError("expected scalar type Long"), labels) is None
     assert _loss_notes.dtype_note(RuntimeError("Input type (Long) and weight"), labels) is not None
+
+
+LONG = torch.tensor([4, -2])
+
+
+@pytest.mark.parametrize(
+    ("value", "paths"),
+    [
+        (torch.ones(2), {}),
+        (3, {}),
+        (object(), {}),
+        ("cat", {"b": "a str"}),
+        (np.ones(2), {"b": "an ndarray"}),
+        ([], {"b": "a list of no entries"}),
+        ([[1], 2], {"b": "a list of lists"}),
+        ([(1,)], {"b": "a list of tuples"}),
+        ((1.5, "a"), {"b": "a tuple of float"}),
+        ([torch.ones(2), "cat", 3], {"b[1]": "a str"}),
+        (({"a": "cat"}, 3, [1]), {"b[0]['a']": "a str", "b[2]": "a list of int"}),
+        ({1: {"a": torch.ones(2), "c": [1]}}, {"b[1]['c']": "a list of int"}),
+    ],
+)
+def test_not_tensors_names_each_list_string_and_array(value: Any, paths: dict[str, str]) -> None:
+    assert dict(_loss_notes.not_tensors("b", value)) == paths
+
+
+@pytest.mark.parametrize(
+    ("batch", "error", "note"),
+    [
+        # Lists and arrays are the cause only of errors of these types, and without a remedy of its own.
+        ({"y": ["cat"]}, TypeError("bad"), "batch['y'] is a list of str: not a tensor."),
+        ({"y": [1]}, AttributeError("bad"), "batch['y'] is a list of int: not a tensor."),
+        ({"y": [1]}, ValueError("bad"), "torch.as_tensor(x)"),
+        ({"y": [1]}, RuntimeError("bad"), None),
+        ({"y": [1]}, TypeError("expected a tensor of classes"), None),
+        ({"y": LONG}, TypeError("bad"), None),
+        ({"y": "cat", "z": [1]}, TypeError("bad"), "numbers them from 0."),
+        # Ranges are those of integers that have values.
+        (
+            {"y": LONG},
+            IndexError("index out of range in self"),
+            "batch['y'] has values from -2 to 4.",
+        ),
+        (
+            {"y": LONG > 0},
+            IndexError("index 3 is out of bounds"),
+            "batch['y'] has values from 0 to 1.",
+        ),
+        (
+            {"y": LONG},
+            IndexError("Target -2 is out of bounds."),
+            "batch['y'] has values from -2 to 4.",
+        ),
+        ({"y": LONG * 1.0}, IndexError("index out of range in self"), None),
+        ({"y": LONG * 1j}, IndexError("index out of range in self"), None),
+        ({"y": LONG[:0]}, IndexError("index out of range in self"), None),
+        ({"y": LONG}, IndexError("list is too short"), None),
+    ],
+)
+def test_note_of_an_error_names_the_values_that_may_have_caused_it(
+    batch: dict[str, Any], error: Exception, note: str | None
+) -> None:
+    def fails(model: Any, batch: Any) -> Any:
+        raise type(error)(*error.args)
+
+    text = notes({"x": X, **batch}, fails)
+    assert "while computing" in text
+    if note is None:
+        assert not any(word in text for word in ("not a tensor", "has values", "Convert"))
+    else:
+        assert note in text
+
+
+def test_loss_of_torch_under_another_name_is_refused_and_a_function_of_a_user_is_not() -> None:
+    class Own(nn.MSELoss):
+        pass
+
+    for fine in (Own(), lambda model, batch: 0):
+        ftrain.make_steps(lambda: nn.Linear(3, 3), fine, optim.sgd(0.1))
+    with pytest.raises(TypeError, match=r"got torch's l1_loss, .*batch: F\.l1_loss\(model"):
+        ftrain.make_steps(lambda: nn.Linear(3, 3), F.l1_loss, optim.sgd(0.1))
