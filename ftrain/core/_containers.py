@@ -259,18 +259,16 @@ def _adopt(cls: Any) -> None:
 
 
 class _Context:
-    """Hashable wrapper of the context of a torch pytree node."""
+    """Context of a torch pytree node, with a text for messages."""
 
     __slots__ = ("value",)
+    __hash__ = None  # type: ignore[assignment]  # optree does not hash the metadata of nodes
 
     def __init__(self, value: Any) -> None:
         self.value = value
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Context) and bool(self.value == other.value)
-
-    def __hash__(self) -> int:
-        return 0
 
     def __repr__(self) -> str:
         return repr(self.value)

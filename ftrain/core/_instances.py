@@ -146,11 +146,10 @@ class _Shell:
     constants: tuple[tuple[str, type, Any], ...] = ()
     opaque: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    __hash__ = None  # type: ignore[assignment]  # optree does not hash the metadata of nodes
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, _Shell) and self._key() == other._key()
-
-    def __hash__(self) -> int:
-        return hash(self._key())
 
     def _key(self) -> tuple[Any, ...]:
         constants = tuple(

@@ -100,6 +100,41 @@ def test_list_attribute_of_a_batch_object_raises_when_read_in_compiled_steps_and
         cut(state, batch)
 
 
+@pytest.mark.parametrize(
+    "use",
+    [
+        bool, len, list, next, lambda x: x[0], lambda x: x(), lambda x: 1 in x, lambda x: x.ids,
+        lambda x: setattr(x, "ids", 1), lambda x: x.__setitem__(0, 1), lambda x: x.__delitem__(0),
+    ],
+)  # fmt: skip
+def test_attribute_that_would_belong_to_another_batch_raises_at_any_use(use: Any) -> None:
+    with tree.withheld("a test"):
+        batch = tree.map(torch.clone, Encoding({"x": torch.ones(2)}))
+    with pytest.raises(
+        TypeError, match="`_encodings` of an Encoding is a list.* be used in a test:"
+    ):
+        use(batch._encodings)
+    assert not hasattr(batch._encodings, "__array__")  # which checks of its kind may look up
+    assert batch._n_sequences == 1
+    assert isinstance(tree.map(torch.clone, Encoding({"x": torch.ones(2)}))._encodings, list)
+
+
+def test_fields_of_a_dataclass_are_leaves_in_their_order_whatever_they_hold() -> None:
+    @dataclasses.dataclass
+    class Fields:
+        z: Any
+        a: Any
+
+    value = Fields(1, ["text", None])
+    value.extra, value.more = torch.ones(1), "constant"  # type: ignore[attr-defined]
+    assert tree.paths(value) == [".z", ".a[0]", ".extra"]
+    again = tree.map(lambda x: x, value)
+    assert vars(again) == vars(value)
+    del value.z
+    assert tree.paths(value) == [".a[0]", ".extra"]
+    assert vars(tree.map(lambda x: x, value)) == vars(value)
+
+
 def test_changed_constant_attribute_of_an_argument_compiles_a_second_program() -> None:
     def fn(batch: Any) -> Any:
         return batch["x"] * batch._n_sequences
@@ -131,7 +166,8 @@ NAN = float("nan")
 SAME = [
     (NAN, -NAN), ((NAN, 1), (-NAN, 1)), (0.5, 0.5), (complex(NAN, 0), complex(-NAN, 0)), ((), ()),
     (frozenset({1, 2}), frozenset({2, 1})), (torch.Size([1]), torch.Size([1])), ([1], [2]),
-    ({"a": 1}, {"a": 2}), (Colour.RED, Colour.RED), (int, int), (fractions.Fraction(1), object()),
+    ((1, [1]), (1, [2])), ({"a": 1}, {"a": 2}), (Colour.RED, Colour.RED), (int, int),
+    (fractions.Fraction(1), object()),
 ]  # fmt: skip
 DIFFERENT = [
     (1, 1.0), (1, True), (0.0, -0.0), (1, 2), ("a", "b"), ("a", b"a"), (None, False), (1, 1 + 0j),

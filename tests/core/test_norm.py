@@ -80,6 +80,58 @@ def test_global_norm_of_float64_tensors_may_exceed_the_float32_range() -> None:
     assert global_norm([torch.tensor([3e30, 4e30], dtype=torch.bfloat16)]).dtype == torch.float32
 
 
+@pytest.mark.parametrize(("dtype", "most"), [(torch.float32, 120), (torch.float64, 1016)])
+def test_global_norm_of_values_times_a_power_of_two_is_that_power_times_the_norm(
+    dtype: torch.dtype, most: int
+) -> None:
+    """To the bit: neither squares nor the factor that avoids their underflow and overflow round."""
+    x = torch.tensor([3.0, 4.7, 0.3, -1.1], dtype=dtype)
+    powers = 2.0 ** torch.arange(-most, most + 1, 8, dtype=dtype)
+    for grad in (False, True):
+        with torch.set_grad_enabled(grad):
+            expected = global_norm([x[:1], x[1:]]) * powers
+            found = torch.stack([global_norm([x[:1] * p, x[1:] * p]) for p in powers])
+            assert_same_bits(found, expected)
+            assert_same_bits(
+                torch.vmap(lambda p: global_norm([x[:1] * p, x[1:] * p]))(powers), expected
+            )
+
+
+def test_norm_of_values_that_vmap_does_not_map_over_is_that_of_one_row() -> None:
+    x = torch.tensor([3.0, 4.0])
+    assert torch.vmap(lambda p: global_norm([x]) * p)(torch.arange(3.0)).tolist() == [
+        0.0,
+        5.0,
+        10.0,
+    ]
+    assert torch.vmap(lambda p: finite_norm([x / p]).finite)(torch.arange(2.0)).tolist() == [
+        False,
+        True,
+    ]
+
+
+@pytest.mark.parametrize("size", [1e-30, 1.0, 1e30])
+def test_row_norms_are_the_norms_and_flags_of_each_row(size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = {
+        "w": torch.randn(4, 2, 3, generator=generator) * size,
+        "b": torch.randn(4, generator=generator) * size,
+    }
+    rows["b"][1] = INF
+    found = norm.row_norms(rows)
+    each = [finite_norm({name: x[i] for name, x in rows.items()}) for i in range(4)]
+    assert_same_bits(found.finite, torch.stack([one.finite for one in each]))
+    torch.testing.assert_close(
+        found.value, torch.stack([one.value for one in each]), rtol=4e-7, atol=0
+    )
+
+
+def test_norm_of_a_tree_without_leaves_is_zero_and_finite() -> None:
+    value, finite = finite_norm({"a": [], "b": None})
+    assert (value.item(), finite.item()) == (0.0, True)
+    assert (value.dtype, finite.dtype) == (torch.float32, torch.bool)
+
+
 def steps(factor: float, optimizer: Any = None, **options: Any) -> Any:
     def loss_fn(model: Any, batch: Any) -> Any:
         return (model.weight * batch).sum() * factor
