@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import gc
 import math
+import threading
 from typing import Any
 
 import pytest
 import torch
+import torch.autograd.forward_ad as forward_ad
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -124,6 +126,36 @@ def test_row_norms_are_the_norms_and_flags_of_each_row(size: float) -> None:
     torch.testing.assert_close(
         found.value, torch.stack([one.value for one in each]), rtol=4e-7, atol=0
     )
+
+
+def test_kept_norm_is_not_read_outside_of_a_step_in_a_new_thread_either() -> None:
+    found = []
+
+    def run() -> None:
+        grads = [torch.tensor([3.0, 4.0])]
+        finite_norm(grads, keep=True)
+        grads[0].data.mul_(2.0)  # a write that torch does not count
+        found.append(global_norm(grads).item())
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join()
+    assert found == [10.0]
+
+
+def test_norm_kept_for_one_optimizer_call_is_not_read_in_the_next() -> None:
+    grads = [torch.tensor([3.0, 4.0])]
+    for expected in (5.0, 10.0):
+        with norm.shared_norm():
+            assert finite_norm(grads, keep=True).value.item() == expected
+        grads[0].data.mul_(2.0)  # a write that torch does not count
+
+
+def test_norm_of_dual_tensors_without_grad_mode_has_the_tangent_of_the_norm() -> None:
+    x, tangent = torch.tensor([3.0, 4.0]), torch.tensor([1.0, 2.0])
+    with torch.no_grad(), forward_ad.dual_level():
+        value, found = forward_ad.unpack_dual(global_norm([forward_ad.make_dual(x, tangent)]))
+    assert (value.item(), found.item()) == pytest.approx((5.0, 11 / 5))
 
 
 def test_norm_of_a_tree_without_leaves_is_zero_and_finite() -> None:

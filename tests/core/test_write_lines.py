@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import ftrain
 from ftrain import optim
-from ftrain.core._write_line import written
+from ftrain.core._write_line import WriteWatch, with_line, written
 from ftrain.core.errors import ImpureFunctionError
 
 BATCH = torch.ones(4, 3)
@@ -101,3 +101,48 @@ def test_batch_norm_writes_to_its_running_statistics_in_training_only(training: 
         found = written(torch.ops.aten.native_batch_norm.default, args, {})
         expected = [x for x in statistics if x is not None and training]
         assert [id(x) for x in found] == [id(x) for x in expected]
+
+
+aten = torch.ops.aten
+A, B, C = torch.ones(3), torch.ones(3), torch.ones(3)
+
+
+@pytest.mark.parametrize(
+    ("operator", "args", "kwargs", "expected"),
+    [
+        (aten.add.Tensor, (A, B), {}, []),
+        (aten.add_.Tensor, (A, B), {"alpha": 2}, [A]),
+        (aten.add_.Tensor, (), {"self": A, "other": B}, [A]),
+        (aten.add.out, (A, B), {"out": C}, [C]),
+        (aten.sort.values, (A,), {"values": B, "indices": C}, [B, C]),
+        (aten._foreach_add_.Scalar, ([A, B], 1), {}, [A, B]),
+        (aten.view.default, (A, [3]), {}, []),
+    ],
+    ids=lambda value: str(value) if isinstance(value, torch._ops.OpOverload) else "",
+)
+def test_tensors_that_an_operator_writes_to_are_found_among_its_arguments(
+    operator: Any, args: Any, kwargs: Any, expected: list[Tensor]
+) -> None:
+    assert [id(x) for x in written(operator, args, kwargs)] == [id(x) for x in expected]
+
+
+def test_error_that_is_not_about_a_write_is_returned_unchanged_without_a_second_run() -> None:
+    def again() -> None:
+        raise AssertionError("the function was run again")
+
+    for error in (ValueError("bad"), ImpureFunctionError("no tensor")):
+        assert with_line(error, again) is error
+
+
+def test_first_write_to_one_of_the_watched_tensors_is_recorded_and_writes_to_others_are_not() -> (
+    None
+):
+    watched, other = torch.ones(3), torch.ones(3)
+    with WriteWatch([watched]) as watch:
+        other.add_(1)
+        assert watch.line == ""
+        watched[1:].mul_(2)
+        watched.add_(1)
+        torch._foreach_add_([other, watched], 1)
+    assert "watched[1:].mul_(2)" in watch.line
+    assert watched.tolist() == [3.0, 4.0, 4.0]
