@@ -169,21 +169,6 @@ def test_metrics_object_of_a_loss_gives_what_its_dict_does_and_aliases_nothing()
         assert x.untyped_storage().data_ptr() not in held
 
 
-def test_evaluation_of_a_state_that_requires_gradients_records_no_graph() -> None:
-    """Under `no_grad` such a state is accepted; its graph would keep all activations alive."""
-
-    def loss_fn(model: Any, batch: Any) -> Any:
-        y = model(batch["x"])
-        return y.mean(), {"has graph": float(y.requires_grad), "grad mode": torch.is_grad_enabled()}
-
-    eval_step = ftrain.make_steps(Scale, loss_fn, optim.sgd(0.1)).eval_step
-    state = ftrain.make_steps(Scale, loss_fn, optim.sgd(0.1)).init_state(0)
-    graded = ftrain.tree.map(lambda x: x.clone().requires_grad_(x.is_floating_point()), state)
-    with torch.no_grad():
-        metrics = eval_step(graded, batch_of(4))
-    assert (metrics["has graph"], metrics["grad mode"]) == (0, 1)
-
-
 def test_duplicate_metric_names_raise() -> None:
     def loss_fn(model: Any, batch: Any) -> Any:
         return model(batch["x"]).mean(), {"a/b": 1.0, "a": {"b": 2.0}}

@@ -167,7 +167,7 @@ def test_evaluation_detaches_parameters_and_passes_other_values_on() -> None:
     seen = []
 
     def loss(model: nn.Module, batch: Any) -> torch.Tensor:
-        seen.append((model.weight.requires_grad, batch["name"]))
+        seen.append((model.weight.requires_grad, torch.is_grad_enabled(), batch["name"]))
         return model(batch["x"]).sum()
 
     model = nn.Linear(2, 1)
@@ -176,4 +176,4 @@ def test_evaluation_detaches_parameters_and_passes_other_values_on() -> None:
     state = ftrain.TrainState(torch.tensor(0), params, buffers, (), (), ftrain.random.key(0), {})
     with torch.no_grad():
         evaluation(model, loss)(state, {"x": torch.ones(3, 2), "name": "train"})
-    assert seen[-1] == (False, "train")
+    assert seen[-1] == (False, True, "train")

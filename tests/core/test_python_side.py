@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 from collections import OrderedDict
 from typing import Any, NamedTuple
 
@@ -130,3 +131,48 @@ def test_assert_skips_checks_states_of_custom_classes() -> None:
     ):
         with pytest.raises(AssertionError, match=said):
             assert_skips(step, state, poisoned)
+
+
+def state_of(params: Any, device: str = "cpu", **fields: Any) -> ftrain.TrainState:
+    step = torch.zeros((), dtype=torch.int64, device=device)
+    key = torch.zeros(2, dtype=torch.int32, device=device)
+    return ftrain.TrainState(step, params, {}, fields.get("opt_state", ()), (), key, {})
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (999, "999 bytes"),
+        (1000, "1 kB"),
+        (1234, "1.234 kB"),
+        (999_999, "1,000 kB"),
+        (10**6, "1 MB"),
+        (10**9 - 1, "1,000 MB"),
+        (10**9, "1 GB"),
+        (10**13, "1e+04 GB"),
+    ],
+)
+def test_repr_of_a_state_gives_its_size_in_the_largest_unit_that_it_fills(
+    size: int, text: str
+) -> None:
+    # Step and key take 16 bytes.
+    state = state_of({"w": torch.empty(size - 16, dtype=torch.uint8, device="meta")}, "meta")
+    assert repr(state).endswith(f", meta, {text})")
+
+
+def test_repr_of_a_state_counts_the_elements_of_each_dtype_and_names_parts_of_the_optimizer() -> (
+    None
+):
+    params = {"a": torch.ones(1000), "b": torch.ones(3, dtype=torch.int64), "c": torch.ones(2)}
+    text = repr(state_of(params, opt_state={"a": (torch.ones(1), ()), "b": [torch.ones(1)]}))
+    assert "params=3 tensors of 1,002 float32 and 3 int64, buffers=()" in text
+    assert "opt_state={a: (Tensor, ()), b: list}" in text
+
+
+def test_replace_converts_mappings_only_where_the_state_has_a_dict() -> None:
+    new = collections.OrderedDict(w=torch.ones(2))
+    state = state_of({"w": torch.zeros(2)}, opt_state=new)
+    assert type(state.replace(params=new).params) is dict
+    assert type(state.replace(opt_state=new).opt_state) is collections.OrderedDict
+    with pytest.raises(TypeError, match=r"a TrainState has no field 'w'\. It has step, params"):
+        state.replace(w=1)
