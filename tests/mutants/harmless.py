@@ -11,15 +11,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from tests.mutants.harmless_core import CORE, PERFORMANCE
 from tests.mutants.harmless_random import IN_RANDOM
 
 __all__ = ["HARMLESS", "reason"]
 
 STRICT = "a check that never fails: the lists have one length by construction"
-PERFORMANCE = "slower only: the same bits take another way"
 
 HARMLESS: dict[tuple[str, str, str, str], str] = {
     **IN_RANDOM,
+    **CORE,
     (
         "random._generators",
         "_python_is_readable",
