@@ -65,6 +65,7 @@ def test_batch_is_cut_into_consecutive_rows_and_constants_go_to_every_part(k: in
         (MicroBatches((X,), (-1.0,)), 1, ValueError, "one positive weight"),
         (MicroBatches(()), 2, ValueError, "expected 2 batches or a multiple of 2, .*got 0. Pass"),
         (MicroBatches((X, X, X)), 2, ValueError, "expected 2 batches or a multiple of 2, .*got 3. Pass"),
+        (MicroBatches(([X], (X,))), 1, ValueError, "batch 1 differs in structure from batch 0"),
         (MicroBatches(([X], [X], (X,))), 1, ValueError, "batch 2 differs in structure from batch 0"),
     ],
 )  # fmt: skip
@@ -195,3 +196,26 @@ def test_weight_of_a_micro_batch_counts_for_means_without_a_weight_only() -> Non
 
 def test_total_of_weight_zero_is_divided_by_one() -> None:
     assert safe_weight(torch.tensor([0.0, 0.5, 2.0, -1.0])).tolist() == [1.0, 0.5, 2.0, -1.0]
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 4), (3, 5, 4)], ids=["equal", "unequal"])
+@pytest.mark.parametrize("weights", [(), (1.0, 2.0, 5.0)], ids=["no weights", "weights"])
+def test_gradients_of_micro_batches_are_the_weighted_mean_of_those_of_each(
+    sizes: tuple[int, ...], weights: tuple[float, ...]
+) -> None:
+    def loss_fn(model: Any, batch: torch.Tensor) -> torch.Tensor:
+        return model(batch).square().mean()
+
+    gradients = ftrain.gradients(lambda: torch.nn.Linear(2, 1), loss_fn)
+    state = ftrain.make_steps(
+        lambda: torch.nn.Linear(2, 1), loss_fn, ftrain.optim.sgd(0.1)
+    ).init_state(0)
+    parts = (X / 24).split(list(sizes))
+    shares = torch.tensor(weights or (1.0, 1.0, 1.0))
+    each = [gradients(state, part) for part in parts]
+    found = gradients(state, MicroBatches(parts, weights))
+    for name, grad in found.grads.items():
+        expected = sum(w * one.grads[name] for w, one in zip(shares, each, strict=True))
+        torch.testing.assert_close(grad, expected / shares.sum(), rtol=1e-6, atol=1e-7)
+    losses = torch.stack([one.metrics["loss"] for one in each])
+    torch.testing.assert_close(found.metrics["loss"], (losses * shares).sum() / shares.sum())
