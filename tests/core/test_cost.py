@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -12,9 +13,9 @@ from torch import nn
 import ftrain
 from ftrain import optim
 from ftrain.core.cost import rates
-from ftrain.core.cost._flops import floating_dtype, graph_work
+from ftrain.core.cost._flops import Work, floating_dtype, graph_work
 from ftrain.core.cost._kernels import kernels_of
-from ftrain.core.cost.rates import Rates, fastest_product, measure_rates
+from ftrain.core.cost.rates import Rates, fastest_product
 
 CPU = torch.device("cpu")
 
@@ -106,6 +107,49 @@ def test_flops_of_a_scan_count_every_iteration_and_those_of_a_cond_the_costliest
     assert counted(branch, torch.ones(6, 6)) == {"float32": 2 * 2 * 6 * 6 * 6}
 
 
+def test_work_of_a_loop_without_inputs_counts_every_iteration() -> None:
+    def loop(x: torch.Tensor) -> Any:
+        return ftrain.scan(lambda x, _: (x @ x, None), x, None, length=5)[0]
+
+    assert counted(loop, torch.ones(6, 6)) == {"float32": 5 * 2 * 6**3}
+
+
+def test_work_of_a_while_loop_counts_its_body_once() -> None:
+    def loop(x: torch.Tensor) -> Any:
+        return ftrain.while_loop(lambda x: x.sum() < 9, lambda x: x @ x, x)
+
+    works = graph_work(ftrain.compile(loop).graph(torch.ones(6, 6)))
+    assert works["aten.mm"] == Work(1, {"float32": 2 * 6**3}, 2 * 4 * 6 * 6)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_work_of_branches_without_flops_is_that_of_the_branch_with_most_bytes(order: int) -> None:
+    branches = [lambda x: x.sin(), lambda x: x.sin().cos()][::order]
+    graph = ftrain.compile(lambda x: ftrain.cond(x.sum() > 0, *branches, x)).graph(X)
+    works = graph_work(graph)
+    assert (works["aten.sin"].calls, works["aten.cos"].calls) == (1, 1)
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this build has no oneDNN")
+def test_kernel_of_a_onednn_layer_has_the_flops_of_its_product() -> None:
+    layer = torch.ops.mkldnn._linear_pointwise
+    (found,) = kernels_of(lambda: layer(X, W.T.contiguous(), B, "none", [], ""), CPU)[-1:]
+    assert found.name == "mkldnn._linear_pointwise"
+    assert found.work == Work(1, {"float32": 2 * 4 * 6 * 5}, 4 * (24 + 30 + 5 + 20))
+
+
+def test_bytes_of_a_sparse_tensor_are_those_of_its_dense_shape() -> None:
+    sparse = X.to_sparse()
+    (found,) = kernels_of(lambda: sparse * 2.0, CPU)
+    assert found.work.bytes == 2 * 4 * 24
+
+
+def test_kernel_with_an_output_argument_has_the_name_of_its_operator() -> None:
+    out = torch.empty(4, 5)
+    (found,) = kernels_of(lambda: torch.mm(X, W, out=out), CPU)
+    assert (found.name, found.work.bytes) == ("aten.mm", 4 * (24 + 30 + 20))
+
+
 def test_bytes_count_each_tensor_once_and_an_expanded_axis_once() -> None:
     works = graph_work(ftrain.compile(lambda x, y: x * y).graph(X, torch.ones(6).expand(4, 6)))
     assert works["aten.mul.Tensor"].bytes == 4 * (24 + 6 + 24)
@@ -174,11 +218,20 @@ def test_cost_prints_tables_of_kernels_operators_and_rates() -> None:
     assert "GFLOP/s" in rates
 
 
-def test_cost_as_json_has_every_row() -> None:
-    cost = ftrain.compile(lambda a: a @ a, backend="eager").cost(torch.ones(8, 8))
-    found = cost.to_json()
-    assert found["flops"] == {"float32": 2 * 8**3}
-    assert [row["name"] for row in found["kernels"]] == ["aten.mm"]
+def test_cost_as_json_has_every_row_and_rate() -> None:
+    row = ftrain.CostRow("aten.mm", 1, 0.5, 1024, 512, 2.0)
+    rates = Rates({"float32": 3e12}, {2**20: 5e10})
+    traced = row._replace(seconds=None)
+    found = ftrain.Cost((traced,), (row,), {"float32": 1024}, 0.5, 2.0, rates).to_json()
+    line = {"name": "aten.mm", "calls": 1, "flops": 1024, "bytes": 512, "floor": 2.0}
+    assert json.loads(json.dumps(found)) == {
+        "operators": [{**line, "seconds": None}],
+        "kernels": [{**line, "seconds": 0.5}],
+        "flops": {"float32": 1024},
+        "seconds": 0.5,
+        "floor": 2.0,
+        "rates": {"flops": {"float32": 3e12}, "bandwidth": {"1048576": 5e10}},
+    }
 
 
 def test_kernels_of_inductor_are_named_and_timed() -> None:
@@ -210,12 +263,6 @@ def test_fastest_product_reports_the_flops_of_its_matrix_size() -> None:
     product = fastest_product("float32", CPU, 32)
     product.call()
     assert product.flops == 2 * 32**3
-
-
-def test_measured_rates_of_a_machine_are_positive() -> None:
-    rates = measure_rates(["float32"], CPU)
-    assert rates.flops["float32"] > 0
-    assert all(rate > 0 for rate in rates.bandwidth.values())
 
 
 def mlp_steps(**options: Any) -> ftrain.Steps:

@@ -148,9 +148,8 @@ def _bodies(module: fx.GraphModule, node: fx.Node) -> tuple[int, list[dict[str, 
         and isinstance(getattr(module, str(each.target), None), fx.GraphModule)
     ]
     if str(node.target) == "scan":
-        xs: Any = node.args[2]
-        length = _value(xs[0]).shape[0] if xs else 1
-        return int(length), [graph_work(graph) for graph in graphs]
+        xs: Any = node.args[2]  # never empty: a scan without any counts its iterations in one
+        return int(_value(xs[0]).shape[0]), [graph_work(graph) for graph in graphs]
     return 1, [graph_work(graph) for graph in graphs]
 
 
