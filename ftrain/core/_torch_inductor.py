@@ -74,7 +74,7 @@ def inductor_compile(
     keep_carries()
     if mode is not None:
         patches.update(inductor.list_mode_options(mode))
-        if any(x.is_cuda for x in inputs) and "triton.cudagraphs" in patches:
+        if on_cuda and "triton.cudagraphs" in patches:
             # Inductor does not replay graphs that write to their inputs, and copies all other inputs at
             # each call, with a wait for the device (2.14). `compile/_cuda_graph.py` captures the graph
             # instead.

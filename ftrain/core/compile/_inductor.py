@@ -85,10 +85,7 @@ class MergeEqual:
                 seen = {}
             if node.op != "call_function" or not _is_pure(node.target):
                 continue
-            try:
-                first = seen.setdefault(_expression(node), node)
-            except TypeError:  # an argument cannot be hashed
-                continue
+            first = seen.setdefault(_expression(node), node)
             if first is not node:
                 node.replace_all_uses_with(first)
                 graph.erase_node(node)
