@@ -20,6 +20,7 @@ from ftrain.core.compile._reader import static_key
 
 __all__ = ["AUTOCAST", "Call", "Settings", "Signature", "global_settings"]
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 Settings = tuple[Any, ...]
 AUTOCAST = 2
 _SETTING_NAMES = (
@@ -68,14 +69,13 @@ class Call:
     def names(self) -> list[str]:
         """Return the name of each leaf in messages: `batch['x']`."""
         try:
-            parameters = list(inspect.signature(self.fn).parameters.values())
+            parameters = [*inspect.signature(self.fn).parameters.values()]
         except (TypeError, ValueError):
             parameters = []
+        positional = [each.name for each in parameters if each.kind in _POSITIONAL]
         names = []
         for i, argument in enumerate(self.args):
-            name = f"args[{i}]"
-            if i < len(parameters) and parameters[i].kind is not inspect.Parameter.VAR_POSITIONAL:
-                name = parameters[i].name
+            name = positional[i] if i < len(positional) else f"args[{i}]"
             names += [name + path for path in tree.paths(argument)]
         for key in sorted(self.kwargs):
             names += [key + path for path in tree.paths(self.kwargs[key])]
