@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import ftrain
@@ -29,11 +31,14 @@ class Machine(TorchDispatchMode):
         now: the time (s).
         takes: the seconds of an operator, by its name and its first argument.
         late: the seconds of a disturbance.
+        device: the time at which a device will have run the operators so far, if one runs them while
+            Python goes on.
     """
 
     def __init__(self, takes: Callable[[str, torch.Tensor], float], late: float) -> None:
         super().__init__()
         self.now, self.takes, self.late = 0.0, takes, late
+        self.device: float | None = None
         self._readings = 0
         self._warm: set[Any] = set()
 
@@ -43,6 +48,12 @@ class Machine(TorchDispatchMode):
             self.now += self.late
         return self.now
 
+    def spend(self, seconds: float) -> None:
+        if self.device is None:
+            self.now += seconds
+        else:
+            self.device = max(self.device, self.now) + seconds
+
     def __torch_dispatch__(self, func: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         seconds = self.takes(name, args[0]) if args and isinstance(args[0], torch.Tensor) else 0.0
@@ -51,7 +62,7 @@ class Machine(TorchDispatchMode):
         if self.late and (name, args[0].shape, args[0].dtype) not in self._warm:
             self._warm.add((name, args[0].shape, args[0].dtype))
             self.now += 1.0
-        self.now += seconds
+        self.spend(seconds)
         return args[0] if name == "copy_" or args[0].is_mkldnn else torch.empty_like(args[0])
 
 
@@ -98,8 +109,44 @@ def test_measured_rates_are_those_of_the_fastest_undisturbed_calls(
     expected = {"float32": best, "bfloat16": best, "float64": 2.0**40, "float16": FLOAT16}
     assert rates.flops == expected
     assert list(rates.flops) == list(expected)
-    assert rates.bandwidth == {size: bandwidth(size) for size in rates.bandwidth}
-    assert max(rates.bandwidth) >= 2 * min(rates.bandwidth)
+    assert rates.bandwidth == {size: bandwidth(size) for size in (2**20, 2**23, 2**26)}
+
+
+def test_small_copies_are_timed_together_so_that_a_time_is_not_too_short(machine: Any) -> None:
+    copied: Counter[int] = Counter()
+
+    def takes(name: str, x: torch.Tensor) -> float:
+        copied[2 * x.nbytes] += name == "copy_"
+        return speeds(2.0**40, 2.0**40)(name, x)
+
+    machine(takes)
+    sizes = [size for size in measure_rates([], CPU).bandwidth if size <= 2**23]
+    assert len({copied[size] * size for size in sizes}) == 1
+    assert copied[2**23] == copied[2**26]
+
+
+def test_rates_of_a_device_count_the_time_until_its_work_is_done(
+    machine: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuda = torch.device("cuda")
+    with FakeTensorMode():
+        takes = speeds(2.0**50, 0.0)
+        computer = machine(takes)
+        computer.device = 0.0
+
+        def copy_(b: torch.Tensor, a: torch.Tensor) -> None:  # torch's needs a real device
+            computer.spend(takes("copy_", a))
+
+        def synchronize(device: Any) -> None:
+            assert device == cuda
+            computer.now = max(computer.now, computer.device)
+
+        monkeypatch.setattr(torch.Tensor, "copy_", copy_)
+        monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+        rates = measure_rates(["float32"], cuda)
+        assert rates.flops == {"float32": 2.0**50}
+        assert rates.bandwidth == {2**30: bandwidth(2**30)}
+        assert fastest_product("float32", cuda).flops == 2 * 8192**3
 
 
 @pytest.mark.parametrize(
@@ -125,8 +172,21 @@ def test_product_of_a_given_size_has_this_size_also_on_a_slow_machine(machine: A
     assert fastest_product("float64", CPU, 256).flops == 2 * 256**3
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_product_is_torchs_on_a_processor_for_which_onednn_has_none(
+    dtype: str, machine: Any
+) -> None:
+    def takes(name: str, x: torch.Tensor) -> float:
+        if name == "mkldnn_linear":
+            raise RuntimeError("could not create a primitive descriptor")
+        return speeds(2.0**40, 2.0**41)(name, x)
+
+    machine(takes)
+    assert measure_rates([dtype], CPU).flops == {dtype: 2.0**40}
+
+
 def chain(a: torch.Tensor) -> torch.Tensor:
-    return (a @ a).sin().sin().relu()
+    return (a @ a).sin().sin().neg().relu()
 
 
 RATES = Rates({"float32": 409.6}, {1: 256.0})
@@ -136,7 +196,8 @@ SIN = 0, 2 * 256, 2.0
 ROWS = [  # an operator takes its seconds times 3, the median of the five runs below
     CostRow("aten.sin", 2, 3 * 2 * 4.0, 0, 2 * SIN[1], 2 * SIN[2]),
     CostRow("aten.mm", 1, 3 * 5.0, *MM),
-    CostRow("aten.relu", 1, 3 * 1.0, *SIN),
+    CostRow("aten.relu", 1, 3 * 0.25, *SIN),
+    CostRow("aten.neg", 1, 0.0, *SIN),
 ]
 
 
@@ -154,38 +215,40 @@ def test_cost_has_the_median_times_of_kernels_and_their_least_times(
         factor = next(times)
         return lambda: chain(a)
 
-    seconds = {"mm": 5.0, "sin": 4.0, "relu": 1.0}
+    seconds = {"mm": 5.0, "sin": 4.0, "relu": 0.25}
     machine(lambda name, _: factor * seconds.get(name, 0.0))
     cost = call_cost(prepare, CPU, graph=graph, rates=RATES)
     assert next(times) == 1000
     assert list(cost.kernels) == ROWS
-    assert cost.seconds == 3 * 14.0
-    assert cost.floor == 4.0 + 2.5 + 2.0
+    assert cost.seconds == 3 * 13.25
+    assert cost.floor == 4.0 + 2.5 + 2.0 + 2.0
     assert cost.flops == {"float32": MM[0]}
-    assert list(cost.operators) == [row._replace(seconds=None) for row in ROWS if traced]
+    by_least_time = [ROWS[i] for i in (0, 1, 3, 2) if traced]
+    assert list(cost.operators) == [row._replace(seconds=None) for row in by_least_time]
     assert cost.rates == RATES
 
 
 def test_kernels_of_a_call_are_in_order_with_their_own_times(machine: Any) -> None:
-    machine(lambda name, _: {"mm": 5.0, "sin": 4.0, "relu": 1.0}.get(name, 0.0))
+    machine(lambda name, _: {"mm": 5.0, "sin": 4.0, "relu": 0.25}.get(name, 0.0))
     found = kernels_of(lambda: chain(torch.ones(8, 8)), CPU)
-    names = ["aten.ones", "aten.mm", "aten.sin", "aten.sin", "aten.relu"]
+    names = ["aten.ones", "aten.mm", "aten.sin", "aten.sin", "aten.neg", "aten.relu"]
     assert [(each.name, each.seconds) for each in found] == [
-        *zip(names, [0.0, 5.0, 4.0, 4.0, 1.0], strict=True)
+        *zip(names, [0.0, 5.0, 4.0, 4.0, 0.0, 0.25], strict=True)
     ]
 
 
 def test_printed_cost_shows_times_of_kernels_shares_and_measured_rates() -> None:
     rates = Rates({"float32": 3e12, "bfloat16": 4.5e9}, {2**20: 5.25e10, 2**26: 1e9})
     operators = tuple(row._replace(seconds=None) for row in ROWS)
-    whole = ftrain.Cost(operators, tuple(ROWS), {"float32": MM[0]}, 42.0, 8.5, rates)
+    whole = ftrain.Cost(operators, tuple(ROWS), {"float32": MM[0]}, 42.0, 10.5, rates)
     kernels, before, measured = str(whole).split("\n\n")
     assert [line.split() for line in kernels.splitlines()] == [
         ["kernels", "calls", "ms", "share", "MFLOP", "MB", "floor", "ms"],
         ["aten.sin", "2", "24000.000", "57.1%", "0.00", "0.00", "4000.000"],
         ["aten.mm", "1", "15000.000", "35.7%", "0.00", "0.00", "2500.000"],
-        ["aten.relu", "1", "3000.000", "7.1%", "0.00", "0.00", "2000.000"],
-        ["together", "4", "42000.000", "0.00", "0.00", "8500.000"],
+        ["aten.relu", "1", "750.000", "1.8%", "0.00", "0.00", "2000.000"],
+        ["aten.neg", "1", "0.000", "0.0%", "0.00", "0.00", "2000.000"],
+        ["together", "5", "42000.000", "0.00", "0.00", "10500.000"],
     ]
     assert before.splitlines()[0].split()[3:] == ["calls", "MFLOP", "MB", "floor", "ms"]
     assert before.splitlines()[1].split() == ["aten.sin", "2", "0.00", "0.00", "4000.000"]
@@ -195,3 +258,13 @@ def test_printed_cost_shows_times_of_kernels_shares_and_measured_rates() -> None
         "copies of 64 MiB 1.0 GB/s"
     )
     assert "operators before fusion" not in str(ftrain.Cost((), tuple(ROWS), {}, 42.0, 8.5, rates))
+
+
+@pytest.mark.parametrize("n", [20, 22])
+def test_printed_cost_of_kernels_too_short_to_be_timed_has_no_shares(n: int) -> None:
+    rows = tuple(CostRow(f"item{i:02}", 1, 0.0, 0, 0, 0.0) for i in range(n))
+    lines = str(ftrain.Cost((), rows, {}, 0.0, 0.0, Rates({}, {}))).splitlines()
+    shares = [line.split()[-4] for line in lines[1 : n - 1]]
+    assert set(shares) == {"0.0%"}
+    more = ["...", "2", "more", "kinds", "2", "0.000", "0.0%", "0.00", "0.00", "0.000"]
+    assert [line.split() for line in lines if "more" in line] == ([more] if n > 20 else [])

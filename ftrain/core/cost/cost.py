@@ -118,7 +118,7 @@ class Cost:
         total = _row("", rows)
         times = [f"{self.seconds * 1e3:.3f}", ""] if timed else []
         cells.append(["together", f"{total.calls:,}", *times, *_amounts(total)])
-        widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return "\n".join(
             line[0].ljust(widths[0])
             + "".join(
@@ -146,8 +146,9 @@ def call_cost(
     works = graph_work(graph) if graph is not None else {}
     prepare()()
     runs = [kernels_of(prepare(), device) for _ in range(_RUNS)]
+    *_, last = runs
     total = NONE
-    for work in works.values() if works else (kernel.work for kernel in runs[-1]):
+    for work in works.values() if works else (kernel.work for kernel in last):
         total = total.plus(work)
     rates = rates or measure_rates(total.flops, device)
     kernels = _kernel_rows(runs, rates)
@@ -177,7 +178,8 @@ def _kernel_rows(runs: Sequence[Sequence[Kernel]], rates: Rates) -> list[CostRow
             times.setdefault(name, []).append(seconds)
     works: dict[str, Work] = {}
     floors: dict[str, float] = {}
-    for kernel in runs[-1]:
+    *_, last = runs
+    for kernel in last:
         works[kernel.name] = works.get(kernel.name, NONE).plus(kernel.work)
         floor = rates.floor(kernel.work.flops, kernel.work.bytes)
         floors[kernel.name] = floors.get(kernel.name, 0.0) + floor
