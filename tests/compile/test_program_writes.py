@@ -47,6 +47,18 @@ def passes(args):
     passes_arg0_1, = args
     return (reinterpret_tensor(passes_arg0_1, (2, ), (1, ), 0), )
 
+def passes_or_not(args):
+    passed_arg0_1, passed_arg1_1 = args
+    if flag:
+        return (empty_strided_cuda((2, ), (1, ), torch.float32), passed_arg1_1)
+    return (passed_arg0_1, passed_arg1_1)
+
+def unclear(args):
+    unclear_arg0_1, = args
+    if flag:
+        return (empty_strided_cuda((2, ), (1, ), torch.float32), )
+    return unclear_arg0_1
+
 def partition_0(args):
     arg0_1, buf0 = args
     args.clear()
@@ -107,6 +119,15 @@ def program(body: str, name: str) -> ProgramModule:
         CARRY.format(first="arg0_1.clone()", second="arg1_1"),
         "both = [arg0_1, buf0]\ncpp_fused(arg0_1, both[1], 2)",
         "buf1 = [None] * 2\nbuf1[0] = arg0_1\nbuf1[1] = buf0\nbuf1[1].copy_(buf0)",
+        "assert arg0_1.item() > 0",
+        "if arg0_1.item() > 0:\n    cpp_fused(arg0_1, buf0, 2)\nelse:\n    cpp_fused(arg1_1, buf0, 2)",
+        "buf1, buf2 = arg0_1, buf0\ncpp_fused(arg0_1, buf2, 2)",
+        "[buf1, buf2] = [arg0_1, buf0]\ncpp_fused(arg0_1, buf2, 2)",
+        "two = [arg0_1, buf0]\n(buf1, buf2) = two\ncpp_fused(buf1, buf2, 2)",
+        "both = [buf0, arg0_1]\ncpp_fused(arg0_1, both[0], 2)",
+        "buf1 = torch.ops.aten.sin.default(arg0_1)\ncpp_fused(arg0_1, buf1, 2)",
+        "reads_args = [arg0_1]\nboth = reads(reads_args)\ncpp_fused(arg0_1, both[0], 2)",
+        "two = [buf0, arg0_1]\n(buf1, buf2) = passes_or_not(two)\ncpp_fused(buf2, buf1, 2)",
         # Results in new memory, which later lines may write to.
         "buf1 = extern_kernels.convolution(arg0_1, arg1_1)\ncpp_fused(arg0_1, buf1, 2)",
         "buf1 = torch.stack([arg0_1, arg1_1])\ncpp_fused(arg0_1, buf1, 2)",
@@ -161,6 +182,28 @@ def test_search_for_the_first_write_ignores_lines_that_only_read_arguments(line:
         "both = [arg0_1, buf0]\ncarries(both)",
         "two = [buf0, buf0]\nwhile flag:\n    carries(two)\n    two[0] = two[1]\n    two[1] = arg0_1",
         "tensor = [buf0]\ntensor, = [arg0_1]\ntensor[0] = buf0",
+        "both = [buf0]\nif flag:\n    both = [arg0_1, buf0]\ncpp_fused(buf0, both[0], 2)",
+        "both = [buf0]\nboth = arg0_1\ncpp_fused(buf0, both[0], 2)",
+        "both = [buf0]\nboth.clear()\nboth.append(arg0_1)\ncpp_fused(buf0, both[0], 2)",
+        "passes_args = [arg0_1]\nboth = passes(passes_args)\ncpp_fused(buf0, both[0], 2)",
+        "both = arg0_1\nif flag:\n    both = [buf0]\ncpp_fused(buf0, both[0], 2)",
+        "while flag:\n    both = [*[buf0], arg0_1]\n    cpp_fused(buf0, both[1], 2)",
+        "arg0_1.data = buf0",
+        "self.kept = arg0_1",
+        "assert unknown(arg0_1)",
+        "raise unknown(arg0_1)",
+        "if unknown(arg0_1):\n    pass",
+        "while unknown(arg0_1):\n    pass",
+        "if flag:\n    pass\nelse:\n    cpp_fused(buf0, arg0_1, 2)",
+        "return unknown(arg0_1)",
+        "buf1, buf2 = buf0, arg0_1\ncpp_fused(buf0, buf2, 2)",
+        "two = [buf0, arg0_1]\n(buf1, buf2) = two\ncpp_fused(buf0, buf2, 2)",
+        "two = [buf0, arg0_1]\n(buf1, buf2) = passes_or_not(two)\ncpp_fused(buf0, buf2, 2)",
+        "two = [arg0_1, buf0]\n(buf1, buf2) = passes_or_not(two)\ncpp_fused(buf0, buf1, 2)",
+        "unclear_args = [arg0_1]\n(buf1, ) = unclear(unclear_args)\ncpp_fused(buf0, buf1, 2)",
+        "while flag:\n    cpp_fused(buf0, n0, 2)\n"  # a value that needs many iterations
+        + "".join(f"    n{i} = n{i + 1}\n" for i in range(150))
+        + "    n150 = arg0_1",
     ],
 )
 def test_search_for_the_first_write_finds_lines_that_may_write_to_an_argument(line: str) -> None:
