@@ -64,7 +64,6 @@ def lower(
     _drop_empty_parts_of_cats(graph)
     if split_pools(graph.graph):
         convolve_channels_last(graph.graph)
-        graph.recompile()
     try:
         with torch.no_grad(), _torch.without_autocast(), fake_kernels():
             keep_traced_dtypes(graph)
@@ -108,13 +107,12 @@ def _drop_unused_tensors(graph: fx.GraphModule) -> None:
     references to storages in the mode. A copied reference is freed without being counted, which corrupts
     the heap (torch 2.13).
     """
-    for module in graph.modules():
-        if isinstance(module, fx.GraphModule):
-            read = {node.target for node in module.graph.find_nodes(op="get_attr")}
-            stored = [*module._parameters, *module._buffers, *vars(module)]
-            for name in stored:
-                if name not in read and isinstance(getattr(module, name), torch.Tensor):
-                    delattr(module, name)
+    for module in _graphs(graph):
+        read = {node.target for node in module.graph.find_nodes(op="get_attr")}
+        stored = [*module._parameters, *module._buffers, *vars(module)]
+        for name in stored:
+            if name not in read and isinstance(getattr(module, name), torch.Tensor):
+                delattr(module, name)
 
 
 def _allow_other_layouts(graph: fx.GraphModule) -> None:
@@ -126,9 +124,7 @@ def _allow_other_layouts(graph: fx.GraphModule) -> None:
     (2.13). If the strides fit, `reshape` returns the same view. Views that are written to are not
     replaced.
     """
-    for module in graph.modules():  # bodies of scan and cond are separate modules
-        if not isinstance(module, fx.GraphModule):
-            continue
+    for module in _graphs(graph):
         into = {
             storage_of(target)
             for node in module.graph.nodes
@@ -144,10 +140,9 @@ def _allow_other_layouts(graph: fx.GraphModule) -> None:
 
 def _drop_empty_parts_of_cats(graph: fx.GraphModule) -> None:
     """Replace each concatenation that has a single non-empty part by a copy of that part."""
-    for module in graph.modules():
-        if isinstance(module, fx.GraphModule):
-            for node in module.graph.find_nodes(op="call_function", target=aten.cat.default):
-                _drop_empty_parts(node)
+    for module in _graphs(graph):
+        for node in module.graph.find_nodes(op="call_function", target=aten.cat.default):
+            _drop_empty_parts(node)
 
 
 def _drop_empty_parts(cat: fx.Node) -> None:
@@ -164,10 +159,14 @@ def _drop_empty_parts(cat: fx.Node) -> None:
 
 def _forget(graph: fx.GraphModule) -> None:
     """Delete the metadata of nodes, such as fake tensors, which running the graph does not need."""
-    for module in graph.modules():  # bodies of scan and cond are separate modules
-        if isinstance(module, fx.GraphModule):
-            for node in _torch.nodes_ever(module.graph):
-                node.meta.clear()
+    for module in _graphs(graph):
+        for node in _torch.nodes_ever(module.graph):
+            node.meta.clear()
+
+
+def _graphs(graph: fx.GraphModule) -> list[fx.GraphModule]:
+    """Return a graph and those of the bodies of its loops and branches."""
+    return [module for module in graph.modules() if isinstance(module, fx.GraphModule)]
 
 
 def separate(
