@@ -44,7 +44,7 @@ def rewritten(fn: Callable[..., Any], *inputs: torch.Tensor) -> tuple[Any, bool]
 
 
 @given(
-    window=st.sampled_from([(2, 2), (3, 2), (1, 4)]),
+    window=st.sampled_from([(2, 2), (3, 2), (1, 4), (4, 4)]),
     dtype=st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
     few=st.booleans(),
     seed=st.integers(0, 999),
@@ -69,6 +69,23 @@ def test_rewritten_pooling_has_the_bytes_of_max_pool2d(
     )
 
 
+def test_rewritten_pooling_of_reshaped_images_has_the_bytes_of_max_pool2d() -> None:
+    x, weight = torch.randn(3, 2, 4, 6, 6), torch.randn(3, 1, 8, 3, 3)
+
+    def reshaped(x: torch.Tensor, weight: torch.Tensor) -> Any:
+        def total(x: torch.Tensor) -> Any:
+            y = F.max_pool2d((x * 1).reshape(1, 8, 6, 6), 2)
+            return (y * weight).sum(), y
+
+        (_, y), slope = ftrain.value_and_grad(total, has_aux=True)(x)
+        return y, slope
+
+    mapped = torch.vmap(reshaped)
+    found, changed = rewritten(mapped, x, weight)
+    assert changed
+    testing.assert_same_bits(tuple(found), mapped(x, weight))
+
+
 def without_payload(x: torch.Tensor) -> torch.Tensor:
     """Return a tensor whose NaNs are one number, since their other bits have no meaning."""
     return x.nan_to_num(77.0, INF, -INF)
@@ -80,13 +97,15 @@ CASES: dict[str, tuple[Any, ...]] = {
     "padding": (2, 2, 1),
     "dilation": (2, 2, 0, 2),
     "rows left over": ((4, 2),),
-    "too many elements": ((6, 6),),
+    "columns left over": ((2, 4),),
+    "padding of columns": (2, 2, (0, 1)),
+    "too many elements": ((1, 17),),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_max_pooling_with_overlap_gaps_padding_or_dilation_is_not_rewritten(name: str) -> None:
-    x = torch.randn(2, 3, 1, 6, 6)
+    x = torch.randn(2, 3, 1, 6, 34)
     weight = torch.randn(F.max_pool2d(x[0], *CASES[name]).shape)
     mapped = torch.vmap(lambda x, w: pooled(x, w, *CASES[name]), in_dims=(0, None))
     found, changed = rewritten(mapped, x, weight)
@@ -107,6 +126,7 @@ def test_max_pooling_without_gradient_or_vmap_or_with_used_indices_is_not_rewrit
 
     assert not rewritten(torch.vmap(lambda x: F.max_pool2d(x, 2)), x)[1]
     assert not rewritten(lambda x, w: pooled(x, w, 2), x[0], weight)[1]
+    assert not rewritten(lambda x, w: pooled(x, w, 2), x[0, 0], weight[0])[1]
     graph = ftrain.compile(torch.vmap(with_indices)).graph(x)
     assert not split_pools(graph.graph)
     testing.assert_same_bits(tuple(graph(x)), torch.vmap(with_indices)(x))

@@ -99,8 +99,8 @@ def _rewrite(graph: fx.Graph, pool: _Pool) -> None:
         best, place = None, _add(graph, aten.full.default, [], 0.0, dtype=torch.float32)
         for i in range(rows):
             for j in range(columns):
-                part = _add(graph, aten.slice.Tensor, pool.source, -2, i, 2**63 - 1, rows)
-                part = _add(graph, aten.slice.Tensor, part, -1, j, 2**63 - 1, columns)
+                part = _add(graph, aten.slice.Tensor, pool.source, -2, i, None, rows)
+                part = _add(graph, aten.slice.Tensor, part, -1, j, None, columns)
                 if best is None:
                     best = part
                     continue
@@ -153,7 +153,6 @@ def _gradient(graph: fx.Graph, pool: _Pool, node: fx.Node, place: fx.Node) -> No
             graph.erase_node(user)
     if node.users:
         node.replace_all_uses_with(_shaped(graph, new, node.meta["val"].shape))
-    graph.erase_node(node)
 
 
 def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:
@@ -191,8 +190,6 @@ def _is_view(x: fx.Node) -> bool:
 
 
 def _shaped(graph: fx.Graph, x: fx.Node, shape: Sequence[int]) -> fx.Node:
-    if tuple(x.meta["val"].shape) == tuple(shape):
-        return x
     return _add(graph, aten.reshape.default, x, [*shape])
 
 
