@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import json
+
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
 
 from ftrain.core import _torch_recurrent, tree
-from ftrain.core.compile import compile
+from ftrain.core.compile import _rnn, compile
 from ftrain.testing import assert_close_norm
 from tests.compile.cases import same_bytes
 from tests.zoo import lstm_runs_under_autocast
@@ -142,3 +146,101 @@ def test_recurrent_gradients_that_share_one_buffer_are_copied_to_separate_memory
     monkeypatch.setattr(torch.autograd, "grad", in_one_buffer)
     compiled = compile(gradient_step(layer, how="vjp"), backend="eager")
     assert same_bytes(compiled(params, x), expected)
+
+
+def passed(*args, **kwargs):
+    return args, kwargs
+
+
+def call_of(device, layers, dropout, training):
+    """Return the arguments of an LSTM as `torch._VF.lstm` takes them."""
+    shapes = [((28, 7 if i else 5), (28, 7), (28,), (28,)) for i in range(layers)]
+    weights = [torch.zeros(shape, device=device) for of_layer in shapes for shape in of_layer]
+    hx = tuple(torch.zeros(layers, 3, 7, device=device) for _ in range(2))
+    x = torch.ones(6, 3, 5, device=device)
+    return x, hx, weights, True, layers, dropout, training, False, False
+
+
+@pytest.mark.parametrize(
+    ("device", "layers", "dropout", "training", "unchanged"),
+    [
+        ("cpu", 2, 0.5, True, True),
+        ("cpu", 1, 0.5, True, True),
+        ("cpu", 2, 0.5, False, False),
+        ("cpu", 2, 0.0, True, False),
+        ("cuda", 2, 0.5, True, True),
+        ("cuda", 1, 0.5, True, False),  # dropout acts between layers
+    ],
+)
+def test_recurrent_layer_with_active_dropout_is_left_to_torch(
+    device, layers, dropout, training, unchanged, monkeypatch
+):
+    monkeypatch.setitem(_rnn.KINDS, passed, "lstm")
+    with FakeTensorMode():  # has devices that this machine does not have
+        args = call_of(device, layers, dropout, training)
+        found = _rnn.recurrent_layer(passed, *args)
+    assert (found == (args, {})) is unchanged
+    assert unchanged or [part.shape[-1] for part in found] == [7, 7, 7]
+
+
+def test_packed_sequences_are_left_to_torch():
+    packed = (torch.ones(6, 5), torch.ones(2), (torch.zeros(1, 3, 7),), [torch.ones(1)], True)
+    assert _rnn.recurrent_layer(passed, *packed, n=1) == (packed, {"n": 1})
+
+
+@pytest.mark.parametrize("grad_mode", [False, True])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_recurrent_operator_uses_the_kernel_of_training_only_if_a_gradient_is_taken(
+    grad_mode, requires_grad, monkeypatch
+):
+    layers = []
+    apply = _rnn._apply
+    monkeypatch.setattr(
+        _rnn, "_apply", lambda layer, *args: layers.append(layer) or apply(layer, *args)
+    )
+    layer, _, x = make("lstm")
+    layer.requires_grad_(requires_grad)
+    func, args = torch._VF.lstm, call_of("cpu", 1, 0.0, True)
+    with torch.set_grad_enabled(grad_mode):
+        _rnn.recurrent_layer(func, x, args[1], layer._flat_weights, *args[3:])
+    (options,) = layers
+    assert json.loads(options)[-1] is (grad_mode and requires_grad)
+
+
+OPTIONS = [
+    options
+    for options in itertools.product(
+        ["lstm", "gru", "rnn_tanh"],
+        [1, 2],
+        [False, True],
+        [False, True],
+        ["", "bfloat16", "float16"],
+    )
+    if options[0] != "lstm" or options[-1] != "float16"
+]
+
+
+def test_fake_recurrent_operator_has_shapes_dtypes_and_strides_of_the_kernels():
+    """The kind, the layers, both ways, batch first, and the dtype of autocast."""
+    for kind, n, both, first, autocast in OPTIONS:
+        if kind == "lstm" and autocast and not lstm_runs_under_autocast(torch.bfloat16):
+            continue
+        cls = {"lstm": torch.nn.LSTM, "gru": torch.nn.GRU, "rnn_tanh": torch.nn.RNN}[kind]
+        layer = cls(5, 7, n, bidirectional=both, batch_first=first)
+        weights = [weight.detach() for weight in layer._flat_weights]
+        start = [torch.zeros(n * (1 + both), 3, 7)] * (1 + (kind == "lstm"))
+        x = torch.ones((3, 6, 5) if first else (6, 3, 5))
+        options = json.dumps(_rnn._Layer(kind, True, n, 0.0, True, both, first, autocast, False))
+        real = torch.ops.ftrain.rnn(x, start, weights, options)
+        grads = [torch.ones_like(part) for part in real]
+        pulled = torch.ops.ftrain.rnn_backward(grads, x, start, weights, options)
+        with FakeTensorMode() as mode:
+            fx, *fakes = [mode.from_tensor(t) for t in (x, *start, *weights, *grads)]
+            fs, fw = fakes[: len(start)], fakes[len(start) : len(start) + len(weights)]
+            fake = torch.ops.ftrain.rnn(fx, fs, fw, options)
+            fake_pulled = torch.ops.ftrain.rnn_backward(fakes[-len(grads) :], fx, fs, fw, options)
+        for a, b in zip([*real, *pulled], [*fake, *fake_pulled], strict=True):
+            assert (a.shape, a.dtype, a.stride()) == (b.shape, b.dtype, b.stride()), (
+                kind,
+                autocast,
+            )

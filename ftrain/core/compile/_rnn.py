@@ -86,7 +86,7 @@ class _Layer(NamedTuple):
 
     def time_major(self, y: torch.Tensor) -> torch.Tensor:
         """Return `y` with time outermost in memory, so that its sums have the bits of torch's."""
-        if not self.batch_first or y.ndim < 3:
+        if not self.batch_first:
             return y.contiguous()
         return y.transpose(0, 1).contiguous().transpose(0, 1)
 
