@@ -14,6 +14,7 @@ from torch import nn
 
 import ftrain
 from ftrain import random, testing
+from ftrain.core.compile import _untraceable
 from ftrain.core.errors import ImpureFunctionError, TraceError
 
 X = torch.linspace(-1, 1, 12).reshape(3, 4)
@@ -315,3 +316,59 @@ def test_compiled_embedding_with_max_norm_raises_with_a_remedy() -> None:
     with pytest.raises(ImpureFunctionError, match="Leave max_norm out") as error:
         compiled(lambda w: F.embedding(torch.tensor([0]), w, max_norm=1.0))(X)
     assert "x += 1" not in str(error.value)
+
+
+def explained(error: Exception) -> TraceError | None:
+    """Return the error that a compiled function raises for an error of torch in its trace."""
+    return _untraceable.untraceable(error, "step", _untraceable.Calls())
+
+
+class FakeTensorDeviceMismatchError(RuntimeError):
+    """Error of the class that torch raises for operands on several devices."""
+
+
+class Aborted(Exception):
+    """Error of a class that torch does not raise for operations of a trace."""
+
+
+TEXTS = [
+    (RuntimeError, "FakeTensor.__format__ of x", "formats the value of a tensor", "ftrain.cond("),
+    (ValueError, "no forward differentiable view operations", "forward mode", "jacrev"),
+    (RuntimeError, "expected cpu, but got meta", "forward mode", "reverse mode"),
+    (FakeTensorDeviceMismatchError, "two devices, meta and cpu", "forward mode", "reverse mode"),
+    (RuntimeError, "Can't call .numpy() on it", "to NumPy or asks for its memory", "NumPy part"),
+    (RuntimeError, "Cannot access data pointer", "asks for its memory", "torch function"),
+    (RuntimeError, "its data is not allocated yet", "reads the values", "Call it outside"),
+    (TypeError, "no UntypedStorage of it", "the storage of a tensor", "x.copy_(y)"),
+    (RuntimeError, "Couldn't swap Linear.weight", "swaps tensors", "its final dtype"),
+    (RuntimeError, "Cannot swap t1", "swaps tensors", "its final dtype"),
+    (RuntimeError, "can't get value out of a tracing tensor", "asks for the value", "0-d tensors"),
+    (RuntimeError, "vmap: data-dependent control flow", "asks for the value", "ftrain.cond("),
+    (RuntimeError, "vmap: no .item() on a Tensor", "asks for the value", "0-d tensors"),
+]
+
+
+@pytest.mark.parametrize(("kind", "text", "what", "remedy"), TEXTS)
+def test_error_of_torch_in_a_trace_is_explained_by_its_text(
+    kind: type[Exception], text: str, what: str, remedy: str
+) -> None:
+    found = str(explained(kind(text)))
+    assert found.startswith("`step` cannot become one graph: it") or "a function of torch" in found
+    assert what in found
+    assert remedy in found
+    assert explained(Aborted(text)) is None
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("two devices, meta and cpu"),
+        FakeTensorDeviceMismatchError("two devices, cpu and cuda"),
+        RuntimeError("vmap: no rule for this operator"),
+        RuntimeError("no .item() on a Tensor"),
+        RuntimeError("data-dependent: vmap: of the user"),
+        ValueError("wrong"),
+    ],
+)
+def test_other_error_in_a_trace_is_left_as_it_is(error: Exception) -> None:
+    assert explained(error) is None
