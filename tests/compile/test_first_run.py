@@ -48,3 +48,10 @@ def test_inductor_program_keeps_its_wrappers_if_one_changes_inputs_or_outputs_in
     _, code = _torch_inductor.first_run(wrapped(graph), [X])
     assert code is None
     assert CompiledFxGraph.__call__ is usual
+
+
+def test_inductor_program_on_another_device_than_the_cpu_keeps_its_wrappers(graph):
+    x = torch.ones(2, device="meta")
+    outputs, code = _torch_inductor.first_run(lambda *args: list(graph(list(args))), [X, x])
+    assert outputs[0].tolist() == [2, 2]
+    assert code is None

@@ -232,13 +232,6 @@ def test_error_of_tritons_driver_is_reported_unless_triton_is_not_installed(
     assert asked
 
 
-def test_program_on_another_device_than_the_cpu_keeps_its_wrappers() -> None:
-    x = torch.empty(2, device="meta")
-    outputs, code = _torch_inductor.first_run(lambda *args: iter(args), [torch.ones(2), x])
-    assert outputs[1] is x
-    assert code is None
-
-
 def test_layouts_of_every_factorized_matrix_are_those_of_the_trace(
     handed: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
