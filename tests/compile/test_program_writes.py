@@ -125,6 +125,7 @@ def program(body: str, name: str) -> ProgramModule:
         "[buf1, buf2] = [arg0_1, buf0]\ncpp_fused(arg0_1, buf2, 2)",
         "two = [arg0_1, buf0]\n(buf1, buf2) = two\ncpp_fused(buf1, buf2, 2)",
         "both = [buf0, arg0_1]\ncpp_fused(arg0_1, both[0], 2)",
+        "while flag:\n    both = [*[buf0], buf0]\n    cpp_fused(arg0_1, buf0, 2)",
         "buf1 = torch.ops.aten.sin.default(arg0_1)\ncpp_fused(arg0_1, buf1, 2)",
         "reads_args = [arg0_1]\nboth = reads(reads_args)\ncpp_fused(arg0_1, both[0], 2)",
         "two = [buf0, arg0_1]\n(buf1, buf2) = passes_or_not(two)\ncpp_fused(buf2, buf1, 2)",
