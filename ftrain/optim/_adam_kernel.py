@@ -27,6 +27,8 @@ from ftrain.optim.protocol import Hyperparameter
 __all__ = ["AdamKernel", "adam_kernel", "may_compute"]
 
 _SOURCES = [Path(__file__).with_name("adam.c")]
+_FAR = 0.49  # From 0.5 on, in float32, torch.lerp computes otherwise.
+
 Row = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 
 
@@ -50,7 +52,7 @@ class AdamKernel:
     ) -> list[Row] | None:
         """Return the update and the new moments of each leaf, as `_rule` does.
 
-        `None` if b1 is at most 0.5, or if a gradient may be taken of a scalar.
+        `None` if b1 is below 0.51, or if a gradient may be taken of a scalar.
 
         Args:
             leaves: those of which `may_compute` is True.
@@ -59,7 +61,7 @@ class AdamKernel:
         if torch.is_grad_enabled() and any(map(_requires_grad, scalars.values())):
             return None
         of = {name: _number(scalar) for name, scalar in scalars.items()}
-        if not of["one_b1"] < 0.5:  # where torch.lerp computes otherwise
+        if not of["one_b1"] < _FAR:
             return None
         rows: list[Row] = []
         packed = []

@@ -25,7 +25,7 @@ static inline float multiply_add(int fused, float a, float b, float c) {
 }
 
 /* Write the new moments, and into `update` what the square root is taken of. one_b1 is less than 0.5: from
- * there on torch.lerp computes otherwise, with a zero whose sign depends on its place in a vector. */
+ * there on torch.lerp computes otherwise, with zeros whose sign depends on their place in a vector. */
 void ftrain_adam_moments(const leaf *leaves, int64_t leaf_count, int fused, float one_b1, float b2,
                          float one_b2, int threads) {
     (void)threads;                                   /* without OpenMP */
