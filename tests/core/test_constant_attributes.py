@@ -47,7 +47,7 @@ DIFFERENT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("one", "two"), SAME, ids=str)
+@pytest.mark.parametrize(("one", "two"), SAME, ids=lambda x: type(x).__name__)
 def test_containers_whose_attributes_no_program_distinguishes_have_one_structure(
     one: Any, two: Any
 ) -> None:

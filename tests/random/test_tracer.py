@@ -269,7 +269,7 @@ def test_time_of_other_threads_is_their_processor_time() -> None:
         (np.random.rand, "numpy", False, False),
         (optree._C.flatten, "optree", False, True),
     ],
-    ids=repr,
+    ids=lambda each: getattr(each, "__qualname__", str(each)),
 )
 def test_search_knows_which_functions_in_c_may_draw(
     function: Any, package: str, of_torch: bool, may_draw: bool
