@@ -105,9 +105,10 @@ def test_fit_does_not_read_metrics_between_log_rows(
     for event in made.events(STEPS.init_state(0), loader * 10, max_steps=29):
         found_at[0][0] = type(event).__name__, event.progress.step
         steps.append(len(reads))
-    at = sorted({step for _, (kind, step) in reads if kind == "BatchEnd"})
-    assert at == [10, 20, 29]  # the log windows end at these steps, the last one with the run
-    assert len(reads) < 3 * 10 * 10
+    # An eager step reads scalars of the CPU, such as the learning rate, before its batch ends.
+    at = [step for _, (kind, step) in reads if kind == "BatchEnd"]
+    assert sorted({*at}) == [10, 20, 29]  # where log windows end, and the run
+    assert len(at) < 3 * 10 * 10
 
 
 @pytest.mark.cuda
