@@ -20,7 +20,6 @@ import torch
 
 from ftrain.core._c_library import NoLibraryError, load
 from ftrain.core._torch import is_forward_mode, is_unintercepted
-from ftrain.core._torch_tensors import is_zero_tensor
 from ftrain.optim._leaf_loop import Leaf, Rule
 from ftrain.optim.protocol import Hyperparameter
 
@@ -110,8 +109,7 @@ def _is_plain(x: torch.Tensor) -> bool:
         and x.is_cpu
         and x.layout is torch.strided
         and not x.is_neg()
-        and not is_zero_tensor(x)
-        and (x.data_ptr() != 0 or not x.numel())  # memory that was freed
+        and (x.data_ptr() != 0 or not x.numel())  # torch's tensors of zeros may have no memory
     )
 
 
