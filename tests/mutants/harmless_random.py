@@ -198,4 +198,16 @@ IN_RANDOM: dict[tuple[str, str, str, str], str] = {
         "nanoseconds = 0",
         "nanoseconds = 1",
     ): "one nanosecond",
+    (
+        "random._find_draw",
+        "_Here",
+        "below = False",
+        "below = True",
+    ): "read only before the first line of user code, where a draw has no line to report",
+    (
+        "random._find_draw",
+        "_Here",
+        "may_draw = True",
+        "may_draw = False",
+    ): "read only before the first line of user code, where a draw has no line to report",
 }

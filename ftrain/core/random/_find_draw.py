@@ -148,7 +148,7 @@ class _Tracer:
         self._draws: dict[str, list[tuple[int, _generators.Marks, str]]] = {}
         self._count = 0
         self._waited = time.perf_counter() - time.thread_time()
-        self._used = _time_of_others() if self._has_others else 0.0
+        self._used = _time_of_others()
 
     @contextlib.contextmanager
     def tracing(self) -> Iterator[None]:
@@ -170,7 +170,6 @@ class _Tracer:
             sys.setswitchinterval(before[3])
             if collects:
                 gc.enable()
-            self._here.returned.clear()
 
     def draws(self) -> list[Draw]:
         """Return the draws found, in order, but not those undone later (`fork_rng`, checkpointing)."""
