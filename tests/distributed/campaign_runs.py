@@ -41,6 +41,7 @@ from tests.distributed.threads import memory_folder
 SHARDS = 4
 TIMEOUT = 10.0  # seconds that ranks wait for one another
 END = 3 * TIMEOUT + 30.0  # seconds for the time-out, an error on each rank, and a busy machine
+START = 300.0  # seconds for new interpreters to complete a step, on a busy machine
 STRATEGIES = ("data_parallel", "fully_sharded")
 
 TOLD = '''
@@ -225,16 +226,9 @@ def _kill_one(
     result.of_leaders += whom == 0
     result.in_step += stepped
     if torchrun:  # the ranks start again, and train until they are stopped
-        before = len(run.lines())
-        deadline = time.monotonic() + END
-        others = {*ranks}
-        while time.monotonic() < deadline and processes[0].poll() is None:
-            if any(pid not in others for _, _, pid in run.lines()[before:]):
-                result.restarts += 1
-                break
-            time.sleep(0.05)
-        else:
-            result.hung += processes[0].poll() is None
+        restarted, late = _restarted(run, processes[0], ranks)
+        result.restarts += restarted
+        result.hung += late
         processes[0].send_signal(signal.SIGTERM)
         result.hung += _ended(processes, END)
     else:
@@ -244,6 +238,34 @@ def _kill_one(
             result.silent += 1
             print(f"No rank is named after the kill of rank {whom} of {size}:\n{says}", flush=True)
     return window
+
+
+def _restarted(run: Run, agent: Any, ranks: list[int]) -> tuple[bool, bool]:
+    """Wait until the ranks of torchrun have ended and started again, or torchrun has ended.
+
+    Args:
+        run: the run.
+        agent: the process of torchrun.
+        ranks: the processes of the first start, one of which was killed.
+
+    Returns:
+        True if a rank of the next start has completed a step; True if a process did not end in time,
+        or no rank completed a step in time.
+    """
+    before, deadline = len(run.lines()), time.monotonic() + END
+    while agent.poll() is None and {*ranks} & {*_children(agent.pid)}:
+        if time.monotonic() > deadline:
+            return False, True
+        time.sleep(0.05)
+    # A new interpreter imports torch, for which a busy machine may need longer than ranks have to end.
+    deadline = time.monotonic() + START
+    while agent.poll() is None:
+        if any(pid not in ranks for _, _, pid in run.lines()[before:]):
+            return True, False
+        if time.monotonic() > deadline:
+            return False, True
+        time.sleep(0.05)
+    return False, False
 
 
 def _ended(processes: list[Any], seconds: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from ftrain.checkpoint import Store
 from tests.campaign import CAMPAIGN
-from tests.distributed.campaign_runs import Result, Run, _check, campaign
+from tests.distributed.campaign_runs import END, Result, Run, _check, _kill_one, campaign
 
 
 def test_run_with_killed_ranks_loses_no_checkpoint_and_ends_with_the_bytes_of_one_process() -> None:
@@ -43,3 +44,48 @@ def test_check_of_a_killed_run_counts_lost_and_unreadable_checkpoints(
     ):
         _check(run, result)
     assert result.wrong() == count
+
+
+OLD, NEW = 2**30, 2**30 + 1  # numbers of processes that cannot exist
+
+
+class Agent:
+    """torchrun with one rank and a clock: the killed rank ends, and the next one takes a step later."""
+
+    pid = 2**30 + 2
+
+    def __init__(self, ends: float, steps: float) -> None:
+        self.now, self.ends, self.steps, self.code = 0.0, ends, steps, None
+
+    def monotonic(self) -> float:
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+    def children(self, pid: int) -> list[int]:
+        return [OLD if self.now < self.ends else NEW]
+
+    def lines(self) -> list[tuple[str, int, int]]:
+        return [("step", 1, OLD)] + [("step", 1, NEW)] * (self.now >= self.steps)
+
+    def poll(self) -> int | None:
+        return self.code
+
+    def send_signal(self, number: int) -> None:
+        self.code = -number
+
+
+@pytest.mark.parametrize(
+    ("ends", "steps", "counts"),
+    [(5.0, 5.0 + 2 * END, (1, 0)), (2 * END, 3 * END, (0, 1)), (5.0, 1e9, (0, 1))],
+    ids=["slow start", "no end", "no start"],
+)
+def test_interpreters_that_start_slowly_after_a_kill_are_not_counted_as_hung(
+    ends: float, steps: float, counts: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent, result = Agent(ends, steps), Result(kills=1)
+    monkeypatch.setattr("tests.distributed.campaign_runs.time", agent)
+    monkeypatch.setattr("tests.distributed.campaign_runs._children", agent.children)
+    _kill_one(agent, [agent], 1, True, random.Random(0), 0.0, 1, result)  # type: ignore[arg-type]
+    assert (result.restarts, result.hung) == counts
