@@ -16,6 +16,7 @@ from typing import Any
 import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh
 
+from ftrain.distributed._heartbeats import Channel
 from ftrain.distributed._world import control_group, current
 from ftrain.distributed.errors import RankError, named
 
@@ -26,6 +27,8 @@ _SIGNS = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Timed out waiting",
+    "Wait timeout",  # of a FileStore
+    "wait timeout",  # of a TCPStore
     "Application timeout caused pair closure",
     "Socket Timeout",
     "Broken pipe",
@@ -174,24 +177,26 @@ def is_lost(error: BaseException) -> bool:
     return False
 
 
-def lost_rank(error: BaseException, where: str) -> RankError:
+def lost_rank(error: BaseException, where: str, channel: Channel | None = None) -> RankError:
     """Return an error that names the rank that made a collective fail.
 
     Args:
         error: the exception of the collective.
         where: when it was raised, such as "in step 12".
+        channel: the channel of the ranks; `None`: that of `initialize`.
     """
     if isinstance(error, RankError):
         return error
     says = str(error).partition("\n")[0].rpartition("] ")[2][:300]
     world = current()
-    if world is None or world.channel is None:
+    channel = channel or (None if world is None else world.channel)
+    if channel is None:
         return RankError(
             f"a rank failed or did not answer {where}: {says}. Read the output of the other ranks."
         )
-    world.channel.report(error, origin=False)
+    channel.report(error, origin=False)
     try:
-        reports = world.channel.reports()
+        reports = channel.reports()
     except RuntimeError:
         return RankError(
             f"rank 0 failed {where}: its rendezvous store does not answer. Read the output of rank 0.",
@@ -202,7 +207,7 @@ def lost_rank(error: BaseException, where: str) -> RankError:
     lost = [one for one in reports if not one.alive]
     stalled = [one for one in reports if one.alive and not one.cause]
     # A rank in the same phase of the same step may have waited as this rank did.
-    here = (world.channel.step, world.channel.phase())
+    here = (channel.step, channel.phase())
     stalled = [one for one in stalled if (one.step, one.phase) != here] or stalled
     for group, how in (
         (origins, "failed"),

@@ -25,9 +25,12 @@ from ftrain.core.errors import ArgumentError
 from ftrain.distributed._environment import Launch, launch
 from ftrain.distributed._heartbeats import Channel
 from ftrain.distributed._world import World, current, set_current
+from ftrain.distributed.agreement import is_lost, lost_rank
 from ftrain.distributed.errors import RankError, named
 
 __all__ = ["initialize"]
+
+_FORMING = "while the process groups formed"
 
 
 @contextlib.contextmanager
@@ -58,7 +61,8 @@ def initialize(
     Raises:
         ValueError: an argument is out of range; only some of the launcher's variables are set; the host
             has fewer CUDA devices than ranks.
-        RankError: a rank does not start within the time-out; the port of the rendezvous is in use.
+        RankError: a rank does not start within the time-out, or is lost while the groups form; the port
+            of the rendezvous is in use.
 
     Example:
         >>> with initialize(device="cpu") as mesh:
@@ -83,21 +87,10 @@ def initialize(
         _use_cuda_device(place)
     serves = store is None and place.rank == 0 and bool(place.address) and not place.hosted
     joined = _joined(_rendezvous(place, timeout) if store is None else store, place, timeout)
-    limit = timedelta(seconds=timeout)
-    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    dist.init_process_group(
-        backend,
-        store=prefixed("group", joined),
-        rank=place.rank,
-        world_size=place.size,
-        timeout=limit,
-    )
-    channel = None
+    # Opened before the groups form, so that a rank that is lost meanwhile can be named.
+    channel = _opened(joined, place) if place.size > 1 else None
     try:
-        control = dist.new_group(backend="gloo", timeout=limit)
-        mesh = init_device_mesh(kind, (place.size,), mesh_dim_names=("data",))
-        if place.size > 1:
-            channel = Channel(prefixed("channel", joined), place.rank, place.size)
+        mesh, control = _formed(kind, joined, place, timeout, channel)
         set_current(World(mesh, control, joined, channel, timeout))
         try:
             yield mesh
@@ -111,7 +104,8 @@ def initialize(
     finally:
         if channel is not None:
             channel.close()
-        dist.destroy_process_group()
+        if dist.is_initialized():
+            dist.destroy_process_group()
 
 
 def _use_cuda_device(place: Launch) -> None:
@@ -175,6 +169,44 @@ def _joined(store: Store, place: Launch, timeout: float) -> Store:
                 missing,
             ) from None
     return store
+
+
+def _opened(store: Store, place: Launch) -> Channel:
+    """Return the channel of the ranks, with a heartbeat of this rank.
+
+    Raises:
+        RankError: the rendezvous store does not answer.
+    """
+    try:
+        return Channel(prefixed("channel", store), place.rank, place.size)
+    except RuntimeError as error:
+        raise lost_rank(error, _FORMING) from error
+
+
+def _formed(
+    kind: str, store: Store, place: Launch, timeout: float, channel: Channel | None
+) -> tuple[DeviceMesh, dist.ProcessGroup]:
+    """Form the process groups of all ranks; return the mesh, and the group for Python values.
+
+    Raises:
+        RankError: a rank fails, or is lost, before it has formed them.
+    """
+    limit = timedelta(seconds=timeout)
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    members = prefixed("group", store)
+    try:
+        dist.init_process_group(
+            backend, store=members, rank=place.rank, world_size=place.size, timeout=limit
+        )
+        control = dist.new_group(backend="gloo", timeout=limit)
+        return init_device_mesh(kind, (place.size,), mesh_dim_names=("data",)), control
+    except Exception as error:
+        if channel is None:
+            raise
+        if not isinstance(error, dist.DistError) and not is_lost(error):
+            channel.report(error, origin=True)
+            raise
+        raise lost_rank(error, _FORMING, channel) from error
 
 
 def _leave(store: Store, place: Launch, serves: bool, seconds: float) -> None:

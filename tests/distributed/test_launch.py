@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import threading
@@ -79,6 +80,49 @@ def test_error_names_a_rank_that_never_starts(
         pass
     assert caught.value.ranks == (1, 3)
     assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("host", [None, "node-b"], ids=["no heartbeat", "a heartbeat"])
+def test_error_names_a_rank_that_is_lost_while_the_process_groups_form(
+    host: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    environment(monkeypatch, WORLD_SIZE="2")
+    store = dist.FileStore(str(tmp_path / "store"), 2)
+    joined = dist.PrefixStore("ftrain/0/2", store)
+    joined.set("here/1", "another host")
+    if host:
+        beat = {"n": 1, "step": 0, "phase": "start", "pid": 1, "host": host}
+        joined.set("channel/beat/1", json.dumps(beat))
+    with (
+        pytest.raises(distributed.RankError, match="while the process groups formed") as caught,
+        distributed.initialize(device="cpu", timeout=0.3, store=store),
+    ):
+        pass
+    assert str(caught.value).startswith(f"rank 1 on {host or '?'} was killed or lost")
+    assert (caught.value.ranks, caught.value.lost) == ((1,), True)
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize("fails", ["init_process_group", "new_group"])
+def test_error_of_this_rank_while_the_process_groups_form_is_told_to_the_others(
+    fails: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError("no such interface")
+
+    environment(monkeypatch, WORLD_SIZE="2")
+    store = dist.FileStore(str(tmp_path / "store"), 2)
+    joined = dist.PrefixStore("ftrain/0/2", store)
+    joined.set("here/1", "another host")
+    monkeypatch.setattr(dist, "init_process_group", lambda *args, **kwargs: None)
+    monkeypatch.setattr(dist, fails, broken)
+    with (
+        pytest.raises(ValueError, match="no such interface"),
+        distributed.initialize(device="cpu", timeout=5.0, store=store),
+    ):
+        pass
+    told = json.loads(joined.get("channel/failed/0"))
+    assert (told["cause"], told["origin"]) == ("ValueError: no such interface", True)
 
 
 def test_error_for_a_rendezvous_port_in_use_names_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
