@@ -22,13 +22,12 @@ from ftrain.distributed.errors import RankError, named
 
 __all__ = ["agree", "check_same", "gather", "is_lost", "lost_rank", "together"]
 
-#: Parts of the messages of gloo and NCCL about ranks that do not answer.
+#: Parts of the messages of gloo, NCCL and a `FileStore` about ranks that do not answer.
 _SIGNS = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Timed out waiting",
-    "Wait timeout",  # of a FileStore
-    "wait timeout",  # of a TCPStore
+    "Wait timeout",
     "Application timeout caused pair closure",
     "Socket Timeout",
     "Broken pipe",
@@ -169,7 +168,7 @@ def is_lost(error: BaseException) -> bool:
     """Return True if an exception, or a cause of it, shows that another rank does not answer."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, (RankError, dist.DistBackendError)):
+        if isinstance(cause, (RankError, dist.DistError)):
             return True
         if isinstance(cause, RuntimeError) and any(sign in str(cause) for sign in _SIGNS):
             return True

@@ -203,7 +203,7 @@ def _formed(
     except Exception as error:
         if channel is None:
             raise
-        if not isinstance(error, dist.DistError) and not is_lost(error):
+        if not is_lost(error):
             channel.report(error, origin=True)
             raise
         raise lost_rank(error, _FORMING, channel) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import socket
@@ -100,6 +101,39 @@ def test_error_names_a_rank_that_is_lost_while_the_process_groups_form(
         pass
     assert str(caught.value).startswith(f"rank 1 on {host or '?'} was killed or lost")
     assert (caught.value.ranks, caught.value.lost) == ((1,), True)
+    assert not dist.is_initialized()
+
+
+@pytest.mark.parametrize(
+    "kind", [dist.DistStoreError, dist.DistNetworkError, dist.DistBackendError]
+)
+def test_errors_of_torchs_stores_and_backends_show_that_another_rank_does_not_answer(
+    kind: type[Exception],
+) -> None:
+    assert agreement.is_lost(
+        kind("wait timeout after 10000ms, keys: /ftrain/0/4/group/0//cpu//0/3")
+    )
+    assert not agreement.is_lost(RuntimeError("no such interface"))
+
+
+def test_store_lost_before_the_process_groups_form_ends_in_an_error_about_ranks(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def lost(*args: Any) -> Any:
+        raise dist.DistNetworkError("Connection reset by peer")
+
+    environment(monkeypatch, WORLD_SIZE="2")
+    store = dist.FileStore(str(tmp_path / "store"), 2)
+    dist.PrefixStore("ftrain/0/2", store).set("here/1", "another host")
+    module = importlib.import_module(
+        "ftrain.distributed.initialize"
+    )  # the name is the function too
+    monkeypatch.setattr(module, "Channel", lost)
+    with (
+        pytest.raises(distributed.RankError, match="while the process groups formed"),
+        distributed.initialize(device="cpu", timeout=5.0, store=store),
+    ):
+        pass
     assert not dist.is_initialized()
 
 
