@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad
 
 from ftrain.core.compile import _compiled, compile
+from ftrain.core.compile._trace import unrecorded
 from ftrain.core.errors import DonationError, RecompileWarning
 from tests.compile.cases import Pair, addresses
 
@@ -221,8 +222,6 @@ def test_cost_of_a_donating_function_keeps_its_state_and_its_static_leaves() -> 
 
 
 def test_operators_inside_unrecorded_stay_out_of_the_graph_and_run_outside_of_a_trace() -> None:
-    from ftrain.core.compile._trace import unrecorded
-
     def fn(x: Tensor) -> Tensor:
         with unrecorded():
             x.sin()
