@@ -1,8 +1,9 @@
-"""Collectives on trees of tensors, which are sent in buckets of 25 MiB and one dtype.
+"""Collectives on trees of tensors, which are sent in buckets of one dtype.
 
 A collective has a latency that does not depend on its size. Tensors of one dtype are therefore copied
 into one tensor, a bucket. A large tree has several buckets, all of which are sent before the first
-result is waited for. Their size is the default of torch's DistributedDataParallel, 25 MiB.
+result is waited for. Their sizes are those of torch's DistributedDataParallel: 1 MiB for the first of a
+dtype, which a compiled step sends early in the backward pass, 25 MiB for others.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from ftrain.core._torch_collectives import Group, all_gather, all_reduce_each
 
 __all__ = ["gathered", "summed"]
 
-BUCKET_BYTES = 25 * 2**20
+FIRST_BYTES, BUCKET_BYTES = 2**20, 25 * 2**20
 
 
 def summed(values: Any, group: Group) -> Any:
@@ -41,7 +42,7 @@ def gathered(values: Any, group: Group) -> Any:
     """
     leaves, structure = tree.flatten(values)
     sent = [_sendable(x) for x in leaves]
-    for places in _buckets(sent, limit=None):
+    for places in _buckets(sent, whole=True):
         flat = torch.cat([sent[i].reshape(-1) for i in places])
         sizes = [sent[i].numel() for i in places]
         for i, part in zip(places, torch.split(all_gather(flat, group), sizes, dim=1), strict=True):
@@ -50,8 +51,10 @@ def gathered(values: Any, group: Group) -> Any:
     return tree.unflatten(structure, leaves)
 
 
-def _buckets(leaves: list[torch.Tensor], limit: int | None = BUCKET_BYTES) -> Iterator[list[int]]:
+def _buckets(leaves: list[torch.Tensor], *, whole: bool = False) -> Iterator[list[int]]:
     """Yield the indices of the tensors in each bucket: tensors of one dtype, the last tensors first.
+
+    With `whole`, all tensors of a dtype are one bucket.
 
     A backward pass computes the gradients of the last layers first, and parameters are often in the
     order of the layers.
@@ -61,13 +64,13 @@ def _buckets(leaves: list[torch.Tensor], limit: int | None = BUCKET_BYTES) -> It
         by_dtype.setdefault(leaves[i].dtype, []).append(i)
     for places in by_dtype.values():
         bucket: list[int] = []
-        size = 0
+        size, limit = 0, FIRST_BYTES
         for i in places:
             bucket.append(i)
             size += leaves[i].numel() * leaves[i].element_size()
-            if limit is not None and size >= limit:
+            if size >= limit and not whole:
                 yield bucket
-                bucket, size = [], 0
+                bucket, size, limit = [], 0, BUCKET_BYTES
         if bucket:
             yield bucket
 

@@ -17,9 +17,11 @@ from torch import fx
 from ftrain.core._recomputation import START
 from ftrain.core._torch_dispatch import OpOverload, schema_of
 from ftrain.core._torch_inductor import onednn_product
+from ftrain.core._torch_inductor_order import run_after
 from ftrain.core._torch_inductor_split import inline_small_splits
 from ftrain.core._torch_passes import CustomGraphPass
 from ftrain.core._torch_tensors import storage_id
+from ftrain.core.compile._early_reductions import SUM, WAIT, collective
 from ftrain.core.compile._products import LoopSmallProducts, OneDNNProducts
 from ftrain.core.random._threefry import PARITY, ROTATIONS
 
@@ -32,7 +34,7 @@ def passes(donates: bool) -> dict[str, Any]:
     """Return inductor's settings with ftrain's passes; `donates`: the graph writes to its inputs."""
     inline_small_splits(torch.ops.ftrain.threefry_split.default, PARITY, ROTATIONS)
     first = _InTurn(MergeEqual(), LoopSmallProducts())
-    last = _InTurn(OneDNNProducts(), *([ReadBeforeWrite()] if donates else []))
+    last = _InTurn(OneDNNProducts(), *([ReadBeforeWrite()] if donates else []), WaitLate())
     return {
         "post_grad_custom_pre_pass": first,
         "post_grad_custom_post_pass": last,
@@ -89,6 +91,23 @@ class MergeEqual:
             if first is not node:
                 node.replace_all_uses_with(first)
                 graph.erase_node(node)
+
+
+class WaitLate:
+    """Inductor pass that keeps waits for sums over ranks after the last sum that starts before them.
+
+    Otherwise an operator on a received gradient may be merged with one of the backward pass, which then
+    waits.
+    """
+
+    def __call__(self, graph: fx.Graph) -> None:
+        latest: fx.Node | None = None
+        for node in list(graph.nodes):
+            name = collective(node)
+            if name == SUM:
+                latest = node
+            elif name == WAIT and latest is not None and latest not in node.all_input_nodes:
+                run_after(graph, node, latest)
 
 
 class ReadBeforeWrite:

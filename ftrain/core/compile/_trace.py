@@ -26,6 +26,7 @@ from ftrain.core._torch_distributions import without_validation
 from ftrain.core._torch_fake import fake_kernels
 from ftrain.core._traced_leftovers import guard, leftovers_removed
 from ftrain.core.compile import _donate
+from ftrain.core.compile._early_reductions import start_reductions_early
 from ftrain.core.compile._errors import describe
 from ftrain.core.compile._graph import GraphEditor
 from ftrain.core.compile._impure import raise_impure
@@ -171,6 +172,7 @@ def trace(
             "among the arguments, or draw from a key, as in ftrain.random.uniform(key, shape)."
         )
     editor.eliminate_dead_code()
+    start_reductions_early(run.graph.graph)
     run.graph.graph.lint()
     run.graph.recompile()
     whole = found.get("whole", False)
