@@ -8,10 +8,10 @@ on; the next ranks, of another number, resume the run. Every second start is und
 the ranks again once. After each kill:
 
 - every other rank ends in time;
-- every checkpoint that a rank has reported as saved is there, or a newer one, and the newest verifies.
+- every checkpoint that a rank has reported as saved is there, or a newer one, and the newest verifies;
+- the newest has the bytes of the same step of one process that was never stopped, leaf by leaf.
 
-At the end, ranks finish the run undisturbed: its state has the bytes of one process that was never
-stopped.
+At the end, ranks finish the run undisturbed, with the bytes of that process.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from typing import Any
 
 import torch
 
-from ftrain import checkpoint, tree
+from ftrain import checkpoint
 from ftrain.config import load_run
+from ftrain.testing import assert_same_bits
 from tests import preloaded
 from tests.config.tiny import configured
 from tests.distributed.threads import memory_folder
@@ -70,7 +71,7 @@ class Told:
 
 @dataclasses.dataclass
 class Result:
-    """Counts of a campaign; all of the last five must be zero.
+    """Counts of a campaign; those that `wrong` names must be zero.
 
     Attributes:
         kills: killed ranks.
@@ -84,7 +85,8 @@ class Result:
         unreadable: kills after which the newest checkpoint did not verify.
         hung: processes that did not end in time.
         silent: kills after which no other rank has named a rank in its error.
-        wrong_bits: runs that ended with other bytes than one process.
+        compared: checkpoints that were compared with one process.
+        wrong_bits: checkpoints and ends of runs with other bytes than one process.
     """
 
     kills: int = 0
@@ -98,12 +100,43 @@ class Result:
     unreadable: int = 0
     hung: int = 0
     silent: int = 0
+    compared: int = 0
     wrong_bits: int = 0
 
     def wrong(self) -> dict[str, int]:
         """Return the counts that must be zero, but are not."""
         names = ("lost", "unreadable", "hung", "silent", "wrong_bits")
         return {name: count for name in names if (count := getattr(self, name))}
+
+
+class Whole:
+    """The training of a run in one process that is never stopped, with the states of all its steps.
+
+    Args:
+        run: the run, whose configuration it has.
+        steps: the steps that it trains.
+    """
+
+    def __init__(self, run: Run, steps: int) -> None:
+        self._folder = run.folder.with_name("whole")
+        options = [f"output_dir={self._folder}", f"max_steps={steps}", "callbacks=[]"]
+        options += ["checkpoint.every=1", "checkpoint.keep_last=1000000"]
+        with open(run.folder.with_name("whole.txt"), "w") as output:
+            self.process = preloaded.start(
+                *["-m", "ftrain", "train", str(run.path), *options],
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def after(self, step: int) -> Any:
+        """Return the state after a step, once it is there; `None` if the training ends before."""
+        path = self._folder / "checkpoints" / f"step-{step:012d}"
+        while not path.exists():
+            if self.process.poll() is not None:
+                return None
+            time.sleep(0.05)
+        return load_run(self._folder, path.name).state
 
 
 class Run:
@@ -165,22 +198,24 @@ def campaign(kills: int, seed: int = 0, minutes: float = 1e9, verbose: bool = Fa
     """Kill `kills` ranks, or as many as `minutes` allow."""
     dice, start, result = random.Random(seed), time.monotonic(), Result()
     window = 3.0
-    with memory_folder() as folder:
+    with memory_folder() as folder, contextlib.ExitStack() as ends:
         runs = [Run(folder / strategy, strategy) for strategy in STRATEGIES]
+        wholes = [Whole(run, min(3000, 200 * kills + 100)) for run in runs]
+        ends.enter_context(_killed_at_the_end([whole.process for whole in wholes]))
         while result.kills < kills and time.monotonic() - start < 60 * minutes:
-            run = runs[result.kills % 2]
+            run, whole = runs[result.kills % 2], wholes[result.kills % 2]
             size, torchrun = dice.choice([2, 2, 4]), result.kills % 4 > 1
             seen = len(run.lines())
             processes = run.start(size, torchrun)
             with _killed_at_the_end(processes):
                 window = _kill_one(run, processes, size, torchrun, dice, window, seen, result)
             result.steps += sum(kind == "step" for kind, _, _ in run.lines()[seen:])
-            _check(run, result)
+            _check(run, result, whole)
             if verbose:
                 print(result, flush=True)
-        for run in runs:
+        for run, whole in zip(runs, wholes, strict=True):
             result.saved = max(result.saved, run.newest_saved())
-            _finish(run, result)
+            _finish(run, result, whole)
     result.seconds = time.monotonic() - start
     return result
 
@@ -311,37 +346,49 @@ def _place(rank: int, size: int) -> dict[str, str]:
     return {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
 
 
-def _check(run: Run, result: Result) -> None:
-    """Check the checkpoints of a run in this process."""
+def _check(run: Run, result: Result, whole: Whole | None = None) -> None:
+    """Check the checkpoints of a run in this process, and compare the newest with the whole run."""
     store = checkpoint.Store(run.folder / "checkpoints")
     newest = max(store.steps(), default=0) if store.directory.exists() else 0
     result.lost += newest < run.newest_saved()
     if newest:
         path = store.latest()
-        result.unreadable += path is None or int(path.name[5:]) != newest
+        is_readable = path is not None and int(path.name[5:]) == newest
+        result.unreadable += not is_readable
+        if is_readable and whole is not None:
+            _compare(run, result, whole)
 
 
-def _finish(run: Run, result: Result) -> None:
+def _compare(run: Run, result: Result, whole: Whole) -> None:
+    """Compare the newest checkpoint of a run with the same step of one process."""
+    state = load_run(run.folder, "latest").state
+    right = whole.after(int(state.step))
+    if right is None:
+        return
+    result.compared += 1
+    try:
+        assert_same_bits(state, right)
+    except AssertionError as error:
+        result.wrong_bits += 1
+        says = run.log.read_text(errors="replace")
+        print(f"{run.folder}, step {int(state.step)}: {error}\n{says}", flush=True)
+
+
+def _finish(run: Run, result: Result, whole: Whole) -> None:
     """Let two ranks finish a run, and compare it with one process that was never stopped."""
     last = run.newest_saved() + 5
-    options = [f"max_steps={last}", "epochs=null"]
-    codes = []
-    processes = run.start(2, False, *options)
+    processes = run.start(2, False, f"max_steps={last}", "epochs=null")
     with _killed_at_the_end(processes):
-        result.hung += _ended(processes, 10 * END)
+        late = _ended(processes, 10 * END)
         codes = [each.poll() for each in processes]
-    whole = run.folder.with_name("whole")
-    train = ["-m", "ftrain", "train", str(run.path), f"output_dir={whole}", *options]
-    one = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with open(run.log, "a") as output:
-        alone = preloaded.start(
-            *train, "callbacks=[]", env=one, stdout=output, stderr=subprocess.STDOUT
-        )
-        with _killed_at_the_end([alone]):
-            alone.wait(20 * END)
-    states = [load_run(folder, "latest").state for folder in (run.folder, whole)]
-    same = tree.digest(states[0]) == tree.digest(states[1]) and int(states[0].step) == last
-    result.wrong_bits += not same or codes != [0, 0]
+    result.hung += late
+    before = result.wrong_bits
+    _compare(run, result, whole)
+    is_last = int(load_run(run.folder, "latest").state.step) == last
+    if codes != [0, 0] or not is_last:
+        result.wrong_bits = before + 1
+        says = run.log.read_text(errors="replace")
+        print(f"A run ended with {codes}, and not after step {last}:\n{says}", flush=True)
 
 
 def main() -> None:
