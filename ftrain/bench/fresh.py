@@ -6,6 +6,7 @@ import os
 import pathlib
 import resource
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -36,6 +37,10 @@ def run_fresh(
 ) -> Finished:
     """Run a command in a new process that caches compiled code in a given directory.
 
+    Where Python is told to write no bytecode (`PYTHONDONTWRITEBYTECODE`), the directory holds that of
+    all modules too: a second process finds it, as it would usually. Otherwise it would compile torch's
+    Python again, which takes longer than its programs.
+
     Args:
         command: the program and its arguments.
         cache: the directory of compiled code; if it is empty, the process compiles everything.
@@ -53,6 +58,9 @@ def run_fresh(
         "FTRAIN_CACHE_DIR": str(cache / "ftrain"),
         "TMPDIR": str(cache),
     }
+    if sys.dont_write_bytecode:
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)
+        environment["PYTHONPYCACHEPREFIX"] = str(cache / "bytecode")
     before, started = _work(), time.time()
     done = subprocess.run(
         list(command),

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks import measure
 from benchmarks.contenders import initial_model
-from benchmarks.peers import cell, goals, loops, table
+from benchmarks.peers import cell, floor, goals, loops, table
 from benchmarks.peers.__main__ import main
 from benchmarks.peers.cell import Cell, Outcome
 from benchmarks.peers.contenders import CONTENDERS, HAND
@@ -208,3 +208,12 @@ def test_peers_command_refuses_unknown_names_and_stops_at_the_time_limit(capsys)
     assert "expected some of mlp-3, mlp-50" in capsys.readouterr().err
     main(["--quick", "--no-save", "--workloads=mlp-3", "--minutes=0"])
     assert "mlp-3, accumulate 1, 32-true: not measured" in capsys.readouterr().out
+
+
+def test_floor_counts_the_products_of_a_step_and_the_memory_of_adamw():
+    least = floor.step_floor(TINY["mlp-3"].task())
+    # Three products of the forward pass; three by weights and two by inputs of the backward pass.
+    assert least.calls == 8
+    assert min(least.products, least.memory) > 0
+    assert least.seconds == least.products + least.memory
+    assert str(least).startswith("floor ")
