@@ -63,22 +63,6 @@ def rows(folder: Path) -> list[dict[str, Any]]:
     return [{name: x for name, x in row.items() if name not in clocks} for row in found]
 
 
-def test_run_resumed_with_other_numbers_of_ranks_has_the_bytes_of_one_process(
-    tmp_path: Path,
-) -> None:
-    path = configured(tmp_path, distributed=SHARDS)
-    one, many = tmp_path / "one", tmp_path / "many"
-    (alone,) = run(trained, 1, str(path), [f"output_dir={one}"])
-    assert alone[:2] == ("completed", 12)
-    for world_size, epochs in ((1, 1), (2, 2), (4, 3)):
-        overrides = [f"output_dir={many}", f"epochs={epochs}"]
-        found = run(trained, world_size, str(path), overrides, world_size > 1)
-        assert found == [("completed", 4 * epochs, found[0][2])] * world_size
-    assert found[0][2] == alone[2]
-    assert rows(many) == rows(one)
-    assert Store(many / "checkpoints").steps() == Store(one / "checkpoints").steps()
-
-
 def test_batch_size_that_ranks_cannot_divide_is_refused_with_its_configuration_key(
     tmp_path: Path,
 ) -> None:

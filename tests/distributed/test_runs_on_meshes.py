@@ -166,24 +166,3 @@ def test_configured_run_on_a_mesh_equals_data_parallel_and_loads_in_one_process(
             assert ours[name] == expected, name
     loaded = [load_run(folder, "latest") for folder in (many, other)]
     assert distance(loaded[1].state.params, loaded[0].state.params) <= 4e-7
-
-
-LOGICAL = {"strategy": "fully_sharded", "logical_shards": 4}
-
-
-def test_run_resumed_on_other_numbers_of_ranks_with_logical_shards_has_the_bytes_of_one_process(
-    tmp_path: Path,
-) -> None:
-    path = configured(tmp_path, distributed=LOGICAL, ema=0.9, compile=False)
-    folders = {name: tmp_path / name for name in ("many", "one")}
-    for world_size, epochs in ((2, 1), (4, 2), (1, 3)):
-        overrides = [f"output_dir={folders['many']}", f"epochs={epochs}"]
-        run(configured_run, world_size, str(path), overrides, world_size != 2)
-    run(configured_run, 1, str(path), [f"output_dir={folders['one']}"], False)
-    states = [load_run(folder, "latest").state for folder in folders.values()]
-    assert_same_bits(states[0], states[1])
-    for ours, theirs in zip(*map(logged, folders.values()), strict=True):
-        timed = {"ema/duration", "ema/samples_per_second"}
-        assert {k: x for k, x in ours.items() if k not in timed} == {
-            k: x for k, x in theirs.items() if k not in timed
-        }
