@@ -28,7 +28,7 @@ from tests.distributed.test_fully_sharded import (
     steps_of,
 )
 
-RANKS, WIDTH, FEW, MANY = 32, 128, 2, 4
+RANKS, WIDTH = 32, 128
 UNIT = bytes_of(dict(Block(WIDTH).named_parameters()))
 OUTSIDE = bytes_of(dict(Language(WIDTH, 0).named_parameters()))
 #: Input and output of a block for one row of 5 tokens.
@@ -45,6 +45,7 @@ class Case(NamedTuple):
         prefetch: as of `fully_sharded`.
         logical_shards: as of `fully_sharded`.
         backend: of `ftrain.compile`, with donation; `None`: eager.
+        few: the number of blocks of the smaller one of two models.
     """
 
     shards: int
@@ -53,6 +54,7 @@ class Case(NamedTuple):
     prefetch: bool = False
     logical_shards: int | None = None
     backend: str | None = None
+    few: int = 2
 
 
 CASES = {
@@ -63,9 +65,12 @@ CASES = {
     "compiled": Case(1, 2.1, backend="eager"),
 }
 if CAMPAIGN:
+    # Inductor stores the scaled gradients of a unit beside the gradients, and allocates memory for those
+    # of the next unit early, because one kernel writes to both. Measured with 4 and 7 blocks: 3.5 units.
     CASES |= {
         "compiled-accumulate": Case(3, 2.1, accumulate=2, backend="eager"),
         "compiled-prefetch": Case(1, 3.1, prefetch=True, backend="eager"),
+        "inductor": Case(1, 3.6, backend="inductor", few=4),
     }
 
 
@@ -92,10 +97,10 @@ def peak(blocks: int, case: Case) -> int:
 def test_peak_of_a_sharded_step_grows_by_the_shards_of_a_block_and_one_unit_is_whole(
     case: Case,
 ) -> None:
-    few, many = peak(FEW, case), peak(MANY, case)
+    few, many = peak(case.few, case), peak(case.few + 2, case)
     each = case.shards * UNIT / RANKS + case.accumulate * ACTIVATIONS
-    growth = (many - few) / (MANY - FEW)
+    growth = (many - few) / 2
     assert growth <= each, (growth / UNIT, each / UNIT)
     # Parameters outside of units, and their gradients, are whole.
-    bound = case.units * UNIT + 2 * OUTSIDE + FEW * each
+    bound = case.units * UNIT + 2 * OUTSIDE + case.few * each
     assert few <= bound, (few / UNIT, bound / UNIT)
