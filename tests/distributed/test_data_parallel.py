@@ -31,6 +31,7 @@ MIXED = 2e-4
 
 #: `(setup, ranks)` of the test suite; a campaign runs all combinations.
 SHORT = [
+    (Setup("gpt"), 1),
     (Setup("convnet", accumulate=2), 2),
     (Setup("convnet", backend="eager"), 2),
     (Setup("gpt"), 4),
