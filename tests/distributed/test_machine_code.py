@@ -41,6 +41,7 @@ def trained(mesh: Any, strategy: str) -> Any:
     return (state.params, state.opt_state, state.step), found
 
 
+@pytest.mark.inductor
 @pytest.mark.parametrize("strategy", ["data_parallel", "fully_sharded"])
 def test_machine_code_on_two_ranks_equals_eager_steps_of_one_process(strategy: str) -> None:
     first, second = run(trained, 2, strategy, timeout=300)
