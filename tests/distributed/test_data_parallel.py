@@ -35,7 +35,7 @@ SHORT = [
     (Setup("convnet", accumulate=2), 2),
     (Setup("convnet", backend="eager"), 2),
     (Setup("gpt"), 4),
-    (Setup("mlp", accumulate=2, backend="eager"), 4),
+    (Setup("mlp", accumulate=2, backend="eager"), 2),
     (Setup("gpt", precision="16-mixed", accumulate=2), 2),
 ]
 EVERY = [
