@@ -73,7 +73,7 @@ def differentiate(
     _check_leaves(x, leaves)
     in_dynamo = torch.compiler.is_dynamo_compiling()
     before = [] if in_dynamo else versions(leaves)
-    returned: list[bool] = []  # True, once the function has returned
+    returned: list[None] = []  # an entry for each call that has returned
 
     def checked(inputs: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
         try:
@@ -88,7 +88,7 @@ def differentiate(
         _check_value(value, name)
         if leaves and not value.requires_grad:
             raise _independent(name)
-        returned.append(True)
+        returned.append(None)
         return value, aux
 
     if in_dynamo:

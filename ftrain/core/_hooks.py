@@ -177,9 +177,7 @@ def _with(tensor: torch.Tensor, hooks: Sequence[Hook]) -> torch.Tensor:
     return alias
 
 
-def _register(
-    tensor: torch.Tensor, hooks: Sequence[Hook], until: torch.Tensor | None = None
-) -> list[Any]:
+def _register(tensor: torch.Tensor, hooks: Sequence[Hook], until: torch.Tensor) -> list[Any]:
     """Register hooks on a tensor and on the tensors that it wraps under torch.func; return the handles.
 
     Args:
@@ -188,7 +186,7 @@ def _register(
         until: a wrapped tensor; no hook is registered on this tensor or on one inside it.
     """
     handles: list[Any] = []
-    while hooks and tensor is not until:
+    while tensor is not until:
         if tensor.requires_grad:
             handles += [_add(tensor, hook) for hook in hooks]
         if not _torch.is_wrapped(tensor):
@@ -322,8 +320,6 @@ def _missing(
     tensor: torch.Tensor, hooks: Sequence[Hook], until: torch.Tensor | None = None
 ) -> list[Hook]:
     """Return the `hooks` that are not yet registered on a tensor or on a tensor that it wraps."""
-    if not hooks:
-        return []
     has = [*_hooks_of(tensor, until), *getattr(tensor, _KNOWN, ())]
     return [hook for hook in hooks if not _holds(has, hook)]
 

@@ -105,6 +105,13 @@ def test_gradient_of_accumulated_gradients_raises() -> None:
     for nested in (slope, slope_of_outer):
         with pytest.raises(ImpureFunctionError, match="can be differentiated again"):
             ftrain.value_and_grad(nested)(weight)
+    captured = torch.ones((), requires_grad=True)
+    with pytest.raises(ImpureFunctionError, match="can be differentiated again"):
+        ftrain.value_and_grad(lambda w: value(w) * captured)(weight)
+    with torch.no_grad():
+        assert ftrain.value_and_grad(lambda w: value(w) * captured)(weight)[1].any()
+        with pytest.raises(ImpureFunctionError, match="can be differentiated again"):
+            ftrain.value_and_grad(value, differentiable=True)(weight)
 
 
 def test_function_that_calls_backward_before_it_returns_raises_in_every_call() -> None:

@@ -11,6 +11,7 @@ from torch import nn
 
 import ftrain
 from ftrain import optim
+from ftrain.core import _hooks
 from tests.campaign import product
 from tests.core.differences import is_close
 from tests.core.hooks import (
@@ -191,10 +192,103 @@ def test_parameter_hooks_on_the_callers_tensors_are_removed_when_the_graph_is_fr
     sum(p.sum() for p in params.values()).backward()
     assert not CALLS  # this gradient has not come through the model
     value.backward(retain_graph=True)
+    sum(p.sum() for p in params.values()).backward()
+    assert set(CALLS.values()) == {1}
     value.backward()
     assert set(CALLS.values()) == {2}
     del value
     assert not any(p._backward_hooks for p in params.values())
+
+
+def linear(*hooks: Callable[[torch.Tensor], Any]) -> nn.Module:
+    module = nn.Linear(2, 2).double()
+    module.weight.data, module.bias.data = X + 1, X[0] * 2
+    for hook in hooks:
+        module.weight.register_hook(hook)
+    return module
+
+
+def test_hooks_of_two_models_called_with_the_same_parameters_all_run() -> None:
+    hooks = counting("first"), counting("second")
+    calls = [applied(lambda hook=hook: linear(hook), loss_fn)[0] for hook in hooks]
+    params = required(applied(linear, loss_fn)[1])
+    params["weight"].register_hook(counting("own"))
+    CALLS.clear()
+    sum(call(params) for call in calls for _ in range(2)).backward()
+    assert CALLS == {"first": 1, "second": 1, "own": 1}
+
+
+def test_parameter_hooks_do_not_run_for_a_call_of_the_model_under_no_grad() -> None:
+    call, params = applied(lambda: Net(1, "apart"), loss_fn)
+
+    def total(params: Any) -> torch.Tensor:
+        with torch.no_grad():
+            call(params)
+        return sum(p.sum() for p in params.values())
+
+    CALLS.clear()
+    grads = ftrain.value_and_grad(total)(params)[1]
+    assert not CALLS
+    assert is_close(grads, {name: torch.ones_like(p) for name, p in params.items()})
+
+
+def normalized(grad: torch.Tensor) -> torch.Tensor:
+    return grad / grad.norm()
+
+
+@pytest.mark.parametrize("in_dim", [0, 1])
+def test_parameter_hook_gets_the_gradient_of_each_row_of_mapped_parameters(in_dim: int) -> None:
+    call, params = applied(lambda: linear(normalized), loss_fn)
+    rows = required({k: torch.stack([p, p * 2], min(in_dim, p.ndim)) for k, p in params.items()})
+    torch.vmap(call, in_dims=(in_dim,))(rows).sum().backward()
+    for index in range(2):
+        reference = linear(normalized)
+        reference.load_state_dict({name: p * (1 + index) for name, p in params.items()})
+        row = {name: stack.grad.select(in_dim, index) for name, stack in rows.items()}
+        assert is_close(row, plain(reference, loss_fn))
+
+
+def test_parameter_hooks_run_in_the_second_of_two_gradients_by_transforms_and_autograd() -> None:
+    def second(call: Any, params: Any, first: Any) -> Any:
+        CALLS.clear()
+        params = required(params)
+        sum(g.square().sum() for g in first(call, params).values()).backward()
+        return {name: p.grad for name, p in params.items()}, CALLS.copy()
+
+    def by_autograd(call: Any, params: Any) -> Any:
+        grads = torch.autograd.grad(call(params), params.values(), create_graph=True)
+        return dict(zip(params, grads, strict=True))
+
+    call, params = applied(lambda: Net(2, "apart"), loss_fn)
+    found = second(call, params, lambda call, params: torch.func.grad(call)(params))
+    expected = second(call, params, by_autograd)
+    assert is_close(found[0], expected[0])
+    assert found[1] == expected[1]
+
+
+def test_tensors_are_replaced_only_if_hooks_are_missing_on_them() -> None:
+    hook = counting("w")
+    plain, tracked, has = X.clone(), X.clone().requires_grad_(), X.clone().requires_grad_()
+    has.register_hook(hook)
+    for tensor, is_replaced in ((plain, False), (tracked, True), (has, False)):
+        found = _hooks.hooked({"w": tensor, "other": tracked}, {"w": (hook,)})
+        assert (found["w"] is not tensor) == is_replaced
+        assert found["other"] is tracked
+        assert torch.equal(found["w"], X)
+
+
+def test_inputs_of_a_gradient_are_in_progress_until_it_ends() -> None:
+    def f(x: torch.Tensor, fails: bool) -> torch.Tensor:
+        assert [each is x for each in _hooks.inputs_in_progress()] == [True]
+        if fails:
+            raise ZeroDivisionError
+        return cube(x)
+
+    ftrain.value_and_grad(f)(X[0], False)
+    assert _hooks.inputs_in_progress() == []
+    with pytest.raises(ZeroDivisionError):
+        ftrain.value_and_grad(f)(X[0], True)
+    assert _hooks.inputs_in_progress() == []
 
 
 def test_parameter_hooks_registered_after_bind_do_not_run() -> None:

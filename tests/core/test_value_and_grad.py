@@ -271,3 +271,49 @@ def test_error_of_autograd_in_a_differentiated_function_is_raised_unchanged() ->
         RuntimeError, match="One of the differentiated Tensors does not require grad"
     ):
         ftrain.value_and_grad(inner)(torch.ones(2))
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_gradient_by_complex_tensors_equals_that_of_autograd(shape: tuple[int, ...]) -> None:
+    x = {"real": torch.tensor(2.0), "complex": torch.full(shape, 1.0 + 2.0j)}
+
+    def value(x: Any) -> torch.Tensor:
+        return (x["complex"] ** 2 * (1 - 3j)).real.sum() * x["real"]
+
+    leaves = {name: leaf.clone().requires_grad_() for name, leaf in x.items()}
+    expected = torch.autograd.grad(value(leaves), [*leaves.values()])
+    grads = ftrain.value_and_grad(value)(x)[1]
+    testing.assert_same_bits(grads, dict(zip(leaves, expected, strict=True)))
+    testing.assert_same_bits(
+        torch.func.grad(lambda x: ftrain.value_and_grad(value)(x)[0])(x), grads
+    )
+
+
+def test_function_that_turns_off_requires_grad_of_its_argument_is_refused_with_a_remedy() -> None:
+    def frozen(x: torch.Tensor) -> torch.Tensor:
+        value = (x * x).sum()
+        x.requires_grad_(False)
+        return value
+
+    with pytest.raises(
+        ValueError, match=r"frozen. .* turned off requires_grad .*Freeze .*detach\(\)"
+    ):
+        ftrain.value_and_grad(frozen)(torch.ones(2))
+
+
+def test_write_into_a_leaf_names_its_line_and_may_have_been_one_into_a_captured_tensor() -> None:
+    captured = torch.ones(3, requires_grad=True)
+
+    def outside(x: torch.Tensor) -> torch.Tensor:
+        return (captured.mul_(2) * x).sum()
+
+    for fn, line in ((in_place, "x.mul_(2).sum()"), (outside, "captured.mul_(2)")):
+        with pytest.raises(ftrain.errors.ImpureFunctionError) as caught:
+            ftrain.value_and_grad(fn)(torch.ones(3))
+        assert "its argument, or into a captured tensor that requires a gradient" in str(
+            caught.value
+        )
+        assert line in str(caught.value)
+    with pytest.raises(ftrain.errors.ImpureFunctionError) as caught:
+        ftrain.value_and_grad(in_place_unrecorded)(torch.ones(3))
+    assert "captured tensor" not in str(caught.value)
