@@ -75,7 +75,7 @@ def survey(
     known = {id(leaf) for leaf in inputs}
     seen: set[Any] = {tensor.grad_fn for tensor in ends}
     nodes: list[Any] = []
-    found = Survey(False, [], [], [], [])
+    found = Survey(cuts=[], once=[], determinants=[], norms=[])
     outside = False
     for tensor in tensors:
         node = tensor.grad_fn
