@@ -13,6 +13,7 @@ from torch import nn
 import ftrain
 from ftrain import optim, transforms
 from ftrain.core import _torch_inductor
+from ftrain.core.compile import _program
 from ftrain.core.compile._cpp_wrapper import why_no_cpp_wrapper
 from ftrain.core.errors import DonatedStateError, NonFiniteError
 
@@ -115,3 +116,19 @@ def test_cpp_wrapper_argument_is_passed_to_inductor_as_an_option(
     monkeypatch.setattr(_torch_inductor, "inductor_compile", compiled)
     ftrain.compile(lambda x: x.sin(), cpp_wrapper=cpp_wrapper)(torch.ones(2))
     assert seen == [cpp_wrapper]
+
+
+def test_program_that_gets_no_cpp_wrapper_is_compiled_without_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen = []
+
+    def compiled(graph: Any, tensors: Any, mode: Any, config: dict[str, Any]) -> Any:
+        seen.append(config["cpp_wrapper"])
+        return graph.forward
+
+    monkeypatch.setattr(_torch_inductor, "inductor_compile", compiled)
+    monkeypatch.setattr(_program, "why_no_cpp_wrapper", lambda graph, inputs: "it is a test")
+    with pytest.warns(UserWarning, match="it is a test"):
+        ftrain.compile(lambda x: x.sin(), cpp_wrapper=True)(torch.ones(2))
+    assert seen == [False]

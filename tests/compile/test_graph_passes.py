@@ -1,4 +1,7 @@
-"""Passes over a traced graph: recovered views, captured tensors, tangents, dead code and outputs."""
+"""Passes over a traced graph: recovered views, captured tensors, tangents, dead code and outputs.
+
+They are those of `ftrain/core/compile/_graph.py`.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.autograd import forward_ad
 from torch.func import jvp
 
 import ftrain
+from ftrain.core import _torch
 from ftrain.core.compile import compile
+from ftrain.core.compile._graph import GraphEditor
 from tests.compile.cases import apart, same_bytes
 
 X = torch.arange(1.0, 5.0)
@@ -64,6 +70,32 @@ def test_second_tangent_that_is_zero_has_memory_in_the_outputs_of_a_graph(f: Any
     for found in (compiled(X), compiled.graph(X)(X)[0]):
         assert not found._is_zerotensor()
         assert found.add_(1).eq(1).all()
+
+
+@pytest.mark.parametrize(
+    "f", [lambda x: 3 * x, lambda x: x.sum() * 2], ids=["of a product", "of a sum"]
+)
+def test_graph_allocates_zero_tangents(f: Any) -> None:
+    found = operators(tangent(tangent(f)), X)
+    assert "aten.zeros.default" in found
+    assert "aten._efficientzerotensor.default" not in found
+
+
+def test_tangent_of_an_expanded_tensor_is_cloned() -> None:
+    """Plain PyTorch cannot copy the tangent into memory with the strides of the expanded tensor."""
+
+    def fn(x: Tensor) -> Any:
+        with forward_ad.dual_level():
+            primal = x.sum().expand(4)
+            dual = forward_ad.make_dual(primal, x * 2)
+            return forward_ad.unpack_dual(dual * dual).tangent
+
+    with pytest.raises(RuntimeError, match="more than one element"):
+        fn(X)
+    assert torch.equal(eager(fn)(X), 2 * X.sum() * (X * 2))
+    found = operators(fn, X)
+    assert "aten.copy_.default" not in found
+    assert "aten.clone.default" in found
 
 
 def test_copies_between_dtypes_and_into_tensors_that_are_read_again_are_kept() -> None:
@@ -154,7 +186,27 @@ def test_outputs_of_a_graph_share_no_memory_with_its_inputs_or_each_other() -> N
 
 def test_outputs_with_memory_of_their_own_are_not_cloned() -> None:
     def fn(x: Tensor) -> Any:
-        return x * 2, (x * 3).t(), x.sum(0, keepdim=True).expand(1, 4), x.sum().expand(())
+        rows = x.sum().as_strided((1,), (0,))
+        return x * 2, (x * 3).t(), x.sum(0, keepdim=True).expand(1, 4), x.sum().expand(()), rows
 
     found = operators(fn, X.reshape(2, 2).repeat(1, 2))
     assert "aten.clone.default" not in found
+
+
+def test_expanded_output_has_memory_for_each_of_its_elements() -> None:
+    for size in (2, 3):
+        found = eager(lambda x, size=size: x.sum().expand(size))(X)
+        assert found.add_(1).tolist() == [11.0] * size
+        assert found.stride() == (1,)
+
+
+def test_captured_tensors_are_not_attributes_of_the_graph_after_they_have_become_inputs() -> None:
+    root, graph, mode = nn.Module(), fx.Graph(), _torch.fake_mode()
+    root.weight = torch.ones(2)
+    node = graph.get_attr("weight")
+    product = graph.call_function(torch.ops.aten.mul.Tensor, (node, node))
+    graph.output([product])
+    node.meta["val"] = product.meta["val"] = mode.from_tensor(root.weight)
+    editor = GraphEditor(fx.GraphModule(root, graph), mode, [])
+    assert [each is root.weight for each in editor.lift_captured()] == [True]
+    assert [n.op for n in editor.graph.nodes] == ["placeholder", "call_function", "output"]

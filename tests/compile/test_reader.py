@@ -77,3 +77,15 @@ def test_generated_leaf_reader_reads_every_kind_of_container(value):
     expected = [x for x in tree.leaves(value) if isinstance(x, torch.Tensor)]
     assert list(map(id, read((value,), {}))) == list(map(id, expected))
     assert read(([value],), {}) is None or not expected
+
+
+def test_generated_leaf_reader_rejects_a_dataclass_with_the_same_fields():
+    @tree.register_dataclass
+    class Twin:
+        a: object
+        b: object
+
+    tensors = torch.ones(1), torch.ones(2)
+    read = compile_reader((Pair(*tensors),), {})
+    assert [each.shape for each in read((Pair(*tensors),), {})] == [(1,), (2,)]
+    assert read((Twin(*tensors),), {}) is None

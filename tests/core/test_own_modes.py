@@ -11,6 +11,7 @@ from torch import nn
 
 import ftrain
 from ftrain import optim, tree
+from ftrain.core._own_modes import set_flags
 
 RATE = 0.1
 
@@ -190,3 +191,21 @@ def test_steps_of_a_model_function_call_the_train_and_eval_methods_of_the_built_
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-6)
     loss = steps.eval_step(state, batches()[0])["loss"]
     torch.testing.assert_close(loss, expected_loss, rtol=1e-6, atol=1e-6)
+
+
+def test_flags_of_modules_are_set_even_if_a_module_computes_with_its_flag() -> None:
+    class Counting(nn.Module):
+        @property
+        def training(self) -> bool:
+            return self.modes[-1]
+
+        @training.setter
+        def training(self, mode: bool) -> None:
+            self.__dict__.setdefault("modes", []).append(mode)
+
+    plain, counting = nn.Linear(1, 1), Counting()
+    set_flags([(plain, False), (counting, False)])
+    assert (plain.training, counting.training) == (False, False)
+    set_flags([(plain, True), (counting, True)])
+    assert (plain.training, counting.training) == (True, True)
+    assert counting.modes == [True, False, True]

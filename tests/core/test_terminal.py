@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import pathlib
 import sys
 import unicodedata
@@ -13,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ftrain
-from ftrain.core._terminal import OutputClosedError, printable, say
+from ftrain.core._terminal import OutputClosedError, printable, reserve_streams, say
 
 
 @given(st.text())
@@ -103,3 +104,26 @@ def test_commands_and_configurations_print_only_by_the_function_that_escapes_con
             ):
                 found.append(f"{path}:{node.lineno}")
     assert not found
+
+
+def test_null_device_takes_the_place_of_missing_streams_in_child_processes_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    present = os.fstat(0)
+
+    def fstat(number: int) -> os.stat_result:
+        if number == 1:
+            raise OSError
+        return present
+
+    seen: list[tuple[int, bool]] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fstat", fstat)
+        patch.setattr(os, "set_inheritable", lambda *arguments: seen.append(arguments))
+        reserve_streams()
+    ((number, is_inheritable),) = seen
+    try:
+        assert os.path.samestat(os.fstat(number), os.stat(os.devnull))
+    finally:
+        os.close(number)
+    assert is_inheritable

@@ -86,6 +86,14 @@ def test_elements_of_a_draw_do_not_depend_on_the_number_of_elements(
     assert same_bytes(random.gamma(key, alpha)[:count], random.gamma(key, alpha[:count]))
 
 
+def test_choice_with_replacement_draws_every_element() -> None:
+    index = random.choice(random.key(0), 3, (4, 5))
+    assert same_bytes(index, random.randint(random.key(0), (4, 5), 0, 3))
+    assert set(index.flatten().tolist()) == {0, 1, 2}
+    rows = torch.arange(6.0).reshape(3, 2)
+    assert same_bytes(random.choice(random.key(0), rows, (4, 5)), rows[index])
+
+
 @settings(deadline=None, max_examples=20)
 @given(st.integers(0, 2**32 - 1), st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=2))
 def test_draws_with_the_argument_folds_equal_draws_from_a_key_after_fold_in(
