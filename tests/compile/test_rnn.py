@@ -11,7 +11,7 @@ from torch._subclasses import FakeTensorMode
 
 from ftrain.core import _torch_recurrent, tree
 from ftrain.core.compile import _rnn, compile
-from ftrain.testing import assert_close_norm
+from ftrain.testing import assert_close_norm, assert_same_bits
 from tests.compile.cases import same_bytes
 from tests.zoo import lstm_runs_under_autocast
 
@@ -205,6 +205,22 @@ def test_recurrent_operator_uses_the_kernel_of_training_only_if_a_gradient_is_ta
         _rnn.recurrent_layer(func, x, args[1], layer._flat_weights, *args[3:])
     (options,) = layers
     assert json.loads(options)[-1] is (grad_mode and requires_grad)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [torch.nn.RNN, torch.nn.GRU])
+def test_recurrent_layer_under_autocast_returns_the_dtype_and_bits_of_the_plain_one(
+    kind, precision
+):
+    layer = kind(3, 4, num_layers=2)
+    x = torch.randn(2, 5, 3)
+    for start in (None, torch.randn(2, 5, 4), torch.randn(2, 5, 4).to(precision)):
+
+        def run(x, start=start):
+            with torch.autocast("cpu", precision):
+                return layer(x, start)
+
+        assert_same_bits(compile(run, backend="eager")(x), tuple(t.detach() for t in run(x)))
 
 
 OPTIONS = [

@@ -81,7 +81,9 @@ class _Layer(NamedTuple):
         if not self.autocast:
             return x.dtype
         dtype: torch.dtype = getattr(torch, self.autocast)
-        is_decomposed = x.device.type == "cpu" and (self.kind == "gru" or dtype == torch.float16)
+        # These compute the next state from the state and rounded gates, outside of autocast.
+        promotes = self.kind == "gru" or (self.kind == "lstm" and dtype == torch.float16)
+        is_decomposed = x.device.type == "cpu" and promotes
         return torch.promote_types(start[0].dtype, dtype) if is_decomposed else dtype
 
     def time_major(self, y: torch.Tensor) -> torch.Tensor:
