@@ -37,9 +37,8 @@ def run_fresh(
 ) -> Finished:
     """Run a command in a new process that caches compiled code in a given directory.
 
-    Where Python is told to write no bytecode (`PYTHONDONTWRITEBYTECODE`), the directory holds that of
-    all modules too: a second process finds it, as it would usually. Otherwise it would compile torch's
-    Python again, which takes longer than its programs.
+    If `PYTHONDONTWRITEBYTECODE` is set, bytecode is written to that directory as well, for the second
+    process. Without it, each process compiles torch's Python again, which takes two seconds.
 
     Args:
         command: the program and its arguments.

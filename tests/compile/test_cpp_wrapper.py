@@ -103,17 +103,23 @@ def test_cpp_wrapper_with_another_backend_or_mode_raises(options: dict[str, Any]
         ftrain.compile(torch.sin, cpp_wrapper=True, **options)
 
 
-@pytest.mark.parametrize("cpp_wrapper", [False, True])
-def test_cpp_wrapper_argument_is_passed_to_inductor_as_an_option(
-    cpp_wrapper: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
+def wrappers_of_programs(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Compile no program from here on; return a list of the option `cpp_wrapper` of each."""
+    seen: list[bool] = []
 
     def compiled(graph: Any, tensors: Any, mode: Any, config: dict[str, Any]) -> Any:
         seen.append(config["cpp_wrapper"])
         return graph.forward
 
     monkeypatch.setattr(_torch_inductor, "inductor_compile", compiled)
+    return seen
+
+
+@pytest.mark.parametrize("cpp_wrapper", [False, True])
+def test_cpp_wrapper_argument_is_passed_to_inductor_as_an_option(
+    cpp_wrapper: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = wrappers_of_programs(monkeypatch)
     ftrain.compile(lambda x: x.sin(), cpp_wrapper=cpp_wrapper)(torch.ones(2))
     assert seen == [cpp_wrapper]
 
@@ -121,13 +127,7 @@ def test_cpp_wrapper_argument_is_passed_to_inductor_as_an_option(
 def test_program_that_gets_no_cpp_wrapper_is_compiled_without_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    seen = []
-
-    def compiled(graph: Any, tensors: Any, mode: Any, config: dict[str, Any]) -> Any:
-        seen.append(config["cpp_wrapper"])
-        return graph.forward
-
-    monkeypatch.setattr(_torch_inductor, "inductor_compile", compiled)
+    seen = wrappers_of_programs(monkeypatch)
     monkeypatch.setattr(_program, "why_no_cpp_wrapper", lambda graph, inputs: "it is a test")
     with pytest.warns(UserWarning, match="it is a test"):
         ftrain.compile(lambda x: x.sin(), cpp_wrapper=True)(torch.ones(2))
