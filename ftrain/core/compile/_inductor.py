@@ -106,8 +106,10 @@ class WaitLate:
             name = collective(node)
             if name == SUM:
                 latest = node
-            elif name == WAIT and latest is not None and latest not in node.all_input_nodes:
-                run_after(graph, node, latest)
+            elif name == WAIT and latest is not None:
+                (sent,) = node.all_input_nodes
+                if collective(sent) == SUM and sent is not latest:
+                    run_after(graph, node, latest)
 
 
 class ReadBeforeWrite:
