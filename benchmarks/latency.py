@@ -2,7 +2,8 @@
 
     python -m benchmarks.latency
 
-"Cold" is a process with an empty inductor cache, "warm" a second process with the cache of the first.
+"Cold" is a process with an empty inductor cache, "warm" a second process with the cache of the first,
+"saved" a process that loads the program which another one compiled and saved.
 The clock starts at the call of the first training step, when model, state and batch exist already. The
 time from the start of the process (which imports torch and builds the model) is reported as well.
 """
@@ -21,7 +22,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 import torch._inductor.config
 
-from benchmarks.contenders import Sizes, Step, gpt_task, hand_written, ours
+import ftrain
+from benchmarks.contenders import Sizes, Step, gpt_task, hand_written, ours, steps
 from benchmarks.measure import Report, arguments
 from ftrain.bench import run_fresh
 
@@ -60,6 +62,23 @@ def first_step(kind: Kind, sizes: Sizes, backend: Literal["inductor", "eager"]) 
     return time.perf_counter() - start
 
 
+def saved_step(program: pathlib.Path, sizes: Sizes) -> float:
+    """Save the program of the training step, or load it and run its first step; return the seconds."""
+    task = gpt_task(sizes)
+    init_state, train_step, _ = steps(task)
+    state, batch = init_state(0), task.batches[0]
+    start = time.perf_counter()
+    if program.exists():
+        _, metrics = ftrain.load_executable(program)(state, batch)
+    else:
+        step = ftrain.compile(train_step, donate=True, cpp_wrapper=True)
+        executable = step.lower(state, batch).compile()
+        _, metrics = executable(state, batch)
+        executable.save(program)
+    metrics["loss"].item()
+    return time.perf_counter() - start
+
+
 def _step(kind: Kind, sizes: Sizes, backend: Literal["inductor", "eager"]) -> Step:
     if kind == "hand":
         return hand_written(gpt_task(sizes), "compiled loss", "fused", backend=backend)
@@ -80,7 +99,18 @@ def in_fresh_process(
     backend: Literal["inductor", "eager"] = "inductor",
 ) -> First:
     """Run `first_step` in a new process with a given cache directory for compiled code."""
-    wanted = {"kind": kind, "sizes": dataclasses.asdict(sizes or Sizes()), "backend": backend}
+    return _in_process({"kind": kind, "sizes": sizes, "backend": backend}, cache)
+
+
+def from_saved_program(folder: pathlib.Path, sizes: Sizes | None = None) -> First:
+    """Run the first step of a program that another process compiled and saved."""
+    wanted = {"program": str(folder / "step.program"), "sizes": sizes}
+    _in_process(wanted, folder)
+    return _in_process(wanted, folder / "unused")
+
+
+def _in_process(wanted: dict[str, Any], cache: pathlib.Path) -> First:
+    wanted = {**wanted, "sizes": dataclasses.asdict(wanted["sizes"] or Sizes())}
     command = [sys.executable, "-m", "benchmarks.latency", "--child", json.dumps(wanted)]
     root = pathlib.Path(__file__).parent.parent
     done = run_fresh(command, cache, folder=root, limit=CHILD_LIMIT)
@@ -89,7 +119,11 @@ def in_fresh_process(
 
 
 def child(wanted: dict[str, Any]) -> None:
-    seconds = first_step(wanted["kind"], Sizes(**wanted["sizes"]), wanted["backend"])
+    sizes = Sizes(**wanted["sizes"])
+    if "program" in wanted:
+        seconds = saved_step(pathlib.Path(wanted["program"]), sizes)
+    else:
+        seconds = first_step(wanted["kind"], sizes, wanted["backend"])
     print(json.dumps({"call": seconds, "end": time.time()}), flush=True)
 
 
@@ -116,6 +150,14 @@ def run(
             what = f"{TITLES[kind]} ({process:.1f} from the start of the process; work {work:.1f})"
             report.figure(f"{name}: {kind}", _call(times), "s", what)
             report.content["figures"][f"{name}: {kind}"]["all"] = [list(first) for first in times]
+    if backend == "inductor":
+        with tempfile.TemporaryDirectory(prefix="ftrain-latency-") as folder:
+            saved = from_saved_program(pathlib.Path(folder), sizes)
+        what = f"{TITLES['ours']}, a program that was saved ({saved.process:.1f} from the start)"
+        report.section(
+            "saved: seconds from the load of the program to the result of its first step"
+        )
+        report.figure("saved: ours", saved.call, "s", what)
     _targets(report, cold, warm)
     return report
 

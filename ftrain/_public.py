@@ -5,7 +5,7 @@ from ftrain.bench.report import BenchmarkReport
 from ftrain.core import debug, errors, random, tree
 from ftrain.core.accumulate import MicroBatches
 from ftrain.core.commit import commit
-from ftrain.core.compile import compile
+from ftrain.core.compile import Executable, compile, load_executable
 from ftrain.core.cond import cond
 from ftrain.core.cost import Cost, CostRow
 from ftrain.core.export import export, load_weights
@@ -24,6 +24,7 @@ __all__ = [
     "BenchmarkReport",
     "Cost",
     "CostRow",
+    "Executable",
     "GradientFn",
     "GradientResult",
     "Last",
@@ -48,6 +49,7 @@ __all__ = [
     "errors",
     "export",
     "gradients",
+    "load_executable",
     "load_weights",
     "make_steps",
     "random",

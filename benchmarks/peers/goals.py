@@ -252,7 +252,18 @@ def compile_time(m: Measured) -> list[Goal]:
     return [
         Goal(what, "at most", 1.0, cold / by_hand, f"{cold:.3g} s and {by_hand:.3g} s, one turn"),
         Goal("GPT 0.8 M: first call in a new process, warm cache, s", "at most", 2.0, warm),
+        *_saved_program(m),
     ]
+
+
+def _saved_program(m: Measured) -> list[Goal]:
+    if m.compiler != "inductor":  # only machine code is saved
+        return []
+    sizes = TINY_SIZES if m.quick else GPTS["gpt-0.8m"][0]
+    with tempfile.TemporaryDirectory(prefix="ftrain-peers-") as name:
+        first = latency.from_saved_program(pathlib.Path(name), sizes)
+    what = "GPT 0.8 M: load of a saved program and its first call in a new process, s"
+    return [Goal(what, "at most", 2.0, first.call)]
 
 
 @functools.cache

@@ -41,7 +41,7 @@ def test_snippets_of_the_exporting_guide_run(
     pytest.importorskip("transformers", reason="transformers is not installed")
     page = (DOCS / "exporting.md").read_text()
     snippets = re.findall(r"^```python\n(.*?)^```", page, re.S | re.M)
-    assert len(snippets) == 11
+    assert len(snippets) == 12
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, object] = {"__name__": "exporting"}
     for number, snippet in enumerate(snippets):

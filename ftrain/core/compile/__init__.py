@@ -11,15 +11,19 @@ from typing import Any, ParamSpec, TypeVar, overload
 
 from ftrain.core._words import a_or_an
 from ftrain.core.compile._compiled import Compiled
+from ftrain.core.compile._load import load_executable
 from ftrain.core.compile._lower import Backend
+from ftrain.core.compile._lowered import Executable
 from ftrain.core.compile._toolchain import check_compiler
 from ftrain.core.compile._trace import is_tracing
 
 __all__ = [
     "Compiled",
+    "Executable",
     "check_compiler",
     "compile",
     "is_tracing",
+    "load_executable",
 ]
 
 P = ParamSpec("P")
@@ -109,7 +113,8 @@ def compile(
     Returns:
         The compiled function; `n_compiles` counts its programs, `graph(*args)` shows the traced graph,
         `cost(*args)` returns a `Cost`, the time of each operator and kernel of a call, and
-        `lower(*args).compile()` compiles ahead of the first call.
+        `lower(*args).compile()` compiles ahead of the first call. Its result can be saved
+        (`Executable.save`, `load_executable`).
 
     Raises:
         TraceError: `fn` needs the value of a tensor; the message shows where.

@@ -18,7 +18,7 @@ from ftrain.core._words import a_or_an
 from ftrain.core.compile._errors import describe_key
 from ftrain.core.compile._reader import static_key
 
-__all__ = ["AUTOCAST", "Call", "Settings", "Signature", "global_settings"]
+__all__ = ["AUTOCAST", "Call", "Settings", "Signature", "global_settings", "parameter_names"]
 
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 Settings = tuple[Any, ...]
@@ -68,11 +68,7 @@ class Call:
     @functools.cached_property
     def names(self) -> list[str]:
         """Return the name of each leaf in messages: `batch['x']`."""
-        try:
-            parameters = [*inspect.signature(self.fn).parameters.values()]
-        except (TypeError, ValueError):
-            parameters = []
-        positional = [each.name for each in parameters if each.kind in _POSITIONAL]
+        positional = parameter_names(self.fn)
         names = []
         for i, argument in enumerate(self.args):
             name = positional[i] if i < len(positional) else f"args[{i}]"
@@ -212,6 +208,15 @@ class Call:
                 "changes."
             )
         return " ".join(said) or "Keep arguments that are not tensors the same from call to call."
+
+
+def parameter_names(fn: Callable[..., Any]) -> list[str]:
+    """Return the names of the parameters that `fn` takes by position; none if they are unknown."""
+    try:
+        parameters = [*inspect.signature(fn).parameters.values()]
+    except (TypeError, ValueError):
+        return []
+    return [each.name for each in parameters if each.kind in _POSITIONAL]
 
 
 def _other_length(leaf: torch.Tensor, old: Any) -> bool:

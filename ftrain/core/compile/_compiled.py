@@ -10,6 +10,7 @@ programs).
 from __future__ import annotations
 
 import functools
+import pathlib
 import sys
 import threading
 import types
@@ -23,9 +24,9 @@ from torch import fx
 from ftrain.core import _torch, tree
 from ftrain.core._not_copied import NotCopied
 from ftrain.core._short_traceback import shortened
-from ftrain.core.compile import _donate, _ownership
-from ftrain.core.compile._call import Call, global_settings
-from ftrain.core.compile._errors import note_index
+from ftrain.core.compile import _donate, _ownership, _saved
+from ftrain.core.compile._call import Call, global_settings, parameter_names
+from ftrain.core.compile._errors import listed, note_index
 from ftrain.core.compile._failed_donation import may_have_written
 from ftrain.core.compile._lower import Backend
 from ftrain.core.compile._lowered import Executable, Lowered
@@ -83,7 +84,7 @@ class Compiled(NotCopied, Generic[P, R]):
                 if tensors is None or program.settings != settings:
                     continue
                 n = program.n_donated
-                owned = _owned(args[0], tensors, n) if n else None
+                owned = _donate.owned(args[0], tensors, n) if n else None
                 if program.fits(tensors, n if owned else 0):
                     return self._run(program, args, tensors, owned)
         try:
@@ -184,7 +185,20 @@ class Compiled(NotCopied, Generic[P, R]):
                 program = self._make(call, instead_of=program, traced=traced)
         key = call.key
         call.leaves.clear()
-        return Executable(self._name, functools.partial(self._run_only, program, key))
+        return self.executable(program, key)
+
+    def executable(self, program: Program, key: Any) -> Executable[P, R]:
+        """Return a program of this function as a function of its own."""
+        if program not in self._programs:
+            self._programs, self._by_key = (
+                [program, *self._programs],
+                {**self._by_key, key: program},
+            )
+
+        def write(path: pathlib.Path) -> None:
+            _saved.write(program, self._name, parameter_names(self._fn), self._donate, path)
+
+        return Executable(self._name, functools.partial(self._run_only, program, key), write)
 
     def _run_only(
         self, program: Program, key: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -195,7 +209,7 @@ class Compiled(NotCopied, Generic[P, R]):
             tensors = program.read(args, kwargs)
             if tensors is not None:
                 n = program.n_donated
-                owned = _owned(args[0], tensors, n) if n else None
+                owned = _donate.owned(args[0], tensors, n) if n else None
                 if program.fits(tensors, n if owned else 0):
                     return self._run(program, args, tensors, owned)
         call = Call(self._fn, args, kwargs)
@@ -206,7 +220,7 @@ class Compiled(NotCopied, Generic[P, R]):
             changes = call.changes(program.signature) or program.captured.changes()
             raise TypeError(
                 f"the program of `{self._name}` was compiled for other arguments.\n"
-                f"{_listed(changes)}\nPass arguments like those of lower(), or call the compiled "
+                f"{listed(changes)}\nPass arguments like those of lower(), or call the compiled "
                 "function, which compiles again for others."
             )
         call.leaves.clear()
@@ -362,7 +376,7 @@ class Compiled(NotCopied, Generic[P, R]):
             changes, remedy = call.changes(nearest), call.remedy(nearest)
         return (
             f"`{self._name}` is compiled again (program {self.n_compiles + 1}): no earlier program fits "
-            f"this call.\n{_listed(changes)}\n{remedy}"
+            f"this call.\n{listed(changes)}\n{remedy}"
         )
 
 
@@ -374,22 +388,8 @@ def _is_inlined(call: Call) -> bool:
     return bool(_torch.function_mode_depth()) and innermost_stream() is not None
 
 
-def _listed(changes: Sequence[str]) -> str:
-    more = f"\n  ... and {len(changes) - 8} more" if len(changes) > 8 else ""
-    return "\n".join(f"  {change}" for change in changes[:8]) + more
-
-
 def _cloned(leaf: Any) -> Any:
     return leaf.detach().clone() if isinstance(leaf, torch.Tensor) else leaf
-
-
-def _owned(state: Any, tensors: Sequence[Any], n: int) -> _ownership.OwnedLeaves | None:
-    """Return the record of a state's leaves if these are the first `n` of `tensors`; else `None`."""
-    owned = _ownership.known(_donate.first_state(state))
-    # A dict of states is recorded by its first state, which may be in another dict too.
-    if owned is None or len(owned.leaves) != n:
-        return None
-    return owned if owned.is_of(tensors) else None
 
 
 def _caller() -> types.FrameType | None:

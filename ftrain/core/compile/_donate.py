@@ -22,10 +22,18 @@ from ftrain.core import _torch_pytree as torch_pytree
 from ftrain.core import tree
 from ftrain.core._words import a_or_an
 from ftrain.core.compile._errors import call_site, describe
-from ftrain.core.compile._ownership import storage_of
+from ftrain.core.compile._ownership import OwnedLeaves, known, storage_of
 from ftrain.core.errors import DonatedStateError, DonationError
 
-__all__ = ["check_donatable", "check_fits", "check_memory", "claim", "first_state", "is_donatable"]
+__all__ = [
+    "check_donatable",
+    "check_fits",
+    "check_memory",
+    "claim",
+    "first_state",
+    "is_donatable",
+    "owned",
+]
 
 _NOTE = "_ftrain_donated_at"
 
@@ -300,3 +308,12 @@ def changed_leaf(
         if (old.shape, old.dtype, old.device) != (new.shape, new.dtype, new.device):
             return f"`{name}` was {describe(old)} and becomes {describe(new)}"
     return None
+
+
+def owned(state: Any, tensors: Sequence[Any], n: int) -> OwnedLeaves | None:
+    """Return the record of a state's leaves if these are the first `n` of `tensors`; else `None`."""
+    found = known(first_state(state))
+    # A dict of states is recorded by its first state, which may be in another dict too.
+    if found is None or len(found.leaves) != n:
+        return None
+    return found if found.is_of(tensors) else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import linecache
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ __all__ = [
     "describe",
     "describe_key",
     "first_line",
+    "listed",
     "note_index",
     "user_line",
 ]
@@ -80,3 +81,9 @@ def causes(error: BaseException) -> Iterator[BaseException]:
         seen.add(id(current))
         yield current
         todo += [current.__cause__, current.__context__, getattr(current, "inner_exception", None)]
+
+
+def listed(changes: Sequence[str]) -> str:
+    """Return an indented line for each of the first changes, and the number of the others."""
+    more = f"\n  ... and {len(changes) - 8} more" if len(changes) > 8 else ""
+    return "\n".join(f"  {change}" for change in changes[:8]) + more

@@ -20,12 +20,13 @@ from ftrain.core.compile._one_channel import convolve_channels_last
 from ftrain.core.compile._pooling import split_pools
 from ftrain.core.compile._toolchain import check_compiler, no_compiler
 
-__all__ = ["Backend", "lower"]
+__all__ = ["Backend", "Shortened", "cloned", "lower", "run_code", "separate", "shared_outputs"]
 
 aten = torch.ops.aten
 
 Backend = Literal["inductor", "eager"]
 Lowered = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
+Code = Callable[[list[torch.Tensor]], Sequence[torch.Tensor]]
 
 
 def lower(
@@ -77,27 +78,39 @@ def lower(
         if _is_compiler_missing(error):
             raise no_compiler(first_line(error)) from error
         raise
-    return _shortened(compiled, n_donated)
+    return Shortened(compiled, n_donated)
 
 
-def _shortened(compiled: Callable[..., Any], n_donated: int) -> Lowered:
-    """Return a function that skips inductor's wrappers if they had no effect in the first call."""
-    code: Callable[[list[torch.Tensor]], Sequence[torch.Tensor]] | None = None
-    tried = False
+class Shortened:
+    """Function that skips inductor's wrappers if they had no effect in the first call.
 
-    def run(inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
-        nonlocal code, tried
-        if code is not None:
-            # Without the wrappers, the version counters of written inputs must be increased here.
-            torch.autograd.graph.increment_version(inputs[:n_donated])
-            return code(list(inputs))  # the code empties the list
-        if tried:
-            return compiled(*inputs)  # type: ignore[no-any-return]
-        tried = True
-        outputs, code = _torch_inductor.first_run(compiled, inputs)
+    Attributes:
+        code: the function without wrappers; `None` before the first call, and if they had an effect.
+    """
+
+    __slots__ = ("_compiled", "_n_donated", "_tried", "code")
+
+    def __init__(self, compiled: Callable[..., Any], n_donated: int) -> None:
+        self._compiled = compiled
+        self._n_donated = n_donated
+        self._tried = False
+        self.code: Code | None = None
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
+        if self.code is not None:
+            return run_code(self.code, inputs, self._n_donated)
+        if self._tried:
+            return self._compiled(*inputs)  # type: ignore[no-any-return]
+        self._tried = True
+        outputs, self.code = _torch_inductor.first_run(self._compiled, inputs)
         return outputs
 
-    return run
+
+def run_code(code: Code, inputs: Sequence[torch.Tensor], n_donated: int) -> Sequence[torch.Tensor]:
+    """Call machine code without inductor's wrappers."""
+    # Without the wrappers, the version counters of written inputs must be increased here.
+    torch.autograd.graph.increment_version(inputs[:n_donated])
+    return code(list(inputs))  # the code empties the list
 
 
 def _drop_unused_tensors(graph: fx.GraphModule) -> None:
@@ -169,38 +182,42 @@ def _graphs(graph: fx.GraphModule) -> list[fx.GraphModule]:
     return [module for module in graph.modules() if isinstance(module, fx.GraphModule)]
 
 
-def separate(
-    run: Lowered, inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]
-) -> tuple[Lowered, list[torch.Tensor]]:
-    """Wrap `run` to clone each output that shares memory with an input or another output.
+def shared_outputs(inputs: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> list[int]:
+    """Return the places of the outputs that share memory with an input or an earlier output.
 
     Compilers merge equal expressions and remove copies, so that two outputs, or an output and a donated
     input, may share memory although they were separate in the graph. This depends only on the compiled
-    code, so that a check of the first call's `outputs` suffices.
+    code, so that a check of the first call's outputs suffices.
 
     A zero derivative (such as that of `torch.sgn`) may be returned as a tensor without memory, which
-    cannot be written to. It is copied into new memory.
+    cannot be written to. It counts as shared.
     """
     taken = {t.untyped_storage().data_ptr() for t in inputs if t.numel()}
-    merged = []
+    shared = []
     for i, output in enumerate(outputs):
         if is_zero_tensor(output):
-            merged.append(i)
+            shared.append(i)
             continue
         address = output.untyped_storage().data_ptr()
         if output.numel() and address in taken:
-            merged.append(i)
+            shared.append(i)
         taken.add(address)
-    if not merged:
-        return run, list(outputs)
+    return shared
 
-    def apart(results: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        results = list(results)
-        for i in merged:
-            results[i] = results[i].clone()
-        return results
 
-    return lambda tensors: apart(run(tensors)), apart(outputs)
+def separate(run: Lowered, shared: Sequence[int]) -> Lowered:
+    """Wrap `run` to clone the outputs at the places `shared`."""
+    if not shared:
+        return run
+    return lambda inputs: cloned(run(inputs), shared)
+
+
+def cloned(outputs: Sequence[torch.Tensor], places: Sequence[int]) -> list[torch.Tensor]:
+    """Return the outputs, with clones at some places."""
+    results = list(outputs)
+    for i in places:
+        results[i] = results[i].clone()
+    return results
 
 
 def _is_compiler_missing(error: BaseException) -> bool:

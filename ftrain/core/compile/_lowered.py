@@ -1,7 +1,12 @@
-"""Compilation ahead of the first call: `step.lower(state, batch).compile()`, as in JAX."""
+"""Programs compiled ahead of the first call, and their files.
+
+Read next: `_saved.py` (the files).
+"""
 
 from __future__ import annotations
 
+import os
+import pathlib
 from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar
 
@@ -19,9 +24,15 @@ class Executable(Generic[P, R]):
     It raises for arguments for which a compiled function would compile again.
     """
 
-    def __init__(self, name: str, run: Callable[[tuple[Any, ...], dict[str, Any]], R]) -> None:
+    def __init__(
+        self,
+        name: str,
+        run: Callable[[tuple[Any, ...], dict[str, Any]], R],
+        write: Callable[[pathlib.Path], None],
+    ) -> None:
         self._name = name
         self._run = run
+        self._write = write
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the program.
@@ -31,6 +42,21 @@ class Executable(Generic[P, R]):
                 dtype, device, strides, or in a value that is not a tensor.
         """
         return self._run(args, kwargs)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Save the program to a file, which `load_executable` reads in another process.
+
+        The file holds machine code, the structure of arguments and results, and the captured tensors
+        with their values at this time: a loaded program does not see later changes of them. It is
+        replaced atomically. The program must have run once, and must have been compiled with
+        `cpp_wrapper=True`.
+
+        Raises:
+            RuntimeError: the program has not run, or has no C++ wrapper.
+            TypeError: the arguments or results contain an object that cannot be pickled.
+            OSError: the file cannot be written.
+        """
+        self._write(pathlib.Path(path))
 
     def __repr__(self) -> str:
         return f"<program of {self._name}>"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,7 +18,17 @@ from ftrain.core.compile._cpp_wrapper import why_no_cpp_wrapper
 from ftrain.core.compile._cuda_graph import ReplayedProgram, replays, why_not_captured
 from ftrain.core.compile._errors import describe, describe_key
 from ftrain.core.compile._leaks import refuse_differentiated, without_parameters
-from ftrain.core.compile._lower import Backend, Lowered, lower, separate
+from ftrain.core.compile._lower import (
+    Backend,
+    Code,
+    Lowered,
+    Shortened,
+    cloned,
+    lower,
+    run_code,
+    separate,
+    shared_outputs,
+)
 from ftrain.core.compile._reader import compile_reader
 from ftrain.core.compile._trace import TENSOR, Traced
 from ftrain.core.random._keyed_operators import OpaqueOperators, has_opaque
@@ -48,8 +59,11 @@ class Program:
         if self.n_donated:
             leaves, self._state_def = tree.flatten(call.args[0])
             self._state = [TENSOR if isinstance(x, torch.Tensor) else x for x in leaves]
+        self.out_treedef = traced.out_treedef
         self._unflatten = traced.out_treedef.unflatten
-        self._static = [(i, leaf) for i, leaf in enumerate(traced.out_leaves) if leaf is not TENSOR]
+        self.is_loaded = self.has_run = self.has_cpp_wrapper = False
+        self.why_python: str | None = None  # reason for which a C++ wrapper was not made
+        self.static = [(i, leaf) for i, leaf in enumerate(traced.out_leaves) if leaf is not TENSOR]
 
     def lower(
         self,
@@ -71,15 +85,29 @@ class Program:
                 self._warn_of_launches(reason)
         if cpp_wrapper and (reason := why_no_cpp_wrapper(graph, inputs)):
             self._warn_of_python_wrapper(reason)
+            self.why_python = reason
             cpp_wrapper = False
-        lowered = lower(
+        self.has_cpp_wrapper = cpp_wrapper
+        self._machine_code = lower(
             graph, inputs, backend, mode, n_donated=self.n_donated, cpp_wrapper=cpp_wrapper
         )
-        if self.settings[AUTOCAST]:
-            self._lowered: Lowered = _under(_torch.without_autocast, lowered)
-        else:
-            self._lowered = lowered
+        self._lowered = self._without_autocast(self._machine_code)
         self._call: Lowered = self._first
+
+    def load(self, code: Code, shared: Sequence[int]) -> None:
+        """Use machine code that was saved, with the places of the outputs that are to be cloned."""
+        self.is_loaded = True
+        run = functools.partial(run_code, code, n_donated=self.n_donated)
+        self._call = separate(self._without_autocast(run), shared)
+
+    @property
+    def code(self) -> Code | None:
+        """Machine code without inductor's wrappers; `None` before the first call, for example."""
+        run = None if self.is_loaded else self._machine_code
+        return run.code if isinstance(run, Shortened) else None
+
+    def _without_autocast(self, run: Lowered) -> Lowered:
+        return _under(_torch.without_autocast, run) if self.settings[AUTOCAST] else run
 
     def fits(self, tensors: Sequence[Any], n_known: int) -> bool:
         """Return True if these tensors, and the captured tensors as they are now, pass the guards.
@@ -98,7 +126,7 @@ class Program:
         outputs = self._call([*tensors, *captured] if captured else tensors)
         n = self.n_donated
         leaves = [*tensors[:n], *outputs] if n else list(outputs)
-        for place, value in self._static:  # in ascending order of position
+        for place, value in self.static:  # in ascending order of position
             leaves.insert(place, value)
         return self._unflatten(leaves)
 
@@ -143,7 +171,10 @@ class Program:
             if note := dtype_note(error, of_batch):
                 error.add_note(f"({note})")
             raise
-        self._call, outputs = separate(self._lowered, inputs, outputs)
+        self.has_run = True
+        self.shared = shared_outputs(inputs, outputs)
+        outputs = cloned(outputs, self.shared)
+        self._call = separate(self._lowered, self.shared)
         if self._device is not None:
             self._call = ReplayedProgram(
                 self._call, self.n_donated, self._device, self._warn_of_launches

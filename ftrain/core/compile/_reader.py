@@ -17,7 +17,7 @@ import torch
 
 from ftrain.core import tree
 
-__all__ = ["compile_reader"]
+__all__ = ["compile_reader", "static_key", "static_value"]
 
 Reader = Callable[[tuple[Any, ...], dict[str, Any]], "list[torch.Tensor] | None"]
 
@@ -40,6 +40,12 @@ def static_key(value: Any) -> Any:
     if type(value) is float:
         return (float, value.hex())
     return (type(value), value)
+
+
+def static_value(key: Any) -> Any:
+    """Return the value of a key of `static_key`."""
+    kind, value = key
+    return float.fromhex(value) if kind is float else value
 
 
 class _Writer:
