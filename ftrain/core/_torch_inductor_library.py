@@ -1,7 +1,7 @@
 """The machine code behind inductor's C++ wrapper: its file, and calls of it in another process.
 
 Inductor compiles a program with a C++ wrapper to one extension module, and calls it from a Python
-function that inductor generates (`cpp_wrapper`, torch 2.13; 2.11 and 2.14 do the same). Without what
+function that inductor generates (`cpp_wrapper`, torch 2.13; 2.14 does the same). Without what
 these functions look for, a program cannot be saved.
 """
 
@@ -26,9 +26,12 @@ _CONSTANTS = "constants_tensor"  # variable of the generated function, if the co
 def library_of(code: Callable[..., Any] | None) -> pathlib.Path | None:
     """Return the extension module that a generated function calls and that needs nothing else.
 
-    `None`: Python calls the kernels, or the code has constants, which the module does not hold.
+    `None`: Python calls the kernels, or the code has constants, which the module does not hold, or
+    results that are not tensors.
     """
-    if not isinstance(code, types.FunctionType) or _CONSTANTS in code.__code__.co_varnames:
+    if not isinstance(code, types.FunctionType):
+        return None
+    if _CONSTANTS in code.__code__.co_varnames or "item" in code.__code__.co_names:
         return None
     for cell in code.__closure__ or ():
         entry = cell.cell_contents

@@ -16,6 +16,7 @@ from ftrain.core import _torch_inductor
 from ftrain.core.compile import _program
 from ftrain.core.compile._cpp_wrapper import why_no_cpp_wrapper
 from ftrain.core.errors import DonatedStateError, NonFiniteError
+from ftrain.testing import assert_same_bits
 
 
 def model() -> nn.Module:
@@ -132,3 +133,15 @@ def test_program_that_gets_no_cpp_wrapper_is_compiled_without_one(
     with pytest.warns(UserWarning, match="it is a test"):
         ftrain.compile(lambda x: x.sin(), cpp_wrapper=True)(torch.ones(2))
     assert seen == [False]
+
+
+def test_captured_tensors_with_a_conjugate_or_negative_bit_have_their_values() -> None:
+    x = torch.tensor([1 + 2j, 3 - 1j]).conj()
+    negative = x.imag
+    assert negative.is_neg()
+
+    def f(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return negative + y, x * y
+
+    y = torch.tensor([1.0, 2.0])
+    assert_same_bits(ftrain.compile(f, cpp_wrapper=True)(y), f(y))
