@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import ftrain
 from ftrain.core import _torch_inductor
 from ftrain.core.compile._inductor import ReadBeforeWrite
-from ftrain.core.compile._lower import separate
+from ftrain.core.compile._lower import cloned, separate, shared_outputs
 from ftrain.core.errors import CompilerMissingError
 from ftrain.testing import assert_close_norm, assert_same_bits
 
@@ -206,8 +206,9 @@ def test_first_outputs_that_share_memory_are_copied_in_every_call() -> None:
     x, y = torch.ones(3), torch.zeros(3)
     zero = torch._efficientzerotensor(3)
     outputs = [x, y, zero, y.view(3, 1), torch.empty(0), torch.empty(0), y + 1]
-    run, found = separate(lambda inputs: outputs, [x], outputs)
-    for results in (found, run([x])):
+    shared = shared_outputs([x], outputs)
+    run = separate(lambda inputs: outputs, shared)
+    for results in (cloned(outputs, shared), run([x])):
         copied = [a is not b for a, b in zip(results, outputs, strict=True)]
         assert copied == [True, False, True, True, False, False, False]
         assert [t.tolist() for t in results] == [t.clone().tolist() for t in outputs]
@@ -219,9 +220,9 @@ def test_first_outputs_that_share_memory_are_copied_in_every_call() -> None:
 def test_outputs_in_separate_memory_are_returned_by_the_program_itself() -> None:
     run = lambda inputs: [inputs[0] + 1]  # noqa: E731
     outputs = [X + 1]
-    same, found = separate(run, [X], outputs)
-    assert same is run
-    assert found[0] is outputs[0]
+    shared = shared_outputs([X], outputs)
+    assert separate(run, shared) is run
+    assert cloned(outputs, shared)[0] is outputs[0]
 
 
 def writing(fn: Callable[..., Any], *args: torch.Tensor) -> fx.GraphModule:
