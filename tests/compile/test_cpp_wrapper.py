@@ -135,13 +135,31 @@ def test_program_that_gets_no_cpp_wrapper_is_compiled_without_one(
     assert seen == [False]
 
 
-def test_captured_tensors_with_a_conjugate_or_negative_bit_have_their_values() -> None:
-    x = torch.tensor([1 + 2j, 3 - 1j]).conj()
-    negative = x.imag
+@pytest.mark.parametrize("strided", [lambda x: x, lambda x: x[:, None].expand(2, 3)])
+@pytest.mark.parametrize("cpp_wrapper", [False, True])
+def test_captured_tensors_with_a_conjugate_or_negative_bit_have_their_values(
+    strided: Any, cpp_wrapper: bool
+) -> None:
+    z = torch.tensor([1 + 2j, 3 - 1j])
+    x, negative = strided(z.conj()), strided(z.conj().imag)
     assert negative.is_neg()
+    assert x.is_conj()
 
     def f(y: torch.Tensor) -> tuple[torch.Tensor, ...]:
         return negative + y, x * y
 
-    y = torch.tensor([1.0, 2.0])
-    assert_same_bits(ftrain.compile(f, cpp_wrapper=True)(y), f(y))
+    y = torch.tensor([[1.0], [2.0]]).expand(negative.shape) if negative.ndim == 2 else torch.ones(2)
+    compiled = ftrain.compile(f, cpp_wrapper=cpp_wrapper)
+    for _ in range(2):
+        assert_same_bits(compiled(y), f(y))
+
+
+def test_captured_tensor_that_gets_a_negative_bit_later_has_its_values() -> None:
+    captured = torch.arange(4.0)[::2]
+    compiled = ftrain.compile(lambda y: captured + y, cpp_wrapper=True)
+    y = torch.ones(2)
+    assert_same_bits(compiled(y), captured + y)
+    captured.data = torch.tensor([1 + 2j, 3 - 1j]).conj().imag
+    assert captured.is_neg()
+    assert_same_bits(compiled(y), captured + y)
+    assert compiled.n_compiles == 1

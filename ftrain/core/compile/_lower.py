@@ -68,7 +68,6 @@ def lower(
     try:
         with torch.no_grad(), _torch.without_autocast(), fake_kernels():
             keep_traced_dtypes(graph)
-            _forget_inputs(graph)
             # Imported here, because torch's compiler takes a second to load.
             from ftrain.core.compile import _inductor  # noqa: PLC0415
 
@@ -169,16 +168,6 @@ def _drop_empty_parts(cat: fx.Node) -> None:
     if len(parts) == 1 and value.is_contiguous():
         cat.target, cat.args = aten._to_copy.default, (parts[0],)
         cat.kwargs = {"dtype": value.dtype, "memory_format": torch.contiguous_format}
-
-
-def _forget_inputs(graph: fx.GraphModule) -> None:
-    """Delete the traced values of the inputs, so that inductor reads the strides of the real inputs.
-
-    A captured tensor with a conjugate or negative bit is passed as a contiguous copy. With a C++
-    wrapper, inductor would compile for the traced strides (2.13).
-    """
-    for node in graph.graph.find_nodes(op="placeholder"):
-        node.meta.pop("val", None)
 
 
 def _forget(graph: fx.GraphModule) -> None:

@@ -232,7 +232,7 @@ class CapturedAtTrace:
                 self._addresses = found
                 self._has_bits = any(x.is_conj() or x.is_neg() for x in self.tensors)
             if self._has_bits:  # machine code reads the memory, without the bits
-                return [x.resolve_conj().resolve_neg() for x in self._detached]
+                return list(map(_without_bits, self._detached))
         return self._detached
 
     def changes(self) -> list[str]:
@@ -242,6 +242,20 @@ class CapturedAtTrace:
             for old, tensor in zip(self._specs, self.tensors, strict=True)
             if _any_nested([tensor]) or old != _spec(tensor)
         ]
+
+
+def _without_bits(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a tensor with the same values and strides, without conjugate or negative bit.
+
+    The program reads the strides of the trace. `resolve_conj` and `resolve_neg` return contiguous
+    copies of tensors that are not dense, so that they are called on all memory that the tensor spans.
+    """
+    if not (tensor.is_conj() or tensor.is_neg()) or not tensor.numel():
+        return tensor.resolve_conj().resolve_neg()
+    pairs = zip(tensor.shape, tensor.stride(), strict=True)
+    span = 1 + sum((n - 1) * stride for n, stride in pairs)
+    memory = tensor.as_strided((span,), (1,)).resolve_conj().resolve_neg()
+    return memory.as_strided(tensor.shape, tensor.stride(), 0)
 
 
 def _under(context: Callable[[], Any], run: Lowered) -> Lowered:
