@@ -12,13 +12,14 @@ import torch
 from hypothesis import given
 
 from ftrain.core import tree
-from ftrain.core.compile._reader import compile_reader, static_key
+from ftrain.core.compile._reader import compile_reader, static_key, static_value
 from tests.compile.cases import Pair, tensors, trees
 
 statics = st.one_of(
     st.integers(-1, 1),
     st.booleans(),
     st.sampled_from([0.0, -0.0, 1.0, math.nan]),
+    st.sampled_from([0j, complex(-0.0, 0.0), complex(0.0, -0.0), complex(math.nan, 1.0), 1 + 0j]),
     st.text(max_size=1),
 )
 leaves = st.one_of(tensors(), statics)
@@ -52,6 +53,19 @@ def test_generated_leaf_reader_reads_its_own_structure_and_rejects_all_others(fi
         else:
             # A tensor where a container was, or the reverse, is left to the guard on tensors.
             assert found is None or not all(isinstance(leaf, torch.Tensor) for leaf in found)
+
+
+@given(statics)
+def test_key_of_a_constant_holds_its_value(value):
+    again = static_value(static_key(value))
+    assert type(again) is type(value)
+    assert repr(again) == repr(value)
+
+
+@given(statics, statics)
+def test_constants_have_one_key_if_they_have_one_type_and_one_text(first, second):
+    same = (type(first), repr(first)) == (type(second), repr(second))
+    assert (static_key(first) == static_key(second)) == same
 
 
 class Point(NamedTuple):

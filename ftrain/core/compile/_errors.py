@@ -12,6 +12,7 @@ import torch
 from ftrain.core._strides import contiguous_strides
 from ftrain.core._user_line import current_line, user_line
 from ftrain.core._words import dtype_and_shape
+from ftrain.core.compile._reader import static_value
 
 __all__ = [
     "call_site",
@@ -66,8 +67,8 @@ def describe_key(key: tuple[Any, ...]) -> str:
     """Format a leaf of a call's signature for a message: dtype and shape of a tensor, or a constant."""
     if len(key) == 4:
         return describe_spec(key)
-    kind, value = key
-    return repr(float.fromhex(value)) if kind is float else describe(value)
+    value = static_value(key)
+    return repr(value) if isinstance(value, (float, complex)) else describe(value)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -39,12 +39,16 @@ def static_key(value: Any) -> Any:
     """
     if type(value) is float:
         return (float, value.hex())
+    if type(value) is complex:
+        return (complex, (value.real.hex(), value.imag.hex()))
     return (type(value), value)
 
 
 def static_value(key: Any) -> Any:
     """Return the value of a key of `static_key`."""
     kind, value = key
+    if kind is complex:
+        return complex(*map(float.fromhex, value))
     return float.fromhex(value) if kind is float else value
 
 
