@@ -10,7 +10,7 @@ from torch import nn
 
 from ftrain.core import _loss_notes, remat
 from ftrain.core._words import one_line
-from ftrain.core.compile import _compiled
+from ftrain.core.compile import _errors
 from ftrain.core.cost import cost
 from ftrain.core.cost.rates import Rates
 
@@ -50,7 +50,7 @@ def table_of_costs(n: int) -> str:
         (note_of_lists, 8, None),
         (note_of_dtypes, 8, None),
         (paths_of_modules, 8, "'item07', ...)"),
-        (lambda n: _compiled._listed([f"item{i:02}" for i in range(n)]), 8, "\n  ... and 1 more"),
+        (lambda n: _errors.listed([f"item{i:02}" for i in range(n)]), 8, "\n  ... and 1 more"),
         (table_of_costs, 20, "\n... 1 more kinds"),
     ],
 )
