@@ -51,9 +51,8 @@ def load_library(file: pathlib.Path) -> Callable[[list[torch.Tensor]], Sequence[
     from torch._C import _aoti  # noqa: PLC0415  only saved programs need it
     from torch._C._dynamo import guards  # noqa: PLC0415
 
-    os.environ[_ADDRESS.upper()] = str(
-        getattr(guards, _ADDRESS)
-    )  # the module reads it when it loads
+    address = getattr(guards, _ADDRESS)
+    os.environ[_ADDRESS.upper()] = str(address)  # the module reads it when it loads
     spec = importlib.util.spec_from_file_location(_ENTRY, file)
     assert spec is not None
     assert spec.loader is not None

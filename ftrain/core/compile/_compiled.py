@@ -24,7 +24,7 @@ from torch import fx
 from ftrain.core import _torch, tree
 from ftrain.core._not_copied import NotCopied
 from ftrain.core._short_traceback import shortened
-from ftrain.core.compile import _donate, _ownership, _saved
+from ftrain.core.compile import _donate, _lowered, _ownership, _saved
 from ftrain.core.compile._call import Call, global_settings, parameter_names
 from ftrain.core.compile._errors import listed, note_index
 from ftrain.core.compile._failed_donation import may_have_written
@@ -395,6 +395,6 @@ def _cloned(leaf: Any) -> Any:
 def _caller() -> types.FrameType | None:
     """Return the stack frame that called the compiled function."""
     frame: types.FrameType | None = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename == __file__:
+    while frame is not None and frame.f_code.co_filename in (__file__, _lowered.__file__):
         frame = frame.f_back
     return frame

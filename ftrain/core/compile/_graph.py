@@ -13,12 +13,13 @@ from torch import fx
 
 from ftrain.core import _torch
 from ftrain.core._recomputation import order_recomputations
+from ftrain.core._torch_dispatch import OpOverload, schema_of
 from ftrain.core._torch_tensors import storage_id
 from ftrain.core._write_line import written
 from ftrain.core.compile import _donate
 from ftrain.core.errors import DonationError
 
-__all__ = ["GraphEditor", "Write", "storage_of", "written", "written_by"]
+__all__ = ["GraphEditor", "Write", "custom_operators", "storage_of", "written", "written_by"]
 
 aten = torch.ops.aten
 
@@ -229,3 +230,13 @@ def _is_literal(node: fx.Node) -> bool:
 def written_by(node: fx.Node) -> list[Any]:
     """Return the arguments that a node writes to."""
     return written(node.target, node.args, node.kwargs) if node.op == "call_function" else []
+
+
+def custom_operators(graph: fx.GraphModule) -> list[str]:
+    """Return the names of the operators of a graph, and of its bodies, that are not torch's ATen."""
+    found = set()
+    for module in graph.modules():
+        for node in module.graph.nodes if isinstance(module, fx.GraphModule) else ():
+            if isinstance(node.target, OpOverload) and node.target.namespace != "aten":
+                found.add(schema_of(node.target).name)
+    return sorted(found)

@@ -52,8 +52,10 @@ class Executable(Generic[P, R]):
         `cpp_wrapper=True`.
 
         Raises:
-            RuntimeError: the program has not run, or has no C++ wrapper.
-            TypeError: the arguments or results contain an object that cannot be pickled.
+            RuntimeError: the program has not run, has no C++ wrapper, or does not fit the captured
+                tensors any more.
+            TypeError: the arguments or results contain an object that cannot be pickled, or that does
+                not equal its copy.
             OSError: the file cannot be written.
         """
         self._write(pathlib.Path(path))

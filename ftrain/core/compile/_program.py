@@ -17,6 +17,7 @@ from ftrain.core.compile._call import AUTOCAST, Call
 from ftrain.core.compile._cpp_wrapper import why_no_cpp_wrapper
 from ftrain.core.compile._cuda_graph import ReplayedProgram, replays, why_not_captured
 from ftrain.core.compile._errors import describe, describe_key
+from ftrain.core.compile._graph import custom_operators
 from ftrain.core.compile._leaks import refuse_differentiated, without_parameters
 from ftrain.core.compile._lower import (
     Backend,
@@ -75,6 +76,7 @@ class Program:
     ) -> None:
         inputs = [*tensors, *self.captured.inputs()]
         self._has_opaque = has_opaque(graph)
+        self.operators = custom_operators(graph)
         self._mode = mode
         self._device: torch.device | None = None  # the handle of the program's CUDA graph
         if backend == "inductor" and replays(mode, inputs):
