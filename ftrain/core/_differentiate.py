@@ -30,6 +30,7 @@ from ftrain.core._graph_leaves import (
     unknown_leaves,
 )
 from ftrain.core._hooks import Gradient
+from ftrain.core._sums_in_order import adds_by_index, in_order
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_levels import all_parts, n_mapped
 from ftrain.core._torch_tensors import is_zero_tensor
@@ -187,7 +188,7 @@ def _by_autograd(
             auxiliary = survey(_with_tangents(_tensors(aux)) if outside else (), inputs, start)
             keep = keep or (outside and (surveyed.outside or auxiliary.outside))
             refuse_cuts(surveyed, keep, name)
-        with gradient.backward():
+        with gradient.backward(), in_order(adds_by_index([value])):
             grads: Sequence[torch.Tensor | None] = leaves and torch.autograd.grad(
                 value, inputs, cotangent, create_graph=keep, allow_unused=True
             )
@@ -227,15 +228,16 @@ def _by_vjp(
     name: str,
 ) -> tuple[torch.Tensor, Any, Sequence[torch.Tensor | None]]:
     outside = torch.is_grad_enabled()
-    surveyed, is_mapped = Survey(), n_mapped() > 0
+    surveyed, is_mapped, adds = Survey(), n_mapped() > 0, False
 
     def looked_at(inputs: list[torch.Tensor]) -> tuple[torch.Tensor, Any]:
-        nonlocal surveyed
+        nonlocal surveyed, adds
         gradient.begin(zip(inputs, aliases, strict=True))
         gradient.copy_hooks()
         value, aux = checked(inputs)
         if outside or is_mapped or _must_survey(outside_leaves):
             surveyed = survey([value], inputs)
+        adds = adds_by_index([value])
         return value, aux
 
     with Gradient() as callers, Gradient() as gradient:
@@ -261,7 +263,7 @@ def _by_vjp(
         # layout says; `torch.vmap` shows another one to the backward pass than the forward pass had
         # (2.13: another gradient for an expanded or sliced stack of matrices).
         by_formula = keep or (is_mapped and bool(surveyed.determinants))
-        with torch.set_grad_enabled(by_formula), gradient.backward():
+        with torch.set_grad_enabled(by_formula), gradient.backward(), in_order(adds):
             (grads,) = pull(cotangent)
     return value, aux, grads if keep or not by_formula else [grad.detach() for grad in grads]
 

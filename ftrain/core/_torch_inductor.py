@@ -20,6 +20,7 @@ from torch import fx
 from ftrain.core._recursion import limit_restored
 from ftrain.core._torch import silent
 from ftrain.core._torch_distributions import without_validation
+from ftrain.core._torch_inductor_sums import in_order
 
 __all__ = [
     "FACTORIZED",
@@ -84,6 +85,7 @@ def inductor_compile(
         # Inductor warns if the program cannot be saved as an artifact, which is not needed here.
         with (
             silent("torch._inductor.standalone_compile"),
+            in_order(),
             without_validation(),  # restores the validation default, which Dynamo changes
             limit_restored(),
         ):

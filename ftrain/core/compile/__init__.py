@@ -76,8 +76,9 @@ def compile(
     memory with an input or another output. Inside an ftrain loss or model that is not compiled, `fn`
     itself is called, so that it is differentiated with its caller and draws from the caller's key.
 
-    By several threads, machine code adds to the gradients of embeddings and of indexed tensors in an
-    order that varies, unless `torch.use_deterministic_algorithms(True)` was called.
+    On the CPU, sums over repeated indices, such as the gradients of embeddings and of indexed tensors,
+    are computed in the order of the indices, with any number of threads. On CUDA, their order varies
+    unless `torch.use_deterministic_algorithms(True)` was called.
 
     Args:
         fn: a pure function. It may use `torch.func`, `torch.autograd.grad`, autocast, custom operators

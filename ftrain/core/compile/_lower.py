@@ -11,6 +11,7 @@ from torch import fx
 
 from ftrain.core import _torch, _torch_inductor
 from ftrain.core._printing import chain_prints
+from ftrain.core._sums_in_order import order_sums
 from ftrain.core._torch_fake import fake_kernels
 from ftrain.core._torch_tensors import is_zero_tensor
 from ftrain.core.compile._dtypes import keep_traced_dtypes
@@ -51,6 +52,9 @@ def lower(
     _drop_unused_tensors(graph)
     _allow_other_layouts(graph)
     if backend == "eager" or not operators:
+        for module in _graphs(graph):
+            order_sums(module.graph)
+            module.recompile()
         _forget(graph)
         forward = graph.forward
 

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from ftrain.core import _torch
 from ftrain.core._gated import behind_gates, gated_arguments
 from ftrain.core._lost_tangents import refuse_second_tangents
+from ftrain.core._sums_in_order import SUMS, in_order
 from ftrain.core._torch_checkpoint import around_regions
 from ftrain.core._torch_compiled import Plainly
 from ftrain.core._torch_dispatch import CUSTOM_FUNCTION_CALL, HigherOrderOperator
@@ -216,7 +217,7 @@ def _decide(func: Callable[..., Any]) -> Action:
     if torch.compiler.is_dynamo_compiling():
         return action
     if func in RUN_THE_GRAPH:
-        action = _enter
+        action = _enter_graph
     elif isinstance(func, types.FunctionType):
         action = _enter_once if draws_inside(func) else _pass
     elif isinstance(func, HigherOrderOperator):
@@ -244,6 +245,11 @@ def _draw(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any
 def _enter(mode: _Keyed, func: Any, args: Any, kwargs: Any) -> Any:
     with mode:
         return without_dispatch(func)(*args, **kwargs)
+
+
+def _enter_graph(mode: _Keyed, func: Any, args: Any, kwargs: Any) -> Any:
+    with in_order(adds=True):
+        return _enter(mode, func, args, kwargs)
 
 
 def _enter_once(mode: _Keyed, func: Any, args: Any, kwargs: Any) -> Any:
@@ -289,6 +295,12 @@ def _under_transform(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: 
     return form(*args, **kwargs)
 
 
+def _sum(mode: _Keyed, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    with in_order(adds=True):
+        return func(*args, **kwargs)
+
+
 _ACTIONS: dict[Any, Action] = dict.fromkeys(HANDLERS, _draw)
+_ACTIONS.update(dict.fromkeys(SUMS, _sum))
 _ACTIONS.update(dict.fromkeys(UNDER_TRANSFORMS, _under_transform))
 _ACTIONS[CUSTOM_FUNCTION_CALL] = _enter_function
